@@ -1,0 +1,294 @@
+"""When to save, what to save, and how to load it back: the only user of save_state and register_for_checkpointing.
+
+A save, step by step:
+
+    all ranks   Accelerator.save_state(.staging-N)      model, optimizer, registered state; each rank its random streams
+    all ranks   random_states_R.json                    the same streams as JSON, which is what our own resume reads
+    rank 0      digests, manifest, fsync, rename        the commit; then links and pruning
+    all ranks   hear whether it worked                  a failed save is a counted warning, not the end of the run
+
+A load executes nothing from the folder: weights through safetensors, moments with weights_only, the state from the verified manifest,
+random streams from JSON. `Accelerator.load_state` on the same folder gives the same bits, for whoever trusts the folder.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+
+from trainer import files
+from trainer.checkpoint import random_states
+from trainer.checkpoint.manifest import Manifest, describe_files, incompatibilities
+from trainer.checkpoint.resume import Resolution, resolve
+from trainer.checkpoint.retention import Policy, best_first
+from trainer.checkpoint.store import CheckpointStore
+from trainer.errors import CheckpointError, TrainerError
+from trainer.state import TrainState
+from trainer.text import duration, size
+
+log = logging.getLogger(__name__)
+
+WRITE_FAILURES = (OSError, RuntimeError, SafetensorError)
+"""What a full or broken disk raises: the system itself, torch.save, safetensors."""
+
+MAX_FAILURES = 3
+"""Failed saves in a row after which the run stops: the disk will not mend itself."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a manifest says beside the files: the facts of the run that do not change while it runs."""
+
+    identity: dict[str, Any]
+    model: dict[str, Any]
+    tokenizer: str | None
+    vocab_size: int
+    precision: str
+    versions: dict[str, str]
+    config_text: str
+
+
+class Checkpointer:
+    """Saves and restores one run. Every method is called on every rank; rank 0 decides and everyone is told."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        store: CheckpointStore,
+        description: Description,
+        *,
+        every_steps: int,
+        policy: Policy,
+        before_commit: Callable[[], None],
+    ) -> None:
+        """`model` is the bare module whose keys are stored; `before_commit` makes metrics durable up to the saved step."""
+        self._accelerator, self._model, self._optimizer, self._state = accelerator, model, optimizer, state
+        self._store, self._description = store, description
+        self._every_steps, self._policy, self._before_commit = every_steps, policy, before_commit
+        self._saved_step: int | None = None
+        self._failures = 0
+        accelerator.register_for_checkpointing(state)
+
+    # Saving
+
+    def due(self, step: int) -> str | None:
+        """The reason to save at this step: every n-th is; None when there is none."""
+        return "periodic" if step % self._every_steps == 0 else None
+
+    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> None:
+        """Commits a checkpoint of this moment. Does nothing when this step is committed already.
+
+        raises CheckpointError after MAX_FAILURES failures in a row, and at once when a final or interrupt save fails
+        """
+        step = self._state.progress.step
+        if self._saved_step == step:
+            return
+        staging = self._store.folder / f".staging-{step:08d}"
+        started = datetime.now(UTC)
+        failure = self._agree(self._begin(step)) or self._agree(self._write(staging))
+        if not failure:
+            failure = self._agree(self._commit(staging, reason, loss, val_loss) if self._accelerator.is_main_process else None)
+        if failure:
+            self._after_failure(step, reason, failure)
+            return
+        self._failures, self._saved_step = 0, step
+        if self._accelerator.is_main_process:
+            seconds = (datetime.now(UTC) - started).total_seconds()
+            written = self._store.entry(self._store.path(step)).manifest
+            log.info("step %d: checkpoint (%s), %s in %s", step, reason, size(written.num_bytes), duration(seconds))
+
+    def _begin(self, step: int) -> str | None:
+        if not self._accelerator.is_main_process:
+            return None
+        try:
+            self._store.begin(step)
+        except OSError as error:
+            return _say(error)
+        return None
+
+    def _write(self, staging: Path) -> str | None:
+        """This rank's files; the text of the failure where there is one, since a rank that raised alone would leave the others waiting."""
+        rank = self._accelerator.process_index
+        try:
+            self._accelerator.save_state(str(staging))
+            streams = random_states.capture(self._accelerator.device)
+            (staging / f"random_states_{rank}.json").write_text(json.dumps(streams), encoding="utf-8")
+        except WRITE_FAILURES as error:
+            return _say(error)
+        return None
+
+    def _commit(self, staging: Path, reason: str, loss: float | None, val_loss: float | None) -> str | None:
+        try:
+            (staging / "config.yaml").write_text(self._description.config_text, encoding="utf-8")
+            for path in staging.iterdir():
+                os.chmod(path, 0o644)  # safetensors makes its file readable by the owner alone
+            self._before_commit()
+            manifest = self._manifest(reason, loss, val_loss, describe_files(staging))
+            self._store.commit(staging, manifest)
+            self._store.prune(self._policy)
+            self._store.point_links()
+        except WRITE_FAILURES as error:
+            return _say(error)
+        return None
+
+    def _manifest(self, reason: str, loss: float | None, val_loss: float | None, described: dict[str, Any]) -> Manifest:
+        progress, facts = self._state.progress, self._description
+        return Manifest(
+            step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason,
+            created=datetime.now(UTC).isoformat(timespec="seconds"), loss=loss, val_loss=val_loss,
+            world_size=self._accelerator.num_processes, precision=facts.precision, identity=facts.identity,
+            model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size, state=self._state.state_dict(),
+            versions=facts.versions, files=described,
+        )  # fmt: skip
+
+    def _agree(self, failure: str | None) -> str | None:
+        """The first failure of any rank, on every rank."""
+        if self._accelerator.num_processes == 1:
+            return failure
+        return next((text for text in gather_object([failure]) if text), None)
+
+    def _after_failure(self, step: int, reason: str, failure: str) -> None:
+        self._failures += 1
+        if self._accelerator.is_main_process:
+            leftover = self._store.folder / f".staging-{step:08d}"
+            if leftover.exists():
+                files.remove_folder(leftover)
+        text = f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure})"
+        if reason in ("final", "interrupt") or self._failures >= MAX_FAILURES:
+            raise CheckpointError(
+                f"{text}, the {self._failures}. failure in a row; the checkpoints before it are whole: make room or mend the disk, "
+                "then start again with resume_from_checkpoint=latest"
+            )
+        log.warning("%s; training goes on, and the next save tries again (%d of %d)", text, self._failures, MAX_FAILURES)
+
+    # Loading
+
+    def find(self, wanted: str) -> Resolution:
+        """Sweeps leftovers and finds where to continue from, on rank 0; the same answer, or the same error, on every rank."""
+        return self._told_by_main(lambda: self._find(wanted))
+
+    def _find(self, wanted: str) -> Resolution:
+        for name in self._store.sweep():
+            log.info("removed %s, which was never committed", name)
+        resolution = resolve(self._store, wanted)
+        for path, reason in resolution.refused.items():
+            log.warning("%s is passed over: %s", path.name, reason)
+        if resolution.manifest and (different := incompatibilities(resolution.manifest, self._description.identity)):
+            raise CheckpointError(
+                f"{resolution.path} cannot be continued by this run: {'; '.join(different)}. "
+                "Give the new run another name, or undo the change"
+            )
+        return resolution
+
+    def restore(self, resolution: Resolution) -> None:
+        """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way."""
+        folder, manifest = resolution.path, resolution.manifest
+        device = self._accelerator.device
+        load_model(self._model, folder / "model.safetensors", strict=True, device=str(device))
+        optimizer_state = torch.load(folder / "optimizer.bin", map_location="cpu", weights_only=True)
+        self._optimizer.load_state_dict(optimizer_state)
+        if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
+            self._accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+        self._state.load_state_dict(manifest.state)
+        self._restore_random_states(folder, manifest)
+        assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
+        self._told_by_main(lambda: self._set_aside(resolution))
+        self._saved_step = manifest.step if folder == self._store.path(manifest.step) else None
+        self._tell_changes(manifest)
+
+    def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:
+        accelerator = self._accelerator
+        rank = accelerator.process_index
+        if manifest.world_size == accelerator.num_processes:
+            states = json.loads((folder / f"random_states_{rank}.json").read_text(encoding="utf-8"))
+            random_states.restore(states, accelerator.device)
+            return
+        random_states.seed_anew(self._description.identity["seed"], manifest.step, rank)
+        log.info(
+            "%d processes now, %d before: order and batches of the data are the same; random streams start anew from "
+            "(seed, step, rank), and losses agree up to the order of summation",
+            accelerator.num_processes, manifest.world_size,
+        )  # fmt: skip
+
+    def _set_aside(self, resolution: Resolution) -> None:
+        for path in resolution.refused:
+            if path.exists():
+                log.warning("%s is kept as %s", path.name, files.set_aside(path, "damaged").name)
+        for entry in self._store.entries():
+            if entry.step > resolution.manifest.step:
+                moved = files.set_aside(entry.path, "abandoned").name
+                log.warning("%s is newer than the checkpoint resumed from, and is kept as %s", entry.path.name, moved)
+        self._store.point_links()
+
+    def _tell_changes(self, manifest: Manifest) -> None:
+        if manifest.precision != self._description.precision:
+            log.info("precision is %s now and was %s before", self._description.precision, manifest.precision)
+        for package, version in self._description.versions.items():
+            if (before := manifest.versions.get(package)) not in (None, version):
+                log.warning("%s is %s now and was %s: a replay may differ in the last bits", package, version, before)
+
+    def _told_by_main(self, decide: Callable[[], Any]) -> Any:
+        """Runs `decide` on rank 0 and gives its result, or its TrainerError, to every rank."""
+        outcome: list[Any] = [None, None]
+        if self._accelerator.is_main_process:
+            try:
+                outcome[0] = decide()
+            except TrainerError as error:
+                outcome[1] = error
+        if self._accelerator.num_processes > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    # Room
+
+    def check_room(self) -> None:
+        """Compares the bytes that the kept checkpoints and one in flight will take with what is free, before the first step."""
+        self._told_by_main(self._check_room)
+
+    def _check_room(self) -> None:
+        one = expected_bytes(self._model, self._optimizer)
+        num_kept = self._policy.keep_last + self._policy.keep_best + 1
+        needed = max(0, one * num_kept - self._store.num_bytes())
+        free = files.free_bytes(self._store.folder)
+        if needed > free:
+            raise CheckpointError(
+                f"the checkpoints of this run need {size(needed)} more in {self._store.folder} ({num_kept} of {size(one)}: keep_last, "
+                f"keep_best and one being written), and {size(free)} are free; lower checkpoint.keep_last, make room, or set "
+                "checkpoints_folder to a larger disk"
+            )
+        log.info("a checkpoint takes %s; the run keeps %s of them at most, %s are free", size(one), num_kept - 1, size(free))
+
+    def best_on_disk(self) -> float | None:
+        """The lowest validation loss among the checkpoints on disk."""
+        best = best_first(self._store.sound_manifests())
+        return best[0].val_loss if best else None
+
+
+def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of one checkpoint: parameters, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = sum(
+        p.numel() * p.element_size() * (1 if "momentum" in group else 2)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    return parameters + moments
+
+
+def _say(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

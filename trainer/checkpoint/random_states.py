@@ -1,0 +1,54 @@
+"""The random streams of one rank, as plain JSON: Python's, NumPy's, torch's on the CPU and on this rank's device.
+
+Accelerate stores the same streams in a pickle and only logs a failure to restore them; these are restored exactly or the
+start fails.
+"""
+
+import base64
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def capture(device: torch.device) -> dict[str, Any]:
+    """The state of every stream now."""
+    version, words, gaussian = random.getstate()
+    name, keys, position, has_gaussian, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gaussian],
+        "numpy": [name, keys.tolist(), int(position), int(has_gaussian), float(cached)],
+        "torch": _to_text(torch.get_rng_state()),
+        "cuda": _to_text(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
+    }
+
+
+def restore(states: dict[str, Any], device: torch.device) -> None:
+    """Puts every stream back and checks that it took; asserts, because anything else would be a silent loss of exactness."""
+    version, words, gaussian = states["python"]
+    random.setstate((version, tuple(words), gaussian))
+    name, keys, position, has_gaussian, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gaussian, cached))
+    torch.set_rng_state(_to_tensor(states["torch"]))
+    if device.type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(_to_tensor(states["cuda"]), device)
+    now = capture(device)
+    differing = [stream for stream in states if states[stream] is not None and now[stream] != states[stream]]
+    assert not differing, f"random streams that did not come back as stored: {differing}"
+
+
+def seed_anew(seed: int, step: int, rank: int) -> None:
+    """Starts this rank's streams as a function of (seed, step, rank): for a world size the checkpoint was not made with."""
+    mixed = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, dtype=np.uint32)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def _to_text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.cpu().numpy().tobytes()).decode("ascii")
+
+
+def _to_tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,92 @@
+"""Where to continue from: `latest`, `best`, a step, a folder, or `none`.
+
+`latest` walks from the newest to the oldest, reads every byte, and takes the first sound one; each refusal is told with its
+reason. A run that has checkpoints never starts over silently: if none is sound that is an error, and so is `none`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from trainer.checkpoint.retention import best_first
+from trainer.checkpoint.store import CheckpointStore, Entry, verify
+from trainer.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The checkpoint to continue from, or None for a fresh start, and which were passed over and why."""
+
+    path: Path | None
+    manifest: Manifest | None
+    refused: dict[Path, str] = field(default_factory=dict)
+
+
+def resolve(store: CheckpointStore, wanted: str) -> Resolution:
+    """Finds the checkpoint that `resume_from_checkpoint` names; CheckpointError when it cannot be had."""
+    entries = store.entries()
+    if wanted == "none":
+        if entries:
+            raise CheckpointError(
+                f"{store.folder} already holds {len(entries)} checkpoints, the newest of step {entries[0].step}, and "
+                "resume_from_checkpoint is none; give this run another name, or move that folder away, or resume from latest"
+            )
+        return Resolution(None, None)
+    if wanted == "latest":
+        return _first_sound(store, entries) if entries else Resolution(None, None)
+    if wanted == "best":
+        return _best(store, entries)
+    if wanted.isdigit():
+        return _exactly(store.path(int(wanted)), _steps_text(entries, store))
+    return _exactly(Path(wanted), f"give latest, best, a step, or the path of a checkpoint's folder; {_steps_text(entries, store)}")
+
+
+def _first_sound(store: CheckpointStore, entries: Iterable[Entry]) -> Resolution:
+    refused: dict[Path, str] = {}
+    for entry in entries:
+        problems = [entry.problem] if entry.problem else verify(entry.path)
+        if not problems:
+            return Resolution(entry.path, entry.manifest, refused)
+        refused[entry.path] = "; ".join(problems)
+    reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
+    raise CheckpointError(
+        f"{store.folder} holds {len(refused)} checkpoints and none is sound ({reasons}); restore one from a copy, "
+        "or move the folder away to start over"
+    )
+
+
+def _best(store: CheckpointStore, entries: list[Entry]) -> Resolution:
+    """The lowest validation loss among the sound; the next best where that one is damaged."""
+    evaluated = best_first([entry.manifest for entry in entries if entry.manifest and not entry.problem])
+    if not evaluated:
+        raise CheckpointError(
+            f"{store.folder} has no whole checkpoint with a validation loss, so none is best; resume from latest instead"
+        )
+    by_step = {entry.step: entry for entry in entries}
+    return _first_sound(store, [by_step[manifest.step] for manifest in evaluated])
+
+
+def _exactly(path: Path, help_text: str) -> Resolution:
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint {path}; {help_text}")
+    problems = verify(path)
+    if problems:
+        raise CheckpointError(f"{path} is not sound ({'; '.join(problems)}); {help_text}")
+    return Resolution(path, read_manifest(path))
+
+
+def _steps_text(entries: list[Entry], store: CheckpointStore) -> str:
+    if not entries:
+        return f"{store.folder} holds none yet"
+    return f"{store.folder} holds the steps {', '.join(str(entry.step) for entry in entries)}"
+
+
+def locate(folder: Path, wanted: str) -> Path:
+    """The folder of one sound checkpoint, for reading: `folder` itself, or the latest, the best or a step of those in it."""
+    if (folder / MANIFEST).is_file():
+        return _exactly(folder, "take another one, or restore it from a copy").path
+    path = resolve(CheckpointStore(folder), wanted).path
+    if path is None:
+        raise CheckpointError(f"{folder} holds no checkpoints; train first, or give the path of a checkpoint's folder")
+    return path

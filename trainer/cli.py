@@ -1,0 +1,163 @@
+"""The commands, one short function each. Whatever is slow to import is imported inside the command that needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer.errors import TrainerError
+
+if TYPE_CHECKING:
+    from trainer.config.schema import Config
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Language-model pretraining on Accelerate.")
+checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints.")
+app.add_typer(checkpoints_app, name="checkpoints")
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, its folder of checkpoints, or one checkpoint's folder.")]
+
+
+def main() -> None:
+    """Runs a command; a TrainerError becomes one paragraph on standard error and exit code 2."""
+    try:
+        app()
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or the path of a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")] = None,
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print every setting and where it came from, and stop.")] = False,
+) -> None:
+    """Train, or continue, a run; started by `accelerate launch --config_file CLUSTER.yaml -m trainer train RECIPE`."""
+    from trainer.config.load import flatten, load
+    from trainer.text import table
+
+    loaded = load(recipe, overrides or [])
+    if show_config:
+        rows = [(key, json.dumps(value), loaded.origins[key]) for key, value in flatten(loaded.config).items()]
+        print(table([("setting", "value", "from"), *rows], indent=""))
+        return
+    from trainer.session import run_session
+
+    sys.exit(run_session(loaded.config))
+
+
+@app.command()
+def launch(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the command, and stop.")] = False,
+) -> None:
+    """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""
+    from trainer import supervise
+    from trainer.data.corpus import open_corpus
+
+    plan = supervise.plan(words or [])
+    open_corpus(plan.config.data, plan.config.sequence_length)
+    if dry_run:
+        print(" ".join(plan.command))
+        return
+    code = 0
+    if supervise.is_finished(plan):
+        print(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
+    else:
+        code = supervise.run_launch(plan)
+    print_report(plan.config, plan.folder)
+    sys.exit(code)
+
+
+def print_report(config: "Config", folder: Path) -> None:
+    """Prints what came of a run."""
+    from trainer.config.folders import checkpoints_folder
+    from trainer.data.corpus import known_baselines
+    from trainer.report import report
+
+    print("\n" + report(config.name, folder, checkpoints_folder(config), known_baselines(config.data)), flush=True)
+
+
+@app.command(name="report")
+def report_command(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")]) -> None:
+    """Say what came of a run: losses beside the baselines, a sample, and where everything lies."""
+    from trainer.config.folders import find_run
+    from trainer.config.load import load_resolved
+
+    folder = find_run(run)
+    print_report(load_resolved(folder / "config.yaml"), folder)
+
+
+@app.command()
+def prepare(
+    sources: Annotated[list[str], typer.Argument(help="txt, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG].")],
+    out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
+    tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",
+    text_key: Annotated[str | None, typer.Option(help="The field that holds the text; text or content by default.")] = None,
+    validation: Annotated[list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the documents.")] = None,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.005,
+    workers: Annotated[int | None, typer.Option(help="Processes; all cores by default.")] = None,
+) -> None:
+    """Turn text into shards that a recipe's data.corpus names."""
+    from trainer.data.prepare import prepare as prepare_corpus
+    from trainer.launch_size import num_cores
+
+    raise NotImplementedError
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option(help="The folder to make; from_pretrained opens it.")],
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+) -> None:
+    """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer open."""
+    from trainer.checkpoint.resume import locate
+    from trainer.config.folders import find_checkpoints
+    from trainer.export import export_checkpoint
+
+    print(export_checkpoint(locate(find_checkpoints(run), checkpoint), out))
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+) -> None:
+    """Let a checkpoint continue a text."""
+    from trainer.checkpoint.resume import locate
+    from trainer.config.folders import find_checkpoints
+    from trainer.export import generate_text
+
+    text = generate_text(
+        locate(find_checkpoints(run), checkpoint), prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    print(text)
+
+
+@checkpoints_app.command()
+def ls(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+    """List a run's checkpoints, newest first: step, age, why it is kept, losses, bytes, sound?"""
+    from trainer.checkpoint.listing import listing
+    from trainer.config.folders import find_checkpoints
+
+    print(listing(find_checkpoints(run), as_json=as_json))
+
+
+@checkpoints_app.command()
+def verify(run: RunArgument) -> None:
+    """Read every byte of a run's checkpoints and compare it with the manifests; exit code 1 when one is not sound."""
+    from trainer.checkpoint.listing import verification
+    from trainer.config.folders import find_checkpoints
+
+    text, all_sound = verification(find_checkpoints(run))
+    print(text)
+    sys.exit(0 if all_sound else 1)

@@ -1,0 +1,193 @@
+"""The page that says everything a run can be: each setting's name, type, default and meaning, declared once.
+
+`trainer train --help-settings`, the table in the README and `--show-config` all read this page. A word of the field has one meaning
+everywhere: a step is an optimizer step, a batch is counted in sequences, a loss is in nats a token.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, no unknown keys, the text under a setting is its help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+
+class DataConfig(Section):
+    """Which tokens are trained on, and which are held out."""
+
+    corpus: str | None = None
+    """An embedded corpus (`shakespeare`) or a folder that `trainer prepare` wrote; gives train, validation and tokenizer."""
+    train: list[str] = []
+    """Shards to train on when there is no corpus: files, folders or patterns (llm.c, modded-nanogpt, build-nanogpt, NeMo, raw)."""
+    validation: list[str] = []
+    """Shards held out, in the same forms; empty: no validation loss, and no `best` checkpoint."""
+    tokenizer: str | None = None
+    """`gpt2`, `shakespeare` (4,096 entries), `bytes`, or a `.tiktoken` file; by default the corpus's own."""
+    vocab_size: Positive | None = None
+    """Number of token ids, for shards whose tokenizer is not at hand; otherwise the tokenizer says it."""
+    dtype: Literal["uint16", "uint32"] | None = None
+    """Type of the tokens in shards without a header (nanoGPT's and OLMo's); shards with a header say it themselves."""
+
+
+class ModelConfig(Section):
+    """The model: any causal language model of transformers, from random weights."""
+
+    preset: str | None = None
+    """A model by name, e.g. `gpt2-124m`, `llama-124m`, `llama-1b`."""
+    config: dict[str, Any] = {}
+    """Fields of the transformers config, over the preset's; with `model_type` and no preset a whole model of one's own."""
+    gradient_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass instead of kept: less memory, about a third more time."""
+
+
+class OptimizerConfig(Section):
+    """The optimizer and the clipping of gradients."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, or `muon`: Muon for the hidden matrices and AdamW for everything else."""
+    lr: Annotated[float, Field(gt=0)] = 6e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of AdamW's matrices; vectors (norms, biases) have none."""
+    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    """Peak learning rate of Muon."""
+    muon_momentum: Fraction = 0.95
+    """Muon's momentum."""
+    muon_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of Muon's matrices."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this total norm when theirs is larger."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Shape after the warm-up; `wsd` is warm-up, stable, decay."""
+    warmup_steps: NotNegative = 0
+    """Steps of linear rise to the peak."""
+    min_lr_fraction: Fraction = 0.1
+    """Learning rate at the last step, as a fraction of the peak."""
+    decay_fraction: Fraction = 0.2
+    """`wsd` only: the share of all steps in which the rate decays at the end."""
+
+
+class CheckpointConfig(Section):
+    """When a checkpoint is made and which are kept."""
+
+    every_steps: Positive = 100
+    """Steps between two checkpoints."""
+    keep_last: Positive = 3
+    """How many of the newest are kept."""
+    keep_best: NotNegative = 1
+    """How many of those with the lowest validation loss are kept besides."""
+
+
+class EvaluationConfig(Section):
+    """Validation loss during the run, and the sample at its end."""
+
+    every_steps: Positive = 100
+    """Steps between two evaluations; one more follows the last step."""
+    num_sequences: Positive | None = None
+    """How many held-out sequences are read, from the front; empty: all."""
+    prompt: str = ""
+    """How the sample of generated text begins; empty: as a document begins."""
+    sample_tokens: NotNegative = 120
+    """Length of that sample in tokens; 0: none."""
+
+
+class MetricsConfig(Section):
+    """What is written down about each step, and where."""
+
+    console_every_steps: Positive = 10
+    """Steps between two lines in the log; metrics.jsonl and TensorBoard have every step."""
+    trackers: list[str] = ["tensorboard"]
+    """Trackers of Accelerate, by name."""
+
+
+class SafetyConfig(Section):
+    """When a run that goes wrong is ended."""
+
+    max_bad_steps: Positive = 10
+    """The run ends as `diverged` after this many steps in a row whose gradient was not finite (each is skipped)."""
+
+
+class Config(Section):
+    """One run, whole."""
+
+    name: str = ""
+    """Names the run's folders; by default the recipe's name."""
+    seed: NotNegative = 1337
+    """Seeds the weights, the order of the data and every random stream."""
+    max_steps: Positive
+    """Optimizer steps in the whole run."""
+    global_batch: Positive
+    """Sequences in one optimizer step, over all processes."""
+    micro_batch: Positive
+    """Sequences that one process takes through the model at once; the rest is gradient accumulation."""
+    sequence_length: Positive
+    """Tokens in a sequence."""
+    resume_from_checkpoint: str = "latest"
+    """`latest` (newest sound one; a fresh start when the run has none), `best`, a step, a checkpoint's folder, or `none`."""
+    deterministic: bool = True
+    """Whether a replay is equal to the last bit; on a GPU it restricts cuBLAS, attention and collectives, at a printed cost."""
+    checkpoints_folder: str = "checkpoints"
+    """Where `NAME/step-*` go; relative to the project."""
+    runs_folder: str = "runs"
+    """Where `NAME/` with logs, metrics and TensorBoard events goes; relative to the project."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    safety: SafetyConfig = SafetyConfig()
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> "Config":
+        problems = contradictions(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def contradictions(config: Config) -> list[str]:
+    """Every way in which settings that are fine alone do not fit together, as sentences."""
+    problems = []
+    if config.global_batch % config.micro_batch:
+        below = config.global_batch // config.micro_batch * config.micro_batch
+        near = [str(n) for n in (below, below + config.micro_batch) if n > 0]
+        problems.append(
+            f"global_batch {config.global_batch} is not a multiple of micro_batch {config.micro_batch}; "
+            f"nearest: {', '.join(near)}"
+        )
+    if config.schedule.warmup_steps > config.max_steps:
+        problems.append(
+            f"schedule.warmup_steps {config.schedule.warmup_steps} is more than max_steps {config.max_steps}; "
+            "shorten the warm-up or lengthen the run"
+        )
+    if not config.data.corpus and not config.data.train:
+        problems.append("no data: set data.corpus (an embedded corpus or a folder of `trainer prepare`) or data.train (shards)")
+    if config.data.corpus and (config.data.train or config.data.validation):
+        problems.append("data.corpus already names train and validation shards; set either data.corpus or data.train and data.validation")
+    if config.data.train and not config.data.tokenizer and not config.data.vocab_size:
+        problems.append("data.train needs data.tokenizer (or, where the tokenizer is not at hand, data.vocab_size)")
+    if not config.model.preset and "model_type" not in config.model.config:
+        problems.append("no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type")
+    if config.name and (config.name.startswith(".") or "/" in config.name):
+        problems.append(f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', and no leading dot")
+    return problems

@@ -1,0 +1,13 @@
+"""The data room: from text to micro-batches.
+
+    sources.py     documents from files, folders, the Hugging Face hub, the embedded corpus
+    prepare.py     documents -> shards of tokens and manifest.py's signature, by encode.py and split_writer.py
+    tokenizer.py   text <-> tokens; bpe.py trains a vocabulary, baselines.py counts what a model must beat
+    shards.py      shards of every common layout (layouts.py) -> sequences
+    corpus.py      what a recipe's data section names, opened
+    order.py       which sequence stands at each position of the run: a pure function
+    loader.py      position -> this rank's micro-batches of a global batch
+    assets.py      the corpus and the vocabularies that come with the package, in embedded/
+
+Nothing is imported here, so that tokenizing needs no torch and reading shards needs no datasets.
+"""

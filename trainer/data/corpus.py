@@ -1,0 +1,109 @@
+"""The tokens a run trains on and those it is judged by: an embedded corpus, a prepared folder, or shards already on disk."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from trainer import files
+from trainer.config.schema import DataConfig
+from trainer.data.manifest import read_manifest
+from trainer.data.prepare import EMBEDDED, prepare_embedded
+from trainer.data.shards import TokenDataset, resolve_shards
+from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.errors import DataError
+from trainer.text import did_you_mean
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Training and held-out sequences of one vocabulary."""
+
+    train: TokenDataset
+    validation: TokenDataset | None
+    tokenizer: Tokenizer | None
+    """None for shards whose tokenizer is not at hand: no text can be shown then."""
+    vocab_size: int
+    """Number of token ids."""
+    baselines: dict[str, float] | None
+    """Validation loss of the unigram and the bigram model, nats a token, where the corpus's manifest has them."""
+
+    def validation_bytes(self, num_sequences: int | None) -> int | None:
+        """Bytes of text that the targets of the first `num_sequences` held-out sequences stand for; None without a tokenizer."""
+        if self.validation is None or self.tokenizer is None:
+            return None
+        return _label_bytes(self.validation, self.tokenizer, num_sequences)
+
+
+@lru_cache
+def _label_bytes(dataset: TokenDataset, tokenizer: Tokenizer, num_sequences: int | None) -> int:
+    total = dataset.num_sequences if num_sequences is None else min(num_sequences, dataset.num_sequences)
+    blocks = (np.arange(first, min(first + 1024, total), dtype=np.int64) for first in range(0, total, 1024))
+    return sum(tokenizer.num_bytes(dataset.sequences(block)[:, 1:]) for block in blocks)
+
+
+def corpus_folder(data: DataConfig) -> Path:
+    """The folder of `data.corpus`: the person's own, or where an embedded corpus is tokenized to."""
+    if data.corpus in EMBEDDED:
+        return files.project_folder() / ".data" / f"{data.corpus}-{load_tokenizer(data.tokenizer or data.corpus).name}"
+    return files.project_folder() / data.corpus
+
+
+def known_baselines(data: DataConfig) -> dict[str, float] | None:
+    """Unigram and bigram losses that the corpus's manifest states; None where there is none."""
+    manifest = read_manifest(corpus_folder(data)) if data.corpus else None
+    return manifest.get("baselines") if manifest else None
+
+
+def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
+    """Opens what a recipe's `data` section names; DataError says what is missing or does not fit."""
+    if not data.corpus:
+        tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+        return _open(data, sequence_length, data.train, data.validation, tokenizer, None)
+    folder = corpus_folder(data)
+    if data.corpus in EMBEDDED:
+        prepare_embedded(data.corpus, data.tokenizer or data.corpus, folder.parent)
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        raise DataError(
+            f"data.corpus {data.corpus!r} is neither an embedded corpus ({did_you_mean(data.corpus, EMBEDDED)}) nor a folder that "
+            f"`trainer prepare` wrote ({folder} has no manifest.json); run: trainer prepare SOURCE... --out {folder} "
+            "--tokenizer gpt2   or, to see the recipe run at once: data.corpus=shakespeare data.tokenizer=gpt2"
+        )
+    if data.tokenizer and data.tokenizer != manifest["tokenizer"]:
+        raise DataError(
+            f"data.tokenizer is {data.tokenizer}, but {folder} was prepared with {manifest['tokenizer']}; leave data.tokenizer out, or "
+            f"prepare the corpus again with --tokenizer {data.tokenizer}"
+        )
+    tokenizer = load_tokenizer(manifest["tokenizer"])
+    if tokenizer.sha256 != manifest["tokenizer_sha256"]:
+        raise DataError(
+            f"{folder} was prepared with another {tokenizer.name} tokenizer than this one (sha256 {manifest['tokenizer_sha256'][:12]}, "
+            f"not {tokenizer.sha256[:12]}); prepare the corpus again"
+        )
+    train, validation = ([str(path) for path in sorted(folder.glob(f"*_{part}_*.bin"))] for part in ("train", "val"))
+    return _open(data, sequence_length, train, validation, tokenizer, manifest.get("baselines"))
+
+
+def _open(
+    data: DataConfig, sequence_length: int, train: list[str], validation: list[str], tokenizer: Tokenizer | None,
+    baselines: dict[str, float] | None,
+) -> Corpus:  # fmt: skip
+    vocab_size = data.vocab_size or tokenizer.vocab_size
+    if tokenizer and vocab_size < tokenizer.vocab_size:
+        raise DataError(
+            f"data.vocab_size {vocab_size} is smaller than the {tokenizer.vocab_size} entries of the tokenizer {tokenizer.name}; leave it out"
+        )
+
+    def dataset(patterns: list[str]) -> TokenDataset:
+        paths = resolve_shards(patterns, files.project_folder())
+        return TokenDataset(paths, sequence_length=sequence_length, vocab_size=vocab_size, dtype=data.dtype)
+
+    return Corpus(
+        train=dataset(train),
+        validation=dataset(validation) if validation else None,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        baselines=baselines,
+    )

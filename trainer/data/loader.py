@@ -1,0 +1,215 @@
+"""From a position of the run to this rank's micro-batches: no state, no random numbers, nothing to save.
+
+    position = sequences consumed so far, over all ranks
+      ids = sequence_at(position .. position + G)          data/order.py    the global batch, equal on every rank
+      this rank's ids = ids.reshape(A, W, B)[:, rank]      A = G / (B * W)
+      window [B, T + 1] -> inputs [B, T], labels [B, T]    labels are the inputs one token on
+
+So the world size and the micro-batch may change between two launches, and step k still holds the same sequences.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import xxhash
+
+from trainer.data.order import sequence_at
+from trainer.data.shards import TokenDataset
+from trainer.errors import ConfigError
+
+IGNORED_LABEL = -100
+_JOIN_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What goes through the model at once, int64: inputs [B, T] and labels [B, T], the token after each input."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's data: this rank's micro-batches, and what the whole global batch amounts to.
+
+    first_sequence  position of its first sequence
+    num_sequences   of the global batch, over all ranks
+    num_tokens      predicted in the global batch, over all ranks
+    digest          16 hex digits over the ids of the global batch in order: equal on every rank, for every world size
+    """
+
+    first_sequence: int
+    micro_batches: list[MicroBatch]
+    num_sequences: int
+    num_tokens: int
+    digest: str
+
+
+def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """How many micro-batches each rank takes for one optimizer step, all sizes in sequences.
+
+    raises  ConfigError with the nearest sizes that fit
+    """
+    for name, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("processes", world_size)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; 1 or more was expected.")
+    at_once = micro_batch * world_size
+    if global_batch % at_once == 0:
+        return global_batch // at_once
+    below = global_batch // at_once * at_once
+    nearest = [str(size) for size in (below, below + at_once) if size]
+    message = (
+        f"global_batch {global_batch} is not a multiple of micro_batch x processes = {micro_batch} x {world_size} = "
+        f"{at_once}; nearest: {', '.join(nearest)}."
+    )
+    if global_batch % world_size == 0:
+        share = global_batch // world_size
+        fitting = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        message += f" Or keep it and set micro_batch to {fitting}."
+    raise ConfigError(message)
+
+
+class TokenLoader:
+    """Global batches in the order of the run, this rank's part of them on its device.
+
+    global_batch, micro_batch  sequences
+    raises                     ConfigError when they do not fit the world size
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        device: torch.device | str,
+    ) -> None:
+        self.accumulation = accumulation_steps(global_batch, micro_batch, world_size)
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        self.dataset = dataset
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.device = _indexed(device)
+
+    def epoch_at(self, first_sequence: int) -> float:
+        """How many times the data has been gone through when this position is reached."""
+        return first_sequence / self.dataset.num_sequences
+
+    def batches(self, first_sequence: int) -> Iterator[Batch]:
+        """All batches from a position on, without end. A thread reads one batch ahead, until the generator is closed.
+
+        raises  DataError when a token is outside the vocabulary, in the thread that asks for the batch
+        """
+        with closing(_read_ahead(self._read, first_sequence, self.global_batch)) as reads:
+            for position, windows, digest in reads:
+                yield Batch(
+                    first_sequence=position,
+                    micro_batches=[_to_micro_batch(window, self.device) for window in windows],
+                    num_sequences=self.global_batch,
+                    num_tokens=self.global_batch * self.dataset.sequence_length,
+                    digest=digest,
+                )
+
+    def _read(self, position: int) -> tuple[int, torch.Tensor, str]:
+        """Position, this rank's windows [A, B, T + 1] in host memory, and the digest of the global batch."""
+        positions = np.arange(position, position + self.global_batch, dtype=np.int64)
+        ids = sequence_at(positions, self.dataset.num_sequences, self.seed)
+        digest = xxhash.xxh3_64_hexdigest(ids.astype("<i8", copy=False).tobytes())
+        mine = ids.reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
+        windows = torch.from_numpy(self.dataset.sequences(mine.reshape(-1)))
+        windows = windows.view(self.accumulation, self.micro_batch, -1)
+        return position, _pinned(windows, self.device), digest
+
+
+def validation_batches(
+    dataset: TokenDataset,
+    *,
+    num_sequences: int | None,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    device: torch.device | str,
+) -> Iterator[MicroBatch]:
+    """The first `num_sequences` sequences in file order (None or too many: all), dealt out to the ranks.
+
+    The set is the same for every world size and micro-batch. Every rank yields the same number of micro-batches, each
+    [B, T]: rows that nobody needs hold inputs 0 and labels -100, and on some ranks a whole micro-batch may.
+    """
+    total = dataset.num_sequences if num_sequences is None else min(num_sequences, dataset.num_sequences)
+    device = _indexed(device)
+    for first in range(0, total, micro_batch * world_size):
+        start = first + rank * micro_batch
+        real = max(0, min(micro_batch, total - start))
+        windows = np.zeros((micro_batch, dataset.sequence_length + 1), dtype=np.int64)
+        windows[:real] = dataset.sequences(np.arange(start, start + real, dtype=np.int64))
+        batch = _to_micro_batch(_pinned(torch.from_numpy(windows), device), device)
+        batch.labels[real:] = IGNORED_LABEL
+        yield batch
+
+
+def _indexed(device: torch.device | str) -> torch.device:
+    """The device with its number: a new thread's current CUDA device is 0, whatever the rank's is."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _pinned(windows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The same tensor in page-locked memory when it goes to a GPU, so that the copy need not wait."""
+    if device.type != "cuda":
+        return windows
+    with torch.cuda.device(device):  # or each rank would open a context on GPU 0
+        return windows.pin_memory()
+
+
+def _to_micro_batch(windows: torch.Tensor, device: torch.device) -> MicroBatch:
+    """Windows [B, T + 1] in host memory -> inputs and labels [B, T] on the device, contiguous.
+
+    Called by the thread that trains, so that the copy is in order with its stream.
+    """
+    windows = windows.to(device, non_blocking=True)
+    return MicroBatch(inputs=windows[:, :-1].contiguous(), labels=windows[:, 1:].contiguous())
+
+
+def _read_ahead(read: Callable[[int], T], first: int, stride: int) -> Generator[T, None, None]:
+    """read(first), read(first + stride), ... where a daemon thread is always one ahead of the consumer."""
+    requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        while (position := requests.get()) is not None:
+            try:
+                answers.put(read(position))
+            except BaseException as error:  # handed over: it belongs to the thread that waits for the batch
+                answers.put(error)
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        requests.put(first)
+        while True:
+            answer = answers.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            first += stride
+            requests.put(first)
+            yield answer
+    finally:
+        requests.put(None)
+        thread.join(_JOIN_SECONDS)  # a read that hangs on a dead disk must not keep the program from ending

@@ -1,0 +1,80 @@
+"""What a prepared corpus says about itself: `manifest.json`, written last, so that a folder with one is whole.
+
+    format_version      1
+    name, tokenizer, tokenizer_sha256, vocab_size, eot_id, eot_placement ("before" each document), dtype
+    documents, tokens, text_bytes, bytes_per_token       over both splits; `<|endoftext|>` counts as a token of 0 bytes
+    splits              the same four for "train" and for "validation"
+    baselines           {"unigram", "bigram"} in nats a validation token, or null
+    shards              file, split, tokens, documents (that begin in it), num_bytes, sha256
+    request             what was asked for: the same request is not prepared twice
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.errors import DataError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+# A vocabulary that is not embedded is copied here, so that the corpus can be moved with it.
+VOCABULARY = "tokenizer.tiktoken"
+_KEYS = {
+    "name", "tokenizer", "tokenizer_sha256", "vocab_size", "bytes_per_token", "splits", "baselines", "shards", "request"
+}  # fmt: skip
+_AGAIN = "Prepare it again with `trainer prepare SOURCE... --out DIR --tokenizer NAME`."
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, or None where there is none. A vocabulary in the folder is named by its path.
+
+    raises  DataError when the manifest cannot be read or is of another version
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}). {_AGAIN}") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} has format_version {version!r}; {FORMAT_VERSION} was expected. {_AGAIN}")
+    missing = _KEYS - manifest.keys()
+    if missing:
+        raise DataError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. {_AGAIN}")
+    if manifest["tokenizer"] == VOCABULARY:
+        manifest["tokenizer"] = str((Path(folder) / VOCABULARY).resolve())
+    return manifest
+
+
+def missing_shards(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with the shards at a glance: those that are not there, or not of their size."""
+    problems = []
+    for shard in manifest["shards"]:
+        path = Path(folder) / shard["file"]
+        if not path.is_file():
+            problems.append(f"{shard['file']} is missing")
+        elif path.stat().st_size != shard["num_bytes"]:
+            problems.append(f"{shard['file']} has {path.stat().st_size:,} bytes, expected {shard['num_bytes']:,}")
+    return problems
+
+
+def verify_corpus(folder: Path) -> dict[str, Any]:
+    """Reads every shard and compares its sha256 with the manifest, which is returned.
+
+    raises  DataError with all that is missing or changed
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise DataError(f"{folder} is no prepared corpus: it has no {MANIFEST}. {_AGAIN}")
+    problems = missing_shards(folder, manifest)
+    if not problems:
+        for shard in manifest["shards"]:
+            found = files.sha256(Path(folder) / shard["file"])
+            if found != shard["sha256"]:
+                problems.append(f"{shard['file']} has sha256 {found[:16]}..., expected {shard['sha256'][:16]}...")
+    if problems:
+        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}. {_AGAIN}")
+    return manifest

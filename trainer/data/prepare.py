@@ -1,0 +1,352 @@
+"""From text to a folder of shards: tokenize, split off validation documents, write, and sign with a manifest.
+
+    documents --batches of 1 MB--> threads that encode --in order--> a writer a split --> NAME_train_000001.bin ...
+
+Every document begins with `<|endoftext|>`; documents run on across the ends of shards (llm.c's way). What is written
+depends on the request alone: neither on the number of workers, nor on their speed.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer import files, text
+from trainer.data.assets import asset_sha256
+from trainer.data.baselines import unigram_bigram
+from trainer.data.bpe import tiktoken_lines
+from trainer.data.encode import EncodedBatch, encode_in_threads
+from trainer.data.manifest import FORMAT_VERSION, MANIFEST, VOCABULARY, missing_shards, read_manifest, verify_corpus
+from trainer.data.shards import dtype_for, open_shard
+from trainer.data.sources import documents, estimated_text_bytes, source_identity
+from trainer.data.split_writer import SplitWriter
+from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
+from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["EMBEDDED", "PrepareReport", "prepare", "prepare_embedded", "read_manifest", "verify_corpus"]
+
+EMBEDDED = ("shakespeare",)
+
+_MAX_BASELINE_TOKENS = 50_000_000  # counting pairs takes some 30 bytes a token
+_MARKER = ".preparing"
+_SPLITS = {"train": ("train", 1), "validation": ("val", 0)}  # as shards are named, and the number of the first
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` left in a folder; `reused` says that it was there already. Baselines in nats a token."""
+
+    folder: Path
+    name: str
+    tokenizer: str
+    num_shards: int
+    train_documents: int
+    train_tokens: int
+    validation_documents: int
+    validation_tokens: int
+    bytes_per_token: float
+    unigram: float | None
+    bigram: float | None
+    seconds: float
+    reused: bool
+
+
+def prepare(
+    sources: Sequence[str],
+    out: Path,
+    tokenizer: str,
+    *,
+    text_key: str | None = None,
+    validation_fraction: float = 0.005,
+    validation_sources: Sequence[str] = (),
+    tokens_per_shard: int = 100_000_000,
+    num_workers: int | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrepareReport:
+    """Tokenizes sources into shards and a manifest in `out`.
+
+    validation_fraction  share of the documents held out, chosen by a hash of their text: whatever their order, and the
+                         same text is never on both sides. Not used when validation_sources are given
+    num_workers          threads that encode; None takes every core allowed
+    name                 what the shards' names begin with; None takes the folder's name
+    progress             called with documents and tokens so far, batch by batch
+    raises               DataError for what is wrong with an argument or a source, for a folder that holds something
+                         else, and when the disk is full
+
+    The same request on a finished folder returns at once. What a killed attempt left is written again.
+    """
+    started = time.monotonic()
+    _check_arguments(sources, validation_fraction, tokens_per_shard, num_workers)
+    out = Path(out)
+    chosen = load_tokenizer(tokenizer)
+    name = name or re.sub(r"[^\w\-]", "-", out.resolve().name)
+    request = {
+        "sources": [source_identity(source) for source in sources],
+        "validation_sources": [source_identity(source) for source in validation_sources],
+        "validation_fraction": None if validation_sources else validation_fraction,
+        "text_key": text_key,
+        "tokens_per_shard": tokens_per_shard,
+        "tokenizer_sha256": chosen.sha256,
+        "name": name,
+    }
+    if finished := _finished(out, request):
+        return _report(out, finished, started, reused=True)
+    _check_space(out, [*sources, *validation_sources], chosen)
+    with _disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with _claimed(out):
+            _remove_leftovers(out)
+            held_out = None if validation_sources else validation_fraction
+            texts = _labelled_documents(sources, validation_sources, text_key)
+            batches = encode_in_threads(texts, chosen, held_out, num_workers or len(os.sched_getaffinity(0)))
+            splits = _write_splits(batches, out, name, tokens_per_shard, chosen, progress)
+            manifest = _write_manifest(out, name, tokenizer, chosen, splits, request)
+            (out / _MARKER).unlink()
+    return _report(out, manifest, started, reused=False)
+
+
+def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
+    """The folder `CORPUS-TOKENIZER` inside `folder`, made when it is not there or not right.
+
+    raises  DataError for an unknown corpus or tokenizer
+
+    Nine plays are for training, Twelfth Night is for validation. Processes may call it at once: one builds under
+    another name and renames, the others wait for it.
+    """
+    if corpus not in EMBEDDED:
+        raise DataError(f"no embedded corpus is called {corpus!r}; {text.did_you_mean(corpus, EMBEDDED)}")
+    chosen = load_tokenizer(tokenizer)
+    folder = Path(folder)
+    target = folder / f"{corpus}-{chosen.name}"
+    if _is_embedded(target, corpus, chosen):
+        return target
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f".{target.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_embedded(target, corpus, chosen):
+                return target
+            # Locks need not reach other machines that share the folder: they build under names of their own.
+            mine = f".building-{target.name}-{platform.node()}"
+            for leftover in folder.glob(f"{mine}-*"):
+                files.remove_folder(leftover)
+            staging = folder / f"{mine}-{os.getpid()}"
+            prepare([f"embedded:{corpus}"], staging, tokenizer, name=corpus, num_workers=1,
+                    validation_sources=[f"embedded:{corpus}@validation"])  # fmt: skip
+            if target.exists():
+                files.remove_folder(target)
+            try:
+                files.commit_folder(staging, target)
+            except OSError:
+                files.remove_folder(staging)
+                if not _is_embedded(target, corpus, chosen):
+                    raise
+    logger.info("tokenized the embedded corpus %s with %s into %s", corpus, chosen.name, target)
+    return target
+
+
+def _is_embedded(target: Path, corpus: str, tokenizer: Tokenizer) -> bool:
+    """Whether a folder holds this corpus as it is embedded now, tokenized by this tokenizer."""
+    try:
+        manifest = read_manifest(target)
+    except DataError:
+        return False
+    source = [f"embedded:{corpus}", asset_sha256(f"{corpus}.jsonl.xz")]
+    return (
+        manifest is not None
+        and manifest["request"]["sources"] == [source]
+        and manifest["request"]["tokenizer_sha256"] == tokenizer.sha256
+        and not missing_shards(target, manifest)
+    )
+
+
+def _check_arguments(
+    sources: Sequence[str], validation_fraction: float, tokens_per_shard: int, num_workers: int | None
+) -> None:
+    if not sources:
+        raise DataError("no sources are named. Name files, folders, globs, hf:NAME, or embedded:shakespeare.")
+    if not 0 <= validation_fraction < 1:
+        raise DataError(f"validation_fraction is {validation_fraction}; a share from 0 to below 1 was expected.")
+    if not 1 <= tokens_per_shard < 2**31:
+        raise DataError(f"tokens_per_shard is {tokens_per_shard}; from 1 to 2,147,483,647 was expected.")
+    if num_workers is not None and num_workers < 1:
+        raise DataError(f"num_workers is {num_workers}; 1 or more was expected.")
+
+
+def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that holds the answer to this request already; DataError when it holds another's."""
+    manifest = read_manifest(out)
+    if manifest is None:
+        return None
+    found = manifest["request"]
+    different = [key for key, value in request.items() if found.get(key) != value]
+    if different:
+        raise DataError(
+            f"{out} already holds the corpus {manifest['name']!r}, which was made with another {', '.join(different)}. "
+            "Choose another --out, or remove the folder."
+        )
+    problems = missing_shards(out, manifest)
+    if problems:
+        raise DataError(f"{out} holds this corpus, but {'; '.join(problems)}. Remove the folder and prepare it again.")
+    return manifest
+
+
+def _check_space(out: Path, sources: Sequence[str], tokenizer: Tokenizer) -> None:
+    text_bytes = sum(estimated_text_bytes(source) for source in sources)
+    # A token of a trained vocabulary stands for three bytes and more; a byte vocabulary's for one.
+    bytes_a_token = 1 if tokenizer.vocab_size < 1024 else 3
+    needed = text_bytes // bytes_a_token * np.dtype(dtype_for(tokenizer.vocab_size)).itemsize
+    free = files.free_bytes(out)
+    if needed > free:
+        raise DataError(
+            f"about {text.size(text_bytes)} of text make about {text.size(needed)} of shards, and {text.size(free)} "
+            f"are free at {out}. Free some space or choose another --out."
+        )
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise DataError(f"{out} cannot be written: {error.strerror}. Mend that, or choose another folder.") from None
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """Marks a folder as being prepared, which tells our unfinished shards from someone's own; one process at a time."""
+    shards = sorted(path.name for path in out.glob("*.bin"))
+    if shards and not (out / _MARKER).exists():
+        raise DataError(
+            f"{out} holds {shards[0]} and has no {MANIFEST}: these shards were not made by `trainer prepare`, and "
+            "it does not mix its own with them. Choose another --out."
+        )
+    with open(out / _MARKER, "w") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process is preparing {out} now. Wait for it, or choose another --out.") from None
+        yield
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Removes what a killed attempt wrote: it may have had more shards than this one will."""
+    leftovers = [*out.glob("*.bin"), *out.glob(".*.partial-*")]
+    if leftovers:
+        logger.info("%s: %d files of an unfinished attempt are written again", out, len(leftovers))
+    for path in leftovers:
+        path.unlink()
+
+
+def _labelled_documents(
+    sources: Sequence[str], validation_sources: Sequence[str], text_key: str | None
+) -> Iterator[tuple[str | None, str]]:
+    """Documents with the split they belong to; None where their hash decides."""
+    for source in sources:
+        for document in documents(source, text_key):
+            yield ("train" if validation_sources else None), document
+    for source in validation_sources:
+        for document in documents(source, text_key, split="validation"):
+            yield "validation", document
+
+
+def _write_splits(
+    batches: Iterable[EncodedBatch],
+    out: Path,
+    name: str,
+    tokens_per_shard: int,
+    tokenizer: Tokenizer,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, SplitWriter]:
+    vocab_size, eot_id = tokenizer.vocab_size, tokenizer.eot_id
+    writers = {
+        split: SplitWriter(out, f"{name}_{word}_%06d.bin", first, tokens_per_shard, vocab_size, eot_id)
+        for split, (word, first) in _SPLITS.items()
+    }
+    with writers["train"], writers["validation"]:
+        for encoded in batches:
+            for split, (tokens, num_documents, text_bytes) in encoded.splits.items():
+                writers[split].write(tokens, num_documents, text_bytes)
+            if progress:
+                progress(sum(w.documents for w in writers.values()), sum(w.tokens for w in writers.values()))
+    if writers["train"].tokens == 0:
+        raise DataError("the sources hold no document for training. Name others, or lower validation_fraction.")
+    if writers["validation"].tokens == 0:
+        logger.warning("%s: no document fell to validation; name some, or raise validation_fraction", out)
+    return writers
+
+
+def _write_manifest(
+    out: Path, name: str, asked: str, tokenizer: Tokenizer, splits: dict[str, SplitWriter], request: dict[str, Any]
+) -> dict[str, Any]:
+    if asked not in NAMES:
+        files.write_atomic(out / VOCABULARY, tiktoken_lines(tokenizer.ranks))
+    documents_, tokens, text_bytes = (
+        sum(getattr(writer, what) for writer in splits.values()) for what in ("documents", "tokens", "text_bytes")
+    )
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "tokenizer": asked if asked in NAMES else VOCABULARY,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "eot_placement": "before",
+        "dtype": dtype_for(tokenizer.vocab_size),
+        "documents": documents_,
+        "tokens": tokens,
+        "text_bytes": text_bytes,
+        "bytes_per_token": text_bytes / tokens,
+        "splits": {split: writer.summary() for split, writer in splits.items()},
+        "baselines": _baselines(out, splits, tokenizer.vocab_size),
+        "shards": [{"split": split, **shard} for split, writer in splits.items() for shard in writer.shards],
+        "request": request,
+    }
+    files.write_atomic(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int) -> dict[str, float] | None:
+    if not splits["validation"].tokens or splits["train"].tokens > _MAX_BASELINE_TOKENS:
+        return None
+
+    def tokens(split: str) -> np.ndarray:
+        return np.concatenate([open_shard(out / shard["file"]).tokens() for shard in splits[split].shards])
+
+    found = unigram_bigram(tokens("train"), tokens("validation"), vocab_size)
+    return {"unigram": found.unigram, "bigram": found.bigram}
+
+
+def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool) -> PrepareReport:
+    splits, baselines = manifest["splits"], manifest["baselines"] or {}
+    return PrepareReport(
+        folder=out,
+        name=manifest["name"],
+        tokenizer=manifest["tokenizer"],
+        num_shards=len(manifest["shards"]),
+        train_documents=splits["train"]["documents"],
+        train_tokens=splits["train"]["tokens"],
+        validation_documents=splits["validation"]["documents"],
+        validation_tokens=splits["validation"]["tokens"],
+        bytes_per_token=manifest["bytes_per_token"],
+        unigram=baselines.get("unigram"),
+        bigram=baselines.get("bigram"),
+        seconds=time.monotonic() - started,
+        reused=reused,
+    )

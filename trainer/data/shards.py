@@ -1,0 +1,219 @@
+"""Shards of tokens: found by their names, written in llm.c's layout, and read as one long list of sequences."""
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+import xxhash
+
+from trainer import files
+from trainer.data.layouts import HEADER_BYTES, HOW_TO_PREPARE, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, open_shard
+from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Shard", "ShardWriter", "TokenDataset", "dtype_for", "natural_key", "open_shard", "resolve_shards"]
+
+_MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
+_HELD_OUT = re.compile(r"(^|[_.\-])(val|valid|validation|test)([_.\-]|$)")
+_BLOCK_BYTES = 1 << 16
+_BLOCKS_PER_SHARD = 6  # the first, the last and four between: 20 GB in 100 shards cost 39 MB of reading
+_MAX_OPEN_MAPS = 128  # each keeps a file descriptor, and 1,024 are allowed on most machines
+
+
+class ShardWriter:
+    """Writes tokens to one shard in llm.c's layout, which appears whole when the block ends, or not at all.
+
+        with ShardWriter(path, vocab_size) as shard:
+            shard.write(tokens)                            # [n] integers, as often as wanted
+    """
+
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        self.path = Path(path)
+        self.vocab_size = vocab_size
+        self.dtype = np.dtype(dtype_for(vocab_size)).newbyteorder("<")
+        self.num_tokens = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._file = self._stack.enter_context(files.atomic_file(self.path))
+        self._file.write(bytes(HEADER_BYTES))
+        return self
+
+    def write(self, tokens: np.ndarray) -> None:
+        """Appends tokens. Raises DataError for an id outside the vocabulary and when the shard holds 2^31 tokens."""
+        if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < self.vocab_size):
+            raise DataError(
+                f"shard {self.path}: ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
+                f"{self.vocab_size}. Give the vocabulary size of the tokenizer that made them."
+            )
+        if self.num_tokens + tokens.size > _MAX_SHARD_TOKENS:
+            raise DataError(f"shard {self.path} would hold more than {_MAX_SHARD_TOKENS:,} tokens. Start another.")
+        self._file.write(tokens.astype(self.dtype, copy=False).tobytes())
+        self.num_tokens += tokens.size
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+            magic = LLMC if self.dtype.itemsize == 2 else LLAMA3
+            header[:3] = magic, VERSIONS[magic], self.num_tokens
+            self._file.seek(0)
+            self._file.write(header.tobytes())
+        self._stack.__exit__(kind, error, trace)
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The narrowest type that shards of this vocabulary are stored in."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def resolve_shards(
+    patterns: Sequence[str], base: Path, split: Literal["train", "validation"] | None = None
+) -> list[Path]:
+    """The files that patterns (files, folders, globs; relative ones from `base`) stand for, in natural order a pattern.
+
+    split   which files of a *folder* are meant: "validation" those whose names say val, valid, validation or test,
+            "train" the others, None all. Files and globs are taken as they are given.
+    raises  DataError when a pattern stands for nothing
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = _expand(pattern, Path(base), split)
+        repeated = [path.name for path in matches if path in found]
+        if repeated:
+            logger.warning("%d shards of %s were named before and count once (%s)", len(repeated), pattern, repeated[0])
+        found.update(dict.fromkeys(matches))
+    if not found:
+        raise DataError(f"no shards are named. {HOW_TO_PREPARE}")
+    return list(found)
+
+
+def _expand(pattern: str, base: Path, split: str | None) -> list[Path]:
+    path = base / Path(pattern).expanduser()
+    if path.is_dir():
+        inside = [p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")]
+        matches = [p for p in inside if split is None or bool(_HELD_OUT.search(p.stem)) == (split == "validation")]
+        if not matches:
+            what = f"{split} shards" if inside else "shards"
+            raise DataError(f"folder {path} holds no {what} ({', '.join(SUFFIXES)}). {HOW_TO_PREPARE}")
+    elif path.exists():
+        matches = [path]
+    else:
+        matches = [Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
+        if not matches:
+            raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder. {HOW_TO_PREPARE}")
+    return sorted(matches, key=natural_key)
+
+
+def natural_key(path: Path) -> list[tuple[int, int | str]]:
+    """A sorting key under which part-2 comes before part-10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path)) if part]
+
+
+class TokenDataset:
+    """Sequences of `sequence_length + 1` tokens, cut from each shard at stride `sequence_length`.
+
+    A sequence overlaps the next one of its shard by one token, so that every token but the first of a shard is once a
+    label. What remains at the end of a shard is left out. Sequences are numbered through all shards in order.
+
+    num_sequences  over all shards
+    num_tokens     stored, remainders included
+    fingerprint    32 hex digits of sequence_length and, per shard in order, file name, count, type, and a sample of the
+                   content (six blocks of 64 KiB, first and last among them; a change elsewhere can be missed)
+    """
+
+    def __init__(self, paths: Sequence[Path], sequence_length: int, vocab_size: int, dtype: str | None = None) -> None:
+        """Opens the shards and checks a sample of each.
+
+        raises  DataError when there are no shards, one is not sound, an id is outside the vocabulary, or all of them
+                together do not hold one sequence
+        """
+        if not paths:
+            raise DataError(f"no shards are named. {HOW_TO_PREPARE}")
+        if sequence_length < 1:
+            raise DataError(f"sequence_length is {sequence_length}; 1 or more was expected.")
+        self.sequence_length = sequence_length
+        self.vocab_size = vocab_size
+        self.shards = tuple(open_shard(Path(path), dtype) for path in paths)
+        self.num_tokens = sum(shard.num_tokens for shard in self.shards)
+        counts = [max(0, (shard.num_tokens - 1) // sequence_length) for shard in self.shards]
+        self._ends = np.cumsum(np.array(counts, dtype=np.int64))  # [shards], the first sequence after each
+        self.num_sequences = int(self._ends[-1])
+        self._maps: dict[int, np.ndarray] = {}
+        if self.num_sequences == 0:
+            raise DataError(
+                f"{len(self.shards)} shard(s) from {self.shards[0].path} on hold {self.num_tokens:,} tokens, and one "
+                f"sequence of length {sequence_length} needs {sequence_length + 1:,} in one shard. Lower "
+                f"data.sequence_length, or prepare more text. {HOW_TO_PREPARE}"
+            )
+        digest = xxhash.xxh3_128(f"sequence_length {sequence_length}\n".encode())
+        for shard in self.shards:
+            self._sample(shard, digest)
+        self.fingerprint: str = digest.hexdigest()
+
+    def sequences(self, ids: np.ndarray) -> np.ndarray:
+        """The tokens of sequences, ids [n] int64 -> [n, sequence_length + 1] int64.
+
+        raises  DataError when a token is outside the vocabulary
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        assert ids.size == 0 or (ids.min() >= 0 and ids.max() < self.num_sequences), "sequence ids count from 0"
+        tokens = np.empty((len(ids), self.sequence_length + 1), dtype=np.int64)
+        shard_of = np.searchsorted(self._ends, ids, side="right")
+        for row, (number, shard_number) in enumerate(zip(ids.tolist(), shard_of.tolist())):
+            before = int(self._ends[shard_number - 1]) if shard_number else 0
+            start = (number - before) * self.sequence_length
+            tokens[row] = self._map(shard_number)[start : start + self.sequence_length + 1]
+        if tokens.size and (tokens.max() >= self.vocab_size or tokens.min() < 0):
+            row = int(np.flatnonzero(((tokens >= self.vocab_size) | (tokens < 0)).any(axis=1))[0])
+            self._check_ids(self.shards[shard_of[row]], tokens[row])
+        return tokens
+
+    def _map(self, shard_number: int) -> np.ndarray:
+        tokens = self._maps.get(shard_number)
+        if tokens is None:
+            while len(self._maps) >= _MAX_OPEN_MAPS:
+                self._maps.pop(next(iter(self._maps)))
+            tokens = self._maps[shard_number] = self.shards[shard_number].tokens()
+        return tokens
+
+    def _sample(self, shard: Shard, digest: "xxhash.xxh3_128") -> None:
+        """Adds a shard to the fingerprint and checks the blocks that are read for it."""
+        tokens = shard.tokens()
+        block = _BLOCK_BYTES // tokens.dtype.itemsize
+        last = max(0, shard.num_tokens - block)
+        starts = sorted({last * i // (_BLOCKS_PER_SHARD - 1) for i in range(_BLOCKS_PER_SHARD)})
+        blocks = [tokens[start : start + block] for start in starts]
+        digest.update(f"{shard.path.name} {shard.num_tokens} {tokens.dtype.str}\n".encode())
+        for sample in blocks:
+            digest.update(sample.tobytes())
+        if shard.layout == "raw" and tokens.dtype.itemsize == 2:
+            # A multiple of the block keeps even words even; the last block may start at an odd one, so it is cut anew.
+            even = [tokens[start - start % 2 :][:block] for start in starts]
+            if all(not s[1::2].any() for s in even) and shard.num_tokens > 1 and any(s[::2].any() for s in even):
+                raise DataError(
+                    f"shard {shard.path} is read as uint16, but every second number in it is 0: it holds uint32. "
+                    "Set data.dtype to uint32."
+                )
+        for sample in blocks:
+            self._check_ids(shard, sample)
+
+    def _check_ids(self, shard: Shard, sample: np.ndarray) -> None:
+        if sample.size == 0:
+            return
+        for id in (int(sample.max()), int(sample.min())):
+            if not 0 <= id < self.vocab_size:
+                raise DataError(
+                    f"shard {shard.path} holds the token id {id:,}, outside the vocabulary of {self.vocab_size:,} ids. "
+                    "It was probably made with another tokenizer, or is stored as another type than it is read as "
+                    f"({np.dtype(shard.dtype)}, layout {shard.layout}): name its tokenizer, or set data.dtype."
+                )

@@ -1,0 +1,250 @@
+"""Where documents come from: one string names a source, one function reads it. The only door to datasets and pyarrow.
+
+    embedded:shakespeare[@SPLIT]     the corpus in this package
+    hf:NAME[:CONFIG][@SPLIT]         a dataset of the Hugging Face hub, streamed
+    notes.txt                        one document
+    *.jsonl *.ndjson *.json *.parquet    a document an object or row, under text_key; .txt, JSON also as .gz or .zst
+    a folder, or a glob              every such file in it, in natural order; or a dataset that save_to_disk wrote
+"""
+
+import glob
+import gzip
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.data.assets import asset_sha256, embedded_documents
+from trainer.data.shards import natural_key
+from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TEXT_KEYS = ("text", "content")
+_LINES = (".jsonl", ".ndjson", ".json")
+_PACKED = (".gz", ".zst")
+_ROWS_AT_ONCE = 1024
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+_KNOWN = "embedded:shakespeare, hf:NAME, or files and folders of .txt, .jsonl, .json (also .gz, .zst) and .parquet"
+
+
+def documents(source: str, text_key: str | None = None, split: str = "train") -> Iterator[str]:
+    """The documents of a source, in its order. Empty ones are left out, and counted in a warning.
+
+    text_key  where an object or a row holds its text; None takes `text`, else `content`
+    split     of a dataset and of the embedded corpus; "@SPLIT" at the end of the source goes before it
+    raises    DataError when there is no such source, it cannot be read, or a document has no text under the key
+    """
+    kind, _, name = source.partition(":")
+    if kind == "embedded":
+        name, _, named_split = name.partition("@")
+        found: Iterable[str] = embedded_documents(name, named_split or split)
+    elif kind == "hf":
+        name, _, named_split = name.partition("@")
+        found = _texts(_hub_rows(name, named_split or split), source, text_key)
+    elif _is_saved_dataset(Path(source).expanduser()):
+        found = _texts(_saved_rows(Path(source).expanduser(), split), source, text_key)
+    else:
+        found = (text for path in source_files(source) for text in _file_documents(path, text_key))
+    return _without_empty(found, source)
+
+
+def source_files(source: str) -> list[Path]:
+    """The files that a path, a folder or a glob stands for, in natural order, each real file once.
+
+    raises  DataError when there are none, or one is of an unknown kind
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if not _is_readable(path):
+            raise DataError(f"source {source!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}.")
+        return [path]
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if _is_readable(p) and p.is_file() and not p.name.startswith(".")]
+    else:
+        found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        found = [p for p in found if _is_readable(p) and p.is_file()]
+    if not found:
+        hint = f" For a dataset of the hub write hf:{source}." if re.fullmatch(r"[\w.\-]+/[\w.\-]+", source) else ""
+        raise DataError(f"source {source!r} stands for no file of text. Known are {_KNOWN}.{hint}")
+    # Folders reach the same file by several links (documentation trees do): its text must not count twice.
+    unique = {p.resolve(): p for p in sorted(found, key=natural_key, reverse=True)}
+    return sorted(unique.values(), key=natural_key)
+
+
+def source_identity(source: str) -> list[Any]:
+    """What tells a source from another without reading it: its name, and the names and sizes of its files."""
+    kind, _, name = source.partition(":")
+    if kind == "embedded":
+        return [source, asset_sha256(f"{name.partition('@')[0]}.jsonl.xz")]
+    if kind == "hf" or _is_saved_dataset(Path(source).expanduser()):
+        return [source]
+    return [source, *([path.name, path.stat().st_size] for path in source_files(source))]
+
+
+def estimated_text_bytes(source: str) -> int:
+    """Roughly how much text a source of files holds, compression undone; 0 when it cannot be told."""
+    if source.startswith(("embedded:", "hf:")) or _is_saved_dataset(Path(source).expanduser()):
+        return 0
+    # Text packs to about a third of its size.
+    return sum(p.stat().st_size * (3 if p.suffix in (*_PACKED, ".parquet") else 1) for p in source_files(source))
+
+
+def _without_empty(texts: Iterable[str], source: str) -> Iterator[str]:
+    num_empty = 0
+    for text in texts:
+        if text:
+            yield text
+        else:
+            num_empty += 1
+    if num_empty:
+        logger.warning("%s: %d documents without text were left out", source, num_empty)
+
+
+def _is_readable(path: Path) -> bool:
+    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+    return suffix in (".txt", *_LINES) or path.suffix == ".parquet"
+
+
+def _file_documents(path: Path, text_key: str | None) -> Iterator[str]:
+    if path.suffix == ".parquet":
+        yield from _parquet_texts(path, text_key)
+        return
+    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+    try:
+        with _open(path) as file:
+            if suffix == ".txt":
+                yield _utf8(file.read(), str(path))
+            else:
+                yield from _texts(_json_rows(file, path, suffix), str(path), text_key)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read to its end: {error}. Copy it again; it may be truncated.") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked as they are read."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def _utf8(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8: byte {content[error.start]:#04x} at {error.start:,}. Convert it, e.g. with iconv."
+        ) from None
+
+
+def _json_rows(file: BinaryIO, path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
+    """Rows of JSON lines, or of one JSON array, each with where it stands."""
+    if suffix == ".json" and file.peek(64).lstrip(_BLANK).startswith(b"["):  # type: ignore[attr-defined]
+        try:
+            rows = json.loads(_utf8(file.read(), str(path)))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: {error.msg}. An array of objects was expected.") from None
+        yield from ((f"{path}, element {number}", row) for number, row in enumerate(rows, start=1))
+        return
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(_utf8(line, where))
+        except json.JSONDecodeError as error:
+            message = f"{where}: {error.msg} at column {error.colno}. A JSON object a line was expected; mend the line."
+            raise DataError(message) from None
+
+
+def _texts(rows: Iterable[tuple[str, Any]], source: str, text_key: str | None) -> Iterator[str]:
+    """The text of each row; the key is found out in the first."""
+    key = text_key
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{where} holds {type(row).__name__}; a JSON object with a text was expected.")
+        key = key or choose_text_key(row, source, None)
+        if key not in row:
+            raise DataError(_missing_key(where, key, row))
+        text = row[key]
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{where}: {key!r} is {type(text).__name__}, not text. Name another key with --text-key.")
+        yield text or ""
+
+
+def choose_text_key(keys: Iterable[str], source: str, text_key: str | None) -> str:
+    """The key that holds the text: the one asked for, else `text`, else `content`; DataError when it is not there."""
+    keys = list(keys)
+    for key in (text_key,) if text_key else TEXT_KEYS:
+        if key in keys:
+            return key
+    raise DataError(_missing_key(source, text_key or " or ".join(TEXT_KEYS), keys))
+
+
+def _missing_key(where: str, key: str, keys: Iterable[str]) -> str:
+    found = ", ".join(map(str, keys)) or "none"
+    return f"{where} has no key {key!r}; it has: {found}. Name the one that holds the text with --text-key."
+
+
+def _parquet_texts(path: Path, text_key: str | None) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            key = choose_text_key(file.schema_arrow.names, str(path), text_key)
+            column_type = file.schema_arrow.field(key).type
+            if not (pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)):
+                raise DataError(f"{path}: column {key!r} holds {column_type}, not text. Name another with --text-key.")
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[key]):
+                yield from (text or "" for text in batch.column(0).to_pylist())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}. Copy it again; it may be truncated.") from None
+
+
+def _is_saved_dataset(path: Path) -> bool:
+    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "reading this source needs the package datasets, which is not installed. Install it (pip install "
+            "datasets), or name files of text instead."
+        ) from None
+    return datasets
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
+    path, _, config = name.partition(":")
+    datasets = _datasets()
+    try:
+        rows = datasets.load_dataset(path, config or None, split=split, streaming=True)
+        yield from ((f"hf:{name}@{split}, row {number}", row) for number, row in enumerate(rows, start=1))
+    except Exception as error:
+        # Three libraries raise through this call (no network, no such dataset, config, split), with no common class
+        # of error; the text of each names the cause.
+        reason = " ".join(str(error).split())[:400]
+        raise DataError(
+            f"dataset hf:{name}, split {split!r}, cannot be read: {reason}. Check its name on huggingface.co, the "
+            "config (hf:NAME:CONFIG), the split (@SPLIT), and the network."
+        ) from None
+
+
+def _saved_rows(path: Path, split: str) -> Iterator[tuple[str, Any]]:
+    dataset = _datasets().load_from_disk(os.fspath(path))
+    if (path / "dataset_dict.json").is_file():
+        if split not in dataset:
+            raise DataError(f"{path} has no split {split!r}; it has: {', '.join(dataset)}. Name one folder of them.")
+        dataset = dataset[split]
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(dataset, start=1))

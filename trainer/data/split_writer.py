@@ -1,0 +1,78 @@
+"""Writes the tokens of one split into as many shards as they need."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from trainer import files
+from trainer.data.shards import ShardWriter
+
+
+class SplitWriter:
+    """Shards of exactly `tokens_per_shard` tokens, the last one of what remains. No tokens, no shard.
+
+    shards   file, tokens, documents (that begin in it), num_bytes and sha256 of each one finished
+    """
+
+    def __init__(
+        self, folder: Path, pattern: str, first_number: int, tokens_per_shard: int, vocab_size: int, eot_id: int
+    ) -> None:
+        self.shards: list[dict[str, Any]] = []
+        self.documents = self.tokens = self.text_bytes = 0
+        self._folder, self._pattern, self._number = folder, pattern, first_number
+        self._tokens_per_shard, self._vocab_size, self._eot_id = tokens_per_shard, vocab_size, eot_id
+        self._open: ShardWriter | None = None
+        self._documents_in_shard = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, tokens: np.ndarray, num_documents: int, text_bytes: int) -> None:
+        """Appends whole documents, each with its `<|endoftext|>` before it: tokens [n], and what they amount to."""
+        self.documents += num_documents
+        self.tokens += tokens.size
+        self.text_bytes += text_bytes
+        while tokens.size:
+            if self._open is None:
+                self._open = ShardWriter(self._folder / (self._pattern % self._number), self._vocab_size).__enter__()
+                self._number, self._documents_in_shard = self._number + 1, 0
+            fitting = tokens[: self._tokens_per_shard - self._open.num_tokens]
+            self._open.write(fitting)
+            self._documents_in_shard += int(np.count_nonzero(fitting == self._eot_id))
+            tokens = tokens[fitting.size :]
+            if self._open.num_tokens == self._tokens_per_shard:
+                self._finish(None, None, None)
+
+    def summary(self) -> dict[str, Any]:
+        """What the split amounts to, for the manifest."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "text_bytes": self.text_bytes,
+            "bytes_per_token": self.text_bytes / self.tokens if self.tokens else None,
+        }
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None:
+            self._finish(kind, error, trace)
+
+    def _finish(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shard, self._open = self._open, None
+        assert shard is not None
+        shard.__exit__(kind, error, trace)
+        if kind is None:
+            self.shards.append(
+                {
+                    "file": shard.path.name,
+                    "tokens": shard.num_tokens,
+                    "documents": self._documents_in_shard,
+                    "num_bytes": shard.path.stat().st_size,
+                    "sha256": files.sha256(shard.path),
+                }
+            )

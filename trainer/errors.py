@@ -1,0 +1,40 @@
+"""What can go wrong, in the words of the person who has to mend it.
+
+    TrainerError              one paragraph for a person, no traceback; exit code 2
+      ConfigError             a recipe, an override or a cluster file is not right
+      DataError               a source, a shard or a tokenizer is not what was asked for
+      CheckpointError         nothing sound to resume from, or a folder that is not a checkpoint of this run
+      LaunchError             the processes that started are not those the cluster file describes
+      PrecisionError          the precision asked for cannot be had, and a fallback was refused
+
+A message says what is wrong with its name and value, what was expected, and what to do. Programmers get `assert` and a
+traceback instead.
+"""
+
+
+class TrainerError(Exception):
+    """Ends the command with its message as one paragraph."""
+
+
+class ConfigError(TrainerError):
+    """A recipe, an override or a cluster file is not right. Holds every problem found, not the first."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class DataError(TrainerError):
+    """A source, a shard or a tokenizer is not what was asked for."""
+
+
+class CheckpointError(TrainerError):
+    """There is nothing sound to resume from, or a folder is not a checkpoint of this run."""
+
+
+class LaunchError(TrainerError):
+    """The processes that started are not those the cluster file describes."""
+
+
+class PrecisionError(TrainerError):
+    """The precision asked for cannot be had, and a fallback was refused."""

@@ -1,0 +1,139 @@
+"""Durable files: the only place that fsyncs, renames and removes.
+
+A name appears in a folder only when what it names is whole and on the disk: write under another name, fsync, rename,
+fsync the folder. Everything that must survive a crash goes through here, so that tests have one seam to fail at.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def project_folder() -> Path:
+    """The folder that relative paths of a recipe are meant from: the checkout, or the current folder for an installed wheel."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "setup.cfg").is_file() else Path.cwd()
+
+
+def fsync_file(path: Path) -> None:
+    """Waits until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path) -> None:
+    """Waits until a folder's entries (names made, renamed or removed) are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under `path` whole and durable when the block ends, or not at all when it raises."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        fsync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replaces a file's content in one step that a crash cannot divide."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Renames a folder beside its parent and makes the new name durable. The target must not exist: nothing is replaced."""
+    if target.exists():
+        raise FileExistsError(f"{target} exists already, and a folder is never replaced")
+    os.rename(source, target)
+    fsync_folder(target.parent)
+
+
+def commit_folder(staging: Path, final: Path) -> None:
+    """Makes everything in `staging` durable, then gives it its final name: from that rename on it exists."""
+    for path in sorted(staging.rglob("*")):
+        fsync_folder(path) if path.is_dir() else fsync_file(path)
+    fsync_folder(staging)
+    move_folder(staging, final)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder in two steps: a name nobody takes for a whole one (it starts with a dot) first, then the content."""
+    doomed = path if path.name.startswith(".") else path.with_name(f".removing-{path.name}")
+    if doomed != path:
+        remove_folder(doomed) if doomed.exists() else None
+        os.rename(path, doomed)
+        fsync_folder(path.parent)
+    shutil.rmtree(doomed)
+
+
+def set_aside(path: Path, reason: str) -> Path:
+    """Takes a folder out of sight under `.REASON-NAME[-n]`, keeping its content; returns the new path."""
+    target = path.with_name(f".{reason}-{path.name}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f".{reason}-{path.name}-{number}")
+    move_folder(path, target)
+    return target
+
+
+def point_symlink(link: Path, target_name: str) -> None:
+    """Points a symbolic link at a name beside it, in one step."""
+    partial = link.with_name(f".{link.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target_name)
+    os.replace(partial, link)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes an ordinary user can still write where `path` is or will be."""
+    existing = Path(path).resolve()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def truncate_file(path: Path, num_bytes: int) -> None:
+    """Cuts a file's end off, durably."""
+    with open(path, "r+b") as file:
+        file.truncate(num_bytes)
+        os.fsync(file.fileno())
+
+
+def lock(path: Path) -> BinaryIO | None:
+    """Takes a lock that ends with this process, however it ends; None when another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

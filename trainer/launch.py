@@ -1,0 +1,196 @@
+"""This process's place among the others: device, threads, determinism, seeds, logging. Makes the Accelerator, and nobody else does."""
+
+import logging
+import os
+import random
+import shutil
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
+
+from trainer.errors import LaunchError
+from trainer.text import duration
+
+log = logging.getLogger(__name__)
+
+ASKED_PRECISION = "TRAINER_ASKED_PRECISION"
+"""Set by `launch.sh` when it had to give `accelerate launch` another precision than the cluster file asks for."""
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the cluster file asks of this process, as `accelerate launch` passes it on."""
+
+    precision: str
+    use_cpu: bool
+    world_size: int
+    is_main: bool
+
+
+def asked() -> Asked:
+    """Reads what `accelerate launch` put into the environment; a plain `python -m trainer` is one process in fp32."""
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1") or not torch.cuda.is_available()
+    precision = os.environ.get(ASKED_PRECISION) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return Asked(precision, use_cpu, int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0")
+
+
+def start(place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path) -> Accelerator:
+    """Makes the one Accelerator of this process, in a group of exactly the size that was launched.
+
+    raises LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_FP8_")]:
+        del os.environ[name]  # prepare() would convert the model by these even under another precision
+    os.environ["ACCELERATE_MIXED_PRECISION"] = precision
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"  # the loop accumulates itself
+    _choose_compiler()
+    if deterministic:
+        _make_deterministic()
+    torch.set_num_threads(num_threads())
+    accelerator = Accelerator(
+        cpu=place.use_cpu,
+        mixed_precision=precision,
+        log_with=trackers or None,
+        project_dir=str(runs_folder),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if accelerator.num_processes != place.world_size:
+        raise LaunchError(
+            f"{place.world_size} processes were launched, but this one found itself in a group of {accelerator.num_processes}; "
+            "for several processes on CPUs use accelerate_configs/cpu_2proc.yaml as the pattern"
+        )
+    if accelerator.distributed_type not in SUPPORTED:
+        raise LaunchError(
+            f"the cluster file makes a {accelerator.distributed_type.value} group, and this version trains with data parallelism only; "
+            "set distributed_type: MULTI_GPU"
+        )
+    seed_streams(seed, accelerator.process_index)
+    return accelerator
+
+
+def seed_streams(seed: int, rank: int) -> None:
+    """Starts every random stream of this rank from (seed, rank)."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+def num_threads() -> int:
+    """Threads for this process: the cores it may use, shared among the processes of this machine.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 when nobody has; a number that a person chose is larger, and stays.
+    """
+    chosen = int(os.environ.get("OMP_NUM_THREADS", "1") or 1)
+    if chosen > 1:
+        return chosen
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, num_cores() // local_processes)
+
+
+def num_cores() -> int:
+    """Cores this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.is_file():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def open_log(folder: Path, *, is_main: bool, console: logging.Handler) -> None:
+    """Sends the story of the run to the console and, from the main process, to train.log; other ranks tell warnings only."""
+    root = logging.getLogger()
+    root.handlers.clear()
+    root.setLevel(logging.WARNING)
+    logging.getLogger("trainer").setLevel(logging.INFO if is_main else logging.WARNING)
+    rank = os.environ.get("RANK", "0")
+    place = "" if is_main else f"[rank {rank}] "
+    console.setFormatter(logging.Formatter(f"%(asctime)s {place}%(message)s", "%H:%M:%S"))
+    root.addHandler(console)
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(file)
+    warnings.filterwarnings("ignore", message=".*cudagraph.*")
+
+
+def describe(accelerator: Accelerator) -> str:
+    """Where the run computes, as words."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+    processes = accelerator.num_processes
+    return f"{processes} process{'es' if processes > 1 else ''} on {name}{' each' if processes > 1 else ''}"
+
+
+def compile_backend(accelerator: Accelerator) -> str:
+    """The torch.compile backend that the cluster file chose; `no` for none."""
+    return accelerator.state.dynamo_plugin.backend.value.lower()
+
+
+def determinism_report(accelerator: Accelerator, *, batch: int, num_heads: int, sequence_length: int, head_width: int) -> str:
+    """What `deterministic: true` costs here: attention forward and backward at the run's shape, timed both ways on a GPU."""
+    if accelerator.device.type != "cuda":
+        return "deterministic: on; a CPU computes the same either way, it costs nothing"
+    shape = (batch, num_heads, sequence_length, head_width)
+    dtype = torch.bfloat16 if accelerator.mixed_precision in ("bf16", "fp8") else torch.float32
+    query = torch.randn(shape, device=accelerator.device, dtype=dtype, requires_grad=True)
+    seconds = {True: [], False: []}
+    for _ in range(8):
+        for deterministic in (True, False):
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            seconds[deterministic].append(_attention_seconds(query))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    on, off = (sorted(seconds[way])[len(seconds[way]) // 2] for way in (True, False))
+    return (
+        f"deterministic: on; attention takes {duration(on)} a layer with it and {duration(off)} without ({on / off:.2f}x), "
+        "cuBLAS keeps one workspace, NCCL one algorithm"
+    )
+
+
+def _attention_seconds(query: torch.Tensor) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
+    torch.cuda.synchronize()
+    query.grad = None
+    return time.perf_counter() - started
+
+
+def _make_deterministic() -> None:
+    """The same bits from the same inputs; what a GPU needs for it must be set before its first use."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for programmers that costs a pass over every buffer
+    torch.backends.cudnn.benchmark = False
+
+
+def _choose_compiler() -> None:
+    """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler."""
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
+        log.warning("torch.compile is left out: it needs a C++ compiler (g++), and none is installed; expect a slower run")
+
+
+def _cpp_compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def finish_processes(accelerator: Accelerator) -> None:
+    """Waits for every rank and ends the group; after it no collective is possible."""
+    accelerator.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.stdout.flush()

@@ -1,0 +1,132 @@
+"""The training loop: the order of a step is its meaning, so here it stands in the order of the lines."""
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from trainer.data.loader import Batch
+from trainer.metrics.reporter import Known
+from trainer.optim.build import set_learning_rate, step_if_finite
+from trainer.run import Run, bits_per_byte
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: `finished`, `interrupted` or `diverged`, and why."""
+
+    kind: str
+    reason: str
+
+
+def train(run: Run) -> Outcome:
+    """Takes optimizer steps until the budget is spent, the loss is beyond saving, or someone asks us to stop.
+
+    A finished or interrupted run ends with a checkpoint of its last step.
+    """
+    if run.progress.step >= run.config.max_steps:
+        return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
+    with run.stop:
+        if run.progress.step and run.evaluator.due(run.progress.step):
+            evaluate(run)  # the run was interrupted at this step, before its evaluation
+        for batch in run.loader.batches(run.progress.sequences):
+            lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
+            loss = accumulate_gradients(run, batch)
+            grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
+            step_if_finite(run.optimizer, grad_norm)
+            run.optimizer.zero_grad()
+
+            run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
+            known = report(run, batch, lr, loss, grad_norm)
+            outcome = decide(run, known)
+
+            is_best = evaluate(run) if run.evaluator.due(run.progress.step) and _may_evaluate(outcome) else False
+            save(run, outcome, is_best)
+            if outcome:
+                return outcome
+    raise AssertionError("the loader never ends")
+
+
+def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
+    """Forward and backward over this rank's share of one global batch; returns its mean loss, still on the device.
+
+    Gradients are summed over ranks once, on the last micro-batch.
+    """
+    total = torch.zeros((), device=run.accelerator.device)
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        is_last = number == len(batch.micro_batches)
+        with nullcontext() if is_last else run.accelerator.no_sync(run.model):
+            loss = run.model(micro_batch.inputs, labels=micro_batch.labels) / len(batch.micro_batches)
+            run.accelerator.backward(loss)
+        total += loss.detach()
+    return total
+
+
+def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor) -> list[Known]:
+    """Hands the step's numbers over; returns those that have reached the host, the same on every rank.
+
+    One reduction carries the loss and the ranks' wishes to stop.
+    """
+    accelerator, progress = run.accelerator, run.progress
+    vote = torch.full_like(loss, run.stop.vote)
+    mean = accelerator.reduce(torch.stack([loss / accelerator.num_processes, vote]), reduction="sum")
+    numbers = torch.stack([mean[0], grad_norm.to(mean.dtype), mean[1]])
+    known = run.reporter.step(
+        step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
+        epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers,
+    )  # fmt: skip
+    needed_now = run.evaluator.due(progress.step) or run.checkpointer.due(progress.step) or progress.step >= run.config.max_steps
+    return known + run.reporter.flush() if needed_now else known
+
+
+def decide(run: Run, known: list[Known]) -> Outcome | None:
+    """Whether this step is the last, by numbers that every rank has alike; None while there is more to do."""
+    asked_to_stop = any(numbers.stop_votes for numbers in known)
+    if asked_to_stop:
+        known = known + run.reporter.flush()  # nothing may be on its way when this step becomes the last
+    for numbers in known:
+        if reason := run.guard.judge(numbers.step, numbers.loss, numbers.grad_norm):
+            return Outcome("diverged", reason)
+    if run.progress.step >= run.config.max_steps:
+        return Outcome("finished", f"all {run.config.max_steps} steps were taken")
+    if asked_to_stop:
+        return Outcome("interrupted", run.stop.reason or "another process was asked to stop")
+    return None
+
+
+def evaluate(run: Run) -> bool:
+    """Takes the validation loss and writes it down; returns whether it is the lowest so far."""
+    if run.validate is None:
+        return False
+    with run.reporter.pause():
+        started = time.perf_counter()
+        result = run.validate()
+        step, facts = run.progress.step, {}
+        if num_bytes := run.corpus.validation_bytes(run.config.evaluation.num_sequences):
+            facts["bits_per_byte"] = bits_per_byte(result, num_bytes)
+        seconds = time.perf_counter() - started
+        run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
+    return run.evaluator.record(step, result.loss)
+
+
+def save(run: Run, outcome: Outcome | None, is_best: bool) -> None:
+    """Saves what is due: the last step of a run that ends well or is interrupted, every n-th, and a new best."""
+    step = run.progress.step
+    reasons = {"finished": "final", "interrupted": "interrupt"}
+    if outcome and outcome.kind == "diverged":
+        return  # the weights are those of the last good step, and a resume would meet the same batches again
+    reason = reasons[outcome.kind] if outcome else run.checkpointer.due(step) or ("best" if is_best else None)
+    if not reason:
+        return
+    with run.reporter.pause():
+        known = run.reporter.known
+        run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
+
+
+def _may_evaluate(outcome: Outcome | None) -> bool:
+    """A person who asked to stop should not wait for an evaluation; the next start makes up for it where it matters."""
+    return outcome is None or outcome.kind == "finished"

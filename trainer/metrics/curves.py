@@ -1,0 +1,82 @@
+"""metrics.jsonl: one JSON object a step, appended in the order of the steps.
+
+When a resume goes back to an earlier step, the records after it move to metrics.lost.jsonl: no step stands twice in the
+curve, and what was lost is what the replay is compared with.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+
+CURVE = "metrics.jsonl"
+LOST = "metrics.lost.jsonl"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Every whole record of a curve; a last line that a crash cut short is left out. An absent file has none."""
+    return [record for _, record in _records(path)]
+
+
+def cut_after(folder: Path, step: int) -> int:
+    """Moves the records after `step` (and a line cut short) from the curve to the lost ones; returns how many moved.
+
+    The lost ones are durable before the curve is cut: a crash between the two moves them once more, and loses none.
+    """
+    curve = folder / CURVE
+    if not curve.is_file():
+        return 0
+    keep_bytes = 0
+    lost: list[str] = []
+    for end, record in _records(curve):
+        if not lost and record["step"] <= step:
+            keep_bytes = end
+        else:
+            lost.append(json.dumps(record))
+    if lost:
+        with open(folder / LOST, "a", encoding="utf-8") as file:
+            file.write("\n".join(lost) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    if keep_bytes != curve.stat().st_size:
+        files.truncate_file(curve, keep_bytes)
+    return len(lost)
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte after the record, record) of every whole line."""
+    if not path.is_file():
+        return
+    position = 0
+    with open(path, "rb") as file:
+        for line in file:
+            position += len(line)
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return  # a crash of the machine can leave a torn line; what follows it was never durable
+            yield position, record
+
+
+class Curve:
+    """The open metrics.jsonl of a running run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = open(folder / CURVE, "a", encoding="utf-8")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Writes one record; it survives the end of this process at once, and of the machine after `sync`."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until everything appended is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,43 @@
+"""Tokens a second, MFU and the time left: pure arithmetic on given clocks."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one step went."""
+
+    step_seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    """Share (0..1) of the devices' peak that the model's own FLOPs reach; None where the peak is unknown."""
+
+
+class SpeedMeter:
+    """Turns the clock at the end of each step into speeds; pauses (evaluation, a save) are not the step's time."""
+
+    def __init__(self, *, flops_per_token: float, peak_flops: float | None, num_devices: int) -> None:
+        """`peak_flops` of one device in FLOP/s, None when unknown."""
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops * num_devices if peak_flops else None
+        self._last: float | None = None
+        self._smooth_seconds: float | None = None
+
+    def resume(self, now: float) -> None:
+        """The clock starts, or starts again after a pause."""
+        self._last = now
+
+    def step(self, num_tokens: int, now: float) -> Speed:
+        """One step ended now."""
+        assert self._last is not None, "resume() starts the clock"
+        seconds = max(now - self._last, 1e-9)
+        self._last = now
+        smooth = self._smooth_seconds
+        self._smooth_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
+        rate = num_tokens / seconds
+        mfu = rate * self._flops_per_token / self._peak_flops if self._peak_flops else None
+        return Speed(seconds, rate, mfu)
+
+    def seconds_left(self, steps_left: int) -> float | None:
+        """The time the rest will take at the recent pace, without evaluations and saves; None before the first step."""
+        return None if self._smooth_seconds is None else steps_left * self._smooth_seconds

@@ -1,0 +1,191 @@
+"""A transformers model from random weights, whose forward pass with labels is the chunked loss and nothing else.
+
+The object is the transformers class in every respect (state dict, `generate`, `save_pretrained`, hooks): only `forward`
+has one more branch. `model(input_ids, labels=labels)` runs the blocks, takes the last hidden state and hands it with the
+head's weight to `chunked_cross_entropy`, so DDP, Accelerate's autocast and torch.compile see one module and one call.
+Families that do something to their logits after the head are found by comparison when the model is built, and take the
+plain way.
+"""
+
+import functools
+import logging
+import math
+import types
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from trainer.errors import ConfigError
+from trainer.model.head import IGNORED, chunked_cross_entropy
+
+logger = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 8
+_PROBE_HEAD_SCALE = 2.0**8
+"""Fresh logits are near zero, where soft caps are the identity; a power of two comes off again to the last bit."""
+
+
+def build_model(
+    config: PretrainedConfig,
+    *,
+    vocab_size: int,
+    seed: int,
+    device: torch.device | str,
+    gradient_checkpointing: bool = False,
+) -> PreTrainedModel:
+    """A model of this config with random fp32 weights that depend on `seed` alone, in training mode on `device`.
+
+    vocab_size  real token ids; rows from there to `config.vocab_size` are padding: no probability, never generated
+    raises      ConfigError when the model is not causal or cannot be built
+
+    The global random state is neither read nor changed. On one kind of device, the same seed gives the same weights.
+    """
+    device = torch.device(device)
+    assert vocab_size <= config.vocab_size
+    model_class = with_chunked_loss(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=generators), device:
+        torch.manual_seed(seed)
+        try:
+            # Without sdpa the class has one way of attention, its own; named here, it would refuse.
+            attention = "sdpa" if model_class._supports_sdpa else None
+            model = model_class._from_config(config, dtype=torch.float32, attn_implementation=attention)
+        except ValueError as error:
+            raise ConfigError(f"model.config is refused by {model_class.__name__}: {error}") from error
+    model.real_vocab_size = vocab_size
+    model.head_reason = None
+    _check_ties(model)
+    _set_generation(model, vocab_size)
+    if device.type != "meta":
+        _check_causal(model)
+        model.head_reason = _why_not_chunked(model)
+        if model.head_reason:
+            logger.info("loss: plain, with all logits in memory, because %s", model.head_reason)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+@functools.lru_cache(maxsize=None)
+def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The transformers class with our loss, under its own name and module: what is saved names the original."""
+
+    @functools.wraps(plain_class.forward)
+    def forward(
+        self: PreTrainedModel,
+        input_ids: Tensor | None = None,
+        *positional: Any,
+        labels: Tensor | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        **kwargs: Any,
+    ) -> Any:
+        if labels is None:
+            return plain_class.forward(self, input_ids, *positional, **kwargs)
+        assert not positional, "with labels, everything after input_ids is passed by name"
+        loss_sum, num_labels = _loss_sums(self, plain_class, input_ids, labels, kwargs)
+        if reduction == "sum":
+            return torch.stack((loss_sum, num_labels))
+        return loss_sum / num_labels.clamp(min=1.0)
+
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace.update(__module__=plain_class.__module__, __qualname__=plain_class.__qualname__, forward=forward)
+        namespace["__doc__"] = f"{plain_class.__name__} whose forward pass with `labels` [B, T] returns the loss alone."
+
+    return types.new_class(plain_class.__name__, (plain_class,), exec_body=fill)
+
+
+def _loss_sums(
+    model: PreTrainedModel, plain_class: type[PreTrainedModel], input_ids: Tensor, labels: Tensor, kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Sum of the loss in nats and number of labels; `labels[:, t]` is the target of `input_ids[:, t]`, both [B, T]."""
+    if model.head_reason is not None:
+        logits = plain_class.forward(model, input_ids, use_cache=False, **kwargs).logits
+        return plain_loss_sums(logits, labels, model.real_vocab_size)
+    hidden = model.base_model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+    head = model.get_output_embeddings()
+    return chunked_cross_entropy(
+        hidden.flatten(0, 1),
+        head.weight,
+        labels.flatten(),
+        vocab_size=model.real_vocab_size,
+        bias=getattr(head, "bias", None),
+    )
+
+
+def plain_loss_sums(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The same sum and count from logits [B, T, Vp] that exist already: what the chunked way is held against."""
+    real = logits.float()[..., :vocab_size]
+    loss = F.cross_entropy(real.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss, (labels != IGNORED).sum(dtype=torch.float32)
+
+
+def _check_ties(model: PreTrainedModel) -> None:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert embedding is not None and head is not None, f"{type(model).__name__} does not say where its head is"
+    tied = head.weight is embedding.weight
+    wanted = bool(getattr(model.config, "tie_word_embeddings", False))
+    if tied != wanted:
+        raise ConfigError(
+            f"model.config.tie_word_embeddings is {str(wanted).lower()}, but {type(model).__name__} made embedding and head "
+            f"{'one parameter' if tied else 'two parameters'}; set it to {str(tied).lower()}"
+        )
+
+
+def _set_generation(model: PreTrainedModel, vocab_size: int) -> None:
+    """Tells `generate`, here and after an export, what ends a text and which ids are padding and never come."""
+    end = model.config.eos_token_id
+    model.generation_config = generation_config(vocab_size, model.config.vocab_size, end)
+
+
+def generation_config(vocab_size: int, padded: int, eot_id: int | None) -> GenerationConfig:
+    """A generation config that ends at `eot_id` and never yields an id from `vocab_size` on."""
+    return GenerationConfig(
+        bos_token_id=eot_id,
+        eos_token_id=eot_id,
+        pad_token_id=eot_id,
+        suppress_tokens=list(range(vocab_size, padded)) or None,
+    )
+
+
+def _probe(model: PreTrainedModel) -> Tensor:
+    """Two rows of tokens [2, 8] that differ in the last place only."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.real_vocab_size, (2, _PROBE_TOKENS), generator=generator)
+    tokens[1] = tokens[0]
+    tokens[1, -1] = (tokens[0, -1] + 1) % model.real_vocab_size
+    return tokens.to(model.device)
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel) -> None:
+    """A position must not see the ones after it: some classes are causal only when a field says so."""
+    logits = model.eval()(_probe(model)).logits[:, :-1].float()
+    if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+        raise ConfigError(
+            f"model.config.model_type {model.config.model_type!r} with these fields sees later tokens, so its loss would be "
+            "cheated; set is_decoder: true where the class has it, or take a causal model (e.g. llama, gpt2)"
+        )
+
+
+@torch.no_grad()
+def _why_not_chunked(model: PreTrainedModel) -> str | None:
+    """Why hidden @ weight.T is not what the model calls its logits, or None when it is."""
+    model.eval()
+    tokens = _probe(model)[:1]
+    labels = tokens.roll(-1, dims=1)
+    head = model.get_output_embeddings()
+    head.weight.mul_(_PROBE_HEAD_SCALE)
+    try:
+        plain_sum, count = plain_loss_sums(model(tokens, use_cache=False).logits, labels, model.real_vocab_size)
+        chunked_sum, _ = _loss_sums(model, type(model), tokens, labels, {})
+    except (AttributeError, AssertionError, TypeError) as error:
+        return f"{type(model).__name__} does not give its last hidden state in the usual way ({error})"
+    finally:
+        head.weight.mul_(1 / _PROBE_HEAD_SCALE)
+    plain, chunked = float(plain_sum / count), float(chunked_sum / count)
+    if math.isclose(plain, chunked, rel_tol=1e-4):
+        return None
+    return f"{type(model).__name__} changes its logits after the head (loss {plain:.6g} instead of {chunked:.6g} on a probe)"

@@ -1,0 +1,77 @@
+"""What came of a run, in a few lines, from its files alone: for the end of `./launch.sh`, and for the morning after."""
+
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.store import CheckpointStore
+from trainer.errors import TrainerError
+from trainer.metrics.curves import CURVE, read_records
+from trainer.metrics.outcome import read_outcome
+from trainer.text import count, duration, size, table
+
+
+def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None) -> str:
+    """The last losses beside the baselines, the sample, where everything lies, and what one would want next."""
+    outcome = read_outcome(folder)
+    records = read_records(folder / CURVE)
+    if outcome is None:
+        raise TrainerError(f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}")
+    parts = [
+        _headline(name, outcome, records),
+        _losses(records, baselines),
+        _sample(outcome),
+        _places(folder, checkpoints, outcome),
+        _next(name),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _headline(name: str, outcome: dict[str, Any], records: list[dict[str, Any]]) -> str:
+    kind = outcome["outcome"]
+    if kind == "running":
+        kind = "running, or killed"
+    steps = [record for record in records if "loss" in record]
+    seconds = sum(record["step_seconds"] for record in steps)
+    spent = f"; {count(steps[-1]['tokens'])} tokens in {duration(seconds)} of training" if steps else ""
+    resumed = f"\n{outcome['resume']}" if outcome.get("resume") else ""
+    return f"{name}: {kind} at step {outcome['step']} ({outcome['reason']}){spent}{resumed}"
+
+
+def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -> str:
+    losses = [record["loss"] for record in records if record.get("loss") is not None][-20:]
+    evaluations = [record for record in records if "val_loss" in record]
+    rows: list[tuple[str, str, str]] = [("", "nats a token", "")]
+    if losses:
+        rows.append(("training loss", f"{sum(losses) / len(losses):.3f}", f"mean of the last {len(losses)} steps"))
+    if evaluations:
+        last = evaluations[-1]
+        extra = f"{last['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in last else ""
+        rows.append(("validation loss", f"{last['val_loss']:.3f}", extra))
+    if baselines:
+        rows.append(("bigram model", f"{baselines['bigram']:.3f}", "on the same validation text"))
+        rows.append(("unigram model", f"{baselines['unigram']:.3f}", ""))
+    return table(rows) if len(rows) > 1 else ""
+
+
+def _sample(outcome: dict[str, Any]) -> str:
+    text = outcome.get("sample")
+    return "It writes now:\n\n" + "\n".join(f"    {line}" for line in text.strip().splitlines()) if text else ""
+
+
+def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:
+    store = CheckpointStore(checkpoints)
+    rows = [("checkpoints", f"{checkpoints}  ({len(store.entries())}, {size(store.num_bytes())})"), ("TensorBoard", str(folder))]
+    if outcome.get("exported"):
+        rows.append(("exported model", outcome["exported"]))
+    return "\n".join(f"  {what:15s} {where}" for what, where in rows)
+
+
+def _next(name: str) -> str:
+    return "\n".join(
+        (
+            "Next:",
+            f"  .venv/bin/trainer generate {name} --prompt 'To be, or not'",
+            "  .venv/bin/tensorboard --logdir runs",
+            f"  .venv/bin/trainer checkpoints ls {name}",
+        )
+    )

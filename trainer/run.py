@@ -1,0 +1,318 @@
+"""The hall: a config becomes everything a run needs, built in one readable order and held in one frozen dataclass.
+
+Rooms do not know each other; what one needs of another is handed to it here. `Run` holds, it does not act.
+"""
+
+import json
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from accelerate import Accelerator
+
+from trainer import files, launch
+from trainer.checkpoint.checkpointer import Checkpointer, Description
+from trainer.checkpoint.resume import Resolution
+from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.folders import checkpoints_folder, run_folder
+from trainer.config.load import dump, flatten
+from trainer.config.schema import Config
+from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.loader import TokenLoader, accumulation_steps, validation_batches
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.metrics.console import console_handler
+from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.reporter import Reporter
+from trainer.metrics.trackers import check_tracker_names
+from trainer.model.build import build_model
+from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.model.presets import resolve
+from trainer.optim.build import build_optimizer, hyperparameters, restore_hyperparameters
+from trainer.optim.schedule import build_schedule
+from trainer.precision.decide import Decision, decide
+from trainer.safety.guard import LossGuard
+from trainer.safety.stop import StopRequest
+
+from trainer.state import Progress, TrainState
+from trainer.text import count
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop needs, in the order it needs it."""
+
+    config: Config
+    accelerator: Accelerator
+    decision: Decision
+    corpus: Corpus
+    loader: TokenLoader
+    model: torch.nn.Module
+    """What `Accelerator.prepare` gave back: takes inputs and labels [B, T], returns the mean loss."""
+    bare_model: torch.nn.Module
+    """The transformers model inside, never compiled: its keys are stored, and it generates."""
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    state: TrainState
+    guard: LossGuard
+    stop: StopRequest
+    evaluator: Evaluator
+    validate: Callable[[], ValidationLoss] | None
+    """Validation loss of the model as it is; None without held-out data."""
+    checkpointer: Checkpointer
+    reporter: Reporter
+    folder: Path
+    """runs/NAME."""
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
+
+
+def build_run(config: Config) -> Run:
+    """Builds a run and brings it to where it stands: freshly started, or restored from a checkpoint."""
+    check_tracker_names(config.metrics.trackers)
+    place = launch.asked()
+    accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
+    launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
+    decision = _decide_precision(place)
+    accelerator = launch.start(
+        place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
+        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
+    )  # fmt: skip
+    log.info("%s: %s", config.name, launch.describe(accelerator))
+    log.info(decision.sentence)
+
+    with accelerator.main_process_first():
+        corpus = open_corpus(config.data, config.sequence_length)
+    loader = TokenLoader(
+        corpus.train, global_batch=config.global_batch, micro_batch=config.micro_batch, rank=accelerator.process_index,
+        world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
+    )  # fmt: skip
+    bare_model = _build_model(config, corpus, accelerator.device)
+    optimizer = _build_optimizer(config, bare_model)
+    model, optimizer = accelerator.prepare(bare_model, optimizer)
+    _check_coverage(bare_model, optimizer)
+
+    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps)
+    guard = LossGuard(config.safety.max_bad_steps)
+    state = TrainState(Progress(), guard=guard, evaluation=evaluator)
+    reporter = _build_reporter(config, accelerator, bare_model, decision)
+    checkpointer = Checkpointer(
+        accelerator, bare_model, optimizer, state, CheckpointStore(checkpoints_folder(config)),
+        _describe(config, corpus, bare_model, decision), every_steps=config.checkpoint.every_steps,
+        policy=Policy(config.checkpoint.keep_last, config.checkpoint.keep_best), before_commit=reporter.sync,
+    )  # fmt: skip
+    run = Run(
+        config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
+        bare_model=bare_model, optimizer=optimizer,
+        schedule=build_schedule(
+            config.schedule.name, max_steps=config.max_steps, warmup_steps=config.schedule.warmup_steps,
+            min_lr_fraction=config.schedule.min_lr_fraction, decay_fraction=config.schedule.decay_fraction,
+        ),
+        state=state, guard=guard, stop=StopRequest(), evaluator=evaluator,
+        validate=_build_validation(config, corpus, accelerator, model), checkpointer=checkpointer, reporter=reporter,
+        folder=run_folder(config),
+    )  # fmt: skip
+    _bring_to_its_place(run)
+    return run
+
+
+def _decide_precision(place: launch.Asked) -> Decision:
+    device_type = "cpu" if place.use_cpu else "cuda"
+    has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return decide(place.precision, device_type=device_type, has_bf16=has_bf16)
+
+
+def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
+    eot_id = corpus.tokenizer.eot_id if corpus.tokenizer else None
+    model_config = resolve(
+        config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
+        eot_id=eot_id,
+    )  # fmt: skip
+    return build_model(
+        model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    wanted = config.optimizer
+    return build_optimizer(
+        model, name=wanted.name, lr=wanted.lr, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay,
+        muon_lr=wanted.muon_lr, muon_momentum=wanted.muon_momentum, muon_weight_decay=wanted.muon_weight_decay,
+    )  # fmt: skip
+
+
+def _check_coverage(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Every trainable parameter is in exactly one group of the optimizer, also after `prepare`, which may have swapped some."""
+    trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    wanted = {id(p) for p in model.parameters() if p.requires_grad}
+    assert len(trained) == len(set(trained)) and set(trained) == wanted, "a trainable parameter is in no group, or in two"
+
+
+def _build_reporter(config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision) -> Reporter:
+    flops = flops_per_token(model, config.sequence_length)
+    device = accelerator.device
+    peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
+    if peak is None:
+        log.info("MFU: unknown, because the peak of this device is not known")
+    parameters = parameter_counts(model)
+    tokens_a_step = config.global_batch * config.sequence_length
+    log.info(
+        "model: %s parameters (%s without embeddings), %sFLOP a token", count(parameters.total), count(parameters.non_embedding),
+        count(flops),
+    )  # fmt: skip
+    log.info(
+        "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens", config.global_batch, config.sequence_length,
+        count(tokens_a_step), config.max_steps, count(tokens_a_step * config.max_steps),
+    )  # fmt: skip
+    return Reporter(
+        accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
+        console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
+        meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
+        replay_key=_replay_key(config, accelerator),
+    )  # fmt: skip
+
+
+def _build_validation(
+    config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
+) -> Callable[[], ValidationLoss] | None:
+    if corpus.validation is None:
+        log.info("no validation data: there will be no validation loss, and no best checkpoint")
+        return None
+    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+    def batches() -> Any:
+        return validation_batches(
+            corpus.validation, num_sequences=config.evaluation.num_sequences, micro_batch=config.micro_batch,
+            rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+        )  # fmt: skip
+
+    return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
+
+
+def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
+    """The facts that a manifest states; `identity` are those that a resume must find again."""
+    packages = ("torch", "accelerate", "transformers", "accelerate-trainer")
+    architecture = {**({"preset": config.model.preset} if config.model.preset else {}), **config.model.config}
+    return Description(
+        identity={
+            **{f"model.{key}": value for key, value in architecture.items()},
+            "parameter_shapes": _digest(sorted((name, list(p.shape)) for name, p in model.named_parameters())),
+            "vocab_size": corpus.vocab_size,
+            "tokenizer": corpus.tokenizer.sha256 if corpus.tokenizer else None,
+            "training_data": corpus.train.fingerprint,
+            "sequence_length": config.sequence_length,
+            "seed": config.seed,
+            "optimizer": config.optimizer.name,
+        },
+        model=json.loads(model.config.to_json_string(use_diff=False)),
+        tokenizer=corpus.tokenizer.name if corpus.tokenizer else None,
+        vocab_size=corpus.vocab_size,
+        precision=decision.mode,
+        versions={"python": platform.python_version(), **{package: version(package) for package in packages}},
+        config_text=dump(config),
+    )
+
+
+def _replay_key(config: Config, accelerator: Accelerator) -> str:
+    """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
+    flat = flatten(config)
+    silent = ("name", "resume_from_checkpoint", "checkpoints_folder", "runs_folder")
+    sections = ("checkpoint.", "evaluation.", "metrics.", "safety.")
+    settings = {key: value for key, value in flat.items() if key not in silent and not key.startswith(sections)}
+    device = accelerator.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    facts = (
+        settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
+        torch.__version__, version("transformers"), version("accelerate"),
+    )  # fmt: skip
+    return _digest(facts)[:16]
+
+
+def _digest(value: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def _bring_to_its_place(run: Run) -> None:
+    """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
+    config = run.config
+    resolution = run.checkpointer.find(_folder_or_word(config.resume_from_checkpoint))
+    run.checkpointer.check_room()
+    if run.accelerator.is_main_process:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(run.folder / "config.yaml", dump(config))
+    _warm_up(run)
+    resumed_step = None
+    if resolution.path is None:
+        launch.seed_streams(config.seed, run.accelerator.process_index)
+        log.info("a fresh start: the run has no checkpoints yet")
+    else:
+        resumed_step = resolution.manifest.step
+        _restore(run, resolution)
+    run.reporter.open(flatten(config), resumed_step)
+
+
+def _folder_or_word(wanted: str) -> str:
+    """A path is meant from the project's folder; the other words of resume_from_checkpoint stay as they are."""
+    if wanted in ("latest", "best", "none") or wanted.isdigit():
+        return wanted
+    return str(files.project_folder() / wanted)
+
+
+def _restore(run: Run, resolution: Resolution) -> None:
+    """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
+    wanted = hyperparameters(run.optimizer)
+    run.checkpointer.restore(resolution)
+    restore_hyperparameters(run.optimizer, wanted)
+    progress = run.progress
+    log.info(
+        "resumed from %s: step %d of %d, %s tokens, epoch %.2f", resolution.path, progress.step, run.config.max_steps,
+        count(progress.tokens), run.loader.epoch_at(progress.sequences),
+    )  # fmt: skip
+
+
+def _warm_up(run: Run) -> None:
+    """One forward and backward of the run's shape, thrown away before anything counts.
+
+    It compiles, finds out whether the memory suffices, and lets DistributedDataParallel settle its gradient buckets, whose
+    order after the first backward would otherwise make the first step after a resume sum in another order.
+    """
+    started = time.perf_counter()
+    device, config = run.accelerator.device, run.config
+    zeros = torch.zeros((config.micro_batch, config.sequence_length), dtype=torch.int64, device=device)
+    run.model.train()
+    for _ in range(2):
+        run.accelerator.backward(run.model(zeros, labels=zeros))
+        run.optimizer.zero_grad()
+    if config.deterministic:
+        shape = run.bare_model.config
+        heads = shape.num_attention_heads
+        log.info(
+            launch.determinism_report(
+                run.accelerator, batch=config.micro_batch, num_heads=heads, sequence_length=config.sequence_length,
+                head_width=shape.hidden_size // heads,
+            )
+        )  # fmt: skip
+    else:
+        log.info("deterministic: off; a replay may differ in the last bits")
+    backend = launch.compile_backend(run.accelerator)
+    compiled = "no torch.compile" if backend == "no" else f"torch.compile with {backend}"
+    log.info("ready after %.0f seconds of warming up (%s)", time.perf_counter() - started, compiled)
+
+
+def bits_per_byte(loss: ValidationLoss, num_bytes: int) -> float:
+    """Validation loss in bits a byte of text, which compares across tokenizers: loss x tokens / (bytes x ln 2)."""
+    return loss.loss * loss.num_tokens / (num_bytes * math.log(2))

@@ -1,0 +1,1 @@
+"""What ends or steers a run from outside or from its own numbers: signals (stop.py) and losses that are no numbers (guard.py)."""

@@ -1,0 +1,37 @@
+"""Steps whose gradient is not finite are skipped on the device; too many in a row end the run."""
+
+import logging
+import math
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class LossGuard:
+    """Counts skipped steps; a part of the TrainState, so the count survives a restart."""
+
+    def __init__(self, max_bad_steps: int) -> None:
+        self._max_bad_steps = max_bad_steps
+        self._in_a_row = 0
+        self._in_all = 0
+
+    def judge(self, step: int, loss: float, grad_norm: float) -> str | None:
+        """Takes a step's numbers, equal on every rank; returns the reason to give up, or None to go on."""
+        if math.isfinite(grad_norm):
+            self._in_a_row = 0
+            return None
+        self._in_a_row += 1
+        self._in_all += 1
+        log.warning(
+            "step %d: loss %g, gradient norm %g: the update is skipped (%d in a row, %d in all)",
+            step, loss, grad_norm, self._in_a_row, self._in_all,
+        )  # fmt: skip
+        if self._in_a_row >= self._max_bad_steps:
+            return f"{self._in_a_row} steps in a row had a gradient that is not finite, the last with loss {loss:g}"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row, "in_all": self._in_all}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._in_a_row, self._in_all = int(state["in_a_row"]), int(state["in_all"])

@@ -1,0 +1,55 @@
+"""Quantities and choices, written for people."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def count(number: float) -> str:
+    """A count in three digits: 1.24e8 -> "124M"."""
+    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes with a decimal unit: 1487000000 -> "1.49 GB"."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= limit:
+            return f"{num_bytes / limit:.3g} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units: 93784 -> "1d 2h"."""
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return f"{seconds:.3g}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if minutes < 60:
+        return f"{minutes}m {int(seconds % 60)}s"
+    if hours < 24:
+        return f"{hours}h {minutes % 60}m"
+    return f"{days}d {hours % 24}h"
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The known word a typing mistake most likely meant, or None."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """A half sentence that helps after an unknown name: the nearest known one, or the list of all."""
+    words = sorted(words)
+    guess = nearest(word, words)
+    return f"did you mean {guess!r}?" if guess else f"known are: {', '.join(words)}"
+
+
+def table(rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
+    """Rows of cells as aligned columns; a column of numbers is set to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    numeric = [all(row[i][:1].isdigit() or row[i][:1] in "-" for row in cells[1:]) for i in range(len(widths))]
+    align = [str.rjust if is_number else str.ljust for is_number in numeric]
+    return "\n".join(indent + "  ".join(f(cell, w) for f, cell, w in zip(align, row, widths)).rstrip() for row in cells)

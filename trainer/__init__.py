@@ -1,10 +1,10 @@
 """A pretraining trainer on Hugging Face Accelerate that survives anything.
 
-The house. An import may only go down a floor; rooms on floor 3 never import each other, and what one needs of another
-`run.py` hands it. `tests/test_architecture.py` reads this plan and checks it.
+The house. An import may only go down a floor (on floor 6 also to the right); rooms on floor 3 never import each other, and what
+one needs of another `run.py` hands it. `tests/test_architecture.py` reads this plan and checks it.
 
-    floor 6  cli __main__
-    floor 5  loop session
+    floor 6  __main__ cli session
+    floor 5  loop
     floor 4  run supervise export report
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config state

@@ -98,13 +98,28 @@ def prepare(
     text_key: Annotated[str | None, typer.Option(help="The field that holds the text; text or content by default.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the documents.")] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.005,
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that encode; all cores by default.")] = None,
 ) -> None:
     """Turn text into shards that a recipe's data.corpus names."""
     from trainer.data.prepare import prepare as prepare_corpus
-    from trainer.launch_size import num_cores
+    from trainer.text import count, duration
 
-    raise NotImplementedError
+    report = prepare_corpus(
+        sources, out, tokenizer, text_key=text_key, validation_fraction=validation_fraction,
+        validation_sources=validation or (), num_workers=workers, progress=_show_progress,
+    )  # fmt: skip
+    found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
+    print(
+        f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
+        f"{count(report.validation_tokens)} held out ({report.validation_documents:,}), {report.bytes_per_token:.2f} bytes a token"
+    )
+    print(f"Train on it with data.corpus={out} in a recipe or on the command line.")
+
+
+def _show_progress(documents: int, tokens: int) -> None:
+    from trainer.text import count
+
+    print(f"\r{count(documents)} documents, {count(tokens)} tokens ", end="", file=sys.stderr, flush=True)
 
 
 @app.command()

@@ -8,10 +8,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 
 def project_folder() -> Path:
@@ -46,8 +46,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(partial, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            fsync_open_file(file)
         os.replace(partial, path)
         fsync_folder(path.parent)
     except BaseException:
@@ -120,11 +119,27 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def fsync_open_file(file: IO) -> None:
+    """Waits until what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Adds whole lines to a file, durably; a last line that a crash cut short is ended before them, not continued."""
+    with open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write("".join(f"{line}\n" for line in lines).encode())
+        fsync_open_file(file)
+    fsync_folder(path.parent)
+
+
 def truncate_file(path: Path, num_bytes: int) -> None:
     """Cuts a file's end off, durably."""
     with open(path, "r+b") as file:
         file.truncate(num_bytes)
-        os.fsync(file.fileno())
+        fsync_open_file(file)
 
 
 def lock(path: Path) -> BinaryIO | None:

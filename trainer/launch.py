@@ -6,7 +6,6 @@ import random
 import shutil
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +47,7 @@ def start(place: Asked, *, precision: str, deterministic: bool, seed: int, track
 
     raises LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
     """
+    torch.set_num_threads(num_threads())
     for name in [name for name in os.environ if name.startswith("ACCELERATE_FP8_")]:
         del os.environ[name]  # prepare() would convert the model by these even under another precision
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
@@ -55,7 +55,6 @@ def start(place: Asked, *, precision: str, deterministic: bool, seed: int, track
     _choose_compiler()
     if deterministic:
         _make_deterministic()
-    torch.set_num_threads(num_threads())
     accelerator = Accelerator(
         cpu=place.use_cpu,
         mixed_precision=precision,
@@ -85,12 +84,13 @@ def seed_streams(seed: int, rank: int) -> None:
 
 
 def num_threads() -> int:
-    """Threads for this process: the cores it may use, shared among the processes of this machine.
+    """Threads for this process: what OMP_NUM_THREADS says, or the cores it may use, shared among the processes of this machine.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 when nobody has; a number that a person chose is larger, and stays.
+    `accelerate launch` sets OMP_NUM_THREADS to 1 when nobody has chosen, so under it a 1 does not count as a choice.
     """
-    chosen = int(os.environ.get("OMP_NUM_THREADS", "1") or 1)
-    if chosen > 1:
+    chosen = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if chosen > 1 or (chosen == 1 and not launched):
         return chosen
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, num_cores() // local_processes)
@@ -116,19 +116,25 @@ def open_log(folder: Path, *, is_main: bool, console: logging.Handler) -> None:
     rank = os.environ.get("RANK", "0")
     place = "" if is_main else f"[rank {rank}] "
     console.setFormatter(logging.Formatter(f"%(asctime)s {place}%(message)s", "%H:%M:%S"))
+    console.addFilter(_is_news)
     root.addHandler(console)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(folder / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        file.addFilter(_is_news)
         root.addHandler(file)
-    warnings.filterwarnings("ignore", message=".*cudagraph.*")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leaves out what Accelerate warns of at every save of a model with tied embeddings: the tie is kept, and a test holds that."""
+    return "Removed shared tensor" not in record.getMessage()
 
 
 def describe(accelerator: Accelerator) -> str:
     """Where the run computes, as words."""
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     processes = accelerator.num_processes
     return f"{processes} process{'es' if processes > 1 else ''} on {name}{' each' if processes > 1 else ''}"
 
@@ -178,6 +184,9 @@ def _make_deterministic() -> None:
 
 def _choose_compiler() -> None:
     """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler."""
+    # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
+    # variant would silently run uncompiled.
+    torch._dynamo.config.recompile_limit = 64
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"

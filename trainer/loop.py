@@ -9,7 +9,8 @@ import torch
 
 from trainer.data.loader import Batch
 from trainer.metrics.reporter import Known
-from trainer.optim.build import set_learning_rate, step_if_finite
+from trainer.optim.build import step_if_finite
+from trainer.optim.groups import set_learning_rate
 from trainer.run import Run, bits_per_byte
 
 log = logging.getLogger(__name__)

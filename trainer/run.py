@@ -8,7 +8,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 import xxhash
 from accelerate import Accelerator
 
-from trainer import files, launch
+from trainer import __version__, files, launch
 from trainer.checkpoint.checkpointer import Checkpointer, Description
 from trainer.checkpoint.resume import Resolution
 from trainer.checkpoint.retention import Policy
@@ -37,7 +37,8 @@ from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
 from trainer.model.presets import resolve
-from trainer.optim.build import build_optimizer, hyperparameters, restore_hyperparameters
+from trainer.optim.build import build_optimizer
+from trainer.optim.groups import check_groups, hyperparameters, restore_hyperparameters
 from trainer.optim.schedule import build_schedule
 from trainer.precision.decide import Decision, decide
 from trainer.safety.guard import LossGuard
@@ -103,15 +104,16 @@ def build_run(config: Config) -> Run:
     bare_model = _build_model(config, corpus, accelerator.device)
     optimizer = _build_optimizer(config, bare_model)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
-    _check_coverage(bare_model, optimizer)
+    check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps)
     guard = LossGuard(config.safety.max_bad_steps)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
-    reporter = _build_reporter(config, accelerator, bare_model, decision)
+    description = _describe(config, corpus, bare_model, decision)
+    reporter = _build_reporter(config, accelerator, bare_model, decision, description.identity)
     checkpointer = Checkpointer(
         accelerator, bare_model, optimizer, state, CheckpointStore(checkpoints_folder(config)),
-        _describe(config, corpus, bare_model, decision), every_steps=config.checkpoint.every_steps,
+        description, every_steps=config.checkpoint.every_steps,
         policy=Policy(config.checkpoint.keep_last, config.checkpoint.keep_best), before_commit=reporter.sync,
     )  # fmt: skip
     run = Run(
@@ -155,14 +157,9 @@ def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Opti
     )  # fmt: skip
 
 
-def _check_coverage(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Every trainable parameter is in exactly one group of the optimizer, also after `prepare`, which may have swapped some."""
-    trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    wanted = {id(p) for p in model.parameters() if p.requires_grad}
-    assert len(trained) == len(set(trained)) and set(trained) == wanted, "a trainable parameter is in no group, or in two"
-
-
-def _build_reporter(config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision) -> Reporter:
+def _build_reporter(
+    config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision, identity: dict[str, Any]
+) -> Reporter:
     flops = flops_per_token(model, config.sequence_length)
     device = accelerator.device
     peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
@@ -182,7 +179,7 @@ def _build_reporter(config: Config, accelerator: Accelerator, model: torch.nn.Mo
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
-        replay_key=_replay_key(config, accelerator),
+        replay_key=_replay_key(config, accelerator, identity),
     )  # fmt: skip
 
 
@@ -194,18 +191,19 @@ def _build_validation(
         return None
     inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
-    def batches() -> Any:
-        return validation_batches(
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        micro_batches = validation_batches(
             corpus.validation, num_sequences=config.evaluation.num_sequences, micro_batch=config.micro_batch,
             rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
         )  # fmt: skip
+        return ((batch.inputs, batch.labels) for batch in micro_batches)
 
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
 
 
 def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again."""
-    packages = ("torch", "accelerate", "transformers", "accelerate-trainer")
+    packages = ("torch", "accelerate", "transformers")
     architecture = {**({"preset": config.model.preset} if config.model.preset else {}), **config.model.config}
     return Description(
         identity={
@@ -222,21 +220,23 @@ def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: 
         tokenizer=corpus.tokenizer.name if corpus.tokenizer else None,
         vocab_size=corpus.vocab_size,
         precision=decision.mode,
-        versions={"python": platform.python_version(), **{package: version(package) for package in packages}},
+        versions={
+            "trainer": __version__, "python": platform.python_version(), **{package: version(package) for package in packages},
+        },  # fmt: skip
         config_text=dump(config),
     )
 
 
-def _replay_key(config: Config, accelerator: Accelerator) -> str:
+def _replay_key(config: Config, accelerator: Accelerator, identity: dict[str, Any]) -> str:
     """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
-    flat = flatten(config)
-    silent = ("name", "resume_from_checkpoint", "checkpoints_folder", "runs_folder")
-    sections = ("checkpoint.", "evaluation.", "metrics.", "safety.")
-    settings = {key: value for key, value in flat.items() if key not in silent and not key.startswith(sections)}
+    numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
+    settings = {
+        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule."))
+    }  # fmt: skip
     device = accelerator.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     facts = (
-        settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
+        identity, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
         torch.__version__, version("transformers"), version("accelerate"),
     )  # fmt: skip
     return _digest(facts)[:16]

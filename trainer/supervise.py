@@ -156,7 +156,7 @@ def plan(words: Sequence[str]) -> Plan:
     # The decision about fp8 that needs no GPU comes here, since `accelerate launch` dies on fp8 where no library for it is installed.
     precision = decide(cluster.precision, device_type="cpu", has_bf16=True).mode if cluster.precision == "fp8" else cluster.precision
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(cluster.path), "--mixed_precision", precision,
+        sys.executable, "-m", "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
         "-m", "trainer", "train", recipe, *overrides,
     ]  # fmt: skip
     environment = {
@@ -202,22 +202,29 @@ def is_finished(checked: Plan) -> bool:
 
 
 def run_launch(checked: Plan) -> int:
-    """Runs `accelerate launch`, forwards SIGTERM and SIGINT to it once each, and returns the run's own exit code."""
+    """Runs `accelerate launch`, forwards signals to it, and returns the run's own exit code.
+
+    A terminal that closes (SIGHUP) asks for a clean stop; a signal that is ignored here, as under nohup, stays ignored.
+    """
+    before = read_outcome(checked.folder)
     child = subprocess.Popen(checked.command, env=checked.environment, cwd=Path.cwd(), start_new_session=True)
     forwarded: set[int] = set()
 
     def forward(number: int, _frame: object) -> None:
-        if number not in forwarded or number == signal.SIGINT:
-            forwarded.add(number)
-            child.send_signal(number)
+        sent = signal.SIGTERM if number == signal.SIGHUP else number
+        if sent not in forwarded or sent == signal.SIGINT:
+            forwarded.add(sent)
+            child.send_signal(sent)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heard}
     try:
         code = child.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return exit_code(code, read_outcome(checked.folder))
+    after = read_outcome(checked.folder)
+    return exit_code(code, after if after != before else None)  # what an earlier launch left says nothing about this one
 
 
 def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
@@ -225,3 +232,23 @@ def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
     if outcome is None:
         return launcher_code or 1
     return EXIT_CODES[outcome["outcome"]]
+
+
+def accelerate_launch() -> int:
+    """`accelerate launch` itself, without the launcher's own tracebacks: the processes it started have said what happened."""
+    import logging
+
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except (SignalException, ChildFailedError):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(accelerate_launch())

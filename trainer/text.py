@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 def count(number: float) -> str:
     """A count in three digits: 1.24e8 -> "124M"."""
     for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
+        if abs(number) >= 0.9995 * limit:  # below it three digits still suffice
             return f"{number / limit:.3g}{letter}"
     return f"{number:.3g}"
 
@@ -15,7 +15,7 @@ def count(number: float) -> str:
 def size(num_bytes: float) -> str:
     """Bytes with a decimal unit: 1487000000 -> "1.49 GB"."""
     for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= limit:
+        if num_bytes >= 0.9995 * limit:
             return f"{num_bytes / limit:.3g} {unit}"
     return f"{num_bytes:.0f} bytes"
 

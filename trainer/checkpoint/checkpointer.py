@@ -80,6 +80,7 @@ class Checkpointer:
         self._every_steps, self._policy, self._before_commit = every_steps, policy, before_commit
         self._saved_step: int | None = None
         self._failures = 0
+        self._untidy = 0
         accelerator.register_for_checkpointing(state)
 
     # Saving
@@ -138,11 +139,20 @@ class Checkpointer:
             self._before_commit()
             manifest = self._manifest(reason, loss, val_loss, describe_files(staging))
             self._store.commit(staging, manifest)
-            self._store.prune(self._policy)
-            self._store.point_links()
         except WRITE_FAILURES as error:
             return _say(error)
+        self._tidy()
         return None
+
+    def _tidy(self) -> None:
+        """What follows a commit; the checkpoint is whole without it, and the next save tries again."""
+        works = {"old checkpoints": lambda: self._store.prune(self._policy), "the links latest and best": self._store.point_links}
+        for what, work in works.items():
+            try:
+                work()
+            except OSError as error:
+                self._untidy += 1
+                log.warning("%s in %s are not up to date: %s (%d times by now)", what, self._store.folder, _say(error), self._untidy)
 
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None, described: dict[str, Any]) -> Manifest:
         progress, facts = self._state.progress, self._description
@@ -196,8 +206,7 @@ class Checkpointer:
     def restore(self, resolution: Resolution) -> None:
         """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way."""
         folder, manifest = resolution.path, resolution.manifest
-        device = self._accelerator.device
-        load_model(self._model, folder / "model.safetensors", strict=True, device=str(device))
+        load_model(self._model, folder / "model.safetensors", strict=True)
         optimizer_state = torch.load(folder / "optimizer.bin", map_location="cpu", weights_only=True)
         self._optimizer.load_state_dict(optimizer_state)
         if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
@@ -241,13 +250,15 @@ class Checkpointer:
                 log.warning("%s is %s now and was %s: a replay may differ in the last bits", package, version, before)
 
     def _told_by_main(self, decide: Callable[[], Any]) -> Any:
-        """Runs `decide` on rank 0 and gives its result, or its TrainerError, to every rank."""
+        """Runs `decide` on rank 0 and gives its result, or its error, to every rank: one that raised alone would leave the others waiting."""
         outcome: list[Any] = [None, None]
         if self._accelerator.is_main_process:
             try:
                 outcome[0] = decide()
             except TrainerError as error:
                 outcome[1] = error
+            except OSError as error:
+                outcome[1] = CheckpointError(f"{self._store.folder} cannot be used ({_say(error)}); mend that and start again")
         if self._accelerator.num_processes > 1:
             broadcast_object_list(outcome)
         if outcome[1] is not None:
@@ -263,7 +274,8 @@ class Checkpointer:
     def _check_room(self) -> None:
         one = expected_bytes(self._model, self._optimizer)
         num_kept = self._policy.keep_last + self._policy.keep_best + 1
-        needed = max(0, one * num_kept - self._store.num_bytes())
+        there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
+        needed = max(0, one * num_kept - there)
         free = files.free_bytes(self._store.folder)
         if needed > free:
             raise CheckpointError(

@@ -5,6 +5,7 @@ is found as well. It also holds the state object's values, so that resuming neve
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -73,8 +74,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def to_json(manifest: Manifest) -> str:
-    """The manifest as text, with the digest of its own content."""
-    content = asdict(manifest)
+    """The manifest as text, with the digest of its own content; a loss that is not finite is not a number there."""
+    finite = {name: value if math.isfinite(value or 0.0) else None for name, value in (("loss", manifest.loss), ("val_loss", manifest.val_loss))}
+    content = json.loads(json.dumps({**asdict(manifest), **finite}))  # what a reader will see, whose digest must be the same
     return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
 
 

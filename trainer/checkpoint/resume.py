@@ -37,7 +37,7 @@ def resolve(store: CheckpointStore, wanted: str) -> Resolution:
         return _first_sound(store, entries) if entries else Resolution(None, None)
     if wanted == "best":
         return _best(store, entries)
-    if wanted.isdigit():
+    if wanted.isdecimal():
         return _exactly(store.path(int(wanted)), _steps_text(entries, store))
     return _exactly(Path(wanted), f"give latest, best, a step, or the path of a checkpoint's folder; {_steps_text(entries, store)}")
 

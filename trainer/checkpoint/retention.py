@@ -1,5 +1,6 @@
 """Which checkpoints are kept, and why: a pure function of the manifests on disk, so that bounds survive restarts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class Policy:
 
 def best_first(manifests: Sequence[Manifest]) -> list[Manifest]:
     """Those with a validation loss, lowest first; the older of two equal ones first."""
-    evaluated = [m for m in manifests if m.val_loss is not None]
+    evaluated = [m for m in manifests if m.val_loss is not None and math.isfinite(m.val_loss)]
     return sorted(evaluated, key=lambda m: (m.val_loss, m.step))
 
 

@@ -9,8 +9,10 @@ There is no index and no pointer that could disagree: the list is what is on dis
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer import files
 from trainer.checkpoint import manifest as manifests
@@ -26,7 +28,8 @@ class Entry:
     """One committed folder: its manifest, or what is wrong with it."""
 
     path: Path
-    step: int
+    step: int | None
+    """The step in its name; of a copy under another name the manifest's, None when that cannot be read either."""
     manifest: Manifest | None
     problem: str | None
 
@@ -39,20 +42,19 @@ class CheckpointStore:
 
     def entries(self) -> list[Entry]:
         """Every committed checkpoint, newest first. Reads manifests and file sizes, not the files."""
-        found = [(_step_of(path), path) for path in self.folder.glob("step-*") if path.is_dir()]
-        return [self.entry(path, step) for step, path in sorted(found, reverse=True)]
+        steps = [_step_of(path) for path in self.folder.glob("step-*") if path.is_dir()]
+        own = {step for step in steps if step is not None and self.path(step).is_dir()}  # a copy has another name
+        return [self.entry(self.path(step)) for step in sorted(own, reverse=True)]
 
-    def entry(self, path: Path, step: int | None = None) -> Entry:
+    def entry(self, path: Path) -> Entry:
         """One checkpoint by its folder, with a check of its structure: manifest, names and sizes."""
-        step = _step_of(path) if step is None else step
+        step = _step_of(path)
         try:
             manifest = manifests.read_manifest(path)
         except CheckpointError as error:
             return Entry(path, step, None, str(error))
         problems = structural_problems(path, manifest)
-        if manifest.step != step:
-            problems.append(f"its manifest is of step {manifest.step}, not {step}")
-        return Entry(path, step, manifest, "; ".join(problems) or None)
+        return Entry(path, manifest.step if step is None else step, manifest, "; ".join(problems) or None)
 
     def sound_manifests(self) -> list[Manifest]:
         """Manifests of all checkpoints whose structure is whole."""
@@ -93,21 +95,20 @@ class CheckpointStore:
         return doomed
 
     def point_links(self) -> None:
-        """Points the links `latest` and `best`, which people follow and nothing reads."""
+        """Points the links `latest` and `best`, which people follow and nothing reads; a folder that a copy left there stays."""
         sound = self.sound_manifests()
-        if sound:
-            files.point_symlink(self.folder / "latest", self.path(sound[0].step).name)
-        if best := best_first(sound):
-            files.point_symlink(self.folder / "best", self.path(best[0].step).name)
+        targets = {"latest": sound[:1], "best": best_first(sound)[:1]}
+        for name, chosen in targets.items():
+            link = self.folder / name
+            if chosen and (link.is_symlink() or not link.exists()):
+                files.point_symlink(link, self.path(chosen[0].step).name)
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left half written or half removed; returns the names."""
-        swept = []
-        for pattern in (".staging-*", ".removing-*"):
-            for path in sorted(self.folder.glob(pattern)):
-                files.remove_folder(path)
-                swept.append(path.name)
-        return swept
+        leftovers = [path for pattern in (".staging-*", ".removing-*", ".*.partial-*") for path in self.folder.glob(pattern)]
+        for path in leftovers:
+            files.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return sorted(path.name for path in leftovers)
 
     def num_bytes(self) -> int:
         """Bytes of everything in the folder, set-aside folders included."""
@@ -116,7 +117,16 @@ class CheckpointStore:
 
 def structural_problems(path: Path, manifest: Manifest) -> list[str]:
     """What a look at names and sizes shows to be wrong."""
+    try:
+        return _structural_problems(path, manifest)
+    except OSError as error:
+        return [f"{path.name} cannot be looked at: {error.strerror}"]
+
+
+def _structural_problems(path: Path, manifest: Manifest) -> list[str]:
     problems = []
+    if _step_of(path) not in (manifest.step, None):
+        problems.append(f"its manifest is of step {manifest.step}, not {_step_of(path)}")
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -135,23 +145,22 @@ def verify(path: Path) -> list[str]:
         manifest = manifests.read_manifest(path)
     except CheckpointError as error:
         return [str(error)]
-    problems = structural_problems(path, manifest)
-    if _step_of(path) not in (manifest.step, None):
-        problems.append(f"its manifest is of step {manifest.step}, not {_step_of(path)}")
-    for name, entry in manifest.files.items():
-        file = path / name
-        if file.is_file() and file.stat().st_size == entry["bytes"]:
-            try:
-                damaged = manifests.digest_file(file) != entry["xxh3_128"]
-            except OSError as error:
-                problems.append(f"{name} cannot be read: {error.strerror}")
-                continue
-            if damaged:
-                problems.append(f"{name} is damaged: its bytes do not match their digest")
-    return problems
+    return structural_problems(path, manifest) + [
+        problem for name, entry in manifest.files.items() if (problem := _damage(path / name, name, entry))
+    ]
+
+
+def _damage(file: Path, name: str, entry: dict[str, Any]) -> str | None:
+    """What reading a file shows to be wrong; a missing one, or one of another size, was told before."""
+    try:
+        if file.is_file() and file.stat().st_size == entry["bytes"] and manifests.digest_file(file) != entry["xxh3_128"]:
+            return f"{name} is damaged: its bytes do not match their digest"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+    return None
 
 
 def _step_of(path: Path) -> int | None:
     """The step in a folder's name; None when it has none (a copy under another name)."""
-    number = path.name.removeprefix("step-")
-    return int(number) if path.name.startswith("step-") and number.isdigit() else None
+    match = re.fullmatch(r"step-([0-9]+)", path.name)
+    return int(match[1]) if match else None

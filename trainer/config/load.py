@@ -3,6 +3,7 @@
 Every value knows where it came from, and all mistakes are told at once.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +57,13 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Loaded:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(*problems, *_explain(error, origins)) from None
+        raise ConfigError(*problems, *_explain(error, origins), *_contradictions_besides(error, values)) from None
     if problems:
         raise ConfigError(*problems)
     if not config.name:
         config = config.model_copy(update={"name": path.stem})
         origins["name"] = "the recipe's name"
-    return Loaded(config, {key: origins.get(key, "default") for key in flatten(config)})
+    return Loaded(config, {key: _origin(key, origins) for key in flatten(config)})
 
 
 def load_resolved(path: Path) -> Config:
@@ -114,21 +115,26 @@ def _read_recipe(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], di
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values, origins = _read_mapping(node, path)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date of a 13th month
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise ConfigError(f"recipe {path} is not readable YAML{line}: {getattr(error, 'problem', error)}; mend the file") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"recipe {path} holds no settings; it should be a mapping of keys to values")
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    _collect(node, path.name, "", values, origins)
     base = values.pop("base", None)
     origins.pop("base", None)
     if base is not None:
         base_values, base_origins = _read_recipe(find_recipe(str(base), path.parent), (*seen, path))
         values = _merge(base_values, values)
-        origins = {**{k: v for k, v in base_origins.items() if not _replaced(k, origins)}, **origins}
+        origins = {**base_origins, **origins}
+    return values, origins
+
+
+def _read_mapping(node: yaml.Node | None, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"recipe {path} holds no settings; it should be a mapping of keys to values")
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    _collect(node, path.name, "", values, origins)
     return values, origins
 
 
@@ -155,8 +161,21 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _replaced(key: str, origins: dict[str, str]) -> bool:
-    return key in origins
+def _origin(key: str, origins: dict[str, str]) -> str:
+    """Where a value came from; every place, for a mapping that was put together from several."""
+    places = [place for name, place in origins.items() if name.startswith(f"{key}.")]
+    return ", ".join(dict.fromkeys(places)) or origins.get(key, "default")
+
+
+def _is_text(key: str) -> bool:
+    """Whether a setting is text: what was typed is then its value, and 0123, on or 2026-01-01 mean themselves."""
+    section: Any = Config
+    for name in key.split("."):
+        fields = getattr(section, "model_fields", {})
+        if name not in fields:
+            return False
+        section = fields[name].annotation
+    return section in (str, str | None)
 
 
 def _apply_override(override: str, values: dict[str, Any], origins: dict[str, str], problems: list[str]) -> None:
@@ -166,7 +185,9 @@ def _apply_override(override: str, values: dict[str, Any], origins: dict[str, st
         return
     try:
         value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
+        value = text
+    if value is not None and _is_text(key):
         value = text
     *sections, last = key.split(".")
     place = values
@@ -188,6 +209,8 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> list[str]:
         place = f" ({origins[key]})" if key in origins else ""
         if found["type"] == "extra_forbidden":
             problems.append(f"unknown key {key}{place}; {_nearest_key(key)}")
+        elif found["type"] == "missing" and isinstance(found["loc"][-1], int):
+            problems.append(f"{key}{place} is {found['input']!r}, but should be a list with more values")
         elif found["type"] == "missing":
             problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...)")
         elif found["type"] == "value_error" and not found["loc"]:
@@ -198,15 +221,32 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> list[str]:
     return problems
 
 
+def _contradictions_besides(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    """What else does not fit together once the settings that are wrong by themselves are left out; empty when that cannot be told."""
+    remaining = copy.deepcopy(values)
+    for found in error.errors():
+        *sections, last = [part for part in found["loc"] if not isinstance(part, int)] or [None]
+        place: Any = remaining
+        for section in sections:
+            place = place.get(section, {}) if isinstance(place, dict) else {}
+        if not isinstance(place, dict) or place.pop(last, None) is None:
+            return []
+    try:
+        Config.model_validate(remaining)
+    except ValidationError as second:
+        return _explain(second, {}) if all(not found["loc"] for found in second.errors()) else []
+    return []
+
+
 def _nearest_key(key: str) -> str:
     """Help after an unknown key: a sibling that is spelt alike, or the same last word in another section."""
     known = [name for name, _, _ in settings_help()]
     section, _, last = key.rpartition(".")
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
     sections = sorted({name.partition(".")[0] for name in known if "." in name})
-    if close := nearest(last, siblings + (sections if not section else [])):
-        return f"did you mean {section + '.' if section else ''}{close}?"
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"
+    if close := nearest(last, siblings + (sections if not section else [])):
+        return f"did you mean {section + '.' if section else ''}{close}?"
     return f"known {'in ' + section if section else 'at the top'} are: {', '.join(siblings or known)}"

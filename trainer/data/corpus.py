@@ -71,7 +71,7 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
             f"`trainer prepare` wrote ({folder} has no manifest.json); run: trainer prepare SOURCE... --out {folder} "
             "--tokenizer gpt2   or, to see the recipe run at once: data.corpus=shakespeare data.tokenizer=gpt2"
         )
-    if data.tokenizer and data.tokenizer != manifest["tokenizer"]:
+    if data.tokenizer and load_tokenizer(data.tokenizer).sha256 != manifest["tokenizer_sha256"]:
         raise DataError(
             f"data.tokenizer is {data.tokenizer}, but {folder} was prepared with {manifest['tokenizer']}; leave data.tokenizer out, or "
             f"prepare the corpus again with --tokenizer {data.tokenizer}"
@@ -96,13 +96,13 @@ def _open(
             f"data.vocab_size {vocab_size} is smaller than the {tokenizer.vocab_size} entries of the tokenizer {tokenizer.name}; leave it out"
         )
 
-    def dataset(patterns: list[str]) -> TokenDataset:
-        paths = resolve_shards(patterns, files.project_folder())
+    def dataset(patterns: list[str], split: str) -> TokenDataset:
+        paths = resolve_shards(patterns, files.project_folder(), split)
         return TokenDataset(paths, sequence_length=sequence_length, vocab_size=vocab_size, dtype=data.dtype)
 
     return Corpus(
-        train=dataset(train),
-        validation=dataset(validation) if validation else None,
+        train=dataset(train, "train"),
+        validation=dataset(validation, "validation") if validation else None,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         baselines=baselines,

@@ -5,7 +5,6 @@ curve, and what was lost is what the replay is compared with.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ LOST = "metrics.lost.jsonl"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of a curve; a last line that a crash cut short is left out. An absent file has none."""
+    """Every whole record of a curve; a line that is damaged or that a crash cut short is left out. An absent file has none."""
     return [record for _, record in _records(path)]
 
 
@@ -37,30 +36,26 @@ def cut_after(folder: Path, step: int) -> int:
         else:
             lost.append(json.dumps(record))
     if lost:
-        with open(folder / LOST, "a", encoding="utf-8") as file:
-            file.write("\n".join(lost) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_lines(folder / LOST, lost)
     if keep_bytes != curve.stat().st_size:
         files.truncate_file(curve, keep_bytes)
     return len(lost)
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte after the record, record) of every whole line."""
+    """(byte after the record, record) of every whole line; a damaged one is left out, and those after it still count."""
     if not path.is_file():
         return
     position = 0
     with open(path, "rb") as file:
         for line in file:
             position += len(line)
-            if not line.endswith(b"\n"):
-                return
             try:
                 record = json.loads(line)
             except ValueError:
-                return  # a crash of the machine can leave a torn line; what follows it was never durable
-            yield position, record
+                continue
+            if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield position, record
 
 
 class Curve:
@@ -76,7 +71,7 @@ class Curve:
 
     def sync(self) -> None:
         """Waits until everything appended is on the disk."""
-        os.fsync(self._file.fileno())
+        files.fsync_open_file(self._file)
 
     def close(self) -> None:
         self._file.close()

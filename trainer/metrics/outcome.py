@@ -1,6 +1,7 @@
 """outcome.json: how a run ended, or that it is running. Written in one step, so that a reader never sees half of it."""
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts
         "reason": reason,
         "exit_code": EXIT_CODES[outcome],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **facts,
+        **{name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(folder / OUTCOME, json.dumps(content, indent=1) + "\n")
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """What a run's outcome.json says; None when there is none."""
-    path = folder / OUTCOME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What a run's outcome.json says; None when there is none, or a damaged one, which says nothing."""
+    try:
+        content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("outcome") in EXIT_CODES else None

@@ -27,11 +27,11 @@ def open_trackers(
 ) -> None:
     """Opens the trackers that the Accelerator was made with, on the main process.
 
-    On a resume TensorBoard is told to forget everything after that step, so nothing is drawn twice; the settings are written
-    once, by the fresh start, into the run's own event file.
+    TensorBoard is told to forget everything after the resumed step (on a fresh start: what a launch drew that never saved), so
+    nothing is drawn twice; the settings are written once, by the fresh start, into the run's own event file.
     """
-    purge = {} if resumed_step is None else {"purge_step": resumed_step + 1}
-    accelerator.init_trackers(name, config=None, init_kwargs={"tensorboard": purge})
+    purge = 0 if resumed_step is None else resumed_step + 1
+    accelerator.init_trackers(name, config=None, init_kwargs={"tensorboard": {"purge_step": purge}})
     if not accelerator.is_main_process:
         return
     plain = {key: _plain(value) for key, value in settings.items()}

@@ -1,8 +1,8 @@
 """A transformers model from random weights, whose forward pass with labels is the chunked loss and nothing else.
 
 The object is the transformers class in every respect (state dict, `generate`, `save_pretrained`, hooks): only `forward`
-has one more branch. `model(input_ids, labels=labels)` runs the blocks, takes the last hidden state and hands it with the
-head's weight to `chunked_cross_entropy`, so DDP, Accelerate's autocast and torch.compile see one module and one call.
+has one more branch. `model(input_ids, labels=labels)` runs the blocks, takes the last hidden state and hands it with
+the head's weight to `chunked_cross_entropy`, so DDP, Accelerate's autocast and torch.compile see one module, one call.
 Families that do something to their logits after the head are found by comparison when the model is built, and take the
 plain way.
 """
@@ -98,7 +98,11 @@ def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedMode
 
 
 def _loss_sums(
-    model: PreTrainedModel, plain_class: type[PreTrainedModel], input_ids: Tensor, labels: Tensor, kwargs: dict[str, Any]
+    model: PreTrainedModel,
+    plain_class: type[PreTrainedModel],
+    input_ids: Tensor,
+    labels: Tensor,
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """Sum of the loss in nats and number of labels; `labels[:, t]` is the target of `input_ids[:, t]`, both [B, T]."""
     if model.head_reason is not None:
@@ -129,8 +133,8 @@ def _check_ties(model: PreTrainedModel) -> None:
     wanted = bool(getattr(model.config, "tie_word_embeddings", False))
     if tied != wanted:
         raise ConfigError(
-            f"model.config.tie_word_embeddings is {str(wanted).lower()}, but {type(model).__name__} made embedding and head "
-            f"{'one parameter' if tied else 'two parameters'}; set it to {str(tied).lower()}"
+            f"model.config.tie_word_embeddings is {str(wanted).lower()}, but {type(model).__name__} made embedding and "
+            f"head {'one parameter' if tied else 'two parameters'}; set it to {str(tied).lower()}"
         )
 
 
@@ -165,8 +169,8 @@ def _check_causal(model: PreTrainedModel) -> None:
     logits = model.eval()(_probe(model)).logits[:, :-1].float()
     if not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
         raise ConfigError(
-            f"model.config.model_type {model.config.model_type!r} with these fields sees later tokens, so its loss would be "
-            "cheated; set is_decoder: true where the class has it, or take a causal model (e.g. llama, gpt2)"
+            f"model.config.model_type {model.config.model_type!r} with these fields sees later tokens, so its loss "
+            "would be cheated; set is_decoder: true where the class has it, or take a causal model (e.g. llama, gpt2)"
         )
 
 
@@ -188,4 +192,5 @@ def _why_not_chunked(model: PreTrainedModel) -> str | None:
     plain, chunked = float(plain_sum / count), float(chunked_sum / count)
     if math.isclose(plain, chunked, rel_tol=1e-4):
         return None
-    return f"{type(model).__name__} changes its logits after the head (loss {plain:.6g} instead of {chunked:.6g} on a probe)"
+    name = type(model).__name__
+    return f"{name} changes its logits after the head (loss {plain:.6g} instead of {chunked:.6g} on a probe)"

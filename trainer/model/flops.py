@@ -1,8 +1,8 @@
 """How much arithmetic a token costs, and how much a GPU could do: the two halves of MFU.
 
-Convention: PaLM's (Chowdhery et al. 2022, appendix B). Six operations per token for each weight of a matrix product (two
-forward, four backward), and 12 x layers x attention width x sequence length for the attention scores, the causal half
-not subtracted. Recomputation under gradient checkpointing does not count: it is not progress.
+Convention: PaLM's (Chowdhery et al. 2022, appendix B). Six operations per token for each weight of a matrix product
+(two forward, four backward), and 12 x layers x attention width x sequence length for the attention scores, the causal
+half not subtracted. Recomputation under gradient checkpointing does not count: it is not progress.
 """
 
 import dataclasses

@@ -137,9 +137,12 @@ class _Walk:
         self.grad_bias = torch.zeros_like(bias, dtype=self.exact) if needs[2] else None
 
     def chunk(self, start: int, labels: Tensor, ignore_index: int) -> Tensor:
-        """The summed loss of the tokens from `start` on (fp64), whose gradients are added to those of earlier chunks."""
+        """The summed loss (fp64) of the tokens from `start` on; their gradients join those of earlier chunks."""
         size = labels.shape[0]
-        hidden = self.source.detach()[start : start + size].to(self.dtype)
+        ignored = labels == ignore_index
+        # Ignored rows are struck out of the thin factor before the product: cheaper than out of the wide one after it,
+        # and what stands there may even be infinite.
+        hidden = self.source.detach()[start : start + size].to(self.dtype).masked_fill(ignored.unsqueeze(1), 0.0)
         logits = self.logits[:size]
         self._product(hidden, size)
         if self.bias is not None:
@@ -147,7 +150,6 @@ class _Walk:
         logits[:, self.vocab_size :] = float("-inf")
         torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)
 
-        ignored = labels == ignore_index
         targets = labels.masked_fill(ignored, 0).unsqueeze(1)
         log_likelihood = logits.gather(1, targets)
         if any(self.needs):
@@ -163,7 +165,7 @@ class _Walk:
             self.logits[:size].copy_(self.low[:size])
 
     def _accumulate(self, start: int, hidden: Tensor, ignored: Tensor) -> None:
-        """Adds a chunk's gradients. Ignored rows are struck out of the thin factors, not of the wide one."""
+        """Adds a chunk's gradients; the rows of `hidden` that are ignored are zero already."""
         size = hidden.shape[0]
         wide = self.logits[:size]
         if self.grad_bias is not None:
@@ -173,10 +175,10 @@ class _Walk:
         if self.grad_hidden is not None:
             self.grad_hidden[start : start + size] = torch.mm(wide, self.weight).masked_fill_(ignored, 0.0)
         if self.needs[1]:
-            self._add_to_grad_weight(wide.t(), hidden.masked_fill(ignored, 0.0))
+            self._add_to_grad_weight(wide.t(), hidden)
 
     def _add_to_grad_weight(self, left: Tensor, right: Tensor) -> None:
-        """Adds a product to the gradient of the weight, which is summed in fp32 whatever the product was computed in."""
+        """Adds a product to the gradient of the weight: in fp32, whatever the product was computed in."""
         if self.low is not None:
             self.product = torch.mm(left, right, out=self.product)
             self.grad_weight = (

@@ -87,7 +87,7 @@ def resolve(
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise ConfigError(f"model.config is refused by {config_class.__name__}: {_first_cause(error)}") from error
     if config.is_encoder_decoder:
-        raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama or gpt2")
+        raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama")
     _set_positions(config, sequence_length)
     _check_heads(config)
     return config
@@ -98,11 +98,13 @@ def _config_class(model_type: str | None) -> type[PretrainedConfig]:
         raise ConfigError("no model: set model.preset (e.g. llama-124m) or model.config.model_type (e.g. llama)")
     causal = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
     if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {_suggest(model_type, causal)}")
+        hint = _suggest(model_type, causal)
+        raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {hint}")
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in _all_fields(config_class):
         raise ConfigError(
-            f"model.config.model_type {model_type!r} is not a causal language model of text; {_suggest(model_type, causal)}"
+            f"model.config.model_type {model_type!r} is not a causal language model of text; "
+            + _suggest(model_type, causal)
         )
     return config_class
 
@@ -126,7 +128,7 @@ def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig
     problems = []
     for key, value in overrides.items():
         if key == "vocab_size":
-            problems.append("model.config.vocab_size is set from the tokenizer; set data.tokenizer or data.vocab_size instead")
+            problems.append("model.config.vocab_size comes from the data; set data.tokenizer or data.vocab_size")
         elif key == "dtype":
             problems.append("model.config.dtype is not a setting: precision is mixed_precision in the cluster file")
         elif key not in allowed:
@@ -160,7 +162,7 @@ def _check_heads(config: PretrainedConfig) -> None:
     problems = []
     if isinstance(hidden, int) and isinstance(heads, int) and not head_dim and hidden % heads:
         near = [str(n) for n in (hidden // heads * heads, (hidden // heads + 1) * heads) if n > 0]
-        problems.append(f"hidden_size {hidden} is not a multiple of the {heads} attention heads; nearest: {', '.join(near)}")
+        problems.append(f"hidden_size {hidden} is not a multiple of {heads} heads; nearest: {', '.join(near)}")
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         problems.append(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}; set both")
     if problems:

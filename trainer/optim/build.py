@@ -75,8 +75,8 @@ def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
 
 def _takes_a_verdict(inner: Optimizer) -> bool:
     """Whether the optimizer reads `found_inf`; sharded parameters do not go together with a plain tensor."""
-    parameters = (p for group in inner.param_groups for p in group["params"])
-    return getattr(inner, "_step_supports_amp_scaling", False) and not any(hasattr(p, "full_tensor") for p in parameters)
+    sharded = any(hasattr(p, "full_tensor") for group in inner.param_groups for p in group["params"])
+    return getattr(inner, "_step_supports_amp_scaling", False) and not sharded
 
 
 @contextlib.contextmanager

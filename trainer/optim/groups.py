@@ -6,7 +6,7 @@
     matrices     what else has two or more dimensions     yes     AdamW (stacked experts, for one)
     vectors      norms and biases                         no      AdamW
 
-Embeddings decay, as in GPT-3's published setting and nanoGPT: rows that rarely occur shrink instead of keeping their noise.
+Embeddings decay, as they do in nanoGPT: rows that rarely occur shrink instead of keeping their noise.
 """
 
 from collections.abc import Iterable
@@ -75,6 +75,6 @@ def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
 def restore_hyperparameters(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
     """Puts back what `hyperparameters` returned before a checkpoint was loaded: the config wins over the checkpoint."""
     names = [group["name"] for group in optimizer.param_groups]
-    assert names == [group["name"] for group in saved], f"groups {names} are not those the hyperparameters were taken from"
+    assert names == [group["name"] for group in saved], f"groups {names} are not those of the saved hyperparameters"
     for group, values in zip(optimizer.param_groups, saved, strict=True):
         group.update(values)

@@ -1,8 +1,8 @@
 """Muon for the hidden matrices and AdamW for the rest, as one optimizer.
 
-One object, because a trainer, Accelerate and a checkpoint each want one: one list of groups, one state, one state dict in
-torch's format. Two optimizers of torch do the work on it; they own nothing and are handed the groups and the state anew
-before each step, so whoever loads a state dict, moves a tensor or swaps a parameter does it in one place.
+One object, because a trainer, Accelerate and a checkpoint each want one: one list of groups, one state, one state dict
+in torch's format. Two optimizers of torch do the work on it; they own nothing and are handed the groups and the state
+anew before each step, so whoever loads a state dict, moves a tensor or swaps a parameter does it in one place.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from torch.optim import AdamW, Muon, Optimizer
 class MuonWithAdamW(Optimizer):
     """An optimizer whose groups say in `algorithm` which of the two updates them.
 
-    groups  dicts with `params`, `algorithm` (`muon` or `adamw`), `lr`, `weight_decay` and what else the algorithm reads;
-            what is missing has torch's default
+    groups  dicts with `params`, `algorithm` (`muon` or `adamw`), `lr`, `weight_decay` and what else the
+            algorithm reads; what is missing has torch's default
     source  Jordan et al. 2024 (Muon); Loshchilov & Hutter 2019 (AdamW)
     """
 

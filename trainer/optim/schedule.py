@@ -16,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.text import did_you_mean
 
 Decay = Callable[[int, int, int, float], float]
-"""(steps since the peak, steps from the peak to the last, max_steps, decay_fraction) -> height in [0, 1] over the minimum."""
+"""(steps since the peak, steps from peak to last, max_steps, decay_fraction) -> height over the minimum, in [0, 1]."""
 
 
 def cosine(since: int, available: int, max_steps: int, decay_fraction: float) -> float:
@@ -30,7 +30,7 @@ def linear(since: int, available: int, max_steps: int, decay_fraction: float) ->
 
 
 def wsd(since: int, available: int, max_steps: int, decay_fraction: float) -> float:
-    """Stays at the peak, then a straight line through the last `decay_fraction` of all steps. Source: Hu et al. 2024."""
+    """Stays at the peak, then a line through the last `decay_fraction` of all steps. Source: Hu et al. 2024."""
     decaying = min(available, max(1, round(decay_fraction * max_steps)))
     return 1.0 - _progress(since - (available - decaying), decaying)
 
@@ -48,8 +48,8 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """The multiplier of the peak learning rate for the update numbered `step` (the first is 0), in [0, 1].
 
-    The first update of a warm-up has 1 / warmup_steps, its last has 1; the last of all has `min_lr_fraction` (but 1 where
-    the warm-up takes the whole run), and so have steps after it.
+    The first update of a warm-up has 1 / warmup_steps, its last has 1; the last of all has `min_lr_fraction` (but 1
+    where the warm-up takes the whole run), and so have steps after it.
 
     decay_fraction  share of max_steps in which `wsd` decays, at the end and not before the peak
     raises          ConfigError for an unknown name, a warm-up longer than the run, fractions outside [0, 1]

@@ -36,7 +36,7 @@ def decide(asked: str, *, device_type: str, has_bf16: bool) -> Decision:
     assert asked in MODES, asked
     if asked == "fp8":
         below = decide("bf16", device_type=device_type, has_bf16=has_bf16)
-        return Decision(asked, below.mode, FP8_REASON)
+        return Decision(asked, below.mode, FP8_REASON if below.mode == "bf16" else f"{FP8_REASON}; and {below.reason}")
     if asked == "fp16" and device_type == "cpu":
         return Decision(asked, "no", "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name")
     if asked == "bf16" and device_type == "cuda" and not has_bf16:

@@ -1,0 +1,9 @@
+"""Imports once, in the server that runs are forked from, what each of them would take seconds to import."""
+
+import accelerate  # noqa: F401
+import torch.nn.parallel  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+import trainer.session  # noqa: F401

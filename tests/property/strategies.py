@@ -1,0 +1,66 @@
+"""The one home of generated configs and sets of checkpoints."""
+
+import string
+
+from hypothesis import strategies as st
+
+from tests.small_checkpoints import manifest_of
+from trainer.config.schema import Config
+
+words = st.text(st.sampled_from(string.ascii_letters + string.digits + " -_.:#'\"\\%{}[]&*!|>@\u00e9\n"), max_size=12)
+"""Text with everything that means something in YAML."""
+
+tricky = st.sampled_from(["on", "null", "~", "1e5", "0123", "2026-01-01", "1:30", "no", "-", "=", "<<", "{}", " x ", ""])
+
+texts = words | tricky
+positive = st.integers(1, 10**9)
+fractions = st.floats(0, 1)
+rates = st.floats(min_value=1e-300, max_value=1e300) | st.sampled_from([6e-4, 3, 1e-8])
+
+
+def names_of_folders(text: str) -> bool:
+    return not text.startswith(".") and "/" not in text and text != ""
+
+
+plain = st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | texts
+json_values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
+
+
+@st.composite
+def configs(draw) -> Config:
+    """Any config that is without contradiction."""
+    micro_batch, max_steps = draw(st.integers(1, 64)), draw(positive)
+    has_corpus = draw(st.booleans())
+    data = {"corpus": draw(texts.filter(bool))} if has_corpus else {
+        "train": draw(st.lists(texts, min_size=1, max_size=3)), "validation": draw(st.lists(texts, max_size=2)),
+        "tokenizer": draw(texts.filter(bool)), "vocab_size": draw(st.none() | positive),
+    }  # fmt: skip
+    return Config.model_validate(
+        {
+            "name": draw(texts.filter(names_of_folders)),
+            "seed": draw(st.integers(0, 2**40)),
+            "max_steps": max_steps,
+            "micro_batch": micro_batch,
+            "global_batch": micro_batch * draw(st.integers(1, 64)),
+            "sequence_length": draw(positive),
+            "resume_from_checkpoint": draw(texts),
+            "deterministic": draw(st.booleans()),
+            "data": data,
+            "model": {"preset": draw(texts.filter(bool)), "config": draw(st.dictionaries(texts, json_values, max_size=3))},
+            "optimizer": {"name": draw(st.sampled_from(["adamw", "muon"])), "lr": draw(rates), "betas": [draw(fractions), draw(fractions)]},
+            "schedule": {"warmup_steps": draw(st.integers(0, max_steps)), "min_lr_fraction": draw(fractions)},
+            "evaluation": {"prompt": draw(texts), "num_sequences": draw(st.none() | positive)},
+            "metrics": {"trackers": draw(st.lists(texts, max_size=2))},
+        }
+    )
+
+
+losses = st.none() | st.floats(0, 20) | st.sampled_from([1.0, float("nan"), float("inf")])
+
+
+@st.composite
+def checkpoint_sets(draw) -> list:
+    """Manifests of some steps in any order, evaluated or not."""
+    steps = draw(st.lists(st.integers(1, 10**9), unique=True, max_size=12))
+    reasons = st.sampled_from(["periodic", "best", "interrupt", "final"])
+    return [manifest_of(step, val_loss=draw(losses), reason=draw(reasons)) for step in steps]

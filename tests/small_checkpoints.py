@@ -1,0 +1,49 @@
+"""Checkpoints of a few bytes, committed by the real store: what the tests of checkpoint/ work on."""
+
+from pathlib import Path
+
+from trainer.checkpoint.manifest import Manifest, describe_files
+from trainer.checkpoint.store import CheckpointStore
+
+NAMES = ("model.safetensors", "optimizer.bin", "random_states_0.json", "config.yaml")
+
+CONFIG = """\
+name: run
+max_steps: 100
+global_batch: 4
+micro_batch: 2
+sequence_length: 8
+data: {corpus: shakespeare}
+model: {preset: llama-shakespeare}
+checkpoint: {keep_last: 2, keep_best: 1}
+"""
+
+
+def manifest_of(step: int, *, files: dict | None = None, **facts) -> Manifest:
+    """A manifest of `step` with plausible facts."""
+    usual = {
+        "sequences": step * 4, "tokens": step * 32, "reason": "periodic", "created": "2026-01-01T00:00:00+00:00", "loss": 2.5,
+        "state": {"version": 1, "progress": {"step": step}},
+    }  # fmt: skip
+    return Manifest(step=step, files=files or {}, **{**usual, **facts})
+
+
+def write_files(folder: Path, step: int) -> None:
+    """Files of the same names and sizes at every step, with other bytes."""
+    for name in NAMES:
+        content = CONFIG if name == "config.yaml" else f"{name} of step {step:08d}\n" * 3
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def commit(store: CheckpointStore, step: int, **facts) -> Path:
+    """Stages and commits one checkpoint; returns its folder."""
+    staging = store.begin(step)
+    write_files(staging, step)
+    return store.commit(staging, manifest_of(step, files=describe_files(staging), **facts))
+
+
+def flip(path: Path, position: int = 0, bits: int = 0xFF) -> None:
+    """Changes one byte of a file in place."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= bits
+    path.write_bytes(bytes(content))

@@ -1,0 +1,252 @@
+"""The floor plan in trainer/__init__.py, held against what the modules really import and call."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trainer
+from tests.small_checkpoints import commit
+
+PACKAGE = Path(trainer.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+FLOORS = {int(number): names.split() for number, names in re.findall(r"^ +floor (\d+) +(.+)$", trainer.__doc__, re.MULTILINE)}
+FLOOR_OF = {name: number for number, names in FLOORS.items() for name in names}
+
+
+def dotted(path: Path) -> str:
+    """The module's name inside the package: config/load.py -> config.load, config/__init__.py -> config, __init__.py -> ``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in FILES}
+
+
+def imported(path: Path, *, at_module_level: bool = False) -> set[str]:
+    """Every name a file imports, with what it imports from it: `from a import b` gives a and a.b."""
+    tree = TREES[path]
+    nodes = _unconditional(tree.body) if at_module_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def _unconditional(body: list[ast.stmt]):
+    """Statements that run when the module is imported: not those of functions, nor those for a type checker."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            continue
+        yield node
+        for part in ("body", "orelse", "finalbody"):
+            yield from _unconditional(getattr(node, part, []))
+        for handler in getattr(node, "handlers", []):
+            yield from _unconditional(handler.body)
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of this package that a module imports."""
+    names = {name.removeprefix("trainer.") for name in imported(MODULES[module]) if name.startswith("trainer.")}
+    return {name for name in names if name in MODULES and name != module}
+
+
+def users_of(*packages: str) -> set[str]:
+    """The files that import one of these packages, or a part of it."""
+    return {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if any(name == package or name.startswith(f"{package}.") for name in imported(path) for package in packages)
+    }
+
+
+def callers_of(*names: str) -> set[str]:
+    """The files that use one of these names: `os.rename` as written or imported from its module, `save_state` as any attribute."""
+    found = set()
+    for path in FILES:
+        used = {ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, (ast.Attribute, ast.Name))} | imported(path)
+        if any(text == name or ("." not in name and text.endswith(f".{name}")) for text in used for name in names):
+            found.add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def calls(name: str) -> set[str]:
+    """The files that call a plain name."""
+    return {
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (name, f"accelerate.{name}")
+    }
+
+
+def inside(files: set[str], *places: str) -> bool:
+    return all(any(file == place or file.startswith(place if place.endswith("/") else f"{place}/") for place in places) for file in files)
+
+
+# The plan
+
+
+def test_the_plan_has_six_floors():
+    assert sorted(FLOORS) == [1, 2, 3, 4, 5, 6] and len(FLOOR_OF) == sum(map(len, FLOORS.values()))
+
+
+def test_every_module_is_in_the_plan_and_every_name_of_the_plan_is_a_module():
+    assert {module.split(".")[0] for module in MODULES if module} == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module])
+def test_imports_only_go_down(module):
+    room = module.split(".")[0]
+    floor = FLOOR_OF[room]
+    for other in own_imports(module):
+        target = other.split(".")[0]
+        if target == room:
+            continue
+        names = FLOORS[floor]
+        to_the_right = floor == max(FLOORS) and target in names and names.index(target) > names.index(room)
+        assert FLOOR_OF[target] < floor or to_the_right, f"{module} (floor {floor}) imports {other} (floor {FLOOR_OF[target]})"
+
+
+def test_the_package_itself_imports_nothing():
+    assert imported(MODULES[""]) == set()
+
+
+def test_no_import_is_a_circle():
+    arrows = {module: own_imports(module) for module in MODULES}
+    done: set[str] = set()
+
+    def visit(module, way):
+        assert module not in way, " -> ".join([*way, module])
+        if module not in done:
+            for other in arrows[module]:
+                visit(other, [*way, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+# The ground, and what must answer at once
+
+
+@pytest.mark.parametrize("module", FLOORS[1])
+def test_the_ground_imports_the_standard_library_only(module):
+    assert {name.split(".")[0] for name in imported(MODULES[module])} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] in ("config", "state", "supervise", "report", "cli", "__main__")])
+def test_what_answers_at_once_imports_nothing_heavy(module):
+    roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
+    assert not roots & {"torch", "accelerate", "transformers", "numpy", "datasets", "pyarrow"}
+
+
+def test_commands_that_only_look_never_load_torch(store):
+    commit(store, 5)
+    script = f"""
+import sys
+from trainer.cli import app
+for words in (["--help"], ["train", "--help"], ["train", "shakespeare", "--show-config"], ["checkpoints", "ls", {str(store.folder)!r}],
+              ["checkpoints", "verify", {str(store.folder)!r}], ["launch", "cpu", "shakespeare", "--dry-run"]):
+    try:
+        app(words, standalone_mode=False)
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+    heavy = {{"torch", "accelerate", "transformers", "datasets", "pyarrow"}} & sys.modules.keys()
+    assert not heavy, (words, heavy)
+import trainer.report
+assert "torch" not in sys.modules
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+# One door for each dependency
+
+
+@pytest.mark.parametrize(
+    ("packages", "doors"),
+    [
+        (["tiktoken"], ["data/tokenizer.py"]),
+        (["datasets", "pyarrow"], ["data/sources.py"]),
+        (["transformers"], ["model/", "export.py"]),
+        (["transformer_engine"], ["precision/"]),
+        (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
+        (["yaml"], ["config/", "supervise.py"]),
+        (["pydantic"], ["config/"]),
+        (["typer"], ["cli.py"]),
+        (["rich"], ["cli.py", "metrics/console.py"]),
+        (["xxhash"], ["checkpoint/", "data/", "run.py"]),
+        (["subprocess"], ["supervise.py"]),
+    ],
+)
+def test_each_dependency_has_one_door(packages, doors):
+    assert inside(users_of(*packages), *doors), users_of(*packages)
+
+
+@pytest.mark.parametrize(
+    ("names", "doors"),
+    [
+        (["save_state", "load_state", "register_for_checkpointing"], ["checkpoint/"]),
+        (["os.rename", "os.renames", "os.replace", "os.fsync", "os.fdatasync", "os.truncate", "shutil.rmtree", "shutil.move"], ["files.py"]),
+        (["pickle.load", "pickle.loads"], []),
+    ],
+)
+def test_each_delicate_function_has_one_door(names, doors):
+    assert inside(callers_of(*names), *doors), callers_of(*names)
+
+
+def test_only_launch_makes_an_accelerator():
+    assert calls("Accelerator") == {"launch.py"}
+
+
+def test_only_the_command_line_prints():
+    assert calls("print") == {"cli.py"}
+
+
+def test_a_pickle_is_only_read_where_nothing_in_it_is_executed():
+    loads = [
+        ast.unparse(node)
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert loads and all("weights_only=True" in call for call in loads), loads
+
+
+# Size and names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_and_its_functions_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno + 1 <= MAX_FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_plain_ascii_and_says_what_it_is(path):
+    assert path.read_text(encoding="utf-8").isascii()
+    assert ast.get_docstring(TREES[path]) or not TREES[path].body, "a module begins by saying what it is"
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    empty = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc", "base", "core"}
+    assert [module for module in MODULES if set(module.split(".")) & empty] == []
+
+
+def test_nothing_is_caught_by_a_bare_except():
+    bare = [path.name for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    assert bare == []

@@ -1,0 +1,231 @@
+import logging
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tests.small_checkpoints import CONFIG, flip
+from trainer.checkpoint.checkpointer import Checkpointer, Description, expected_bytes
+from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.store import verify
+from trainer.errors import CheckpointError
+from trainer.state import Progress, TrainState
+
+
+class Small:
+    """A model of one layer, its optimizer, and everything that saves and restores them."""
+
+    def __init__(self, store, **changes):
+        torch.manual_seed(0)
+        self.store, self.synced = store, []
+        self.accelerator = Accelerator(cpu=True)
+        self.model = self.accelerator.prepare(torch.nn.Linear(4, 4))
+        self.optimizer = self.accelerator.prepare(torch.optim.AdamW(self.model.parameters(), lr=0.1))
+        self.state = TrainState(Progress())
+        facts = {"identity": {"seed": 1}, "versions": {"torch": "1"}, "precision": "no", **changes}
+        self.checkpointer = Checkpointer(
+            self.accelerator, self.model, self.optimizer, self.state, store,
+            Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts),
+            every_steps=5, policy=Policy(2, 1), before_commit=lambda: self.synced.append(self.state.progress.step),
+        )  # fmt: skip
+
+    def step(self):
+        self.model(torch.rand(2, 4)).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.advance(4, 32)
+
+    def save(self, reason="periodic", val_loss=None):
+        self.checkpointer.save(reason, loss=1.5, val_loss=val_loss)
+
+    def resume(self, wanted="latest"):
+        self.checkpointer.restore(self.checkpointer.find(wanted))
+
+    def everything(self):
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = (*self.model.state_dict().values(), *moments, torch.get_rng_state())
+        return [tensor.tolist() for tensor in tensors] + [self.state.state_dict()]
+
+
+@pytest.fixture
+def run(store):
+    small = Small(store)
+    small.step()
+    return small
+
+
+def test_every_fifth_step_is_due(run):
+    assert [step for step in range(1, 12) if run.checkpointer.due(step)] == [5, 10]
+
+
+def test_a_run_goes_on_to_the_bit_after_a_restore(run, store):
+    run.save("best", val_loss=2.0)
+    run.step()
+    expected = run.everything()
+    again = Small(store)
+    again.resume()
+    assert again.state.progress.step == 1
+    again.step()
+    assert again.everything() == expected
+    assert run.checkpointer.best_on_disk() == 2.0
+
+
+def test_a_save_is_a_sound_checkpoint_that_everyone_may_read(run, store):
+    run.save(val_loss=2.0)
+    path = store.path(1)
+    manifest = read_manifest(path)
+    assert verify(path) == [] and {"model.safetensors", "optimizer.bin", "random_states_0.json", "config.yaml"} <= manifest.files.keys()
+    assert (manifest.reason, manifest.loss, manifest.val_loss, manifest.tokens) == ("periodic", 1.5, 2.0, 32)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o644}
+    assert run.synced == [1], "the metrics were durable before the commit"
+
+
+def test_one_step_is_saved_once(run, store, monkeypatch):
+    run.save()
+    monkeypatch.setattr(run.accelerator, "save_state", lambda *_: pytest.fail("saved again"))
+    run.save("final")
+    again = Small(store)
+    again.resume()
+    monkeypatch.setattr(again.accelerator, "save_state", lambda *_: pytest.fail("saved again"))
+    again.save("final")
+
+
+def test_old_checkpoints_go_after_a_save(run, store):
+    for _ in range(4):
+        run.save()
+        run.step()
+    assert [entry.step for entry in store.entries()] == [4, 3] and (store.folder / "latest").is_symlink()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_failed_save_is_a_counted_warning_and_three_in_a_row_end_the_run(run, store, monkeypatch, caplog, error):
+    run.save()
+
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.accelerator, "save_state", fails)
+        for number in (1, 2):
+            run.step()
+            run.save()
+            assert f"the next save tries again ({number} of 3)" in caplog.text
+        run.step()
+        with pytest.raises(CheckpointError, match="the 3. failure in a row; the checkpoints before it are whole"):
+            run.save()
+    assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
+    run.save()
+    assert [entry.step for entry in store.entries()] == [4, 1]
+
+
+def test_a_success_ends_the_row_of_failures(run, monkeypatch, caplog):
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(run.store, "commit", lambda *_: (_ for _ in ()).throw(OSError("full")))
+            run.save()
+        run.save()
+        run.step()
+    assert caplog.text.count("(1 of 3)") == 3
+
+
+@pytest.mark.parametrize("reason", ["final", "interrupt"])
+def test_a_last_save_that_fails_is_an_error_at_once(run, monkeypatch, reason):
+    monkeypatch.setattr(run.store, "begin", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(CheckpointError, match="could not be written"):
+        run.save(reason)
+
+
+@pytest.mark.parametrize("work", ["prune", "point_links"])
+def test_a_checkpoint_is_saved_though_nothing_could_be_tidied_after_it(run, store, monkeypatch, caplog, work):
+    monkeypatch.setattr(store, work, lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    for reason in ("periodic", "periodic", "periodic", "final"):
+        run.save(reason)
+        run.step()
+    assert store.entries()[0].step == 4 and "are not up to date: PermissionError" in caplog.text and "(4 times by now)" in caplog.text
+
+
+def test_leftovers_are_swept_before_a_checkpoint_is_looked_for(run, store, caplog):
+    caplog.set_level(logging.INFO)
+    store.begin(9)
+    assert run.checkpointer.find("latest").path is None
+    assert "removed .staging-00000009, which was never committed" in caplog.text
+
+
+def test_what_cannot_be_looked_at_is_an_error_in_a_sentence(run, store, monkeypatch):
+    monkeypatch.setattr(store, "sweep", lambda: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with pytest.raises(CheckpointError, match="cannot be used .*Read-only file system.*; mend that and start again"):
+        run.checkpointer.find("latest")
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, store):
+    run.save()
+    with pytest.raises(CheckpointError, match="cannot be continued by this run: seed is 2 here and 1 in the checkpoint"):
+        Small(store, identity={"seed": 2}).checkpointer.find("latest")
+
+
+def test_damaged_and_newer_folders_are_taken_out_of_the_way(run, store, caplog):
+    for val_loss in (1.0, 2.0):
+        run.save(val_loss=val_loss)
+        run.step()
+    again = Small(store)
+    again.resume("best")
+    assert [entry.step for entry in store.entries()] == [1] and ".abandoned-step-00000002" in caplog.text
+    run = Small(store)
+    run.resume()
+    run.step()
+    run.save()
+    flip(store.path(2) / "optimizer.bin")
+    last = Small(store)
+    last.resume()
+    assert last.state.progress.step == 1 and "step-00000002 is passed over: optimizer.bin is damaged" in caplog.text
+    assert sorted(path.name for path in store.folder.glob(".*")) == [".abandoned-step-00000002", ".damaged-step-00000002"]
+
+
+def test_another_number_of_processes_starts_the_streams_anew_and_says_so(run, store, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    run.save()
+    resolution = run.checkpointer.find("latest")
+    object.__setattr__(resolution.manifest, "world_size", 2)
+    states = []
+    for _ in range(2):
+        again = Small(store)
+        torch.manual_seed(len(states))
+        again.checkpointer.restore(resolution)
+        states.append(torch.get_rng_state().tolist())
+    assert states[0] == states[1] and "1 processes now, 2 before" in caplog.text
+
+
+def test_what_changed_since_the_checkpoint_is_told(run, store, caplog):
+    caplog.set_level(logging.INFO)
+    run.save()
+    Small(store, precision="bf16", versions={"torch": "2", "new": "1"}).resume()
+    assert "precision is bf16 now and was no before" in caplog.text
+    assert "torch is 2 now and was 1: a replay may differ in the last bits" in caplog.text and "new is" not in caplog.text
+
+
+def test_a_checkpoint_from_elsewhere_is_continued_here(run, store, tmp_path):
+    run.save()
+    shutil.move(store.path(1), tmp_path / "copy")
+    again = Small(store)
+    again.resume(str(tmp_path / "copy"))
+    assert again.state.progress.step == 1 and store.entries() == []
+    again.save("final")
+    assert store.entries()[0].step == 1
+
+
+def test_room_is_compared_with_what_the_run_will_keep(run, store, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    one = expected_bytes(run.model, run.optimizer)
+    assert one == 3 * 20 * 4
+    monkeypatch.setattr("trainer.files.free_bytes", lambda path: 4 * one)
+    run.checkpointer.check_room()
+    assert "the run keeps 3 of them at most" in caplog.text
+    monkeypatch.setattr("trainer.files.free_bytes", lambda path: 4 * one - 1)
+    with pytest.raises(CheckpointError, match="need 960 bytes more in .*; lower checkpoint.keep_last"):
+        run.checkpointer.check_room()
+    (store.folder / ".abandoned-step-00000009").mkdir(parents=True)
+    (store.folder / ".abandoned-step-00000009" / "x").write_bytes(b"x" * 9999)
+    with pytest.raises(CheckpointError, match="need 960 bytes more"):
+        run.checkpointer.check_room()

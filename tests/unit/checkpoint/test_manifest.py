@@ -1,0 +1,83 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import xxhash
+
+from tests.small_checkpoints import manifest_of
+from trainer.checkpoint.manifest import MANIFEST, describe_files, digest_file, incompatibilities, read_manifest, to_json
+from trainer.errors import CheckpointError
+
+
+def write(folder, manifest):
+    (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+
+
+def test_a_manifest_reads_back_as_itself(tmp_path):
+    manifest = manifest_of(7, files={"a": {"bytes": 3, "xxh3_128": "0"}}, val_loss=1.25, model={"vocab": [1, 2]}, identity={"seed": 1})
+    write(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest and manifest.num_bytes == 3
+
+
+def test_a_state_with_numbers_for_keys_reads_back(tmp_path):
+    write(tmp_path, manifest_of(7, state={"counts": {2: "two", 10: "ten"}, "pair": (1, 2)}))
+    assert read_manifest(tmp_path).state == {"counts": {"2": "two", "10": "ten"}, "pair": [1, 2]}
+
+
+def test_a_loss_that_is_no_number_is_not_written_as_one(tmp_path):
+    write(tmp_path, manifest_of(7, loss=math.nan, val_loss=math.inf))
+    json.loads((tmp_path / MANIFEST).read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    manifest = read_manifest(tmp_path)
+    assert manifest.loss is None and manifest.val_loss is None
+
+
+def test_a_file_is_described_by_its_size_and_digest(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a").write_bytes(b"abc")
+    (tmp_path / MANIFEST).write_text("{}")
+    digest = xxhash.xxh3_128_hexdigest(b"abc")
+    assert describe_files(tmp_path) == {"inner/a": {"bytes": 3, "xxh3_128": digest}}
+    assert digest_file(tmp_path / "inner" / "a") == digest
+
+
+def test_a_folder_without_a_manifest_was_never_committed(tmp_path):
+    with pytest.raises(CheckpointError, match="has no manifest.json: it was never committed"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null", b"[1]", b"{}", b'{"step": 1, "digest": "0"}'])
+def test_a_damaged_manifest_is_not_believed(tmp_path, content):
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(CheckpointError, match="the file is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_is_a_folder_is_not_believed(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_of_another_format_names_both(tmp_path):
+    write(tmp_path, replace(manifest_of(7), format=2))
+    with pytest.raises(CheckpointError, match="has format 2, and this trainer reads format 1"):
+        read_manifest(tmp_path)
+
+
+def test_a_fact_that_a_later_version_added_is_left_out(tmp_path):
+    content = json.loads(to_json(manifest_of(7)))
+    del content["digest"]
+    content["later"] = 1
+    content["digest"] = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    assert read_manifest(tmp_path) == manifest_of(7)
+
+
+def test_what_must_match_for_a_resume_is_told_fact_by_fact():
+    manifest = manifest_of(7, identity={"seed": 1, "vocab_size": 257, "optimizer": "adamw"})
+    assert incompatibilities(manifest, {"seed": 1, "vocab_size": 257}) == []
+    assert incompatibilities(manifest, {"seed": 2, "vocab_size": 257, "training_data": "x" * 99}) == [
+        "seed is 2 here and 1 in the checkpoint",
+        f"training data is {'x' * 57}... here and null in the checkpoint",
+    ]

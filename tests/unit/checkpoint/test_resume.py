@@ -1,0 +1,121 @@
+import shutil
+
+import pytest
+
+from tests.small_checkpoints import commit, flip
+from trainer.checkpoint.resume import locate, resolve
+from trainer.errors import CheckpointError
+
+
+def refusal(store, wanted):
+    with pytest.raises(CheckpointError) as caught:
+        resolve(store, wanted)
+    return str(caught.value)
+
+
+def test_a_run_without_checkpoints_starts_fresh(store):
+    for wanted in ("latest", "none"):
+        resolution = resolve(store, wanted)
+        assert resolution.path is None and resolution.manifest is None
+
+
+def test_latest_is_the_newest(store):
+    for step in (5, 10, 15):
+        commit(store, step)
+    resolution = resolve(store, "latest")
+    assert resolution.path == store.path(15) and resolution.manifest.step == 15 and resolution.refused == {}
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(store):
+    for step in (5, 10, 15, 20):
+        commit(store, step)
+    flip(store.path(20) / "model.safetensors", 7)
+    (store.path(15) / "optimizer.bin").unlink()
+    resolution = resolve(store, "latest")
+    assert resolution.path == store.path(10)
+    assert resolution.refused == {
+        store.path(20): "model.safetensors is damaged: its bytes do not match their digest",
+        store.path(15): "optimizer.bin is missing",
+    }
+
+
+def test_a_run_none_of_whose_checkpoints_is_sound_never_starts_over_silently(store):
+    for step in (5, 10):
+        flip(commit(store, step) / "model.safetensors")
+    text = refusal(store, "latest")
+    assert "holds 2 checkpoints and none is sound" in text and "step-00000010: model.safetensors is damaged" in text
+
+
+def test_none_never_starts_over_beside_checkpoints(store):
+    commit(store, 5)
+    assert "already holds 1 checkpoints, the newest of step 5" in refusal(store, "none")
+
+
+def test_best_is_the_lowest_validation_loss_that_is_sound(store):
+    for step, val_loss in ((5, 1.0), (10, 2.0), (15, None), (20, 3.0)):
+        commit(store, step, val_loss=val_loss)
+    assert resolve(store, "best").path == store.path(5)
+    flip(store.path(5) / "optimizer.bin")
+    resolution = resolve(store, "best")
+    assert resolution.path == store.path(10) and list(resolution.refused) == [store.path(5)]
+
+
+def test_best_without_a_validation_loss_is_refused(store):
+    commit(store, 5)
+    assert "none is best" in refusal(store, "best")
+
+
+def test_best_with_every_evaluated_one_damaged_is_refused(store):
+    flip(commit(store, 5, val_loss=1.0) / "optimizer.bin")
+    commit(store, 10)
+    assert "holds 1 evaluated checkpoint" in refusal(store, "best") or "none is sound" in refusal(store, "best")
+
+
+@pytest.mark.parametrize("wanted", ["5", "05", "00000005"])
+def test_a_step_is_that_step(store, wanted):
+    for step in (5, 10):
+        commit(store, step)
+    assert resolve(store, wanted).path == store.path(5)
+
+
+def test_a_step_that_is_not_there_is_answered_with_those_that_are(store):
+    assert "holds none yet" in refusal(store, "7")
+    for step in (5, 10):
+        commit(store, step)
+    text = refusal(store, "7")
+    assert "there is no checkpoint" in text and "holds the steps 10, 5" in text
+
+
+def test_a_step_that_is_damaged_is_refused_and_not_replaced_by_another(store):
+    commit(store, 5)
+    flip(commit(store, 10) / "optimizer.bin")
+    assert "is not sound (optimizer.bin is damaged" in refusal(store, "10")
+
+
+def test_a_digit_that_is_no_number_is_taken_for_a_path(store):
+    assert "give latest, best, a step, or the path" in refusal(store, "\u00b2")
+
+
+def test_a_path_is_that_folder(store, tmp_path):
+    shutil.copytree(commit(store, 5), tmp_path / "elsewhere")
+    resolution = resolve(store, str(tmp_path / "elsewhere"))
+    assert resolution.path == tmp_path / "elsewhere" and resolution.manifest.step == 5
+    flip(tmp_path / "elsewhere" / "optimizer.bin")
+    assert "is not sound" in refusal(store, str(tmp_path / "elsewhere"))
+    assert "give latest, best, a step, or the path" in refusal(store, str(tmp_path / "nowhere"))
+
+
+def test_a_checkpoint_to_read_is_located_by_folder_or_by_word(store):
+    for step, val_loss in ((5, 1.0), (10, 2.0)):
+        commit(store, step, val_loss=val_loss)
+    assert locate(store.path(5), "latest") == store.path(5)
+    assert locate(store.folder, "latest") == store.path(10)
+    assert locate(store.folder, "best") == store.path(5)
+    flip(store.path(5) / "optimizer.bin")
+    with pytest.raises(CheckpointError, match="restore it from a copy"):
+        locate(store.path(5), "latest")
+
+
+def test_nothing_is_located_where_there_is_nothing(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoints; train first"):
+        locate(tmp_path, "latest")

@@ -1,0 +1,62 @@
+import pytest
+from pydantic import ValidationError
+
+from trainer.config.load import load
+from trainer.config.schema import Config
+from trainer.errors import ConfigError
+
+CONTRADICTIONS = [
+    (["global_batch=10", "micro_batch=4"], "global_batch 10 is not a multiple of micro_batch 4; nearest: 8, 12"),
+    (["global_batch=3", "micro_batch=4"], "nearest: 4"),
+    (["schedule.warmup_steps=31", "max_steps=30"], "schedule.warmup_steps 31 is more than max_steps 30"),
+    (["data.corpus="], "no data: set data.corpus"),
+    (["data.train=[a.bin]"], "data.corpus already names train and validation shards"),
+    (["data.corpus=", "data.train=[a.bin]"], "data.train needs data.tokenizer"),
+    (["model.preset="], "no model: set model.preset"),
+    (["name=.hidden"], "name '.hidden' cannot name a folder"),
+    (["name=a/b"], "name 'a/b' cannot name a folder"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS, ids=[" ".join(case[0]) for case in CONTRADICTIONS])
+def test_settings_that_do_not_fit_together_are_refused(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        load("shakespeare", overrides)
+    assert [problem for problem in caught.value.problems if words in problem]
+
+
+def test_every_contradiction_is_told():
+    with pytest.raises(ConfigError) as caught:
+        load("shakespeare", ["global_batch=10", "micro_batch=4", "model.preset=", "name=.hidden"])
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "max_steps=0", "micro_batch=-1", "optimizer.lr=0", "optimizer.betas=[0.9]", "optimizer.betas=[0.9,0.9,0.9]",
+        "schedule.min_lr_fraction=1.5", "optimizer.name=sgd", "max_steps=1.5", "optimizer.lr=.nan", "data=shakespeare",
+    ],
+)  # fmt: skip
+def test_a_value_out_of_its_range_is_refused(override):
+    with pytest.raises(ConfigError, match="but should be"):
+        load("shakespeare", [override])
+
+
+def test_a_config_cannot_be_changed():
+    config = load("shakespeare").config
+    with pytest.raises(ValidationError):
+        config.seed = 3
+    with pytest.raises(ValidationError):
+        config.optimizer.lr = 3.0
+
+
+def test_a_model_without_a_preset_is_one_of_transformers():
+    assert load("shakespeare", ["model.preset=", "model.config.model_type=gpt2"]).config.model.config == {"model_type": "gpt2"}
+
+
+def test_the_promised_keys_exist_under_their_names():
+    promised = "name seed max_steps global_batch micro_batch sequence_length resume_from_checkpoint deterministic checkpoint evaluation"
+    assert set(promised.split()) <= Config.model_fields.keys()
+    assert Config.model_fields["deterministic"].default is True
+    assert {"every_steps", "keep_last"} <= Config.model_fields["checkpoint"].annotation.model_fields.keys()

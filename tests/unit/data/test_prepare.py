@@ -1,0 +1,336 @@
+"""A prepared folder is whole, says what it holds, does not depend on who made it, and is never mixed with another."""
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from trainer import files
+from trainer.data import prepare as module
+from trainer.data.assets import embedded_documents
+from trainer.data.bpe import tiktoken_lines, train_bpe
+from trainer.data.encode import is_held_out
+from trainer.data.prepare import prepare, prepare_embedded, read_manifest, verify_corpus
+from trainer.data.shards import TokenDataset, open_shard, resolve_shards
+from trainer.data.tokenizer import load_tokenizer
+from trainer.errors import DataError
+
+TEXTS = [f"document {i} " + "word " * (i % 17) for i in range(300)]
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    path = tmp_path / "source.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return str(path)
+
+
+def stream(folder, split: str) -> list[int]:
+    manifest = read_manifest(folder)
+    parts = [open_shard(folder / s["file"]).tokens() for s in manifest["shards"] if s["split"] == split]
+    return np.concatenate(parts).tolist() if parts else []
+
+
+def expected(texts, name="gpt2") -> list[int]:
+    tokenizer = load_tokenizer(name)
+    return [id for text in texts for id in [tokenizer.eot_id, *tokenizer.encode(text)]]
+
+
+def test_shards_hold_the_documents_in_order_each_after_its_end_of_text(source, tmp_path):
+    out = tmp_path / "out"
+    seen = []
+    report = prepare(
+        [source], out, "gpt2", validation_fraction=0.1, tokens_per_shard=1000, name="web", num_workers=2,
+        progress=lambda documents, tokens: seen.append((documents, tokens)),
+    )  # fmt: skip
+    held_out = [text for text in TEXTS if is_held_out(text.encode(), 0.1)]
+    kept = [text for text in TEXTS if not is_held_out(text.encode(), 0.1)]
+    assert 10 < len(held_out) < 60
+    assert stream(out, "train") == expected(kept)
+    assert stream(out, "validation") == expected(held_out)
+    manifest = verify_corpus(out)
+    assert [shard["tokens"] for shard in manifest["shards"] if shard["split"] == "train"][:-1] == [1000, 1000, 1000]
+    assert [s["file"] for s in manifest["shards"]][:2] == ["web_train_000001.bin", "web_train_000002.bin"]
+    assert manifest["shards"][-1]["file"] == "web_val_000000.bin"
+    assert sum(shard["documents"] for shard in manifest["shards"]) == manifest["documents"] == len(TEXTS)
+    text_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert manifest["text_bytes"] == text_bytes and manifest["bytes_per_token"] == text_bytes / manifest["tokens"]
+    assert (manifest["tokenizer"], manifest["vocab_size"], manifest["eot_id"]) == ("gpt2", 50257, 50256)
+    assert (manifest["eot_placement"], manifest["dtype"]) == ("before", "uint16")
+    assert seen[-1] == (len(TEXTS), manifest["tokens"])
+    assert (report.train_documents, report.validation_documents) == (len(kept), len(held_out))
+    assert report.unigram == manifest["baselines"]["unigram"] > report.bigram and not report.reused
+    assert not list(out.glob(".*"))
+
+
+def test_what_is_written_does_not_depend_on_the_number_of_workers(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.data.encode._BATCH_CHARACTERS", 100)
+    for workers in (1, 5):
+        prepare([source], tmp_path / str(workers), "gpt2", num_workers=workers, name="x", tokens_per_shard=700)
+    digests = [[shard["sha256"] for shard in verify_corpus(tmp_path / workers)["shards"]] for workers in "15"]
+    assert digests[0] == digests[1] and len(digests[0]) > 2
+
+
+def test_validation_is_chosen_by_the_text_and_not_by_its_place(source, tmp_path):
+    backwards = tmp_path / "backwards.jsonl"
+    backwards.write_text("".join(reversed(open(source).readlines())))
+    prepare([source], tmp_path / "a", "bytes", validation_fraction=0.1)
+    prepare([str(backwards)], tmp_path / "b", "bytes", validation_fraction=0.1)
+    assert sorted(stream(tmp_path / "a", "validation")) == sorted(stream(tmp_path / "b", "validation"))
+
+
+def test_validation_sources_replace_the_fraction(source, tmp_path):
+    (tmp_path / "held.txt").write_text("held out")
+    prepare([source], tmp_path / "out", "gpt2", validation_sources=[str(tmp_path / "held.txt")])
+    assert stream(tmp_path / "out", "validation") == expected(["held out"])
+    assert stream(tmp_path / "out", "train") == expected(TEXTS)
+
+
+def test_a_corpus_without_validation_is_told(source, tmp_path, caplog):
+    report = prepare([source], tmp_path / "out", "gpt2", validation_fraction=0.0)
+    assert report.validation_tokens == 0 and report.unigram is None
+    assert "no document fell to validation" in caplog.text
+
+
+def test_the_same_request_returns_at_once_and_rewrites_nothing(source, tmp_path):
+    out = tmp_path / "out"
+    first = prepare([source], out, "gpt2")
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    again = prepare([source], out, "gpt2")
+    assert again.reused and again.train_tokens == first.train_tokens
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+
+
+def test_another_request_does_not_overwrite_a_finished_corpus(source, tmp_path):
+    out = tmp_path / "out"
+    prepare([source], out, "gpt2")
+    with pytest.raises(DataError, match="already holds the corpus 'out', .* another tokenizer_sha256"):
+        prepare([source], out, "bytes")
+    with open(source, "a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(DataError, match="another sources"):
+        prepare([source], out, "gpt2")
+    verify_corpus(out)
+
+
+def test_a_finished_corpus_that_lost_a_shard_is_not_taken_for_whole(source, tmp_path):
+    out = tmp_path / "out"
+    prepare([source], out, "gpt2")
+    (out / "out_train_000001.bin").unlink()
+    with pytest.raises(DataError, match="out_train_000001.bin is missing. Remove the folder"):
+        prepare([source], out, "gpt2")
+
+
+def test_what_a_killed_attempt_left_is_written_again(source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write_manifest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], out, "gpt2", tokens_per_shard=300, validation_fraction=0.1)
+    assert read_manifest(out) is None and len(list(out.glob("*.bin"))) > 5
+    monkeypatch.undo()
+    (out / ".out_train_000001.bin.partial-1").touch()
+    prepare([source], out, "gpt2", tokens_per_shard=100_000, validation_fraction=0.1)
+    left = sorted(path.name for path in out.iterdir())
+    assert left == ["manifest.json", "out_train_000001.bin", "out_val_000000.bin"]
+
+
+def test_shards_of_somebody_else_are_left_alone(source, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "fineweb_train_000001.bin").write_bytes(b"precious")
+    with pytest.raises(DataError, match="holds fineweb_train_000001.bin and has no manifest.json"):
+        prepare([source], out, "gpt2")
+    assert (out / "fineweb_train_000001.bin").read_bytes() == b"precious"
+
+
+def test_two_processes_do_not_prepare_one_folder_at_once(source, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with open(out / ".preparing", "w") as marker:
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is preparing"):
+            prepare([source], out, "gpt2")
+
+
+def test_a_full_disk_is_one_paragraph_and_leaves_no_manifest(source, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "fsync_folder", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        prepare([source], tmp_path / "out", "gpt2")
+    monkeypatch.undo()
+    assert read_manifest(tmp_path / "out") is None
+    assert not prepare([source], tmp_path / "out", "gpt2").reused
+
+
+def test_other_errors_of_the_system_are_not_hidden(source, tmp_path, monkeypatch):
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "fsync_folder", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        prepare([source], tmp_path / "out", "gpt2")
+
+
+def test_a_disk_that_is_too_small_is_told_beforehand(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    with pytest.raises(DataError, match="1 kB are free"):
+        prepare([source], tmp_path / "out", "gpt2")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sources": []}, "no sources are named"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"tokens_per_shard": 0}, "tokens_per_shard is 0"),
+        ({"num_workers": 0}, "num_workers is 0"),
+        ({"validation_fraction": 0.9999999}, "no document for training"),
+        ({"tokenizer": "gpt3"}, "did you mean 'gpt2'"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(source, tmp_path, arguments, message):
+    arguments = {"sources": [source], "out": tmp_path / "out", "tokenizer": "gpt2", **arguments}
+    with pytest.raises(DataError, match=message):
+        prepare(**arguments)
+
+
+def test_a_vocabulary_of_ones_own_travels_with_the_corpus(source, tmp_path):
+    vocabulary = tmp_path / "own.tiktoken"
+    vocabulary.write_bytes(tiktoken_lines(train_bpe(TEXTS, 400)))
+    prepare([source], tmp_path / "out", str(vocabulary), name="own")
+    vocabulary.unlink()
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    manifest = read_manifest(moved)
+    tokenizer = load_tokenizer(manifest["tokenizer"])
+    assert tokenizer.sha256 == manifest["tokenizer_sha256"] and tokenizer.eot_id == manifest["eot_id"]
+
+
+def test_text_that_utf8_cannot_write_is_prepared_all_the_same(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n')
+    prepare([str(tmp_path / "a.jsonl")], tmp_path / "out", "bytes", validation_fraction=0.0)
+    assert load_tokenizer("bytes").decode(stream(tmp_path / "out", "train")[1:]) == "a\ufffdb"
+
+
+def test_verifying_finds_every_shard_that_changed(source, tmp_path):
+    out = tmp_path / "out"
+    prepare([source], out, "gpt2", tokens_per_shard=1000, validation_fraction=0.1)
+    content = bytearray((out / "out_train_000002.bin").read_bytes())
+    content[1500] ^= 1
+    (out / "out_train_000002.bin").write_bytes(content)
+    with pytest.raises(DataError, match="out_train_000002.bin has sha256"):
+        verify_corpus(out)
+    (out / "out_train_000001.bin").write_bytes(b"")
+    (out / "out_val_000000.bin").unlink()
+    with pytest.raises(DataError, match="out_train_000001.bin has 0 bytes.*out_val_000000.bin is missing"):
+        verify_corpus(out)
+    with pytest.raises(DataError, match="is no prepared corpus"):
+        verify_corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is damaged"), ("[]", "format_version None"), ('{"format_version": 2}', "format_version 2"),
+     ('{"format_version": 1, "name": "x"}', "it lacks baselines")],
+)  # fmt: skip
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, content, message):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_manifest(tmp_path)
+
+
+# The embedded corpus
+
+
+def test_the_embedded_corpus_holds_twelfth_night_for_validation(tmp_path):
+    folder = prepare_embedded("shakespeare", "shakespeare", tmp_path)
+    assert folder == tmp_path / "shakespeare-shakespeare"
+    manifest = verify_corpus(folder)
+    assert manifest["splits"]["train"]["tokens"] == 368_982
+    assert manifest["splits"]["validation"] == {
+        "documents": 19, "tokens": 40_529, "text_bytes": 114_820, "bytes_per_token": 114_820 / 40_529,
+    }  # fmt: skip
+    assert stream(folder, "validation") == expected(embedded_documents("shakespeare", "validation"), "shakespeare")
+    assert manifest["baselines"]["unigram"] == pytest.approx(6.350, abs=1e-3)
+    assert manifest["baselines"]["bigram"] == pytest.approx(5.122, abs=1e-3)
+    assert TokenDataset(resolve_shards([str(folder)], tmp_path, "train"), 1024, 4096).num_sequences == 360
+
+
+def test_the_embedded_corpus_is_made_once(tmp_path):
+    folder = prepare_embedded("shakespeare", "bytes", tmp_path)
+    time = (folder / "manifest.json").stat().st_mtime_ns
+    assert prepare_embedded("shakespeare", "bytes", tmp_path) == folder
+    assert (folder / "manifest.json").stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize("damage", ["no shard", "no manifest", "damaged manifest", "another text"])
+def test_an_embedded_corpus_that_is_not_right_is_made_again(tmp_path, damage):
+    folder = prepare_embedded("shakespeare", "bytes", tmp_path)
+    manifest = folder / "manifest.json"
+    match damage:
+        case "no shard":
+            (folder / "shakespeare_val_000000.bin").unlink()
+        case "no manifest":
+            manifest.unlink()
+        case "damaged manifest":
+            manifest.write_text("{")
+        case "another text":
+            changed = json.loads(manifest.read_text())
+            changed["request"]["sources"][0][1] = "0" * 64
+            manifest.write_text(json.dumps(changed))
+    leftover = tmp_path / f".building-shakespeare-bytes-{module.platform.node()}-1"
+    leftover.mkdir()
+    verify_corpus(prepare_embedded("shakespeare", "bytes", tmp_path))
+    assert not leftover.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".shakespeare-bytes.lock", "shakespeare-bytes"]
+
+
+def test_processes_that_prepare_it_at_once_find_one_whole_corpus(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from trainer.data.prepare import prepare_embedded, verify_corpus; "
+        "verify_corpus(prepare_embedded('shakespeare', 'bytes', Path(sys.argv[1])))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".shakespeare-bytes.lock", "shakespeare-bytes"]
+
+
+def test_another_machine_that_was_faster_is_accepted(tmp_path, monkeypatch):
+    def slower(staging, final):
+        files.move_folder(prepare_embedded_elsewhere(), final)
+        files.move_folder(staging, final)
+
+    def prepare_embedded_elsewhere():
+        monkeypatch.setattr(files, "commit_folder", original)
+        return prepare_embedded("shakespeare", "bytes", tmp_path / "elsewhere")
+
+    original = files.commit_folder
+    monkeypatch.setattr(files, "commit_folder", slower)
+    verify_corpus(prepare_embedded("shakespeare", "bytes", tmp_path / "here"))
+    left = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert left == [".shakespeare-bytes.lock", "shakespeare-bytes"]
+
+
+def test_a_corpus_that_cannot_be_committed_is_an_error(tmp_path, monkeypatch):
+    def refused(staging, final):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "commit_folder", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        prepare_embedded("shakespeare", "bytes", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".shakespeare-bytes.lock"]
+
+
+def test_an_unknown_embedded_corpus_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(DataError, match="did you mean 'shakespeare'"):
+        prepare_embedded("shakspere", "gpt2", tmp_path)

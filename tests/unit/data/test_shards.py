@@ -1,0 +1,180 @@
+"""Sequences are cut from shards as promised, and shards that do not fit are refused before training starts."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from trainer.data import shards
+from trainer.data.shards import ShardWriter, TokenDataset, natural_key, open_shard, resolve_shards
+from trainer.errors import DataError
+
+
+def test_sequences_overlap_by_one_token_and_never_cross_shards(make_dataset):
+    dataset = make_dataset(17, 8, 9, 30)
+    assert (dataset.num_sequences, dataset.num_tokens) == (2 + 0 + 1 + 3, 64)
+    starts = [0, 8, 25, 34, 42, 50]
+    expected = np.stack([np.arange(start, start + 9) for start in starts])
+    assert np.array_equal(dataset.sequences(np.arange(6)), expected)
+    assert np.array_equal(dataset.sequences(np.array([5, 0, 5])), expected[[5, 0, 5]])
+    assert dataset.sequences(np.array([], dtype=np.int64)).shape == (0, 9)
+
+
+def test_more_shards_than_open_maps_are_read(make_dataset, monkeypatch):
+    monkeypatch.setattr(shards, "_MAX_OPEN_MAPS", 2)
+    dataset = make_dataset(*[9] * 7)
+    for _ in range(2):
+        assert dataset.sequences(np.arange(7))[:, 0].tolist() == [0, 9, 18, 27, 36, 45, 54]
+    assert len(dataset._maps) == 2
+
+
+@pytest.mark.parametrize(("vocab_size", "magic", "itemsize"), [(65536, 20240520, 2), (65537, 20240801, 4)])
+def test_written_shards_are_llmc_files(tmp_path, vocab_size, magic, itemsize):
+    path = tmp_path / "a.bin"
+    with ShardWriter(path, vocab_size) as shard:
+        shard.write(np.array([1, 2, vocab_size - 1]))
+        shard.write(np.array([], dtype=np.int64))
+        shard.write(np.array([5], dtype=np.uint32))
+    words = np.frombuffer(path.read_bytes()[:1024], dtype="<i4")
+    assert words[:3].tolist() == [magic, 1 if itemsize == 2 else 7, 4] and not words[3:].any()
+    assert path.stat().st_size == 1024 + 4 * itemsize
+    assert open_shard(path).tokens().tolist() == [1, 2, vocab_size - 1, 5]
+
+
+def test_a_shard_that_was_not_finished_does_not_appear(tmp_path):
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "a.bin", 100) as shard:
+        shard.write(np.arange(5))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_takes_no_id_outside_the_vocabulary_and_no_more_than_its_header_counts(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="ids from 3 to 100 do not fit a vocabulary of 100"):
+        with ShardWriter(tmp_path / "a.bin", 100) as shard:
+            shard.write(np.array([3, 100]))
+    monkeypatch.setattr(shards, "_MAX_SHARD_TOKENS", 3)
+    with pytest.raises(DataError, match="more than 3 tokens"), ShardWriter(tmp_path / "a.bin", 100) as shard:
+        shard.write(np.arange(4))
+
+
+def test_the_fingerprint_holds_names_counts_content_and_length_but_not_the_folder(make_dataset, tmp_path):
+    dataset = make_dataset(1000, 1000)
+    paths = [shard.path for shard in dataset.shards]
+    assert len(dataset.fingerprint) == 32
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    copies = [moved / path.name for path in paths]
+    for path, copy in zip(paths, copies):
+        copy.write_bytes(path.read_bytes())
+    assert TokenDataset(copies, 8, 50257).fingerprint == dataset.fingerprint
+    different = {dataset.fingerprint, TokenDataset(copies, 9, 50257).fingerprint}
+    different.add(TokenDataset(copies[::-1], 8, 50257).fingerprint)
+    different.add(TokenDataset(copies[:1], 8, 50257).fingerprint)
+    changed = bytearray(copies[0].read_bytes())
+    changed[1500] ^= 1
+    copies[0].write_bytes(changed)
+    different.add(TokenDataset(copies, 8, 50257).fingerprint)
+    different.add(TokenDataset([copies[0].rename(moved / "other.bin"), copies[1]], 8, 50257).fingerprint)
+    assert len(different) == 6
+
+
+def test_the_fingerprint_is_pinned(make_dataset):
+    assert make_dataset(1000).fingerprint == "9a56f7c2545fab9b9312b4eeb083d0c2"
+
+
+@pytest.mark.parametrize("place", [0, 77_000, 199_999])
+def test_an_id_outside_the_vocabulary_is_found_when_opening(tmp_path, place):
+    tokens = np.zeros(200_000, dtype=np.uint16)
+    tokens[place] = 4096
+    with ShardWriter(tmp_path / "a.bin", 50257) as shard:
+        shard.write(tokens)
+    with pytest.raises(DataError, match="a.bin holds the token id 4,096, outside the vocabulary of 4,096.*tokenizer"):
+        TokenDataset([tmp_path / "a.bin"], 1024, 4096)
+
+
+def test_an_id_outside_the_vocabulary_that_no_sample_saw_is_found_when_read(tmp_path):
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    tokens = np.zeros(1_000_000, dtype=np.uint16)
+    for path, id in zip(paths, (7, 60_000)):
+        tokens[100_000] = id
+        with ShardWriter(path, 65536) as shard:
+            shard.write(tokens)
+    dataset = TokenDataset(paths, 1000, 50257)
+    dataset.sequences(np.arange(dataset.num_sequences // 2))
+    with pytest.raises(DataError, match="b.bin holds the token id 60,000"):
+        dataset.sequences(np.array([0, 999 + 100]))
+
+
+def test_negative_ids_are_outside_every_vocabulary(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([1, -1, 3] * 10))
+    with pytest.raises(DataError, match="token id -1"):
+        TokenDataset([tmp_path / "a.npy"], 8, 100)
+
+
+def test_uint32_read_as_uint16_is_recognised_by_its_zeros(tmp_path):
+    np.arange(1, 40_000, dtype="<u4").tofile(tmp_path / "a.bin")
+    with pytest.raises(DataError, match="every second number in it is 0: it holds uint32"):
+        TokenDataset([tmp_path / "a.bin"], 8, 50257, "uint16")
+    assert TokenDataset([tmp_path / "a.bin"], 8, 50257, "uint32").num_tokens == 39_999
+
+
+def test_uint16_read_as_uint32_is_outside_the_vocabulary(tmp_path):
+    np.arange(1, 40_001, dtype="<u2").tofile(tmp_path / "a.bin")
+    with pytest.raises(DataError, match="stored as another type"):
+        TokenDataset([tmp_path / "a.bin"], 8, 50257, "uint32")
+
+
+def test_a_shard_too_short_for_one_sequence_says_what_to_do(make_dataset):
+    with pytest.raises(DataError, match="hold 16 tokens, and one sequence of length 8 needs 9.*data.sequence_length"):
+        make_dataset(8, 8)
+
+
+def test_a_dataset_needs_shards_and_a_length(make_dataset):
+    with pytest.raises(DataError, match="no shards are named.*trainer prepare"):
+        TokenDataset([], 8, 100)
+    with pytest.raises(DataError, match="sequence_length is 0"):
+        make_dataset(8, sequence_length=0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shards = ["c_val_000000.bin", "c_train_000010.bin", "c_train_000002.bin", ".c_train_000003.bin"]
+    (tmp_path / "corpus").mkdir()
+    for name in [*shards, "notes.txt", "x.idx"]:
+        (tmp_path / "corpus" / name).touch()
+    return tmp_path
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_folders_globs_and_files_are_found_in_natural_order(folder):
+    every = ["c_train_000002.bin", "c_train_000010.bin", "c_val_000000.bin"]
+    assert names(resolve_shards(["corpus"], folder)) == every
+    assert names(resolve_shards(["corpus/*train*"], folder)) == ["c_train_000002.bin", "c_train_000010.bin"]
+    assert names(resolve_shards([str(folder / "corpus" / "c_val_000000.bin")], folder)) == ["c_val_000000.bin"]
+    assert names(sorted(map(folder.joinpath, ["p-10", "p-9", "p-9b"]), key=natural_key)) == ["p-9", "p-9b", "p-10"]
+
+
+def test_a_folder_never_mixes_validation_into_training_when_a_split_is_asked_for(folder):
+    assert names(resolve_shards(["corpus"], folder, "train")) == ["c_train_000002.bin", "c_train_000010.bin"]
+    assert names(resolve_shards(["corpus"], folder, "validation")) == ["c_val_000000.bin"]
+    (folder / "corpus" / "c_val_000000.bin").unlink()
+    with pytest.raises(DataError, match="holds no validation shards"):
+        resolve_shards(["corpus"], folder, "validation")
+
+
+def test_a_shard_named_twice_counts_once_and_is_told(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(resolve_shards(["corpus", "corpus/*_val_*"], folder)) == 3
+    assert "1 shards" in caplog.text
+
+
+def test_what_stands_for_no_shard_says_how_to_make_some(folder):
+    (folder / "empty").mkdir()
+    for pattern in ("empty", "none", "none/*.bin"):
+        with pytest.raises(DataError, match="trainer prepare SOURCE"):
+            resolve_shards([pattern], folder)
+    with pytest.raises(DataError, match="no shards are named"):
+        resolve_shards([], folder)

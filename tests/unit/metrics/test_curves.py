@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, read_records
+
+
+def write(folder, steps, tail=b""):
+    content = b"".join(json.dumps({"step": step, "loss": step / 2}).encode() + b"\n" for step in steps)
+    (folder / CURVE).write_bytes(content + tail)
+
+
+def steps(path):
+    return [record["step"] for record in read_records(path)]
+
+
+def test_an_absent_curve_has_no_records(tmp_path):
+    assert read_records(tmp_path / CURVE) == [] and cut_after(tmp_path, 3) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_are_read_as_they_were_appended(tmp_path):
+    curve = Curve(tmp_path)
+    curve.append({"step": 1, "loss": 0.1 + 0.2})
+    assert read_records(tmp_path / CURVE) == [{"step": 1, "loss": 0.1 + 0.2}]
+    curve.append({"step": 2, "loss": None})
+    curve.sync()
+    curve.close()
+    assert steps(tmp_path / CURVE) == [1, 2]
+
+
+def test_records_after_the_step_move_to_the_lost_ones(tmp_path):
+    write(tmp_path, [1, 2, 2, 3, 4])
+    assert cut_after(tmp_path, 2) == 2
+    assert steps(tmp_path / CURVE) == [1, 2, 2] and steps(tmp_path / LOST) == [3, 4]
+    assert cut_after(tmp_path, 2) == 0
+
+
+def test_the_lost_ones_of_several_resumes_stand_behind_each_other(tmp_path):
+    for number in (3, 4):
+        write(tmp_path, range(1, number + 1))
+        cut_after(tmp_path, 2)
+    assert steps(tmp_path / LOST) == [3, 3, 4]
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"step": 3}', b"\0\0\0\0", b"\0\0\n", b"5\n", b'{"st', b"\xff\xfe\n", b'{"loss": 1}\n'])
+def test_a_line_that_a_crash_cut_short_goes(tmp_path, tail):
+    write(tmp_path, [1, 2], tail)
+    assert steps(tmp_path / CURVE) == [1, 2]
+    assert cut_after(tmp_path, 2) == 0
+    assert (tmp_path / CURVE).read_bytes().endswith(b'1.0}\n') and steps(tmp_path / CURVE) == [1, 2]
+
+
+def test_a_damaged_line_costs_no_other_line(tmp_path):
+    write(tmp_path, range(1, 9))
+    content = (tmp_path / CURVE).read_bytes()
+    (tmp_path / CURVE).write_bytes(content.replace(b'"step": 3', b'"step": \xff', 1))
+    assert steps(tmp_path / CURVE) == [1, 2, 4, 5, 6, 7, 8]
+    cut_after(tmp_path, 6)
+    assert steps(tmp_path / CURVE) == [1, 2, 4, 5, 6] and steps(tmp_path / LOST) == [7, 8]
+
+
+def test_the_lost_ones_are_durable_before_the_curve_is_cut(tmp_path, monkeypatch):
+    write(tmp_path, [1, 2, 3])
+    monkeypatch.setattr("trainer.files.truncate_file", lambda *_: (_ for _ in ()).throw(OSError("crash")))
+    with pytest.raises(OSError, match="crash"):
+        cut_after(tmp_path, 1)
+    assert steps(tmp_path / CURVE) == [1, 2, 3] and steps(tmp_path / LOST) == [2, 3]
+    monkeypatch.undo()
+    cut_after(tmp_path, 1)
+    assert steps(tmp_path / CURVE) == [1] and steps(tmp_path / LOST) == [2, 3, 2, 3]
+
+
+def test_lost_records_are_not_glued_to_a_line_that_a_crash_cut_short(tmp_path):
+    write(tmp_path, [1, 2])
+    (tmp_path / LOST).write_text('{"step": 9}\n{"step": 1')
+    cut_after(tmp_path, 1)
+    assert steps(tmp_path / LOST) == [9, 2]

@@ -1,0 +1,157 @@
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer.metrics import reporter as reporter_module
+from trainer.metrics.curves import CURVE, LOST, read_records
+from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.reporter import Known, Reporter
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+def reporter_of(accelerator, folder, **changes):
+    settings = {
+        "name": "run", "max_steps": 10, "console_every_steps": 5, "trackers": ["tensorboard"], "replay_key": "key",
+        "meter": SpeedMeter(flops_per_token=10.0, peak_flops=1e9, num_devices=1),
+    }  # fmt: skip
+    return Reporter(accelerator, folder, **{**settings, **changes})
+
+
+def take(reporter, step, loss=None, grad_norm=1.0, votes=0.0):
+    """One step whose loss is a function of the step."""
+    loss = 4.0 / step if loss is None else loss
+    return reporter.step(
+        step=step, tokens=step * 32, step_tokens=32, lr=0.5, epoch=step / 100, data_digest=f"d{step}",
+        numbers=torch.tensor([loss, grad_norm, votes]),
+    )  # fmt: skip
+
+
+def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, folder, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({"seed": 1}, None)
+    assert take(reporter, 1, votes=2.0) == [Known(1, 4.0, 1.0, 2.0)] and reporter.known.step == 1
+    for step in range(2, 6):
+        take(reporter, step)
+    reporter.sync()
+    reporter.close()
+    (first, *others) = read_records(folder / CURVE)
+    promised = {"step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "data_digest"}
+    assert promised <= first.keys() and first["loss"] == 4.0 and first["tokens"] == 32 and "mfu" in first
+    assert [record["step"] for record in others] == [2, 3, 4, 5]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5]
+    assert {"optim/lr", "optim/grad_norm", "speed/tokens_per_second", "speed/mfu", "data/epoch"} <= set(events.Tags()["scalars"])
+    mean = sum(4.0 / step for step in range(1, 6)) / 5
+    assert f"step 5/10  loss {mean:.4f}" in caplog.text and caplog.text.count("tokens/s") == 1
+
+
+def test_a_loss_that_is_no_number_is_none_in_the_curve(accelerator, folder):
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None)
+    known = take(reporter, 1, loss=math.nan, grad_norm=math.inf)
+    reporter.close()
+    assert math.isnan(known[0].loss) and math.isinf(known[0].grad_norm)
+    (line,) = (folder / CURVE).read_text().splitlines()
+    record = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert record["loss"] is None and record["grad_norm"] is None
+
+
+def test_a_resume_proves_itself_by_the_steps_taken_again(accelerator, folder, caplog):
+    caplog.set_level(logging.INFO)
+    first = reporter_of(accelerator, folder)
+    first.open({}, None)
+    for step in range(1, 8):
+        take(first, step)
+    first.close()
+    second = reporter_of(accelerator, folder)
+    second.open({}, 4)
+    assert "3 records after step 4 moved to metrics.lost.jsonl" in caplog.text and "3 steps are taken again" in caplog.text
+    for step in range(5, 9):
+        take(second, step)
+    second.close()
+    assert second.verdict == "resume exact: 3/3 replayed steps bit-identical"
+    assert [record["step"] for record in read_records(folder / CURVE)] == list(range(1, 9))
+    assert [record["step"] for record in read_records(folder / LOST)] == [5, 6, 7]
+
+
+def test_a_resume_that_is_not_exact_is_an_error_in_the_log(accelerator, folder, caplog):
+    first = reporter_of(accelerator, folder)
+    first.open({}, None)
+    take(first, 1), take(first, 2)
+    first.close()
+    second = reporter_of(accelerator, folder)
+    second.open({}, 1)
+    take(second, 2, loss=7.0)
+    second.close()
+    assert second.verdict.startswith("resume NOT exact: at step 2 loss 7.0 instead of 2.0")
+    assert [record.levelname for record in caplog.records if "NOT exact" in record.message] == ["ERROR"]
+
+
+def test_an_evaluation_stands_in_the_curve_and_in_the_tracker(accelerator, folder, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None)
+    take(reporter, 1)
+    reporter.evaluation(1, 32, 3.5, {"bits_per_byte": 1.25}, 0.5)
+    reporter.close()
+    assert read_records(folder / CURVE)[1] == {"step": 1, "tokens": 32, "val_loss": 3.5, "bits_per_byte": 1.25, "seconds": 0.5}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss/validation")] == [3.5]
+    assert "step 1: validation loss 3.5000, bits_per_byte 1.2500 (0.5s)" in caplog.text
+
+
+class Ready:
+    """An event of a device whose numbers are late."""
+
+    def synchronize(self):
+        pass
+
+
+def test_numbers_that_are_late_are_known_with_the_next_step_and_after_a_flush(accelerator, folder, monkeypatch):
+    monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Ready()))
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None)
+    assert take(reporter, 1) == [] and reporter.known is None
+    assert [known.step for known in take(reporter, 2)] == [1]
+    with pytest.raises(AssertionError, match="flush"), reporter.pause():
+        pass
+    assert [known.step for known in reporter.flush()] == [2] and reporter.flush() == []
+    take(reporter, 3)
+    reporter.close()
+    assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 3]
+
+
+def test_the_time_of_a_pause_is_not_the_time_of_a_step(accelerator, folder, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(reporter_module.time, "perf_counter", lambda: now[0])
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None)
+    with reporter.pause():
+        now[0] = 100.0
+    now[0] = 101.0
+    take(reporter, 1)
+    reporter.close()
+    assert read_records(folder / CURVE)[0]["step_seconds"] == 1.0
+
+
+def test_only_the_main_process_writes(folder, tmp_path):
+    other = SimpleNamespace(is_main_process=False, init_trackers=lambda *a, **k: None, trackers=[], log=lambda *a, **k: pytest.fail("logged"))
+    reporter = reporter_of(other, folder)
+    reporter.open({}, 3)
+    assert take(reporter, 4)[0].step == 4
+    reporter.evaluation(4, 1, 1.0, {}, 1.0)
+    reporter.sync()
+    reporter.close()
+    assert not folder.exists()

@@ -1,0 +1,89 @@
+"""Arithmetic per token, by hand and by function."""
+
+import pytest
+
+from tests.unit.model.tiny import tiny_config, tiny_model
+from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.model.presets import resolve
+
+
+def test_a_llama_counted_by_hand():
+    # A block: q and o 32 x 32, k and v 16 x 32, three MLP matrices 32 x 48; the head 320 x 32.
+    block = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48
+    expected = 6 * (2 * block + 320 * 32) + 12 * 2 * 32 * 64
+    for shape in ("llama", "llama-tied"):
+        assert flops_per_token(tiny_config(shape), 64) == expected
+        assert flops_per_token(tiny_model(shape), 64) == expected
+
+
+def test_gpt2_124m_is_the_published_figure():
+    config = resolve("gpt2-124m", {}, vocab_size=50257, sequence_length=1024)
+    assert flops_per_token(config, 1024) == pytest.approx(6 * 123.6e6 + 12 * 12 * 768 * 1024, rel=1e-3)
+
+
+def test_of_experts_only_the_visited_share_counts():
+    fields = {
+        "model_type": "mixtral", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 48, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    few, many = (
+        flops_per_token(resolve(None, fields | {"num_local_experts": n}, vocab_size=64, sequence_length=8), 8)
+        for n in (4, 8)
+    )
+    assert many - few == 6 * 4 * 32  # the router's rows
+
+
+def test_tied_parameters_count_once():
+    tied, untied = parameter_counts(tiny_model("llama-tied")), parameter_counts(tiny_model("llama"))
+    assert untied.total - tied.total == 320 * 32
+    assert tied.embedding == untied.embedding == 320 * 32
+    assert tied.non_embedding == tied.total - tied.embedding and tied.trainable == tied.total
+
+
+def test_what_is_frozen_is_not_trainable():
+    model = tiny_model("gpt2")
+    model.transformer.wpe.weight.requires_grad_(False)
+    counts = parameter_counts(model)
+    assert counts.total - counts.trainable == model.transformer.wpe.weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989),
+        ("NVIDIA H100 80GB HBM3", "fp8", 1979),
+        ("NVIDIA H100 PCIe", "bf16", 756),
+        ("NVIDIA H100 NVL", "fp8", 1671),
+        ("NVIDIA H200", "bf16", 989),
+        ("NVIDIA B200", "fp8", 4500),
+        ("NVIDIA L40S", "bf16", 362),
+        ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA A10", "bf16", 125),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("NVIDIA GeForce RTX 3090", "no", 35.6),
+        ("Tesla V100-SXM2-16GB", "fp16", 125),
+        ("Tesla T4", "fp16", 65),
+        ("NVIDIA A100-SXM4-80GB", "no", 19.5),
+    ],
+)
+def test_known_gpus_have_their_data_sheet_peak(name, precision, tera):
+    assert peak_flops(name, precision) == pytest.approx(tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("NVIDIA A10G", "bf16"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16"),
+        ("NVIDIA GeForce RTX 4090 D", "bf16"),
+        ("NVIDIA GeForce RTX 3090 Ti", "bf16"),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16"),
+        ("Tesla V100-SXM2-16GB", "bf16"),
+        ("NVIDIA A100-SXM4-80GB", "fp8"),
+        ("cpu", "no"),
+        ("", "no"),
+    ],
+)
+def test_what_is_unknown_has_no_peak(name, precision):
+    assert peak_flops(name, precision) is None

@@ -1,0 +1,176 @@
+"""The chunked loss is the plain loss: value and gradients, held against float64."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainer.model.head import IGNORED, MIN_CHUNK_TOKENS, chunked_cross_entropy, compute_dtype, default_chunk_tokens
+
+
+def operands(num_tokens=70, width=24, vocab_size=257, padded=320, dtype=torch.float32, bias=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_tokens, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(padded, width, generator=generator, dtype=torch.float64)
+    offset = torch.randn(padded, generator=generator, dtype=torch.float64) if bias else None
+    labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    labels[::7] = IGNORED
+    leaves = [None if t is None else t.to(dtype).requires_grad_() for t in (hidden, weight, offset)]
+    return *leaves, labels
+
+
+def reference(hidden, weight, bias, labels, vocab_size):
+    """The plain way in float64 on the same values: sum, and gradients of what is given."""
+    leaves = [None if t is None else t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
+    logits = F.linear(leaves[0], leaves[1], leaves[2])[:, :vocab_size]
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    loss.backward()
+    return loss.detach(), [None if t is None else t.grad for t in leaves]
+
+
+def relative(actual, expected):
+    actual, expected = actual.detach(), expected.detach()
+    return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-300))
+
+
+@pytest.mark.parametrize(("vocab_size", "padded"), [(4096, 4096), (50257, 50304), (257, 320)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_loss_and_gradients_equal_float64_whatever_the_chunk(vocab_size, padded, bias):
+    hidden, weight, offset, labels = operands(vocab_size=vocab_size, padded=padded, bias=bias, num_tokens=37)
+    expected, gradients = reference(hidden, weight, offset, labels, vocab_size)
+    for chunk in (None, 1, 16, 36, 37, 64):
+        leaves = [t for t in (hidden, weight, offset) if t is not None]
+        loss, count = chunked_cross_entropy(
+            hidden, weight, labels, vocab_size=vocab_size, bias=offset, chunk_tokens=chunk
+        )
+        assert loss.dtype == torch.float32 and loss.ndim == 0
+        assert count == (labels != IGNORED).sum()
+        assert relative(loss, expected) < 1e-6
+        for actual, wanted in zip(torch.autograd.grad(loss, leaves), [g for g in gradients if g is not None]):
+            assert relative(actual, wanted) < 1e-5
+
+
+def test_the_mean_has_the_plain_gradient():
+    hidden, weight, _, labels = operands()
+    loss, count = chunked_cross_entropy(hidden, weight, labels, vocab_size=257, chunk_tokens=16)
+    (loss / count * 3.0).backward()
+    _, (hidden_grad, weight_grad, _) = reference(hidden, weight, None, labels, 257)
+    assert relative(hidden.grad, hidden_grad * 3.0 / float(count)) < 1e-5
+    assert relative(weight.grad, weight_grad * 3.0 / float(count)) < 1e-5
+
+
+def test_float64_operands_stay_float64():
+    hidden, weight, bias, labels = operands(6, 4, 10, 16, torch.float64, bias=True)
+    total, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=10, bias=bias, chunk_tokens=4)
+    actual = torch.autograd.grad(total, (hidden, weight, bias))
+    _, expected = reference(hidden, weight, bias, labels, 10)
+    for a, e in zip(actual, expected):
+        assert a.dtype == torch.float64 and relative(a[: e.shape[0]], e) < 1e-14
+
+
+def test_padding_ids_get_zero_gradient():
+    hidden, weight, bias, labels = operands(bias=True)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257, bias=bias, chunk_tokens=16)
+    loss.backward()
+    assert weight.grad[257:].count_nonzero() == 0 and bias.grad[257:].count_nonzero() == 0
+    assert weight.grad[:257].count_nonzero() > 0
+
+
+def test_padding_rows_do_not_change_the_loss_however_large_they_are():
+    hidden, weight, _, labels = operands()
+    before, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    with torch.no_grad():
+        weight[257:] = 1e4
+    after, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    assert before == after
+
+
+def test_all_labels_ignored_is_a_loss_of_zero_with_zero_gradients():
+    hidden, weight, _, labels = operands()
+    loss, count = chunked_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED), vocab_size=257)
+    loss.backward()
+    assert loss == 0 and count == 0
+    assert hidden.grad.count_nonzero() == 0 and weight.grad.count_nonzero() == 0
+
+
+def test_what_stands_at_an_ignored_position_does_not_matter_even_when_it_is_not_finite():
+    hidden, weight, _, labels = operands()
+    expected = torch.autograd.grad(chunked_cross_entropy(hidden, weight, labels, vocab_size=257)[0], weight)[0]
+    with torch.no_grad():
+        hidden[::7] = float("nan")
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    assert torch.isfinite(loss) and torch.equal(torch.autograd.grad(loss, weight)[0], expected)
+
+
+def test_certain_and_hopeless_predictions_have_exact_losses():
+    weight = torch.eye(4) * 200.0
+    labels = torch.tensor([0, 1])
+    loss, _ = chunked_cross_entropy(torch.eye(4)[[0, 2]], weight, labels, vocab_size=4)
+    assert float(loss) == pytest.approx(200.0, rel=1e-6)
+
+
+def test_without_gradients_only_the_loss_is_computed():
+    hidden, weight, _, labels = operands()
+    with_gradients, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    with torch.no_grad():
+        without, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    assert torch.equal(with_gradients, without) and without.grad_fn is None
+
+
+@pytest.mark.parametrize(("of_hidden", "of_weight"), list(itertools.product([True, False], repeat=2)))
+def test_only_the_gradients_asked_for_are_computed(of_hidden, of_weight):
+    hidden, weight, _, labels = operands()
+    hidden, weight = hidden.detach().requires_grad_(of_hidden), weight.detach().requires_grad_(of_weight)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    assert loss.requires_grad == (of_hidden or of_weight)
+    if loss.requires_grad:
+        loss.backward()
+    assert (hidden.grad is not None) == of_hidden and (weight.grad is not None) == of_weight
+
+
+def test_the_gradients_are_used_once():
+    hidden, weight, _, labels = operands()
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    loss.backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="used up"):
+        loss.backward()
+
+
+def test_autocast_computes_products_in_bf16_and_the_loss_in_fp32():
+    hidden, weight, _, labels = operands()
+    expected, gradients = reference(hidden, weight, None, labels, 257)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compute_dtype(hidden, weight) == torch.bfloat16
+        loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257, chunk_tokens=16)
+    loss.backward()
+    assert loss.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+    exact, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
+    assert 0 < relative(loss, expected) < 1e-2 and loss != exact
+    assert relative(hidden.grad, gradients[0]) < 2e-2 and relative(weight.grad, gradients[1]) < 2e-2
+
+
+def test_bf16_weights_get_bf16_gradients_summed_in_fp32():
+    hidden, weight, _, labels = operands(num_tokens=600)
+    low = weight.detach().bfloat16().requires_grad_()
+    _, (_, expected, _) = reference(hidden.bfloat16().float(), low.float(), None, labels, 257)
+    loss, _ = chunked_cross_entropy(hidden.bfloat16(), low, labels, vocab_size=257, chunk_tokens=8)
+    loss.backward()
+    assert low.grad.dtype == torch.bfloat16 and relative(low.grad, expected) < 2e-2
+
+
+def test_equal_calls_give_equal_bits():
+    runs = []
+    for _ in range(2):
+        hidden, weight, _, labels = operands()
+        loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257, chunk_tokens=16)
+        loss.backward()
+        runs.append((loss.detach(), hidden.grad, weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+def test_the_default_chunk_fills_its_budget_and_never_goes_below_what_pays():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert default_chunk_tokens(50304, cpu) == MIN_CHUNK_TOKENS
+    assert 512 < default_chunk_tokens(4096, cpu) <= 1024
+    assert 0.9 < default_chunk_tokens(50304, cuda) * 50304 * 4 / 256e6 <= 1.0

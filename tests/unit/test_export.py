@@ -1,0 +1,179 @@
+"""An exported folder opens with transformers alone: the same logits to the last bit, the same ids as tiktoken."""
+
+import base64
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import tiktoken
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file, save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import trainer
+from tests.unit.model.tiny import SHAPES, tiny_config, tiny_model
+from trainer.errors import CheckpointError, ConfigError, TrainerError
+from trainer.export import TokenizerFacts, build_tokenizer, byte_letters, export, recover_merges
+
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+END = "<|endoftext|>"
+TEXTS = [
+    "ROMEO:\nBut, soft! what light through yonder window breaks?\n\n\tIt is the east,  and Juliet is the sun.   \n",
+    "It's 1,234.5 don't  we'll they've I'M\r\n  x\u00a0y   \n\n\n z",
+    "na\u00efve caf\u00e9 \u4f60\u597d\u4e16\u754c \U0001f600\U0001f468\u200d\U0001f469 \u0661\u0662 \x00\x7f",
+    "",
+    " ",
+    "   \n   ",
+    "a" * 200,
+]
+
+
+def embedded_ranks(name):
+    path = Path(trainer.__file__).parent / "data" / "embedded" / f"{name}.tiktoken.xz"
+    lines = lzma.decompress(path.read_bytes()).splitlines()
+    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
+
+
+def facts_of(name):
+    ranks = {bytes([byte]): byte for byte in range(256)} if name == "bytes" else embedded_ranks(name)
+    end = max(ranks.values()) + 1
+    return TokenizerFacts(ranks=ranks, pattern=GPT2_PATTERN, eot_token=END, eot_id=end, vocab_size=end + 1)
+
+
+def tiktoken_of(facts):
+    return tiktoken.Encoding(
+        "test", pat_str=facts.pattern, mergeable_ranks=dict(facts.ranks), special_tokens={END: facts.eot_id}
+    )
+
+
+def stored(model, folder, tied=True):
+    """A checkpoint's weights as Accelerate writes them: a tied parameter once."""
+    path = folder / "model.safetensors"
+    save_model(model, str(path)) if tied else save_file(model.state_dict(), str(path))
+    return path
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_exported_logits_are_the_trained_models_to_the_last_bit(shape, tmp_path):
+    facts = facts_of("bytes")
+    model = tiny_model(shape, facts.vocab_size).eval()
+    export(
+        tmp_path / "out",
+        model_config=model.config.to_dict(),
+        weights=stored(model, tmp_path),
+        tokenizer=facts,
+        facts={"steps": 12, "validation loss": 3.5},
+    )
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = torch.randint(257, (2, 20), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(opened(tokens).logits, model(tokens).logits)
+    tied = opened.get_input_embeddings().weight is opened.get_output_embeddings().weight
+    assert tied == model.config.tie_word_embeddings
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["suppress_tokens"] == list(range(257, 320)) and generation["eos_token_id"] == 256
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer(TEXTS[0])["input_ids"] == list(TEXTS[0].encode()) and tokenizer.eos_token_id == 256
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| steps | 12 |" in card and "| validation loss | 3.5 |" in card
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "shakespeare", "bytes"])
+def test_ids_from_auto_tokenizer_are_tiktokens(name, shape, tmp_path):
+    facts = facts_of(name)
+    config = tiny_config(shape, facts.vocab_size)
+    with torch.random.fork_rng():
+        weights = stored(AutoModelForCausalLM.from_config(config), tmp_path)
+    export(tmp_path / "out", model_config=config, weights=weights, tokenizer=facts)
+    ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "out"), tiktoken_of(facts)
+    assert ours.eos_token == END and ours.convert_tokens_to_ids(END) == facts.eot_id and len(ours) == facts.vocab_size
+    for text in TEXTS:
+        ids = ours(text)["input_ids"]
+        assert ids == theirs.encode_ordinary(text)
+        assert ours.decode(ids) == text
+    assert ours(f"a{END}b")["input_ids"][1] == facts.eot_id
+
+
+@pytest.fixture(scope="module")
+def both_gpt2():
+    facts = facts_of("gpt2")
+    return build_tokenizer(facts), tiktoken_of(facts)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60) | st.text(alphabet=" \n\t\r'aZ1.\u00e9\u3000", max_size=60))
+def test_any_text_has_tiktokens_ids(both_gpt2, text):
+    ours, theirs = both_gpt2
+    if END not in text:
+        assert ours.encode(text).ids == theirs.encode_ordinary(text)
+
+
+def test_every_gpt2_token_but_the_bytes_has_a_merge_of_two_earlier_tokens():
+    ranks = embedded_ranks("gpt2")
+    merges = recover_merges(ranks)
+    assert [ranks[a + b] for a, b in merges] == list(range(256, len(ranks)))
+    assert all(max(ranks[a], ranks[b]) < ranks[a + b] for a, b in merges)
+
+
+def test_byte_letters_are_256_different_printable_ones():
+    letters = byte_letters()
+    assert len(set(letters)) == 256 and letters[ord("A")] == "A" and letters[ord(" ")] == "\u0120"
+
+
+def test_a_dtype_is_honoured_and_an_unknown_one_refused(tmp_path):
+    model = tiny_model("llama")
+    weights = stored(model, tmp_path)
+    arguments = {"model_config": model.config, "weights": weights, "tokenizer": None, "vocab_size": 257}
+    out = export(tmp_path / "out", **arguments, dtype="bfloat16")
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    assert not (out / "tokenizer.json").exists()
+    with pytest.raises(ConfigError, match="float32, bfloat16"):
+        export(tmp_path / "other", **arguments, dtype="int4")
+
+
+def test_an_export_replaces_nothing(tmp_path):
+    model = tiny_model("llama")
+    weights, out = stored(model, tmp_path), tmp_path / "out"
+    out.mkdir()
+    export(out, model_config=model.config, weights=weights, tokenizer=None)
+    with pytest.raises(TrainerError, match="replaces nothing"):
+        export(out, model_config=model.config, weights=weights, tokenizer=None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TrainerError, match="replaces nothing"):
+        export(tmp_path / "file", model_config=model.config, weights=weights, tokenizer=None)
+
+
+def test_weights_that_are_not_the_configs_are_refused_and_leave_nothing_behind(tmp_path):
+    model = tiny_model("llama")
+    state = dict(model.state_dict())
+    cases = {
+        "missing": {k: v for k, v in state.items() if k != "lm_head.weight"},
+        "unexpected": state | {"stranger": torch.zeros(2)},
+        "does not fit": state | {"lm_head.weight": torch.zeros(7, 32)},
+    }
+    for words, content in cases.items():
+        save_file(content, str(tmp_path / "model.safetensors"))
+        with pytest.raises(CheckpointError, match=words):
+            export(tmp_path / "out", model_config=model.config, weights=tmp_path / "model.safetensors", tokenizer=None)
+        assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_no_weights_and_an_unknown_model_type_are_told(tmp_path):
+    with pytest.raises(CheckpointError, match="is not there"):
+        export(tmp_path / "out", model_config=tiny_config("llama"), weights=tmp_path / "none", tokenizer=None)
+    with pytest.raises(ConfigError, match="model_type 'nope'"):
+        export(tmp_path / "out", model_config={"model_type": "nope"}, weights=tmp_path / "none", tokenizer=None)
+
+
+def test_an_export_that_fails_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    weights = stored(model, tmp_path)
+    monkeypatch.setattr("trainer.export.model_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(tmp_path / "out", model_config=model.config, weights=weights, tokenizer=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]

@@ -1,0 +1,105 @@
+import logging
+import os
+
+import pytest
+import torch
+
+from trainer import launch
+from trainer.errors import LaunchError
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """A plain environment here, and torch as it was for the other tests."""
+    for name in list(os.environ):
+        if name.startswith(("ACCELERATE_", "TRAINER_", "OMP_NUM_THREADS")) or name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    yield
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def begin(tmp_path, world_size=1):
+    place = launch.Asked("no", True, world_size, True)
+    return launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path)
+
+
+def test_a_plain_start_is_one_process_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert launch.asked() == launch.Asked("no", True, 1, True)
+
+
+def test_the_cluster_file_is_heard_through_the_environment(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    assert launch.asked() == launch.Asked("bf16", False, 4, False)
+    monkeypatch.setenv("TRAINER_ASKED_PRECISION", "fp8")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert launch.asked() == launch.Asked("fp8", True, 4, False)
+
+
+def test_processes_that_did_not_find_each_other_are_refused(tmp_path):
+    with pytest.raises(LaunchError, match="2 processes were launched, but this one found itself in a group of 1"):
+        begin(tmp_path, world_size=2)
+
+
+def test_a_group_of_another_kind_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "SUPPORTED", ())
+    with pytest.raises(LaunchError, match="makes a NO group, and this version trains with data parallelism only"):
+        begin(tmp_path)
+
+
+def test_what_would_make_accelerate_convert_or_accumulate_by_itself_is_taken_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_FP8_BACKEND", "TE")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    accelerator = begin(tmp_path)
+    assert "ACCELERATE_FP8_BACKEND" not in os.environ and accelerator.gradient_accumulation_steps == 1
+
+
+def test_random_streams_are_those_of_seed_and_rank():
+    drawn = []
+    for seed, rank in ((1, 0), (1, 1), (1, 0)):
+        launch.seed_streams(seed, rank)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+@pytest.mark.parametrize(("chosen", "processes", "threads"), [(None, "1", 8), (None, "2", 4), (None, "99", 1), ("3", "2", 3)])
+def test_the_cores_are_shared_among_the_processes_of_a_machine(monkeypatch, chosen, processes, threads):
+    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert launch.num_threads() == threads
+
+
+def test_a_number_of_threads_that_the_launcher_chose_is_no_choice(monkeypatch):
+    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch.num_threads() == 1
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert launch.num_threads() == 8
+
+
+def test_compiling_without_a_compiler_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert launch.compile_backend(begin(tmp_path)) == "no" and "torch.compile is left out" in caplog.text
+
+
+def test_the_log_is_the_main_processs_story_and_the_others_warnings(tmp_path, monkeypatch):
+    root, before, level = logging.getLogger(), list(logging.getLogger().handlers), logging.getLogger("trainer").level
+    try:
+        launch.open_log(tmp_path / "run", is_main=True, console=logging.NullHandler())
+        logging.getLogger("trainer.x").info("a decision")
+        launch.open_log(tmp_path / "run", is_main=False, console=logging.NullHandler())
+        assert not logging.getLogger("trainer.x").isEnabledFor(logging.INFO)
+    finally:
+        root.handlers[:] = before
+        logging.getLogger("trainer").setLevel(level)
+    assert (tmp_path / "run" / "train.log").read_text().endswith("INFO a decision\n")

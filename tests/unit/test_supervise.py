@@ -1,0 +1,286 @@
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer import files, supervise
+from trainer.config.load import load
+from trainer.errors import ConfigError
+from trainer.metrics.outcome import EXIT_CODES, write_outcome
+
+GOOD = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Writes a cluster file with changes and gives its path; None leaves a key out."""
+
+    def write(**changes):
+        content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def gpus(monkeypatch, number):
+    monkeypatch.setattr(supervise, "count_gpus", lambda: number)
+
+
+# The words of the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "split"),
+    [
+        ([], (None, "shakespeare", [])),
+        (["cpu"], ("cpu", "shakespeare", [])),
+        (["gpt2-124m"], (None, "gpt2-124m", [])),
+        (["cpu", "gpt2-124m"], ("cpu", "gpt2-124m", [])),
+        (["seed=1", "cpu", "name=a=b", "mine.yaml"], ("cpu", "mine.yaml", ["seed=1", "name=a=b"])),
+        (["max_steps=3"], (None, "shakespeare", ["max_steps=3"])),
+    ],
+)
+def test_the_words_are_cluster_recipe_and_overrides(words, split):
+    assert supervise.split_words(words) == split
+
+
+def test_a_third_name_is_refused():
+    with pytest.raises(ConfigError, match="too many names: cpu shakespeare resume"):
+        supervise.split_words(["cpu", "shakespeare", "resume"])
+
+
+# The machine
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "cpu"), (1, "1gpu_bf16"), (3, "1gpu_bf16"), (4, "4gpu_bf16"), (8, "4gpu_bf16")])
+def test_the_cluster_file_fits_the_machine(monkeypatch, number, name):
+    gpus(monkeypatch, number)
+    assert supervise.fitting_cluster() == name and name in supervise.cluster_names()
+
+
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2)])
+def test_only_the_visible_gpus_are_counted(monkeypatch, visible, number):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert supervise.count_gpus() == number
+
+
+@pytest.mark.parametrize(("driver", "number"), [(True, 4), (False, 0)])
+def test_gpus_are_counted_by_their_driver(monkeypatch, driver, number):
+    import pynvml
+
+    def no_driver():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pynvml, "nvmlInit", (lambda: None) if driver else no_driver)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 4)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    assert supervise.count_gpus() == number
+
+
+# Cluster files
+
+
+@pytest.mark.parametrize("name", supervise.cluster_names())
+def test_every_shipped_cluster_file_is_right(name):
+    assert supervise.read_cluster(name).path.stem == name
+
+
+def test_a_cluster_file_says_how_many_processes_and_which_precision(cluster):
+    read = supervise.read_cluster(cluster())
+    assert (read.num_processes, read.precision, read.use_cpu) == (2, "no", True)
+
+
+@pytest.mark.parametrize(("written", "meant"), [(False, "no"), ("no", "no"), ("BF16", "bf16"), ("fp8", "fp8")])
+def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
+    assert supervise.read_cluster(cluster(mixed_precision=written)).precision == meant
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_processes": None}, "lacks num_processes"),
+        ({"mixed_precision": None}, "lacks mixed_precision"),
+        ({"distributed_type": None}, "lacks distributed_type"),
+        ({"num_processes": 0}, "num_processes is 0, but should be a whole number of at least 1"),
+        ({"num_processes": "two"}, "num_processes is 'two', but should be"),
+        ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
+        ({"distributed_type": "NO"}, "distributed_type is 'NO'; use MULTI_GPU"),
+        ({"distributed_type": "MULTI_CPU"}, "distributed_type is 'MULTI_CPU'; use MULTI_GPU"),
+    ],
+)
+def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, words):
+    with pytest.raises(ConfigError) as caught:
+        supervise.read_cluster(cluster(**changes))
+    assert words in str(caught.value)
+
+
+def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
+    with pytest.raises(ConfigError) as caught:
+        supervise.read_cluster(cluster(num_processes=0, mixed_precision="x", distributed_type="NO"))
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"a: [", "not readable YAML"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings")]
+)
+def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        supervise.read_cluster(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_cluster_file_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="unknown cluster file '4gpu_bf61'; did you mean '4gpu_bf16'?"):
+        supervise.read_cluster("4gpu_bf61")
+
+
+# The batch
+
+
+def test_a_batch_that_divides_among_the_processes_is_right(cluster):
+    config = load("shakespeare", ["global_batch=16", "micro_batch=4"]).config
+    supervise.check_batch(config, supervise.read_cluster(cluster(num_processes=4)))
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro_batch", "processes", "words"),
+    [
+        (16, 8, 3, "= 8 x 3 = 24; nearest: global_batch=24"),
+        (480, 16, 7, "= 16 x 7 = 112; nearest: global_batch=448 or 560"),
+        (24, 8, 2, "nearest: global_batch=16 or 32, or set micro_batch=6"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(cluster, global_batch, micro_batch, processes, words):
+    config = load("shakespeare").config.model_copy(update={"global_batch": global_batch, "micro_batch": micro_batch})
+    with pytest.raises(ConfigError) as caught:
+        supervise.check_batch(config, supervise.read_cluster(cluster(num_processes=processes)))
+    assert f"global_batch {global_batch} is not a multiple of micro_batch x processes" in str(caught.value) and words in str(caught.value)
+
+
+# The plan
+
+
+def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypatch):
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    path = cluster()
+    plan = supervise.plan([path, "shakespeare", "name=mine", "seed=3"])
+    assert plan.command[0] == sys.executable
+    assert plan.command[3:] == [
+        "--config_file", path, "--mixed_precision", "no", "-m", "trainer", "train", "shakespeare", "name=mine", "seed=3",
+    ]  # fmt: skip
+    changed = {key: value for key, value in plan.environment.items() if os.environ.get(key) != value}
+    assert changed == {"TRAINER_ASKED_PRECISION": "no", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600", "ACCELERATE_USE_CPU": "true"}
+    assert plan.folder == files.project_folder() / "runs" / "mine" and plan.config.seed == 3
+
+
+def test_a_time_to_shut_down_that_a_person_chose_stays(cluster, monkeypatch):
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
+    assert supervise.plan([cluster(), "shakespeare"]).environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "7"
+
+
+def test_fp8_is_asked_of_the_trainer_and_not_of_the_launcher_that_would_die_of_it(cluster):
+    plan = supervise.plan([cluster(mixed_precision="fp8"), "shakespeare"])
+    assert plan.command[plan.command.index("--mixed_precision") + 1] == "bf16"
+    assert plan.environment["TRAINER_ASKED_PRECISION"] == "fp8"
+
+
+def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
+    gpus(monkeypatch, 0)
+    plan = supervise.plan([])
+    assert plan.cluster.path.stem == "cpu" and plan.config.name == "shakespeare"
+
+
+def test_more_gpus_than_there_are_is_refused_with_a_file_that_fits(cluster, monkeypatch):
+    gpus(monkeypatch, 1)
+    with pytest.raises(ConfigError, match="wants 2 GPUs and this machine has 1; take 1gpu_bf16"):
+        supervise.plan([cluster(use_cpu=None), "shakespeare"])
+
+
+# What came of it
+
+
+def test_every_outcome_has_its_code_and_none_is_the_launchers():
+    assert {kind: supervise.exit_code(9, {"outcome": kind}) for kind in EXIT_CODES} == EXIT_CODES
+    assert supervise.exit_code(7, None) == 7 and supervise.exit_code(0, None) == 1
+
+
+def planned(project, script=""):
+    """A plan whose launcher is a few lines of Python."""
+    loaded = load("shakespeare", ["name=mine", "max_steps=30"])
+    command = [sys.executable, "-c", script]
+    return supervise.Plan(loaded, supervise.Cluster(Path("x"), 1, "no", True), command, dict(os.environ), project / "runs" / "mine")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "step", "resume", "finished"),
+    [
+        ("finished", 30, "latest", True),
+        ("finished", 20, "latest", False),
+        ("interrupted", 30, "latest", False),
+        ("finished", 30, "20", False),
+        (None, 30, "latest", False),
+        ("finished", None, "latest", False),
+    ],
+)
+def test_a_run_is_finished_when_it_says_so_and_its_last_step_is_on_disk(project, outcome, step, resume, finished):
+    plan = planned(project)
+    object.__setattr__(plan.loaded, "config", plan.config.model_copy(update={"resume_from_checkpoint": resume}))
+    if outcome:
+        write_outcome(plan.folder, outcome, step=30, reason="because")
+    for number in (10, step):
+        if number:
+            (project / "checkpoints" / "mine" / f"step-{number:08d}").mkdir(parents=True)
+    (project / "checkpoints" / "mine" / "step-00000099.bak").mkdir(parents=True)
+    assert supervise.is_finished(plan) is finished
+    assert supervise.newest_step(plan.config) == (step or 10)
+
+
+def leaves(plan, outcome):
+    """A launcher's script that leaves an outcome, then fails."""
+    content = json.dumps({"outcome": outcome, "step": 1, "reason": "new"})
+    return f"open({str(plan.folder / 'outcome.json')!r}, 'w').write({content!r}); raise SystemExit(1)"
+
+
+def test_the_exit_code_is_that_of_the_run_and_not_of_the_launcher(project):
+    plan = planned(project)
+    write_outcome(plan.folder, "running", step=0, reason="before")
+    plan.command[2] = leaves(plan, "interrupted")
+    assert supervise.run_launch(plan) == 75
+
+
+def test_the_outcome_of_an_earlier_launch_says_nothing_about_this_one(project):
+    plan = planned(project, "raise SystemExit(6)")
+    write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
+    assert supervise.run_launch(plan) == 6
+
+
+TOLD = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(44))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(45))
+os.kill(os.getppid(), signal.{})
+signal.alarm(10)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 44), ("SIGINT", 45), ("SIGHUP", 44)])
+def test_a_signal_reaches_the_launcher_and_a_closed_terminal_is_a_clean_stop(project, name, code):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
+    assert supervise.run_launch(planned(project, TOLD.format(name))) == code
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP))
+
+
+def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):
+    script = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(46)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert supervise.run_launch(planned(project, script)) == 46
+    finally:
+        signal.signal(signal.SIGHUP, before)

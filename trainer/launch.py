@@ -134,7 +134,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 def describe(accelerator: Accelerator) -> str:
     """Where the run computes, as words."""
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {threads} thread{'s' if threads > 1 else ''}"
     processes = accelerator.num_processes
     return f"{processes} process{'es' if processes > 1 else ''} on {name}{' each' if processes > 1 else ''}"
 

@@ -15,6 +15,8 @@ from trainer.run import Run, bits_per_byte
 
 log = logging.getLogger(__name__)
 
+ANOTHER_ASKED = "another process was asked to stop"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -31,24 +33,25 @@ def train(run: Run) -> Outcome:
     """
     if run.progress.step >= run.config.max_steps:
         return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
-    with run.stop:
-        if run.progress.step and run.evaluator.due(run.progress.step):
-            evaluate(run)  # the run was interrupted at this step, before its evaluation
-        for batch in run.loader.batches(run.progress.sequences):
-            lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
-            loss = accumulate_gradients(run, batch)
-            grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
-            step_if_finite(run.optimizer, grad_norm)
-            run.optimizer.zero_grad()
+    if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
+        return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
+    if run.progress.step and run.evaluator.due(run.progress.step):
+        evaluate(run)  # the run was interrupted at this step, before its evaluation
+    for batch in run.loader.batches(run.progress.sequences):
+        lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
+        loss = accumulate_gradients(run, batch)
+        grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
+        step_if_finite(run.optimizer, grad_norm)
+        run.optimizer.zero_grad()
 
-            run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
-            known = report(run, batch, lr, loss, grad_norm)
-            outcome = decide(run, known)
+        run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
+        known = report(run, batch, lr, loss, grad_norm)
+        outcome = decide(run, known)
 
-            is_best = evaluate(run) if run.evaluator.due(run.progress.step) and _may_evaluate(outcome) else False
-            save(run, outcome, is_best)
-            if outcome:
-                return outcome
+        is_best = evaluate(run) if run.evaluator.due(run.progress.step) and _may_evaluate(outcome) else False
+        save(run, outcome, is_best)
+        if outcome:
+            return outcome
     raise AssertionError("the loader never ends")
 
 
@@ -95,7 +98,7 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
     if run.progress.step >= run.config.max_steps:
         return Outcome("finished", f"all {run.config.max_steps} steps were taken")
     if asked_to_stop:
-        return Outcome("interrupted", run.stop.reason or "another process was asked to stop")
+        return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
     return None
 
 

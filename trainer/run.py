@@ -81,7 +81,7 @@ class Run:
         return self.state.progress
 
 
-def build_run(config: Config) -> Run:
+def build_run(config: Config, stop: StopRequest) -> Run:
     """Builds a run and brings it to where it stands: freshly started, or restored from a checkpoint."""
     check_tracker_names(config.metrics.trackers)
     place = launch.asked()
@@ -123,7 +123,7 @@ def build_run(config: Config) -> Run:
             config.schedule.name, max_steps=config.max_steps, warmup_steps=config.schedule.warmup_steps,
             min_lr_fraction=config.schedule.min_lr_fraction, decay_fraction=config.schedule.decay_fraction,
         ),
-        state=state, guard=guard, stop=StopRequest(), evaluator=evaluator,
+        state=state, guard=guard, stop=stop, evaluator=evaluator,
         validate=_build_validation(config, corpus, accelerator, model), checkpointer=checkpointer, reporter=reporter,
         folder=run_folder(config),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
 from trainer.run import Run, build_run
+from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,12 @@ def run_session(config: Config) -> int:
     try:
         if is_main:
             _note(folder, "running", 0, "started")
-        run = build_run(config)
-        outcome = train(run)
-        run.reporter.close()
-        conclude(run, outcome)
-        finish_processes(run.accelerator)
+        with StopRequest() as stop:
+            run = build_run(config, stop)
+            outcome = train(run)
+            run.reporter.close()
+            conclude(run, outcome)
+            finish_processes(run.accelerator)
         return EXIT_CODES[outcome.kind]
     except TrainerError as error:
         if is_main:

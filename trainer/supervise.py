@@ -56,10 +56,24 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     names = [word for word in words if "=" not in word]
     if len(names) > 2:
         raise ConfigError(f"too many names: {' '.join(names)}; the form is: ./launch.sh [CLUSTER] [RECIPE] [key=value ...]")
-    if len(names) == 1 and names[0] in recipe_names() and names[0] not in cluster_names():
+    if len(names) == 1 and _is_recipe(names[0]):
         names.insert(0, "")
     cluster, recipe = (*names, "", "")[:2]
     return cluster or None, recipe or "shakespeare", overrides
+
+
+def _is_recipe(name: str) -> bool:
+    """Whether a single name means a recipe; a YAML file is a cluster file when it says `distributed_type`."""
+    if name in cluster_names():
+        return False
+    if name.endswith((".yaml", ".yml")):
+        return not Path(name).is_file() or "distributed_type" not in Path(name).read_text(encoding="utf-8", errors="replace")
+    if name in recipe_names():
+        return True
+    raise ConfigError(
+        f"{name!r} is neither a cluster file nor a recipe; {did_you_mean(name, [*cluster_names(), *recipe_names()])} "
+        "(or give the path of a YAML file)"
+    )
 
 
 def fitting_cluster() -> str:

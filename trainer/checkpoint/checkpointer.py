@@ -134,7 +134,7 @@ class Checkpointer:
     def _commit(self, staging: Path, reason: str, loss: float | None, val_loss: float | None) -> str | None:
         try:
             (staging / "config.yaml").write_text(self._description.config_text, encoding="utf-8")
-            for path in staging.iterdir():
+            for path in (path for path in staging.rglob("*") if path.is_file()):
                 os.chmod(path, 0o644)  # safetensors makes its file readable by the owner alone
             self._before_commit()
             manifest = self._manifest(reason, loss, val_loss, describe_files(staging))

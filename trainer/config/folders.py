@@ -24,7 +24,7 @@ def find_run(run: str) -> Path:
     for folder in (files.project_folder() / "runs" / run, Path(run)):
         if (folder / "config.yaml").is_file():
             return folder
-    raise TrainerError(f"there is no run {run!r}; {_known('runs')}")
+    raise TrainerError(f"there is no run {run!r}; {_known('runs', run)}")
 
 
 def find_checkpoints(run: str) -> Path:
@@ -35,10 +35,10 @@ def find_checkpoints(run: str) -> Path:
     for folder in (files.project_folder() / "checkpoints" / run, Path(run)):
         if folder.is_dir():
             return folder
-    raise TrainerError(f"there are no checkpoints of {run!r}; {_known('checkpoints')} (or give the path of a folder)")
+    raise TrainerError(f"there are no checkpoints of {run!r}; {_known('checkpoints', run)} (or give the path of a folder)")
 
 
-def _known(kind: str) -> str:
+def _known(kind: str, wanted: str) -> str:
     folder = files.project_folder() / kind
     names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
-    return did_you_mean("", names) if names else f"{folder} is empty: nothing was trained here yet"
+    return did_you_mean(wanted, names) if names else f"{folder} is empty: nothing was trained here yet"

@@ -4,6 +4,7 @@ Every value knows where it came from, and all mistakes are told at once.
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ from pydantic import BaseModel, ValidationError
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean, nearest
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e6 and 6e-4 as the numbers they are; PyYAML's own rules want a point and a sign in them."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -114,7 +121,7 @@ def _read_recipe(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], di
         raise ConfigError(f"recipe {path.name} is its own base ({chain}); remove one `base:`")
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
         values, origins = _read_mapping(node, path)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date of a 13th month
         place = getattr(error, "problem_mark", None)
@@ -139,7 +146,7 @@ def _read_mapping(node: yaml.Node | None, path: Path) -> tuple[dict[str, Any], d
 
 
 def _collect(node: yaml.MappingNode, file: str, prefix: str, values: dict[str, Any], origins: dict[str, str]) -> None:
-    loader = yaml.SafeLoader("")
+    loader = _Loader("")
     for key_node, value_node in node.value:
         key = str(loader.construct_object(key_node, deep=True))
         dotted = f"{prefix}{key}"
@@ -167,15 +174,26 @@ def _origin(key: str, origins: dict[str, str]) -> str:
     return ", ".join(dict.fromkeys(places)) or origins.get(key, "default")
 
 
-def _is_text(key: str) -> bool:
-    """Whether a setting is text: what was typed is then its value, and 0123, on or 2026-01-01 mean themselves."""
+def _override_value(key: str, text: str) -> Any:
+    """What was typed after `key=`: read as YAML, but verbatim for a text setting, where 0123, on, # or 2026-01-01 mean themselves."""
+    kind = _type_of(key)
+    if kind in (str, str | None):
+        return None if text in ("", "null", "~") and kind != str else text
+    try:
+        return yaml.load(text, _Loader) if text else None
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _type_of(key: str) -> Any:
+    """The declared type of a setting by its dotted name; None for one that is not declared."""
     section: Any = Config
     for name in key.split("."):
         fields = getattr(section, "model_fields", {})
         if name not in fields:
-            return False
+            return None
         section = fields[name].annotation
-    return section in (str, str | None)
+    return section
 
 
 def _apply_override(override: str, values: dict[str, Any], origins: dict[str, str], problems: list[str]) -> None:
@@ -183,12 +201,6 @@ def _apply_override(override: str, values: dict[str, Any], origins: dict[str, st
     if not equals or not key:
         problems.append(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=3e-4")
         return
-    try:
-        value = yaml.safe_load(text) if text else None
-    except (yaml.YAMLError, ValueError):
-        value = text
-    if value is not None and _is_text(key):
-        value = text
     *sections, last = key.split(".")
     place = values
     for section in sections:
@@ -197,7 +209,7 @@ def _apply_override(override: str, values: dict[str, Any], origins: dict[str, st
             problems.append(f"override {override!r}: {section} is a single setting and has no {last}")
             return
         place = inner
-    place[last] = value
+    place[last] = _override_value(key, text)
     origins[key] = "override"
 
 

@@ -4,6 +4,7 @@
 everywhere: a step is an optimizer step, a batch is counted in sequences, a loss is in nats a token.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -188,6 +189,6 @@ def contradictions(config: Config) -> list[str]:
         problems.append("data.train needs data.tokenizer (or, where the tokenizer is not at hand, data.vocab_size)")
     if not config.model.preset and "model_type" not in config.model.config:
         problems.append("no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type")
-    if config.name and (config.name.startswith(".") or "/" in config.name):
+    if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", config.name):
         problems.append(f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', and no leading dot")
     return problems

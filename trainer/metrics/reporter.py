@@ -76,10 +76,9 @@ class Reporter:
             moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
             if moved:
                 log.info("%d records after step %s moved to %s", moved, resumed_step or 0, LOST)
-            if resumed_step is not None:
-                self._proof = ReplayProof(read_records(self._folder / LOST), resumed_step, self._replay_key)
-                if self._proof.announcement:
-                    log.info(self._proof.announcement)
+            self._proof = ReplayProof(read_records(self._folder / LOST), resumed_step or 0, self._replay_key)
+            if self._proof.announcement:
+                log.info(self._proof.announcement)
             self._curve = Curve(self._folder)
             self._bar = ProgressBar(self._max_steps)
         open_trackers(self._accelerator, self._trackers, self._name, self._folder, settings, resumed_step)

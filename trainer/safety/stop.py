@@ -1,6 +1,6 @@
 """Signals become a wish; the ranks agree on the step at which it is granted.
 
-SIGTERM and SIGINT only set a flag. Every step adds the ranks' flags into the one small tensor that is reduced anyway, so all of them
+SIGTERM, SIGINT and SIGHUP (a closed terminal) only set a flag. Every step adds the ranks' flags into the one small tensor that is reduced anyway, so all of them
 read the same sum for the same step and stop there together. Launchers repeat and forward signals, so a second one is no news; only a
 Ctrl+C pressed again after a while ends the process at once.
 """
@@ -19,7 +19,7 @@ IMPATIENCE_SECONDS = 5.0
 class StopRequest:
     """Catches signals while the block runs; the previous handlers come back after it."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -34,6 +34,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in self.SIGNALS:
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: whoever started it wants this signal to pass by
             self._previous[number] = signal.signal(number, self._ask)
         return self
 

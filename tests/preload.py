@@ -7,3 +7,4 @@ import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import trainer.session  # noqa: F401
+import transformers.conversion_mapping  # noqa: F401

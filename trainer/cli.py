@@ -16,16 +16,31 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints.")
 app.add_typer(checkpoints_app, name="checkpoints")
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, its folder of checkpoints, or one checkpoint's folder.")]
+_UsageError = typer.BadParameter.__base__
+"""What typer raises for words that do not fit a command; it has no public name."""
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")]
 
 
 def main() -> None:
-    """Runs a command; a TrainerError becomes one paragraph on standard error and exit code 2."""
+    """Runs a command; what a person has to mend becomes one paragraph on standard error and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except _UsageError as error:
+        if words := error.format_message():
+            where = error.ctx.command_path if error.ctx else "trainer"
+            _refuse(f"{words.rstrip('.')}; the form is shown by: {where} --help")
+        sys.exit(2)  # a bare `trainer` has shown its help
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _refuse(words: str) -> None:
+    print(f"error: {words}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 @app.command()
@@ -56,6 +71,7 @@ def launch(
     """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""
     from trainer import supervise
     from trainer.data.corpus import open_corpus
+    from trainer.metrics.outcome import read_outcome
 
     plan = supervise.plan(words or [])
     open_corpus(plan.config.data, plan.config.sequence_length)
@@ -67,7 +83,8 @@ def launch(
         print(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
     else:
         code = supervise.run_launch(plan)
-    print_report(plan.config, plan.folder)
+    if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
+        print_report(plan.config, plan.folder)
     sys.exit(code)
 
 
@@ -88,6 +105,14 @@ def report_command(run: Annotated[str, typer.Argument(metavar="RUN", help="A run
 
     folder = find_run(run)
     print_report(load_resolved(folder / "config.yaml"), folder)
+
+
+@app.command()
+def settings() -> None:
+    """Print every setting with its default and its meaning, as the table that stands in the README."""
+    from trainer.config.load import settings_table
+
+    print(settings_table())
 
 
 @app.command()

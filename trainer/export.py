@@ -88,11 +88,11 @@ def export(
     model.config.bos_token_id = model.config.eos_token_id = eot_id
     model.generation_config = generation_config(real, config.vocab_size, eot_id)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".staging-{out.name}-{os.getpid()}")
     if staging.exists():
         files.remove_folder(staging)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(staging)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, staging, getattr(config, "max_position_embeddings", None))
@@ -100,9 +100,11 @@ def export(
         if out.exists():
             out.rmdir()
         files.commit_folder(staging, out)
-    except BaseException:
+    except BaseException as error:
         if staging.exists():
             files.remove_folder(staging)
+        if isinstance(error, OSError):
+            raise TrainerError(f"{out} cannot be written ({error.strerror or error}); make room, or name another folder") from error
         raise
     logger.info("export: %s, %s", out, type(model).__name__)
     return out
@@ -262,11 +264,23 @@ def generate_text(folder: Path, prompt: str, **sampling: Any) -> str:
     manifest = read_manifest(folder)
     tokenizer = _tokenizer_of(manifest)
     if tokenizer is None:
-        raise TrainerError(f"{folder} was trained without a tokenizer, so it cannot read a prompt; set data.tokenizer in the recipe")
+        raise TrainerError(
+            f"{folder} was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer in the "
+            "recipe of a new run, or `trainer export` the model and give it token ids"
+        )
     model = _load(_config_from_dict(manifest.model), folder / "model.safetensors")
     ids = generate(model, [tokenizer.eot_id, *tokenizer.encode(prompt)], vocab_size=manifest.vocab_size, **sampling)
     return prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
 
 
 def _tokenizer_of(manifest: Manifest) -> TokenEncoding | None:
-    return load_tokenizer(manifest.tokenizer) if manifest.tokenizer else None
+    """The tokenizer that a checkpoint was trained with; CheckpointError when its file holds another vocabulary by now."""
+    if not manifest.tokenizer:
+        return None
+    tokenizer, trained_with = load_tokenizer(manifest.tokenizer), manifest.identity.get("tokenizer")
+    if tokenizer.sha256 != trained_with:
+        raise CheckpointError(
+            f"the tokenizer {manifest.tokenizer} has sha256 {tokenizer.sha256[:12]}, but the model was trained with "
+            f"{str(trained_with)[:12]}: the file was changed since; put the earlier one back"
+        )
+    return tokenizer

@@ -185,10 +185,12 @@ def _make_deterministic() -> None:
 
 def _choose_compiler() -> None:
     """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler."""
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend == "no":
+        return
     # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
     # variant would silently run uncompiled.
     torch._dynamo.config.recompile_limit = 64
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
         log.warning("torch.compile is left out: it needs a C++ compiler (g++), and none is installed; expect a slower run")

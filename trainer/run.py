@@ -26,6 +26,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
+from trainer.errors import CheckpointError
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, accumulation_steps, validation_batches
 from trainer.evaluation.evaluator import Evaluator
@@ -217,7 +218,7 @@ def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: 
             "optimizer": config.optimizer.name,
         },
         model=json.loads(model.config.to_json_string(use_diff=False)),
-        tokenizer=corpus.tokenizer.name if corpus.tokenizer else None,
+        tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
         vocab_size=corpus.vocab_size,
         precision=decision.mode,
         versions={
@@ -252,8 +253,7 @@ def _bring_to_its_place(run: Run) -> None:
     resolution = run.checkpointer.find(_folder_or_word(config.resume_from_checkpoint))
     run.checkpointer.check_room()
     if run.accelerator.is_main_process:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(run.folder / "config.yaml", dump(config))
+        _make_folders(run)
     _warm_up(run)
     resumed_step = None
     if resolution.path is None:
@@ -263,6 +263,17 @@ def _bring_to_its_place(run: Run) -> None:
         resumed_step = resolution.manifest.step
         _restore(run, resolution)
     run.reporter.open(flatten(config), resumed_step)
+
+
+def _make_folders(run: Run) -> None:
+    """The run's folders, and its config.yaml: from here on it is a run; CheckpointError where nothing can be written."""
+    folder = checkpoints_folder(run.config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made ({error.strerror}); mend that, or set checkpoints_folder to another place") from None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
 
 def _folder_or_word(wanted: str) -> str:

@@ -5,10 +5,9 @@ import os
 import time
 from pathlib import Path
 
-from trainer import files
-from trainer.config.folders import checkpoints_folder, run_folder
+from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
-from trainer.errors import LaunchError, TrainerError
+from trainer.errors import TrainerError
 from trainer.evaluation.generate import generate
 from trainer.export import export_checkpoint
 from trainer.launch import finish_processes
@@ -29,7 +28,7 @@ def run_session(config: Config) -> int:
     """
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
-    held = _hold(folder) if is_main else None
+    held = hold(folder) if is_main else None
     try:
         if is_main:
             _note(folder, "running", 0, "started")
@@ -54,16 +53,6 @@ def run_session(config: Config) -> int:
     finally:
         if held is not None:
             held.close()
-
-
-def _hold(folder: Path):
-    held = files.lock(folder / ".lock")
-    if held is None:
-        raise LaunchError(
-            f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
-            "run another name: name=..."
-        )
-    return held
 
 
 def _note(folder: Path, outcome: str, step: int, reason: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from trainer import files
+from trainer.config.folders import check_not_held, checkpoints_folder, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
@@ -179,7 +180,8 @@ def plan(words: Sequence[str]) -> Plan:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
         **({"ACCELERATE_USE_CPU": "true"} if cluster.use_cpu else {}),
     }
-    folder = files.project_folder() / loaded.config.runs_folder / loaded.config.name
+    folder = run_folder(loaded.config)
+    check_not_held(folder)
     return Plan(loaded, cluster, command, environment, folder)
 
 
@@ -199,7 +201,7 @@ def check_batch(config: Config, cluster: Cluster) -> None:
 
 def newest_step(config: Config) -> int | None:
     """The step of the newest checkpoint on disk, by its folder's name; None when there is none."""
-    folder = files.project_folder() / config.checkpoints_folder / config.name
+    folder = checkpoints_folder(config)
     steps = [int(match[1]) for path in folder.glob("step-*") if (match := re.fullmatch(r"step-(\d+)", path.name))]
     return max(steps, default=None)
 

@@ -14,6 +14,7 @@ random streams from JSON. `Accelerator.load_state` on the same folder gives the 
 import json
 import logging
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -207,10 +208,9 @@ class Checkpointer:
         """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way."""
         folder, manifest = resolution.path, resolution.manifest
         load_model(self._model, folder / "model.safetensors", strict=True)
-        optimizer_state = torch.load(folder / "optimizer.bin", map_location="cpu", weights_only=True)
-        self._optimizer.load_state_dict(optimizer_state)
+        self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
         if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
-            self._accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+            self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
         self._state.load_state_dict(manifest.state)
         self._restore_random_states(folder, manifest)
         assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
@@ -300,6 +300,17 @@ def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
         for p in group["params"]
     )
     return parameters + moments
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be loaded although its digest is right ({reason}): it is not what this trainer writes; resume from another checkpoint"
+        ) from None
 
 
 def _say(error: BaseException) -> str:

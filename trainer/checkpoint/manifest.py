@@ -42,6 +42,7 @@ class Manifest:
     model: dict[str, Any] = field(default_factory=dict)
     """The transformers config, as a dict."""
     tokenizer: str | None = None
+    """The tokenizer's name, or the path of its `.tiktoken` file; its fingerprint stands in `identity`."""
     vocab_size: int = 0
     """Number of real token ids, without the padding of the embedding."""
     state: dict[str, Any] = field(default_factory=dict)

@@ -1,11 +1,12 @@
 """Where a run's folders are, from its config or from what a person types."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 from trainer import files
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config
-from trainer.errors import TrainerError
+from trainer.errors import LaunchError, TrainerError
 from trainer.text import did_you_mean
 
 
@@ -19,6 +20,26 @@ def checkpoints_folder(config: Config) -> Path:
     return files.project_folder() / config.checkpoints_folder / config.name
 
 
+def hold(folder: Path) -> BinaryIO:
+    """Takes a run's folder in runs/ for this process, as long as it lives; LaunchError when another process trains this run."""
+    try:
+        held = files.lock(folder / ".lock")
+    except OSError as error:
+        raise LaunchError(f"{folder} cannot be written ({error.strerror}); mend that, or set runs_folder to another place") from None
+    if held is None:
+        raise LaunchError(
+            f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
+            "run another name: name=..."
+        )
+    return held
+
+
+def check_not_held(folder: Path) -> None:
+    """Refuses a run that another process trains, and leaves no trace."""
+    if (folder / ".lock").is_file():
+        hold(folder).close()
+
+
 def find_run(run: str) -> Path:
     """The folder in runs/ of a run given by name or by that folder."""
     for folder in (files.project_folder() / "runs" / run, Path(run)):
@@ -28,10 +49,11 @@ def find_run(run: str) -> Path:
 
 
 def find_checkpoints(run: str) -> Path:
-    """The folder of checkpoints of a run given by name, or a folder given by its path (also that of one checkpoint)."""
-    named = files.project_folder() / "runs" / run / "config.yaml"
-    if named.is_file():
-        return checkpoints_folder(load_resolved(named))
+    """The folder of checkpoints of a run given by name or by its folder in runs/, or that folder itself, or that of one checkpoint."""
+    for folder in (files.project_folder() / "runs" / run, Path(run)):
+        # A checkpoint has a config.yaml too, and then this very checkpoint is meant.
+        if (folder / "config.yaml").is_file() and not (folder / "manifest.json").is_file():
+            return checkpoints_folder(load_resolved(folder / "config.yaml"))
     for folder in (files.project_folder() / "checkpoints" / run, Path(run)):
         if folder.is_dir():
             return folder

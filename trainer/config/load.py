@@ -100,6 +100,13 @@ def settings_help() -> list[tuple[str, str, str]]:
     return list(_help_of(Config, ""))
 
 
+def settings_table() -> str:
+    """All settings as the Markdown table that stands in the README."""
+    rows = [("setting", "default", "meaning"), ("---", "---", "---")]
+    rows += [(f"`{name}`", default if default == "required" else f"`{default}`", words) for name, default, words in settings_help()]
+    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
 def _help_of(section: type[BaseModel], prefix: str):
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

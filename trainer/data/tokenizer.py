@@ -37,6 +37,7 @@ class Tokenizer:
     ranks       the bytes of each token -> its id, without the special token
     vocab_size  one more than the largest id, `eot_id` counted: the real size, not padded
     sha256      fingerprint of ranks, pattern and special token: equal fingerprints give equal ids
+    source      what `load_tokenizer` finds it by again: its name, or the absolute path of its file
     """
 
     name: str
@@ -45,6 +46,7 @@ class Tokenizer:
     eot_id: int
     vocab_size: int
     sha256: str
+    source: str = field(compare=False)
 
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -148,11 +150,11 @@ def _embedded_tokenizer(name: str) -> Tokenizer:
 @functools.lru_cache(maxsize=4)
 def _file_tokenizer(path: Path, mtime_ns: int, num_bytes: int) -> Tokenizer:
     # The time and size are part of the key only: a file that was written again is read again.
-    return _build(path.stem, bpe.parse_tiktoken(path.read_bytes(), str(path)))
+    return _build(path.stem, bpe.parse_tiktoken(path.read_bytes(), str(path)), str(path))
 
 
-def _build(name: str, ranks: dict[bytes, int]) -> Tokenizer:
+def _build(name: str, ranks: dict[bytes, int], source: str | None = None) -> Tokenizer:
     eot_id = max(ranks.values()) + 1
     digest = hashlib.sha256(f"{GPT2_PATTERN}\n{END_OF_TEXT} {eot_id}\n".encode())
     digest.update(bpe.tiktoken_lines(ranks))
-    return Tokenizer(name, ranks, GPT2_PATTERN, eot_id, eot_id + 1, digest.hexdigest())
+    return Tokenizer(name, ranks, GPT2_PATTERN, eot_id, eot_id + 1, digest.hexdigest(), source or name)

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
@@ -96,22 +97,22 @@ def resolve(
 def _config_class(model_type: str | None) -> type[PretrainedConfig]:
     if model_type is None:
         raise ConfigError("no model: set model.preset (e.g. llama-124m) or model.config.model_type (e.g. llama)")
-    causal = [name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING]
     if model_type not in CONFIG_MAPPING:
-        hint = _suggest(model_type, causal)
+        hint = _suggest(model_type)
         raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {hint}")
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in _all_fields(config_class):
         raise ConfigError(
             f"model.config.model_type {model_type!r} is not a causal language model of text; "
-            + _suggest(model_type, causal)
+            + _suggest(model_type)
         )
     return config_class
 
 
-def _suggest(model_type: str, causal: list[str]) -> str:
+def _suggest(model_type: str) -> str:
     """The nearest causal model type, or some well-known ones: the list of all has two hundred names."""
-    hint = did_you_mean(model_type, causal)
+    # By name: asking the mappings for their classes would import every model of transformers, which takes seconds.
+    hint = did_you_mean(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     return hint if hint.startswith("did you mean") else "take e.g. gpt2, llama, qwen3, mistral, olmo2"
 
 

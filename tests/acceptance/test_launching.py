@@ -1,0 +1,96 @@
+"""The real launchers: signals reach the trainer through them, nothing is left behind, and the exit code is the run's own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
+
+LONG = ("max_steps=100000", "checkpoint.every_steps=1000", "evaluation.every_steps=100000", "metrics.console_every_steps=1000")
+
+
+def _start(words: list[str], log: Path) -> subprocess.Popen:
+    with open(log, "wb") as output:
+        return subprocess.Popen([sys.executable, *words], env=environment(), stdout=output, stderr=output, start_new_session=True)
+
+
+def _trainers(recipe: Path) -> list[psutil.Process]:
+    """Every process whose command line names this recipe."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(recipe) in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def _interrupt(words: list[str], recipe: Path, number: int) -> int:
+    """Starts a launcher, sends it (and it alone) a signal once steps are taken, and returns its exit code."""
+    log = recipe.parent / "launcher.log"
+    launcher = _start(words, log)
+    ends = time.monotonic() + 120
+    while not (steps(recipe) and steps(recipe)[-1]["step"] >= 5):
+        assert launcher.poll() is None and time.monotonic() < ends, log.read_text()
+        time.sleep(0.05)
+    os.kill(launcher.pid, number)
+    code = launcher.wait(60)
+    assert not _trainers(recipe), "a trainer was left behind"
+    return code
+
+
+def _check_interrupted(recipe: Path, number: int, said: str) -> None:
+    ended = outcome(recipe)
+    last = steps(recipe)[-1]["step"]
+    assert ended["outcome"] == "interrupted" and ended["step"] == last, ended
+    assert ended["reason"] in (f"{signal.Signals(number).name} was received", "another process was asked to stop")
+    assert checkpoint(recipe, last).is_dir()
+    assert f"step {last}: checkpoint (interrupt)" in said
+    assert [record["step"] for record in steps(recipe)] == list(range(1, last + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)], ids=["one-SIGTERM", "two-SIGINT"])
+def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_processes, number):
+    recipe = write_recipe(tmp_path)
+    cluster = write_cluster(tmp_path, num_processes)
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(cluster), "-m", "trainer", "train", str(recipe), *LONG]
+    _interrupt(words, recipe, number)
+    _check_interrupted(recipe, number, (tmp_path / "launcher.log").read_text())
+
+
+@pytest.mark.slow
+def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path):
+    """`trainer launch` is what launch.sh becomes (by exec) once the environment is there."""
+    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
+    code = _interrupt(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe, signal.SIGTERM)
+    said = (tmp_path / "launcher.log").read_text()
+    assert code == 75
+    _check_interrupted(recipe, signal.SIGTERM, said)
+    assert "tiny: interrupted at step" in said and "Traceback" not in said
+
+    last = steps(recipe)[-1]["step"]
+    train(recipe, f"max_steps={last + 3}", num_processes=2)
+    assert [record["step"] for record in steps(recipe)] == list(range(1, last + 4))
+
+
+@pytest.mark.slow
+def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
+    """One run with the shipped CPU cluster file as it is, torch.compile included; called again it says that it is finished."""
+    recipe = write_recipe(tmp_path)
+    words = ["-m", "trainer", "launch", "cpu", str(recipe), "max_steps=6", "evaluation.every_steps=3", "schedule.warmup_steps=2"]
+    log = tmp_path / "launcher.log"
+    assert _start(words, log).wait(300) == 0, log.read_text()
+    said = log.read_text()
+    assert "torch.compile with inductor" in said and "recompile_limit" not in said
+    for expected in ("tiny: finished at step 6", "validation loss", "exported model", "checkpoints", "TensorBoard", "Next:"):
+        assert expected in said, said
+
+    before = records(recipe), checkpoint(recipe, 6).stat().st_mtime_ns
+    assert _start(words, log).wait(120) == 0, log.read_text()
+    assert "tiny is finished" in log.read_text()
+    assert (records(recipe), checkpoint(recipe, 6).stat().st_mtime_ns) == before

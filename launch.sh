@@ -9,13 +9,15 @@ set -euo pipefail
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 find_python() {
-    for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    local candidates="${PYTHON:-python3 python3.13 python3.12 python3.11}"
+    for candidate in $candidates; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: no Python of version 3.11 or newer with the venv module was found; install one, or name it: PYTHON=/path/to/python3 ./launch.sh" >&2
+    echo "error: no Python of version 3.11 or newer with the modules venv and ensurepip was found (tried: $candidates); install one" \
+        "(on Debian and Ubuntu: apt install python3 python3-venv), or name it: PYTHON=/path/to/python3 ./launch.sh" >&2
     exit 2
 }
 
@@ -26,7 +28,12 @@ set_up() {
         local python
         python="$(find_python)" || exit 2
         echo "setting up: making .venv" >&2
-        "$python" -m venv "$project/.venv"
+        if ! "$python" -m venv "$project/.venv"; then
+            rm -rf "$project/.venv"
+            echo "error: .venv could not be made with $python (its words are above); check the free disk space and the rights on $project," \
+                "or name another Python: PYTHON=/path/to/python3 ./launch.sh" >&2
+            exit 2
+        fi
     fi
     stamp="$project/.venv/.installed${extra:+-$extra}"
     wanted="$(cat "$project/setup.cfg" "$project/pyproject.toml" | cksum) $project"

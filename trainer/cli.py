@@ -25,13 +25,13 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or
 def main() -> None:
     """Runs a command; what a person has to mend becomes one paragraph on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="trainer", standalone_mode=False)
     except TrainerError as error:
         _refuse(str(error))
     except _UsageError as error:
         if words := error.format_message():
             where = error.ctx.command_path if error.ctx else "trainer"
-            _refuse(f"{words.rstrip('.')}; the form is shown by: {where} --help")
+            _refuse(f"{words} The form is shown by: {where} --help")
         sys.exit(2)  # a bare `trainer` has shown its help
     except typer.Abort:
         sys.exit(130)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -103,8 +104,8 @@ def export(
     except BaseException as error:
         if staging.exists():
             files.remove_folder(staging)
-        if isinstance(error, OSError):
-            raise TrainerError(f"{out} cannot be written ({error.strerror or error}); make room, or name another folder") from error
+        if isinstance(error, (OSError, SafetensorError)):
+            raise TrainerError(f"{out} cannot be written ({error}); make room, or name another folder") from error
         raise
     logger.info("export: %s, %s", out, type(model).__name__)
     return out

@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def start(place: Asked, *, precision: str, deterministic: bool, seed: int, track
     _choose_compiler()
     if deterministic:
         _make_deterministic()
+    # Every rank computes the same buffers (rotary tables), so none has to be sent round; torch warns of a coming other name for that.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     accelerator = Accelerator(
         cpu=place.use_cpu,
         mixed_precision=precision,

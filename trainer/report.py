@@ -1,5 +1,6 @@
 """What came of a run, in a few lines, from its files alone: for the end of `./launch.sh`, and for the morning after."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -
 
 
 def _sample(outcome: dict[str, Any]) -> str:
-    text = outcome.get("sample")
-    return "It writes now:\n\n" + "\n".join(f"    {line}" for line in text.strip().splitlines()) if text else ""
+    text = re.sub(r"\n{3,}", "\n\n", (outcome.get("sample") or "").strip())
+    return "It writes now:\n\n" + "\n".join(f"    {line}".rstrip() for line in text.splitlines()) if text else ""
 
 
 def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:

@@ -23,12 +23,13 @@ from trainer.checkpoint.checkpointer import Checkpointer, Description
 from trainer.checkpoint.resume import Resolution
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.batch import accumulation_steps
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
-from trainer.errors import CheckpointError
 from trainer.data.corpus import Corpus, open_corpus
-from trainer.data.loader import TokenLoader, accumulation_steps, validation_batches
+from trainer.data.loader import TokenLoader, validation_batches
+from trainer.errors import CheckpointError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
@@ -44,9 +45,8 @@ from trainer.optim.schedule import build_schedule
 from trainer.precision.decide import Decision, decide
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
-
 from trainer.state import Progress, TrainState
-from trainer.text import count
+from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
 
@@ -301,6 +301,9 @@ def _warm_up(run: Run) -> None:
     It compiles, finds out whether the memory suffices, and lets DistributedDataParallel settle its gradient buckets, whose
     order after the first backward would otherwise make the first step after a resume sum in another order.
     """
+    backend = launch.compile_backend(run.accelerator)
+    compiled = "without torch.compile" if backend == "no" else f"with torch.compile ({backend}), which takes a while the first time"
+    log.info("warming up %s", compiled)
     started = time.perf_counter()
     device, config = run.accelerator.device, run.config
     zeros = torch.zeros((config.micro_batch, config.sequence_length), dtype=torch.int64, device=device)
@@ -319,9 +322,7 @@ def _warm_up(run: Run) -> None:
         )  # fmt: skip
     else:
         log.info("deterministic: off; a replay may differ in the last bits")
-    backend = launch.compile_backend(run.accelerator)
-    compiled = "no torch.compile" if backend == "no" else f"torch.compile with {backend}"
-    log.info("ready after %.0f seconds of warming up (%s)", time.perf_counter() - started, compiled)
+    log.info("ready after %s", duration(time.perf_counter() - started))
 
 
 def bits_per_byte(loss: ValidationLoss, num_bytes: int) -> float:

@@ -18,6 +18,7 @@ import yaml
 
 from trainer import files
 from trainer.config.folders import check_not_held, checkpoints_folder, run_folder
+from trainer.config.batch import accumulation_steps
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
@@ -111,7 +112,8 @@ def read_cluster(name: str) -> Cluster:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cluster file {path} is not readable YAML ({error}); mend it or write one with `accelerate config`") from None
+        cause = " ".join(str(error).split())
+        raise ConfigError(f"cluster file {path} is not readable YAML ({cause}); mend it or write one with `accelerate config`") from None
     if not isinstance(content, dict):
         raise ConfigError(f"cluster file {path} holds no settings; see accelerate_configs/cpu.yaml for the form")
     if problems := _cluster_problems(path, content):
@@ -167,7 +169,7 @@ def plan(words: Sequence[str]) -> Plan:
             f"take {fitting_cluster()}, or set num_processes in a copy of the file"
         )
     loaded = load(recipe, overrides)
-    check_batch(loaded.config, cluster)
+    accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
     # The decision about fp8 that needs no GPU comes here, since `accelerate launch` dies on fp8 where no library for it is installed.
     precision = decide(cluster.precision, device_type="cpu", has_bf16=True).mode if cluster.precision == "fp8" else cluster.precision
     command = [
@@ -183,20 +185,6 @@ def plan(words: Sequence[str]) -> Plan:
     folder = run_folder(loaded.config)
     check_not_held(folder)
     return Plan(loaded, cluster, command, environment, folder)
-
-
-def check_batch(config: Config, cluster: Cluster) -> None:
-    """Refuses a global batch that does not divide among this cluster's processes, with the nearest that would."""
-    unit = config.micro_batch * cluster.num_processes
-    if config.global_batch % unit:
-        below = config.global_batch // unit * unit
-        near = [str(value) for value in (below, below + unit) if value]
-        fitting = [n for n in range(config.micro_batch, 0, -1) if config.global_batch % (n * cluster.num_processes) == 0]
-        advice = f", or set micro_batch={fitting[0]}" if fitting else ""
-        raise ConfigError(
-            f"global_batch {config.global_batch} is not a multiple of micro_batch x processes = {config.micro_batch} x "
-            f"{cluster.num_processes} = {unit}; nearest: global_batch={' or '.join(near)}{advice}"
-        )
 
 
 def newest_step(config: Config) -> int | None:

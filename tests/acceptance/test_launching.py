@@ -86,7 +86,7 @@ def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     log = tmp_path / "launcher.log"
     assert _start(words, log).wait(300) == 0, log.read_text()
     said = log.read_text()
-    assert "torch.compile with inductor" in said and "recompile_limit" not in said
+    assert "with torch.compile (inductor)" in said and "recompile_limit" not in said
     for expected in ("tiny: finished at step 6", "validation loss", "exported model", "checkpoints", "TensorBoard", "Next:"):
         assert expected in said, said
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.loader import Batch, TokenLoader, accumulation_steps
+from trainer.config.batch import accumulation_steps
+from trainer.data.loader import Batch, TokenLoader
 from trainer.data.shards import ShardWriter, TokenDataset
 from trainer.errors import ConfigError
 

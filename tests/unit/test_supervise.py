@@ -143,24 +143,9 @@ def test_an_unknown_cluster_file_is_answered_with_the_nearest():
 # The batch
 
 
-def test_a_batch_that_divides_among_the_processes_is_right(cluster):
-    config = load("shakespeare", ["global_batch=16", "micro_batch=4"]).config
-    supervise.check_batch(config, supervise.read_cluster(cluster(num_processes=4)))
-
-
-@pytest.mark.parametrize(
-    ("global_batch", "micro_batch", "processes", "words"),
-    [
-        (16, 8, 3, "= 8 x 3 = 24; nearest: global_batch=24"),
-        (480, 16, 7, "= 16 x 7 = 112; nearest: global_batch=448 or 560"),
-        (24, 8, 2, "nearest: global_batch=16 or 32, or set micro_batch=6"),
-    ],
-)
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(cluster, global_batch, micro_batch, processes, words):
-    config = load("shakespeare").config.model_copy(update={"global_batch": global_batch, "micro_batch": micro_batch})
-    with pytest.raises(ConfigError) as caught:
-        supervise.check_batch(config, supervise.read_cluster(cluster(num_processes=processes)))
-    assert f"global_batch {global_batch} is not a multiple of micro_batch x processes" in str(caught.value) and words in str(caught.value)
+def test_a_batch_that_does_not_divide_among_the_processes_of_the_cluster_file_is_refused(cluster):
+    with pytest.raises(ConfigError, match="global_batch 16 is not a multiple of micro_batch x processes = 8 x 3 = 24; nearest: 24"):
+        supervise.plan([str(cluster(num_processes=3, use_cpu=True)), "shakespeare"])
 
 
 # The plan

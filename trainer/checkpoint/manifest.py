@@ -106,7 +106,8 @@ def incompatibilities(manifest: Manifest, identity: Mapping[str, Any]) -> list[s
     for fact, here in identity.items():
         there = manifest.identity.get(fact)
         if there != here:
-            different.append(f"{fact.replace('_', ' ')} is {_short(here)} here and {_short(there)} in the checkpoint")
+            name = fact if "." in fact else fact.replace("_", " ")
+            different.append(f"{name} is {_short(here)} here and {_short(there)} in the checkpoint")
     return different
 
 

@@ -79,7 +79,7 @@ def _exactly(path: Path, help_text: str) -> Resolution:
 def _steps_text(entries: list[Entry], store: CheckpointStore) -> str:
     if not entries:
         return f"{store.folder} holds none yet"
-    return f"{store.folder} holds the steps {', '.join(str(entry.step) for entry in entries)}"
+    return f"take one of the steps in {store.folder}: {', '.join(str(entry.step) for entry in entries)}"
 
 
 def locate(folder: Path, wanted: str) -> Path:

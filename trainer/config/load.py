@@ -21,7 +21,12 @@ class _Loader(yaml.SafeLoader):
     """YAML that reads 1e6 and 6e-4 as the numbers they are; PyYAML's own rules want a point and a sign in them."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like such a number goes into quotes."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -92,7 +97,7 @@ def flatten(config: BaseModel) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The config as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def settings_help() -> list[tuple[str, str, str]]:

@@ -153,7 +153,7 @@ class TokenDataset:
             raise DataError(
                 f"{len(self.shards)} shard(s) from {self.shards[0].path} on hold {self.num_tokens:,} tokens, and one "
                 f"sequence of length {sequence_length} needs {sequence_length + 1:,} in one shard. Lower "
-                f"data.sequence_length, or prepare more text. {HOW_TO_PREPARE}"
+                f"sequence_length, or prepare more text. {HOW_TO_PREPARE}"
             )
         digest = xxhash.xxh3_128(f"sequence_length {sequence_length}\n".encode())
         for shard in self.shards:

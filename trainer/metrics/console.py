@@ -4,6 +4,7 @@ import logging
 import sys
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -14,7 +15,7 @@ def console_handler() -> logging.Handler:
     """A handler that writes to standard error: beside the bar on a terminal, as plain lines elsewhere."""
     if not _CONSOLE.is_terminal:
         return logging.StreamHandler(sys.stderr)
-    return RichHandler(console=_CONSOLE, show_path=False, show_level=False, show_time=False, markup=False, highlighter=None)
+    return RichHandler(console=_CONSOLE, show_path=False, show_level=False, show_time=False, markup=False, highlighter=NullHighlighter())
 
 
 class ProgressBar:

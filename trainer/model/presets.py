@@ -6,6 +6,7 @@ class's default. Vocabulary, positions and the end-of-text id come from the data
 
 import dataclasses
 import logging
+import re
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -86,7 +87,7 @@ def resolve(
     try:
         config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConfigError(f"model.config is refused by {config_class.__name__}: {_first_cause(error)}") from error
+        raise ConfigError(f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Mend these fields.") from error
     if config.is_encoder_decoder:
         raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama")
     _set_positions(config, sequence_length)
@@ -172,4 +173,5 @@ def _check_heads(config: PretrainedConfig) -> None:
 
 def _first_cause(error: BaseException) -> str:
     """The library's own words for what it refused, on one line."""
-    return " ".join(str(error).split())
+    cause = re.sub(r"^Class validation error for validator '\w+': (\w+: )?", "", " ".join(str(error).split()))
+    return cause if cause.endswith(".") else f"{cause}."

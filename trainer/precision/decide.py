@@ -26,9 +26,10 @@ class Decision:
     @property
     def sentence(self) -> str:
         """One line for people."""
+        mode = "fp32 (mixed_precision: no)" if self.mode == "no" else self.mode
         if self.mode == self.asked:
-            return f"precision: {self.mode}, {self.reason}"
-        return f"precision: {self.mode} instead of {self.asked}, because {self.reason}"
+            return f"precision: {mode}, {self.reason}"
+        return f"precision: {mode} instead of {self.asked}, because {self.reason}"
 
 
 def decide(asked: str, *, device_type: str, has_bf16: bool) -> Decision:

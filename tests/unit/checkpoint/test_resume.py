@@ -83,7 +83,7 @@ def test_a_step_that_is_not_there_is_answered_with_those_that_are(store):
     for step in (5, 10):
         commit(store, step)
     text = refusal(store, "7")
-    assert "there is no checkpoint" in text and "holds the steps 10, 5" in text
+    assert "there is no checkpoint" in text and "take one of the steps in" in text and text.endswith(": 10, 5")
 
 
 def test_a_step_that_is_damaged_is_refused_and_not_replaced_by_another(store):

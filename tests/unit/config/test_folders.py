@@ -1,8 +1,8 @@
 import pytest
 
-from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
+from trainer.config.folders import check_not_held, checkpoints_folder, find_checkpoints, find_run, hold, run_folder
 from trainer.config.load import dump, load
-from trainer.errors import TrainerError
+from trainer.errors import LaunchError, TrainerError
 
 
 @pytest.fixture
@@ -50,3 +50,34 @@ def test_checkpoints_of_an_unknown_run_are_answered_with_those_there_are(project
     (project / "checkpoints" / "copied").mkdir(parents=True)
     with pytest.raises(TrainerError, match="no checkpoints of 'other'; known are: copied"):
         find_checkpoints("other")
+
+
+def test_checkpoints_are_found_by_the_runs_folder_too(run, project, monkeypatch):
+    monkeypatch.chdir(project)
+    for words in ("runs/mine", str(project / "runs" / "mine")):
+        assert find_checkpoints(words) == project / "disk" / "checkpoints" / "mine"
+
+
+def test_the_folder_of_one_checkpoint_means_this_checkpoint_and_not_its_run(run, project):
+    folder = checkpoints_folder(run) / "step-00000005"
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "manifest.json"):
+        (folder / name).write_text(dump(run), encoding="utf-8")
+    assert find_checkpoints(str(folder)) == folder
+
+
+def test_a_run_is_held_by_one_process_and_a_look_leaves_no_trace(project):
+    folder = project / "runs" / "mine"
+    check_not_held(folder)
+    assert not folder.exists()
+    held = hold(folder)
+    with pytest.raises(LaunchError, match="another process is training mine right now"):
+        check_not_held(folder)
+    held.close()
+    check_not_held(folder)
+
+
+def test_a_run_that_nothing_can_be_written_of_is_refused(project):
+    (project / "runs").write_text("a file")
+    with pytest.raises(LaunchError, match="runs/mine cannot be written .*set runs_folder to another place"):
+        hold(project / "runs" / "mine")

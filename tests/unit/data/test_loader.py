@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.loader import TokenLoader, accumulation_steps, validation_batches
+from trainer.config.batch import accumulation_steps
+from trainer.data.loader import TokenLoader, validation_batches
 from trainer.data.order import sequence_at
 from trainer.errors import ConfigError, DataError
 

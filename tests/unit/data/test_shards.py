@@ -125,7 +125,7 @@ def test_uint16_read_as_uint32_is_outside_the_vocabulary(tmp_path):
 
 
 def test_a_shard_too_short_for_one_sequence_says_what_to_do(make_dataset):
-    with pytest.raises(DataError, match="hold 16 tokens, and one sequence of length 8 needs 9.*data.sequence_length"):
+    with pytest.raises(DataError, match="hold 16 tokens, and one sequence of length 8 needs 9.*Lower sequence_length"):
         make_dataset(8, 8)
 
 

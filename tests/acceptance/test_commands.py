@@ -1,0 +1,265 @@
+"""What one types after a run, and before it: every command on a small run that is finished, and on text of one's own."""
+
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from tests.commands import paragraph, trainer
+from tests.launching import checkpoint, outcome, train, write_recipe
+from tests.small_checkpoints import flip
+from trainer import files, supervise
+from trainer.config.load import flatten, load
+from trainer.data.bpe import tiktoken_lines, train_bpe
+
+PLAY = ["If music be the food of love, play on;\n", "Give me excess of it, that, surfeiting,\n", "The appetite may sicken, and so die.\n"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a project whose one run, `tiny`, is finished."""
+    folder = tmp_path_factory.mktemp("project")
+    train(write_recipe(folder, evaluation={"sample_tokens": 8}))
+    with mock.patch.object(files, "project_folder", lambda: folder):
+        yield folder
+
+
+def said(*words: str | Path, code: int = 0) -> str:
+    """What a command prints; its exit code is checked."""
+    done = trainer(*map(str, words))
+    assert done.code == code, done
+    return done.err if code == 2 else done.out
+
+
+# Checkpoints
+
+
+def test_ls_shows_every_checkpoint_and_why_it_is_kept(finished):
+    lines = said("checkpoints", "ls", "tiny").splitlines()
+    assert lines[0] == str(finished / "checkpoints" / "tiny")
+    assert lines[1].split()[:3] == ["step", "age", "kept"]
+    assert [line.split()[0] for line in lines[2:]] == ["24", "20", "16"]
+    assert all(line.endswith("yes") for line in lines[2:]) and "best" in "".join(lines[2:])
+
+
+def test_ls_as_json_is_one_object_a_line(finished):
+    entries = [json.loads(line) for line in said("checkpoints", "ls", "tiny", "--json").splitlines()]
+    assert [entry["step"] for entry in entries] == [24, 20, 16]
+    assert all(entry["problem"] is None and entry["bytes"] > 0 and Path(entry["path"]).is_dir() for entry in entries)
+    assert entries[0]["reason"] == "final" and entries[0]["val_loss"] and entries[0]["tiers"]
+
+
+def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tmp_path):
+    assert said("checkpoints", "verify", "tiny").count(": sound (") == 3
+    copied = tmp_path / "copied"
+    shutil.copytree(finished / "checkpoints" / "tiny", copied, symlinks=True)
+    assert said("checkpoints", "verify", copied).count(": sound (") == 3
+    flip(copied / "step-00000020" / "optimizer.bin", -100, 1)
+    text = said("checkpoints", "verify", copied, code=1)
+    assert "step-00000020: optimizer.bin is damaged: its bytes do not match their digest" in text and text.count(": sound (") == 2
+    (copied / "step-00000024" / "model.safetensors").unlink()
+    assert "step-00000024: model.safetensors is missing" in said("checkpoints", "verify", copied, code=1)
+    assert "model.safetensors is missing" in said("checkpoints", "ls", copied)
+
+
+def test_one_checkpoint_may_be_named_by_its_folder(finished):
+    folder = checkpoint(finished / "tiny.yaml", 20)
+    assert said("checkpoints", "verify", folder).startswith("step-00000020: sound")
+    assert [json.loads(line)["step"] for line in said("checkpoints", "ls", folder, "--json").splitlines()] == [20]
+    with mock.patch("trainer.export.generate_text", return_value="") as generated:
+        said("generate", folder)
+    assert generated.call_args.args[0] == folder
+
+
+# What becomes of the model
+
+
+@pytest.fixture(scope="module")
+def exported(finished):
+    """The folder that `trainer export` makes of the newest checkpoint."""
+    out = finished / "exports" / "tiny"
+    assert said("export", "tiny", "--out", out).strip() == str(out)
+    return out
+
+
+def test_the_exported_models_logits_are_the_trained_models_to_the_last_bit(finished, exported):
+    import torch
+    from safetensors.torch import load_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.model.build import build_model
+    from trainer.model.presets import resolve
+
+    config = load(str(finished / "tiny.yaml")).config
+    architecture = resolve(None, config.model.config, vocab_size=257, sequence_length=config.sequence_length, eot_id=256)
+    trained = build_model(architecture, vocab_size=257, seed=1, device="cpu")
+    load_model(trained, checkpoint(finished / "tiny.yaml", 24) / "model.safetensors")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
+    assert model.dtype == torch.float32 and type(model).__name__ == "LlamaForCausalLM"
+    ids = torch.tensor([tokenizer("To be, or not to be: that is the question.")["input_ids"]])
+    assert ids.tolist() == [list(b"To be, or not to be: that is the question.")]
+    with torch.no_grad():
+        theirs, ours = model.eval()(ids).logits, trained.eval()(ids).logits
+    assert theirs.shape == (1, ids.shape[1], 320) and torch.equal(theirs, ours)
+
+
+def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    assert model.generation_config.suppress_tokens == list(range(257, 320))
+    torch.manual_seed(0)
+    ids = model.generate(torch.tensor([[256, 65]]), do_sample=True, temperature=9.0, top_k=0, max_new_tokens=200, eos_token_id=None)
+    assert ids.shape[1] == 202 and ids.max() <= 256
+
+
+def test_every_checkpoint_can_be_exported(finished):
+    for wanted in ("best", "16"):
+        out = finished / "exports" / wanted
+        said("export", "tiny", "--out", out, "--checkpoint", wanted)
+        assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in out.iterdir()}
+    assert "16 steps" in (finished / "exports" / "16" / "README.md").read_text()
+
+
+def test_generate_writes_the_same_text_for_the_same_seed(finished):
+    words = ("generate", "tiny", "--prompt", "Enter", "--max-new-tokens", "40", "--temperature", "2", "--top-k", "0")
+    first = said(*words, "--seed", "1")
+    assert first.startswith("Enter") and first == said(*words, "--seed", "1")
+    assert first != said(*words, "--seed", "2")
+
+
+def test_at_temperature_0_the_seed_does_not_count(finished):
+    words = ("generate", "tiny", "--prompt", "Enter", "--max-new-tokens", "20", "--temperature", "0")
+    assert said(*words, "--seed", "1") == said(*words, "--seed", "2")
+
+
+def test_generate_never_takes_an_id_of_the_padding(finished):
+    from trainer.evaluation.generate import generate
+
+    taken = []
+    with mock.patch("trainer.export.generate", side_effect=lambda *args, **kwargs: taken.append(generate(*args, **kwargs)) or taken[-1]):
+        for seed in range(3):
+            said("generate", "tiny", "--temperature", "9", "--top-k", "0", "--max-new-tokens", "150", "--seed", str(seed))
+    assert sum(map(len, taken)) > 150 and max(max(ids) for ids in taken) <= 256
+
+
+# The story
+
+
+def test_report_says_what_came_of_it_and_what_is_next(finished):
+    text = said("report", "tiny")
+    assert text.strip().startswith("tiny: finished at step 24 (all 24 steps were taken); 3.07k tokens in ")
+    for words in ("training loss", "validation loss", "It writes now:", str(finished / "checkpoints/tiny"), "exported model", "Next:"):
+        assert words in text
+    assert said("report", finished / "runs" / "tiny") == text
+
+
+def test_show_config_prints_every_setting_and_where_it_came_from(finished):
+    text = said("train", finished / "tiny.yaml", "seed=7", "--show-config")
+    rows = {line.split()[0]: line for line in text.splitlines()[1:]}
+    assert rows.keys() == flatten(load(str(finished / "tiny.yaml")).config).keys()
+    assert rows["seed"].split() == ["seed", "7", "override"] and "tiny.yaml:" in rows["max_steps"] and rows["deterministic"].endswith("default")
+
+
+def test_settings_prints_the_readmes_table():
+    assert said("settings").startswith("| setting | default | meaning |\n") and "| `optimizer.lr` | `0.0006` |" in said("settings")
+
+
+def test_a_dry_run_checks_and_prints_the_command_and_starts_nothing(finished, monkeypatch):
+    monkeypatch.setattr(supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs")
+    monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
+    before = sorted(finished.rglob("*"))
+    printed = said("launch", "cpu_2proc", finished / "tiny.yaml", "max_steps=48", "--dry-run").split()
+    assert printed[-5:] == ["-m", "trainer", "train", str(finished / "tiny.yaml"), "max_steps=48"]
+    assert "--config_file" in printed and printed[printed.index("--config_file") + 1].endswith("cpu_2proc.yaml")
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monkeypatch):
+    monkeypatch.setattr(supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs")
+    monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
+    text = said("launch", "cpu", finished / "tiny.yaml")
+    assert text.startswith("tiny is finished: raise max_steps to train on") and "tiny: finished at step 24" in text
+
+
+# Text of one's own
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    """Documents as text, JSON lines and parquet, and a vocabulary that was trained on them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "play.txt").write_text("".join(PLAY) * 60)
+    (folder / "play.jsonl").write_text("".join(json.dumps({"text": line * 20}) + "\n" for line in PLAY))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [line * 20 for line in PLAY]}), folder / "play.parquet")
+    (folder / "held_out.txt").write_text("".join(reversed(PLAY)) * 20)
+    (folder / "mine.tiktoken").write_bytes(tiktoken_lines(train_bpe(PLAY * 20, 300)))
+    return folder
+
+
+def prepare(text_folder: Path, out: Path, tokenizer: str | Path) -> str:
+    sources = [text_folder / f"play.{kind}" for kind in ("txt", "jsonl", "parquet")]
+    return said("prepare", *sources, "--out", out, "--tokenizer", tokenizer, "--validation", text_folder / "held_out.txt")
+
+
+def train_on(folder: Path, corpus: Path) -> Path:
+    recipe = write_recipe(folder, name="mine", max_steps=6, evaluation={"every_steps": 3, "sample_tokens": 8})
+    train(recipe, "data.train=[]", "data.validation=[]", "data.tokenizer=", f"data.corpus={corpus}")
+    assert outcome(recipe, "mine")["outcome"] == "finished"
+    return recipe
+
+
+@pytest.mark.parametrize("own_vocabulary", [False, True], ids=["bytes", "own-tiktoken-file"])
+def test_text_of_ones_own_is_prepared_trained_on_generated_and_exported(text_folder, project, own_vocabulary):
+    from transformers import AutoTokenizer
+
+    from trainer.data.tokenizer import load_tokenizer
+
+    vocabulary = text_folder / "mine.tiktoken" if own_vocabulary else "bytes"
+    printed = prepare(text_folder, project / "corpus", vocabulary)
+    assert "(7 documents)" in printed and f"data.corpus={project / 'corpus'}" in printed
+    assert "was there already" in prepare(text_folder, project / "corpus", vocabulary)
+
+    recipe = train_on(project, project / "corpus")
+    assert outcome(recipe, "mine")["sample"] is not None
+    text = said("report", "mine")
+    assert "bigram model" in text and "exported model" in text
+    prompt = "If music be the food"
+    assert said("generate", "mine", "--prompt", prompt, "--max-new-tokens", "8").startswith(prompt)
+    out = project / "exported"
+    said("export", "mine", "--out", out)
+    for folder in (out, project / "runs" / "mine" / "exported"):
+        assert AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"] == load_tokenizer(str(vocabulary)).encode(prompt)
+    assert len(load_tokenizer(str(vocabulary)).encode(prompt)) < 12 or not own_vocabulary
+
+
+def test_a_vocabulary_that_is_gone_or_another_one_by_now_is_told(text_folder, project):
+    prepare(text_folder, project / "corpus", text_folder / "mine.tiktoken")
+    train_on(project, project / "corpus")
+    kept = project / "corpus" / "tokenizer.tiktoken"
+    kept.write_bytes(tiktoken_lines(train_bpe(["another text " * 9], 280)))
+    assert "the file was changed since; put the earlier one back" in paragraph(said("generate", "mine", code=2))
+    kept.unlink()
+    assert f"there is no file {kept}" in paragraph(said("export", "mine", "--out", project / "out", code=2))
+    assert not (project / "out").exists()
+
+
+def test_shards_whose_tokenizer_is_not_at_hand_train_a_model_that_can_be_exported(project):
+    from transformers import AutoModelForCausalLM
+
+    recipe = write_recipe(project, max_steps=6)
+    train(recipe, "data.tokenizer=", "data.vocab_size=257")
+    assert outcome(recipe)["outcome"] == "finished" and outcome(recipe)["sample"] is None
+    assert "It writes now" not in said("report", "tiny")
+    told = paragraph(said("generate", "tiny", "--prompt", "To be", code=2))
+    assert "was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer" in told
+    said("export", "tiny", "--out", project / "out")
+    model = AutoModelForCausalLM.from_pretrained(project / "out")
+    assert model.config.vocab_size == 320 and model.generation_config.suppress_tokens == list(range(257, 320))
+    assert not (project / "out" / "tokenizer.json").exists()

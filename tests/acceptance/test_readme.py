@@ -1,0 +1,177 @@
+"""What the README says is true: its commands parse, its fragments are valid, its names exist, its table is the schema's."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from tests.launching import PROJECT
+from trainer import supervise
+from trainer.cli import app
+from trainer.config.load import load, recipe_names, settings_help, settings_table
+from trainer.errors import ConfigError
+from trainer.metrics.outcome import EXIT_CODES
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line.strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
+FRAGMENTS = [block for kind, block in BLOCKS if kind == "yaml"]
+
+OWN_FILES = {"mine.yaml", "mine"}
+"""Names in the README that stand for what a reader makes."""
+
+
+def words_of(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def commands(*programs: str) -> list[str]:
+    found = [command for command in COMMANDS if words_of(command)[0] in programs]
+    assert found, programs
+    return found
+
+
+def parse(words: list[str]) -> typer.Context:
+    """Parses the words of a command as typer does before it runs it; an unknown option or sub-command raises."""
+    command = typer.main.get_command(app)
+    context = command.make_context("trainer", list(words))
+    while hasattr(command, "commands"):
+        name, command, rest = command.resolve_command(context, context._protected_args + context.args)
+        assert command is not None, name
+        context = command.make_context(name, rest, parent=context)
+    return context
+
+
+def check_recipe_and_overrides(recipe: str, overrides: list[str]) -> None:
+    """The recipe is a shipped one, or one that the README makes on the basis of a shipped one; the keys are settings."""
+    if recipe in OWN_FILES:
+        assert f"# {recipe}" in README
+        recipe = "gpt2-124m"
+    load(recipe, overrides)
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here():
+    programs = {words_of(command)[0] for command in COMMANDS}
+    assert programs == {"./launch.sh", "tests/run", ".venv/bin/trainer", ".venv/bin/tensorboard", "accelerate", "tail"}
+
+
+@pytest.mark.parametrize("command", commands(".venv/bin/trainer"))
+def test_every_trainer_command_parses(command):
+    context = parse(words_of(command)[1:])
+    if context.command.name == "train":
+        check_recipe_and_overrides(context.params["recipe"], context.params["overrides"] or [])
+    if context.command.name == "prepare":
+        from trainer.data.tokenizer import NAMES
+
+        assert context.params["tokenizer"] in NAMES
+
+
+def test_a_command_that_is_wrong_would_be_found():
+    for wrong in ("train shakespeare --nonsense", "trian shakespeare", "checkpoints list mine", "export mine"):
+        with pytest.raises(typer.BadParameter.__base__):
+            parse(wrong.split())
+    with pytest.raises(ConfigError, match="did you mean optimizer.lr"):
+        check_recipe_and_overrides("mine.yaml", ["optimizer.lrr=1"])
+
+
+@pytest.mark.parametrize("command", commands("./launch.sh"))
+def test_every_launch_parses_and_names_what_is_shipped(command):
+    context = parse(["launch", *words_of(command)[1:]])
+    cluster, recipe, overrides = supervise.split_words(context.params["words"] or [])
+    assert cluster is None or cluster in supervise.cluster_names()
+    check_recipe_and_overrides(recipe, overrides)
+
+
+@pytest.mark.parametrize("command", commands("accelerate"))
+def test_the_bare_accelerate_launch_parses_and_names_a_shipped_cluster_file(command):
+    from accelerate.commands.launch import launch_command_parser
+
+    words = words_of(command)
+    assert words[1] == "launch"
+    parsed = launch_command_parser().parse_args(words[2:])
+    assert (PROJECT / parsed.config_file).is_file() and parsed.module and parsed.training_script == "trainer"
+    context = parse(parsed.training_script_args)
+    check_recipe_and_overrides(context.params["recipe"], context.params["overrides"])
+
+
+def test_what_it_calls_besides_is_there():
+    assert (PROJECT / "tests" / "run").stat().st_mode & 0o111 and (PROJECT / "launch.sh").stat().st_mode & 0o111
+    for command in commands(".venv/bin/tensorboard"):
+        assert words_of(command)[1:] == ["--logdir", "runs"]
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda text: text.split("\n")[0])
+def test_every_fragment_is_a_valid_recipe(fragment, tmp_path):
+    content = yaml.safe_load(fragment)
+    content.setdefault("base", "gpt2-124m")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    load(str(tmp_path / "mine.yaml"))
+
+
+def test_the_python_in_it_parses():
+    for block in (block for kind, block in BLOCKS if kind == "python"):
+        ast.parse(block)
+
+
+# Names
+
+
+def test_every_shipped_recipe_and_cluster_file_is_named_and_only_they_are():
+    for name in (*recipe_names(), *supervise.cluster_names()):
+        assert f"`{name}`" in README, f"{name} is shipped and not named"
+    table = README.split("| cluster file | for |")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([\w]+)`", table)) == set(supervise.cluster_names())
+    sentence = re.search(r"Begin with a shipped one \((.*?)\)", README, re.DOTALL)[1]
+    assert set(re.findall(r"`([\w.-]+)`", sentence)) == set(recipe_names())
+
+
+def test_every_path_of_the_checkout_that_it_names_is_there():
+    named = re.findall(r"`((?:trainer|tests|accelerate_configs)/[\w./]*)`", README)
+    assert len(named) >= 8
+    for path in named:
+        assert (PROJECT / path).exists(), path
+
+
+def test_every_place_of_a_run_that_it_names_is_one_the_code_makes():
+    """Under "Where things are" stands no file that nothing writes."""
+    block = README.split("## Where things are")[1].split("```")[1]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "trainer").rglob("*.py"))
+    for name in re.findall(r"[\w.]+\.(?:json|jsonl|yaml|safetensors|bin|log)\b|\.(?:staging|damaged|abandoned)\b|\bexported\b|\.data\b", block):
+        assert name.removeprefix(".") in sources.replace('"damaged"', "damaged"), name
+    for folder in ("checkpoints", "runs"):
+        assert (PROJECT / folder).is_dir() and f"{folder}/NAME/" in block
+
+
+def test_the_exit_codes_are_those_of_the_code():
+    paragraph = README.split("`./launch.sh` exits with")[1].split("\n\n")[0]
+    codes = {int(number) for number in re.findall(r"\b(\d+)\b(?= (?:when|for))", paragraph)}
+    assert codes == set(EXIT_CODES.values())
+
+
+# Settings
+
+
+def test_the_table_of_settings_is_the_schemas():
+    table = README.split("<!-- SETTINGS -->\n")[1].split("\n<!-- /SETTINGS -->")[0]
+    assert table == settings_table(), "run `trainer settings` and put what it prints between the two marks"
+
+
+def test_every_setting_stands_in_the_table():
+    rows = settings_table().splitlines()[2:]
+    assert [re.match(r"\| `([\w.]+)` \|", row)[1] for row in rows] == [name for name, _, _ in settings_help()]
+    assert all(len(re.split(r"(?<!\\)\|", row)) == 5 for row in rows)
+
+
+def test_the_keys_that_the_text_mentions_are_settings():
+    names = {name for name, _, _ in settings_help()}
+    for key in re.findall(r"(?<![\w./])((?:[a-z_]+\.)?[a-z_]+)=(?!\.\.\.\])", "\n".join(COMMANDS)):
+        assert key in names, key
+
+
+def test_the_readme_says_nothing_that_is_left_over():
+    assert not re.search(r"TODO|FIXME|XXX", README)
+    assert README.isascii()

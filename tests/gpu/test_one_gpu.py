@@ -1,0 +1,71 @@
+"""What only a GPU can show: the late reading of a step's numbers, bf16, and a resume that is exact with cuBLAS and attention kernels."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.launching import PROJECT, final_bytes, outcome, steps, write_recipe
+from trainer.model.head import chunked_cross_entropy
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and this machine has none")]
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "attention_dropout": 0.1, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def _start(recipe, precision: str, log: str) -> subprocess.Popen:
+    variables = {**os.environ, "PYTHONPATH": str(PROJECT), "ACCELERATE_MIXED_PRECISION": precision, "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-m", "trainer", "train", str(recipe)]
+    with open(recipe.parent / log, "wb") as output:
+        return subprocess.Popen(words, env=variables, stdout=output, stderr=output)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_killed_on_a_gpu_resumes_to_the_same_bytes(tmp_path, precision, optimizer):
+    settings = {"max_steps": 300, "sequence_length": 64, "model": {"config": LLAMA}, "optimizer": {"name": optimizer}}
+    settings["checkpoint"] = {"every_steps": 20}
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    straight, killed = (write_recipe(tmp_path / name, **settings) for name in ("straight", "killed"))
+    assert _start(straight, precision, "log").wait(300) == 0, (straight.parent / "log").read_text()
+
+    process = _start(killed, precision, "log-1")
+    ends = time.monotonic() + 200
+    while len(steps(killed)) < 130:
+        assert process.poll() is None and time.monotonic() < ends, (killed.parent / "log-1").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert _start(killed, precision, "log-2").wait(300) == 0, (killed.parent / "log-2").read_text()
+
+    assert outcome(killed)["resume"].startswith("resume exact: ")
+    assert final_bytes(killed, 300) == final_bytes(straight, 300)
+    assert [record["loss"] for record in steps(killed)] == [record["loss"] for record in steps(straight)]
+    manifest = json.loads((killed.parent / "checkpoints/tiny/step-00000300/manifest.json").read_text())
+    assert manifest["precision"] == precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_chunked_loss_on_a_gpu_is_that_of_float64(dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(600, 64, device="cuda", generator=generator, requires_grad=True)
+    weight = torch.randn(1024, 64, device="cuda", generator=generator, requires_grad=True)
+    labels = torch.randint(0, 1000, (600,), device="cuda", generator=generator)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        loss, number = chunked_cross_entropy(hidden, weight, labels, vocab_size=1000, chunk_tokens=128)
+    (loss / number).backward()
+    wanted = torch.nn.functional.cross_entropy(hidden.double() @ weight.double()[:1000].T, labels)
+    gradients = torch.autograd.grad(wanted, (hidden, weight))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (loss / number).item() == pytest.approx(wanted.item(), rel=tolerance)
+    for parameter, gradient in zip((hidden, weight), gradients, strict=True):
+        assert (parameter.grad - gradient).norm() <= tolerance * gradient.norm()

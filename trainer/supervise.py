@@ -211,18 +211,23 @@ def run_launch(checked: Plan) -> int:
     A terminal that closes (SIGHUP) asks for a clean stop; a signal that is ignored here, as under nohup, stays ignored.
     """
     before = read_outcome(checked.folder)
-    child = subprocess.Popen(checked.command, env=checked.environment, cwd=Path.cwd(), start_new_session=True)
-    forwarded: set[int] = set()
+    child: subprocess.Popen | None = None
+    forwarded: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
         sent = signal.SIGTERM if number == signal.SIGHUP else number
         if sent not in forwarded or sent == signal.SIGINT:
-            forwarded.add(sent)
-            child.send_signal(sent)
+            forwarded.append(sent)
+            if child is not None:
+                child.send_signal(sent)
 
+    # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
     heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, forward) for number in heard}
     try:
+        child = subprocess.Popen(checked.command, env=checked.environment, cwd=Path.cwd(), start_new_session=True)
+        for number in list(forwarded):
+            child.send_signal(number)
         code = child.wait()
     finally:
         for number, handler in previous.items():

@@ -23,11 +23,11 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or
 
 
 def main() -> None:
-    """Runs a command; what a person has to mend becomes one paragraph on standard error and exit code 2."""
+    """Runs a command; what a person has to mend becomes one paragraph on standard error and an exit code, usually 2."""
     try:
         code = app(prog_name="trainer", standalone_mode=False)
     except TrainerError as error:
-        _refuse(str(error))
+        _refuse(str(error), error.exit_code)
     except _UsageError as error:
         if words := error.format_message():
             where = error.ctx.command_path if error.ctx else "trainer"
@@ -38,9 +38,9 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _refuse(words: str) -> None:
+def _refuse(words: str, code: int = 2) -> None:
     print(f"error: {words}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 @app.command()
@@ -70,19 +70,21 @@ def launch(
 ) -> None:
     """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""
     from trainer import supervise
-    from trainer.data.corpus import open_corpus
-    from trainer.metrics.outcome import read_outcome
 
-    plan = supervise.plan(words or [])
-    open_corpus(plan.config.data, plan.config.sequence_length)
-    if dry_run:
-        print(" ".join(plan.command))
-        return
-    code = 0
-    if supervise.is_finished(plan):
-        print(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
-    else:
-        code = supervise.run_launch(plan)
+    with supervise.stopped_early():
+        from trainer.data.corpus import open_corpus
+        from trainer.metrics.outcome import read_outcome
+
+        plan = supervise.plan(words or [])
+        open_corpus(plan.config.data, plan.config.sequence_length)
+        if dry_run:
+            print(" ".join(plan.command))
+            return
+        code = 0
+        if supervise.is_finished(plan):
+            print(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
+        else:
+            code = supervise.run_launch(plan)
     if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
         print_report(plan.config, plan.folder)
     sys.exit(code)

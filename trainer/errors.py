@@ -1,6 +1,6 @@
 """What can go wrong, in the words of the person who has to mend it.
 
-    TrainerError              one paragraph for a person, no traceback; exit code 2
+    TrainerError              one paragraph for a person, no traceback; exit code 2, or 1 once a run trains
       ConfigError             a recipe, an override or a cluster file is not right
       DataError               a source, a shard or a tokenizer is not what was asked for
       CheckpointError         nothing sound to resume from, or a folder that is not a checkpoint of this run
@@ -14,6 +14,9 @@ traceback instead.
 
 class TrainerError(Exception):
     """Ends the command with its message as one paragraph."""
+
+    exit_code = 2
+    """What the command ends with; 1 where a run had begun to train."""
 
 
 class ConfigError(TrainerError):

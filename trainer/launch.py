@@ -7,21 +7,29 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, broadcast_object_list
 
-from trainer.errors import LaunchError
+from trainer.errors import LaunchError, TrainerError
 from trainer.text import duration
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ASKED_PRECISION = "TRAINER_ASKED_PRECISION"
 """Set by `launch.sh` when it had to give `accelerate launch` another precision than the cluster file asks for."""
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+"""How long ranks wait for each other: rank 0 alone verifies and commits checkpoints, and those of large models take minutes."""
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -34,13 +42,19 @@ class Asked:
     use_cpu: bool
     world_size: int
     is_main: bool
+    local_rank: int = 0
 
 
 def asked() -> Asked:
     """Reads what `accelerate launch` put into the environment; a plain `python -m trainer` is one process in fp32."""
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1") or not torch.cuda.is_available()
+    if use_cpu and ASKED_PRECISION in os.environ and "ACCELERATE_USE_CPU" not in os.environ:
+        raise LaunchError(
+            "the cluster file is for GPUs, and torch finds none it can use (torch.cuda.is_available() is false: a driver older than this "
+            "torch wants, a torch without CUDA, or no GPU); mend that, or take the cluster file cpu"
+        )
     precision = os.environ.get(ASKED_PRECISION) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return Asked(precision, use_cpu, int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0")
+    return Asked(precision, use_cpu, int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def start(place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path) -> Accelerator:
@@ -63,7 +77,10 @@ def start(place: Asked, *, precision: str, deterministic: bool, seed: int, track
         mixed_precision=precision,
         log_with=trackers or None,
         project_dir=str(runs_folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=GROUP_TIMEOUT),
+        ],
     )
     if accelerator.num_processes != place.world_size:
         raise LaunchError(
@@ -77,6 +94,22 @@ def start(place: Asked, *, precision: str, deterministic: bool, seed: int, track
         )
     seed_streams(seed, accelerator.process_index)
     return accelerator
+
+
+def first_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Does `work` on rank 0, then on the others; its TrainerError there is everyone's, so that nobody waits for a rank that gave up."""
+    outcome: list[Any] = [None]
+    result = None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except TrainerError as error:
+            outcome = [error]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]
+    return result if accelerator.is_main_process else work()
 
 
 def seed_streams(seed: int, rank: int) -> None:
@@ -112,6 +145,7 @@ def num_cores() -> int:
 
 def open_log(folder: Path, *, is_main: bool, console: logging.Handler) -> None:
     """Sends the story of the run to the console and, from the main process, to train.log; other ranks tell warnings only."""
+    logging.raiseExceptions = False  # a full disk stops train.log; the console goes on without a traceback for each line
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.WARNING)
@@ -153,7 +187,7 @@ def determinism_report(accelerator: Accelerator, *, batch: int, num_heads: int, 
     if accelerator.device.type != "cuda":
         return "deterministic: on; a CPU computes the same either way, it costs nothing"
     shape = (batch, num_heads, sequence_length, head_width)
-    dtype = torch.bfloat16 if accelerator.mixed_precision in ("bf16", "fp8") else torch.float32
+    dtype = {"no": torch.float32, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.bfloat16)
     query = torch.randn(shape, device=accelerator.device, dtype=dtype, requires_grad=True)
     seconds = {True: [], False: []}
     for _ in range(8):

@@ -35,8 +35,6 @@ def train(run: Run) -> Outcome:
         return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
-    if run.progress.step and run.evaluator.due(run.progress.step):
-        evaluate(run)  # the run was interrupted at this step, before its evaluation
     for batch in run.loader.batches(run.progress.sequences):
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
         loss = accumulate_gradients(run, batch)
@@ -48,7 +46,7 @@ def train(run: Run) -> Outcome:
         known = report(run, batch, lr, loss, grad_norm)
         outcome = decide(run, known)
 
-        is_best = evaluate(run) if run.evaluator.due(run.progress.step) and _may_evaluate(outcome) else False
+        is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
         save(run, outcome, is_best)
         if outcome:
             return outcome
@@ -104,8 +102,6 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
 
 def evaluate(run: Run) -> bool:
     """Takes the validation loss and writes it down; returns whether it is the lowest so far."""
-    if run.validate is None:
-        return False
     with run.reporter.pause():
         started = time.perf_counter()
         result = run.validate()
@@ -118,12 +114,11 @@ def evaluate(run: Run) -> bool:
 
 
 def save(run: Run, outcome: Outcome | None, is_best: bool) -> None:
-    """Saves what is due: the last step of a run that ends well or is interrupted, every n-th, and a new best."""
+    """Saves when there is a reason to."""
     step = run.progress.step
-    reasons = {"finished": "final", "interrupted": "interrupt"}
-    if outcome and outcome.kind == "diverged":
-        return  # the weights are those of the last good step, and a resume would meet the same batches again
-    reason = reasons[outcome.kind] if outcome else run.checkpointer.due(step) or ("best" if is_best else None)
+    in_doubt = run.guard.in_doubt or (run.evaluator.last_step == step and run.evaluator.last_loss is None)
+    best = "best" if is_best and run.config.checkpoint.keep_best else None
+    reason = reason_to_save(outcome, run.checkpointer.due(step) or best, in_doubt)
     if not reason:
         return
     with run.reporter.pause():
@@ -131,6 +126,14 @@ def save(run: Run, outcome: Outcome | None, is_best: bool) -> None:
         run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
 
 
-def _may_evaluate(outcome: Outcome | None) -> bool:
-    """A person who asked to stop should not wait for an evaluation; the next start makes up for it where it matters."""
-    return outcome is None or outcome.kind == "finished"
+def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> str | None:
+    """Why this step gets a checkpoint: its run ends well or is interrupted, it is due; None for no checkpoint.
+
+    Weights in doubt (a skipped step, a validation loss that is no number) are not saved, lest they push a good checkpoint out;
+    only the last step of a finished run is, since it is what the run was for.
+    """
+    if outcome and outcome.kind == "finished":
+        return "final"
+    if in_doubt or (outcome and outcome.kind == "diverged"):
+        return None
+    return "interrupt" if outcome else due

@@ -30,9 +30,11 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
 from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
+from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.trackers import check_tracker_names
@@ -96,8 +98,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     log.info("%s: %s", config.name, launch.describe(accelerator))
     log.info(decision.sentence)
 
-    with accelerator.main_process_first():
-        corpus = open_corpus(config.data, config.sequence_length)
+    corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
         corpus.train, global_batch=config.global_batch, micro_batch=config.micro_batch, rank=accelerator.process_index,
         world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
@@ -107,11 +108,11 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
-    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps)
-    guard = LossGuard(config.safety.max_bad_steps)
-    state = TrainState(Progress(), guard=guard, evaluation=evaluator)
     description = _describe(config, corpus, bare_model, decision)
-    reporter = _build_reporter(config, accelerator, bare_model, decision, description.identity)
+    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation)
+    guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
+    state = TrainState(Progress(), guard=guard, evaluation=evaluator)
+    reporter = _build_reporter(config, accelerator, bare_model, decision, description)
     checkpointer = Checkpointer(
         accelerator, bare_model, optimizer, state, CheckpointStore(checkpoints_folder(config)),
         description, every_steps=config.checkpoint.every_steps,
@@ -134,6 +135,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
 
 def _decide_precision(place: launch.Asked) -> Decision:
     device_type = "cpu" if place.use_cpu else "cuda"
+    if device_type == "cuda":
+        torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU
     has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     return decide(place.precision, device_type=device_type, has_bf16=has_bf16)
 
@@ -159,7 +162,7 @@ def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Opti
 
 
 def _build_reporter(
-    config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision, identity: dict[str, Any]
+    config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision, description: Description
 ) -> Reporter:
     flops = flops_per_token(model, config.sequence_length)
     device = accelerator.device
@@ -180,7 +183,7 @@ def _build_reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
-        replay_key=_replay_key(config, accelerator, identity),
+        replay_key=_replay_key(config, accelerator, description),
     )  # fmt: skip
 
 
@@ -205,10 +208,9 @@ def _build_validation(
 def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again."""
     packages = ("torch", "accelerate", "transformers")
-    architecture = {**({"preset": config.model.preset} if config.model.preset else {}), **config.model.config}
+    held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(
         identity={
-            **{f"model.{key}": value for key, value in architecture.items()},
             "parameter_shapes": _digest(sorted((name, list(p.shape)) for name, p in model.named_parameters())),
             "vocab_size": corpus.vocab_size,
             "tokenizer": corpus.tokenizer.sha256 if corpus.tokenizer else None,
@@ -225,10 +227,11 @@ def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: 
             "trainer": __version__, "python": platform.python_version(), **{package: version(package) for package in packages},
         },  # fmt: skip
         config_text=dump(config),
+        validation=_digest(held_out) if held_out else None,
     )
 
 
-def _replay_key(config: Config, accelerator: Accelerator, identity: dict[str, Any]) -> str:
+def _replay_key(config: Config, accelerator: Accelerator, description: Description) -> str:
     """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
     numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
     settings = {
@@ -237,7 +240,7 @@ def _replay_key(config: Config, accelerator: Accelerator, identity: dict[str, An
     device = accelerator.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     facts = (
-        identity, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
+        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
         torch.__version__, version("transformers"), version("accelerate"),
     )  # fmt: skip
     return _digest(facts)[:16]
@@ -250,18 +253,21 @@ def _digest(value: Any) -> str:
 def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
-    resolution = run.checkpointer.find(_folder_or_word(config.resume_from_checkpoint))
+    wanted = _folder_or_word(config.resume_from_checkpoint)
+    resolution = run.checkpointer.find(wanted)
     run.checkpointer.check_room()
     if run.accelerator.is_main_process:
         _make_folders(run)
     _warm_up(run)
     resumed_step = None
     if resolution.path is None:
+        if wanted == "latest":
+            _refuse_to_start_over(run)
         launch.seed_streams(config.seed, run.accelerator.process_index)
-        log.info("a fresh start: the run has no checkpoints yet")
+        log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
     else:
         resumed_step = resolution.manifest.step
-        _restore(run, resolution)
+        _restore(run, resolution, wanted)
     run.reporter.open(flatten(config), resumed_step)
 
 
@@ -276,6 +282,16 @@ def _make_folders(run: Run) -> None:
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
 
+def _refuse_to_start_over(run: Run) -> None:
+    """A curve that reaches beyond the first save, and no checkpoints: they are gone, and starting over would bury what they were."""
+    last = max((record["step"] for record in read_records(run.folder / CURVE)), default=0)
+    if last >= run.config.checkpoint.every_steps:
+        raise CheckpointError(
+            f"{run.folder} has a curve of {last} steps, but {checkpoints_folder(run.config)} holds no checkpoint; put the checkpoints back (is the "
+            "disk mounted?), or start over on purpose with resume_from_checkpoint=none"
+        )
+
+
 def _folder_or_word(wanted: str) -> str:
     """A path is meant from the project's folder; the other words of resume_from_checkpoint stay as they are."""
     if wanted in ("latest", "best", "none") or wanted.isdigit():
@@ -283,11 +299,11 @@ def _folder_or_word(wanted: str) -> str:
     return str(files.project_folder() / wanted)
 
 
-def _restore(run: Run, resolution: Resolution) -> None:
+def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
-    wanted = hyperparameters(run.optimizer)
-    run.checkpointer.restore(resolution)
-    restore_hyperparameters(run.optimizer, wanted)
+    chosen = hyperparameters(run.optimizer)
+    run.checkpointer.restore(resolution, wanted)
+    restore_hyperparameters(run.optimizer, chosen)
     progress = run.progress
     log.info(
         "resumed from %s: step %d of %d, %s tokens, epoch %.2f", resolution.path, progress.step, run.config.max_steps,
@@ -298,7 +314,7 @@ def _restore(run: Run, resolution: Resolution) -> None:
 def _warm_up(run: Run) -> None:
     """One forward and backward of the run's shape, thrown away before anything counts.
 
-    It compiles, finds out whether the memory suffices, and lets DistributedDataParallel settle its gradient buckets, whose
+    It compiles, and it lets DistributedDataParallel settle its gradient buckets, whose
     order after the first backward would otherwise make the first step after a resume sum in another order.
     """
     backend = launch.compile_backend(run.accelerator)
@@ -313,7 +329,7 @@ def _warm_up(run: Run) -> None:
         run.optimizer.zero_grad()
     if config.deterministic:
         shape = run.bare_model.config
-        heads = shape.num_attention_heads
+        heads = getattr(shape, "num_attention_heads", 1)
         log.info(
             launch.determinism_report(
                 run.accelerator, batch=config.micro_batch, num_heads=heads, sequence_length=config.sequence_length,

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
+from typing import Any
 
+from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
 from trainer.errors import TrainerError
@@ -12,13 +15,14 @@ from trainer.evaluation.generate import generate
 from trainer.export import export_checkpoint
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
-from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
+from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.run import Run, build_run
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
 
 EXPORTED = "exported"
+_LEFT_OVER = re.compile(rf"\.earlier-{EXPORTED}(-\d+)?|\.staging-{EXPORTED}-\d+")
 
 
 def run_session(config: Config) -> int:
@@ -29,54 +33,76 @@ def run_session(config: Config) -> int:
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
     held = hold(folder) if is_main else None
+    before = read_outcome(folder)
     try:
-        if is_main:
-            _note(folder, "running", 0, "started")
         with StopRequest() as stop:
+            _note(folder, before, "running", run, "starting")
             run = build_run(config, stop)
+            _note(folder, before, "running", run, "training")
             outcome = train(run)
             run.reporter.close()
-            conclude(run, outcome)
+            conclude(run, before, outcome)
             finish_processes(run.accelerator)
         return EXIT_CODES[outcome.kind]
     except TrainerError as error:
-        if is_main:
-            begun = run is not None
-            _note(folder, "failed" if begun else "refused", run.progress.step if begun else 0, str(error))
-        else:
+        kind = "refused" if run is None else "failed"
+        error.exit_code = EXIT_CODES[kind]
+        _note(folder, before, kind, run, str(error))
+        if not is_main:
             time.sleep(3)  # the same words come from rank 0, and the launcher ends this rank before it repeats them
         raise
     except BaseException as error:
-        if is_main:
-            _note(folder, "failed", run.progress.step if run else 0, f"{type(error).__name__}: {error}")
+        _note(folder, before, "failed", run, f"{type(error).__name__}: {error}")
         raise
     finally:
         if held is not None:
             held.close()
 
 
-def _note(folder: Path, outcome: str, step: int, reason: str) -> None:
-    """Writes outcome.json, keeping what an earlier finished launch left beside it."""
-    before = read_outcome(folder) or {}
-    kept = {key: before[key] for key in ("sample", "exported", "loss", "val_loss") if key in before}
-    write_outcome(folder, outcome, step=step or before.get("step", 0), reason=reason, **kept, pid=os.getpid())
+def _note(folder: Path, before: dict[str, Any] | None, outcome: str, run: Run | None, reason: str) -> None:
+    """Writes outcome.json on rank 0; where it cannot be written, that is told and nothing else is lost for it."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    step = run.progress.step if run else before["step"] if before else 0
+    try:
+        if outcome == "refused":
+            write_refusal(folder, before, reason)
+        else:
+            write_outcome(folder, outcome, step=step, reason=reason, **_kept(before, run, step), pid=os.getpid())
+    except OSError as error:
+        log.warning("%s could not be written (%s), so it does not say: %s", folder / OUTCOME, error.strerror, outcome)
 
 
-def conclude(run: Run, outcome: Outcome) -> None:
+def _kept(before: dict[str, Any] | None, run: Run | None, step: int) -> dict[str, Any]:
+    """What the outcome before says that still holds; nothing once a step was taken, since even the same step is another then."""
+    return {} if run and run.reporter.known else facts_at(before, step)
+
+
+def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     """Writes outcome.json; a finished run is exported, with a sample of text. Called on every rank; rank 0 works, the others wait."""
-    if run.accelerator.is_main_process:
-        before = read_outcome(run.folder) or {}
-        facts = {key: before[key] for key in ("sample", "exported", "loss") if key in before}
-        if outcome.kind == "finished" and (run.reporter.known or "exported" not in before):
-            facts["sample"] = sample(run)
-            facts["exported"] = str(export_checkpoint(_final_checkpoint(run), run.folder / EXPORTED, replace=True))
-        if run.reporter.known:
-            facts["loss"] = run.reporter.known.loss
-        if run.reporter.verdict:
-            facts["resume"] = run.reporter.verdict
-        facts["val_loss"] = run.evaluator.last_loss
-        write_outcome(run.folder, outcome.kind, step=run.progress.step, reason=outcome.reason, **facts)
-        log.info("%s at step %d: %s", outcome.kind, run.progress.step, outcome.reason)
+    if not run.accelerator.is_main_process:
+        return
+    step = run.progress.step
+    facts = _kept(before, run, step)
+    if outcome.kind == "finished" and not (facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir()):
+        facts.update(sample=sample(run), exported=str(_export(run)), exported_step=step)
+    if run.reporter.known:
+        facts["loss"] = run.reporter.known.loss
+    if run.reporter.verdict:
+        facts["resume"] = run.reporter.verdict
+    facts["val_loss"] = run.evaluator.loss_at(step)
+    write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
+    log.info("%s at step %d: %s", outcome.kind, step, outcome.reason)
+
+
+def _export(run: Run) -> Path:
+    """Exports the final checkpoint in place of an earlier export, and removes what exports that were killed left beside it."""
+    checkpoint = checkpoints_folder(run.config) / f"step-{run.progress.step:08d}"
+    exported = export_checkpoint(checkpoint, run.folder / EXPORTED, replace=True)
+    for path in list(run.folder.iterdir()):
+        if _LEFT_OVER.fullmatch(path.name):
+            files.remove_folder(path)
+    return exported
 
 
 def sample(run: Run) -> str | None:
@@ -90,7 +116,3 @@ def sample(run: Run) -> str | None:
         vocab_size=run.corpus.vocab_size,
     )  # fmt: skip
     return wanted.prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
-
-
-def _final_checkpoint(run: Run) -> Path:
-    return checkpoints_folder(run.config) / f"step-{run.progress.step:08d}"

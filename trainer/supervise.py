@@ -4,12 +4,14 @@
 thread. So the check comes before it, and the result is read from runs/NAME/outcome.json after it. Imports no torch.
 """
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ from trainer.metrics.outcome import EXIT_CODES, read_outcome
 from trainer.precision.decide import MODES, decide
 from trainer.text import did_you_mean
 
+log = logging.getLogger(__name__)
+
+STOPPED_EARLY = "stopped before the first step; start it again to train"
+
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
 
@@ -40,6 +46,7 @@ class Cluster:
     num_processes: int
     precision: str
     use_cpu: bool
+    num_machines: int = 1
 
 
 def clusters_folder() -> Path:
@@ -87,20 +94,21 @@ def fitting_cluster() -> str:
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use; 0 where there is no driver."""
+    """NVIDIA GPUs that this process may use, of those there are; 0 where there is no driver."""
     import pynvml
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return 0
     try:
-        return pynvml.nvmlDeviceGetCount()
+        there = pynvml.nvmlDeviceGetCount()
     finally:
         pynvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    return min(there, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
 
 
 def read_cluster(name: str) -> Cluster:
@@ -118,16 +126,24 @@ def read_cluster(name: str) -> Cluster:
         raise ConfigError(f"cluster file {path} holds no settings; see accelerate_configs/cpu.yaml for the form")
     if problems := _cluster_problems(path, content):
         raise ConfigError(*problems)
-    return Cluster(path, int(content["num_processes"]), _precision(content), bool(content.get("use_cpu", False)))
+    return Cluster(
+        path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1)
+    )  # fmt: skip
 
 
 def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
     problems = [f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones" for key in REQUIRED if key not in content]
     if problems:
         return problems
-    num_processes = content["num_processes"]
-    if not isinstance(num_processes, int) or num_processes < 1:
-        problems.append(f"cluster file {path}: num_processes is {num_processes!r}, but should be a whole number of at least 1")
+    num_processes, num_machines = content["num_processes"], content.get("num_machines", 1)
+    for name, number in (("num_processes", num_processes), ("num_machines", num_machines)):
+        if not isinstance(number, int) or number < 1:
+            problems.append(f"cluster file {path}: {name} is {number!r}, but should be a whole number of at least 1")
+    if not problems and num_processes % num_machines:
+        problems.append(
+            f"cluster file {path}: num_processes is {num_processes}, but should be a multiple of num_machines, which is {num_machines}: it "
+            "counts the processes of all machines"
+        )
     if _precision(content) not in MODES:
         problems.append(f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}")
     if content["distributed_type"] != "MULTI_GPU":
@@ -163,9 +179,11 @@ def plan(words: Sequence[str]) -> Plan:
     """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run."""
     cluster_name, recipe, overrides = split_words(words)
     cluster = read_cluster(cluster_name or fitting_cluster())
-    if not cluster.use_cpu and (num_gpus := count_gpus()) < cluster.num_processes:
+    wanted = cluster.num_processes // cluster.num_machines
+    if not cluster.use_cpu and (num_gpus := count_gpus()) < wanted:
+        here = " on each machine" if cluster.num_machines > 1 else ""
         raise ConfigError(
-            f"cluster file {cluster.path.stem} wants {cluster.num_processes} GPUs and this machine has {num_gpus}; "
+            f"cluster file {cluster.path.stem} wants {wanted} GPUs{here} and this machine has {num_gpus}; "
             f"take {fitting_cluster()}, or set num_processes in a copy of the file"
         )
     loaded = load(recipe, overrides)
@@ -205,11 +223,32 @@ def is_finished(checked: Plan) -> bool:
     )
 
 
-def run_launch(checked: Plan) -> int:
-    """Runs `accelerate launch`, forwards signals to it, and returns the run's own exit code.
+@contextmanager
+def stopped_early() -> Iterator[None]:
+    """A signal in this block, where nothing runs yet, ends the process like an interrupted run: the scheduler queues it again."""
 
-    A terminal that closes (SIGHUP) asks for a clean stop; a signal that is ignored here, as under nohup, stays ignored.
-    """
+    def end(_number: int, _frame: object) -> None:
+        log.warning(STOPPED_EARLY)
+        sys.exit(EXIT_CODES["interrupted"])
+
+    with _handling(end):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Gives SIGTERM, SIGINT and SIGHUP (a closed terminal) to a handler; one that is ignored, as under nohup, stays ignored."""
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+def run_launch(checked: Plan) -> int:
+    """Runs `accelerate launch`, forwards signals to it (SIGHUP as SIGTERM), and returns the run's own exit code."""
     before = read_outcome(checked.folder)
     child: subprocess.Popen | None = None
     forwarded: list[int] = []
@@ -222,18 +261,25 @@ def run_launch(checked: Plan) -> int:
                 child.send_signal(sent)
 
     # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
-    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, forward) for number in heard}
-    try:
+    with _handling(forward):
         child = subprocess.Popen(checked.command, env=checked.environment, cwd=Path.cwd(), start_new_session=True)
         for number in list(forwarded):
             child.send_signal(number)
         code = child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    after = read_outcome(checked.folder)
-    return exit_code(code, after if after != before else None)  # what an earlier launch left says nothing about this one
+    said = what_it_said(before, read_outcome(checked.folder))
+    if forwarded and (said is None or said["outcome"] == "running"):
+        trained = said is not None and said["reason"] == "training"
+        log.warning("stopped before its last checkpoint was whole; start it again to continue" if trained else STOPPED_EARLY)
+        return EXIT_CODES["interrupted"]
+    return exit_code(code, said)
+
+
+def what_it_said(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the launch in between left: its outcome, or its refusal beside an earlier one; None when it said nothing."""
+    if after is None or after == before:
+        return None
+    attempt = after.get("last_attempt")
+    return attempt if attempt and attempt != (before or {}).get("last_attempt") else after
 
 
 def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
@@ -245,8 +291,8 @@ def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
 
 def accelerate_launch() -> int:
     """`accelerate launch` itself, without the launcher's own tracebacks: the processes it started have said what happened."""
-    import logging
-
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the launcher listens, a Ctrl+C ends it without a traceback
     from accelerate.commands.launch import main
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands import trainer
 from trainer import files, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
@@ -63,23 +64,35 @@ def test_the_cluster_file_fits_the_machine(monkeypatch, number, name):
     assert supervise.fitting_cluster() == name and name in supervise.cluster_names()
 
 
-@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2)])
-def test_only_the_visible_gpus_are_counted(monkeypatch, visible, number):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert supervise.count_gpus() == number
-
-
-@pytest.mark.parametrize(("driver", "number"), [(True, 4), (False, 0)])
-def test_gpus_are_counted_by_their_driver(monkeypatch, driver, number):
+@pytest.fixture
+def driver(monkeypatch):
+    """Makes a machine with some GPUs, or with no driver at all (None)."""
     import pynvml
 
     def no_driver():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
+    def make(number):
+        monkeypatch.setattr(pynvml, "nvmlInit", no_driver if number is None else lambda: None)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: number)
+        monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+
+    return make
+
+
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2), ("0,1,2,3,4,5", 4)])
+def test_only_the_visible_gpus_that_are_there_are_counted(monkeypatch, driver, visible, number):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    driver(4)
+    assert supervise.count_gpus() == number
+    driver(None)
+    assert supervise.count_gpus() == 0
+
+
+@pytest.mark.parametrize(("there", "number"), [(4, 4), (None, 0)])
+def test_gpus_are_counted_by_their_driver(monkeypatch, driver, there, number):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(pynvml, "nvmlInit", (lambda: None) if driver else no_driver)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 4)
-    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    driver(there)
     assert supervise.count_gpus() == number
 
 
@@ -109,6 +122,8 @@ def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
         ({"distributed_type": None}, "lacks distributed_type"),
         ({"num_processes": 0}, "num_processes is 0, but should be a whole number of at least 1"),
         ({"num_processes": "two"}, "num_processes is 'two', but should be"),
+        ({"num_machines": 0}, "num_machines is 0, but should be a whole number of at least 1"),
+        ({"num_processes": 3, "num_machines": 2}, "num_processes is 3, but should be a multiple of num_machines, which is 2"),
         ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
         ({"distributed_type": "NO"}, "distributed_type is 'NO'; use MULTI_GPU"),
         ({"distributed_type": "MULTI_CPU"}, "distributed_type is 'MULTI_CPU'; use MULTI_GPU"),
@@ -187,6 +202,17 @@ def test_more_gpus_than_there_are_is_refused_with_a_file_that_fits(cluster, monk
         supervise.plan([cluster(use_cpu=None), "shakespeare"])
 
 
+@pytest.mark.parametrize("num_gpus", [4, 3])
+def test_a_cluster_of_several_machines_wants_its_share_of_gpus_on_this_one(cluster, monkeypatch, num_gpus):
+    gpus(monkeypatch, num_gpus)
+    words = [cluster(use_cpu=None, num_processes=8, num_machines=2), "shakespeare", "micro_batch=2"]
+    if num_gpus == 4:
+        assert supervise.plan(words).cluster.num_processes == 8
+    else:
+        with pytest.raises(ConfigError, match="wants 4 GPUs on each machine and this machine has 3"):
+            supervise.plan(words)
+
+
 # What came of it
 
 
@@ -245,21 +271,65 @@ def test_the_outcome_of_an_earlier_launch_says_nothing_about_this_one(project):
     assert supervise.run_launch(plan) == 6
 
 
+def test_a_refusal_beside_an_earlier_outcome_is_this_launchs_and_an_earlier_refusal_is_not(project):
+    plan = planned(project)
+    write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
+    plan.command[2] = refuses = f"""
+from pathlib import Path
+from trainer.metrics.outcome import read_outcome, write_refusal
+write_refusal(Path({str(plan.folder)!r}), read_outcome(Path({str(plan.folder)!r})), "no data")
+raise SystemExit(1)"""
+    assert supervise.run_launch(plan) == 2
+    plan.command[2] = "raise SystemExit(6)"
+    assert supervise.run_launch(plan) == 6
+    plan.command[2] = refuses
+    assert supervise.run_launch(plan) == 2
+
+
 TOLD = """
-import os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(44))
-signal.signal(signal.SIGINT, lambda *_: sys.exit(45))
-os.kill(os.getppid(), signal.{})
-signal.alarm(10)
-signal.pause()
+import os, signal, sys, time
+def heard(number, _):
+    {leave}
+    sys.exit(44)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, heard)
+os.kill(os.getppid(), signal.{name})
+time.sleep(10)
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 44), ("SIGINT", 45), ("SIGHUP", 44)])
-def test_a_signal_reaches_the_launcher_and_a_closed_terminal_is_a_clean_stop(project, name, code):
+def writes(plan, outcome, reason="new"):
+    content = json.dumps({"outcome": outcome, "step": 1, "reason": reason})
+    return f"open({str(plan.folder / 'outcome.json')!r}, 'w').write({content!r})"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(
+    ("left", "code", "said"),
+    [
+        (None, 75, "stopped before the first step"),
+        (("running", "starting"), 75, "stopped before the first step"),
+        (("running", "training"), 75, "stopped before its last checkpoint was whole"),
+        (("finished", "because"), 0, ""),
+        (("refused", "because"), 2, ""),
+    ],
+)
+def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(project, caplog, name, left, code, said):
+    plan = planned(project)
+    write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
+    plan.command[2] = TOLD.format(name=name, leave=writes(plan, *left) if left else "pass")
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
-    assert supervise.run_launch(planned(project, TOLD.format(name))) == code
+    assert supervise.run_launch(plan) == code
+    assert [said in message for message in caplog.messages] == ([True] if said else [])
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_a_launch_is_checked_asks_to_be_queued_again(monkeypatch, caplog, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(supervise, "plan", lambda words: os.kill(os.getpid(), number))
+    assert trainer("launch", "cpu").code == 75
+    assert caplog.messages == [supervise.STOPPED_EARLY] and signal.getsignal(number) is before
 
 
 def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):

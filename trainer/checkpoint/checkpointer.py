@@ -15,11 +15,12 @@ import json
 import logging
 import os
 import pickle
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +32,7 @@ from trainer import files
 from trainer.checkpoint import random_states
 from trainer.checkpoint.manifest import Manifest, describe_files, incompatibilities
 from trainer.checkpoint.resume import Resolution, resolve
-from trainer.checkpoint.retention import Policy, best_first
+from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import CheckpointError, TrainerError
 from trainer.state import TrainState
@@ -57,6 +58,8 @@ class Description:
     precision: str
     versions: dict[str, str]
     config_text: str
+    validation: str | None = None
+    """Fingerprint of the held-out data."""
 
 
 class Checkpointer:
@@ -82,6 +85,8 @@ class Checkpointer:
         self._saved_step: int | None = None
         self._failures = 0
         self._untidy = 0
+        self._origin: str | None = None
+        self._held: BinaryIO | None = None
         accelerator.register_for_checkpointing(state)
 
     # Saving
@@ -99,7 +104,7 @@ class Checkpointer:
         if self._saved_step == step:
             return
         staging = self._store.folder / f".staging-{step:08d}"
-        started = datetime.now(UTC)
+        started = time.perf_counter()
         failure = self._agree(self._begin(step)) or self._agree(self._write(staging))
         if not failure:
             failure = self._agree(self._commit(staging, reason, loss, val_loss) if self._accelerator.is_main_process else None)
@@ -108,9 +113,8 @@ class Checkpointer:
             return
         self._failures, self._saved_step = 0, step
         if self._accelerator.is_main_process:
-            seconds = (datetime.now(UTC) - started).total_seconds()
             written = self._store.entry(self._store.path(step)).manifest
-            log.info("step %d: checkpoint (%s), %s in %s", step, reason, size(written.num_bytes), duration(seconds))
+            log.info("step %d: checkpoint (%s), %s in %s", step, reason, size(written.num_bytes), duration(time.perf_counter() - started))
 
     def _begin(self, step: int) -> str | None:
         if not self._accelerator.is_main_process:
@@ -142,26 +146,25 @@ class Checkpointer:
             self._store.commit(staging, manifest)
         except WRITE_FAILURES as error:
             return _say(error)
-        self._tidy()
+        self._tidy({"old checkpoints": lambda: self._store.prune(self._policy), "the links latest and best": self._store.point_links})
         return None
 
-    def _tidy(self) -> None:
-        """What follows a commit; the checkpoint is whole without it, and the next save tries again."""
-        works = {"old checkpoints": lambda: self._store.prune(self._policy), "the links latest and best": self._store.point_links}
+    def _tidy(self, works: dict[str, Callable[[], object]]) -> None:
+        """What follows a commit or a failure; every checkpoint is whole without it, and the next save tries again."""
         for what, work in works.items():
             try:
                 work()
             except OSError as error:
                 self._untidy += 1
-                log.warning("%s in %s are not up to date: %s (%d times by now)", what, self._store.folder, _say(error), self._untidy)
+                log.warning("tidying %s in %s failed: %s (%d times by now)", what, self._store.folder, _say(error), self._untidy)
 
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None, described: dict[str, Any]) -> Manifest:
         progress, facts = self._state.progress, self._description
         return Manifest(
             step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason,
             created=datetime.now(UTC).isoformat(timespec="seconds"), loss=loss, val_loss=val_loss,
-            world_size=self._accelerator.num_processes, precision=facts.precision, identity=facts.identity,
-            model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size, state=self._state.state_dict(),
+            validation=self._description.validation, world_size=self._accelerator.num_processes, precision=facts.precision, identity=facts.identity,
+            origin=self._origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size, state=self._state.state_dict(),
             versions=facts.versions, files=described,
         )  # fmt: skip
 
@@ -175,8 +178,7 @@ class Checkpointer:
         self._failures += 1
         if self._accelerator.is_main_process:
             leftover = self._store.folder / f".staging-{step:08d}"
-            if leftover.exists():
-                files.remove_folder(leftover)
+            self._tidy({"what is left of it": lambda: files.remove_folder(leftover) if leftover.exists() else None})
         text = f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure})"
         if reason in ("final", "interrupt") or self._failures >= MAX_FAILURES:
             raise CheckpointError(
@@ -192,20 +194,47 @@ class Checkpointer:
         return self._told_by_main(lambda: self._find(wanted))
 
     def _find(self, wanted: str) -> Resolution:
+        self._hold()
         for name in self._store.sweep():
             log.info("removed %s, which was never committed", name)
-        resolution = resolve(self._store, wanted)
+        resolution = resolve(self._store, self._unless_gone_on(wanted))
         for path, reason in resolution.refused.items():
             log.warning("%s is passed over: %s", path.name, reason)
-        if resolution.manifest and (different := incompatibilities(resolution.manifest, self._description.identity)):
+        if resolution.manifest and (different := _differences(resolution.manifest, self._description)):
             raise CheckpointError(
                 f"{resolution.path} cannot be continued by this run: {'; '.join(different)}. "
                 "Give the new run another name, or undo the change"
             )
         return resolution
 
-    def restore(self, resolution: Resolution) -> None:
-        """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way."""
+    def _hold(self) -> None:
+        """Takes these checkpoints for this process: another that swept or pruned here would remove what this one writes."""
+        self._held = files.lock(self._store.folder / ".lock")
+        if self._held is None:
+            raise CheckpointError(
+                f"another process is writing checkpoints to {self._store.folder} right now; wait for it, stop it, or give this run "
+                "another name"
+            )
+
+    def _unless_gone_on(self, wanted: str) -> str:
+        """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.
+
+        Whoever goes back starts the same command again after a crash; going back once more would throw away what came since.
+        """
+        newest = next(iter(self._store.sound_manifests()), None)
+        if wanted in ("latest", "none") or newest is None or newest.origin != wanted:
+            return wanted
+        log.warning(
+            "the run was taken back to %s before and has gone on to step %d: it continues there; to go back once more, move the "
+            "newer step-* folders out of %s", wanted, newest.step, self._store.folder,
+        )  # fmt: skip
+        return "latest"
+
+    def restore(self, resolution: Resolution, wanted: str) -> None:
+        """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way.
+
+        `wanted` is what resume_from_checkpoint said; the checkpoints that follow remember it when it went back.
+        """
         folder, manifest = resolution.path, resolution.manifest
         load_model(self._model, folder / "model.safetensors", strict=True)
         self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
@@ -214,8 +243,9 @@ class Checkpointer:
         self._state.load_state_dict(manifest.state)
         self._restore_random_states(folder, manifest)
         assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
+        self._origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
         self._told_by_main(lambda: self._set_aside(resolution))
-        self._saved_step = manifest.step if folder == self._store.path(manifest.step) else None
+        self._saved_step = manifest.step
         self._tell_changes(manifest)
 
     def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:
@@ -236,10 +266,14 @@ class Checkpointer:
         for path in resolution.refused:
             if path.exists():
                 log.warning("%s is kept as %s", path.name, files.set_aside(path, "damaged").name)
+        is_own = resolution.path.resolve().parent == self._store.folder.resolve()
         for entry in self._store.entries():
-            if entry.step > resolution.manifest.step:
+            if entry.step > resolution.manifest.step or not is_own:
                 moved = files.set_aside(entry.path, "abandoned").name
-                log.warning("%s is newer than the checkpoint resumed from, and is kept as %s", entry.path.name, moved)
+                log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
+        if not is_own:
+            adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self._origin))
+            log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
         self._store.point_links()
 
     def _tell_changes(self, manifest: Manifest) -> None:
@@ -285,11 +319,6 @@ class Checkpointer:
             )
         log.info("a checkpoint takes %s; the run keeps %s of them at most, %s are free", size(one), num_kept - 1, size(free))
 
-    def best_on_disk(self) -> float | None:
-        """The lowest validation loss among the checkpoints on disk."""
-        best = best_first(self._store.sound_manifests())
-        return best[0].val_loss if best else None
-
 
 def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of one checkpoint: parameters, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
@@ -300,6 +329,10 @@ def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
         for p in group["params"]
     )
     return parameters + moments
+
+
+def _differences(manifest: Manifest, description: Description) -> list[str]:
+    return incompatibilities(manifest, description.identity, description.model)
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:

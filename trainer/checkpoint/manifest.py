@@ -19,6 +19,9 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _BLOCK_BYTES = 8 << 20
 
+UNSPECIFIC = frozenset({"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "max_position_embeddings"})
+"""Fields of a transformers config that may differ between two configs of one model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -28,15 +31,19 @@ class Manifest:
     sequences: int
     tokens: int
     reason: str
-    """Why it was made: `periodic`, `best`, `interrupt`, `final` or `diverged`."""
+    """Why it was made: `periodic`, `best`, `interrupt` or `final`."""
     created: str
     """When, as ISO 8601 in UTC; for people, never compared."""
     loss: float | None = None
     """Training loss of the last step before it, nats a token."""
+    validation: str | None = None
+    """Fingerprint of what val_loss was taken on: only equals compare."""
     val_loss: float | None = None
     """Validation loss at exactly this step, nats a token; None when it was not evaluated here."""
     world_size: int = 1
     precision: str = "no"
+    origin: str | None = None
+    """The step, path or `best` that its run was last taken back to on purpose; None when it never was."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What must match for a resume: see `incompatibilities`."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -100,15 +107,16 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**{key: value for key, value in content.items() if key in known})
 
 
-def incompatibilities(manifest: Manifest, identity: Mapping[str, Any]) -> list[str]:
-    """Why a checkpoint cannot be continued by this run: one sentence for each fact that differs; empty when none does."""
-    different = []
-    for fact, here in identity.items():
-        there = manifest.identity.get(fact)
-        if there != here:
-            name = fact if "." in fact else fact.replace("_", " ")
-            different.append(f"{name} is {_short(here)} here and {_short(there)} in the checkpoint")
-    return different
+def incompatibilities(manifest: Manifest, identity: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    """Why a checkpoint cannot be continued by this run: one sentence for each fact that differs; empty when none does.
+
+    Models are compared by their resolved configs, defaults included, so it does not matter how a recipe words one. A field
+    that only one of the two has came or went with a version of transformers, and says nothing.
+    """
+    pairs = [(fact.replace("_", " "), identity.get(fact), manifest.identity.get(fact)) for fact in {**manifest.identity, **identity}]
+    shared = [field for field in model if field in manifest.model and field not in UNSPECIFIC]
+    pairs += [(f"model.{field}", model[field], manifest.model[field]) for field in shared]
+    return [f"{name} is {_short(here)} here and {_short(there)} in the checkpoint" for name, here, there in pairs if here != there]
 
 
 def _short(value: Any) -> str:

@@ -16,8 +16,14 @@ class Policy:
 
 
 def best_first(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Those with a validation loss, lowest first; the older of two equal ones first."""
+    """Those with a validation loss, lowest first; the older of two equal ones first.
+
+    Losses on other validation data than the newest's do not compare, and are left out.
+    """
     evaluated = [m for m in manifests if m.val_loss is not None and math.isfinite(m.val_loss)]
+    if evaluated:
+        newest = max(evaluated, key=lambda m: m.step)
+        evaluated = [m for m in evaluated if m.validation == newest.validation]
     return sorted(evaluated, key=lambda m: (m.val_loss, m.step))
 
 

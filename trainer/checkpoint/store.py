@@ -10,6 +10,7 @@ There is no index and no pointer that could disagree: the list is what is on dis
 
 import logging
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,21 @@ class CheckpointStore:
         files.commit_folder(staging, final)
         return final
 
-    def prune(self, policy: Policy, spare: Path | None = None) -> list[Path]:
-        """Removes what no tier keeps, oldest first; damaged folders and `spare` are left alone. Returns what went."""
+    def adopt(self, path: Path, manifest: Manifest) -> Path:
+        """Copies a sound checkpoint from elsewhere into this folder, under the manifest given; returns the copy."""
+        staging = self.begin(manifest.step)
+        for name in manifest.files:
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / name, staging / name)
+        adopted = self.commit(staging, manifest)
+        if problems := verify(adopted):
+            raise CheckpointError(f"the copy of {path} to {adopted} is not sound: {'; '.join(problems)}; is the disk broken?")
+        return adopted
+
+    def prune(self, policy: Policy) -> list[Path]:
+        """Removes what no tier keeps, oldest first; damaged folders are left alone. Returns what went."""
         kept = tiers(self.sound_manifests(), policy)
-        doomed = [self.path(step) for step in sorted(kept) if not kept[step] and self.path(step) != spare]
+        doomed = [self.path(step) for step in sorted(kept) if not kept[step]]
         for path in doomed:
             files.remove_folder(path)
         return doomed

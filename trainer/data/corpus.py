@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer import files
 from trainer.config.schema import DataConfig
-from trainer.data.manifest import read_manifest
+from trainer.data.manifest import missing_shards, read_manifest
 from trainer.data.prepare import EMBEDDED, prepare_embedded
 from trainer.data.shards import TokenDataset, resolve_shards
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
@@ -82,7 +82,11 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
             f"{folder} was prepared with another {tokenizer.name} tokenizer than this one (sha256 {manifest['tokenizer_sha256'][:12]}, "
             f"not {tokenizer.sha256[:12]}); prepare the corpus again"
         )
-    train, validation = ([str(path) for path in sorted(folder.glob(f"*_{part}_*.bin"))] for part in ("train", "val"))
+    if problems := missing_shards(folder, manifest):
+        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again")
+    train, validation = (
+        [str(folder / shard["file"]) for shard in manifest["shards"] if shard["split"] == split] for split in ("train", "validation")
+    )
     return _open(data, sequence_length, train, validation, tokenizer, manifest.get("baselines"))
 
 
@@ -97,8 +101,13 @@ def _open(
         )
 
     def dataset(patterns: list[str], split: str) -> TokenDataset:
-        paths = resolve_shards(patterns, files.project_folder(), split)
-        return TokenDataset(paths, sequence_length=sequence_length, vocab_size=vocab_size, dtype=data.dtype)
+        try:
+            paths = resolve_shards(patterns, files.project_folder(), split)
+            return TokenDataset(paths, sequence_length=sequence_length, vocab_size=vocab_size, dtype=data.dtype)
+        except DataError as error:
+            if f"{split} shards" in str(error):
+                raise
+            raise DataError(f"{'training' if split == 'train' else split} data: {error}") from None
 
     return Corpus(
         train=dataset(train, "train"),

@@ -1,26 +1,32 @@
 """When to evaluate, and what came of it: the last and the best validation loss survive a restart."""
 
+import logging
 import math
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
     """Knows when an evaluation is due and whether its result is the best so far; a part of the TrainState."""
 
-    def __init__(self, every_steps: int, max_steps: int) -> None:
-        self._every_steps, self._max_steps = every_steps, max_steps
+    def __init__(self, every_steps: int, max_steps: int, validation: str | None) -> None:
+        """`validation` is the fingerprint of the held-out data: losses on other data do not compare. None: there is none."""
+        self._every_steps, self._max_steps, self._validation = every_steps, max_steps, validation
         self.last_step: int | None = None
         self.last_loss: float | None = None
         self.best_step: int | None = None
         self.best_loss: float | None = None
 
     def due(self, step: int) -> bool:
-        """Every n-th step and after the last one, but not twice at one step."""
+        """Every n-th step and after the last one, but not twice at one step, and never without held-out data."""
+        if self._validation is None:
+            return False
         return (step % self._every_steps == 0 or step == self._max_steps) and step != self.last_step
 
     def record(self, step: int, loss: float) -> bool:
         """Takes a validation loss; returns whether it is the lowest so far."""
-        self.last_step, self.last_loss = step, loss
+        self.last_step, self.last_loss = step, loss if math.isfinite(loss) else None
         is_best = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
         if is_best:
             self.best_step, self.best_loss = step, loss
@@ -32,9 +38,12 @@ class Evaluator:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "last_step": self.last_step, "last_loss": self.last_loss, "best_step": self.best_step, "best_loss": self.best_loss,
+            "validation": self._validation, "last_step": self.last_step, "last_loss": self.last_loss, "best_step": self.best_step, "best_loss": self.best_loss,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["validation"] != self._validation:
+            log.warning("the validation data is not what it was: the best validation loss is looked for anew")
+            return
         self.last_step, self.last_loss = state["last_step"], state["last_loss"]
         self.best_step, self.best_loss = state["best_step"], state["best_loss"]

@@ -62,12 +62,17 @@ class Curve:
     """The open metrics.jsonl of a running run."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = open(folder / CURVE, "a", encoding="utf-8")
+        self._file = open(folder / CURVE, "ab", buffering=0)
+        self._unwritten = b""
 
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one record; it survives the end of this process at once, and of the machine after `sync`."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Writes one record; it survives the end of this process at once, and of the machine after `sync`.
+
+        raises OSError when the disk is full; what could not be written is kept and written with the next record
+        """
+        self._unwritten += (json.dumps(record) + "\n").encode()
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def sync(self) -> None:
         """Waits until everything appended is on the disk."""

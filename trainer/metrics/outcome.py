@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ EXIT_CODES = {"finished": 0, "interrupted": 75, "diverged": 3, "failed": 1, "ref
 """Exit code of `./launch.sh` for each outcome; 75 (EX_TEMPFAIL) asks a scheduler to queue the run again. A run that is still
 `running` after its processes are gone was killed."""
 
+ENDED = ("finished", "interrupted", "diverged", "failed")
+"""Outcomes that tell how a launch ended that had begun: a refused start does not take their place."""
+
+_FACTS = ("loss", "val_loss", "sample", "exported", "exported_step")
+
 
 def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts: Any) -> None:
     """Records the state of a run: one of EXIT_CODES, the step it stands at, and the reason as a sentence."""
@@ -23,11 +29,27 @@ def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts
         "step": step,
         "reason": reason,
         "exit_code": EXIT_CODES[outcome],
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": _now(),
         **{name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(folder / OUTCOME, json.dumps(content, indent=1) + "\n")
+    _write(folder, content)
+
+
+def write_refusal(folder: Path, before: dict[str, Any] | None, reason: str) -> None:
+    """Records a start that was refused: beside how the launch before it ended, or as the outcome where none had ended."""
+    if before and before["outcome"] in ENDED:
+        attempt = {"outcome": "refused", "reason": reason, "time": _now(), "pid": os.getpid()}
+        _write(folder, {**before, "last_attempt": attempt})
+        return
+    step = before["step"] if before else 0
+    write_outcome(folder, "refused", step=step, reason=reason, **facts_at(before, step), pid=os.getpid())
+
+
+def facts_at(before: dict[str, Any] | None, step: int) -> dict[str, Any]:
+    """What an earlier outcome says that still holds at `step`: its losses, its sample and its export are those of its own step."""
+    if before is None or before["step"] != step:
+        return {}
+    return {key: before[key] for key in _FACTS if key in before}
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
@@ -36,4 +58,14 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return content if isinstance(content, dict) and content.get("outcome") in EXIT_CODES else None
+    is_sound = isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)
+    return content if is_sound else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(folder / OUTCOME, json.dumps(content, indent=1) + "\n")

@@ -65,6 +65,7 @@ class Reporter:
         self._curve: Curve | None = None
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
+        self._failed_writes = 0
         self.known: Known | None = None
         self.verdict: str | None = None
         """What the replay after the last resume proved, as one sentence; None while it is open."""
@@ -113,9 +114,10 @@ class Reporter:
         """Writes down a validation loss, with further `facts` by name."""
         if not self._main:
             return
-        self._curve.append({"step": step, "tokens": tokens, "val_loss": val_loss, **facts, "seconds": round(seconds, 3)})
+        numbers = {"val_loss": val_loss, **facts}
+        record = {"step": step, "tokens": tokens, **{name: _finite(value) for name, value in numbers.items()}}
         values = {"loss/validation": val_loss, **{f"evaluation/{name}": value for name, value in facts.items()}}
-        self._accelerator.log(values, step=step)
+        self._put({**record, "seconds": round(seconds, 3)}, values)
         extra = "".join(f", {name} {value:.4f}" for name, value in facts.items())
         log.info("step %d: validation loss %.4f%s (%s)", step, val_loss, extra, duration(seconds))
 
@@ -156,7 +158,6 @@ class Reporter:
             **({} if speed.mfu is None else {"mfu": round(speed.mfu, 5)}),
             "replay_key": self._replay_key,
         }
-        self._curve.append(full)
         values = {
             "loss/train": loss,
             "optim/lr": record["lr"],
@@ -166,9 +167,20 @@ class Reporter:
             "data/epoch": record["epoch"],
             **({} if speed.mfu is None else {"speed/mfu": speed.mfu}),
         }
-        self._accelerator.log(values, step=step)
+        self._put(full, values)
         self._prove(full)
         self._show(step, loss, grad_norm, record["lr"], speed)
+
+    def _put(self, record: dict[str, Any], values: dict[str, float]) -> None:
+        """Writes to the curve and the trackers. A full disk does not end the run here: its checkpoints decide that."""
+        writes = {"metrics.jsonl": lambda: self._curve.append(record), "trackers": lambda: self._accelerator.log(values, record["step"])}
+        for what, write in writes.items():
+            try:
+                write()
+            except OSError as error:
+                self._failed_writes += 1
+                if self._failed_writes & (self._failed_writes - 1) == 0:  # told at the 1st, 2nd, 4th, 8th ...
+                    log.warning("%s could not be written: %s (%d times by now); training goes on", what, error, self._failed_writes)
 
     def _prove(self, record: dict[str, Any]) -> None:
         verdict = self._proof.compare(record) if self._proof else None

@@ -35,10 +35,15 @@ def default_chunk_tokens(vocabulary: int, device: torch.device) -> int:
 
 
 def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The precision of the head's matrix products: autocast's where it is on, else that of the operands."""
+    """The precision of the head's matrix products: autocast's where it is on, else that of the operands.
+
+    Never fp16: gradients of the logits are probabilities, most of them below what fp16 can hold, and they are stored here
+    before the loss scale could lift them.
+    """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
+        autocast = torch.get_autocast_dtype(device)
+        return torch.float32 if autocast == torch.float16 else autocast
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 

@@ -10,14 +10,15 @@ log = logging.getLogger(__name__)
 class LossGuard:
     """Counts skipped steps; a part of the TrainState, so the count survives a restart."""
 
-    def __init__(self, max_bad_steps: int) -> None:
-        self._max_bad_steps = max_bad_steps
+    def __init__(self, max_bad_steps: int, *, scaled: bool = False) -> None:
+        """`scaled`: a GradScaler looks for its scale by letting gradients overflow, so only the loss tells a bad step."""
+        self._max_bad_steps, self._scaled = max_bad_steps, scaled
         self._in_a_row = 0
         self._in_all = 0
 
     def judge(self, step: int, loss: float, grad_norm: float) -> str | None:
         """Takes a step's numbers, equal on every rank; returns the reason to give up, or None to go on."""
-        if math.isfinite(grad_norm):
+        if math.isfinite(loss if self._scaled else grad_norm):
             self._in_a_row = 0
             return None
         self._in_a_row += 1
@@ -30,8 +31,13 @@ class LossGuard:
             return f"{self._in_a_row} steps in a row had a gradient that is not finite, the last with loss {loss:g}"
         return None
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last step was skipped: the weights may be beyond saving, and should not take a good checkpoint's place."""
+        return self._in_a_row > 0
+
     def state_dict(self) -> dict[str, Any]:
-        return {"in_a_row": self._in_a_row, "in_all": self._in_all}
+        return {"in_all": self._in_all}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._in_a_row, self._in_all = int(state["in_a_row"]), int(state["in_all"])
+        self._in_a_row, self._in_all = 0, int(state["in_all"])

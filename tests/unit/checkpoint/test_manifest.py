@@ -76,8 +76,15 @@ def test_a_fact_that_a_later_version_added_is_left_out(tmp_path):
 
 def test_what_must_match_for_a_resume_is_told_fact_by_fact():
     manifest = manifest_of(7, identity={"seed": 1, "vocab_size": 257, "optimizer": "adamw"})
-    assert incompatibilities(manifest, {"seed": 1, "vocab_size": 257}) == []
-    assert incompatibilities(manifest, {"seed": 2, "vocab_size": 257, "training_data": "x" * 99}) == [
+    assert incompatibilities(manifest, {"seed": 1, "vocab_size": 257, "optimizer": "adamw"}, {}) == []
+    assert incompatibilities(manifest, {"seed": 2, "vocab_size": 257, "training_data": "x" * 99}, {}) == [
         "seed is 2 here and 1 in the checkpoint",
+        "optimizer is null here and adamw in the checkpoint",
         f"training data is {'x' * 57}... here and null in the checkpoint",
     ]
+
+
+def test_models_are_compared_field_by_field_however_a_recipe_words_them():
+    manifest = manifest_of(7, identity={}, model={"rope_theta": 50, "hidden_size": 8, "gone": 1, "transformers_version": "5.1"})
+    here = {"rope_theta": 10000, "hidden_size": 8, "new": 2, "transformers_version": "5.2"}
+    assert incompatibilities(manifest, {}, here) == ["model.rope_theta is 10000 here and 50 in the checkpoint"]

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from trainer.metrics.outcome import EXIT_CODES, OUTCOME, read_outcome, write_outcome
+from trainer.metrics.outcome import ENDED, EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 
 
 @pytest.mark.parametrize("kind", EXIT_CODES)
@@ -23,7 +23,7 @@ def test_a_run_that_left_none_has_none(tmp_path):
     assert read_outcome(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"outcome": "finisheD"}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"outcome": "finisheD"}', b'{"outcome": "finished"}'])
 def test_a_damaged_outcome_says_nothing(tmp_path, content):
     (tmp_path / OUTCOME).write_bytes(content)
     assert read_outcome(tmp_path) is None
@@ -38,3 +38,34 @@ def test_a_loss_that_is_no_number_is_not_written_as_one(tmp_path):
 def test_an_outcome_of_another_name_is_a_mistake_in_the_program(tmp_path):
     with pytest.raises(AssertionError):
         write_outcome(tmp_path, "done", step=7, reason="because")
+
+
+@pytest.mark.parametrize("kind", ENDED)
+def test_a_refused_start_stands_beside_how_the_launch_before_ended(tmp_path, kind):
+    write_outcome(tmp_path, kind, step=7, reason="because", sample="To be")
+    before = read_outcome(tmp_path)
+    for reason in ("no data", "no room"):
+        write_outcome(tmp_path, "running", step=7, reason="starting")
+        write_refusal(tmp_path, before, reason)
+        after = read_outcome(tmp_path)
+        attempt = after.pop("last_attempt")
+        assert after == before and (attempt["outcome"], attempt["reason"]) == ("refused", reason)
+
+
+@pytest.mark.parametrize("kind", sorted(EXIT_CODES.keys() - set(ENDED)))
+def test_a_refused_start_is_the_outcome_where_no_launch_had_ended(tmp_path, kind):
+    write_outcome(tmp_path, kind, step=7, reason="because", loss=2.0)
+    write_refusal(tmp_path, read_outcome(tmp_path), "no data")
+    after = read_outcome(tmp_path)
+    assert (after["outcome"], after["step"], after["reason"], after["loss"]) == ("refused", 7, "no data", 2.0)
+
+
+def test_a_refused_first_start_is_the_outcome(tmp_path):
+    write_refusal(tmp_path / "mine", None, "no data")
+    assert read_outcome(tmp_path / "mine")["outcome"] == "refused" and read_outcome(tmp_path / "mine")["step"] == 0
+
+
+def test_losses_sample_and_export_hold_for_their_step_only():
+    facts = {"loss": 1.0, "val_loss": 2.0, "sample": "To be", "exported": "there", "exported_step": 7}
+    before = {"outcome": "finished", "step": 7, "reason": "because", "pid": 3, **facts}
+    assert facts_at(before, 7) == facts and facts_at(before, 8) == {} and facts_at(None, 7) == {}

@@ -23,6 +23,15 @@ def test_a_finite_gradient_of_an_infinite_loss_is_no_skipped_step():
 def test_the_count_survives_a_restart():
     guard = LossGuard(2)
     guard.judge(1, math.nan, math.nan)
+    assert guard.in_doubt
     again = LossGuard(2)
     again.load_state_dict(guard.state_dict())
-    assert again.judge(2, math.nan, math.nan) is not None and again.state_dict() == {"in_a_row": 2, "in_all": 2}
+    assert again.state_dict() == {"in_all": 1} and not again.in_doubt
+    assert again.judge(2, math.nan, math.nan) is None, "steps in a row are counted within one launch"
+    assert again.judge(3, math.nan, math.nan) is not None and again.state_dict() == {"in_all": 3}
+
+
+def test_under_a_loss_scale_only_the_loss_tells_a_bad_step():
+    guard = LossGuard(1, scaled=True)
+    assert guard.judge(1, 2.0, math.inf) is None and not guard.in_doubt
+    assert guard.judge(2, math.nan, 1.0) is not None

@@ -1,0 +1,80 @@
+"""Runs that go wrong: a loss that is no number, an interrupt at an awkward step, checkpoints that are gone, a full disk."""
+
+import shutil
+
+import pytest
+
+from tests.launching import checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
+
+BLOWN_UP = ("optimizer.lr=1e30", "optimizer.max_grad_norm=1e30", "schedule.warmup_steps=0", "checkpoint.every_steps=1", "max_steps=60")
+
+
+def test_a_run_that_diverges_keeps_its_good_checkpoints_and_can_be_resumed(tmp_path):
+    recipe = write_recipe(tmp_path, max_steps=10, checkpoint={"every_steps": 5, "keep_last": 2, "keep_best": 0})
+    train(recipe)
+    good = (checkpoint(recipe, 10) / "model.safetensors").read_bytes()
+    said = train(recipe, *BLOWN_UP, exit_code=3)
+    assert outcome(recipe)["outcome"] == "diverged" and "10 steps in a row had a gradient that is not finite" in said
+    newest = max((tmp_path / "checkpoints/tiny").glob("step-*"))
+    assert int(newest.name[5:]) <= 12, "no checkpoint may be made while steps are being skipped"
+    assert (checkpoint(recipe, 10) / "model.safetensors").read_bytes() == good
+
+    train(recipe, "resume_from_checkpoint=10", "max_steps=14")
+    assert outcome(recipe)["outcome"] == "finished" and steps(recipe)[-1]["step"] == 14
+    assert all(record["loss"] is not None for record in steps(recipe))
+
+
+@pytest.mark.parametrize("number", range(8, 25, 8))
+def test_an_evaluation_that_is_due_is_taken_also_when_the_run_is_interrupted_there(tmp_path, number):
+    recipe = write_recipe(tmp_path, max_steps=number, checkpoint={"every_steps": 100})
+    train(recipe)
+    assert [record["step"] for record in records(recipe) if "val_loss" in record] == list(range(8, number + 1, 8))
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path):
+    recipe = write_recipe(tmp_path, max_steps=10)
+    train(recipe)
+    before = records(recipe)
+    shutil.move(tmp_path / "checkpoints", tmp_path / "unmounted")
+    said = train(recipe, "max_steps=12", exit_code=2)
+    assert "has a curve of 10 steps, but" in said and "holds no checkpoint; put the checkpoints back" in said
+    assert records(recipe) == before
+
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+    shutil.move(tmp_path / "unmounted", tmp_path / "checkpoints")
+    train(recipe, "max_steps=12")
+    assert [record["step"] for record in steps(recipe)] == list(range(1, 13))
+
+
+def test_a_recipe_whose_model_lost_a_setting_does_not_continue_another_model(tmp_path):
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    recipe = write_recipe(tmp_path, max_steps=5, model={"config": {**config, "rms_norm_eps": 1e-3}})
+    train(recipe)
+    write_recipe(tmp_path, max_steps=8, model={"config": config})
+    said = train(recipe, exit_code=2)
+    assert "model.rms_norm_eps is 1e-06 here and 0.001 in the checkpoint" in said
+    write_recipe(tmp_path, max_steps=8, model={"config": {**config, "rms_norm_eps": 1e-3, "hidden_act": "silu"}})
+    train(recipe)
+    assert steps(recipe)[-1]["step"] == 8
+
+
+def test_other_validation_data_does_not_compete_for_best(tmp_path):
+    recipe = write_recipe(tmp_path, max_steps=8, evaluation={"every_steps": 4}, checkpoint={"every_steps": 4, "keep_last": 9})
+    train(recipe)
+    said = train(recipe, "max_steps=16", "evaluation.num_sequences=2", "evaluation.every_steps=4")
+    assert "the validation data is not what it was" in said
+    best = (tmp_path / "checkpoints/tiny/best").resolve()
+    assert int(best.name[5:]) > 8
+
+
+def test_a_branch_from_another_run_killed_before_its_first_save_goes_on_as_that_branch(tmp_path):
+    recipe = write_recipe(tmp_path, max_steps=12, checkpoint={"every_steps": 6, "keep_last": 9})
+    train(recipe, "name=other")
+    train(recipe, "max_steps=6")
+    path = f"resume_from_checkpoint={checkpoint(recipe, 12, 'other')}"
+    run = start(recipe, path, "max_steps=400", "checkpoint.every_steps=200", "metrics.console_every_steps=100", "evaluation.every_steps=400")
+    wait_for_step(recipe, 14, run)
+    run.kill()
+    said = train(recipe, "max_steps=20")
+    assert "resumed from" in said and "step 12 of 20" in said
+    assert (tmp_path / "checkpoints/tiny/.abandoned-step-00000006").is_dir()

@@ -1,0 +1,128 @@
+"""outcome.json tells the truth about a run whatever happened to it: its step, its export, and why it ended."""
+
+import errno
+import json
+import shutil
+
+import pytest
+
+from tests.commands import paragraph, trainer
+from tests.launching import checkpoint, outcome, train, write_recipe
+from trainer import session
+from trainer.config.load import load
+from trainer.errors import DataError
+from trainer.metrics.outcome import write_outcome
+
+SHORT = ("max_steps=10", "schedule.warmup_steps=2")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A run of ten steps that finished."""
+    path = write_recipe(tmp_path)
+    train(path, *SHORT)
+    return path
+
+
+def exported(recipe):
+    return recipe.parent / "runs" / "tiny" / "exported"
+
+
+def check_export(recipe, step):
+    said = outcome(recipe)
+    assert (said["outcome"], said["step"], said["exported_step"], said["exported"]) == ("finished", step, step, str(exported(recipe)))
+    assert (exported(recipe) / "model.safetensors").read_bytes() == (checkpoint(recipe, step) / "model.safetensors").read_bytes()
+    assert not list(exported(recipe).parent.glob(".*exported*"))
+
+
+def put_back(recipe, before, **changes):
+    """Makes outcome.json what a launch leaves that was killed later than `before`."""
+    (exported(recipe).parent / "outcome.json").write_text(json.dumps({**before, **changes}))
+
+
+def test_a_run_killed_after_its_last_commit_is_exported_by_the_next_launch(recipe):
+    check_export(recipe, 10)
+    before = outcome(recipe)
+    shutil.copytree(exported(recipe), exported(recipe).with_name("earlier"))
+    train(recipe, "max_steps=20")
+    check_export(recipe, 20)
+    shutil.rmtree(exported(recipe))
+    exported(recipe).with_name("earlier").rename(exported(recipe))
+    put_back(recipe, before, outcome="running")
+    train(recipe, "max_steps=20")
+    check_export(recipe, 20)
+    assert "loss" not in outcome(recipe) or outcome(recipe)["loss"] != before["loss"]
+
+
+def test_a_run_killed_while_it_replaced_its_export_has_a_whole_one_after_the_next_launch(recipe):
+    before = outcome(recipe)
+    exported(recipe).rename(exported(recipe).with_name(".earlier-exported"))
+    exported(recipe).with_name(".staging-exported-123").mkdir()
+    mine = exported(recipe).with_name(".staging-exported-mine-123")
+    mine.mkdir()
+    put_back(recipe, before, outcome="running")
+    train(recipe, *SHORT)
+    mine.rmdir()
+    check_export(recipe, 10)
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_export_and_says_the_same(recipe):
+    before, made = outcome(recipe), exported(recipe).stat().st_ino
+    train(recipe, *SHORT)
+    after = outcome(recipe)
+    assert exported(recipe).stat().st_ino == made
+    assert {key: after[key] for key in ("loss", "val_loss", "exported_step")} == {key: before[key] for key in ("loss", "val_loss", "exported_step")}
+
+
+def test_steps_that_are_taken_again_are_exported_again(recipe):
+    made = exported(recipe).stat().st_ino
+    train(recipe, *SHORT, "resume_from_checkpoint=5", "optimizer.lr=0.001")
+    check_export(recipe, 10)
+    assert exported(recipe).stat().st_ino != made
+
+
+# What goes wrong once a run trains
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """A session whose training raises an error, in this process; gives its config."""
+
+    def fail(error):
+        def raises(run):
+            raise error
+
+        run = type("Run", (), {"progress": type("Progress", (), {"step": 7}), "reporter": type("Reporter", (), {"known": None})})
+        monkeypatch.setattr(session, "build_run", lambda config, stop: run)
+        monkeypatch.setattr(session, "train", raises)
+        return load(str(write_recipe(tmp_path))).config
+
+    return fail
+
+
+def test_a_full_disk_does_not_hide_the_error_that_ended_a_run(failing, monkeypatch, caplog):
+    config = failing(ZeroDivisionError("the first error"))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(session, "write_outcome", full)
+    with pytest.raises(ZeroDivisionError, match="the first error"):
+        session.run_session(config)
+    told = [record.message for record in caplog.records if record.message.endswith("it does not say: failed")]
+    assert len(told) == 1 and "outcome.json could not be written (No space left on device)" in told[0]
+
+
+def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(failing, tmp_path):
+    write_outcome(tmp_path / "runs" / "tiny", "finished", step=5, reason="because", exported_step=5)
+    with pytest.raises(DataError) as caught:
+        session.run_session(failing(DataError("a shard was lost")))
+    said = outcome(tmp_path / "tiny.yaml")
+    assert (said["outcome"], said["step"], said["exit_code"]) == ("failed", 7, 1) and "exported_step" not in said
+    assert caught.value.exit_code == 1
+
+
+def test_the_command_ends_with_the_code_that_the_outcome_states(failing, tmp_path):
+    failing(DataError("a shard was lost"))
+    said = trainer("train", str(tmp_path / "tiny.yaml"))
+    assert said.code == outcome(tmp_path / "tiny.yaml")["exit_code"] == 1 and paragraph(said.err) == "error: a shard was lost"

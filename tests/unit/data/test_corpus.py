@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import pytest
+
+from trainer.config.schema import DataConfig
+from trainer.data.corpus import open_corpus
+from trainer.data.prepare import prepare
+from trainer.data.shards import ShardWriter
+from trainer.errors import DataError
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Prepares a corpus of bytes under a name, a few shards of it, and gives its folder."""
+
+    def write(name):
+        (tmp_path / "text.txt").write_text("All the world's a stage, and all the men and women merely players. " * 40)
+        (tmp_path / "held.txt").write_text("They have their exits and their entrances. " * 40)
+        folder = tmp_path / name
+        prepare([str(tmp_path / "text.txt")], folder, "bytes", validation_sources=[str(tmp_path / "held.txt")], tokens_per_shard=1000)
+        return folder
+
+    return write
+
+
+def names(dataset):
+    return [shard.path.name for shard in dataset.shards]
+
+
+@pytest.mark.parametrize("name", ["plain", "my_train_data", "code_val_x"])
+def test_a_prepared_folder_is_split_as_its_manifest_says_whatever_its_name(corpus, name):
+    folder = corpus(name)
+    opened = open_corpus(DataConfig(corpus=str(folder)), 16)
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    for split, dataset in (("train", opened.train), ("validation", opened.validation)):
+        assert names(dataset) == [shard["file"] for shard in shards if shard["split"] == split]
+    assert len(names(opened.train)) == 3 and len(names(opened.validation)) == 2
+
+
+@pytest.mark.parametrize(("split", "number"), [("train", 1), ("validation", 0)])
+def test_a_shard_that_was_lost_or_cut_short_is_named(corpus, split, number):
+    folder = corpus("mine")
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    path = folder / [shard["file"] for shard in shards if shard["split"] == split][number]
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=rf"{folder} is not what was prepared: {path.name} has [\d,]+ bytes, expected"):
+        open_corpus(DataConfig(corpus=str(folder)), 16)
+    path.unlink()
+    with pytest.raises(DataError, match=f"{folder} is not what was prepared: {path.name} is missing; copy"):
+        open_corpus(DataConfig(corpus=str(folder)), 16)
+
+
+def shard(path, num_tokens):
+    path.parent.mkdir(exist_ok=True)
+    with ShardWriter(path, 257) as writer:
+        writer.write(np.arange(num_tokens) % 257)
+    return str(path)
+
+
+def test_data_that_does_not_hold_one_sequence_is_named_by_its_split(tmp_path):
+    large, small = shard(tmp_path / "a.bin", 500), shard(tmp_path / "b.bin", 10)
+    with pytest.raises(DataError, match="^validation data: 1 shard"):
+        open_corpus(DataConfig(train=[large], validation=[small], vocab_size=257), 16)
+    with pytest.raises(DataError, match="^training data: 1 shard"):
+        open_corpus(DataConfig(train=[small], validation=[large], vocab_size=257), 16)
+
+
+def test_a_split_that_is_named_already_is_not_named_twice(tmp_path):
+    large = shard(tmp_path / "data" / "a_train.bin", 500)
+    with pytest.raises(DataError, match="^folder .* holds no validation shards"):
+        open_corpus(DataConfig(train=[large], validation=[str(tmp_path / "data")], vocab_size=257), 16)

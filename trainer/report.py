@@ -1,9 +1,11 @@
 """What came of a run, in a few lines, from its files alone: for the end of `./launch.sh`, and for the morning after."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+from trainer import files
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import TrainerError
 from trainer.metrics.curves import CURVE, read_records
@@ -22,20 +24,22 @@ def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, floa
         _losses(records, baselines),
         _sample(outcome),
         _places(folder, checkpoints, outcome),
-        _next(name),
+        _next(name, folder),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
 def _headline(name: str, outcome: dict[str, Any], records: list[dict[str, Any]]) -> str:
-    kind = outcome["outcome"]
-    if kind == "running":
-        kind = "running, or killed"
+    kind, step = outcome["outcome"], outcome["step"]
+    if kind == "running":  # the outcome's step is the one it started from
+        kind, step = "running, or killed", max([step, *(record["step"] for record in records[-1:])])
     steps = [record for record in records if "loss" in record]
     seconds = sum(record["step_seconds"] for record in steps)
     spent = f"; {count(steps[-1]['tokens'])} tokens in {duration(seconds)} of training" if steps else ""
     resumed = f"\n{outcome['resume']}" if outcome.get("resume") else ""
-    return f"{name}: {kind} at step {outcome['step']} ({outcome['reason']}){spent}{resumed}"
+    attempt = outcome.get("last_attempt")
+    refused = f"\nthe last start of it was refused: {attempt['reason']}" if attempt else ""
+    return f"{name}: {kind} at step {step} ({outcome['reason']}){spent}{resumed}{refused}"
 
 
 def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -> str:
@@ -67,12 +71,16 @@ def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:
     return "\n".join(f"  {what:15s} {where}" for what, where in rows)
 
 
-def _next(name: str) -> str:
+def _next(name: str, folder: Path) -> str:
+    """Commands that find this run: by its name in the usual folder, by its path elsewhere."""
+    folder = folder.resolve()
+    is_usual = folder == (files.project_folder() / "runs" / name).resolve()
+    run, runs = (name, "runs") if is_usual else (shlex.quote(str(folder)), shlex.quote(str(folder.parent)))
     return "\n".join(
         (
             "Next:",
-            f"  .venv/bin/trainer generate {name} --prompt 'To be, or not'",
-            "  .venv/bin/tensorboard --logdir runs",
-            f"  .venv/bin/trainer checkpoints ls {name}",
+            f"  .venv/bin/trainer generate {run} --prompt 'To be, or not'",
+            f"  .venv/bin/tensorboard --logdir {runs}",
+            f"  .venv/bin/trainer checkpoints ls {run}",
         )
     )

@@ -462,6 +462,7 @@ def test_a_mistake_that_the_run_finds_is_told_and_harms_nothing(mistake, place):
         assert noted["outcome"] == "refused" and noted["reason"] == reason and noted["exit_code"] == 2
     after = everything(place)
     mine = {f"runs/{name}/{file}" for file in ("outcome.json", "train.log", ".lock")} | {f"runs/{name}"}
+    mine |= {f"checkpoints/{name}", f"checkpoints/{name}/.lock"}
     assert {path for path in before | after if before.get(path) != after.get(path)} <= mine
     assert after["runs/tiny/train.log"].startswith(before["runs/tiny/train.log"])
 

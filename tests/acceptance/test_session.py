@@ -71,7 +71,8 @@ def test_a_finished_run_that_is_started_again_keeps_its_export_and_says_the_same
     train(recipe, *SHORT)
     after = outcome(recipe)
     assert exported(recipe).stat().st_ino == made
-    assert {key: after[key] for key in ("loss", "val_loss", "exported_step")} == {key: before[key] for key in ("loss", "val_loss", "exported_step")}
+    for key in ("loss", "val_loss", "exported_step"):
+        assert after[key] == before[key] is not None
 
 
 def test_steps_that_are_taken_again_are_exported_again(recipe):

@@ -1,14 +1,17 @@
 import json
+import shlex
 
 import pytest
 
 from tests.small_checkpoints import commit
+from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
+from trainer.config.load import dump, load
 from trainer.errors import TrainerError
-from trainer.metrics.outcome import write_outcome
+from trainer.metrics.outcome import read_outcome, write_outcome, write_refusal
 from trainer.report import report
 
 
-def test_a_run_is_reported_from_its_files_alone(store, tmp_path):
+def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     folder = tmp_path / "runs" / "mine"
     facts = {"sample": "To be\nor not", "exported": "here/exported", "resume": "resume exact: 1/1"}
     write_outcome(folder, "finished", step=3, reason="all 3 steps were taken", **facts)
@@ -29,6 +32,38 @@ def test_a_run_that_was_killed_at_its_start_is_reported_too(store, tmp_path):
     write_outcome(tmp_path / "mine", "running", step=0, reason="started")
     text = report("mine", tmp_path / "mine", store.folder, None)
     assert "mine: running, or killed at step 0 (started)\n" in text and "nats" not in text and "It writes" not in text
+
+
+def test_a_run_that_is_running_stands_at_the_last_step_of_its_curve(store, tmp_path):
+    write_outcome(tmp_path / "mine", "running", step=10, reason="training")
+    records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 1.0} for n in (11, 12)]
+    (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "mine: running, or killed at step 12 (training)" in report("mine", tmp_path / "mine", store.folder, None)
+    write_outcome(tmp_path / "mine", "interrupted", step=11, reason="SIGTERM was received")
+    assert "mine: interrupted at step 11 " in report("mine", tmp_path / "mine", store.folder, None)
+
+
+def test_a_start_that_was_refused_is_told_beside_the_outcome(store, tmp_path):
+    write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
+    write_refusal(tmp_path / "mine", read_outcome(tmp_path / "mine"), "there is no data")
+    said = report("mine", tmp_path / "mine", store.folder, None)
+    assert "mine: finished at step 10 (all 10 steps were taken)\nthe last start of it was refused: there is no data\n" in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["runs_folder=my disk/runs"], ["runs_folder=disk/runs", "checkpoints_folder=disk/c"], ["checkpoints_folder=disk/c"], []],
+)
+def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, settings):
+    config = load("shakespeare", ["name=mine", *settings]).config
+    folder = run_folder(config)
+    write_outcome(folder, "finished", step=10, reason="because")
+    (folder / "config.yaml").write_text(dump(config))
+    lines = report("mine", folder, checkpoints_folder(config), None).split("Next:\n")[1].splitlines()
+    generate, tensorboard, checkpoints = map(shlex.split, lines)
+    assert generate[2] == checkpoints[3] == ("mine" if config.runs_folder == "runs" else str(folder))
+    assert find_checkpoints(generate[2]) == checkpoints_folder(config) and find_run(generate[2]) == folder
+    assert project / tensorboard[2] == folder.parent
 
 
 def test_a_run_that_never_was_is_an_error(store, tmp_path):

@@ -21,7 +21,11 @@ class Said:
 def trainer(*words: str) -> Said:
     """Runs `trainer WORDS...`; anything but an exit is a traceback that a person would have seen, and is raised."""
     out, err = io.StringIO(), io.StringIO()
-    with mock.patch.object(sys, "argv", ["trainer", *words]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", ["trainer", *words]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             main()
             code = 0

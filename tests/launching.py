@@ -23,8 +23,22 @@ from trainer.data.shards import ShardWriter
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-TINY_LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TINY_GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1}
+TINY_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+TINY_GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+}
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -98,11 +112,20 @@ class Started:
         _context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"
         words = ["trainer", "train", str(recipe), *overrides]
-        group = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        group = {
+            "WORLD_SIZE": num_processes,
+            "LOCAL_WORLD_SIZE": num_processes,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": _free_port(),
+        }
         self.ranks = []
         for rank in range(num_processes):
             place = {**group, "RANK": rank, "LOCAL_RANK": rank} if num_processes > 1 else {}
-            variables = {**ONE_THREAD, "ACCELERATE_USE_CPU": "true", **{key: str(value) for key, value in place.items()}}
+            variables = {
+                **ONE_THREAD,
+                "ACCELERATE_USE_CPU": "true",
+                **{key: str(value) for key, value in place.items()},
+            }
             self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output))))
         for process in self.ranks:
             process.start()

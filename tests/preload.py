@@ -3,8 +3,8 @@
 import accelerate  # noqa: F401
 import torch.nn.parallel  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
+import transformers.conversion_mapping  # noqa: F401
 import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import trainer.session  # noqa: F401
-import transformers.conversion_mapping  # noqa: F401

@@ -16,7 +16,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
-FLOORS = {int(number): names.split() for number, names in re.findall(r"^ +floor (\d+) +(.+)$", trainer.__doc__, re.MULTILINE)}
+FLOORS = {
+    int(number): names.split() for number, names in re.findall(r"^ +floor (\d+) +(.+)$", trainer.__doc__, re.MULTILINE)
+}
 FLOOR_OF = {name: number for number, names in FLOORS.items() for name in names}
 
 
@@ -47,7 +49,9 @@ def imported(path: Path, *, at_module_level: bool = False) -> set[str]:
 def _unconditional(body: list[ast.stmt]):
     """Statements that run when the module is imported: not those of functions, nor those for a type checker."""
     for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
             continue
         yield node
         for part in ("body", "orelse", "finalbody"):
@@ -75,7 +79,9 @@ def callers_of(*names: str) -> set[str]:
     """The files that use one of these names: `os.rename` as written or imported from its module, `save_state` as any attribute."""
     found = set()
     for path in FILES:
-        used = {ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, (ast.Attribute, ast.Name))} | imported(path)
+        used = {
+            ast.unparse(node) for node in ast.walk(TREES[path]) if isinstance(node, (ast.Attribute, ast.Name))
+        } | imported(path)
         if any(text == name or ("." not in name and text.endswith(f".{name}")) for text in used for name in names):
             found.add(str(path.relative_to(PACKAGE)))
     return found
@@ -92,7 +98,10 @@ def calls(name: str) -> set[str]:
 
 
 def inside(files: set[str], *places: str) -> bool:
-    return all(any(file == place or file.startswith(place if place.endswith("/") else f"{place}/") for place in places) for file in files)
+    return all(
+        any(file == place or file.startswith(place if place.endswith("/") else f"{place}/") for place in places)
+        for file in files
+    )
 
 
 # The plan
@@ -116,7 +125,9 @@ def test_imports_only_go_down(module):
             continue
         names = FLOORS[floor]
         to_the_right = floor == max(FLOORS) and target in names and names.index(target) > names.index(room)
-        assert FLOOR_OF[target] < floor or to_the_right, f"{module} (floor {floor}) imports {other} (floor {FLOOR_OF[target]})"
+        assert FLOOR_OF[target] < floor or to_the_right, (
+            f"{module} (floor {floor}) imports {other} (floor {FLOOR_OF[target]})"
+        )
 
 
 def test_the_package_itself_imports_nothing():
@@ -146,7 +157,9 @@ def test_the_ground_imports_the_standard_library_only(module):
     assert {name.split(".")[0] for name in imported(MODULES[module])} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] in ("config", "state", "supervise", "report", "cli", "__main__")])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.split(".")[0] in ("config", "state", "supervise", "report", "cli", "__main__")]
+)
 def test_what_answers_at_once_imports_nothing_heavy(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
     assert not roots & {"torch", "accelerate", "transformers", "numpy", "datasets", "pyarrow"}
@@ -168,7 +181,9 @@ for words in (["--help"], ["train", "--help"], ["train", "shakespeare", "--show-
 import trainer.report
 assert "torch" not in sys.modules
 """
-    ended = subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
@@ -199,7 +214,19 @@ def test_each_dependency_has_one_door(packages, doors):
     ("names", "doors"),
     [
         (["save_state", "load_state", "register_for_checkpointing"], ["checkpoint/"]),
-        (["os.rename", "os.renames", "os.replace", "os.fsync", "os.fdatasync", "os.truncate", "shutil.rmtree", "shutil.move"], ["files.py"]),
+        (
+            [
+                "os.rename",
+                "os.renames",
+                "os.replace",
+                "os.fsync",
+                "os.fdatasync",
+                "os.truncate",
+                "shutil.rmtree",
+                "shutil.move",
+            ],
+            ["files.py"],
+        ),
         (["pickle.load", "pickle.loads"], []),
     ],
 )
@@ -248,5 +275,10 @@ def test_no_module_has_a_name_that_says_nothing():
 
 
 def test_nothing_is_caught_by_a_bare_except():
-    bare = [path.name for path in FILES for node in ast.walk(TREES[path]) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    bare = [
+        path.name
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ExceptHandler) and node.type is None
+    ]
     assert bare == []

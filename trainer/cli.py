@@ -12,14 +12,21 @@ from trainer.errors import TrainerError
 if TYPE_CHECKING:
     from trainer.config.schema import Config
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Language-model pretraining on Accelerate.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Language-model pretraining on Accelerate.",
+)
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints.")
 app.add_typer(checkpoints_app, name="checkpoints")
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")
+]
 
 
 def main() -> None:
@@ -46,8 +53,12 @@ def _refuse(words: str, code: int = 2) -> None:
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or the path of a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")] = None,
-    show_config: Annotated[bool, typer.Option("--show-config", help="Print every setting and where it came from, and stop.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")
+    ] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print every setting and where it came from, and stop.")
+    ] = False,
 ) -> None:
     """Train, or continue, a run; started by `accelerate launch --config_file CLUSTER.yaml -m trainer train RECIPE`."""
     from trainer.config.load import flatten, load
@@ -66,7 +77,9 @@ def train(
 @app.command()
 def launch(
     words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the command, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the command, and stop.")
+    ] = False,
 ) -> None:
     """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""
     from trainer import supervise
@@ -82,7 +95,9 @@ def launch(
             return
         code = 0
         if supervise.is_finished(plan):
-            print(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
+            print(
+                f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n"
+            )
         else:
             code = supervise.run_launch(plan)
     if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
@@ -100,7 +115,9 @@ def print_report(config: "Config", folder: Path) -> None:
 
 
 @app.command(name="report")
-def report_command(run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")]) -> None:
+def report_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")],
+) -> None:
     """Say what came of a run: losses beside the baselines, a sample, and where everything lies."""
     from trainer.config.folders import find_run
     from trainer.config.load import load_resolved
@@ -119,11 +136,17 @@ def settings() -> None:
 
 @app.command()
 def prepare(
-    sources: Annotated[list[str], typer.Argument(help="txt, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG].")],
+    sources: Annotated[
+        list[str], typer.Argument(help="txt, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG].")
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
     tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",
-    text_key: Annotated[str | None, typer.Option(help="The field that holds the text; text or content by default.")] = None,
-    validation: Annotated[list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the documents.")] = None,
+    text_key: Annotated[
+        str | None, typer.Option(help="The field that holds the text; text or content by default.")
+    ] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the documents.")
+    ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.005,
     workers: Annotated[int | None, typer.Option(help="Threads that encode; all cores by default.")] = None,
 ) -> None:
@@ -171,7 +194,9 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Let a checkpoint continue a text."""
@@ -180,13 +205,21 @@ def generate(
     from trainer.export import generate_text
 
     text = generate_text(
-        locate(find_checkpoints(run), checkpoint), prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        locate(find_checkpoints(run), checkpoint),
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
     )
     print(text)
 
 
 @checkpoints_app.command()
-def ls(run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+def ls(
+    run: RunArgument, as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
+) -> None:
     """List a run's checkpoints, newest first: step, age, why it is kept, losses, bytes, sound?"""
     from trainer.checkpoint.listing import listing
     from trainer.config.folders import find_checkpoints

@@ -27,7 +27,6 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-
 from trainer import files
 from trainer.checkpoint.manifest import Manifest, read_manifest
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer

@@ -54,10 +54,18 @@ def asked() -> Asked:
             "torch wants, a torch without CUDA, or no GPU); mend that, or take the cluster file cpu"
         )
     precision = os.environ.get(ASKED_PRECISION) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return Asked(precision, use_cpu, int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0", int(os.environ.get("LOCAL_RANK", "0")))
+    return Asked(
+        precision,
+        use_cpu,
+        int(os.environ.get("WORLD_SIZE", "1")),
+        os.environ.get("RANK", "0") == "0",
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
 
 
-def start(place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path) -> Accelerator:
+def start(
+    place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path
+) -> Accelerator:
     """Makes the one Accelerator of this process, in a group of exactly the size that was launched.
 
     raises LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
@@ -145,7 +153,9 @@ def num_cores() -> int:
 
 def open_log(folder: Path, *, is_main: bool, console: logging.Handler) -> None:
     """Sends the story of the run to the console and, from the main process, to train.log; other ranks tell warnings only."""
-    logging.raiseExceptions = False  # a full disk stops train.log; the console goes on without a traceback for each line
+    logging.raiseExceptions = (
+        False  # a full disk stops train.log; the console goes on without a traceback for each line
+    )
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.WARNING)
@@ -172,7 +182,11 @@ def describe(accelerator: Accelerator) -> str:
     """Where the run computes, as words."""
     device = accelerator.device
     threads = torch.get_num_threads()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {threads} thread{'s' if threads > 1 else ''}"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU with {threads} thread{'s' if threads > 1 else ''}"
+    )
     processes = accelerator.num_processes
     return f"{processes} process{'es' if processes > 1 else ''} on {name}{' each' if processes > 1 else ''}"
 
@@ -182,7 +196,9 @@ def compile_backend(accelerator: Accelerator) -> str:
     return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
-def determinism_report(accelerator: Accelerator, *, batch: int, num_heads: int, sequence_length: int, head_width: int) -> str:
+def determinism_report(
+    accelerator: Accelerator, *, batch: int, num_heads: int, sequence_length: int, head_width: int
+) -> str:
     """What `deterministic: true` costs here: attention forward and backward at the run's shape, timed both ways on a GPU."""
     if accelerator.device.type != "cuda":
         return "deterministic: on; a CPU computes the same either way, it costs nothing"
@@ -216,7 +232,9 @@ def _make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("NCCL_ALGO", "Ring")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for programmers that costs a pass over every buffer
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a check for programmers that costs a pass over every buffer
+    )
     torch.backends.cudnn.benchmark = False
 
 
@@ -230,7 +248,9 @@ def _choose_compiler() -> None:
     torch._dynamo.config.recompile_limit = 64
     if backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
-        log.warning("torch.compile is left out: it needs a C++ compiler (g++), and none is installed; expect a slower run")
+        log.warning(
+            "torch.compile is left out: it needs a C++ compiler (g++), and none is installed; expect a slower run"
+        )
 
 
 def _cpp_compiler() -> str | None:

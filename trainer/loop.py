@@ -32,7 +32,10 @@ def train(run: Run) -> Outcome:
     A finished or interrupted run ends with a checkpoint of its last step.
     """
     if (step := run.progress.step) >= (wanted := run.config.max_steps):
-        return Outcome("finished", f"all {wanted} steps were taken before" + (f"; it stands at step {step}" if step > wanted else ""))
+        return Outcome(
+            "finished",
+            f"all {wanted} steps were taken before" + (f"; it stands at step {step}" if step > wanted else ""),
+        )
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
     for batch in run.loader.batches(run.progress.sequences):
@@ -81,7 +84,9 @@ def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: tor
         step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
         epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers,
     )  # fmt: skip
-    needed_now = run.evaluator.due(progress.step) or run.checkpointer.due(progress.step) or progress.step >= run.config.max_steps
+    needed_now = (
+        run.evaluator.due(progress.step) or run.checkpointer.due(progress.step) or progress.step >= run.config.max_steps
+    )
     return known + run.reporter.flush() if needed_now else known
 
 

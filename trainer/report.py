@@ -18,7 +18,9 @@ def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, floa
     outcome = read_outcome(folder)
     records = read_records(folder / CURVE)
     if outcome is None:
-        raise TrainerError(f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}")
+        raise TrainerError(
+            f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}"
+        )
     parts = [
         _headline(name, outcome, records),
         _losses(records, baselines),
@@ -65,7 +67,10 @@ def _sample(outcome: dict[str, Any]) -> str:
 
 def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:
     store = CheckpointStore(checkpoints)
-    rows = [("checkpoints", f"{checkpoints}  ({len(store.entries())}, {size(store.num_bytes())})"), ("TensorBoard", str(folder))]
+    rows = [
+        ("checkpoints", f"{checkpoints}  ({len(store.entries())}, {size(store.num_bytes())})"),
+        ("TensorBoard", str(folder)),
+    ]
     if outcome.get("exported"):
         rows.append(("exported model", outcome["exported"]))
     return "\n".join(f"  {what:15s} {where}" for what, where in rows)

@@ -30,7 +30,6 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
 from trainer.errors import CheckpointError
-from trainer.errors import CheckpointError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
@@ -224,7 +223,9 @@ def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: 
         vocab_size=corpus.vocab_size,
         precision=decision.mode,
         versions={
-            "trainer": __version__, "python": platform.python_version(), **{package: version(package) for package in packages},
+            "trainer": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
         },  # fmt: skip
         config_text=dump(config),
         validation=_digest(held_out) if held_out else None,
@@ -277,7 +278,9 @@ def _make_folders(run: Run) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be made ({error.strerror}); mend that, or set checkpoints_folder to another place") from None
+        raise CheckpointError(
+            f"{folder} cannot be made ({error.strerror}); mend that, or set checkpoints_folder to another place"
+        ) from None
     run.folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
@@ -318,7 +321,11 @@ def _warm_up(run: Run) -> None:
     order after the first backward would otherwise make the first step after a resume sum in another order.
     """
     backend = launch.compile_backend(run.accelerator)
-    compiled = "without torch.compile" if backend == "no" else f"with torch.compile ({backend}), which takes a while the first time"
+    compiled = (
+        "without torch.compile"
+        if backend == "no"
+        else f"with torch.compile ({backend}), which takes a while the first time"
+    )
     log.info("warming up %s", compiled)
     started = time.perf_counter()
     device, config = run.accelerator.device, run.config

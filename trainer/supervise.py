@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from trainer import files
-from trainer.config.folders import check_not_held, checkpoints_folder, run_folder
 from trainer.config.batch import accumulation_steps
+from trainer.config.folders import check_not_held, checkpoints_folder, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
@@ -64,7 +64,9 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     overrides = [word for word in words if "=" in word]
     names = [word for word in words if "=" not in word]
     if len(names) > 2:
-        raise ConfigError(f"too many names: {' '.join(names)}; the form is: ./launch.sh [CLUSTER] [RECIPE] [key=value ...]")
+        raise ConfigError(
+            f"too many names: {' '.join(names)}; the form is: ./launch.sh [CLUSTER] [RECIPE] [key=value ...]"
+        )
     if len(names) == 1 and _is_recipe(names[0]):
         names.insert(0, "")
     cluster, recipe = (*names, "", "")[:2]
@@ -76,7 +78,9 @@ def _is_recipe(name: str) -> bool:
     if name in cluster_names():
         return False
     if name.endswith((".yaml", ".yml")):
-        return not Path(name).is_file() or "distributed_type" not in Path(name).read_text(encoding="utf-8", errors="replace")
+        return not Path(name).is_file() or "distributed_type" not in Path(name).read_text(
+            encoding="utf-8", errors="replace"
+        )
     if name in recipe_names():
         return True
     raise ConfigError(
@@ -116,12 +120,16 @@ def read_cluster(name: str) -> Cluster:
     path = Path(name) if name.endswith((".yaml", ".yml")) else clusters_folder() / f"{name}.yaml"
     if not path.is_file():
         known = cluster_names()
-        raise ConfigError(f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file)")
+        raise ConfigError(
+            f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file)"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         cause = " ".join(str(error).split())
-        raise ConfigError(f"cluster file {path} is not readable YAML ({cause}); mend it or write one with `accelerate config`") from None
+        raise ConfigError(
+            f"cluster file {path} is not readable YAML ({cause}); mend it or write one with `accelerate config`"
+        ) from None
     if not isinstance(content, dict):
         raise ConfigError(f"cluster file {path} holds no settings; see accelerate_configs/cpu.yaml for the form")
     if problems := _cluster_problems(path, content):
@@ -132,7 +140,11 @@ def read_cluster(name: str) -> Cluster:
 
 
 def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
-    problems = [f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones" for key in REQUIRED if key not in content]
+    problems = [
+        f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones"
+        for key in REQUIRED
+        if key not in content
+    ]
     if problems:
         return problems
     num_processes, num_machines = content["num_processes"], content.get("num_machines", 1)
@@ -145,7 +157,9 @@ def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
             "counts the processes of all machines"
         )
     if _precision(content) not in MODES:
-        problems.append(f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}")
+        problems.append(
+            f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}"
+        )
     if content["distributed_type"] != "MULTI_GPU":
         problems.append(
             f"cluster file {path}: distributed_type is {content['distributed_type']!r}; use MULTI_GPU, also for one process (the launcher of "
@@ -189,7 +203,11 @@ def plan(words: Sequence[str]) -> Plan:
     loaded = load(recipe, overrides)
     accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
     # The decision about fp8 that needs no GPU comes here, since `accelerate launch` dies on fp8 where no library for it is installed.
-    precision = decide(cluster.precision, device_type="cpu", has_bf16=True).mode if cluster.precision == "fp8" else cluster.precision
+    precision = (
+        decide(cluster.precision, device_type="cpu", has_bf16=True).mode
+        if cluster.precision == "fp8"
+        else cluster.precision
+    )
     command = [
         sys.executable, "-m", "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
         "-m", "trainer", "train", recipe, *overrides,
@@ -269,7 +287,9 @@ def run_launch(checked: Plan) -> int:
     said = what_it_said(before, read_outcome(checked.folder))
     if forwarded and (said is None or said["outcome"] == "running"):
         trained = said is not None and said["reason"] == "training"
-        log.warning("stopped before its last checkpoint was whole; start it again to continue" if trained else STOPPED_EARLY)
+        log.warning(
+            "stopped before its last checkpoint was whole; start it again to continue" if trained else STOPPED_EARLY
+        )
         return EXIT_CODES["interrupted"]
     return exit_code(code, said)
 

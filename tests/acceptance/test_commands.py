@@ -14,7 +14,11 @@ from trainer import files, supervise
 from trainer.config.load import flatten, load
 from trainer.data.bpe import tiktoken_lines, train_bpe
 
-PLAY = ["If music be the food of love, play on;\n", "Give me excess of it, that, surfeiting,\n", "The appetite may sicken, and so die.\n"]
+PLAY = [
+    "If music be the food of love, play on;\n",
+    "Give me excess of it, that, surfeiting,\n",
+    "The appetite may sicken, and so die.\n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,10 @@ def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tm
     assert said("checkpoints", "verify", copied).count(": sound (") == 3
     flip(copied / "step-00000020" / "optimizer.bin", -100, 1)
     text = said("checkpoints", "verify", copied, code=1)
-    assert "step-00000020: optimizer.bin is damaged: its bytes do not match their digest" in text and text.count(": sound (") == 2
+    assert (
+        "step-00000020: optimizer.bin is damaged: its bytes do not match their digest" in text
+        and text.count(": sound (") == 2
+    )
     (copied / "step-00000024" / "model.safetensors").unlink()
     assert "step-00000024: model.safetensors is missing" in said("checkpoints", "verify", copied, code=1)
     assert "model.safetensors is missing" in said("checkpoints", "ls", copied)
@@ -93,7 +100,9 @@ def test_the_exported_models_logits_are_the_trained_models_to_the_last_bit(finis
     from trainer.model.presets import resolve
 
     config = load(str(finished / "tiny.yaml")).config
-    architecture = resolve(None, config.model.config, vocab_size=257, sequence_length=config.sequence_length, eot_id=256)
+    architecture = resolve(
+        None, config.model.config, vocab_size=257, sequence_length=config.sequence_length, eot_id=256
+    )
     trained = build_model(architecture, vocab_size=257, seed=1, device="cpu")
     load_model(trained, checkpoint(finished / "tiny.yaml", 24) / "model.safetensors")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
@@ -112,7 +121,9 @@ def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.generation_config.suppress_tokens == list(range(257, 320))
     torch.manual_seed(0)
-    ids = model.generate(torch.tensor([[256, 65]]), do_sample=True, temperature=9.0, top_k=0, max_new_tokens=200, eos_token_id=None)
+    ids = model.generate(
+        torch.tensor([[256, 65]]), do_sample=True, temperature=9.0, top_k=0, max_new_tokens=200, eos_token_id=None
+    )
     assert ids.shape[1] == 202 and ids.max() <= 256
 
 
@@ -120,7 +131,9 @@ def test_every_checkpoint_can_be_exported(finished):
     for wanted in ("best", "16"):
         out = finished / "exports" / wanted
         said("export", "tiny", "--out", out, "--checkpoint", wanted)
-        assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {p.name for p in out.iterdir()}
+        assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+            p.name for p in out.iterdir()
+        }
     assert "16 steps" in (finished / "exports" / "16" / "README.md").read_text()
 
 
@@ -140,9 +153,14 @@ def test_generate_never_takes_an_id_of_the_padding(finished):
     from trainer.evaluation.generate import generate
 
     taken = []
-    with mock.patch("trainer.export.generate", side_effect=lambda *args, **kwargs: taken.append(generate(*args, **kwargs)) or taken[-1]):
+    with mock.patch(
+        "trainer.export.generate",
+        side_effect=lambda *args, **kwargs: taken.append(generate(*args, **kwargs)) or taken[-1],
+    ):
         for seed in range(3):
-            said("generate", "tiny", "--temperature", "9", "--top-k", "0", "--max-new-tokens", "150", "--seed", str(seed))
+            said(
+                "generate", "tiny", "--temperature", "9", "--top-k", "0", "--max-new-tokens", "150", "--seed", str(seed)
+            )
     assert sum(map(len, taken)) > 150 and max(max(ids) for ids in taken) <= 256
 
 
@@ -152,7 +170,14 @@ def test_generate_never_takes_an_id_of_the_padding(finished):
 def test_report_says_what_came_of_it_and_what_is_next(finished):
     text = said("report", "tiny")
     assert text.strip().startswith("tiny: finished at step 24 (all 24 steps were taken); 3.07k tokens in ")
-    for words in ("training loss", "validation loss", "It writes now:", str(finished / "checkpoints/tiny"), "exported model", "Next:"):
+    for words in (
+        "training loss",
+        "validation loss",
+        "It writes now:",
+        str(finished / "checkpoints/tiny"),
+        "exported model",
+        "Next:",
+    ):
         assert words in text
     assert said("report", finished / "runs" / "tiny") == text
 
@@ -161,15 +186,23 @@ def test_show_config_prints_every_setting_and_where_it_came_from(finished):
     text = said("train", finished / "tiny.yaml", "seed=7", "--show-config")
     rows = {line.split()[0]: line for line in text.splitlines()[1:]}
     assert rows.keys() == flatten(load(str(finished / "tiny.yaml")).config).keys()
-    assert rows["seed"].split() == ["seed", "7", "override"] and "tiny.yaml:" in rows["max_steps"] and rows["deterministic"].endswith("default")
+    assert (
+        rows["seed"].split() == ["seed", "7", "override"]
+        and "tiny.yaml:" in rows["max_steps"]
+        and rows["deterministic"].endswith("default")
+    )
 
 
 def test_settings_prints_the_readmes_table():
-    assert said("settings").startswith("| setting | default | meaning |\n") and "| `optimizer.lr` | `0.0006` |" in said("settings")
+    assert said("settings").startswith("| setting | default | meaning |\n") and "| `optimizer.lr` | `0.0006` |" in said(
+        "settings"
+    )
 
 
 def test_a_dry_run_checks_and_prints_the_command_and_starts_nothing(finished, monkeypatch):
-    monkeypatch.setattr(supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs")
+    monkeypatch.setattr(
+        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+    )
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
     before = sorted(finished.rglob("*"))
     printed = said("launch", "cpu_2proc", finished / "tiny.yaml", "max_steps=48", "--dry-run").split()
@@ -179,7 +212,9 @@ def test_a_dry_run_checks_and_prints_the_command_and_starts_nothing(finished, mo
 
 
 def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monkeypatch):
-    monkeypatch.setattr(supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs")
+    monkeypatch.setattr(
+        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+    )
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
     text = said("launch", "cpu", finished / "tiny.yaml")
     assert text.startswith("tiny is finished: raise max_steps to train on") and "tiny: finished at step 24" in text
@@ -205,7 +240,9 @@ def text_folder(tmp_path_factory):
 
 def prepare(text_folder: Path, out: Path, tokenizer: str | Path) -> str:
     sources = [text_folder / f"play.{kind}" for kind in ("txt", "jsonl", "parquet")]
-    return said("prepare", *sources, "--out", out, "--tokenizer", tokenizer, "--validation", text_folder / "held_out.txt")
+    return said(
+        "prepare", *sources, "--out", out, "--tokenizer", tokenizer, "--validation", text_folder / "held_out.txt"
+    )
 
 
 def train_on(folder: Path, corpus: Path) -> Path:
@@ -235,7 +272,9 @@ def test_text_of_ones_own_is_prepared_trained_on_generated_and_exported(text_fol
     out = project / "exported"
     said("export", "mine", "--out", out)
     for folder in (out, project / "runs" / "mine" / "exported"):
-        assert AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"] == load_tokenizer(str(vocabulary)).encode(prompt)
+        assert AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"] == load_tokenizer(str(vocabulary)).encode(
+            prompt
+        )
     assert len(load_tokenizer(str(vocabulary)).encode(prompt)) < 12 or not own_vocabulary
 
 

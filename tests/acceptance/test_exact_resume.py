@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.launching import TINY_GPT2, checkpoint, final_bytes, outcome, records, start, steps, train, wait_for_step, write_recipe
+from tests.launching import (
+    TINY_GPT2,
+    checkpoint,
+    final_bytes,
+    outcome,
+    records,
+    start,
+    steps,
+    train,
+    wait_for_step,
+    write_recipe,
+)
 
 VARIANTS = {
     "llama-muon": {"optimizer": {"name": "muon"}},
@@ -15,7 +26,11 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(scope="module", params=[("llama-muon", 1), ("gpt2-dropout-adamw", 1), ("gpt2-dropout-adamw", 2)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[("llama-muon", 1), ("gpt2-dropout-adamw", 1), ("gpt2-dropout-adamw", 2)],
+    ids=lambda p: f"{p[0]}-{p[1]}",
+)
 def straight(request, tmp_path_factory) -> tuple[Path, dict, int]:
     """The run that is never killed, for each variant and number of runes."""
     variant, num_processes = request.param
@@ -58,7 +73,11 @@ def test_replayed_steps_are_compared_and_said_to_be_exact(straight, tmp_path):
     train(recipe, num_processes=num_processes)
     newest = max(s for s in (8, 12, 16) if s <= had)
     verdict = outcome(recipe).get("resume")
-    assert had == 24 or verdict == f"resume exact: {had - 16}/{had - 16} replayed steps bit-identical", (had, newest, verdict)
+    assert had == 24 or verdict == f"resume exact: {had - 16}/{had - 16} replayed steps bit-identical", (
+        had,
+        newest,
+        verdict,
+    )
     lost = [line for line in (tmp_path / "runs/tiny/metrics.lost.jsonl").read_text().splitlines() if '"loss"' in line]
     assert len(lost) == had - 16
 

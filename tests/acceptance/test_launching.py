@@ -12,12 +12,19 @@ import pytest
 
 from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
 
-LONG = ("max_steps=100000", "checkpoint.every_steps=1000", "evaluation.every_steps=100000", "metrics.console_every_steps=1000")
+LONG = (
+    "max_steps=100000",
+    "checkpoint.every_steps=1000",
+    "evaluation.every_steps=100000",
+    "metrics.console_every_steps=1000",
+)
 
 
 def _start(words: list[str], log: Path) -> subprocess.Popen:
     with open(log, "wb") as output:
-        return subprocess.Popen([sys.executable, *words], env=environment(), stdout=output, stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, *words], env=environment(), stdout=output, stderr=output, start_new_session=True
+        )
 
 
 def _trainers(recipe: Path) -> list[psutil.Process]:
@@ -54,11 +61,23 @@ def _check_interrupted(recipe: Path, number: int, said: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)], ids=["one-SIGTERM", "two-SIGINT"])
+@pytest.mark.parametrize(
+    ("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)], ids=["one-SIGTERM", "two-SIGINT"]
+)
 def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_processes, number):
     recipe = write_recipe(tmp_path)
     cluster = write_cluster(tmp_path, num_processes)
-    words = ["-m", "accelerate.commands.launch", "--config_file", str(cluster), "-m", "trainer", "train", str(recipe), *LONG]
+    words = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(cluster),
+        "-m",
+        "trainer",
+        "train",
+        str(recipe),
+        *LONG,
+    ]
     _interrupt(words, recipe, number)
     _check_interrupted(recipe, number, (tmp_path / "launcher.log").read_text())
 
@@ -82,12 +101,28 @@ def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(t
 def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     """One run with the shipped CPU cluster file as it is, torch.compile included; called again it says that it is finished."""
     recipe = write_recipe(tmp_path)
-    words = ["-m", "trainer", "launch", "cpu", str(recipe), "max_steps=6", "evaluation.every_steps=3", "schedule.warmup_steps=2"]
+    words = [
+        "-m",
+        "trainer",
+        "launch",
+        "cpu",
+        str(recipe),
+        "max_steps=6",
+        "evaluation.every_steps=3",
+        "schedule.warmup_steps=2",
+    ]
     log = tmp_path / "launcher.log"
     assert _start(words, log).wait(300) == 0, log.read_text()
     said = log.read_text()
     assert "with torch.compile (inductor)" in said and "recompile_limit" not in said
-    for expected in ("tiny: finished at step 6", "validation loss", "exported model", "checkpoints", "TensorBoard", "Next:"):
+    for expected in (
+        "tiny: finished at step 6",
+        "validation loss",
+        "exported model",
+        "checkpoints",
+        "TensorBoard",
+        "Next:",
+    ):
         assert expected in said, said
 
     before = records(recipe), checkpoint(recipe, 6).stat().st_mtime_ns

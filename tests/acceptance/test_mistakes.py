@@ -16,7 +16,17 @@ import pytest
 import yaml
 
 from tests.commands import paragraph, trainer
-from tests.launching import PROJECT, TINY_GPT2, TINY_LLAMA, environment, outcome, train, write_cluster, write_recipe, write_shards
+from tests.launching import (
+    PROJECT,
+    TINY_GPT2,
+    TINY_LLAMA,
+    environment,
+    outcome,
+    train,
+    write_cluster,
+    write_recipe,
+    write_shards,
+)
 from tests.small_checkpoints import flip
 from trainer import files, supervise
 
@@ -33,7 +43,10 @@ class Mistake:
     lay_out: Callable[[Path], object] = lambda tmp: None
 
     def words(self, tmp: Path) -> list[str]:
-        return [word.replace("{tmp}", str(tmp)).replace("{recipe}", str(tmp / "tiny.yaml")) for word in shlex.split(self.command)]
+        return [
+            word.replace("{tmp}", str(tmp)).replace("{recipe}", str(tmp / "tiny.yaml"))
+            for word in shlex.split(self.command)
+        ]
 
 
 # What is laid out
@@ -83,7 +96,16 @@ def raw_shard(tmp: Path) -> None:
 def corpus_folder(tmp: Path) -> None:
     """A folder that was prepared with the byte tokenizer."""
     file("text/one.txt", "All the world's a stage, and all the men and women merely players. " * 40)(tmp)
-    done = trainer("prepare", str(tmp / "text"), "--out", str(tmp / "corpus"), "--tokenizer", "bytes", "--validation", str(tmp / "text"))
+    done = trainer(
+        "prepare",
+        str(tmp / "text"),
+        "--out",
+        str(tmp / "corpus"),
+        "--tokenizer",
+        "bytes",
+        "--validation",
+        str(tmp / "text"),
+    )
     assert done.code == 0, done.err
 
 
@@ -405,7 +427,9 @@ def place(finished, tmp_path, monkeypatch) -> Path:
     kept.write_text(kept.read_text().replace(str(finished), str(tmp_path)))
     assert recipe.is_file()
     monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
-    monkeypatch.setattr(supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs")
+    monkeypatch.setattr(
+        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+    )
     monkeypatch.setattr(supervise, "count_gpus", lambda: 0)
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a mistake must be told before a launch"))
     return tmp_path
@@ -479,7 +503,11 @@ def test_a_run_that_is_trained_right_now_is_left_alone(place, command):
         said = typed.err
     held.close()
     told = paragraph(said)
-    for words in ("another process is training tiny right now", str(place / "runs/tiny/.lock"), "wait for it, stop it, or give"):
+    for words in (
+        "another process is training tiny right now",
+        str(place / "runs/tiny/.lock"),
+        "wait for it, stop it, or give",
+    ):
         assert words in told
     assert everything(place) == before
 
@@ -496,7 +524,9 @@ def test_a_launch_of_several_processes_says_a_refusal_once_and_exits_with_2(plac
     words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "resume_from_checkpoint=7"]
     script = "import sys; from trainer import supervise; supervise.count_gpus = lambda: 0; from trainer.cli import main; main()"
     command = [sys.executable, "-c", script, *words]
-    ended = subprocess.run(command, env=environment(), cwd=place, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        command, env=environment(), cwd=place, capture_output=True, text=True, timeout=120, check=False
+    )
     assert ended.returncode == 2, ended.stderr
     assert "there is no checkpoint" in paragraph(ended.stderr)
     noted = outcome(place / "tiny.yaml")
@@ -536,7 +566,10 @@ def launch_sh(checkout: Path, *words: str, **variables: str) -> subprocess.Compl
     [
         (["cpu", "shakespear"], "unknown recipe 'shakespear'; did you mean 'shakespeare'?"),
         (["cpu", "shakespeare", "optimiser.lr=1", "max_steps=x"], "unknown key optimiser; did you mean optimizer?"),
-        (["cpu_2proc", "{recipe}", "global_batch=2"], "global_batch 2 is not a multiple of micro_batch x processes = 2 x 2 = 4"),
+        (
+            ["cpu_2proc", "{recipe}", "global_batch=2"],
+            "global_batch 2 is not a multiple of micro_batch x processes = 2 x 2 = 4",
+        ),
         (["cpu", "{recipe}", "data.train=[{place}/none.bin]"], "no shard matches"),
     ],
 )
@@ -565,13 +598,20 @@ def test_without_a_python_the_set_up_says_how_to_get_one(checkout, bare_path, na
     ended = launch_sh(checkout, PATH=bare_path, PYTHON=named)
     assert ended.returncode == 2 and ended.stdout == ""
     told = paragraph(ended.stderr)
-    assert "no Python of version 3.11 or newer" in told and (named or "python3.12") in told and "PYTHON=/path/to/python3" in told
+    assert (
+        "no Python of version 3.11 or newer" in told
+        and (named or "python3.12") in told
+        and "PYTHON=/path/to/python3" in told
+    )
     assert not (checkout / ".venv").exists()
 
 
 def test_a_set_up_that_cannot_make_its_environment_leaves_no_half_of_one(checkout, bare_path):
     shutil.rmtree(checkout / ".venv")
-    executable(Path(bare_path) / "python3", '[ "$1" = -c ] && exit 0; mkdir -p "$3/bin"; echo "No space left on device" >&2; exit 1')
+    executable(
+        Path(bare_path) / "python3",
+        '[ "$1" = -c ] && exit 0; mkdir -p "$3/bin"; echo "No space left on device" >&2; exit 1',
+    )
     (Path(bare_path) / "mkdir").symlink_to(shutil.which("mkdir"))
     ended = launch_sh(checkout, PATH=bare_path, PYTHON="")
     assert ended.returncode == 2 and "No space left" in ended.stderr

@@ -36,15 +36,21 @@ torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "p
 """
 
 
-@pytest.mark.parametrize("config", [TINY_LLAMA, {**TINY_LLAMA, "tie_word_embeddings": True}, TINY_GPT2], ids=["llama", "llama-tied", "gpt2"])
+@pytest.mark.parametrize(
+    "config", [TINY_LLAMA, {**TINY_LLAMA, "tie_word_embeddings": True}, TINY_GPT2], ids=["llama", "llama-tied", "gpt2"]
+)
 def test_a_plain_accelerate_script_loads_a_checkpoint_to_the_same_bits(tmp_path, config):
-    recipe = write_recipe(tmp_path, max_steps=5, model={"config": config}, optimizer={"name": "adamw"}, schedule={"warmup_steps": 2})
+    recipe = write_recipe(
+        tmp_path, max_steps=5, model={"config": config}, optimizer={"name": "adamw"}, schedule={"warmup_steps": 2}
+    )
     train(recipe)
     folder, out = checkpoint(recipe, 5), tmp_path / "loaded.pt"
     script = tmp_path / "plain.py"
     script.write_text(SCRIPT)
     variables = {**environment(), "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, str(script), str(folder), str(out)], env=variables, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(out)], env=variables, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     loaded = torch.load(out, weights_only=True)
 

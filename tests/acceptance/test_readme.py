@@ -3,7 +3,6 @@
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import typer
@@ -140,7 +139,10 @@ def test_every_place_of_a_run_that_it_names_is_one_the_code_makes():
     """Under "Where things are" stands no file that nothing writes."""
     block = README.split("## Where things are")[1].split("```")[1]
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "trainer").rglob("*.py"))
-    for name in re.findall(r"[\w.]+\.(?:json|jsonl|yaml|safetensors|bin|log)\b|\.(?:staging|damaged|abandoned)\b|\bexported\b|\.data\b", block):
+    for name in re.findall(
+        r"[\w.]+\.(?:json|jsonl|yaml|safetensors|bin|log)\b|\.(?:staging|damaged|abandoned)\b|\bexported\b|\.data\b",
+        block,
+    ):
         assert name.removeprefix(".") in sources.replace('"damaged"', "damaged"), name
     for folder in ("checkpoints", "runs"):
         assert (PROJECT / folder).is_dir() and f"{folder}/NAME/" in block

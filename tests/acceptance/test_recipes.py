@@ -16,7 +16,13 @@ from trainer.supervise import cluster_names, clusters_folder, read_cluster
 
 SMALL = {
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
-    "llama": {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "llama": {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
 }
 """Depth and width, by the first word of the preset."""
 
@@ -38,7 +44,11 @@ def test_every_recipe_takes_three_steps_at_reduced_size(name, tmp_path):
     assert all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in taken)
     assert outcome(recipe, "small")["outcome"] == "finished" and checkpoint(recipe, 3, "small").is_dir()
     ran = load_resolved(tmp_path / "runs" / "small" / "config.yaml")
-    assert (ran.optimizer, ran.schedule.name, ran.model.preset) == (whole.optimizer, whole.schedule.name, whole.model.preset)
+    assert (ran.optimizer, ran.schedule.name, ran.model.preset) == (
+        whole.optimizer,
+        whole.schedule.name,
+        whole.model.preset,
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -74,9 +84,17 @@ def test_every_cluster_file_begins_by_saying_for_which_machine(name):
 def test_the_compiler_and_fp8_settings_are_ones_that_accelerate_knows(name):
     theirs = load_config_from_file(str(clusters_folder() / f"{name}.yaml"))
     dynamo = theirs.dynamo_config
-    known = {"dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic", "dynamo_use_regional_compilation"}
+    known = {
+        "dynamo_backend",
+        "dynamo_mode",
+        "dynamo_use_fullgraph",
+        "dynamo_use_dynamic",
+        "dynamo_use_regional_compilation",
+    }
     assert dynamo.keys() <= known
-    assert dynamo["dynamo_backend"] in DynamoBackend.list() and dynamo.get("dynamo_mode", "default") in TORCH_DYNAMO_MODES
+    assert (
+        dynamo["dynamo_backend"] in DynamoBackend.list() and dynamo.get("dynamo_mode", "default") in TORCH_DYNAMO_MODES
+    )
     if theirs.mixed_precision == "fp8":
         assert theirs.fp8_config["backend"] == "TE"
         assert theirs.fp8_config.keys() - {"backend"} <= TERecipeKwargs.__dataclass_fields__.keys()

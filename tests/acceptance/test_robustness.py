@@ -6,7 +6,13 @@ import pytest
 
 from tests.launching import checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
 
-BLOWN_UP = ("optimizer.lr=1e30", "optimizer.max_grad_norm=1e30", "schedule.warmup_steps=0", "checkpoint.every_steps=1", "max_steps=60")
+BLOWN_UP = (
+    "optimizer.lr=1e30",
+    "optimizer.max_grad_norm=1e30",
+    "schedule.warmup_steps=0",
+    "checkpoint.every_steps=1",
+    "max_steps=60",
+)
 
 
 def test_a_run_that_diverges_keeps_its_good_checkpoints_and_can_be_resumed(tmp_path):
@@ -47,7 +53,13 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path):
 
 
 def test_a_recipe_whose_model_lost_a_setting_does_not_continue_another_model(tmp_path):
-    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     recipe = write_recipe(tmp_path, max_steps=5, model={"config": {**config, "rms_norm_eps": 1e-3}})
     train(recipe)
     write_recipe(tmp_path, max_steps=8, model={"config": config})
@@ -59,7 +71,9 @@ def test_a_recipe_whose_model_lost_a_setting_does_not_continue_another_model(tmp
 
 
 def test_other_validation_data_does_not_compete_for_best(tmp_path):
-    recipe = write_recipe(tmp_path, max_steps=8, evaluation={"every_steps": 4}, checkpoint={"every_steps": 4, "keep_last": 9})
+    recipe = write_recipe(
+        tmp_path, max_steps=8, evaluation={"every_steps": 4}, checkpoint={"every_steps": 4, "keep_last": 9}
+    )
     train(recipe)
     said = train(recipe, "max_steps=16", "evaluation.num_sequences=2", "evaluation.every_steps=4")
     assert "the validation data is not what it was" in said
@@ -72,7 +86,14 @@ def test_a_branch_from_another_run_killed_before_its_first_save_goes_on_as_that_
     train(recipe, "name=other")
     train(recipe, "max_steps=6")
     path = f"resume_from_checkpoint={checkpoint(recipe, 12, 'other')}"
-    run = start(recipe, path, "max_steps=400", "checkpoint.every_steps=200", "metrics.console_every_steps=100", "evaluation.every_steps=400")
+    run = start(
+        recipe,
+        path,
+        "max_steps=400",
+        "checkpoint.every_steps=200",
+        "metrics.console_every_steps=100",
+        "evaluation.every_steps=400",
+    )
     wait_for_step(recipe, 14, run)
     run.kill()
     said = train(recipe, "max_steps=20")

@@ -30,8 +30,15 @@ def exported(recipe):
 
 def check_export(recipe, step):
     said = outcome(recipe)
-    assert (said["outcome"], said["step"], said["exported_step"], said["exported"]) == ("finished", step, step, str(exported(recipe)))
-    assert (exported(recipe) / "model.safetensors").read_bytes() == (checkpoint(recipe, step) / "model.safetensors").read_bytes()
+    assert (said["outcome"], said["step"], said["exported_step"], said["exported"]) == (
+        "finished",
+        step,
+        step,
+        str(exported(recipe)),
+    )
+    assert (exported(recipe) / "model.safetensors").read_bytes() == (
+        checkpoint(recipe, step) / "model.safetensors"
+    ).read_bytes()
     assert not list(exported(recipe).parent.glob(".*exported*"))
 
 
@@ -93,7 +100,11 @@ def failing(tmp_path, monkeypatch):
         def raises(run):
             raise error
 
-        run = type("Run", (), {"progress": type("Progress", (), {"step": 7}), "reporter": type("Reporter", (), {"known": None})})
+        run = type(
+            "Run",
+            (),
+            {"progress": type("Progress", (), {"step": 7}), "reporter": type("Reporter", (), {"known": None})},
+        )
         monkeypatch.setattr(session, "build_run", lambda config, stop: run)
         monkeypatch.setattr(session, "train", raises)
         return load(str(write_recipe(tmp_path))).config
@@ -126,4 +137,7 @@ def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(
 def test_the_command_ends_with_the_code_that_the_outcome_states(failing, tmp_path):
     failing(DataError("a shard was lost"))
     said = trainer("train", str(tmp_path / "tiny.yaml"))
-    assert said.code == outcome(tmp_path / "tiny.yaml")["exit_code"] == 1 and paragraph(said.err) == "error: a shard was lost"
+    assert (
+        said.code == outcome(tmp_path / "tiny.yaml")["exit_code"] == 1
+        and paragraph(said.err) == "error: a shard was lost"
+    )

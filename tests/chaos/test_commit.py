@@ -19,7 +19,9 @@ from trainer.errors import CheckpointError
 
 POLICY = Policy(keep_last=1, keep_best=1)
 
-SYSTEM = [(os, name) for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "symlink")] + [(shutil, "rmtree")]
+SYSTEM = [(os, name) for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "symlink")] + [
+    (shutil, "rmtree")
+]
 OWN = [(files, name) for name in (
     "fsync_file", "fsync_folder", "fsync_open_file", "write_atomic", "move_folder", "commit_folder", "remove_folder", "set_aside",
     "point_symlink", "truncate_file", "append_lines",
@@ -128,7 +130,9 @@ def check_newest(store, allowed):
 
 @pytest.mark.parametrize("fault", [DISK_FULL, DISK_BROKEN, Crash()], ids=["full", "broken", "crash"])
 @pytest.mark.parametrize(
-    ("prepare", "save"), [(prepare_plain, whole_save), (prepare_damaged, damaged_save)], ids=["plain", "over-a-damaged-one"]
+    ("prepare", "save"),
+    [(prepare_plain, whole_save), (prepare_damaged, damaged_save)],
+    ids=["plain", "over-a-damaged-one"],
 )
 def test_whatever_operation_fails_the_newest_checkpoint_is_a_whole_one(tmp_path, fault, prepare, save):
     outcomes = set()

@@ -13,7 +13,10 @@ import torch
 from tests.launching import PROJECT, final_bytes, outcome, steps, write_recipe
 from trainer.model.head import chunked_cross_entropy
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and this machine has none")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and this machine has none"),
+]
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -22,7 +25,12 @@ LLAMA = {
 
 
 def _start(recipe, precision: str, log: str) -> subprocess.Popen:
-    variables = {**os.environ, "PYTHONPATH": str(PROJECT), "ACCELERATE_MIXED_PRECISION": precision, "HF_HUB_OFFLINE": "1"}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT),
+        "ACCELERATE_MIXED_PRECISION": precision,
+        "HF_HUB_OFFLINE": "1",
+    }
     words = [sys.executable, "-m", "trainer", "train", str(recipe)]
     with open(recipe.parent / log, "wb") as output:
         return subprocess.Popen(words, env=variables, stdout=output, stderr=output)

@@ -10,7 +10,9 @@ from trainer.config.schema import Config
 words = st.text(st.sampled_from(string.ascii_letters + string.digits + " -_.:#'\"\\%{}[]&*!|>@\u00e9\n"), max_size=12)
 """Text with everything that means something in YAML."""
 
-tricky = st.sampled_from(["on", "null", "~", "1e5", "0123", "2026-01-01", "1:30", "no", "-", "=", "<<", "{}", " x ", ""])
+tricky = st.sampled_from(
+    ["on", "null", "~", "1e5", "0123", "2026-01-01", "1:30", "no", "-", "=", "<<", "{}", " x ", ""]
+)
 
 texts = words | tricky
 positive = st.integers(1, 10**9)
@@ -18,8 +20,12 @@ fractions = st.floats(0, 1)
 rates = st.floats(min_value=1e-300, max_value=1e300) | st.sampled_from([6e-4, 3, 1e-8])
 
 
-plain = st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | texts
-json_values = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
+plain = (
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(allow_nan=False, allow_infinity=False) | texts
+)
+json_values = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+)
 
 
 @st.composite
@@ -42,8 +48,15 @@ def configs(draw) -> Config:
             "resume_from_checkpoint": draw(texts),
             "deterministic": draw(st.booleans()),
             "data": data,
-            "model": {"preset": draw(texts.filter(bool)), "config": draw(st.dictionaries(texts, json_values, max_size=3))},
-            "optimizer": {"name": draw(st.sampled_from(["adamw", "muon"])), "lr": draw(rates), "betas": [draw(fractions), draw(fractions)]},
+            "model": {
+                "preset": draw(texts.filter(bool)),
+                "config": draw(st.dictionaries(texts, json_values, max_size=3)),
+            },
+            "optimizer": {
+                "name": draw(st.sampled_from(["adamw", "muon"])),
+                "lr": draw(rates),
+                "betas": [draw(fractions), draw(fractions)],
+            },
             "schedule": {"warmup_steps": draw(st.integers(0, max_steps)), "min_lr_fraction": draw(fractions)},
             "evaluation": {"prompt": draw(texts), "num_sequences": draw(st.none() | positive)},
             "metrics": {"trackers": draw(st.lists(texts, max_size=2))},

@@ -21,7 +21,9 @@ def test_whatever_the_tail_every_whole_record_is_kept_or_moved(steps, resumed, c
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torn = content[:cut_at]
-        (folder / CURVE).write_bytes(torn + (b"" if torn.endswith(b"\n") or not torn else b"\n") + garbage.replace(b"{", b""))
+        (folder / CURVE).write_bytes(
+            torn + (b"" if torn.endswith(b"\n") or not torn else b"\n") + garbage.replace(b"{", b"")
+        )
         found = read_records(folder / CURVE)
         assert [record for record in found if record in whole] == whole and len(found) <= len(whole) + 1
         moved = cut_after(folder, resumed)

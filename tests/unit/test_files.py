@@ -59,7 +59,9 @@ def test_everything_in_a_folder_is_on_the_disk_before_it_has_its_final_name(tmp_
         (tmp_path / ".staging" / name).write_text(name)
     synced, at_rename = [], []
     real_fsync, real_rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), real_fsync(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))), real_fsync(fd))
+    )
     monkeypatch.setattr(os, "rename", lambda a, b: (at_rename.extend(synced), real_rename(a, b)))
     files.commit_folder(tmp_path / ".staging", tmp_path / "final")
     assert sorted(at_rename) == [".staging", "inner", "x", "y"]

@@ -12,7 +12,11 @@ from trainer.errors import LaunchError
 def as_before(monkeypatch):
     """A plain environment here, and torch as it was for the other tests."""
     for name in list(os.environ):
-        if name.startswith(("ACCELERATE_", "TRAINER_", "OMP_NUM_THREADS")) or name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        if name.startswith(("ACCELERATE_", "TRAINER_", "OMP_NUM_THREADS")) or name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+        ):
             monkeypatch.delenv(name)
     threads, environment = torch.get_num_threads(), dict(os.environ)
     yield
@@ -68,7 +72,9 @@ def test_random_streams_are_those_of_seed_and_rank():
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-@pytest.mark.parametrize(("chosen", "processes", "threads"), [(None, "1", 8), (None, "2", 4), (None, "99", 1), ("3", "2", 3)])
+@pytest.mark.parametrize(
+    ("chosen", "processes", "threads"), [(None, "1", 8), (None, "2", 4), (None, "99", 1), ("3", "2", 3)]
+)
 def test_the_cores_are_shared_among_the_processes_of_a_machine(monkeypatch, chosen, processes, threads):
     monkeypatch.setattr(launch, "num_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)

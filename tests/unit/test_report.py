@@ -47,12 +47,20 @@ def test_a_start_that_was_refused_is_told_beside_the_outcome(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     write_refusal(tmp_path / "mine", read_outcome(tmp_path / "mine"), "there is no data")
     said = report("mine", tmp_path / "mine", store.folder, None)
-    assert "mine: finished at step 10 (all 10 steps were taken)\nthe last start of it was refused: there is no data\n" in said
+    assert (
+        "mine: finished at step 10 (all 10 steps were taken)\nthe last start of it was refused: there is no data\n"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [["runs_folder=my disk/runs"], ["runs_folder=disk/runs", "checkpoints_folder=disk/c"], ["checkpoints_folder=disk/c"], []],
+    [
+        ["runs_folder=my disk/runs"],
+        ["runs_folder=disk/runs", "checkpoints_folder=disk/c"],
+        ["checkpoints_folder=disk/c"],
+        [],
+    ],
 )
 def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, settings):
     config = load("shakespeare", ["name=mine", *settings]).config

@@ -41,5 +41,7 @@ def test_a_part_that_the_checkpoint_lacks_starts_fresh_with_a_warning(caplog):
 def test_a_part_that_this_run_lacks_is_left_out_with_a_warning(caplog):
     state = TrainState(Progress())
     with caplog.at_level(logging.WARNING):
-        state.load_state_dict({"version": 1, "progress": {"step": 1, "sequences": 2, "tokens": 3}, "clock": {"value": 1}})
+        state.load_state_dict(
+            {"version": 1, "progress": {"step": 1, "sequences": 2, "tokens": 3}, "clock": {"value": 1}}
+        )
     assert "part 'clock'" in caplog.text and "clock" not in state.state_dict()

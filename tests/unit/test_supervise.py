@@ -58,7 +58,9 @@ def test_a_third_name_is_refused():
 # The machine
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, "cpu"), (1, "1gpu_bf16"), (3, "1gpu_bf16"), (4, "4gpu_bf16"), (8, "4gpu_bf16")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, "cpu"), (1, "1gpu_bf16"), (3, "1gpu_bf16"), (4, "4gpu_bf16"), (8, "4gpu_bf16")]
+)
 def test_the_cluster_file_fits_the_machine(monkeypatch, number, name):
     gpus(monkeypatch, number)
     assert supervise.fitting_cluster() == name and name in supervise.cluster_names()
@@ -80,7 +82,9 @@ def driver(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2), ("0,1,2,3,4,5", 4)])
+@pytest.mark.parametrize(
+    ("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2), ("0,1,2,3,4,5", 4)]
+)
 def test_only_the_visible_gpus_that_are_there_are_counted(monkeypatch, driver, visible, number):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     driver(4)
@@ -123,7 +127,10 @@ def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
         ({"num_processes": 0}, "num_processes is 0, but should be a whole number of at least 1"),
         ({"num_processes": "two"}, "num_processes is 'two', but should be"),
         ({"num_machines": 0}, "num_machines is 0, but should be a whole number of at least 1"),
-        ({"num_processes": 3, "num_machines": 2}, "num_processes is 3, but should be a multiple of num_machines, which is 2"),
+        (
+            {"num_processes": 3, "num_machines": 2},
+            "num_processes is 3, but should be a multiple of num_machines, which is 2",
+        ),
         ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
         ({"distributed_type": "NO"}, "distributed_type is 'NO'; use MULTI_GPU"),
         ({"distributed_type": "MULTI_CPU"}, "distributed_type is 'MULTI_CPU'; use MULTI_GPU"),
@@ -142,7 +149,8 @@ def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"a: [", "not readable YAML"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings")]
+    ("content", "words"),
+    [(b"a: [", "not readable YAML"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings")],
 )
 def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
     (tmp_path / "mine.yaml").write_bytes(content)
@@ -159,7 +167,9 @@ def test_an_unknown_cluster_file_is_answered_with_the_nearest():
 
 
 def test_a_batch_that_does_not_divide_among_the_processes_of_the_cluster_file_is_refused(cluster):
-    with pytest.raises(ConfigError, match="global_batch 16 is not a multiple of micro_batch x processes = 8 x 3 = 24; nearest: 24"):
+    with pytest.raises(
+        ConfigError, match="global_batch 16 is not a multiple of micro_batch x processes = 8 x 3 = 24; nearest: 24"
+    ):
         supervise.plan([str(cluster(num_processes=3, use_cpu=True)), "shakespeare"])
 
 
@@ -175,7 +185,11 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
         "--config_file", path, "--mixed_precision", "no", "-m", "trainer", "train", "shakespeare", "name=mine", "seed=3",
     ]  # fmt: skip
     changed = {key: value for key, value in plan.environment.items() if os.environ.get(key) != value}
-    assert changed == {"TRAINER_ASKED_PRECISION": "no", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600", "ACCELERATE_USE_CPU": "true"}
+    assert changed == {
+        "TRAINER_ASKED_PRECISION": "no",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+        "ACCELERATE_USE_CPU": "true",
+    }
     assert plan.folder == files.project_folder() / "runs" / "mine" and plan.config.seed == 3
 
 
@@ -225,7 +239,9 @@ def planned(project, script=""):
     """A plan whose launcher is a few lines of Python."""
     loaded = load("shakespeare", ["name=mine", "max_steps=30"])
     command = [sys.executable, "-c", script]
-    return supervise.Plan(loaded, supervise.Cluster(Path("x"), 1, "no", True), command, dict(os.environ), project / "runs" / "mine")
+    return supervise.Plan(
+        loaded, supervise.Cluster(Path("x"), 1, "no", True), command, dict(os.environ), project / "runs" / "mine"
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,7 +337,11 @@ def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(proj
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
     assert supervise.run_launch(plan) == code
     assert [said in message for message in caplog.messages] == ([True] if said else [])
-    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP))
+    assert before == (
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGHUP),
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

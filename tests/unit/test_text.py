@@ -5,14 +5,24 @@ from trainer import text
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(0, "0"), (7, "7"), (999, "999"), (1000, "1k"), (1.24e8, "124M"), (3.2e9, "3.2B"), (-4.5e12, "-4.5T"), (0.5, "0.5")],
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (1000, "1k"),
+        (1.24e8, "124M"),
+        (3.2e9, "3.2B"),
+        (-4.5e12, "-4.5T"),
+        (0.5, "0.5"),
+    ],
 )
 def test_a_count_has_three_digits(number, words):
     assert text.count(number) == words
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_487_000_000, "1.49 GB"), (2.5e12, "2.5 TB")]
+    ("number", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_487_000_000, "1.49 GB"), (2.5e12, "2.5 TB")],
 )
 def test_a_size_has_a_decimal_unit(number, words):
     assert text.size(number) == words

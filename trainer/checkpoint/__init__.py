@@ -1,9 +1,9 @@
 """Checkpoints: a folder that Accelerate loads, committed in one rename, verified before it is believed.
 
-    manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
-    retention.py      which checkpoints are kept, and why; pure
-    store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, remove
-    resume.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal told
-    random_states.py  the random streams of one rank, as plain JSON
-    checkpointer.py   when to save, what to save, and how to load it back without executing anything
+manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
+retention.py      which checkpoints are kept, and why; pure
+store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, remove
+resume.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal told
+random_states.py  the random streams of one rank, as plain JSON
+checkpointer.py   when to save, what to save, and how to load it back without executing anything
 """

@@ -107,14 +107,22 @@ class Checkpointer:
         started = time.perf_counter()
         failure = self._agree(self._begin(step)) or self._agree(self._write(staging))
         if not failure:
-            failure = self._agree(self._commit(staging, reason, loss, val_loss) if self._accelerator.is_main_process else None)
+            failure = self._agree(
+                self._commit(staging, reason, loss, val_loss) if self._accelerator.is_main_process else None
+            )
         if failure:
             self._after_failure(step, reason, failure)
             return
         self._failures, self._saved_step = 0, step
         if self._accelerator.is_main_process:
             written = self._store.entry(self._store.path(step)).manifest
-            log.info("step %d: checkpoint (%s), %s in %s", step, reason, size(written.num_bytes), duration(time.perf_counter() - started))
+            log.info(
+                "step %d: checkpoint (%s), %s in %s",
+                step,
+                reason,
+                size(written.num_bytes),
+                duration(time.perf_counter() - started),
+            )
 
     def _begin(self, step: int) -> str | None:
         if not self._accelerator.is_main_process:
@@ -146,7 +154,12 @@ class Checkpointer:
             self._store.commit(staging, manifest)
         except WRITE_FAILURES as error:
             return _say(error)
-        self._tidy({"old checkpoints": lambda: self._store.prune(self._policy), "the links latest and best": self._store.point_links})
+        self._tidy(
+            {
+                "old checkpoints": lambda: self._store.prune(self._policy),
+                "the links latest and best": self._store.point_links,
+            }
+        )
         return None
 
     def _tidy(self, works: dict[str, Callable[[], object]]) -> None:
@@ -156,7 +169,9 @@ class Checkpointer:
                 work()
             except OSError as error:
                 self._untidy += 1
-                log.warning("tidying %s in %s failed: %s (%d times by now)", what, self._store.folder, _say(error), self._untidy)
+                log.warning(
+                    "tidying %s in %s failed: %s (%d times by now)", what, self._store.folder, _say(error), self._untidy
+                )
 
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None, described: dict[str, Any]) -> Manifest:
         progress, facts = self._state.progress, self._description
@@ -185,7 +200,9 @@ class Checkpointer:
                 f"{text}, the {self._failures}. failure in a row; the checkpoints before it are whole: make room or mend the disk, "
                 "then start again with resume_from_checkpoint=latest"
             )
-        log.warning("%s; training goes on, and the next save tries again (%d of %d)", text, self._failures, MAX_FAILURES)
+        log.warning(
+            "%s; training goes on, and the next save tries again (%d of %d)", text, self._failures, MAX_FAILURES
+        )
 
     # Loading
 
@@ -292,7 +309,9 @@ class Checkpointer:
             except TrainerError as error:
                 outcome[1] = error
             except OSError as error:
-                outcome[1] = CheckpointError(f"{self._store.folder} cannot be used ({_say(error)}); mend that and start again")
+                outcome[1] = CheckpointError(
+                    f"{self._store.folder} cannot be used ({_say(error)}); mend that and start again"
+                )
         if self._accelerator.num_processes > 1:
             broadcast_object_list(outcome)
         if outcome[1] is not None:
@@ -308,7 +327,9 @@ class Checkpointer:
     def _check_room(self) -> None:
         one = expected_bytes(self._model, self._optimizer)
         num_kept = self._policy.keep_last + self._policy.keep_best + 1
-        there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
+        there = sum(
+            manifest.num_bytes for manifest in self._store.sound_manifests()
+        )  # what was set aside gives no room back
         needed = max(0, one * num_kept - there)
         free = files.free_bytes(self._store.folder)
         if needed > free:
@@ -317,7 +338,9 @@ class Checkpointer:
                 f"keep_best and one being written), and {size(free)} are free; lower checkpoint.keep_last, make room, or set "
                 "checkpoints_folder to a larger disk"
             )
-        log.info("a checkpoint takes %s; the run keeps %s of them at most, %s are free", size(one), num_kept - 1, size(free))
+        log.info(
+            "a checkpoint takes %s; the run keeps %s of them at most, %s are free", size(one), num_kept - 1, size(free)
+        )
 
 
 def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -57,7 +57,9 @@ def _entries(folder: Path) -> list[Entry]:
         return [CheckpointStore(folder.parent).entry(folder)]
     entries = CheckpointStore(folder).entries()
     if not entries:
-        raise CheckpointError(f"{folder} holds no checkpoints (folders step-*); train first, or name a run or its folder")
+        raise CheckpointError(
+            f"{folder} holds no checkpoints (folders step-*); train first, or name a run or its folder"
+        )
     return entries
 
 

@@ -19,7 +19,9 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _BLOCK_BYTES = 8 << 20
 
-UNSPECIFIC = frozenset({"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "max_position_embeddings"})
+UNSPECIFIC = frozenset(
+    {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "max_position_embeddings"}
+)
 """Fields of a transformers config that may differ between two configs of one model."""
 
 
@@ -77,14 +79,20 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and digest of every file of a checkpoint but the manifest, by its path inside the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": digest_file(path)} for path in paths
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": digest_file(path)}
+        for path in paths
     }
 
 
 def to_json(manifest: Manifest) -> str:
     """The manifest as text, with the digest of its own content; a loss that is not finite is not a number there."""
-    finite = {name: value if math.isfinite(value or 0.0) else None for name, value in (("loss", manifest.loss), ("val_loss", manifest.val_loss))}
-    content = json.loads(json.dumps({**asdict(manifest), **finite}))  # what a reader will see, whose digest must be the same
+    finite = {
+        name: value if math.isfinite(value or 0.0) else None
+        for name, value in (("loss", manifest.loss), ("val_loss", manifest.val_loss))
+    }
+    content = json.loads(
+        json.dumps({**asdict(manifest), **finite})
+    )  # what a reader will see, whose digest must be the same
     return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
 
 
@@ -113,10 +121,17 @@ def incompatibilities(manifest: Manifest, identity: Mapping[str, Any], model: Ma
     Models are compared by their resolved configs, defaults included, so it does not matter how a recipe words one. A field
     that only one of the two has came or went with a version of transformers, and says nothing.
     """
-    pairs = [(fact.replace("_", " "), identity.get(fact), manifest.identity.get(fact)) for fact in {**manifest.identity, **identity}]
+    pairs = [
+        (fact.replace("_", " "), identity.get(fact), manifest.identity.get(fact))
+        for fact in {**manifest.identity, **identity}
+    ]
     shared = [field for field in model if field in manifest.model and field not in UNSPECIFIC]
     pairs += [(f"model.{field}", model[field], manifest.model[field]) for field in shared]
-    return [f"{name} is {_short(here)} here and {_short(there)} in the checkpoint" for name, here, there in pairs if here != there]
+    return [
+        f"{name} is {_short(here)} here and {_short(there)} in the checkpoint"
+        for name, here, there in pairs
+        if here != there
+    ]
 
 
 def _short(value: Any) -> str:

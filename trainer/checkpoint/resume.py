@@ -39,7 +39,9 @@ def resolve(store: CheckpointStore, wanted: str) -> Resolution:
         return _best(store, entries)
     if wanted.isdecimal():
         return _exactly(store.path(int(wanted)), _steps_text(entries, store))
-    return _exactly(Path(wanted), f"give latest, best, a step, or the path of a checkpoint's folder; {_steps_text(entries, store)}")
+    return _exactly(
+        Path(wanted), f"give latest, best, a step, or the path of a checkpoint's folder; {_steps_text(entries, store)}"
+    )
 
 
 def _first_sound(store: CheckpointStore, entries: Iterable[Entry]) -> Resolution:

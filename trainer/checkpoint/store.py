@@ -95,7 +95,9 @@ class CheckpointStore:
             shutil.copyfile(path / name, staging / name)
         adopted = self.commit(staging, manifest)
         if problems := verify(adopted):
-            raise CheckpointError(f"the copy of {path} to {adopted} is not sound: {'; '.join(problems)}; is the disk broken?")
+            raise CheckpointError(
+                f"the copy of {path} to {adopted} is not sound: {'; '.join(problems)}; is the disk broken?"
+            )
         return adopted
 
     def prune(self, policy: Policy) -> list[Path]:
@@ -117,7 +119,9 @@ class CheckpointStore:
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left half written or half removed; returns the names."""
-        leftovers = [path for pattern in (".staging-*", ".removing-*", ".*.partial-*") for path in self.folder.glob(pattern)]
+        leftovers = [
+            path for pattern in (".staging-*", ".removing-*", ".*.partial-*") for path in self.folder.glob(pattern)
+        ]
         for path in leftovers:
             files.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return sorted(path.name for path in leftovers)
@@ -165,7 +169,11 @@ def verify(path: Path) -> list[str]:
 def _damage(file: Path, name: str, entry: dict[str, Any]) -> str | None:
     """What reading a file shows to be wrong; a missing one, or one of another size, was told before."""
     try:
-        if file.is_file() and file.stat().st_size == entry["bytes"] and manifests.digest_file(file) != entry["xxh3_128"]:
+        if (
+            file.is_file()
+            and file.stat().st_size == entry["bytes"]
+            and manifests.digest_file(file) != entry["xxh3_128"]
+        ):
             return f"{name} is damaged: its bytes do not match their digest"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"

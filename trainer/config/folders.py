@@ -25,7 +25,9 @@ def hold(folder: Path) -> BinaryIO:
     try:
         held = files.lock(folder / ".lock")
     except OSError as error:
-        raise LaunchError(f"{folder} cannot be written ({error.strerror}); mend that, or set runs_folder to another place") from None
+        raise LaunchError(
+            f"{folder} cannot be written ({error.strerror}); mend that, or set runs_folder to another place"
+        ) from None
     if held is None:
         raise LaunchError(
             f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
@@ -57,10 +59,16 @@ def find_checkpoints(run: str) -> Path:
     for folder in (files.project_folder() / "checkpoints" / run, Path(run)):
         if folder.is_dir():
             return folder
-    raise TrainerError(f"there are no checkpoints of {run!r}; {_known('checkpoints', run)} (or give the path of a folder)")
+    raise TrainerError(
+        f"there are no checkpoints of {run!r}; {_known('checkpoints', run)} (or give the path of a folder)"
+    )
 
 
 def _known(kind: str, wanted: str) -> str:
     folder = files.project_folder() / kind
-    names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    names = (
+        [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        if folder.is_dir()
+        else []
+    )
     return did_you_mean(wanted, names) if names else f"{folder} is empty: nothing was trained here yet"

@@ -17,6 +17,7 @@ from trainer.config.schema import Config
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean, nearest
 
+
 class _Loader(yaml.SafeLoader):
     """YAML that reads 1e6 and 6e-4 as the numbers they are; PyYAML's own rules want a point and a sign in them."""
 
@@ -26,7 +27,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -52,7 +55,9 @@ def find_recipe(recipe: str, beside: Path | None = None) -> Path:
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
-        raise ConfigError(f"recipe {recipe} does not exist; give the path of a YAML file or a shipped recipe: {', '.join(recipe_names())}")
+        raise ConfigError(
+            f"recipe {recipe} does not exist; give the path of a YAML file or a shipped recipe: {', '.join(recipe_names())}"
+        )
     path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
         raise ConfigError(f"unknown recipe {recipe!r}; {did_you_mean(recipe, recipe_names())}")
@@ -108,8 +113,13 @@ def settings_help() -> list[tuple[str, str, str]]:
 def settings_table() -> str:
     """All settings as the Markdown table that stands in the README."""
     rows = [("setting", "default", "meaning"), ("---", "---", "---")]
-    rows += [(f"`{name}`", default if default == "required" else f"`{default}`", words) for name, default, words in settings_help()]
-    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows)
+    rows += [
+        (f"`{name}`", default if default == "required" else f"`{default}`", words)
+        for name, default, words in settings_help()
+    ]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows
+    )
 
 
 def _help_of(section: type[BaseModel], prefix: str):
@@ -138,7 +148,9 @@ def _read_recipe(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], di
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date of a 13th month
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
-        raise ConfigError(f"recipe {path} is not readable YAML{line}: {getattr(error, 'problem', error)}; mend the file") from None
+        raise ConfigError(
+            f"recipe {path} is not readable YAML{line}: {getattr(error, 'problem', error)}; mend the file"
+        ) from None
     base = values.pop("base", None)
     origins.pop("base", None)
     if base is not None:
@@ -163,7 +175,9 @@ def _collect(node: yaml.MappingNode, file: str, prefix: str, values: dict[str, A
         key = str(loader.construct_object(key_node, deep=True))
         dotted = f"{prefix}{key}"
         if key in values:
-            raise ConfigError(f"{file}:{key_node.start_mark.line + 1}: {dotted} is set a second time; keep one of the two")
+            raise ConfigError(
+                f"{file}:{key_node.start_mark.line + 1}: {dotted} is set a second time; keep one of the two"
+            )
         if isinstance(value_node, yaml.MappingNode):
             values[key] = {}
             _collect(value_node, file, f"{dotted}.", values[key], origins)

@@ -182,13 +182,21 @@ def contradictions(config: Config) -> list[str]:
             "shorten the warm-up or lengthen the run"
         )
     if not config.data.corpus and not config.data.train:
-        problems.append("no data: set data.corpus (an embedded corpus or a folder of `trainer prepare`) or data.train (shards)")
+        problems.append(
+            "no data: set data.corpus (an embedded corpus or a folder of `trainer prepare`) or data.train (shards)"
+        )
     if config.data.corpus and (config.data.train or config.data.validation):
-        problems.append("data.corpus already names train and validation shards; set either data.corpus or data.train and data.validation")
+        problems.append(
+            "data.corpus already names train and validation shards; set either data.corpus or data.train and data.validation"
+        )
     if config.data.train and not config.data.tokenizer and not config.data.vocab_size:
         problems.append("data.train needs data.tokenizer (or, where the tokenizer is not at hand, data.vocab_size)")
     if not config.model.preset and "model_type" not in config.model.config:
-        problems.append("no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type")
+        problems.append(
+            "no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type"
+        )
     if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", config.name):
-        problems.append(f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', and no leading dot")
+        problems.append(
+            f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', and no leading dot"
+        )
     return problems

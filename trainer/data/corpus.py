@@ -83,9 +83,12 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
             f"not {tokenizer.sha256[:12]}); prepare the corpus again"
         )
     if problems := missing_shards(folder, manifest):
-        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again")
+        raise DataError(
+            f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again"
+        )
     train, validation = (
-        [str(folder / shard["file"]) for shard in manifest["shards"] if shard["split"] == split] for split in ("train", "validation")
+        [str(folder / shard["file"]) for shard in manifest["shards"] if shard["split"] == split]
+        for split in ("train", "validation")
     )
     return _open(data, sequence_length, train, validation, tokenizer, manifest.get("baselines"))
 

@@ -1,12 +1,12 @@
 """What a prepared corpus says about itself: `manifest.json`, written last, so that a folder with one is whole.
 
-    format_version      1
-    name, tokenizer, tokenizer_sha256, vocab_size, eot_id, eot_placement ("before" each document), dtype
-    documents, tokens, text_bytes, bytes_per_token       over both splits; `<|endoftext|>` counts as a token of 0 bytes
-    splits              the same four for "train" and for "validation"
-    baselines           {"unigram", "bigram"} in nats a validation token, or null
-    shards              file, split, tokens, documents (that begin in it), num_bytes, sha256
-    request             what was asked for: the same request is not prepared twice
+format_version      1
+name, tokenizer, tokenizer_sha256, vocab_size, eot_id, eot_placement ("before" each document), dtype
+documents, tokens, text_bytes, bytes_per_token       over both splits; `<|endoftext|>` counts as a token of 0 bytes
+splits              the same four for "train" and for "validation"
+baselines           {"unigram", "bigram"} in nats a validation token, or null
+shards              file, split, tokens, documents (that begin in it), num_bytes, sha256
+request             what was asked for: the same request is not prepared twice
 """
 
 import json

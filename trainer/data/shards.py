@@ -31,8 +31,8 @@ _MAX_OPEN_MAPS = 128  # each keeps a file descriptor, and 1,024 are allowed on m
 class ShardWriter:
     """Writes tokens to one shard in llm.c's layout, which appears whole when the block ends, or not at all.
 
-        with ShardWriter(path, vocab_size) as shard:
-            shard.write(tokens)                            # [n] integers, as often as wanted
+    with ShardWriter(path, vocab_size) as shard:
+        shard.write(tokens)                            # [n] integers, as often as wanted
     """
 
     def __init__(self, path: Path, vocab_size: int) -> None:

@@ -1,10 +1,10 @@
 """Where documents come from: one string names a source, one function reads it. The only door to datasets and pyarrow.
 
-    embedded:shakespeare[@SPLIT]     the corpus in this package
-    hf:NAME[:CONFIG][@SPLIT]         a dataset of the Hugging Face hub, streamed
-    notes.txt                        one document
-    *.jsonl *.ndjson *.json *.parquet    a document an object or row, under text_key; .txt, JSON also as .gz or .zst
-    a folder, or a glob              every such file in it, in natural order; or a dataset that save_to_disk wrote
+embedded:shakespeare[@SPLIT]     the corpus in this package
+hf:NAME[:CONFIG][@SPLIT]         a dataset of the Hugging Face hub, streamed
+notes.txt                        one document
+*.jsonl *.ndjson *.json *.parquet    a document an object or row, under text_key; .txt, JSON also as .gz or .zst
+a folder, or a glob              every such file in it, in natural order; or a dataset that save_to_disk wrote
 """
 
 import glob

@@ -1,10 +1,10 @@
 """What is known about each step, and where it is written: console, train.log, metrics.jsonl, TensorBoard.
 
-    curves.py    metrics.jsonl: one JSON object a step, appended; its tail moves aside when a resume goes back
-    replay.py    replayed steps against what was written of them before: the proof that a resume was exact
-    meters.py    tokens a second, MFU, time left; pure arithmetic on given clocks
-    console.py   the progress bar on a terminal, plain lines elsewhere
-    trackers.py  Accelerate's trackers: TensorBoard first
-    reporter.py  puts a step's numbers everywhere they belong, reading them from the device once, late
-    outcome.py   outcome.json: how a run ended, for people and for launch.sh
+curves.py    metrics.jsonl: one JSON object a step, appended; its tail moves aside when a resume goes back
+replay.py    replayed steps against what was written of them before: the proof that a resume was exact
+meters.py    tokens a second, MFU, time left; pure arithmetic on given clocks
+console.py   the progress bar on a terminal, plain lines elsewhere
+trackers.py  Accelerate's trackers: TensorBoard first
+reporter.py  puts a step's numbers everywhere they belong, reading them from the device once, late
+outcome.py   outcome.json: how a run ended, for people and for launch.sh
 """

@@ -15,7 +15,14 @@ def console_handler() -> logging.Handler:
     """A handler that writes to standard error: beside the bar on a terminal, as plain lines elsewhere."""
     if not _CONSOLE.is_terminal:
         return logging.StreamHandler(sys.stderr)
-    return RichHandler(console=_CONSOLE, show_path=False, show_level=False, show_time=False, markup=False, highlighter=NullHighlighter())
+    return RichHandler(
+        console=_CONSOLE,
+        show_path=False,
+        show_level=False,
+        show_time=False,
+        markup=False,
+        highlighter=NullHighlighter(),
+    )
 
 
 class ProgressBar:
@@ -24,7 +31,11 @@ class ProgressBar:
     def __init__(self, max_steps: int) -> None:
         self._progress: Progress | None = None
         if _CONSOLE.is_terminal:
-            columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            columns = (
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
             self._progress = Progress(*columns, console=_CONSOLE, transient=True, refresh_per_second=4)
             self._task = self._progress.add_task("", total=max_steps, text="starting")
             self._progress.start()

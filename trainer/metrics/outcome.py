@@ -30,7 +30,10 @@ def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts
         "reason": reason,
         "exit_code": EXIT_CODES[outcome],
         "time": _now(),
-        **{name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()},
+        **{
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in facts.items()
+        },
     }
     _write(folder, content)
 
@@ -58,7 +61,9 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    is_sound = isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)
+    is_sound = (
+        isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)
+    )
     return content if is_sound else None
 
 

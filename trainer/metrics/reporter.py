@@ -58,7 +58,12 @@ class Reporter:
         meter: SpeedMeter, replay_key: str,
     ) -> None:  # fmt: skip
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
-        self._console_every_steps, self._trackers, self._meter, self._replay_key = console_every_steps, trackers, meter, replay_key
+        self._console_every_steps, self._trackers, self._meter, self._replay_key = (
+            console_every_steps,
+            trackers,
+            meter,
+            replay_key,
+        )
         self._main = accelerator.is_main_process
         self._pending: _Pending | None = None
         self._proof: ReplayProof | None = None
@@ -86,7 +91,15 @@ class Reporter:
         self._meter.resume(time.perf_counter())
 
     def step(
-        self, *, step: int, tokens: int, step_tokens: int, lr: float, epoch: float, data_digest: str, numbers: torch.Tensor
+        self,
+        *,
+        step: int,
+        tokens: int,
+        step_tokens: int,
+        lr: float,
+        epoch: float,
+        data_digest: str,
+        numbers: torch.Tensor,
     ) -> list[Known]:
         """Hands over one step; `numbers` [3] on the device: loss, gradient norm, votes to stop.
 
@@ -173,14 +186,22 @@ class Reporter:
 
     def _put(self, record: dict[str, Any], values: dict[str, float]) -> None:
         """Writes to the curve and the trackers. A full disk does not end the run here: its checkpoints decide that."""
-        writes = {"metrics.jsonl": lambda: self._curve.append(record), "trackers": lambda: self._accelerator.log(values, record["step"])}
+        writes = {
+            "metrics.jsonl": lambda: self._curve.append(record),
+            "trackers": lambda: self._accelerator.log(values, record["step"]),
+        }
         for what, write in writes.items():
             try:
                 write()
             except OSError as error:
                 self._failed_writes += 1
                 if self._failed_writes & (self._failed_writes - 1) == 0:  # told at the 1st, 2nd, 4th, 8th ...
-                    log.warning("%s could not be written: %s (%d times by now); training goes on", what, error, self._failed_writes)
+                    log.warning(
+                        "%s could not be written: %s (%d times by now); training goes on",
+                        what,
+                        error,
+                        self._failed_writes,
+                    )
 
     def _prove(self, record: dict[str, Any]) -> None:
         verdict = self._proof.compare(record) if self._proof else None
@@ -197,7 +218,9 @@ class Reporter:
         if step % self._console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)
             self._loss_since_line.clear()
-            log.info("step %d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s", step, self._max_steps, mean, grad_norm, lr, pace)
+            log.info(
+                "step %d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s", step, self._max_steps, mean, grad_norm, lr, pace
+            )
 
 
 def _send_to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

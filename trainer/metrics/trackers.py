@@ -17,13 +17,22 @@ FINAL_METRICS = ("loss/train", "loss/validation")
 def check_tracker_names(names: list[str]) -> None:
     """Refuses a tracker that Accelerate does not know."""
     known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
-    problems = [f"metrics.trackers: unknown tracker {name!r}; {did_you_mean(name, known)}" for name in names if name not in known]
+    problems = [
+        f"metrics.trackers: unknown tracker {name!r}; {did_you_mean(name, known)}"
+        for name in names
+        if name not in known
+    ]
     if problems:
         raise ConfigError(*problems)
 
 
 def open_trackers(
-    accelerator: Accelerator, names: list[str], name: str, folder: Path, settings: dict[str, Any], resumed_step: int | None
+    accelerator: Accelerator,
+    names: list[str],
+    name: str,
+    folder: Path,
+    settings: dict[str, Any],
+    resumed_step: int | None,
 ) -> None:
     """Opens the trackers that the Accelerator was made with, on the main process.
 

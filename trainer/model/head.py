@@ -127,7 +127,11 @@ class _Walk:
         needs: tuple[bool, bool, bool],
     ) -> None:
         self.source, self.weight_dtype, self.vocab_size, self.dtype, self.needs = (
-            hidden, weight.dtype, vocab_size, dtype, needs
+            hidden,
+            weight.dtype,
+            vocab_size,
+            dtype,
+            needs,
         )
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach()

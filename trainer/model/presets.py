@@ -87,7 +87,9 @@ def resolve(
     try:
         config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConfigError(f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Mend these fields.") from error
+        raise ConfigError(
+            f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Mend these fields."
+        ) from error
     if config.is_encoder_decoder:
         raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama")
     _set_positions(config, sequence_length)
@@ -104,8 +106,7 @@ def _config_class(model_type: str | None) -> type[PretrainedConfig]:
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in _all_fields(config_class):
         raise ConfigError(
-            f"model.config.model_type {model_type!r} is not a causal language model of text; "
-            + _suggest(model_type)
+            f"model.config.model_type {model_type!r} is not a causal language model of text; " + _suggest(model_type)
         )
     return config_class
 

@@ -39,7 +39,9 @@ def decide(asked: str, *, device_type: str, has_bf16: bool) -> Decision:
         below = decide("bf16", device_type=device_type, has_bf16=has_bf16)
         return Decision(asked, below.mode, FP8_REASON if below.mode == "bf16" else f"{FP8_REASON}; and {below.reason}")
     if asked == "fp16" and device_type == "cpu":
-        return Decision(asked, "no", "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name")
+        return Decision(
+            asked, "no", "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name"
+        )
     if asked == "bf16" and device_type == "cuda" and not has_bf16:
         return Decision(asked, "no", "this GPU has no bf16 arithmetic of its own (compute capability 8.0 brings it)")
     return Decision(asked, asked, "as the cluster file asks")

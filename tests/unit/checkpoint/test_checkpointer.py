@@ -77,7 +77,10 @@ def test_a_save_is_a_sound_checkpoint_that_everyone_may_read(run, store):
     run.save(val_loss=2.0)
     path = store.path(1)
     manifest = read_manifest(path)
-    assert verify(path) == [] and {"model.safetensors", "optimizer.bin", "random_states_0.json", "config.yaml"} <= manifest.files.keys()
+    assert (
+        verify(path) == []
+        and {"model.safetensors", "optimizer.bin", "random_states_0.json", "config.yaml"} <= manifest.files.keys()
+    )
     assert (manifest.reason, manifest.loss, manifest.val_loss, manifest.tokens) == ("periodic", 1.5, 2.0, 32)
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o644}
     assert run.synced == [1], "the metrics were durable before the commit"
@@ -144,7 +147,9 @@ def test_a_checkpoint_is_saved_though_nothing_could_be_tidied_after_it(run, stor
     for reason in ("periodic", "periodic", "periodic", "final"):
         run.save(reason)
         run.step()
-    assert store.entries()[0].step == 4 and "failed: PermissionError" in caplog.text and "(4 times by now)" in caplog.text
+    assert (
+        store.entries()[0].step == 4 and "failed: PermissionError" in caplog.text and "(4 times by now)" in caplog.text
+    )
 
 
 def test_leftovers_are_swept_before_a_checkpoint_is_looked_for(run, store, caplog):
@@ -162,7 +167,9 @@ def test_what_cannot_be_looked_at_is_an_error_in_a_sentence(run, store, monkeypa
 
 def test_a_checkpoint_of_another_run_is_refused(run, store):
     run.save()
-    with pytest.raises(CheckpointError, match="cannot be continued by this run: seed is 2 here and 1 in the checkpoint"):
+    with pytest.raises(
+        CheckpointError, match="cannot be continued by this run: seed is 2 here and 1 in the checkpoint"
+    ):
         Small(store, identity={"seed": 2}).checkpointer.find("latest")
 
 
@@ -181,7 +188,10 @@ def test_damaged_and_newer_folders_are_taken_out_of_the_way(run, store, caplog):
     last = Small(store)
     last.resume()
     assert last.state.progress.step == 1 and "step-00000002 is passed over: optimizer.bin is damaged" in caplog.text
-    assert sorted(path.name for path in store.folder.glob(".*")) == [".abandoned-step-00000002", ".damaged-step-00000002"]
+    assert sorted(path.name for path in store.folder.glob(".*")) == [
+        ".abandoned-step-00000002",
+        ".damaged-step-00000002",
+    ]
 
 
 def test_another_number_of_processes_starts_the_streams_anew_and_says_so(run, store, monkeypatch, caplog):
@@ -203,7 +213,9 @@ def test_what_changed_since_the_checkpoint_is_told(run, store, caplog):
     run.save()
     Small(store, precision="bf16", versions={"torch": "2", "new": "1"}).resume()
     assert "precision is bf16 now and was no before" in caplog.text
-    assert "torch is 2 now and was 1: a replay may differ in the last bits" in caplog.text and "new is" not in caplog.text
+    assert (
+        "torch is 2 now and was 1: a replay may differ in the last bits" in caplog.text and "new is" not in caplog.text
+    )
 
 
 def test_a_checkpoint_from_elsewhere_is_continued_here(run, store, tmp_path):
@@ -227,7 +239,10 @@ def test_a_checkpoint_from_elsewhere_sets_every_checkpoint_of_the_other_branch_a
     run.save()
     Small(store).resume(str(tmp_path / "copy"))
     assert [entry.step for entry in store.entries()] == [1]
-    assert {path.name for path in store.folder.glob(".abandoned-*")} == {".abandoned-step-00000001", ".abandoned-step-00000002"}
+    assert {path.name for path in store.folder.glob(".abandoned-*")} == {
+        ".abandoned-step-00000001",
+        ".abandoned-step-00000002",
+    }
 
 
 def test_two_processes_do_not_write_into_one_folder_of_checkpoints(run, store):
@@ -235,13 +250,17 @@ def test_two_processes_do_not_write_into_one_folder_of_checkpoints(run, store):
     with open(store.folder / ".lock", "ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         del run.checkpointer._hold
-        with pytest.raises(CheckpointError, match="another process is writing checkpoints to .*; wait for it, stop it, or give"):
+        with pytest.raises(
+            CheckpointError, match="another process is writing checkpoints to .*; wait for it, stop it, or give"
+        ):
             run.checkpointer.find("latest")
 
 
 def test_a_failed_save_whose_leftovers_cannot_be_removed_is_still_a_warning(run, store, monkeypatch, caplog):
     monkeypatch.setattr(store, "commit", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
-    monkeypatch.setattr("trainer.files.remove_folder", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    monkeypatch.setattr(
+        "trainer.files.remove_folder", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
     run.save()
     assert "training goes on" in caplog.text and "tidying what is left of it" in caplog.text
 

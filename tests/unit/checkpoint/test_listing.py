@@ -34,7 +34,11 @@ def test_a_checkpoint_that_is_not_whole_is_listed_with_its_problem(three):
     (three.path(10) / "manifest.json").unlink()
     (three.folder / ".damaged-step-00000020").mkdir()
     text = listing(three.folder)
-    assert "optimizer.bin is missing" in text and "has no manifest.json" in text and "set aside: .damaged-step-00000020" in text
+    assert (
+        "optimizer.bin is missing" in text
+        and "has no manifest.json" in text
+        and "set aside: .damaged-step-00000020" in text
+    )
 
 
 def test_checkpoints_none_of_which_is_whole_are_listed(store):

@@ -15,7 +15,9 @@ def write(folder, manifest):
 
 
 def test_a_manifest_reads_back_as_itself(tmp_path):
-    manifest = manifest_of(7, files={"a": {"bytes": 3, "xxh3_128": "0"}}, val_loss=1.25, model={"vocab": [1, 2]}, identity={"seed": 1})
+    manifest = manifest_of(
+        7, files={"a": {"bytes": 3, "xxh3_128": "0"}}, val_loss=1.25, model={"vocab": [1, 2]}, identity={"seed": 1}
+    )
     write(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest and manifest.num_bytes == 3
 
@@ -85,6 +87,8 @@ def test_what_must_match_for_a_resume_is_told_fact_by_fact():
 
 
 def test_models_are_compared_field_by_field_however_a_recipe_words_them():
-    manifest = manifest_of(7, identity={}, model={"rope_theta": 50, "hidden_size": 8, "gone": 1, "transformers_version": "5.1"})
+    manifest = manifest_of(
+        7, identity={}, model={"rope_theta": 50, "hidden_size": 8, "gone": 1, "transformers_version": "5.1"}
+    )
     here = {"rope_theta": 10000, "hidden_size": 8, "new": 2, "transformers_version": "5.2"}
     assert incompatibilities(manifest, {}, here) == ["model.rope_theta is 10000 here and 50 in the checkpoint"]

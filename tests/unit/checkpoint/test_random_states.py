@@ -19,7 +19,14 @@ def streams_come_back():
 
 
 def draw():
-    return [random.random(), random.gauss(0, 1), np.random.random(), np.random.standard_normal(), torch.rand(3).tolist(), torch.randn(3).tolist()]
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.random(),
+        np.random.standard_normal(),
+        torch.rand(3).tolist(),
+        torch.randn(3).tolist(),
+    ]
 
 
 def test_every_stream_goes_on_where_it_stood_after_a_round_trip_through_json():

@@ -5,12 +5,22 @@ from trainer.checkpoint.retention import Policy, best_first, tiers
 
 
 def test_the_lowest_validation_loss_is_best_and_of_equal_ones_the_older():
-    manifests = [manifest_of(1, val_loss=2.0), manifest_of(2), manifest_of(3, val_loss=1.0), manifest_of(4, val_loss=1.0)]
+    manifests = [
+        manifest_of(1, val_loss=2.0),
+        manifest_of(2),
+        manifest_of(3, val_loss=1.0),
+        manifest_of(4, val_loss=1.0),
+    ]
     assert [m.step for m in best_first(manifests)] == [3, 4, 1]
 
 
 def test_a_validation_loss_that_is_no_number_is_never_best():
-    manifests = [manifest_of(1, val_loss=math.nan), manifest_of(2, val_loss=3.0), manifest_of(3, val_loss=math.nan), manifest_of(4, val_loss=1.0)]
+    manifests = [
+        manifest_of(1, val_loss=math.nan),
+        manifest_of(2, val_loss=3.0),
+        manifest_of(3, val_loss=math.nan),
+        manifest_of(4, val_loss=1.0),
+    ]
     assert [m.step for m in best_first(manifests)] == [4, 2]
 
 

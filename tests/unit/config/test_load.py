@@ -57,7 +57,9 @@ def test_a_recipe_file_that_is_not_there_is_answered_with_the_shipped_ones(tmp_p
 
 def test_every_value_knows_where_it_came_from(recipe):
     recipe(WHOLE, "ground")
-    loaded = load(recipe("base: ground.yaml\nseed: 7\noptimizer:\n  lr: 0.5\n", "top"), ["optimizer.lr=0.25", "max_steps=7"])
+    loaded = load(
+        recipe("base: ground.yaml\nseed: 7\noptimizer:\n  lr: 0.5\n", "top"), ["optimizer.lr=0.25", "max_steps=7"]
+    )
     assert loaded.config.optimizer.lr == 0.25 and loaded.config.max_steps == 7
     assert loaded.origins["optimizer.lr"] == "override" and loaded.origins["seed"] == "top.yaml:2"
     assert loaded.origins["global_batch"] == "ground.yaml:2" and loaded.origins["data.corpus"] == "ground.yaml:6"

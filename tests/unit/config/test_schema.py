@@ -52,7 +52,9 @@ def test_a_config_cannot_be_changed():
 
 
 def test_a_model_without_a_preset_is_one_of_transformers():
-    assert load("shakespeare", ["model.preset=", "model.config.model_type=gpt2"]).config.model.config == {"model_type": "gpt2"}
+    assert load("shakespeare", ["model.preset=", "model.config.model_type=gpt2"]).config.model.config == {
+        "model_type": "gpt2"
+    }
 
 
 def test_the_promised_keys_exist_under_their_names():

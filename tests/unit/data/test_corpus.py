@@ -18,7 +18,13 @@ def corpus(tmp_path):
         (tmp_path / "text.txt").write_text("All the world's a stage, and all the men and women merely players. " * 40)
         (tmp_path / "held.txt").write_text("They have their exits and their entrances. " * 40)
         folder = tmp_path / name
-        prepare([str(tmp_path / "text.txt")], folder, "bytes", validation_sources=[str(tmp_path / "held.txt")], tokens_per_shard=1000)
+        prepare(
+            [str(tmp_path / "text.txt")],
+            folder,
+            "bytes",
+            validation_sources=[str(tmp_path / "held.txt")],
+            tokens_per_shard=1000,
+        )
         return folder
 
     return write

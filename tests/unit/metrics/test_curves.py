@@ -43,12 +43,15 @@ def test_the_lost_ones_of_several_resumes_stand_behind_each_other(tmp_path):
     assert steps(tmp_path / LOST) == [3, 3, 4]
 
 
-@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b'{"step": 3}', b"\0\0\0\0", b"\0\0\n", b"5\n", b'{"st', b"\xff\xfe\n", b'{"loss": 1}\n'])
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"step": 3, "lo', b'{"step": 3}', b"\0\0\0\0", b"\0\0\n", b"5\n", b'{"st', b"\xff\xfe\n", b'{"loss": 1}\n'],
+)
 def test_a_line_that_a_crash_cut_short_goes(tmp_path, tail):
     write(tmp_path, [1, 2], tail)
     assert steps(tmp_path / CURVE) == [1, 2]
     assert cut_after(tmp_path, 2) == 0
-    assert (tmp_path / CURVE).read_bytes().endswith(b'1.0}\n') and steps(tmp_path / CURVE) == [1, 2]
+    assert (tmp_path / CURVE).read_bytes().endswith(b"1.0}\n") and steps(tmp_path / CURVE) == [1, 2]
 
 
 def test_a_damaged_line_costs_no_other_line(tmp_path):

@@ -23,7 +23,9 @@ def test_a_run_that_left_none_has_none(tmp_path):
     assert read_outcome(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"outcome": "finisheD"}', b'{"outcome": "finished"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff", b"[]", b"{}", b'{"outcome": "finisheD"}', b'{"outcome": "finished"}']
+)
 def test_a_damaged_outcome_says_nothing(tmp_path, content):
     (tmp_path / OUTCOME).write_bytes(content)
     assert read_outcome(tmp_path) is None

@@ -6,7 +6,14 @@ from trainer.metrics.replay import ReplayProof
 
 
 def record(step, **changes):
-    return {"step": step, "data_digest": f"d{step}", "loss": step / 3, "grad_norm": step / 7, "replay_key": "key", **changes}
+    return {
+        "step": step,
+        "data_digest": f"d{step}",
+        "loss": step / 3,
+        "grad_norm": step / 7,
+        "replay_key": "key",
+        **changes,
+    }
 
 
 def test_steps_that_agree_to_the_last_bit_prove_an_exact_resume():
@@ -20,7 +27,11 @@ def test_steps_that_agree_to_the_last_bit_prove_an_exact_resume():
 @pytest.mark.parametrize(
     ("at", "changes", "words"),
     [
-        (6, {"data_digest": "other", "loss": 9.0}, "at step 6 data_digest other instead of d6, loss 9.0 instead of 2.0 (other data was read)"),
+        (
+            6,
+            {"data_digest": "other", "loss": 9.0},
+            "at step 6 data_digest other instead of d6, loss 9.0 instead of 2.0 (other data was read)",
+        ),
         (6, {"loss": 2.0000000000000004}, "weights or random state were not restored"),
         (7, {"loss": math.nextafter(7 / 3, 3)}, "1 steps agreed: moments or random state"),
         (7, {"grad_norm": None}, "at step 7 grad_norm None instead of 1.0 (the data is the same and 1 steps agreed"),
@@ -50,5 +61,8 @@ def test_evaluations_and_earlier_steps_are_not_compared():
 
 def test_steps_of_other_settings_are_said_to_be_beyond_comparison():
     proof = ReplayProof([record(6), record(7)], 5, "another key")
-    assert proof.announcement == "2 lost steps cannot be compared: settings, versions or processes are not those they ran with"
+    assert (
+        proof.announcement
+        == "2 lost steps cannot be compared: settings, versions or processes are not those they ran with"
+    )
     assert proof.compare(record(6)) is None

@@ -51,7 +51,9 @@ def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, fo
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5]
-    assert {"optim/lr", "optim/grad_norm", "speed/tokens_per_second", "speed/mfu", "data/epoch"} <= set(events.Tags()["scalars"])
+    assert {"optim/lr", "optim/grad_norm", "speed/tokens_per_second", "speed/mfu", "data/epoch"} <= set(
+        events.Tags()["scalars"]
+    )
     mean = sum(4.0 / step for step in range(1, 6)) / 5
     assert f"step 5/10  loss {mean:.4f}" in caplog.text and caplog.text.count("tokens/s") == 1
 
@@ -76,7 +78,9 @@ def test_a_resume_proves_itself_by_the_steps_taken_again(accelerator, folder, ca
     first.close()
     second = reporter_of(accelerator, folder)
     second.open({}, 4)
-    assert "3 records after step 4 moved to metrics.lost.jsonl" in caplog.text and "3 steps are taken again" in caplog.text
+    assert (
+        "3 records after step 4 moved to metrics.lost.jsonl" in caplog.text and "3 steps are taken again" in caplog.text
+    )
     for step in range(5, 9):
         take(second, step)
     second.close()
@@ -105,7 +109,13 @@ def test_an_evaluation_stands_in_the_curve_and_in_the_tracker(accelerator, folde
     take(reporter, 1)
     reporter.evaluation(1, 32, 3.5, {"bits_per_byte": 1.25}, 0.5)
     reporter.close()
-    assert read_records(folder / CURVE)[1] == {"step": 1, "tokens": 32, "val_loss": 3.5, "bits_per_byte": 1.25, "seconds": 0.5}
+    assert read_records(folder / CURVE)[1] == {
+        "step": 1,
+        "tokens": 32,
+        "val_loss": 3.5,
+        "bits_per_byte": 1.25,
+        "seconds": 0.5,
+    }
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [event.value for event in events.Scalars("loss/validation")] == [3.5]
@@ -147,7 +157,12 @@ def test_the_time_of_a_pause_is_not_the_time_of_a_step(accelerator, folder, monk
 
 
 def test_only_the_main_process_writes(folder, tmp_path):
-    other = SimpleNamespace(is_main_process=False, init_trackers=lambda *a, **k: None, trackers=[], log=lambda *a, **k: pytest.fail("logged"))
+    other = SimpleNamespace(
+        is_main_process=False,
+        init_trackers=lambda *a, **k: None,
+        trackers=[],
+        log=lambda *a, **k: pytest.fail("logged"),
+    )
     reporter = reporter_of(other, folder)
     reporter.open({}, 3)
     assert take(reporter, 4)[0].step == 4

@@ -9,7 +9,9 @@ from trainer.metrics.trackers import check_tracker_names, open_trackers
 def log_steps(folder, steps, value, resumed_step):
     """One launch of a run called `run`: opens the trackers, logs a number at each step, ends."""
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(folder))
-    open_trackers(accelerator, ["tensorboard"], "run", folder / "run", {"seed": 1, "name": None, "betas": [0.9]}, resumed_step)
+    open_trackers(
+        accelerator, ["tensorboard"], "run", folder / "run", {"seed": 1, "name": None, "betas": [0.9]}, resumed_step
+    )
     for step in steps:
         accelerator.log({"loss/train": value}, step=step)
     for tracker in accelerator.trackers:

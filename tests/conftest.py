@@ -1,8 +1,13 @@
 """Fixtures that several rooms share."""
 
+import signal
+
 import pytest
 
 from trainer.checkpoint.store import CheckpointStore
+
+# A shell starts what it puts into the background with SIGINT ignored, and everything below would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -128,7 +128,8 @@ def save(run: Run, outcome: Outcome | None, is_best: bool) -> None:
         return
     with run.reporter.pause():
         known = run.reporter.known
-        run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
+        if run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step)):
+            run.reporter.saved()
 
 
 def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> str | None:

@@ -33,9 +33,8 @@ from trainer.errors import CheckpointError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
-from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.meters import SpeedMeter
-from trainer.metrics.reporter import Reporter
+from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
@@ -256,14 +255,14 @@ def _bring_to_its_place(run: Run) -> None:
     config = run.config
     wanted = _folder_or_word(config.resume_from_checkpoint)
     resolution = run.checkpointer.find(wanted)
+    if resolution.path is None and wanted == "latest":
+        _refuse_to_start_over(run)
     run.checkpointer.check_room()
     if run.accelerator.is_main_process:
         _make_folders(run)
     _warm_up(run)
     resumed_step = None
     if resolution.path is None:
-        if wanted == "latest":
-            _refuse_to_start_over(run)
         launch.seed_streams(config.seed, run.accelerator.process_index)
         log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
     else:
@@ -286,12 +285,11 @@ def _make_folders(run: Run) -> None:
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """A curve that reaches beyond the first save, and no checkpoints: they are gone, and starting over would bury what they were."""
-    last = max((record["step"] for record in read_records(run.folder / CURVE)), default=0)
-    if last >= run.config.checkpoint.every_steps:
+    """The run had checkpoints, and they are gone: starting over would bury what they were."""
+    if (run.folder / SAVED).exists():
         raise CheckpointError(
-            f"{run.folder} has a curve of {last} steps, but {checkpoints_folder(run.config)} holds no checkpoint; put the checkpoints back (is the "
-            "disk mounted?), or start over on purpose with resume_from_checkpoint=none"
+            f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
+            "mounted?), or start over on purpose with resume_from_checkpoint=none"
         )
 
 

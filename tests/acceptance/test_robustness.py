@@ -43,13 +43,26 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path):
     before = records(recipe)
     shutil.move(tmp_path / "checkpoints", tmp_path / "unmounted")
     said = train(recipe, "max_steps=12", exit_code=2)
-    assert "has a curve of 10 steps, but" in said and "holds no checkpoint; put the checkpoints back" in said
+    assert "tiny has saved checkpoints before, but" in said and "holds none; put them back" in said
     assert records(recipe) == before
 
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
     shutil.move(tmp_path / "unmounted", tmp_path / "checkpoints")
     train(recipe, "max_steps=12")
     assert [record["step"] for record in steps(recipe)] == list(range(1, 13))
+
+
+def test_a_run_killed_inside_its_very_first_save_starts_again_by_itself(tmp_path):
+    """The curve reaches the step of the save, and nothing was committed: there is nothing to go back to, and nothing is lost."""
+    recipe = write_recipe(
+        tmp_path, checkpoint={"every_steps": 5, "keep_best": 0}, max_steps=9, evaluation={"every_steps": 99}
+    )
+    run = start(recipe, "checkpoint.every_steps=99", "max_steps=400", "schedule.warmup_steps=4")
+    wait_for_step(recipe, 12, run)
+    run.kill()
+    assert not list((tmp_path / "checkpoints/tiny").glob("step-*"))
+    train(recipe)
+    assert [record["step"] for record in steps(recipe)] == list(range(1, 10))
 
 
 def test_a_recipe_whose_model_lost_a_setting_does_not_continue_another_model(tmp_path):

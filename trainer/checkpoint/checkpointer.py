@@ -95,14 +95,14 @@ class Checkpointer:
         """The reason to save at this step: every n-th is; None when there is none."""
         return "periodic" if step % self._every_steps == 0 else None
 
-    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> None:
-        """Commits a checkpoint of this moment. Does nothing when this step is committed already.
+    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> bool:
+        """Commits a checkpoint of this moment, if this step has none yet; returns whether it has one now.
 
         raises CheckpointError after MAX_FAILURES failures in a row, and at once when a final or interrupt save fails
         """
         step = self._state.progress.step
         if self._saved_step == step:
-            return
+            return True
         staging = self._store.folder / f".staging-{step:08d}"
         started = time.perf_counter()
         failure = self._agree(self._begin(step)) or self._agree(self._write(staging))
@@ -112,7 +112,7 @@ class Checkpointer:
             )
         if failure:
             self._after_failure(step, reason, failure)
-            return
+            return False
         self._failures, self._saved_step = 0, step
         if self._accelerator.is_main_process:
             written = self._store.entry(self._store.path(step)).manifest
@@ -123,6 +123,7 @@ class Checkpointer:
                 size(written.num_bytes),
                 duration(time.perf_counter() - started),
             )
+        return True
 
     def _begin(self, step: int) -> str | None:
         if not self._accelerator.is_main_process:

@@ -8,7 +8,7 @@ once). `flush` reads what is still on its way, before an evaluation, a save and 
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ from trainer.metrics.trackers import open_trackers
 from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
+
+SAVED = ".saved"
+"""Stands in runs/NAME once the run has committed a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ class Reporter:
                 log.info(self._proof.announcement)
             self._curve = Curve(self._folder)
             self._bar = ProgressBar(self._max_steps)
+            if resumed_step is None:
+                (self._folder / SAVED).unlink(missing_ok=True)
+            else:
+                self.saved()
         open_trackers(self._accelerator, self._trackers, self._name, self._folder, settings, resumed_step)
         self._meter.resume(time.perf_counter())
 
@@ -122,6 +129,11 @@ class Reporter:
         """Makes the curve durable up to the last step, before a checkpoint of that step is."""
         if self._curve is not None:
             self._curve.sync()
+
+    def saved(self) -> None:
+        """Leaves a mark that this run has a committed checkpoint: from then on it does not start over by itself."""
+        if self._main and not (self._folder / SAVED).exists():
+            self._try(SAVED, (self._folder / SAVED).touch)
 
     def evaluation(self, step: int, tokens: int, val_loss: float, facts: dict[str, float], seconds: float) -> None:
         """Writes down a validation loss, with further `facts` by name."""
@@ -186,22 +198,16 @@ class Reporter:
 
     def _put(self, record: dict[str, Any], values: dict[str, float]) -> None:
         """Writes to the curve and the trackers. A full disk does not end the run here: its checkpoints decide that."""
-        writes = {
-            "metrics.jsonl": lambda: self._curve.append(record),
-            "trackers": lambda: self._accelerator.log(values, record["step"]),
-        }
-        for what, write in writes.items():
-            try:
-                write()
-            except OSError as error:
-                self._failed_writes += 1
-                if self._failed_writes & (self._failed_writes - 1) == 0:  # told at the 1st, 2nd, 4th, 8th ...
-                    log.warning(
-                        "%s could not be written: %s (%d times by now); training goes on",
-                        what,
-                        error,
-                        self._failed_writes,
-                    )
+        self._try("metrics.jsonl", lambda: self._curve.append(record))
+        self._try("trackers", lambda: self._accelerator.log(values, record["step"]))
+
+    def _try(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._failed_writes += 1
+            if self._failed_writes & (self._failed_writes - 1) == 0:  # told at the 1st, 2nd, 4th, 8th ...
+                log.warning("%s: not written, %s (%d times by now); training goes on", what, error, self._failed_writes)
 
     def _prove(self, record: dict[str, Any]) -> None:
         verdict = self._proof.compare(record) if self._proof else None

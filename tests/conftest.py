@@ -6,8 +6,10 @@ import pytest
 
 from trainer.checkpoint.store import CheckpointStore
 
-# A shell starts what it puts into the background with SIGINT ignored, and everything below would inherit that.
+# A shell starts what it puts into the background with SIGINT ignored, nohup what it starts with SIGHUP ignored, and everything below
+# would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

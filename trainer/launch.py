@@ -1,5 +1,6 @@
 """This process's place among the others: device, threads, determinism, seeds, logging. Makes the Accelerator, and nobody else does."""
 
+import ctypes
 import logging
 import os
 import random
@@ -257,9 +258,21 @@ def _cpp_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
-def finish_processes(accelerator: Accelerator) -> None:
-    """Waits for every rank and ends the group; after it no collective is possible."""
+def finish_processes(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """Waits for every rank and ends the group; after it no collective is possible. `model` is what `prepare` gave back."""
     accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        leave_group(model)
     sys.stdout.flush()
+
+
+def leave_group(model: torch.nn.Module) -> None:
+    """Ends the group of processes, and keeps what DistributedDataParallel holds of it until this process ends.
+
+    Its reducer has a reference of its own to the group. Freed after the group was left, it would be the last one, and the group's
+    destructor would wait for a thread of gloo while holding Python's lock, which that thread takes to free a tensor: about one run
+    in twenty would never have ended. A reducer that is never freed leaves that work to the end of the process.
+    """
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(model.reducer))
+    torch.distributed.destroy_process_group()

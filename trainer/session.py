@@ -42,7 +42,7 @@ def run_session(config: Config) -> int:
             outcome = train(run)
             run.reporter.close()
             conclude(run, before, outcome)
-            finish_processes(run.accelerator)
+            finish_processes(run.accelerator, run.model)
         return EXIT_CODES[outcome.kind]
     except TrainerError as error:
         kind = "refused" if run is None else "failed"

@@ -1,5 +1,8 @@
 import logging
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,3 +112,35 @@ def test_the_log_is_the_main_processs_story_and_the_others_warnings(tmp_path, mo
         root.handlers[:] = before
         logging.getLogger("trainer").setLevel(level)
     assert (tmp_path / "run" / "train.log").read_text().endswith("INFO a decision\n")
+
+
+GROUP_OF_ONE = """
+import gc, pathlib, sys
+import torch
+import torch._dynamo  # as every run has; its first import within DistributedDataParallel would keep the group by chance
+from trainer.launch import leave_group
+
+def group_threads():
+    return sum(path.read_text().startswith("pt_gloo") for path in pathlib.Path("/proc/self/task").glob("*/comm"))
+
+def work():
+    torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    assert group_threads()
+    leave_group(model)
+
+work()
+gc.collect()
+print("left:", torch.distributed.is_initialized(), group_threads())
+"""
+
+
+def test_a_group_that_was_left_is_not_torn_down_under_python_s_lock(tmp_path):
+    """Its destructor waits for threads that may wait for that lock: a run in twenty hung at its end, having finished."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP_OF_ONE, str(tmp_path / "rendezvous")],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("left: False") and not done.stdout.startswith("left: False 0"), done.stdout

@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.launch import leave_group
 from trainer.model.head import chunked_cross_entropy
 
 
@@ -44,7 +45,7 @@ def _rank(rank: int, rendezvous: str) -> None:
             for shared, alone in zip(model.module.parameters(), whole.parameters(), strict=True):
                 torch.testing.assert_close(shared.grad, alone.grad, rtol=1e-5, atol=1e-7)
     finally:
-        dist.destroy_process_group()
+        leave_group(model)
 
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path):

@@ -44,6 +44,7 @@ set_up() {
             exit 2
         fi
         echo "$wanted" > "$stamp"
+        echo "$wanted" > "$project/.venv/.installed"  # with an extra, the packages without it are there too
     fi
 }
 

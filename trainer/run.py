@@ -303,7 +303,7 @@ def _folder_or_word(wanted: str) -> str:
 def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
     chosen = hyperparameters(run.optimizer)
-    run.checkpointer.restore(resolution, wanted)
+    run.checkpointer.restore(resolution, wanted, run.reporter.leave_curve)
     restore_hyperparameters(run.optimizer, chosen)
     progress = run.progress
     log.info(

@@ -627,3 +627,11 @@ def test_a_set_up_that_cannot_install_says_so_and_tries_again_next_time(checkout
         assert ended.returncode == 2 and "Could not find a version" in ended.stderr
         assert "the packages could not be installed" in paragraph(ended.stderr) and "check the network" in ended.stderr
     assert not (checkout / ".venv" / ".installed").exists()
+
+
+def test_a_set_up_with_an_extra_is_one_without_it_too(checkout, bare_path):
+    (checkout / ".venv" / ".installed").unlink()
+    executable(checkout / ".venv" / "bin" / "python", 'echo "$*" >> "$0.calls"')
+    for words in (["--setup", "test"], ["--setup"], ["--setup", "test"]):
+        assert launch_sh(checkout, *words, PATH=bare_path).returncode == 0
+    assert len((checkout / ".venv" / "bin" / "python.calls").read_text().splitlines()) == 1

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launching import checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
 
@@ -112,3 +113,22 @@ def test_a_branch_from_another_run_killed_before_its_first_save_goes_on_as_that_
     said = train(recipe, "max_steps=20")
     assert "resumed from" in said and "step 12 of 20" in said
     assert (tmp_path / "checkpoints/tiny/.abandoned-step-00000006").is_dir()
+
+
+def test_going_back_to_an_abandoned_branch_leaves_the_other_one_whole(tmp_path):
+    """Checkpoints, curve and TensorBoard of the branch that is left do not mix with those of the branch that is taken up again."""
+    recipe = write_recipe(tmp_path, max_steps=24, checkpoint={"every_steps": 6, "keep_last": 9})
+    train(recipe)
+    train(recipe, "resume_from_checkpoint=12", "optimizer.lr=0.001", "max_steps=20")
+    aside = tmp_path / "checkpoints/tiny/.abandoned-step-00000024"
+    said = train(recipe, f"resume_from_checkpoint={aside}", "max_steps=28")
+    assert "20 is not of the branch that goes on from here" in said
+    assert "records of the branch that was left moved to metrics.lost.jsonl" in said
+    assert [path.name for path in sorted((tmp_path / "checkpoints/tiny").glob("step-*"))] == [
+        "step-00000024",
+        "step-00000028",
+    ]
+    assert [record["step"] for record in steps(recipe)] == [25, 26, 27, 28]
+    drawn = EventAccumulator(str(tmp_path / "runs/tiny")).Reload()
+    assert [event.step for event in drawn.Scalars("loss/train")] == [25, 26, 27, 28]
+    assert "all 28 steps were taken before" in train(recipe, "max_steps=28")

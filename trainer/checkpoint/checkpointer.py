@@ -248,10 +248,11 @@ class Checkpointer:
         )  # fmt: skip
         return "latest"
 
-    def restore(self, resolution: Resolution, wanted: str) -> None:
+    def restore(self, resolution: Resolution, wanted: str, leave_curve: Callable[[], object]) -> None:
         """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way.
 
-        `wanted` is what resume_from_checkpoint said; the checkpoints that follow remember it when it went back.
+        wanted       what resume_from_checkpoint said; the checkpoints that follow remember it when it went back
+        leave_curve  called on rank 0 when the checkpoint comes from another run or branch, whose curve is not the one written here
         """
         folder, manifest = resolution.path, resolution.manifest
         load_model(self._model, folder / "model.safetensors", strict=True)
@@ -262,7 +263,7 @@ class Checkpointer:
         self._restore_random_states(folder, manifest)
         assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
         self._origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
-        self._told_by_main(lambda: self._set_aside(resolution))
+        self._told_by_main(lambda: self._set_aside(resolution, leave_curve))
         self._saved_step = manifest.step
         self._tell_changes(manifest)
 
@@ -280,16 +281,17 @@ class Checkpointer:
             accelerator.num_processes, manifest.world_size,
         )  # fmt: skip
 
-    def _set_aside(self, resolution: Resolution) -> None:
+    def _set_aside(self, resolution: Resolution, leave_curve: Callable[[], object]) -> None:
         for path in resolution.refused:
             if path.exists():
                 log.warning("%s is kept as %s", path.name, files.set_aside(path, "damaged").name)
-        is_own = resolution.path.resolve().parent == self._store.folder.resolve()
+        is_own = resolution.path.resolve() == self._store.path(resolution.manifest.step).resolve()
         for entry in self._store.entries():
             if entry.step > resolution.manifest.step or not is_own:
                 moved = files.set_aside(entry.path, "abandoned").name
                 log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
         if not is_own:
+            leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
             adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self._origin))
             log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
         self._store.point_links()

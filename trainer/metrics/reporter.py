@@ -74,9 +74,16 @@ class Reporter:
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
         self._failed_writes = 0
+        self._curve_left = False
         self.known: Known | None = None
         self.verdict: str | None = None
         """What the replay after the last resume proved, as one sentence; None while it is open."""
+
+    def leave_curve(self) -> None:
+        """Moves everything written so far to the lost records: what follows continues another run or branch."""
+        self._curve_left = True
+        if moved := cut_after(self._folder, -1):
+            log.info("%d records of the branch that was left moved to %s", moved, LOST)
 
     def open(self, settings: dict[str, Any], resumed_step: int | None) -> None:
         """Opens every output; after a resume at `resumed_step` the curve continues there."""
@@ -94,7 +101,9 @@ class Reporter:
                 (self._folder / SAVED).unlink(missing_ok=True)
             else:
                 self.saved()
-        open_trackers(self._accelerator, self._trackers, self._name, self._folder, settings, resumed_step)
+        open_trackers(
+            self._accelerator, self._trackers, self._name, self._folder, settings, None if self._curve_left else resumed_step
+        )  # fmt: skip
         self._meter.resume(time.perf_counter())
 
     def step(

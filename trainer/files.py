@@ -4,11 +4,12 @@ A name appears in a folder only when what it names is whole and on the disk: wri
 fsync the folder. Everything that must survive a crash goes through here, so that tests have one seam to fail at.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -152,3 +153,49 @@ def lock(path: Path) -> BinaryIO | None:
         file.close()
         return None
     return file
+
+
+_BLOCK_BYTES = 8 << 20
+
+
+def write_pages(path: Path, pages: memoryview, num_bytes: int, before_block: Callable[[int, int], None]) -> None:
+    """Writes the first `num_bytes` of page-aligned memory to a new file, past the page cache where the disk can, durably.
+
+    pages         whole pages of 4,096 bytes, at least `num_bytes` of them
+    before_block  called with start and end of each block before it is written: it may still change the block
+    """
+    descriptor = _open_direct(path)
+    try:
+        for start in range(0, len(pages), _BLOCK_BYTES):
+            end = min(start + _BLOCK_BYTES, len(pages))
+            before_block(start, min(end, num_bytes))
+            _write_all(descriptor, pages[start:end], start)
+        os.ftruncate(descriptor, num_bytes)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_direct(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o644)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        path.unlink(missing_ok=True)  # a memory file system, say, makes the file before it refuses the flag
+        return os.open(path, flags, 0o644)
+
+
+def _write_all(descriptor: int, block: memoryview, position: int) -> None:
+    """Writes a block whole; where the disk takes it only through the page cache after all, or in odd pieces, through that."""
+    while block:
+        try:
+            written = os.pwrite(descriptor, block, position)
+        except OSError as error:
+            direct = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+            if error.errno != errno.EINVAL or not direct:
+                raise
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT)
+            continue
+        block, position = block[written:], position + written

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainer.checkpoint.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
 from trainer.data.loader import Batch
 from trainer.metrics.reporter import Known
 from trainer.optim.build import step_if_finite
@@ -14,6 +15,9 @@ from trainer.optim.groups import set_learning_rate
 from trainer.run import Run, bits_per_byte
 
 log = logging.getLogger(__name__)
+
+WISHED = {WRITE: "budget", SNAPSHOT: "snapshot"}
+"""Why a save is made that the clock has wished for."""
 
 ANOTHER_ASKED = "another process was asked to stop"
 
@@ -42,6 +46,7 @@ def train(run: Run) -> Outcome:
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
         loss = accumulate_gradients(run, batch)
         grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
+        run.checkpointer.before_update()  # a snapshot may still be reading the weights
         step_if_finite(run.optimizer, grad_norm)
         run.optimizer.zero_grad()
 
@@ -50,7 +55,7 @@ def train(run: Run) -> Outcome:
         outcome = decide(run, known)
 
         is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
-        save(run, outcome, is_best)
+        save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
         if outcome:
             return outcome
     raise AssertionError("the loader never ends")
@@ -74,33 +79,30 @@ def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
 def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor) -> list[Known]:
     """Hands the step's numbers over; returns those that have reached the host, the same on every rank.
 
-    One reduction carries the loss and the ranks' wishes to stop.
+    One reduction carries the loss, the ranks' votes to stop, and rank 0's wish for a save.
     """
     accelerator, progress = run.accelerator, run.progress
-    vote = torch.full_like(loss, run.stop.vote)
-    mean = accelerator.reduce(torch.stack([loss / accelerator.num_processes, vote]), reduction="sum")
-    numbers = torch.stack([mean[0], grad_norm.to(mean.dtype), mean[1]])
+    vote, wish = torch.full_like(loss, run.stop.vote), torch.full_like(loss, run.checkpointer.wish())
+    mean = accelerator.reduce(torch.stack([loss / accelerator.num_processes, vote, wish]), reduction="sum")
+    numbers = torch.stack([mean[0], grad_norm.to(mean.dtype), mean[1], mean[2]])
     known = run.reporter.step(
         step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
         epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers,
     )  # fmt: skip
-    needed_now = (
-        run.evaluator.due(progress.step) or run.checkpointer.due(progress.step) or progress.step >= run.config.max_steps
-    )
+    # Before an evaluation, a save or the end nothing may be on its way.
+    needed_now = run.evaluator.due(progress.step) or run.checkpointer.due() or progress.step >= run.config.max_steps
+    needed_now = needed_now or any(numbers.stop_votes or numbers.save_wish for numbers in known)
     return known + run.reporter.flush() if needed_now else known
 
 
 def decide(run: Run, known: list[Known]) -> Outcome | None:
     """Whether this step is the last, by numbers that every rank has alike; None while there is more to do."""
-    asked_to_stop = any(numbers.stop_votes for numbers in known)
-    if asked_to_stop:
-        known = known + run.reporter.flush()  # nothing may be on its way when this step becomes the last
     for numbers in known:
         if reason := run.guard.judge(numbers.step, numbers.loss, numbers.grad_norm):
             return Outcome("diverged", reason)
     if run.progress.step >= run.config.max_steps:
         return Outcome("finished", f"all {run.config.max_steps} steps were taken")
-    if asked_to_stop:
+    if any(numbers.stop_votes for numbers in known):
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
     return None
 
@@ -118,18 +120,19 @@ def evaluate(run: Run) -> bool:
     return run.evaluator.record(step, result.loss)
 
 
-def save(run: Run, outcome: Outcome | None, is_best: bool) -> None:
-    """Saves when there is a reason to."""
+def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
+    """Saves when there is a reason to: the step's own, or what rank 0's clock has wished for."""
+    if wish >= GIVE_UP:
+        run.checkpointer.give_up()
     step = run.progress.step
     in_doubt = run.guard.in_doubt or (run.evaluator.last_step == step and run.evaluator.last_loss is None)
     best = "best" if is_best and run.config.checkpoint.keep_best else None
-    reason = reason_to_save(outcome, run.checkpointer.due(step) or best, in_doubt)
+    reason = reason_to_save(outcome, run.checkpointer.due() or best or WISHED.get(wish), in_doubt)
     if not reason:
         return
     with run.reporter.pause():
         known = run.reporter.known
-        if run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step)):
-            run.reporter.saved()
+        run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
 
 
 def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> str | None:

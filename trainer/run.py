@@ -19,9 +19,11 @@ import xxhash
 from accelerate import Accelerator
 
 from trainer import __version__, files, launch
-from trainer.checkpoint.checkpointer import Checkpointer, Description
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.ranks import Ranks
+from trainer.checkpoint.restore import Description, Restorer
 from trainer.checkpoint.resume import Resolution
-from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.retention import policy_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import checkpoints_folder, run_folder
@@ -33,6 +35,7 @@ from trainer.errors import CheckpointError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
+from trainer.metrics.curves import CURVE
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.trackers import check_tracker_names
@@ -72,6 +75,7 @@ class Run:
     evaluator: Evaluator
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
+    restorer: Restorer
     checkpointer: Checkpointer
     reporter: Reporter
     folder: Path
@@ -111,10 +115,12 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
+    ranks, store = Ranks(accelerator), CheckpointStore(checkpoints_folder(config))
+    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description)
     checkpointer = Checkpointer(
-        accelerator, bare_model, optimizer, state, CheckpointStore(checkpoints_folder(config)),
-        description, every_steps=config.checkpoint.every_steps,
-        policy=Policy(config.checkpoint.keep_last, config.checkpoint.keep_best), before_commit=reporter.sync,
+        accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
+        policy_of(config.checkpoint), run_folder=run_folder(config), curve=CURVE, mark=SAVED, global_batch=config.global_batch,
+        sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
     )  # fmt: skip
     run = Run(
         config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
@@ -124,8 +130,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
             min_lr_fraction=config.schedule.min_lr_fraction, decay_fraction=config.schedule.decay_fraction,
         ),
         state=state, guard=guard, stop=stop, evaluator=evaluator,
-        validate=_build_validation(config, corpus, accelerator, model), checkpointer=checkpointer, reporter=reporter,
-        folder=run_folder(config),
+        validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
+        reporter=reporter, folder=run_folder(config),
     )  # fmt: skip
     _bring_to_its_place(run)
     return run
@@ -254,7 +260,7 @@ def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
     wanted = _folder_or_word(config.resume_from_checkpoint)
-    resolution = run.checkpointer.find(wanted)
+    resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":
         _refuse_to_start_over(run)
     run.checkpointer.check_room()
@@ -269,6 +275,7 @@ def _bring_to_its_place(run: Run) -> None:
         resumed_step = resolution.manifest.step
         _restore(run, resolution, wanted)
     run.reporter.open(flatten(config), resumed_step)
+    run.checkpointer.begin(resumed_step)
 
 
 def _make_folders(run: Run) -> None:
@@ -303,7 +310,7 @@ def _folder_or_word(wanted: str) -> str:
 def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
     chosen = hyperparameters(run.optimizer)
-    run.checkpointer.restore(resolution, wanted, run.reporter.leave_curve)
+    run.restorer.restore(resolution, wanted, run.reporter.leave_curve)
     restore_hyperparameters(run.optimizer, chosen)
     progress = run.progress
     log.info(

@@ -40,6 +40,7 @@ def run_session(config: Config) -> int:
             run = build_run(config, stop)
             _note(folder, before, "running", run, "training")
             outcome = train(run)
+            run.checkpointer.close()
             run.reporter.close()
             conclude(run, before, outcome)
             finish_processes(run.accelerator, run.model)

@@ -1,331 +1,364 @@
-"""When to save, what to save, and how to load it back: the only user of save_state and register_for_checkpointing.
+"""When to save and how: the promise that little is lost, kept at a cost that is bounded.
 
-A save, step by step:
+    in memory   a snapshot now and then: one copy, after which training goes on (snapshot.py). It outlives the trainer, since
+                another process holds it and commits the newest when the trainer dies (writer.py)
+    on disk     by a budget (cadence.py), at steps that the settings name, for a best loss, and at the end: the same snapshot, written by
+                that process while training goes on; only a final and an interrupt save are waited for
 
-    all ranks   Accelerator.save_state(.staging-N)      model, optimizer, registered state; each rank its random streams
-    all ranks   random_states_R.json                    the same streams as JSON, which is what our own resume reads
-    rank 0      digests, manifest, fsync, rename        the commit; then links and pruning
-    all ranks   hear whether it worked                  a failed save is a counted warning, not the end of the run
-
-A load executes nothing from the folder: weights through safetensors, moments with weights_only, the state from the verified manifest,
-random streams from JSON. `Accelerator.load_state` on the same folder gives the same bits, for whoever trusts the folder.
+Rank 0's clock decides, and what it wishes travels with the numbers of a step, so that every rank saves after the same one. Where the
+memory has no room for a snapshot, saves are plain ones (plain.py), and that is said.
 """
 
 import json
 import logging
-import os
-import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 
 from trainer import files
 from trainer.checkpoint import random_states
-from trainer.checkpoint.manifest import Manifest, describe_files, incompatibilities
-from trainer.checkpoint.resume import Resolution, resolve
+from trainer.checkpoint.background import Background, Done, WriterLost
+from trainer.checkpoint.cadence import Budget, Cadence
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.plain import forget, plain_save
+from trainer.checkpoint.ranks import Ranks, say
+from trainer.checkpoint.restore import Description, Restorer
 from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.snapshot import Snapshots, free_memory_bytes, make_slot, slot_bytes_for, slots_that_fit
 from trainer.checkpoint.store import CheckpointStore
-from trainer.errors import CheckpointError, TrainerError
+from trainer.config.schema import CheckpointConfig
+from trainer.errors import CheckpointError
+from trainer.journal import Journal
 from trainer.state import TrainState
 from trainer.text import duration, size
 
 log = logging.getLogger(__name__)
 
-WRITE_FAILURES = (OSError, RuntimeError, SafetensorError)
-"""What a full or broken disk raises: the system itself, torch.save, safetensors."""
+NOTHING, SNAPSHOT, WRITE, GIVE_UP = 0.0, 1.0, 2.0, 3.0
+"""What rank 0 can wish for."""
 
-MAX_FAILURES = 3
-"""Failed saves in a row after which the run stops: the disk will not mend itself."""
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a manifest says beside the files: the facts of the run that do not change while it runs."""
-
-    identity: dict[str, Any]
-    model: dict[str, Any]
-    tokenizer: str | None
-    vocab_size: int
-    precision: str
-    versions: dict[str, str]
-    config_text: str
-    validation: str | None = None
-    """Fingerprint of the held-out data."""
+WAITED_FOR = ("final", "interrupt")
+"""Reasons for a save that must be on the disk before anything else happens."""
 
 
 class Checkpointer:
-    """Saves and restores one run. Every method is called on every rank; rank 0 decides and everyone is told."""
+    """Saves one run. Every method is called on every rank; rank 0 decides and everyone is told."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: TrainState,
-        store: CheckpointStore,
-        description: Description,
-        *,
-        every_steps: int,
-        policy: Policy,
-        before_commit: Callable[[], None],
-    ) -> None:
-        """`model` is the bare module whose keys are stored; `before_commit` makes metrics durable up to the saved step."""
-        self._accelerator, self._model, self._optimizer, self._state = accelerator, model, optimizer, state
-        self._store, self._description = store, description
-        self._every_steps, self._policy, self._before_commit = every_steps, policy, before_commit
+        self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
+        store: CheckpointStore, description: Description, restorer: Restorer, settings: CheckpointConfig, policy: Policy, *,
+        run_folder: Path, curve: str, mark: str, global_batch: int, sequences_per_epoch: int, before_commit: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """
+        model          the bare module whose keys are stored
+        curve, mark    names in `run_folder`: the metrics that must be durable with a checkpoint, and the file that says there is one
+        before_commit  makes these metrics durable, where this process commits
+        """
+        self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
+        self._state, self._store, self._description, self._restorer = state, store, description, restorer
+        self._settings, self._policy, self._run_folder = settings, policy, run_folder
+        self._curve, self._mark = run_folder / curve, run_folder / mark
+        self._global_batch, self._sequences_per_epoch, self._before_commit = global_batch, sequences_per_epoch, before_commit
+        self._journal = Journal(run_folder)
+        self._background: Background | None = None
+        self._cadence: Cadence | None = None
         self._saved_step: int | None = None
+        self._taken_at: dict[int, float] = {}
         self._failures = 0
-        self._untidy = 0
-        self._origin: str | None = None
-        self._held: BinaryIO | None = None
+        self._stepped_at: float | None = None
+        self._wished: float = NOTHING
+        self._gave_up: str | None = None
         accelerator.register_for_checkpointing(state)
+
+    def begin(self, resumed_step: int | None) -> None:
+        """Allocates the slots and starts the writer, once the run stands where it begins."""
+        self._saved_step = resumed_step
+        if not self._ranks.is_main:
+            return
+        self._background = self._make_background() if self._settings.asynchronous else None
+        if not self._settings.asynchronous:
+            log.info("saves: training waits for them, as checkpoint.asynchronous asks")
+        self._cadence = Cadence(
+            Budget(
+                self._settings.max_loss_seconds, self._settings.max_overhead_fraction, self._settings.every_minutes,
+                self._settings.every_tokens, writer_takes_from_step=self._accelerator.device.type == "cpu",
+                has_snapshots=self._background is not None,
+            ),
+            time.monotonic(), self._state.progress.tokens,
+        )  # fmt: skip
+
+    def _make_background(self) -> Background | None:
+        slot_bytes = self._slot_bytes()
+        free = free_memory_bytes()
+        number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
+        if number == 0:
+            log.warning(
+                "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory",
+                size(slot_bytes), size(free),
+            )  # fmt: skip
+            return None
+        slots = [make_slot(index, slot_bytes, self._accelerator.device) for index in range(number)]
+        log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
+        hello = {
+            "folder": str(self._store.folder.resolve()), "policy": asdict(self._policy), "run_folder": str(self._run_folder.resolve()),
+            "curve": str(self._curve.resolve()), "mark": str(self._mark.resolve()),
+            "second_place": self._settings.second_place, "second_place_every": self._settings.second_place_every,
+            "second_place_keep": self._settings.second_place_keep,
+            "second_place_bytes_per_second": self._settings.second_place_bytes_per_second,
+        }  # fmt: skip
+        inherited = [self._restorer.held.fileno()] if self._restorer.held else []
+        return Background(Snapshots(self._model, self._optimizer, slots, self._accelerator.device), hello, inherited)
+
+    def _slot_bytes(self) -> int:
+        buffers = sum(b.numel() * b.element_size() for b in self._model.buffers())
+        tensors = sum(1 for _ in self._model.parameters())
+        return slot_bytes_for(expected_bytes(self._model, self._optimizer) + buffers, 0, 4 * tensors)
+
+    # When
+
+    def due(self) -> str | None:
+        """The reason to save at this step, by the step alone; the same on every rank. None when there is none."""
+        step, settings = self._state.progress.step, self._settings
+        if self.ended_epoch() is not None and settings.keep_epochs:
+            return "epoch"
+        if settings.keep_every_steps and step % settings.keep_every_steps == 0:
+            return "every"
+        if settings.every_steps and step % settings.every_steps == 0:
+            return "periodic"
+        return None
+
+    def ended_epoch(self) -> int | None:
+        """The epoch that the last step ended, counted from 1; None when it ended within one."""
+        now = self._state.progress.sequences // self._sequences_per_epoch
+        before = (self._state.progress.sequences - self._global_batch) // self._sequences_per_epoch
+        return now if now > before else None
+
+    def wish(self) -> float:
+        """What rank 0's clock asks for after this step; it is granted when every rank has heard of it. On other ranks: nothing."""
+        if not self._ranks.is_main:
+            return NOTHING
+        self._poll()
+        now = time.monotonic()
+        if self._stepped_at is not None:
+            self._cadence.stepped(now - self._stepped_at)
+        self._stepped_at = now
+        if self._gave_up:
+            return GIVE_UP
+        if self._wished != NOTHING:
+            return NOTHING  # the ranks have not all heard of it yet
+        if self._cadence.write_due(now, self._state.progress.tokens):
+            self._wished = WRITE
+        elif self._background and self._cadence.snapshot_due(now):
+            self._wished = SNAPSHOT
+        return self._wished
 
     # Saving
 
-    def due(self, step: int) -> str | None:
-        """The reason to save at this step: every n-th is; None when there is none."""
-        return "periodic" if step % self._every_steps == 0 else None
+    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> None:
+        """Saves this moment, if that was not done; a final or an interrupt save is on the disk when this returns.
 
-    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> bool:
-        """Commits a checkpoint of this moment, if this step has none yet; returns whether it has one now.
-
-        raises CheckpointError after MAX_FAILURES failures in a row, and at once when a final or interrupt save fails
+        reason  `final`, `interrupt`, `best`, one of `due`, `budget` for a write that was wished for, `snapshot` for memory only
+        raises  CheckpointError on every rank when a final or an interrupt save fails
         """
+        self._wished = NOTHING
         step = self._state.progress.step
         if self._saved_step == step:
-            return True
-        staging = self._store.folder / f".staging-{step:08d}"
+            return
         started = time.perf_counter()
-        failure = self._agree(self._begin(step)) or self._agree(self._write(staging))
-        if not failure:
-            failure = self._agree(
-                self._commit(staging, reason, loss, val_loss) if self._accelerator.is_main_process else None
-            )
-        if failure:
-            self._after_failure(step, reason, failure)
+        manifest = self._manifest(reason, loss, val_loss)
+        in_background = self._ranks.told_by_main(lambda: self._background is not None)
+        if in_background:
+            files_of_ranks = self._ranks.gathered(self._small_files())
+            small = {name: content for of_rank in files_of_ranks for name, content in of_rank.items()}
+            taken = self._take(manifest, small, started) if self._ranks.is_main else False
+            if reason in WAITED_FOR and not self._ranks.told_by_main(lambda: taken and self._wait_for(step)):
+                in_background = False
+        if not in_background and reason != "snapshot":
+            self._save_plainly(manifest, started)
+        self._saved_step = step
+        self._stepped_at = None  # this step's time is not like the others'
+
+    def _take(self, manifest: Manifest, small: dict[str, bytes], started: float) -> bool:
+        """Snapshots into a slot and goes on; returns whether that could be done. Waits for a slot where the snapshot must reach the disk."""
+        to_write = manifest.reason != "snapshot"
+        try:
+            while (slot := self._background.free_slot()) is None:
+                if not to_write:
+                    return False
+                self._hear(self._background.poll(1.0))
+            self._background.take(slot, manifest, small, must_write=to_write)
+        except WriterLost as error:
+            self._do_without_writer(error)
             return False
-        self._failures, self._saved_step = 0, step
-        if self._accelerator.is_main_process:
-            written = self._store.entry(self._store.path(step)).manifest
-            log.info(
-                "step %d: checkpoint (%s), %s in %s",
-                step,
-                reason,
-                size(written.num_bytes),
-                duration(time.perf_counter() - started),
-            )
+        now = time.monotonic()
+        self._taken_at[manifest.step] = now
+        stall = time.perf_counter() - started
+        if manifest.reason not in WAITED_FOR:
+            self._cadence.snapshot_taken(now, stall, tokens=manifest.tokens, to_write=to_write)
         return True
 
-    def _begin(self, step: int) -> str | None:
-        if not self._accelerator.is_main_process:
-            return None
+    def _wait_for(self, step: int) -> bool:
+        """Waits until a step is written; False when no writer is left to do it. raises CheckpointError when it could not be written"""
         try:
-            self._store.begin(step)
-        except OSError as error:
-            return _say(error)
-        return None
+            done = self._background.wait_for(step, self._hear)
+        except WriterLost as error:
+            self._do_without_writer(error)
+            return False
+        if done.failure:
+            raise CheckpointError(self._failed_text(step, done.failure))
+        return True
 
-    def _write(self, staging: Path) -> str | None:
-        """This rank's files; the text of the failure where there is one, since a rank that raised alone would leave the others waiting."""
-        rank = self._accelerator.process_index
-        try:
-            self._accelerator.save_state(str(staging))
-            streams = random_states.capture(self._accelerator.device)
-            (staging / f"random_states_{rank}.json").write_text(json.dumps(streams), encoding="utf-8")
-        except WRITE_FAILURES as error:
-            return _say(error)
-        return None
+    def _do_without_writer(self, error: WriterLost) -> None:
+        log.warning("saves: training waits for them from here on, because %s", error)
+        self._journal.write("writer", state="given up", reason=str(error))
+        self._background = None
 
-    def _commit(self, staging: Path, reason: str, loss: float | None, val_loss: float | None) -> str | None:
-        try:
-            (staging / "config.yaml").write_text(self._description.config_text, encoding="utf-8")
-            for path in (path for path in staging.rglob("*") if path.is_file()):
-                os.chmod(path, 0o644)  # safetensors makes its file readable by the owner alone
-            self._before_commit()
-            manifest = self._manifest(reason, loss, val_loss, describe_files(staging))
-            self._store.commit(staging, manifest)
-        except WRITE_FAILURES as error:
-            return _say(error)
-        self._tidy(
-            {
-                "old checkpoints": lambda: self._store.prune(self._policy),
-                "the links latest and best": self._store.point_links,
-            }
+    def _save_plainly(self, manifest: Manifest, started: float) -> None:
+        failure = plain_save(
+            self._accelerator, self._ranks, self._store, manifest, self._description.config_text, self._before_commit
         )
-        return None
+        if not self._ranks.is_main:
+            if failure and manifest.reason in WAITED_FOR:
+                raise CheckpointError(self._failed_text(manifest.step, failure))
+            return
+        seconds = time.perf_counter() - started
+        self._taken_at[manifest.step] = time.monotonic() - seconds
+        self._cadence.snapshot_taken(time.monotonic(), seconds, tokens=manifest.tokens, to_write=True)
+        if failure:
+            self._journal.write("save_failed", step=manifest.step, reason=manifest.reason, failure=failure)
+            self._try({"what is left of it": lambda: forget(self._store, manifest.step)})
+        else:
+            self._mark.touch()
+            num_bytes = sum(path.stat().st_size for path in self._store.path(manifest.step).rglob("*") if path.is_file())
+            self._journal.write("save", step=manifest.step, reason=manifest.reason, bytes=num_bytes, seconds=round(seconds, 3))
+            self._try({"old checkpoints": self._prune, "the links latest and best": self._store.point_links})
+            self._hear([Done(manifest.step, manifest.reason, None, num_bytes, 0.0)])
+            return
+        self._hear([Done(manifest.step, manifest.reason, failure)])
+        if manifest.reason in WAITED_FOR:
+            raise CheckpointError(self._failed_text(manifest.step, failure))
 
-    def _tidy(self, works: dict[str, Callable[[], object]]) -> None:
+    def _prune(self) -> None:
+        for name, reason in self._store.prune(self._policy):
+            self._journal.write("prune", name=name, reason=reason)
+
+    def _try(self, works: dict[str, Callable[[], object]]) -> None:
         """What follows a commit or a failure; every checkpoint is whole without it, and the next save tries again."""
         for what, work in works.items():
             try:
                 work()
             except OSError as error:
-                self._untidy += 1
-                log.warning(
-                    "tidying %s in %s failed: %s (%d times by now)", what, self._store.folder, _say(error), self._untidy
-                )
+                self._tell_untidy([f"{what}: {say(error)}"])
 
-    def _manifest(self, reason: str, loss: float | None, val_loss: float | None, described: dict[str, Any]) -> Manifest:
+    def _manifest(self, reason: str, loss: float | None, val_loss: float | None) -> Manifest:
         progress, facts = self._state.progress, self._description
         return Manifest(
-            step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason,
+            step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason, epoch=self.ended_epoch(),
             created=datetime.now(UTC).isoformat(timespec="seconds"), loss=loss, val_loss=val_loss,
-            validation=self._description.validation, world_size=self._accelerator.num_processes, precision=facts.precision, identity=facts.identity,
-            origin=self._origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size, state=self._state.state_dict(),
-            versions=facts.versions, files=described,
+            validation=facts.validation, world_size=self._ranks.count, precision=facts.precision, identity=facts.identity,
+            origin=self._restorer.origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size,
+            state=self._state.state_dict(), versions=facts.versions,
         )  # fmt: skip
 
-    def _agree(self, failure: str | None) -> str | None:
-        """The first failure of any rank, on every rank."""
-        if self._accelerator.num_processes == 1:
-            return failure
-        return next((text for text in gather_object([failure]) if text), None)
+    def _small_files(self) -> dict[str, bytes]:
+        """This rank's files that do not hold the weights or the moments, as `Accelerator.save_state` would write them."""
+        rank, streams = self._ranks.number, random_states.capture(self._accelerator.device)
+        small = {
+            f"random_states_{rank}.json": json.dumps(streams).encode(),
+            f"random_states_{rank}.pkl": random_states.accelerate_file(self._accelerator.step),
+        }
+        if self._ranks.is_main:
+            small["custom_checkpoint_0.pkl"] = random_states.to_bytes(self._state.state_dict())
+            small["config.yaml"] = self._description.config_text.encode()
+            if self._accelerator.scaler is not None:
+                small["scaler.pt"] = random_states.to_bytes(self._accelerator.scaler.state_dict())
+        return small
 
-    def _after_failure(self, step: int, reason: str, failure: str) -> None:
+    # What came of it
+
+    def before_update(self) -> None:
+        """Called before each optimizer step: weights that are being copied must not change under the copy."""
+        if self._background is not None:
+            self._background.settle()
+
+    def _poll(self) -> None:
+        if self._background is None:
+            return
+        try:
+            self._background.advance()
+            self._hear(self._background.poll())
+        except WriterLost as error:
+            self._do_without_writer(error)
+
+    def _hear(self, answers: list[Done]) -> None:
+        """Takes in what was written, or failed to be."""
+        for done in answers:
+            if done.failure:
+                self._after_failure(done)
+                continue
+            self._failures = 0
+            now = time.monotonic()
+            self._cadence.write_committed(now, done.seconds, done.cpu_seconds)
+            log.info(
+                "step %d: checkpoint (%s), %s in %s", done.step, done.reason, size(done.num_bytes),
+                duration(now - self._taken_at.pop(done.step, now)),
+            )  # fmt: skip
+            self._tell_untidy(list(done.untidy))
+            if news := self._cadence.news():
+                log.info("saves: %s", news)
+
+    def _after_failure(self, done: Done) -> None:
         self._failures += 1
-        if self._accelerator.is_main_process:
-            leftover = self._store.folder / f".staging-{step:08d}"
-            self._tidy({"what is left of it": lambda: files.remove_folder(leftover) if leftover.exists() else None})
-        text = f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure})"
-        if reason in ("final", "interrupt") or self._failures >= MAX_FAILURES:
-            raise CheckpointError(
-                f"{text}, the {self._failures}. failure in a row; the checkpoints before it are whole: make room or mend the disk, "
-                "then start again with resume_from_checkpoint=latest"
-            )
-        log.warning(
-            "%s; training goes on, and the next save tries again (%d of %d)", text, self._failures, MAX_FAILURES
+        self._cadence.write_failed(done.cpu_seconds)
+        self._taken_at.pop(done.step, None)
+        text, most = self._failed_text(done.step, done.failure), self._settings.max_failures
+        if self._failures >= most:
+            self._gave_up = text
+        elif done.reason not in WAITED_FOR:
+            log.warning("%s; training goes on, and the next save tries again (%d of %d)", text, self._failures, most)
+
+    def _failed_text(self, step: int, failure: str) -> str:
+        return (
+            f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure}), the {max(1, self._failures)}. failure in "
+            "a row; the checkpoints before it are whole: make room or mend the disk, then start again with resume_from_checkpoint=latest"
         )
 
-    # Loading
+    def _tell_untidy(self, failures: list[str]) -> None:
+        for failure in failures:
+            log.warning("tidying %s failed: %s; the next save tries again", self._store.folder, failure)
 
-    def find(self, wanted: str) -> Resolution:
-        """Sweeps leftovers and finds where to continue from, on rank 0; the same answer, or the same error, on every rank."""
-        return self._told_by_main(lambda: self._find(wanted))
+    def give_up(self) -> None:
+        """Ends the run on every rank, because too many saves in a row have failed. raises CheckpointError"""
 
-    def _find(self, wanted: str) -> Resolution:
-        self._hold()
-        for name in self._store.sweep():
-            log.info("removed %s, which was never committed", name)
-        resolution = resolve(self._store, self._unless_gone_on(wanted))
-        for path, reason in resolution.refused.items():
-            log.warning("%s is passed over: %s", path.name, reason)
-        if resolution.manifest and (different := _differences(resolution.manifest, self._description)):
-            raise CheckpointError(
-                f"{resolution.path} cannot be continued by this run: {'; '.join(different)}. "
-                "Give the new run another name, or undo the change"
-            )
-        return resolution
+        def say_why() -> None:
+            raise CheckpointError(self._gave_up)
 
-    def _hold(self) -> None:
-        """Takes these checkpoints for this process: another that swept or pruned here would remove what this one writes."""
-        self._held = files.lock(self._store.folder / ".lock")
-        if self._held is None:
-            raise CheckpointError(
-                f"another process is writing checkpoints to {self._store.folder} right now; wait for it, stop it, or give this run "
-                "another name"
-            )
+        self._ranks.told_by_main(say_why)
 
-    def _unless_gone_on(self, wanted: str) -> str:
-        """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.
-
-        Whoever goes back starts the same command again after a crash; going back once more would throw away what came since.
-        """
-        newest = next(iter(self._store.sound_manifests()), None)
-        if wanted in ("latest", "none") or newest is None or newest.origin != wanted:
-            return wanted
-        log.warning(
-            "the run was taken back to %s before and has gone on to step %d: it continues there; to go back once more, move the "
-            "newer step-* folders out of %s", wanted, newest.step, self._store.folder,
-        )  # fmt: skip
-        return "latest"
-
-    def restore(self, resolution: Resolution, wanted: str, leave_curve: Callable[[], object]) -> None:
-        """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way.
-
-        wanted       what resume_from_checkpoint said; the checkpoints that follow remember it when it went back
-        leave_curve  called on rank 0 when the checkpoint comes from another run or branch, whose curve is not the one written here
-        """
-        folder, manifest = resolution.path, resolution.manifest
-        load_model(self._model, folder / "model.safetensors", strict=True)
-        self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
-        if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
-            self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
-        self._state.load_state_dict(manifest.state)
-        self._restore_random_states(folder, manifest)
-        assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
-        self._origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
-        self._told_by_main(lambda: self._set_aside(resolution, leave_curve))
-        self._saved_step = manifest.step
-        self._tell_changes(manifest)
-
-    def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:
-        accelerator = self._accelerator
-        rank = accelerator.process_index
-        if manifest.world_size == accelerator.num_processes:
-            states = json.loads((folder / f"random_states_{rank}.json").read_text(encoding="utf-8"))
-            random_states.restore(states, accelerator.device)
-            return
-        random_states.seed_anew(self._description.identity["seed"], manifest.step, rank)
-        log.info(
-            "%d processes now, %d before: order and batches of the data are the same; random streams start anew from "
-            "(seed, step, rank), and losses agree up to the order of summation",
-            accelerator.num_processes, manifest.world_size,
-        )  # fmt: skip
-
-    def _set_aside(self, resolution: Resolution, leave_curve: Callable[[], object]) -> None:
-        for path in resolution.refused:
-            if path.exists():
-                log.warning("%s is kept as %s", path.name, files.set_aside(path, "damaged").name)
-        is_own = resolution.path.resolve() == self._store.path(resolution.manifest.step).resolve()
-        for entry in self._store.entries():
-            if entry.step > resolution.manifest.step or not is_own:
-                moved = files.set_aside(entry.path, "abandoned").name
-                log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
-        if not is_own:
-            leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
-            adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self._origin))
-            log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
-        self._store.point_links()
-
-    def _tell_changes(self, manifest: Manifest) -> None:
-        if manifest.precision != self._description.precision:
-            log.info("precision is %s now and was %s before", self._description.precision, manifest.precision)
-        for package, version in self._description.versions.items():
-            if (before := manifest.versions.get(package)) not in (None, version):
-                log.warning("%s is %s now and was %s: a replay may differ in the last bits", package, version, before)
-
-    def _told_by_main(self, decide: Callable[[], Any]) -> Any:
-        """Runs `decide` on rank 0 and gives its result, or its error, to every rank: one that raised alone would leave the others waiting."""
-        outcome: list[Any] = [None, None]
-        if self._accelerator.is_main_process:
+    def close(self) -> None:
+        """Waits for the writer to finish what was promised; it keeps nothing that was only in memory."""
+        if self._background is not None:
             try:
-                outcome[0] = decide()
-            except TrainerError as error:
-                outcome[1] = error
-            except OSError as error:
-                outcome[1] = CheckpointError(
-                    f"{self._store.folder} cannot be used ({_say(error)}); mend that and start again"
-                )
-        if self._accelerator.num_processes > 1:
-            broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+                while self._background.pending():
+                    self._background.advance(wait=True)
+                    self._hear(self._background.poll(1.0))
+            except WriterLost as error:
+                self._do_without_writer(error)
+            else:
+                self._background.end()
 
     # Room
 
     def check_room(self) -> None:
         """Compares the bytes that the kept checkpoints and one in flight will take with what is free, before the first step."""
-        self._told_by_main(self._check_room)
+        self._ranks.told_by_main(self._check_room)
 
     def _check_room(self) -> None:
         one = expected_bytes(self._model, self._optimizer)
@@ -355,22 +388,3 @@ def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
         for p in group["params"]
     )
     return parameters + moments
-
-
-def _differences(manifest: Manifest, description: Description) -> list[str]:
-    return incompatibilities(manifest, description.identity, description.model)
-
-
-def _load_tensors(path: Path) -> dict[str, Any]:
-    """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be loaded although its digest is right ({reason}): it is not what this trainer writes; resume from another checkpoint"
-        ) from None
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

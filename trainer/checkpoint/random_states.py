@@ -5,6 +5,7 @@ start fails.
 """
 
 import base64
+import io
 import random
 from typing import Any
 
@@ -22,6 +23,30 @@ def capture(device: torch.device) -> dict[str, Any]:
         "torch": _to_text(torch.get_rng_state()),
         "cuda": _to_text(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
     }
+
+
+def accelerate_file(step: int) -> bytes:
+    """This rank's `random_states_R.pkl`, with the entries that `Accelerator.load_state` reads.
+
+    step    Accelerate's own count of micro-batches
+    source  accelerate 1.15, checkpointing.py, save_accelerator_state
+    """
+    states: dict[str, Any] = {
+        "step": step,
+        "random_state": random.getstate(),
+        "numpy_random_seed": np.random.get_state(),
+        "torch_manual_seed": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["torch_cuda_manual_seed"] = torch.cuda.get_rng_state_all()
+    return to_bytes(states)
+
+
+def to_bytes(value: Any) -> bytes:
+    """What torch.save writes of a value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def restore(states: dict[str, Any], device: torch.device) -> None:

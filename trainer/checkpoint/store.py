@@ -64,9 +64,13 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
+    def staging(self, step: int) -> Path:
+        """Where a checkpoint of this step is written until it is committed."""
+        return self.folder / f".staging-{step:08d}"
+
     def begin(self, step: int) -> Path:
         """An empty folder to write a checkpoint into; it is not one until `commit`."""
-        staging = self.folder / f".staging-{step:08d}"
+        staging = self.staging(step)
         if staging.exists():
             files.remove_folder(staging)
         staging.mkdir(parents=True)

@@ -41,6 +41,8 @@ class Known:
     """Total norm before clipping."""
     stop_votes: float
     """How many ranks were asked to stop by then."""
+    save_wish: float
+    """What rank 0 wished for then: see checkpoint/checkpointer.py."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Reporter:
             if resumed_step is None:
                 (self._folder / SAVED).unlink(missing_ok=True)
             else:
-                self.saved()
+                self._try(SAVED, (self._folder / SAVED).touch)
         open_trackers(
             self._accelerator, self._trackers, self._name, self._folder, settings, None if self._curve_left else resumed_step
         )  # fmt: skip
@@ -117,7 +119,7 @@ class Reporter:
         data_digest: str,
         numbers: torch.Tensor,
     ) -> list[Known]:
-        """Hands over one step; `numbers` [3] on the device: loss, gradient norm, votes to stop.
+        """Hands over one step; `numbers` [4] on the device: loss, gradient norm, votes to stop, wish for a save.
 
         Returns the steps whose numbers have reached the host by now: this one on a CPU, the one before on a GPU.
         """
@@ -138,11 +140,6 @@ class Reporter:
         """Makes the curve durable up to the last step, before a checkpoint of that step is."""
         if self._curve is not None:
             self._curve.sync()
-
-    def saved(self) -> None:
-        """Leaves a mark that this run has a committed checkpoint: from then on it does not start over by itself."""
-        if self._main and not (self._folder / SAVED).exists():
-            self._try(SAVED, (self._folder / SAVED).touch)
 
     def evaluation(self, step: int, tokens: int, val_loss: float, facts: dict[str, float], seconds: float) -> None:
         """Writes down a validation loss, with further `facts` by name."""
@@ -175,8 +172,8 @@ class Reporter:
     def _arrive(self, pending: _Pending) -> Known:
         if pending.ready is not None:
             pending.ready.synchronize()
-        loss, grad_norm, stop_votes = pending.numbers.tolist()
-        self.known = Known(pending.record["step"], loss, grad_norm, stop_votes)
+        loss, grad_norm, stop_votes, save_wish = pending.numbers.tolist()
+        self.known = Known(pending.record["step"], loss, grad_norm, stop_votes, save_wish)
         if self._main:
             self._write(pending.record, pending.speed, loss, grad_norm)
         return self.known

@@ -1,0 +1,228 @@
+"""The trainer's side of the writer: starts it, hands it snapshots, hears what came of them, and starts another when it died."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import trainer
+from trainer.checkpoint.channel import Channel, to_text
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.snapshot import Slot, Snapshots
+
+log = logging.getLogger(__name__)
+
+MAX_STARTS = 3
+"""Writers that may die in a row before saves are made without one."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of one write."""
+
+    step: int
+    reason: str
+    failure: str | None
+    num_bytes: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    untidy: tuple[str, ...] = ()
+
+
+@dataclass
+class _Held:
+    """What a slot holds, as the writer was told; said again to a writer that takes a dead one's place."""
+
+    manifest: Manifest
+    small: Mapping[str, bytes]
+    must_write: bool
+    is_asked: bool = False
+
+
+class WriterLost(Exception):
+    """Writers died MAX_STARTS times in a row: saves are made without one from here on."""
+
+
+class Background:
+    """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
+
+    def __init__(self, snapshots: Snapshots, hello: dict[str, Any], inherited: list[int]) -> None:
+        """`hello` is what the writer needs to know once; `inherited` descriptors stay open in it: the lock of the folder."""
+        self._snapshots, self._inherited = snapshots, inherited
+        self._hello = {
+            **hello, "pid": os.getpid(), "slots": [slot.descriptor for slot in snapshots.slots],
+            "slot_bytes": len(snapshots.slots[0].pages),
+        }  # fmt: skip
+        self._held: dict[int, _Held] = {}
+        self._arriving: list[tuple[Slot, _Held]] = []
+        self._process: subprocess.Popen | None = None
+        self._deaths = 0
+        self.replaced = 0
+        """Snapshots that were asked onto the disk and overtaken by newer ones before their turn came."""
+        self._start()
+
+    # What the checkpointer asks
+
+    @property
+    def writing(self) -> int | None:
+        """The slot whose write is in flight."""
+        return next((number for number, held in self._held.items() if held.is_asked), None)
+
+    def free_slot(self) -> Slot | None:
+        """The slot for the next snapshot: of those not being written and not promised to the disk, the older; None: there is none."""
+        promised = {number for number, held in self._held.items() if held.is_asked or held.must_write}
+        free = [slot for slot in self._snapshots.slots if slot.number not in promised]
+        return min(free, key=lambda slot: -1 if slot.step is None else slot.step, default=None)
+
+    def take(self, slot: Slot, manifest: Manifest, small: Mapping[str, bytes], *, must_write: bool) -> None:
+        """Snapshots this moment into the slot; it counts as whole from when its copies have arrived."""
+        if not self._snapshots.is_laid_out():
+            self._lay_out()
+        self._held.pop(slot.number, None)
+        self._send({"do": "begin", "slot": slot.number})
+        self._snapshots.copy(slot, manifest.step)
+        self._arriving.append((slot, _Held(manifest, small, must_write)))
+        self.advance()
+
+    def _lay_out(self) -> None:
+        """A new layout for every slot, once nothing waits to be written by the old one. raises WriterLost"""
+        while self.pending():
+            self.advance(wait=True)
+            self.poll(1.0)
+        self._held.clear()
+        for each in self._snapshots.slots:
+            self._send({"do": "begin", "slot": each.number})
+        self._snapshots.lay_out()
+        self._send({"do": "images", "images": self._snapshots.layout.facts()})
+
+    def advance(self, *, wait: bool = False) -> None:
+        """Tells the writer of snapshots whose copies have arrived, and asks for the write whose turn it is."""
+        for slot, held in list(self._arriving):
+            if slot.copied is not None:
+                if wait:
+                    slot.copied.synchronize()
+                elif not slot.copied.query():
+                    continue
+                slot.copied = None
+            self._arriving.remove((slot, held))
+            self._held[slot.number] = held
+            self._tell_whole(slot.number, held)
+        self._ask_next()
+
+    def poll(self, seconds: float = 0.0) -> list[Done]:
+        """What was written since the last call; waits up to `seconds` for something. raises WriterLost"""
+        try:
+            answers = self._channel.arrived(seconds)
+        except OSError as error:
+            log.warning("the writer's socket broke: %s", error)
+            answers = None
+        if answers is None:
+            self._start_again()
+            return []
+        done = []
+        for answer in answers:
+            self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
+            self._deaths = 0
+            done.append(
+                Done(
+                    answer["step"], answer["reason"], answer["failure"], answer.get("bytes", 0), answer.get("seconds", 0.0),
+                    answer.get("cpu_seconds", 0.0), tuple(answer.get("untidy", ())),
+                )
+            )  # fmt: skip
+        if done:
+            self._ask_next()
+        return done
+
+    def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
+        """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
+        self.advance(wait=True)
+        while True:
+            answers = self.poll(1.0)
+            hear(answers)
+            for done in answers:
+                if done.step == step:
+                    return done
+
+    def settle(self) -> None:
+        """Makes the device's next work wait for copies that are still under way."""
+        if self._arriving:
+            self._snapshots.settle()
+
+    def pending(self) -> bool:
+        """Whether something that was promised is not on the disk yet."""
+        return bool(self._arriving) or any(held.is_asked or held.must_write for held in self._held.values())
+
+    def end(self) -> None:
+        """Lets the writer finish what it was asked, and waits for it; it rescues nothing after that."""
+        try:
+            self._channel.send({"do": "end"})
+        except OSError as error:
+            log.info("the writer has gone before: %s", error)
+        self._process.wait()
+        self._channel.close()
+
+    def leave(self) -> None:
+        """Lets go of the writer as a death would: it commits the newest whole snapshot."""
+        self._channel.close()
+
+    # The writer's process
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        passed = [theirs.fileno(), *self._hello["slots"], *self._inherited]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "trainer.checkpoint.writer", str(theirs.fileno())], pass_fds=passed, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_environment(),
+        )  # fmt: skip
+        theirs.close()
+        self._channel = Channel(ours)
+        self._channel.send(self._hello)
+
+    def _start_again(self) -> None:
+        """A new writer, told everything that the dead one knew. raises WriterLost"""
+        self._deaths += 1
+        code = self._process.wait()
+        self._channel.close()
+        if self._deaths >= MAX_STARTS:
+            raise WriterLost(f"{self._deaths} writers in a row died, the last with code {code}")
+        log.warning("the writer died (code %d); another takes its place", code)
+        self._start()
+        if self._snapshots.layout is not None:
+            self._channel.send({"do": "images", "images": self._snapshots.layout.facts()})
+        for number, held in self._held.items():
+            held.must_write = held.must_write or held.is_asked
+            held.is_asked = False
+            self._tell_whole(number, held)
+        self._ask_next()
+
+    def _tell_whole(self, number: int, held: _Held) -> None:
+        small = {name: to_text(content) for name, content in held.small.items()}
+        self._send({"do": "whole", "slot": number, "manifest": asdict(held.manifest), "small": small})
+
+    def _ask_next(self) -> None:
+        """Asks for the oldest promised write, if none is in flight."""
+        if self.writing is not None:
+            return
+        promised = [(held.manifest.step, number) for number, held in self._held.items() if held.must_write]
+        if promised:
+            number = min(promised)[1]
+            self._held[number].is_asked = True
+            self._send({"do": "write", "slot": number})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Sends; a writer that is gone is noticed at the next poll, which tells the next one everything anew."""
+        try:
+            self._channel.send(message)
+        except OSError as error:
+            log.debug("the writer did not take %s: %s", message["do"], error)
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, in which the writer finds this very package."""
+    package = str(Path(trainer.__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}

@@ -1,0 +1,160 @@
+"""Finding the checkpoint to continue from and loading it, without executing anything from it.
+
+Weights come through safetensors, moments with torch's weights-only loader, the state from the verified manifest, random streams from
+JSON. `Accelerator.load_state` on the same folder gives the same bits, for whoever trusts the folder.
+"""
+
+import json
+import logging
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_model
+
+from trainer import files
+from trainer.checkpoint import random_states
+from trainer.checkpoint.lock import hold
+from trainer.checkpoint.manifest import Manifest, incompatibilities
+from trainer.checkpoint.ranks import Ranks
+from trainer.checkpoint.resume import Resolution, resolve
+from trainer.checkpoint.store import CheckpointStore
+from trainer.errors import CheckpointError
+from trainer.state import TrainState
+
+log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Description:
+    """What a manifest says beside the files: the facts of the run that do not change while it runs."""
+
+    identity: dict[str, Any]
+    model: dict[str, Any]
+    tokenizer: str | None
+    vocab_size: int
+    precision: str
+    versions: dict[str, str]
+    config_text: str
+    validation: str | None = None
+    """Fingerprint of the held-out data."""
+
+
+class Restorer:
+    """Brings a run to a checkpoint. Every method is called on every rank; rank 0 decides and everyone is told."""
+
+    def __init__(
+        self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
+        store: CheckpointStore, description: Description,
+    ) -> None:  # fmt: skip
+        """`model` is the bare module whose keys are stored."""
+        self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
+        self._state, self._store, self._description = state, store, description
+        self.origin: str | None = None
+        """The step, path or `best` that this run was last taken back to on purpose."""
+        self.held: BinaryIO | None = None
+        """The lock of the folder, on rank 0; whoever has the descriptor holds it."""
+
+    def find(self, wanted: str) -> Resolution:
+        """Sweeps leftovers and finds where to continue from, on rank 0; the same answer, or the same error, on every rank."""
+        return self._ranks.told_by_main(lambda: self._find(wanted))
+
+    def _find(self, wanted: str) -> Resolution:
+        self.held = hold(self._store.folder)
+        for name in self._store.sweep():
+            log.info("removed %s, which was never committed", name)
+        resolution = resolve(self._store, self._unless_gone_on(wanted))
+        for path, reason in resolution.refused.items():
+            log.warning("%s is passed over: %s", path.name, reason)
+        if resolution.manifest and (different := _differences(resolution.manifest, self._description)):
+            raise CheckpointError(
+                f"{resolution.path} cannot be continued by this run: {'; '.join(different)}. "
+                "Give the new run another name, or undo the change"
+            )
+        return resolution
+
+    def _unless_gone_on(self, wanted: str) -> str:
+        """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.
+
+        Whoever goes back starts the same command again after a crash; going back once more would throw away what came since.
+        """
+        newest = next(iter(self._store.sound_manifests()), None)
+        if wanted in ("latest", "none") or newest is None or newest.origin != wanted:
+            return wanted
+        log.warning(
+            "the run was taken back to %s before and has gone on to step %d: it continues there; to go back once more, move the "
+            "newer step-* folders out of %s", wanted, newest.step, self._store.folder,
+        )  # fmt: skip
+        return "latest"
+
+    def restore(self, resolution: Resolution, wanted: str, leave_curve: Callable[[], object]) -> None:
+        """Loads weights, moments, state and random streams, bit for bit, then takes newer and refused folders out of the way.
+
+        wanted       what resume_from_checkpoint said; the checkpoints that follow remember it when it went back
+        leave_curve  called on rank 0 when the checkpoint comes from another run or branch, whose curve is not the one written here
+        """
+        folder, manifest = resolution.path, resolution.manifest
+        load_model(self._model, folder / "model.safetensors", strict=True)
+        self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
+        if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
+            self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
+        self._state.load_state_dict(manifest.state)
+        self._restore_random_states(folder, manifest)
+        assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
+        self.origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
+        self._ranks.told_by_main(lambda: self._set_aside(resolution, leave_curve))
+        self._tell_changes(manifest)
+
+    def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:
+        accelerator = self._accelerator
+        rank = accelerator.process_index
+        if manifest.world_size == accelerator.num_processes:
+            states = json.loads((folder / f"random_states_{rank}.json").read_text(encoding="utf-8"))
+            random_states.restore(states, accelerator.device)
+            return
+        random_states.seed_anew(self._description.identity["seed"], manifest.step, rank)
+        log.info(
+            "%d processes now, %d before: order and batches of the data are the same; random streams start anew from "
+            "(seed, step, rank), and losses agree up to the order of summation",
+            accelerator.num_processes, manifest.world_size,
+        )  # fmt: skip
+
+    def _set_aside(self, resolution: Resolution, leave_curve: Callable[[], object]) -> None:
+        for path in resolution.refused:
+            if path.exists():
+                log.warning("%s is kept as %s", path.name, files.set_aside(path, "damaged").name)
+        is_own = resolution.path.resolve() == self._store.path(resolution.manifest.step).resolve()
+        for entry in self._store.entries():
+            if entry.step > resolution.manifest.step or not is_own:
+                moved = files.set_aside(entry.path, "abandoned").name
+                log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
+        if not is_own:
+            leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
+            adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self.origin))
+            log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
+        self._store.point_links()
+
+    def _tell_changes(self, manifest: Manifest) -> None:
+        if manifest.precision != self._description.precision:
+            log.info("precision is %s now and was %s before", self._description.precision, manifest.precision)
+        for package, version in self._description.versions.items():
+            if (before := manifest.versions.get(package)) not in (None, version):
+                log.warning("%s is %s now and was %s: a replay may differ in the last bits", package, version, before)
+
+
+def _differences(manifest: Manifest, description: Description) -> list[str]:
+    return incompatibilities(manifest, description.identity, description.model)
+
+
+def _load_tensors(path: Path) -> dict[str, Any]:
+    """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be loaded although its digest is right ({reason}): it is not what this trainer writes; resume from another checkpoint"
+        ) from None

@@ -1,0 +1,236 @@
+"""The process beside the trainer that turns snapshots in memory into checkpoints on disk. Imports no torch.
+
+    the trainer says                                    and the writer
+      hello   slots, folder, policy, ...                  shares the memory, sweeps what an earlier writer left half done
+      images  where the files lie in a slot               knows what to write
+      begin   slot                                        forgets what the slot held: it is being filled
+      whole   slot, manifest, small files                 knows that the slot holds a whole snapshot
+      write   slot                                        writes, hashes, waits for the disk, commits, prunes, and answers: done
+      end                                                 finishes what was asked, and leaves
+
+When the trainer dies, whatever killed it, its end of the socket closes: the writer then commits the newest whole snapshot that is
+not on the disk yet, and leaves. Until it has, it holds the lock of the folder, which it shares with the trainer.
+"""
+
+import logging
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import xxhash
+from isal import isal_zlib
+
+from trainer import files
+from trainer.checkpoint.channel import Channel, to_bytes
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.store import CheckpointStore
+from trainer.journal import Journal
+
+log = logging.getLogger(__name__)
+
+RESCUED = "rescued"
+"""The reason of a checkpoint that was committed after the trainer's death."""
+
+PARENT_SECONDS = 0.5
+"""How often the writer looks whether the trainer lives, besides the socket, which a process forked from it would keep open."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a slot holds: everything about a checkpoint but the digests of its files."""
+
+    slot: int
+    manifest: Manifest
+    small: dict[str, bytes]
+    """Files that do not come from the slot's memory, by name."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A file in a slot's memory: its name, where it begins, its size, and the checksums to fill in."""
+
+    name: str
+    start: int
+    num_bytes: int
+    padded_bytes: int
+    checksums: list[tuple[int, int, list[int]]]
+
+
+class Writer:
+    """Takes messages in one thread and writes in another, so that the trainer never waits to be heard."""
+
+    def __init__(self, channel: Channel, hello: dict[str, Any]) -> None:
+        self._channel = channel
+        self._store = CheckpointStore(Path(hello["folder"]))
+        self._policy = Policy(**hello["policy"])
+        self._slots = [memoryview(mmap.mmap(descriptor, hello["slot_bytes"])) for descriptor in hello["slots"]]
+        self._journal = Journal(Path(hello["run_folder"]))
+        self._curve, self._mark = Path(hello["curve"]), Path(hello["mark"])
+        self._parent = hello["pid"]
+        self._images: list[Image] = []
+        self._whole: dict[int, Snapshot] = {}
+        self._asked: deque[int] = deque()
+        self._ended: str | None = None
+        self._committed: set[int] = set()
+        self._news = threading.Condition()
+
+    def run(self) -> None:
+        """Serves until the trainer ends or dies, and then to the end of what is to be done."""
+        self._store.sweep()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        while (slot := self._next()) is not None:
+            self._answer(self._whole[slot])
+        if self._ended == "died" and (newest := self._newest()):
+            self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
+
+    # Listening
+
+    def _listen(self) -> None:
+        try:
+            while (message := self._channel.receive()) is not None:
+                with self._news:
+                    self._take(message)
+                    self._news.notify()
+        except OSError as error:
+            log.info("the trainer's end of the socket broke: %s", error)
+        with self._news:
+            self._ended = self._ended or "died"
+            self._news.notify()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message["do"]:
+            case "images":
+                self._images = [Image(**image) for image in message["images"]]
+            case "begin":
+                self._whole.pop(message["slot"], None)
+            case "whole":
+                small = {name: to_bytes(text) for name, text in message["small"].items()}
+                self._whole[message["slot"]] = Snapshot(message["slot"], Manifest(**message["manifest"]), small)
+            case "write":
+                self._asked.append(message["slot"])
+            case "end":
+                self._ended = "ended"
+            case unknown:
+                raise AssertionError(f"an unknown message: {unknown}")
+
+    def _next(self) -> int | None:
+        """The next slot to write; None when nothing is asked any more and nobody is there to ask."""
+        with self._news:
+            while not self._asked and not self._ended:
+                self._news.wait(PARENT_SECONDS)
+                if os.getppid() != self._parent and not self._asked:
+                    self._ended = self._ended or "died"
+            return self._asked.popleft() if self._asked else None
+
+    def _newest(self) -> Snapshot | None:
+        """The newest whole snapshot, if it is not on the disk."""
+        newest = max(self._whole.values(), key=lambda snapshot: snapshot.manifest.step, default=None)
+        return None if newest is None or newest.manifest.step in self._committed else newest
+
+    # Writing
+
+    def _answer(self, snapshot: Snapshot) -> None:
+        """Saves, and tells the trainer what came of it; one that has died in between is no reason not to have saved."""
+        done = self._save(snapshot)
+        try:
+            self._channel.send(
+                {"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done}
+            )
+        except OSError as error:
+            log.info("nobody to tell of step %d: %s", snapshot.manifest.step, error)
+
+    def _save(self, snapshot: Snapshot) -> dict[str, Any]:
+        """Commits one snapshot; returns what it took, or why it failed."""
+        started, cpu = time.monotonic(), time.process_time()
+        step = snapshot.manifest.step
+        try:
+            num_bytes = self._commit(snapshot)
+        except OSError as error:
+            self._journal.write("save_failed", step=step, reason=snapshot.manifest.reason, failure=str(error))
+            self._forget(step)
+            return {"failure": f"{type(error).__name__}: {error}"}
+        self._committed.add(step)
+        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
+        self._journal.write(
+            "save", step=step, reason=snapshot.manifest.reason, bytes=num_bytes, seconds=round(seconds, 3),
+            cpu_seconds=round(cpu_seconds, 3),
+        )  # fmt: skip
+        return {"failure": None, "bytes": num_bytes, "seconds": seconds, "cpu_seconds": cpu_seconds, "untidy": self._tidy()}
+
+    def _commit(self, snapshot: Snapshot) -> int:
+        """Writes every file and commits the folder; returns its bytes. raises OSError"""
+        staging = self._store.begin(snapshot.manifest.step)
+        described: dict[str, dict[str, Any]] = {}
+        for image in self._images:
+            described[image.name] = self._write_image(staging / image.name, self._slots[snapshot.slot], image)
+        for name, content in snapshot.small.items():
+            (staging / name).write_bytes(content)
+            described[name] = {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+        files.fsync_file(self._curve)  # the records up to this step must not be lost where the checkpoint is not
+        manifest = replace(snapshot.manifest, files=dict(sorted(described.items())))
+        self._store.commit(staging, manifest)
+        self._mark.touch()
+        return manifest.num_bytes
+
+    def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
+        """Writes one file out of the slot's memory, filling in its checksums and hashing it on the way."""
+        pages = slot[image.start : image.start + image.padded_bytes]
+        for start, num_bytes, places in image.checksums:
+            checksum = struct.pack("<I", isal_zlib.crc32(pages[start : start + num_bytes]))
+            for place in places:
+                pages[place : place + 4] = checksum
+        hasher = xxhash.xxh3_128()
+        files.write_pages(path, pages, image.num_bytes, lambda start, end: hasher.update(pages[start:end]))
+        return {"bytes": image.num_bytes, "xxh3_128": hasher.hexdigest()}
+
+    def _forget(self, step: int) -> None:
+        """Removes what a failed save left: a full disk needs the room."""
+        staging = self._store.staging(step)
+        self._try({"what is left of it": lambda: files.remove_folder(staging) if staging.exists() else None})
+
+    def _tidy(self) -> list[str]:
+        """What follows a commit: pruning and links. Returns what of it failed; every checkpoint is whole without it."""
+        return self._try({"old checkpoints": self._prune, "the links latest and best": self._store.point_links})
+
+    def _prune(self) -> None:
+        for name, reason in self._store.prune(self._policy):
+            self._journal.write("prune", name=name, reason=reason)
+
+    @staticmethod
+    def _try(works: dict[str, Callable[[], object]]) -> list[str]:
+        failures = []
+        for what, work in works.items():
+            try:
+                work()
+            except OSError as error:
+                failures.append(f"{what}: {type(error).__name__}: {error}")
+        return failures
+
+
+def main() -> None:
+    """The writer's process: its socket is the descriptor named on the command line; the first message is hello."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # whoever ends the trainer so wants its last snapshot on the disk
+    logging.basicConfig(level=logging.INFO, format="writer: %(message)s")
+    os.nice(10)
+    psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, 7)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    hello = channel.receive()
+    if hello is not None:
+        Writer(channel, hello).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,8 @@ from trainer.checkpoint.snapshot import Slot, Snapshots
 
 log = logging.getLogger(__name__)
 
+_COMMAND = ("-m", "trainer.checkpoint.writer")
+
 MAX_STARTS = 3
 """Writers that may die in a row before saves are made without one."""
 
@@ -44,6 +46,10 @@ class _Held:
     is_asked: bool = False
 
 
+STUCK_SECONDS = 60.0
+"""A writer listens while it writes; one that takes no message for so long was stopped, and another does its work."""
+
+
 class WriterLost(Exception):
     """Writers died MAX_STARTS times in a row: saves are made without one from here on."""
 
@@ -62,8 +68,6 @@ class Background:
         self._arriving: list[tuple[Slot, _Held]] = []
         self._process: subprocess.Popen | None = None
         self._deaths = 0
-        self.replaced = 0
-        """Snapshots that were asked onto the disk and overtaken by newer ones before their turn came."""
         self._start()
 
     # What the checkpointer asks
@@ -84,7 +88,7 @@ class Background:
         if not self._snapshots.is_laid_out():
             self._lay_out()
         self._held.pop(slot.number, None)
-        self._send({"do": "begin", "slot": slot.number})
+        self._channel.send({"do": "begin", "slot": slot.number})
         self._snapshots.copy(slot, manifest.step)
         self._arriving.append((slot, _Held(manifest, small, must_write)))
         self.advance()
@@ -96,9 +100,9 @@ class Background:
             self.poll(1.0)
         self._held.clear()
         for each in self._snapshots.slots:
-            self._send({"do": "begin", "slot": each.number})
+            self._channel.send({"do": "begin", "slot": each.number})
         self._snapshots.lay_out()
-        self._send({"do": "images", "images": self._snapshots.layout.facts()})
+        self._channel.send({"do": "images", "images": self._snapshots.layout.facts()})
 
     def advance(self, *, wait: bool = False) -> None:
         """Tells the writer of snapshots whose copies have arrived, and asks for the write whose turn it is."""
@@ -116,11 +120,10 @@ class Background:
 
     def poll(self, seconds: float = 0.0) -> list[Done]:
         """What was written since the last call; waits up to `seconds` for something. raises WriterLost"""
-        try:
-            answers = self._channel.arrived(seconds)
-        except OSError as error:
-            log.warning("the writer's socket broke: %s", error)
-            answers = None
+        if self._channel.stuck_seconds() > STUCK_SECONDS:
+            log.warning("the writer has taken no message for %.0f seconds: it is ended", STUCK_SECONDS)
+            self._process.kill()
+        answers = self._channel.arrived(seconds)
         if answers is None:
             self._start_again()
             return []
@@ -159,10 +162,7 @@ class Background:
 
     def end(self) -> None:
         """Lets the writer finish what it was asked, and waits for it; it rescues nothing after that."""
-        try:
-            self._channel.send({"do": "end"})
-        except OSError as error:
-            log.info("the writer has gone before: %s", error)
+        self._channel.send({"do": "end"})
         self._process.wait()
         self._channel.close()
 
@@ -176,8 +176,8 @@ class Background:
         ours, theirs = socket.socketpair()
         passed = [theirs.fileno(), *self._hello["slots"], *self._inherited]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.checkpoint.writer", str(theirs.fileno())], pass_fds=passed, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_environment(),
+            [sys.executable, *_COMMAND, str(theirs.fileno())], pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, env=_environment(),
         )  # fmt: skip
         theirs.close()
         self._channel = Channel(ours)
@@ -202,7 +202,7 @@ class Background:
 
     def _tell_whole(self, number: int, held: _Held) -> None:
         small = {name: to_text(content) for name, content in held.small.items()}
-        self._send({"do": "whole", "slot": number, "manifest": asdict(held.manifest), "small": small})
+        self._channel.send({"do": "whole", "slot": number, "manifest": asdict(held.manifest), "small": small})
 
     def _ask_next(self) -> None:
         """Asks for the oldest promised write, if none is in flight."""
@@ -212,14 +212,7 @@ class Background:
         if promised:
             number = min(promised)[1]
             self._held[number].is_asked = True
-            self._send({"do": "write", "slot": number})
-
-    def _send(self, message: dict[str, Any]) -> None:
-        """Sends; a writer that is gone is noticed at the next poll, which tells the next one everything anew."""
-        try:
-            self._channel.send(message)
-        except OSError as error:
-            log.debug("the writer did not take %s: %s", message["do"], error)
+            self._channel.send({"do": "write", "slot": number})
 
 
 def _environment() -> dict[str, str]:

@@ -2,32 +2,56 @@
 
 import base64
 import json
+import logging
+import queue
 import select
 import socket
 import struct
+import threading
+import time
 from typing import Any
 
-SEND_SECONDS = 30.0
-"""A writer that takes no message for so long does not live any more, whatever the system says."""
+log = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 30.0
+"""How long an end that leaves waits for its last messages to be taken."""
 
 class Channel:
-    """One end. `send` and `receive` raise OSError when the other end is gone; `receive` returns None when it left."""
+    """One end. `receive` and `arrived` return None when the other end has left; `send` never waits for it."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._read = b""
-        end.settimeout(SEND_SECONDS)
+        self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._sending_since: float | None = None
+        self._sender = threading.Thread(target=self._send_all, name="send", daemon=True)
+        self._sender.start()
 
     def send(self, message: dict[str, Any]) -> None:
+        """Hands a message over to be sent: whoever trains must not wait for a process that was stopped."""
         content = json.dumps(message).encode()
-        self._socket.sendall(struct.pack("<Q", len(content)) + content)
+        self._unsent.put(struct.pack("<Q", len(content)) + content)
+
+    def stuck_seconds(self) -> float:
+        """How long the other end has not taken what is being sent to it."""
+        since = self._sending_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _send_all(self) -> None:
+        while (content := self._unsent.get()) is not None:
+            self._sending_since = time.monotonic()
+            try:
+                self._socket.sendall(content)
+            except OSError as error:
+                log.debug("nobody takes messages any more: %s", error)  # which reading tells, to whoever reads
+                return
+            finally:
+                self._sending_since = None
 
     def receive(self) -> dict[str, Any] | None:
         """Waits for a message, as long as it takes; None when the other end has closed, also in the middle of one."""
-        self._socket.settimeout(None)
         while (message := self._taken()) is None:
-            received = self._socket.recv(1 << 20)
+            received = self._receive()
             if not received:
                 return None
             self._read += received
@@ -37,7 +61,7 @@ class Channel:
         """The messages that are there, or come within the time; None when the other end has closed and none is left."""
         messages = []
         while select.select([self._socket], [], [], 0.0 if messages else seconds)[0]:
-            received = self._socket.recv(1 << 20)
+            received = self._receive()
             if not received:
                 return messages or None
             self._read += received
@@ -46,7 +70,17 @@ class Channel:
         return messages
 
     def close(self) -> None:
+        """Sends what is unsent, unless the other end is stuck, and leaves."""
+        self._unsent.put(None)
+        self._sender.join(CLOSE_SECONDS)
+        self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 20)
+        except ConnectionError:
+            return b""  # it left with messages unread
 
     def _taken(self) -> dict[str, Any] | None:
         """The first whole message of what was read, taken off it."""

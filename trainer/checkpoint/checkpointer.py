@@ -48,6 +48,10 @@ WAITED_FOR = ("final", "interrupt")
 """Reasons for a save that must be on the disk before anything else happens."""
 
 
+ROLLING = ("snapshot", "budget", "periodic")
+"""Reasons for a save that may be left out while the disk is behind: the next one serves as well."""
+
+
 class Checkpointer:
     """Saves one run. Every method is called on every rank; rank 0 decides and everyone is told."""
 
@@ -71,7 +75,7 @@ class Checkpointer:
         self._cadence: Cadence | None = None
         self._saved_step: int | None = None
         self._taken_at: dict[int, float] = {}
-        self._failures = 0
+        self._failures = self._untidy = self._skipped = 0
         self._stepped_at: float | None = None
         self._wished: float = NOTHING
         self._gave_up: str | None = None
@@ -180,17 +184,19 @@ class Checkpointer:
             taken = self._take(manifest, small, started) if self._ranks.is_main else False
             if reason in WAITED_FOR and not self._ranks.told_by_main(lambda: taken and self._wait_for(step)):
                 in_background = False
+        is_saved = in_background
         if not in_background and reason != "snapshot":
-            self._save_plainly(manifest, started)
-        self._saved_step = step
+            is_saved = self._save_plainly(manifest, started)
+        self._saved_step = step if is_saved else self._saved_step
         self._stepped_at = None  # this step's time is not like the others'
 
     def _take(self, manifest: Manifest, small: dict[str, bytes], started: float) -> bool:
-        """Snapshots into a slot and goes on; returns whether that could be done. Waits for a slot where the snapshot must reach the disk."""
+        """Snapshots into a slot and goes on; returns whether that could be done. Waits for a slot where this very step is wanted."""
         to_write = manifest.reason != "snapshot"
         try:
             while (slot := self._background.free_slot()) is None:
-                if not to_write:
+                if manifest.reason in ROLLING:
+                    self._skip(manifest)
                     return False
                 self._hear(self._background.poll(1.0))
             self._background.take(slot, manifest, small, must_write=to_write)
@@ -203,6 +209,16 @@ class Checkpointer:
         if manifest.reason not in WAITED_FOR:
             self._cadence.snapshot_taken(now, stall, tokens=manifest.tokens, to_write=to_write)
         return True
+
+    def _skip(self, manifest: Manifest) -> None:
+        """The disk is behind: a checkpoint that only the rolling tier would keep is left out, and the next one is as good."""
+        self._skipped += 1
+        self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
+        if manifest.reason != "snapshot" and self._skipped.bit_count() == 1:
+            log.warning(
+                "step %d: no checkpoint (%s), because the disk is still busy with earlier ones (%d left out by now)",
+                manifest.step, manifest.reason, self._skipped,
+            )  # fmt: skip
 
     def _wait_for(self, step: int) -> bool:
         """Waits until a step is written; False when no writer is left to do it. raises CheckpointError when it could not be written"""
@@ -220,30 +236,36 @@ class Checkpointer:
         self._journal.write("writer", state="given up", reason=str(error))
         self._background = None
 
-    def _save_plainly(self, manifest: Manifest, started: float) -> None:
+    def _save_plainly(self, manifest: Manifest, started: float) -> bool:
+        """Saves while training waits; returns whether it is on the disk. raises CheckpointError when a waited-for save is not"""
         failure = plain_save(
             self._accelerator, self._ranks, self._store, manifest, self._description.config_text, self._before_commit
         )
-        if not self._ranks.is_main:
-            if failure and manifest.reason in WAITED_FOR:
-                raise CheckpointError(self._failed_text(manifest.step, failure))
-            return
-        seconds = time.perf_counter() - started
-        self._taken_at[manifest.step] = time.monotonic() - seconds
-        self._cadence.snapshot_taken(time.monotonic(), seconds, tokens=manifest.tokens, to_write=True)
-        if failure:
-            self._journal.write("save_failed", step=manifest.step, reason=manifest.reason, failure=failure)
-            self._try({"what is left of it": lambda: forget(self._store, manifest.step)})
-        else:
-            self._mark.touch()
-            num_bytes = sum(path.stat().st_size for path in self._store.path(manifest.step).rglob("*") if path.is_file())
-            self._journal.write("save", step=manifest.step, reason=manifest.reason, bytes=num_bytes, seconds=round(seconds, 3))
-            self._try({"old checkpoints": self._prune, "the links latest and best": self._store.point_links})
-            self._hear([Done(manifest.step, manifest.reason, None, num_bytes, 0.0)])
-            return
-        self._hear([Done(manifest.step, manifest.reason, failure)])
-        if manifest.reason in WAITED_FOR:
+        if self._ranks.is_main:
+            self._note_plain(manifest, failure, time.perf_counter() - started)
+        if failure and manifest.reason in WAITED_FOR:
             raise CheckpointError(self._failed_text(manifest.step, failure))
+        return not failure
+
+    def _note_plain(self, manifest: Manifest, failure: str | None, seconds: float) -> None:
+        """What the writer does after a save of its own: the journal, the mark, pruning and links."""
+        now, step, reason = time.monotonic(), manifest.step, manifest.reason
+        self._taken_at[step] = now - seconds
+        self._cadence.snapshot_taken(now, seconds, tokens=manifest.tokens, to_write=True)
+        if failure:
+            self._journal.write("save_failed", step=step, reason=reason, failure=failure)
+            self._try({"what is left of it": lambda: forget(self._store, step)})
+            self._hear([Done(step, reason, failure)])
+            return
+        written = self._store.entry(self._store.path(step)).manifest
+        self._journal.write("save", step=step, reason=reason, bytes=written.num_bytes, seconds=round(seconds, 3))
+        self._try(
+            {
+                "the mark of a save": self._mark.touch, "old checkpoints": self._prune,
+                "the links latest and best": self._store.point_links,
+            }
+        )  # fmt: skip
+        self._hear([Done(step, reason, None, written.num_bytes)])
 
     def _prune(self) -> None:
         for name, reason in self._store.prune(self._policy):
@@ -318,21 +340,25 @@ class Checkpointer:
         self._failures += 1
         self._cadence.write_failed(done.cpu_seconds)
         self._taken_at.pop(done.step, None)
-        text, most = self._failed_text(done.step, done.failure), self._settings.max_failures
-        if self._failures >= most:
-            self._gave_up = text
+        if self._failures >= self._settings.max_failures:
+            self._gave_up = self._failed_text(done.step, done.failure)
         elif done.reason not in WAITED_FOR:
-            log.warning("%s; training goes on, and the next save tries again (%d of %d)", text, self._failures, most)
+            log.warning(
+                "the checkpoint of step %d could not be written to %s (%s); training goes on, and the next save tries again (%d of %d)",
+                done.step, self._store.folder, done.failure, self._failures, self._settings.max_failures,
+            )  # fmt: skip
 
     def _failed_text(self, step: int, failure: str) -> str:
+        row = f", the {self._failures}. failure in a row" if self._failures > 1 else ""
         return (
-            f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure}), the {max(1, self._failures)}. failure in "
-            "a row; the checkpoints before it are whole: make room or mend the disk, then start again with resume_from_checkpoint=latest"
+            f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure}){row}; the checkpoints before it are "
+            "whole: make room or mend the disk, then start again with resume_from_checkpoint=latest"
         )
 
     def _tell_untidy(self, failures: list[str]) -> None:
         for failure in failures:
-            log.warning("tidying %s failed: %s; the next save tries again", self._store.folder, failure)
+            self._untidy += 1
+            log.warning("tidying %s failed: %s (%d times by now)", self._store.folder, failure, self._untidy)
 
     def give_up(self) -> None:
         """Ends the run on every rank, because too many saves in a row have failed. raises CheckpointError"""

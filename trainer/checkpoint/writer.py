@@ -98,13 +98,10 @@ class Writer:
     # Listening
 
     def _listen(self) -> None:
-        try:
-            while (message := self._channel.receive()) is not None:
-                with self._news:
-                    self._take(message)
-                    self._news.notify()
-        except OSError as error:
-            log.info("the trainer's end of the socket broke: %s", error)
+        while (message := self._channel.receive()) is not None:
+            with self._news:
+                self._take(message)
+                self._news.notify()
         with self._news:
             self._ended = self._ended or "died"
             self._news.notify()
@@ -142,14 +139,9 @@ class Writer:
     # Writing
 
     def _answer(self, snapshot: Snapshot) -> None:
-        """Saves, and tells the trainer what came of it; one that has died in between is no reason not to have saved."""
+        """Saves, and tells the trainer what came of it."""
         done = self._save(snapshot)
-        try:
-            self._channel.send(
-                {"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done}
-            )
-        except OSError as error:
-            log.info("nobody to tell of step %d: %s", snapshot.manifest.step, error)
+        self._channel.send({"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done})
 
     def _save(self, snapshot: Snapshot) -> dict[str, Any]:
         """Commits one snapshot; returns what it took, or why it failed."""
@@ -181,7 +173,6 @@ class Writer:
         files.fsync_file(self._curve)  # the records up to this step must not be lost where the checkpoint is not
         manifest = replace(snapshot.manifest, files=dict(sorted(described.items())))
         self._store.commit(staging, manifest)
-        self._mark.touch()
         return manifest.num_bytes
 
     def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
@@ -202,7 +193,12 @@ class Writer:
 
     def _tidy(self) -> list[str]:
         """What follows a commit: pruning and links. Returns what of it failed; every checkpoint is whole without it."""
-        return self._try({"old checkpoints": self._prune, "the links latest and best": self._store.point_links})
+        return self._try(
+            {
+                "the mark of a save": self._mark.touch, "old checkpoints": self._prune,
+                "the links latest and best": self._store.point_links,
+            }
+        )  # fmt: skip
 
     def _prune(self) -> None:
         for name, reason in self._store.prune(self._policy):
@@ -219,10 +215,17 @@ class Writer:
         return failures
 
 
+def _die(arguments: threading.ExceptHookArgs) -> None:
+    """A thread that broke ends the process, which the trainer notices; half a writer would be waited for."""
+    log.error("%s: %s", arguments.exc_type.__name__, arguments.exc_value, exc_info=arguments.exc_value)
+    os._exit(70)
+
+
 def main() -> None:
     """The writer's process: its socket is the descriptor named on the command line; the first message is hello."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # whoever ends the trainer so wants its last snapshot on the disk
+    threading.excepthook = _die
     logging.basicConfig(level=logging.INFO, format="writer: %(message)s")
     os.nice(10)
     psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, 7)

@@ -1,54 +1,22 @@
-import fcntl
 import logging
 import shutil
 
 import pytest
 import torch
-from accelerate import Accelerator
 
-from tests.small_checkpoints import CONFIG, flip
-from trainer.checkpoint.checkpointer import Checkpointer, Description, expected_bytes
+from tests.small_checkpoints import flip
+from tests.small_runs import Small
+from trainer.checkpoint.checkpointer import GIVE_UP, expected_bytes
 from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import verify
+from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
-from trainer.state import Progress, TrainState
 
 
-class Small:
-    """A model of one layer, its optimizer, and everything that saves and restores them."""
-
-    def __init__(self, store, **changes):
-        torch.manual_seed(0)
-        self.store, self.synced = store, []
-        self.accelerator = Accelerator(cpu=True)
-        self.model = self.accelerator.prepare(torch.nn.Linear(4, 4))
-        self.optimizer = self.accelerator.prepare(torch.optim.AdamW(self.model.parameters(), lr=0.1))
-        self.state = TrainState(Progress())
-        facts = {"identity": {"seed": 1}, "versions": {"torch": "1"}, "precision": "no", **changes}
-        self.checkpointer = Checkpointer(
-            self.accelerator, self.model, self.optimizer, self.state, store,
-            Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts),
-            every_steps=5, policy=Policy(2, 1), before_commit=lambda: self.synced.append(self.state.progress.step),
-        )  # fmt: skip
-        self.checkpointer._hold = lambda: None  # several live in one process here; the lock has a test of its own
-
-    def step(self):
-        self.model(torch.rand(2, 4)).sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.state.advance(4, 32)
-
-    def save(self, reason="periodic", val_loss=None):
-        self.checkpointer.save(reason, loss=1.5, val_loss=val_loss)
-
-    def resume(self, wanted="latest"):
-        self.checkpointer.restore(self.checkpointer.find(wanted), wanted, lambda: None)
-
-    def everything(self):
-        moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        tensors = (*self.model.state_dict().values(), *moments, torch.get_rng_state())
-        return [tensor.tolist() for tensor in tensors] + [self.state.state_dict()]
+@pytest.fixture(autouse=True)
+def many_in_one_process(monkeypatch):
+    """Several runs live in one process here; the lock has tests of its own."""
+    monkeypatch.setattr("trainer.checkpoint.restore.hold", lambda folder: None)
 
 
 @pytest.fixture
@@ -58,8 +26,23 @@ def run(store):
     return small
 
 
-def test_every_fifth_step_is_due(run):
-    assert [step for step in range(1, 12) if run.checkpointer.due(step)] == [5, 10]
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"every_steps": 5}, {5: "periodic", 10: "periodic", 15: "periodic", 20: "periodic"}),
+        ({"keep_every_steps": 10}, {10: "every", 20: "every"}),
+        ({"keep_epochs": 1, "every_steps": 7}, {7: "periodic", 10: "epoch", 14: "periodic", 20: "epoch", 21: "periodic"}),
+        ({}, {}),
+    ],
+)
+def test_what_is_due_by_the_step_alone(store, settings, expected):
+    run = Small(store, CheckpointConfig(asynchronous=False, **settings))
+    due = {}
+    for step in range(1, 23):
+        run.state.advance(4, 32)
+        if reason := run.checkpointer.due():
+            due[step] = reason
+    assert due == expected
 
 
 def test_a_run_goes_on_to_the_bit_after_a_restore(run, store):
@@ -117,8 +100,10 @@ def test_a_failed_save_is_a_counted_warning_and_three_in_a_row_end_the_run(run, 
             run.save()
             assert f"the next save tries again ({number} of 3)" in caplog.text
         run.step()
+        run.save()
+        assert run.checkpointer.wish() == GIVE_UP
         with pytest.raises(CheckpointError, match="the 3. failure in a row; the checkpoints before it are whole"):
-            run.save()
+            run.checkpointer.give_up()
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
     run.save()
     assert [entry.step for entry in store.entries()] == [4, 1]
@@ -129,6 +114,7 @@ def test_a_success_ends_the_row_of_failures(run, monkeypatch, caplog):
         with monkeypatch.context() as patch:
             patch.setattr(run.store, "commit", lambda *_: (_ for _ in ()).throw(OSError("full")))
             run.save()
+        run.step()
         run.save()
         run.step()
     assert caplog.text.count("(1 of 3)") == 3
@@ -143,26 +129,26 @@ def test_a_last_save_that_fails_is_an_error_at_once(run, monkeypatch, reason):
 
 @pytest.mark.parametrize("work", ["prune", "point_links"])
 def test_a_checkpoint_is_saved_though_nothing_could_be_tidied_after_it(run, store, monkeypatch, caplog, work):
-    monkeypatch.setattr(store, work, lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    monkeypatch.setattr(store, work, lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
     for reason in ("periodic", "periodic", "periodic", "final"):
         run.save(reason)
         run.step()
     assert (
-        store.entries()[0].step == 4 and "failed: PermissionError" in caplog.text and "(4 times by now)" in caplog.text
+        store.entries()[0].step == 4 and "PermissionError" in caplog.text and "(4 times by now)" in caplog.text
     )
 
 
 def test_leftovers_are_swept_before_a_checkpoint_is_looked_for(run, store, caplog):
     caplog.set_level(logging.INFO)
     store.begin(9)
-    assert run.checkpointer.find("latest").path is None
+    assert run.restorer.find("latest").path is None
     assert "removed .staging-00000009, which was never committed" in caplog.text
 
 
 def test_what_cannot_be_looked_at_is_an_error_in_a_sentence(run, store, monkeypatch):
     monkeypatch.setattr(store, "sweep", lambda: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     with pytest.raises(CheckpointError, match="cannot be used .*Read-only file system.*; mend that and start again"):
-        run.checkpointer.find("latest")
+        run.restorer.find("latest")
 
 
 def test_a_checkpoint_of_another_run_is_refused(run, store):
@@ -170,7 +156,7 @@ def test_a_checkpoint_of_another_run_is_refused(run, store):
     with pytest.raises(
         CheckpointError, match="cannot be continued by this run: seed is 2 here and 1 in the checkpoint"
     ):
-        Small(store, identity={"seed": 2}).checkpointer.find("latest")
+        Small(store, identity={"seed": 2}).restorer.find("latest")
 
 
 def test_damaged_and_newer_folders_are_taken_out_of_the_way(run, store, caplog):
@@ -197,13 +183,13 @@ def test_damaged_and_newer_folders_are_taken_out_of_the_way(run, store, caplog):
 def test_another_number_of_processes_starts_the_streams_anew_and_says_so(run, store, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     run.save()
-    resolution = run.checkpointer.find("latest")
+    resolution = run.restorer.find("latest")
     object.__setattr__(resolution.manifest, "world_size", 2)
     states = []
     for _ in range(2):
         again = Small(store)
         torch.manual_seed(len(states))
-        again.checkpointer.restore(resolution, "latest", lambda: None)
+        again.restorer.restore(resolution, "latest", lambda: None)
         states.append(torch.get_rng_state().tolist())
     assert states[0] == states[1] and "1 processes now, 2 before" in caplog.text
 
@@ -245,24 +231,13 @@ def test_a_checkpoint_from_elsewhere_sets_every_checkpoint_of_the_other_branch_a
     }
 
 
-def test_two_processes_do_not_write_into_one_folder_of_checkpoints(run, store):
-    run.save()
-    with open(store.folder / ".lock", "ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        del run.checkpointer._hold
-        with pytest.raises(
-            CheckpointError, match="another process is writing checkpoints to .*; wait for it, stop it, or give"
-        ):
-            run.checkpointer.find("latest")
-
-
 def test_a_failed_save_whose_leftovers_cannot_be_removed_is_still_a_warning(run, store, monkeypatch, caplog):
     monkeypatch.setattr(store, "commit", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
     monkeypatch.setattr(
         "trainer.files.remove_folder", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
     )
     run.save()
-    assert "training goes on" in caplog.text and "tidying what is left of it" in caplog.text
+    assert "training goes on" in caplog.text and "failed: what is left of it" in caplog.text
 
 
 def test_room_is_compared_with_what_the_run_will_keep(run, store, monkeypatch, caplog):

@@ -1,0 +1,57 @@
+"""A run of one layer in this process, with everything that saves and restores it."""
+
+import torch
+from accelerate import Accelerator
+
+from tests.small_checkpoints import CONFIG
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.ranks import Ranks
+from trainer.checkpoint.restore import Description, Restorer
+from trainer.checkpoint.retention import Policy
+from trainer.config.schema import CheckpointConfig
+from trainer.state import Progress, TrainState
+
+
+class Small:
+    """A model of one layer, its optimizer, and everything that saves and restores them."""
+
+    def __init__(self, store, settings=None, **changes):
+        torch.manual_seed(0)
+        self.store, self.synced = store, []
+        self.accelerator = Accelerator(cpu=True)
+        self.ranks = Ranks(self.accelerator)
+        self.model = self.accelerator.prepare(torch.nn.Linear(4, 4))
+        self.optimizer = self.accelerator.prepare(torch.optim.AdamW(self.model.parameters(), lr=0.1))
+        self.state = TrainState(Progress())
+        facts = {"identity": {"seed": 1}, "versions": {"torch": "1"}, "precision": "no", **changes}
+        description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)
+        parts = (self.accelerator, self.ranks, self.model, self.optimizer, self.state, store, description)
+        self.restorer = Restorer(*parts)
+        self.folder = store.folder.parent.parent / "run"
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "metrics.jsonl").touch()
+        self.checkpointer = Checkpointer(
+            *parts, self.restorer, settings or CheckpointConfig(every_steps=5, asynchronous=False), Policy(2, 1),
+            run_folder=self.folder, curve="metrics.jsonl", mark=".saved", global_batch=4, sequences_per_epoch=40,
+            before_commit=lambda: self.synced.append(self.state.progress.step),
+        )  # fmt: skip
+        self.checkpointer.begin(None)
+
+    def step(self):
+        self.model(torch.rand(2, 4)).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state.advance(4, 32)
+
+    def save(self, reason="periodic", val_loss=None):
+        self.checkpointer.save(reason, loss=1.5, val_loss=val_loss)
+
+    def resume(self, wanted="latest"):
+        resolution = self.restorer.find(wanted)
+        self.restorer.restore(resolution, wanted, lambda: None)
+        self.checkpointer._saved_step = resolution.manifest.step  # as begin() would have been told
+
+    def everything(self):
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = (*self.model.state_dict().values(), *moments, torch.get_rng_state())
+        return [tensor.tolist() for tensor in tensors] + [self.state.state_dict()]

@@ -1,0 +1,88 @@
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.checkpoint.snapshot import Layout, Snapshots, free_memory_bytes, make_slot, slot_bytes_for, slots_that_fit
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in model.parameters()], lr=0.5, fused=True)
+    step(model, optimizer)
+    return model, optimizer
+
+
+def step(model, optimizer):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
+def snapshots_of(model, optimizer, number=2):
+    slots = [make_slot(index, 1 << 20, CPU) for index in range(number)]
+    snapshots = Snapshots(model, optimizer, slots, CPU)
+    snapshots.lay_out()
+    return snapshots
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "expected"), [(100, 100, 2), (31, 100, 2), (29, 100, 1), (19, 100, 0), (5, 100, 0), (0, 0, 0)]
+)
+def test_slots_leave_a_tenth_of_the_memory_free(free, total, expected):
+    assert slots_that_fit(10, free, total) == expected
+
+
+def test_the_free_memory_is_that_of_the_machine_or_less():
+    assert 0 < free_memory_bytes() <= 1 << 50
+
+
+def test_a_snapshot_does_not_change_when_training_goes_on(trained):
+    model, optimizer = trained
+    snapshots = snapshots_of(model, optimizer)
+    snapshots.copy(snapshots.slots[0], 1)
+    before = bytes(snapshots.slots[0].memory)
+    step(model, optimizer)
+    snapshots.copy(snapshots.slots[1], 2)
+    assert bytes(snapshots.slots[0].memory) == before and snapshots.slots[0].step == 1
+    assert bytes(snapshots.slots[1].memory) != before
+
+
+def test_learning_rates_are_those_of_the_snapshot_s_step(trained):
+    model, optimizer = trained
+    snapshots = snapshots_of(model, optimizer)
+    for number, group in enumerate(optimizer.param_groups):
+        group["lr"] = 0.125 + number
+    assert snapshots.is_laid_out(), "another rate is no other layout"
+    snapshots.copy(snapshots.slots[0], 1)
+    image, start = snapshots.layout.images[1], snapshots.layout.starts[1]
+    content = snapshots.slots[0].memory[start : start + image.num_bytes]
+    loaded = torch.load(io.BytesIO(content), weights_only=True)
+    assert [group["lr"] for group in loaded["param_groups"]] == [0.125, 1.125, 2.125, 3.125]
+
+
+@pytest.mark.parametrize("change", ["moments", "hyperparameter", "parameter"])
+def test_what_a_layout_does_not_fit_any_more_is_noticed(trained, change):
+    model, optimizer = trained
+    snapshots = snapshots_of(model, optimizer)
+    if change == "moments":
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.state[model[0].weight]["exp_avg"] = torch.zeros(7, 5)
+    elif change == "hyperparameter":
+        optimizer.param_groups[0]["weight_decay"] = 0.7
+    else:
+        model[0].weight.data = torch.zeros(7, 5)
+    assert not snapshots.is_laid_out()
+    snapshots.lay_out()
+    assert snapshots.is_laid_out()
+
+
+def test_room_is_foreseen_before_the_optimizer_has_its_moments(trained):
+    model, optimizer = trained
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert Layout(model, optimizer).num_bytes <= slot_bytes_for(parameters, 2 * parameters, 4 * 4)

@@ -356,6 +356,10 @@ REFUSED = [
         ("tiny.yaml/checkpoints/tiny cannot be", "mend that"),
     ),
     Mistake("unknown tracker", "train {recipe} metrics.trackers=[tensorbord]", ("unknown tracker 'tensorbord'", "did you mean 'tensorboard'?")),
+    Mistake(
+        "tracker that is not installed", "train {recipe} metrics.trackers=[aim,tensorboard]",
+        ("'aim' needs its package, which is not installed", "pip install aim"),
+    ),
     # Where to continue from
     Mistake(
         "resume from a step that is not there", "train {recipe} resume_from_checkpoint=7",

@@ -29,8 +29,9 @@ from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.generate import num_positions
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
 from trainer.metrics.meters import SpeedMeter
@@ -145,10 +146,28 @@ def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.
         config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
         eot_id=eot_id,
     )  # fmt: skip
+    _check_prompt(config, corpus, num_positions(model_config))
     return build_model(
         model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
         gradient_checkpointing=config.model.gradient_checkpointing,
     )  # fmt: skip
+
+
+def sample_prompt(config: Config, corpus: Corpus) -> list[int] | None:
+    """What the sample at the end of the run continues: an end of text, then the recipe's prompt; None when there is no sample."""
+    if corpus.tokenizer is None or not config.evaluation.sample_tokens:
+        return None
+    return [corpus.tokenizer.eot_id, *corpus.tokenizer.encode(config.evaluation.prompt)]
+
+
+def _check_prompt(config: Config, corpus: Corpus, positions: int) -> None:
+    """Refuses a prompt that leaves the sample no position now, and not once the run is at its end."""
+    prompt = sample_prompt(config, corpus)
+    if prompt and len(prompt) >= positions:
+        raise ConfigError(
+            f"evaluation.prompt has {len(prompt)} tokens with the end of text before it, and the model has {positions} positions, which leaves "
+            "none for the sample; shorten it, or set evaluation.sample_tokens to 0"
+        )
 
 
 def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -231,12 +231,13 @@ def newest_step(config: Config) -> int | None:
 
 
 def is_finished(checked: Plan) -> bool:
-    """Whether the run took all its steps before, and nothing else is asked of it."""
+    """Whether the run took all its steps before, left nothing undone, and nothing else is asked of it."""
     outcome = read_outcome(checked.folder)
     return (
         checked.config.resume_from_checkpoint == "latest"
         and outcome is not None
         and outcome["outcome"] == "finished"
+        and "untidy" not in outcome
         and (newest_step(checked.config) or 0) >= checked.config.max_steps
     )
 

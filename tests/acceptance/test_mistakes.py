@@ -346,6 +346,15 @@ REFUSED = [
         "model without the positions", f"train {{recipe}} 'model.config={ {**TINY_GPT2, 'n_positions': 8} }'",
         ("n_positions 8 is less than sequence_length 16", "raise the one"),
     ),
+    Mistake(
+        "prompt longer than the model", f"train {{recipe}} evaluation.sample_tokens=8 evaluation.prompt={'x' * 2047}",
+        ("evaluation.prompt has 2048 tokens with the end of text before it, and the model has 2048 positions", "shorten it"),
+    ),
+    Mistake(
+        "model without a position for a sample",
+        f"train {{recipe}} sequence_length=1 evaluation.sample_tokens=8 'model.config={ {**TINY_GPT2, 'n_positions': 1} }'",
+        ("evaluation.prompt has 1 tokens", "the model has 1 positions", "set evaluation.sample_tokens to 0"),
+    ),
     # Places
     Mistake(
         "no space for the checkpoints", "train {recipe} checkpoint.keep_last=1000000000000",

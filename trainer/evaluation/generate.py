@@ -30,10 +30,10 @@ def generate(
     Fewer tokens come when the model's positions end first. The global random state stays as it was.
     """
     assert prompt_ids and all(0 <= i < vocab_size for i in prompt_ids), "a prompt is at least one id of the vocabulary"
-    room = _positions(model) - len(prompt_ids)
+    room = num_positions(model.config) - len(prompt_ids)
     if room <= 0:
         raise ConfigError(
-            f"the prompt has {len(prompt_ids)} tokens, and the model has {_positions(model)} positions; shorten it"
+            f"the prompt has {len(prompt_ids)} tokens, and the model has {num_positions(model.config)} positions; shorten it"
         )
     if max_new_tokens <= 0:
         return []
@@ -60,10 +60,10 @@ def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dic
     return {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
 
 
-def _positions(model: nn.Module) -> int:
-    """How many positions the model has; without a limit of its own, as many as anyone asks for."""
+def num_positions(config: Any) -> int:
+    """How many positions a model of this transformers config has; without a limit of its own, as many as anyone asks for."""
     for field in ("max_position_embeddings", "max_seq_len", "n_positions"):
-        limit = getattr(model.config, field, None)
+        limit = getattr(config, field, None)
         if isinstance(limit, int):
             return limit
     return 2**31

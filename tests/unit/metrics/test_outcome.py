@@ -68,6 +68,6 @@ def test_a_refused_first_start_is_the_outcome(tmp_path):
 
 
 def test_losses_sample_and_export_hold_for_their_step_only():
-    facts = {"loss": 1.0, "val_loss": 2.0, "sample": "To be", "exported": "there", "exported_step": 7}
+    facts = {"loss": 1.0, "val_loss": 2.0, "sample": "To be", "exported": "there", "exported_step": 7, "untidy": "no"}
     before = {"outcome": "finished", "step": 7, "reason": "because", "pid": 3, **facts}
     assert facts_at(before, 7) == facts and facts_at(before, 8) == {} and facts_at(None, 7) == {}

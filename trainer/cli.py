@@ -78,7 +78,7 @@ def train(
 def launch(
     words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the command, and stop.")
+        bool, typer.Option("--dry-run", help="Check what needs no torch, print the command, and stop.")
     ] = False,
 ) -> None:
     """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""

@@ -24,7 +24,7 @@ from trainer.checkpoint.resume import Resolution
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import checkpoints_folder, run_folder
+from trainer.config.folders import checkpoints_folder, resume_point, run_folder
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
@@ -39,7 +39,7 @@ from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
-from trainer.model.presets import resolve
+from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups, hyperparameters, restore_hyperparameters
 from trainer.optim.schedule import build_schedule
@@ -272,7 +272,7 @@ def _digest(value: Any) -> str:
 def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
-    wanted = _folder_or_word(config.resume_from_checkpoint)
+    wanted = resume_point(config)
     resolution = run.checkpointer.find(wanted)
     if resolution.path is None and wanted == "latest":
         _refuse_to_start_over(run)
@@ -310,13 +310,6 @@ def _refuse_to_start_over(run: Run) -> None:
             f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
             "mounted?), or start over on purpose with resume_from_checkpoint=none"
         )
-
-
-def _folder_or_word(wanted: str) -> str:
-    """A path is meant from the project's folder; the other words of resume_from_checkpoint stay as they are."""
-    if wanted in ("latest", "best", "none") or wanted.isdigit():
-        return wanted
-    return str(files.project_folder() / wanted)
 
 
 def _restore(run: Run, resolution: Resolution, wanted: str) -> None:

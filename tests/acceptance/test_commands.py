@@ -97,7 +97,7 @@ def test_the_exported_models_logits_are_the_trained_models_to_the_last_bit(finis
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trainer.model.build import build_model
-    from trainer.model.presets import resolve
+    from trainer.model.resolve import resolve
 
     config = load(str(finished / "tiny.yaml")).config
     architecture = resolve(

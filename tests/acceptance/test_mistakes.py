@@ -230,6 +230,40 @@ TYPED = [
         "truncated shard before a launch", "launch cpu {recipe}",
         ("tiny_train_000001.bin is truncated", "Copy or prepare it again"), truncated_shard,
     ),
+    # The model, places and where to continue from, before a launch
+    Mistake(
+        "unknown preset before a launch", "launch cpu {recipe} model.preset=llama-124 --dry-run",
+        ("model.preset 'llama-124' is not a preset", "did you mean 'llama-124m'?"),
+    ),
+    Mistake(
+        "runs folder that is a file", "launch cpu {recipe} runs_folder={tmp}/tiny.yaml",
+        ("{tmp}/tiny.yaml/tiny cannot be made: {tmp}/tiny.yaml is not a folder", "set runs_folder to another place"),
+    ),
+    Mistake(
+        "checkpoints folder that is a file", "launch cpu {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
+        ("{tmp}/tiny.yaml is not a folder", "set checkpoints_folder to another place"),
+    ),
+    Mistake(
+        "resume from a step that is not there before a launch", "launch cpu {recipe} resume_from_checkpoint=7 --dry-run",
+        ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
+    ),
+    Mistake(
+        "resume from a folder that is not there before a launch", "launch cpu {recipe} resume_from_checkpoint=none-such",
+        ("there is no checkpoint {tmp}/none-such", "give latest, best, a step"),
+    ),
+    Mistake(
+        "resume from a step that is not whole before a launch", "launch cpu {recipe} resume_from_checkpoint=20",
+        ("step-00000020 is not sound (optimizer.bin is missing)", "24, 20"),
+        lambda tmp: (tmp / "checkpoints/tiny/step-00000020/optimizer.bin").unlink(),
+    ),
+    Mistake(
+        "resume from the folder of all checkpoints", "launch cpu {recipe} resume_from_checkpoint=checkpoints/tiny",
+        ("{tmp}/checkpoints/tiny is no checkpoint: it holds 3 of them", "{tmp}/checkpoints/tiny/step-00000024", "or give latest"),
+    ),
+    Mistake(
+        "starting over where checkpoints are before a launch", "launch cpu {recipe} resume_from_checkpoint=none",
+        ("already holds 3 checkpoints", "another name"),
+    ),
     # Checkpoints
     Mistake("unknown run", "checkpoints ls tinny", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
     Mistake("unknown run to verify", "checkpoints verify tinny", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
@@ -252,6 +286,11 @@ TYPED = [
         "export of the damaged", "export tiny --out {tmp}/out",
         ("none is sound", "model.safetensors is damaged", "restore one from a copy"), all_damaged,
     ),
+    Mistake(
+        "no checkpoint to generate with", "generate tiny --checkpoint none",
+        ("--checkpoint is 'none', which names no checkpoint to read", "give latest, best or a step"),
+    ),
+    Mistake("no checkpoint to export", "export tiny --out {tmp}/out --checkpoint ''", ("--checkpoint is ''", "give latest, best or a step")),
     Mistake(
         "unknown word for a checkpoint", "generate tiny --checkpoint newest",
         ("there is no checkpoint newest", "give latest, best, a step"),
@@ -534,14 +573,14 @@ def test_a_run_that_was_refused_goes_on_once_the_mistake_is_mended(place):
 def test_a_launch_of_several_processes_says_a_refusal_once_and_exits_with_2(place, monkeypatch):
     """Through the real `accelerate launch`, which by itself returns 1 for every failure and prints its own traceback."""
     write_cluster(place, 2)
-    words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "resume_from_checkpoint=7"]
+    words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "seed=5", "max_steps=48"]
     script = "import sys; from trainer import supervise; supervise.count_gpus = lambda: 0; from trainer.cli import main; main()"
     command = [sys.executable, "-c", script, *words]
     ended = subprocess.run(
         command, env=environment(), cwd=place, capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.returncode == 2, ended.stderr
-    assert "there is no checkpoint" in paragraph(ended.stderr)
+    assert "seed is 5 here" in paragraph(ended.stderr)
     noted = outcome(place / "tiny.yaml")
     assert ended.stdout == "" and noted["outcome"] == "finished" and noted["last_attempt"]["outcome"] == "refused"
 

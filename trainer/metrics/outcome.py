@@ -59,7 +59,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     """What a run's outcome.json says; None when there is none, or a damaged one, which says nothing."""
     try:
         content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     is_sound = (
         isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)

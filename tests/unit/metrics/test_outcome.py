@@ -20,7 +20,8 @@ def test_only_what_asks_for_another_start_or_for_nothing_has_its_own_code():
 
 
 def test_a_run_that_left_none_has_none(tmp_path):
-    assert read_outcome(tmp_path / "nowhere") is None
+    (tmp_path / "file").touch()
+    assert read_outcome(tmp_path / "nowhere") is read_outcome(tmp_path / "file" / "mine") is None
 
 
 @pytest.mark.parametrize(

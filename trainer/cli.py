@@ -163,7 +163,8 @@ def prepare(
         f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
         f"{count(report.validation_tokens)} held out ({report.validation_documents:,}), {report.bytes_per_token:.2f} bytes a token"
     )
-    print(f"Train on it with data.corpus={out} in a recipe or on the command line.")
+    # From the project's folder, where data.corpus is meant from, `out` may be another place.
+    print(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
 
 
 def _show_progress(documents: int, tokens: int) -> None:

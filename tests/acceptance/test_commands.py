@@ -1,6 +1,7 @@
 """What one types after a run, and before it: every command on a small run that is finished, and on text of one's own."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -243,6 +244,14 @@ def prepare(text_folder: Path, out: Path, tokenizer: str | Path) -> str:
     return said(
         "prepare", *sources, "--out", out, "--tokenizer", tokenizer, "--validation", text_folder / "held_out.txt"
     )
+
+
+def test_what_prepare_names_at_its_end_is_found_from_the_projects_folder(text_folder, project, monkeypatch):
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    said_last = prepare(text_folder, Path("corpus"), "bytes").splitlines()[-1]
+    named = re.search(r"data\.corpus=(\S+)", said_last)[1]
+    assert files.project_folder() / named == project / "elsewhere" / "corpus"
 
 
 def train_on(folder: Path, corpus: Path) -> Path:

@@ -128,6 +128,13 @@ def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
     assert ids.shape[1] == 202 and ids.max() <= 256
 
 
+def test_an_export_may_fill_the_folder_one_is_in(finished, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert said("export", "tiny", "--out", ".").strip() == str(tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_every_checkpoint_can_be_exported(finished):
     for wanted in ("best", "16"):
         out = finished / "exports" / wanted
@@ -148,6 +155,12 @@ def test_generate_writes_the_same_text_for_the_same_seed(finished):
 def test_at_temperature_0_the_seed_does_not_count(finished):
     words = ("generate", "tiny", "--prompt", "Enter", "--max-new-tokens", "20", "--temperature", "0")
     assert said(*words, "--seed", "1") == said(*words, "--seed", "2")
+
+
+def test_a_temperature_of_nearly_0_is_0_and_a_very_high_one_is_no_error(finished):
+    words = ("generate", "tiny", "--prompt", "Enter", "--max-new-tokens", "20", "--temperature")
+    assert said(*words, "1e-45") == said(*words, "0")
+    assert said(*words, "1e6").startswith("Enter")
 
 
 def test_generate_never_takes_an_id_of_the_padding(finished):

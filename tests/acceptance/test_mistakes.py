@@ -177,12 +177,23 @@ TYPED = [
     ),
     Mistake("shards without a vocabulary", "train {recipe} data.tokenizer=", ("data.train needs data.tokenizer", "data.vocab_size")),
     Mistake("no model", "train {recipe} model.config={}", ("no model", "set model.preset (e.g. llama-124m)")),
+    Mistake("name that is too long", f"train {{recipe}} name={'a' * 300}", ("aaa' cannot name a folder", "at most 200")),
+    Mistake(
+        "seed that is too large", "train {recipe} seed=99999999999999999999",
+        ("seed (override) is 99999999999999999999, but should be less than 9223372036854775808",),
+    ),
+    Mistake("empty place to resume from", "train {recipe} resume_from_checkpoint=", ("resume_from_checkpoint is empty", "give latest, best, a step")),
     Mistake("name that is no folder", "train {recipe} name=../elsewhere", ("name '../elsewhere' cannot name a folder", "use letters")),
     # The command line itself
     Mistake("unknown command", "trian shakespeare", ("No such command 'trian'", "--help")),
     Mistake("unknown option", "train shakespeare --resume", ("No such option: --resume", "trainer train --help")),
     Mistake("option left out", "export tiny", ("Missing option '--out'", "trainer export --help")),
     Mistake("option out of range", "generate tiny --temperature -1", ("'--temperature'", "greater than or equal to 0", "--help")),
+    Mistake(
+        "seed that is too large to generate with", "generate tiny --seed 99999999999999999999",
+        ("'--seed'", "less than or equal to 9223372036854775807", "--help"),
+    ),
+    Mistake("temperature without an end", "generate tiny --temperature inf", ("'--temperature'", "less than or equal to 1000000", "--help")),
     # Cluster files
     Mistake(
         "neither cluster nor recipe", "launch 4gpu_bf61",
@@ -279,6 +290,15 @@ TYPED = [
         ("{tmp}/tiny.yaml/out cannot be written", "name another folder"),
     ),
     Mistake(
+        "export to a name that is too long", f"export tiny --out {{tmp}}/{'x' * 300}",
+        ("the path {tmp}/xxx", "is too long for this disk", "give a shorter one"),
+    ),
+    Mistake("run with a name that is too long", f"report {'x' * 300}", ("is too long for this disk", "give a shorter one")),
+    Mistake(
+        "resume from a name that is too long", f"launch cpu {{recipe}} resume_from_checkpoint={'x' * 300}",
+        ("is too long for this disk", "give a shorter one"),
+    ),
+    Mistake(
         "export of a step that is not there", "export tiny --out {tmp}/out --checkpoint 7",
         ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
     ),
@@ -303,6 +323,10 @@ TYPED = [
     Mistake(
         "source that is not there", "prepare {tmp}/none.txt --out {tmp}/out",
         ("source '{tmp}/none.txt' stands for no file of text", "Known are"),
+    ),
+    Mistake(
+        "folder with a name that is too long", f"prepare {{tmp}}/a.txt --out {{tmp}}/{'x' * 300} --tokenizer bytes",
+        ("{tmp}/xxx", "manifest.json cannot be read: File name too long", "name another folder"), file("a.txt", "text"),
     ),
     Mistake("source of another kind", "prepare {recipe} --out {tmp}/out", ("is a .yaml file", "Known are")),
     Mistake(

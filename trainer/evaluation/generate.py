@@ -8,6 +8,9 @@ from torch import nn
 from trainer.errors import ConfigError
 from trainer.evaluation.loss import evaluating
 
+_NEARLY_ZERO = 1e-6
+"""Below this temperature the likeliest token comes in any case, and logits divided by it may overflow."""
+
 
 def generate(
     model: nn.Module,
@@ -23,7 +26,7 @@ def generate(
     """The tokens that follow a prompt, the prompt not included; an end-of-text id ends them and is the last.
 
     prompt_ids   at least one; each below `vocab_size`
-    temperature  0: the likeliest token each time, and `seed`, `top_k`, `top_p` do not count
+    temperature  0, or nearly: the likeliest token each time, and `seed`, `top_k`, `top_p` do not count
     vocab_size   real ids; those from here on are padding and never come
     raises       ConfigError when the prompt leaves no position free
 
@@ -54,7 +57,7 @@ def generate(
 
 
 def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    if temperature == 0.0:
+    if temperature < _NEARLY_ZERO:
         return {"do_sample": False}
     top_p = 1.0 if top_p is None else top_p
     return {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}

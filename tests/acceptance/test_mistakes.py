@@ -177,6 +177,10 @@ TYPED = [
     ),
     Mistake("shards without a vocabulary", "train {recipe} data.tokenizer=", ("data.train needs data.tokenizer", "data.vocab_size")),
     Mistake("no model", "train {recipe} model.config={}", ("no model", "set model.preset (e.g. llama-124m)")),
+    Mistake(
+        "recipe whose name is no run's", "train '{tmp}/my run.yaml'",
+        ("name 'my run' cannot name a folder", "use letters"), file("my run.yaml", "base: tiny.yaml\nname: ''\n"),
+    ),
     Mistake("name that is too long", f"train {{recipe}} name={'a' * 300}", ("aaa' cannot name a folder", "at most 200")),
     Mistake(
         "seed that is too large", "train {recipe} seed=99999999999999999999",

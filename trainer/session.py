@@ -16,7 +16,7 @@ from trainer.export import export_checkpoint
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
-from trainer.run import Run, build_run
+from trainer.run import Run, build_run, sample_prompt
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -79,13 +79,15 @@ def _kept(before: dict[str, Any] | None, run: Run | None, step: int) -> dict[str
 
 
 def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
-    """Writes outcome.json; a finished run is exported, with a sample of text. Called on every rank; rank 0 works, the others wait."""
+    """Writes outcome.json, for a finished run after tidying up. Called on every rank; rank 0 works, the others wait."""
     if not run.accelerator.is_main_process:
         return
     step = run.progress.step
     facts = _kept(before, run, step)
-    if outcome.kind == "finished" and not (facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir()):
-        facts.update(sample=sample(run), exported=str(_export(run)), exported_step=step)
+    is_tidy = facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir() and "untidy" not in facts
+    if outcome.kind == "finished" and not is_tidy:
+        facts.pop("untidy", None)
+        facts.update(_tidy_up(run, step))
     if run.reporter.known:
         facts["loss"] = run.reporter.known.loss
     if run.reporter.verdict:
@@ -93,6 +95,23 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     facts["val_loss"] = run.evaluator.loss_at(step)
     write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
     log.info("%s at step %d: %s", outcome.kind, step, outcome.reason)
+
+
+def _tidy_up(run: Run, step: int) -> dict[str, Any]:
+    """A sample of text and the exported model, as facts. The run has finished without them too: what failed is told, as `untidy`."""
+    facts: dict[str, Any] = {}
+    failures = []
+    works = {
+        "sample": lambda: {"sample": sample(run)},
+        "export": lambda: {"exported": str(_export(run)), "exported_step": step},
+    }
+    for what, work in works.items():
+        try:
+            facts.update(work())
+        except (TrainerError, OSError) as error:
+            log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, error)
+            failures.append(f"its {what} failed: {error}")
+    return {**facts, "untidy": "; ".join(failures)} if failures else facts
 
 
 def _export(run: Run) -> Path:
@@ -106,11 +125,11 @@ def _export(run: Run) -> Path:
 
 
 def sample(run: Run) -> str | None:
-    """Text that the model continues from the recipe's prompt, the same for the same weights; None without a tokenizer."""
+    """Text that the model continues from the recipe's prompt, the same for the same weights; None where none is wanted or can be."""
     tokenizer, wanted = run.corpus.tokenizer, run.config.evaluation
-    if tokenizer is None or not wanted.sample_tokens:
+    prompt = sample_prompt(run.config, run.corpus)
+    if prompt is None:
         return None
-    prompt = [tokenizer.eot_id, *tokenizer.encode(wanted.prompt)]
     ids = generate(
         run.bare_model, prompt, max_new_tokens=wanted.sample_tokens, temperature=0.8, top_k=50, top_p=1.0, seed=run.config.seed,
         vocab_size=run.corpus.vocab_size,

@@ -1,4 +1,4 @@
-"""What `./launch.sh` does once Python is there: pick the cluster file, check everything, launch, and give the run's own exit code.
+"""What `./launch.sh` does once Python is there: pick the cluster file, check the run, launch, and give the run's own exit code.
 
 `accelerate launch` returns 1 for every failure, dies before our code runs when a precision's library is missing, and gives each process one
 thread. So the check comes before it, and the result is read from runs/NAME/outcome.json after it. Imports no torch.
@@ -19,12 +19,15 @@ from typing import Any
 import yaml
 
 from trainer import files
+from trainer.checkpoint import resume
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import check_not_held, checkpoints_folder, run_folder
+from trainer.config.folders import check_can_be_made, check_not_held, checkpoints_folder, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 from trainer.metrics.outcome import EXIT_CODES, read_outcome
+from trainer.model.presets import preset_fields
 from trainer.precision.decide import MODES, decide
 from trainer.text import did_you_mean
 
@@ -219,8 +222,18 @@ def plan(words: Sequence[str]) -> Plan:
         **({"ACCELERATE_USE_CPU": "true"} if cluster.use_cpu else {}),
     }
     folder = run_folder(loaded.config)
+    _check_run(loaded.config)
     check_not_held(folder)
     return Plan(loaded, cluster, command, environment, folder)
+
+
+def _check_run(config: Config) -> None:
+    """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
+    if config.model.preset is not None:
+        preset_fields(config.model.preset)
+    check_can_be_made("runs_folder", run_folder(config))
+    check_can_be_made("checkpoints_folder", checkpoints_folder(config))
+    resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config))
 
 
 def newest_step(config: Config) -> int | None:
@@ -231,12 +244,13 @@ def newest_step(config: Config) -> int | None:
 
 
 def is_finished(checked: Plan) -> bool:
-    """Whether the run took all its steps before, and nothing else is asked of it."""
+    """Whether the run took all its steps before, left nothing undone, and nothing else is asked of it."""
     outcome = read_outcome(checked.folder)
     return (
         checked.config.resume_from_checkpoint == "latest"
         and outcome is not None
         and outcome["outcome"] == "finished"
+        and "untidy" not in outcome
         and (newest_step(checked.config) or 0) >= checked.config.max_steps
     )
 

@@ -268,6 +268,13 @@ def test_a_run_is_finished_when_it_says_so_and_its_last_step_is_on_disk(project,
     assert supervise.newest_step(plan.config) == (step or 10)
 
 
+def test_a_run_that_left_something_undone_is_launched_again(project):
+    plan = planned(project)
+    (project / "checkpoints" / "mine" / "step-00000030").mkdir(parents=True)
+    write_outcome(plan.folder, "finished", step=30, reason="because", untidy="its export failed: full")
+    assert not supervise.is_finished(plan)
+
+
 def leaves(plan, outcome):
     """A launcher's script that leaves an outcome, then fails."""
     content = json.dumps({"outcome": outcome, "step": 1, "reason": "new"})

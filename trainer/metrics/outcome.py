@@ -18,7 +18,7 @@ EXIT_CODES = {"finished": 0, "interrupted": 75, "diverged": 3, "failed": 1, "ref
 ENDED = ("finished", "interrupted", "diverged", "failed")
 """Outcomes that tell how a launch ended that had begun: a refused start does not take their place."""
 
-_FACTS = ("loss", "val_loss", "sample", "exported", "exported_step")
+_FACTS = ("loss", "val_loss", "sample", "exported", "exported_step", "untidy")
 
 
 def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts: Any) -> None:
@@ -59,7 +59,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     """What a run's outcome.json says; None when there is none, or a damaged one, which says nothing."""
     try:
         content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     is_sound = (
         isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)

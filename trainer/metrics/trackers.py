@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch.utils.tensorboard.summary import hparams
 
 from trainer.errors import ConfigError
@@ -15,12 +15,15 @@ FINAL_METRICS = ("loss/train", "loss/validation")
 
 
 def check_tracker_names(names: list[str]) -> None:
-    """Refuses a tracker that Accelerate does not know."""
+    """Refuses a tracker that Accelerate does not know, and one it would leave out silently because its package is missing."""
     known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
+    installed = {str(name) for name in get_available_trackers()}
     problems = [
         f"metrics.trackers: unknown tracker {name!r}; {did_you_mean(name, known)}"
-        for name in names
         if name not in known
+        else f"metrics.trackers: {name!r} needs its package, which is not installed; install it (pip install {name}), or leave it out"
+        for name in names
+        if name not in installed
     ]
     if problems:
         raise ConfigError(*problems)

@@ -1,8 +1,10 @@
 import pytest
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import ConfigError
+from trainer.metrics import trackers
 from trainer.metrics.trackers import check_tracker_names, open_trackers
 
 
@@ -61,9 +63,18 @@ def test_a_tracker_that_accelerate_does_not_know_is_refused_with_the_nearest():
     check_tracker_names(["tensorboard"])
     check_tracker_names([])
     with pytest.raises(ConfigError) as caught:
-        check_tracker_names(["tensorbord", "wandb", "qqq"])
+        check_tracker_names(["tensorbord", "tensorboard", "qqq"])
     assert len(caught.value.problems) == 2
     assert caught.value.problems[0] == "metrics.trackers: unknown tracker 'tensorbord'; did you mean 'tensorboard'?"
+
+
+@pytest.mark.parametrize("names", [["wandb"], ["wandb", "tensorboard"]])
+def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(names, monkeypatch):
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(ConfigError, match="'wandb' needs its package, which is not installed; .*pip install wandb"):
+        check_tracker_names(names)
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB])
+    check_tracker_names(names)
 
 
 def test_another_tracker_is_given_the_settings(tmp_path, monkeypatch):

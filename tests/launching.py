@@ -12,7 +12,7 @@ import multiprocessing.context
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,10 @@ def environment(**extra: str) -> dict[str, str]:
 class Started:
     """A run in progress: one process a rank, all writing into one file."""
 
-    def __init__(self, recipe: Path, overrides: Sequence[str], num_processes: int) -> None:
+    def __init__(
+        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None
+    ) -> None:
+        """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one."""
         _context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"
         words = ["trainer", "train", str(recipe), *overrides]
@@ -124,7 +127,7 @@ class Started:
                 "ACCELERATE_USE_CPU": "true",
                 **{key: str(value) for key, value in place.items()},
             }
-            self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output))))
+            self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output), sabotage)))
         for process in self.ranks:
             process.start()
 
@@ -164,7 +167,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
-def _run(words: list[str], variables: dict[str, str], output: str) -> None:
+def _run(words: list[str], variables: dict[str, str], output: str, sabotage: Callable[[], None] | None) -> None:
     """The body of a forked rank: what `python -m trainer train ...` does, with its output in a file."""
     os.setsid()
     os.environ.update(variables)
@@ -174,6 +177,8 @@ def _run(words: list[str], variables: dict[str, str], output: str) -> None:
     sys.argv = words
     from trainer.cli import main
 
+    if sabotage:
+        sabotage()
     main()
 
 

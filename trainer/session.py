@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +84,22 @@ def _tell(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | Non
 
 
 def _note(folder: Path, before: dict[str, Any] | None, outcome: str, run: Run | None, reason: str) -> None:
-    """Writes outcome.json on rank 0; where it cannot be written, that is told and nothing else is lost for it."""
+    """Writes outcome.json on rank 0."""
     if os.environ.get("RANK", "0") != "0":
         return
     step = run.progress.step if run else before["step"] if before else 0
-    try:
+    with _told_if_full(folder, outcome):
         if outcome == "refused":
             write_refusal(folder, before, reason)
         else:
             write_outcome(folder, outcome, step=step, reason=reason, **_kept(before, run, step), pid=os.getpid())
+
+
+@contextmanager
+def _told_if_full(folder: Path, outcome: str) -> Iterator[None]:
+    """Where outcome.json cannot be written, that is told and nothing else is lost for it: not the run, nor the error that ended it."""
+    try:
+        yield
     except OSError as error:
         log.warning("%s could not be written (%s), so it does not say: %s", folder / OUTCOME, error.strerror, outcome)
 
@@ -107,14 +116,27 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     step = run.progress.step
     facts = _kept(before, run, step)
     if outcome.kind == "finished" and not (facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir()):
-        facts.update(sample=sample(run), exported=str(_export(run)), exported_step=step)
+        facts.update(sample=sample(run), **_exported(run))
     if run.reporter.known:
         facts["loss"] = run.reporter.known.loss
     if run.reporter.verdict:
         facts["resume"] = run.reporter.verdict
     facts["val_loss"] = run.evaluator.loss_at(step)
-    write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
+    with _told_if_full(run.folder, outcome.kind):
+        write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
     log.info("%s at step %d: %s", outcome.kind, step, outcome.reason)
+
+
+def _exported(run: Run) -> dict[str, Any]:
+    """Exports the model; where that fails the run is no less finished, and its last checkpoint can be exported at any time."""
+    try:
+        return {"exported": str(_export(run)), "exported_step": run.progress.step}
+    except (OSError, TrainerError) as error:
+        log.warning(
+            "the model is not exported: %s. The last checkpoint is whole; once there is room: .venv/bin/trainer export %s --out FOLDER",
+            error, run.config.name,
+        )  # fmt: skip
+        return {}
 
 
 def _export(run: Run) -> Path:

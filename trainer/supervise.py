@@ -306,6 +306,8 @@ def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
     """The run's own code from its outcome; the launcher's failure where the run left none."""
     if outcome is None:
         return launcher_code or 1
+    if outcome["outcome"] == "running" and launcher_code == 0:
+        return 0  # every process finished; only the disk had no room to say so
     return EXIT_CODES[outcome["outcome"]]
 
 

@@ -232,6 +232,7 @@ def test_a_cluster_of_several_machines_wants_its_share_of_gpus_on_this_one(clust
 
 def test_every_outcome_has_its_code_and_none_is_the_launchers():
     assert {kind: supervise.exit_code(9, {"outcome": kind}) for kind in EXIT_CODES} == EXIT_CODES
+    assert supervise.exit_code(0, {"outcome": "running"}) == 0, "finished, and the disk too full to say so"
     assert supervise.exit_code(7, None) == 7 and supervise.exit_code(0, None) == 1
 
 

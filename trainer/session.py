@@ -19,6 +19,7 @@ from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.run import Run, build_run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
+from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def run_session(config: Config) -> int:
     before = read_outcome(folder)
     with StopRequest() as stop:
         try:
+            end_with_launcher()
             if is_main:
                 sweep_causes(folder)
             _note(folder, before, "running", run, "starting")

@@ -1,12 +1,14 @@
-"""Why a run of several processes ended: the rank where it began tells the others.
+"""Why a run ended: the rank where it began tells the others, and the launcher tells `trainer launch` what it saw.
 
-What the others see is a connection that breaks, or nothing at all. So a rank that fails leaves its reason in the run's folder
+What the other ranks see is a connection that breaks, or nothing at all. So a rank that fails leaves its reason in the run's folder
 before it ends, and the others take it for theirs: the person reads one paragraph, or one traceback, and outcome.json says the same.
+A rank that is killed leaves nothing. Its launcher knows the signal, and sends it through a pipe, which needs no room on any disk.
 """
 
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from trainer.errors import RankLostError
 
 PATIENCE_SECONDS = 3.0
 """How long a rank waits for the words of another before it speaks itself: folders may be on another machine."""
+
+FAILURE_PIPE = "TRAINER_FAILURE_PIPE"
+"""Holds the number of the open pipe through which a launcher tells what it saw."""
 
 _NOTE = ".failed-rank-"
 
@@ -34,6 +39,44 @@ class Cause:
     group: str
     kind: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first process of a launch that failed, as its launcher saw it."""
+
+    rank: int
+    pid: int
+    exit_code: int
+    """Negative: the number of the signal that ended it."""
+
+    @property
+    def was_killed(self) -> bool:
+        return self.exit_code < 0
+
+
+def send_failure(failure: Failure) -> None:
+    """Tells `trainer launch`, where it is that which started this launcher."""
+    if pipe := os.environ.get(FAILURE_PIPE):
+        os.write(int(pipe), json.dumps(asdict(failure)).encode())
+
+
+def receive_failure(pipe: int) -> Failure | None:
+    """What the launcher, which has ended, sent through this pipe; None when nothing failed, or when it could not send."""
+    os.set_blocking(pipe, False)
+    try:
+        return Failure(**json.loads(os.read(pipe, 65536)))
+    except (BlockingIOError, ValueError):
+        return None
+
+
+def how_it_ended(who: str, exit_code: int) -> str:
+    """What is known of a process that ended without a word of its own, and what to do."""
+    if exit_code >= 0:
+        return f"{who} ended with exit code {exit_code} before it could note why; what it printed says more"
+    name = signal.Signals(-exit_code).name
+    hint = " (out of memory? the kernel's log says: dmesg)" if name == "SIGKILL" else ""
+    return f"{who} was killed by {name}{hint}; start it again to continue"
 
 
 def leave_cause(folder: Path, kind: str, reason: str) -> None:

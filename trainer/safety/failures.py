@@ -74,7 +74,7 @@ def how_it_ended(who: str, exit_code: int) -> str:
     """What is known of a process that ended without a word of its own, and what to do."""
     if exit_code >= 0:
         return f"{who} ended with exit code {exit_code} before it could note why; what it printed says more"
-    name = signal.Signals(-exit_code).name
+    name = next((known.name for known in signal.Signals if known == -exit_code), f"signal {-exit_code}")
     hint = " (out of memory? the kernel's log says: dmesg)" if name == "SIGKILL" else ""
     return f"{who} was killed by {name}{hint}; start it again to continue"
 

@@ -1,9 +1,22 @@
+import os
+
 import pytest
 from torch.distributed import DistBackendError
 
 from trainer.errors import RankLostError
 from trainer.safety import failures
-from trainer.safety.failures import broken_connections_explained, leave_cause, read_cause, said_by_lower_rank, sweep_causes
+from trainer.safety.failures import (
+    FAILURE_PIPE,
+    Failure,
+    broken_connections_explained,
+    how_it_ended,
+    leave_cause,
+    read_cause,
+    receive_failure,
+    said_by_lower_rank,
+    send_failure,
+    sweep_causes,
+)
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:48816: Connection reset by peer. This is "
@@ -83,3 +96,24 @@ def test_a_rank_that_is_alone_leaves_nothing(tmp_path, become):
     become(0, world_size=1)
     leave_cause(tmp_path / "run", "failed", "a bad shard")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_launcher_saw_reaches_the_one_that_started_it(monkeypatch):
+    here, there = os.pipe()
+    assert receive_failure(here) is None
+    monkeypatch.setenv(FAILURE_PIPE, str(there))
+    send_failure(Failure(1, 77, -9))
+    assert receive_failure(here) == Failure(1, 77, -9)
+    os.close(there)
+    assert receive_failure(here) is None
+    os.close(here)
+    monkeypatch.delenv(FAILURE_PIPE)
+    send_failure(Failure(1, 77, -9))  # a launcher that nobody listens to
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [(-9, "killed by SIGKILL (out of memory?"), (-15, "killed by SIGTERM; start it again"), (-40, "killed by signal 40;"), (1, "exit code 1")],
+)  # fmt: skip
+def test_how_a_process_ended_is_said_in_words(exit_code, words):
+    assert words in how_it_ended("rank 0", exit_code)

@@ -35,6 +35,8 @@ def main() -> None:
     try:
         code = app(prog_name="trainer", standalone_mode=False)
     except TrainerError as error:
+        if error.was_said:
+            sys.exit(error.exit_code)
         _refuse(str(error), error.exit_code)
     except _UsageError as error:
         if words := error.format_message():

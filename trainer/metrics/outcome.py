@@ -67,6 +67,23 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     return content if is_sound else None
 
 
+def what_it_said(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the launch in between left: its outcome, or its refusal beside an earlier one; None when it said nothing."""
+    if after is None or after == before:
+        return None
+    attempt = after.get("last_attempt")
+    return attempt if attempt and attempt != (before or {}).get("last_attempt") else after
+
+
+def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
+    """The run's own code from its outcome; the launcher's failure where the run left none."""
+    if outcome is None:
+        return launcher_code if launcher_code > 0 else 1
+    if outcome["outcome"] == "running" and launcher_code == 0:
+        return 0  # every process finished; only the disk had no room to say so
+    return EXIT_CODES[outcome["outcome"]]
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 

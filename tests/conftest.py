@@ -6,9 +6,10 @@ import pytest
 
 from trainer.checkpoint.store import CheckpointStore
 
-# A shell starts what it puts into the background with SIGINT ignored, nohup what it starts with SIGHUP ignored, and everything below
-# would inherit that.
+# A shell starts what it puts into the background with SIGINT and SIGQUIT ignored, nohup what it starts with SIGHUP ignored, and
+# everything below would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 

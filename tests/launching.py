@@ -7,12 +7,12 @@ imported them and done nothing else: they start in a tenth of a second and die o
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.context
 import os
-import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ TINY_GPT2 = {
     "attn_pdrop": 0.1,
     "embd_pdrop": 0.1,
 }
+
+GRACE_SECONDS = 20.0
+"""How long the other ranks have, once one has failed, to find out and to say so."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -108,25 +111,23 @@ def environment(**extra: str) -> dict[str, str]:
 class Started:
     """A run in progress: one process a rank, all writing into one file."""
 
-    def __init__(self, recipe: Path, overrides: Sequence[str], num_processes: int) -> None:
+    def __init__(
+        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None
+    ) -> None:
+        """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one."""
         _context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"
         words = ["trainer", "train", str(recipe), *overrides]
-        group = {
-            "WORLD_SIZE": num_processes,
-            "LOCAL_WORLD_SIZE": num_processes,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": _free_port(),
-        }
+        self._store, group = _meeting_point(num_processes) if num_processes > 1 else (None, {})
         self.ranks = []
         for rank in range(num_processes):
-            place = {**group, "RANK": rank, "LOCAL_RANK": rank} if num_processes > 1 else {}
+            place = {**group, "RANK": rank, "LOCAL_RANK": rank} if group else {}
             variables = {
                 **ONE_THREAD,
                 "ACCELERATE_USE_CPU": "true",
                 **{key: str(value) for key, value in place.items()},
             }
-            self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output))))
+            self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output), sabotage)))
         for process in self.ranks:
             process.start()
 
@@ -140,12 +141,23 @@ class Started:
             process.kill()
         self.wait()
 
-    def wait(self, timeout: float = 300.0) -> int:
-        """The exit code of rank 0, once all have ended."""
-        for process in self.ranks:
-            process.join(timeout)
-            assert process.exitcode is not None, f"a rank did not end in {timeout} s:\n{self.text()}"
+    def wait(self, timeout: float = 200.0) -> int:
+        """The exit code of rank 0, once all have ended; ranks that outlive a failed one are killed after a while."""
+        ends = time.monotonic() + timeout
+        while alive := [process.sentinel for process in self.ranks if process.is_alive()]:
+            if any(process.exitcode for process in self.ranks):
+                ends = min(ends, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() >= ends:
+                self._end_late_ranks(timeout)
+            multiprocessing.connection.wait(alive, max(0.0, ends - time.monotonic()))
         return self.ranks[0].exitcode
+
+    def _end_late_ranks(self, timeout: float) -> None:
+        codes = [process.exitcode for process in self.ranks]
+        for process in self.ranks:
+            process.kill()
+            process.join()
+        assert any(codes), f"the run did not end in {timeout} s (exit codes: {codes}):\n{self.text()}"
 
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
@@ -155,7 +167,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
-def _run(words: list[str], variables: dict[str, str], output: str) -> None:
+def _run(words: list[str], variables: dict[str, str], output: str, sabotage: Callable[[], None] | None) -> None:
     """The body of a forked rank: what `python -m trainer train ...` does, with its output in a file."""
     os.setsid()
     os.environ.update(variables)
@@ -165,13 +177,27 @@ def _run(words: list[str], variables: dict[str, str], output: str) -> None:
     sys.argv = words
     from trainer.cli import main
 
+    if sabotage:
+        sabotage()
     main()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _meeting_point(num_processes: int) -> tuple[Any, dict[str, object]]:
+    """A store in this process where the ranks meet, and what tells them where it is.
+
+    As under `accelerate launch`: a port that is bound before anybody hears of it, so nobody else can take it first.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return store, {
+        "WORLD_SIZE": num_processes,
+        "LOCAL_WORLD_SIZE": num_processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": store.port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+        "TORCHELASTIC_RESTART_COUNT": 0,
+    }
 
 
 def start(recipe: Path, *overrides: str, num_processes: int = 1) -> Started:

@@ -1,5 +1,6 @@
 """The commands, one short function each. Whatever is slow to import is imported inside the command that needs it."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -34,12 +35,19 @@ def main() -> None:
     try:
         code = app(prog_name="trainer", standalone_mode=False)
     except TrainerError as error:
+        if error.was_said:
+            sys.exit(error.exit_code)
         _refuse(str(error), error.exit_code)
     except _UsageError as error:
         if words := error.format_message():
             where = error.ctx.command_path if error.ctx else "trainer"
             _refuse(f"{words} The form is shown by: {where} --help")
         sys.exit(2)  # a bare `trainer` has shown its help
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Any word may be typed as a path, and any look at it may be the first.
+        _refuse(f"the path {error.filename} cannot be used: it, or a name in it, is too long for this disk; give a shorter one")
     except typer.Abort:
         sys.exit(130)
     sys.exit(code or 0)
@@ -78,7 +86,7 @@ def train(
 def launch(
     words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the command, and stop.")
+        bool, typer.Option("--dry-run", help="Check what needs no torch, print the command, and stop.")
     ] = False,
 ) -> None:
     """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""
@@ -163,7 +171,8 @@ def prepare(
         f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
         f"{count(report.validation_tokens)} held out ({report.validation_documents:,}), {report.bytes_per_token:.2f} bytes a token"
     )
-    print(f"Train on it with data.corpus={out} in a recipe or on the command line.")
+    # From the project's folder, where data.corpus is meant from, `out` may be another place.
+    print(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
 
 
 def _show_progress(documents: int, tokens: int) -> None:
@@ -192,12 +201,14 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")
+    ] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50,
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Let a checkpoint continue a text."""
     from trainer.checkpoint.resume import locate

@@ -5,6 +5,7 @@
       DataError               a source, a shard or a tokenizer is not what was asked for
       CheckpointError         nothing sound to resume from, or a folder that is not a checkpoint of this run
       LaunchError             the processes that started are not those the cluster file describes
+      RankLostError           another process of the run failed, or is gone
       PrecisionError          the precision asked for cannot be had, and a fallback was refused
 
 A message says what is wrong with its name and value, what was expected, and what to do. Programmers get `assert` and a
@@ -17,6 +18,9 @@ class TrainerError(Exception):
 
     exit_code = 2
     """What the command ends with; 1 where a run had begun to train."""
+
+    was_said = False
+    """Whether another process of the run says these words, so that this one ends without a word."""
 
 
 class ConfigError(TrainerError):
@@ -37,6 +41,14 @@ class CheckpointError(TrainerError):
 
 class LaunchError(TrainerError):
     """The processes that started are not those the cluster file describes."""
+
+
+class RankLostError(TrainerError):
+    """Another process of the run failed, or is gone; `kind` is the outcome that this means for the run."""
+
+    def __init__(self, reason: str, *, kind: str = "failed", was_said: bool = False) -> None:
+        super().__init__(reason)
+        self.kind, self.was_said = kind, was_said
 
 
 class PrecisionError(TrainerError):

@@ -74,7 +74,7 @@ def export(
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError(f"export dtype {dtype!r} is unknown; take one of {', '.join(_DTYPES)}")
-    out = Path(out)
+    out = Path(out).resolve()  # "." has no name of its own
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise TrainerError(
             f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"

@@ -39,9 +39,10 @@ def _headline(name: str, outcome: dict[str, Any], records: list[dict[str, Any]])
     seconds = sum(record["step_seconds"] for record in steps)
     spent = f"; {count(steps[-1]['tokens'])} tokens in {duration(seconds)} of training" if steps else ""
     resumed = f"\n{outcome['resume']}" if outcome.get("resume") else ""
+    untidy = f"\n{outcome['untidy']}; start it again to repeat that" if outcome.get("untidy") else ""
     attempt = outcome.get("last_attempt")
     refused = f"\nthe last start of it was refused: {attempt['reason']}" if attempt else ""
-    return f"{name}: {kind} at step {step} ({outcome['reason']}){spent}{resumed}{refused}"
+    return f"{name}: {kind} at step {step} ({outcome['reason']}){spent}{resumed}{untidy}{refused}"
 
 
 def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -> str:

@@ -26,13 +26,14 @@ from trainer.checkpoint.resume import Resolution
 from trainer.checkpoint.retention import policy_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import checkpoints_folder, run_folder
+from trainer.config.folders import checkpoints_folder, resume_point, run_folder
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.generate import num_positions
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
@@ -41,7 +42,7 @@ from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
-from trainer.model.presets import resolve
+from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups, hyperparameters, restore_hyperparameters
 from trainer.optim.schedule import build_schedule
@@ -151,10 +152,28 @@ def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.
         config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
         eot_id=eot_id,
     )  # fmt: skip
+    _check_prompt(config, corpus, num_positions(model_config))
     return build_model(
         model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
         gradient_checkpointing=config.model.gradient_checkpointing,
     )  # fmt: skip
+
+
+def sample_prompt(config: Config, corpus: Corpus) -> list[int] | None:
+    """What the sample at the end of the run continues: an end of text, then the recipe's prompt; None when there is no sample."""
+    if corpus.tokenizer is None or not config.evaluation.sample_tokens:
+        return None
+    return [corpus.tokenizer.eot_id, *corpus.tokenizer.encode(config.evaluation.prompt)]
+
+
+def _check_prompt(config: Config, corpus: Corpus, positions: int) -> None:
+    """Refuses a prompt that leaves the sample no position now, and not once the run is at its end."""
+    prompt = sample_prompt(config, corpus)
+    if prompt and len(prompt) >= positions:
+        raise ConfigError(
+            f"evaluation.prompt has {len(prompt)} tokens with the end of text before it, and the model has {positions} positions, which leaves "
+            "none for the sample; shorten it, or set evaluation.sample_tokens to 0"
+        )
 
 
 def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -259,7 +278,7 @@ def _digest(value: Any) -> str:
 def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
-    wanted = _folder_or_word(config.resume_from_checkpoint)
+    wanted = resume_point(config)
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":
         _refuse_to_start_over(run)
@@ -298,13 +317,6 @@ def _refuse_to_start_over(run: Run) -> None:
             f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
             "mounted?), or start over on purpose with resume_from_checkpoint=none"
         )
-
-
-def _folder_or_word(wanted: str) -> str:
-    """A path is meant from the project's folder; the other words of resume_from_checkpoint stay as they are."""
-    if wanted in ("latest", "best", "none") or wanted.isdigit():
-        return wanted
-    return str(files.project_folder() / wanted)
 
 
 def _restore(run: Run, resolution: Resolution, wanted: str) -> None:

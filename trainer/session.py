@@ -3,20 +3,23 @@
 import logging
 import os
 import re
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
-from trainer.errors import TrainerError
+from trainer.errors import RankLostError, TrainerError
 from trainer.evaluation.generate import generate
 from trainer.export import export_checkpoint
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
-from trainer.run import Run, build_run
+from trainer.run import Run, build_run, sample_prompt
+from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
+from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -28,48 +31,78 @@ _LEFT_OVER = re.compile(rf"\.earlier-{EXPORTED}(-\d+)?|\.staging-{EXPORTED}-\d+"
 def run_session(config: Config) -> int:
     """Trains until the run is finished or stopped; returns the exit code, the same that outcome.json states.
 
-    Whatever happens, outcome.json says it: `refused` before the first step, `failed` after it, each with its reason.
+    Whatever happens, outcome.json says it: `refused` before the first step, `failed` after it, each with its reason. A signal
+    is only a wish until it is written: the launcher sends one to every rank that outlives the first that fails.
     """
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
     held = hold(folder) if is_main else None
     before = read_outcome(folder)
-    try:
-        with StopRequest() as stop:
+    with StopRequest() as stop:
+        try:
+            end_with_launcher()
+            if is_main:
+                sweep_causes(folder)
             _note(folder, before, "running", run, "starting")
-            run = build_run(config, stop)
-            _note(folder, before, "running", run, "training")
-            outcome = train(run)
-            run.checkpointer.close()
-            run.reporter.close()
-            conclude(run, before, outcome)
-            finish_processes(run.accelerator, run.model)
-        return EXIT_CODES[outcome.kind]
-    except TrainerError as error:
-        kind = "refused" if run is None else "failed"
-        error.exit_code = EXIT_CODES[kind]
+            with broken_connections_explained(folder):
+                run = build_run(config, stop)
+                _note(folder, before, "running", run, "training")
+                outcome = train(run)
+                run.checkpointer.close()
+                run.reporter.close()
+                conclude(run, before, outcome)
+                finish_processes(run.accelerator, run.model)
+            return EXIT_CODES[outcome.kind]
+        except RankLostError as error:
+            _fail(folder, before, error.kind, run, error)
+            raise
+        except TrainerError as error:
+            _fail(folder, before, "refused" if run is None else "failed", run, error)
+            raise
+        except BaseException as error:
+            _tell(folder, before, "failed", run, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if held is not None:
+                held.close()
+
+
+def _fail(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | None, error: TrainerError) -> None:
+    """Writes down how the run ends by an error that is a paragraph, and leaves its words to one rank."""
+    error.exit_code = EXIT_CODES[kind]
+    if error.was_said:
         _note(folder, before, kind, run, str(error))
-        if not is_main:
-            time.sleep(3)  # the same words come from rank 0, and the launcher ends this rank before it repeats them
-        raise
-    except BaseException as error:
-        _note(folder, before, "failed", run, f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        if held is not None:
-            held.close()
+    else:
+        _tell(folder, before, kind, run, str(error))
+        error.was_said = said_by_lower_rank(folder)
+
+
+def _tell(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | None, reason: str) -> None:
+    """Tells the other ranks, who wait for this one, and outcome.json why this rank fails."""
+    try:
+        leave_cause(folder, kind, reason)
+    except OSError as error:
+        log.warning("the other ranks could not be told (%s): %s", error.strerror, reason)
+    _note(folder, before, kind, run, reason)
 
 
 def _note(folder: Path, before: dict[str, Any] | None, outcome: str, run: Run | None, reason: str) -> None:
-    """Writes outcome.json on rank 0; where it cannot be written, that is told and nothing else is lost for it."""
+    """Writes outcome.json on rank 0."""
     if os.environ.get("RANK", "0") != "0":
         return
     step = run.progress.step if run else before["step"] if before else 0
-    try:
+    with _told_if_full(folder, outcome):
         if outcome == "refused":
             write_refusal(folder, before, reason)
         else:
             write_outcome(folder, outcome, step=step, reason=reason, **_kept(before, run, step), pid=os.getpid())
+
+
+@contextmanager
+def _told_if_full(folder: Path, outcome: str) -> Iterator[None]:
+    """Where outcome.json cannot be written, that is told and nothing else is lost for it: not the run, nor the error that ended it."""
+    try:
+        yield
     except OSError as error:
         log.warning("%s could not be written (%s), so it does not say: %s", folder / OUTCOME, error.strerror, outcome)
 
@@ -80,20 +113,40 @@ def _kept(before: dict[str, Any] | None, run: Run | None, step: int) -> dict[str
 
 
 def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
-    """Writes outcome.json; a finished run is exported, with a sample of text. Called on every rank; rank 0 works, the others wait."""
+    """Writes outcome.json, for a finished run after tidying up. Called on every rank; rank 0 works, the others wait."""
     if not run.accelerator.is_main_process:
         return
     step = run.progress.step
     facts = _kept(before, run, step)
-    if outcome.kind == "finished" and not (facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir()):
-        facts.update(sample=sample(run), exported=str(_export(run)), exported_step=step)
+    is_tidy = facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir() and "untidy" not in facts
+    if outcome.kind == "finished" and not is_tidy:
+        facts.pop("untidy", None)
+        facts.update(_tidy_up(run, step))
     if run.reporter.known:
         facts["loss"] = run.reporter.known.loss
     if run.reporter.verdict:
         facts["resume"] = run.reporter.verdict
     facts["val_loss"] = run.evaluator.loss_at(step)
-    write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
+    with _told_if_full(run.folder, outcome.kind):
+        write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
     log.info("%s at step %d: %s", outcome.kind, step, outcome.reason)
+
+
+def _tidy_up(run: Run, step: int) -> dict[str, Any]:
+    """A sample of text and the exported model, as facts. The run has finished without them too: what failed is told, as `untidy`."""
+    facts: dict[str, Any] = {}
+    failures = []
+    works = {
+        "sample": lambda: {"sample": sample(run)},
+        "export": lambda: {"exported": str(_export(run)), "exported_step": step},
+    }
+    for what, work in works.items():
+        try:
+            facts.update(work())
+        except (TrainerError, OSError) as error:
+            log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, error)
+            failures.append(f"its {what} failed: {error}")
+    return {**facts, "untidy": "; ".join(failures)} if failures else facts
 
 
 def _export(run: Run) -> Path:
@@ -107,11 +160,11 @@ def _export(run: Run) -> Path:
 
 
 def sample(run: Run) -> str | None:
-    """Text that the model continues from the recipe's prompt, the same for the same weights; None without a tokenizer."""
+    """Text that the model continues from the recipe's prompt, the same for the same weights; None where none is wanted or can be."""
     tokenizer, wanted = run.corpus.tokenizer, run.config.evaluation
-    if tokenizer is None or not wanted.sample_tokens:
+    prompt = sample_prompt(run.config, run.corpus)
+    if prompt is None:
         return None
-    prompt = [tokenizer.eot_id, *tokenizer.encode(wanted.prompt)]
     ids = generate(
         run.bare_model, prompt, max_new_tokens=wanted.sample_tokens, temperature=0.8, top_k=50, top_p=1.0, seed=run.config.seed,
         vocab_size=run.corpus.vocab_size,

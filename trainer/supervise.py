@@ -1,4 +1,4 @@
-"""What `./launch.sh` does once Python is there: pick the cluster file, check everything, launch, and give the run's own exit code.
+"""What `./launch.sh` does once Python is there: pick the cluster file, check the run, launch, and give the run's own exit code.
 
 `accelerate launch` returns 1 for every failure, dies before our code runs when a precision's library is missing, and gives each process one
 thread. So the check comes before it, and the result is read from runs/NAME/outcome.json after it. Imports no torch.
@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,19 @@ from typing import Any
 import yaml
 
 from trainer import files
+from trainer.checkpoint import resume
+from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import check_not_held, checkpoints_folder, run_folder
+from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, hold, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
-from trainer.errors import ConfigError
-from trainer.metrics.outcome import EXIT_CODES, read_outcome
+from trainer.errors import ConfigError, LaunchError
+from trainer.metrics.curves import CURVE, read_records
+from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
+from trainer.model.presets import preset_fields
 from trainer.precision.decide import MODES, decide
+from trainer.safety.failures import FAILURE_PIPE, Failure, how_it_ended, read_cause, receive_failure, send_failure
+from trainer.safety.parent import STARTED_BY, end_with_parent
 from trainer.text import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -34,6 +41,12 @@ STOPPED_EARLY = "stopped before the first step; start it again to train"
 
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
+
+SAID_BY_CODE = {EXIT_CODES[outcome] for outcome in ("refused", "interrupted", "diverged")}
+"""Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What asks a launch to stop: a scheduler, Ctrl+C, a closed terminal, Ctrl+\\."""
 
 REQUIRED = ("distributed_type", "num_processes", "mixed_precision")
 
@@ -203,11 +216,8 @@ def plan(words: Sequence[str]) -> Plan:
     loaded = load(recipe, overrides)
     accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
     # The decision about fp8 that needs no GPU comes here, since `accelerate launch` dies on fp8 where no library for it is installed.
-    precision = (
-        decide(cluster.precision, device_type="cpu", has_bf16=True).mode
-        if cluster.precision == "fp8"
-        else cluster.precision
-    )
+    is_fp8 = cluster.precision == "fp8"
+    precision = decide("fp8", device_type="cpu", has_bf16=True).mode if is_fp8 else cluster.precision
     command = [
         sys.executable, "-m", "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
         "-m", "trainer", "train", recipe, *overrides,
@@ -219,8 +229,18 @@ def plan(words: Sequence[str]) -> Plan:
         **({"ACCELERATE_USE_CPU": "true"} if cluster.use_cpu else {}),
     }
     folder = run_folder(loaded.config)
+    _check_run(loaded.config)
     check_not_held(folder)
     return Plan(loaded, cluster, command, environment, folder)
+
+
+def _check_run(config: Config) -> None:
+    """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
+    if config.model.preset is not None:
+        preset_fields(config.model.preset)
+    check_can_be_made("runs_folder", run_folder(config))
+    check_can_be_made("checkpoints_folder", checkpoints_folder(config))
+    resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config))
 
 
 def newest_step(config: Config) -> int | None:
@@ -231,12 +251,13 @@ def newest_step(config: Config) -> int | None:
 
 
 def is_finished(checked: Plan) -> bool:
-    """Whether the run took all its steps before, and nothing else is asked of it."""
+    """Whether the run took all its steps before, left nothing undone, and nothing else is asked of it."""
     outcome = read_outcome(checked.folder)
     return (
         checked.config.resume_from_checkpoint == "latest"
         and outcome is not None
         and outcome["outcome"] == "finished"
+        and "untidy" not in outcome
         and (newest_step(checked.config) or 0) >= checked.config.max_steps
     )
 
@@ -255,8 +276,8 @@ def stopped_early() -> Iterator[None]:
 
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Gives SIGTERM, SIGINT and SIGHUP (a closed terminal) to a handler; one that is ignored, as under nohup, stays ignored."""
-    heard = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    """Gives the SIGNALS to a handler; one that is ignored, as under nohup, stays ignored."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
@@ -266,51 +287,94 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def run_launch(checked: Plan) -> int:
-    """Runs `accelerate launch`, forwards signals to it (SIGHUP as SIGTERM), and returns the run's own exit code."""
+    """Runs `accelerate launch`, forwards signals to it (SIGHUP and SIGQUIT as SIGTERM), and returns the run's own exit code."""
     before = read_outcome(checked.folder)
     child: subprocess.Popen | None = None
     forwarded: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
-        sent = signal.SIGTERM if number == signal.SIGHUP else number
+        sent = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         if sent not in forwarded or sent == signal.SIGINT:
             forwarded.append(sent)
             if child is not None:
                 child.send_signal(sent)
 
+    here, there = os.pipe()
+    environment = {**checked.environment, FAILURE_PIPE: str(there), STARTED_BY: str(os.getpid())}
     # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
-    with _handling(forward):
-        child = subprocess.Popen(checked.command, env=checked.environment, cwd=Path.cwd(), start_new_session=True)
+    with _handling(forward), open(here, "rb"), open(there, "wb"):
+        child = subprocess.Popen(
+            checked.command, env=environment, cwd=Path.cwd(), start_new_session=True, pass_fds=[there]
+        )
         for number in list(forwarded):
             child.send_signal(number)
         code = child.wait()
+        failure = receive_failure(here)
+        return _what_came_of_it(checked, before, code, failure, bool(forwarded))
+
+
+def _what_came_of_it(
+    checked: Plan, before: dict[str, Any] | None, code: int, failure: Failure | None, was_asked_to_stop: bool
+) -> int:
+    """The run's own exit code, from the rank that ended with it or from the outcome; what no rank could say is said here."""
+    if failure and failure.exit_code in SAID_BY_CODE:
+        return failure.exit_code
+    if code < 0:
+        _wait_for_ranks(checked.folder)
     said = what_it_said(before, read_outcome(checked.folder))
-    if forwarded and (said is None or said["outcome"] == "running"):
+    is_open = said is None or said["outcome"] == "running"
+    if was_asked_to_stop and is_open:
         trained = said is not None and said["reason"] == "training"
         log.warning(
             "stopped before its last checkpoint was whole; start it again to continue" if trained else STOPPED_EARLY
         )
         return EXIT_CODES["interrupted"]
+    # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
+    was_lost = said is not None and said["outcome"] == "failed" and failure is not None and failure.was_killed
+    if code and (is_open or was_lost):
+        _speak_for_the_dead(checked.folder, _reason(checked.folder, code, failure))
     return exit_code(code, said)
 
 
-def what_it_said(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the launch in between left: its outcome, or its refusal beside an earlier one; None when it said nothing."""
-    if after is None or after == before:
-        return None
-    attempt = after.get("last_attempt")
-    return attempt if attempt and attempt != (before or {}).get("last_attempt") else after
+def _wait_for_ranks(folder: Path) -> None:
+    """Waits for ranks that a killed launcher left behind: they were sent a SIGTERM when it ended, and save."""
+    ends = time.monotonic() + SHUTDOWN_SECONDS
+    while time.monotonic() < ends:
+        try:
+            return check_not_held(folder)
+        except LaunchError:
+            time.sleep(0.2)
 
 
-def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
-    """The run's own code from its outcome; the launcher's failure where the run left none."""
-    if outcome is None:
-        return launcher_code or 1
-    return EXIT_CODES[outcome["outcome"]]
+def _reason(folder: Path, code: int, failure: Failure | None) -> str:
+    """Why a launch failed: in the words that the rank left, or by what ended it."""
+    if failure is None:
+        return how_it_ended("the launcher", code)
+    cause = read_cause(folder, failure.rank)
+    if cause and cause.pid == failure.pid:
+        return f"rank {cause.rank}: {cause.reason}"
+    return how_it_ended(f"rank {failure.rank}", failure.exit_code)
+
+
+def _speak_for_the_dead(folder: Path, reason: str) -> None:
+    """Tells why a run ended whose processes could not, and writes it into the outcome that says that the run goes on."""
+    log.warning(reason)
+    now = read_outcome(folder)
+    if now is None or now["outcome"] not in ("running", "failed"):
+        return
+    try:
+        with hold(folder):  # or another launch trains this run by now, and the outcome is that one's
+            records = read_records(folder / CURVE)
+            step = records[-1]["step"] if records else now["step"]
+            write_outcome(folder, "failed", step=step, reason=reason, **facts_at(now, step))
+    except (LaunchError, OSError) as error:
+        log.warning("%s does not say so: %s", folder / OUTCOME, error)
 
 
 def accelerate_launch() -> int:
     """`accelerate launch` itself, without the launcher's own tracebacks: the processes it started have said what happened."""
+    end_with_parent()
+    os.environ[STARTED_BY] = str(os.getpid())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the launcher listens, a Ctrl+C ends it without a traceback
     from accelerate.commands.launch import main
@@ -321,7 +385,11 @@ def accelerate_launch() -> int:
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # threads are counted by launch.num_threads
     try:
         main()
-    except (SignalException, ChildFailedError):
+    except SignalException:
+        return 1
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        send_failure(Failure(rank, first.pid, first.exitcode))
         return 1
     return 0
 

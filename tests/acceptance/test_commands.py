@@ -1,6 +1,7 @@
 """What one types after a run, and before it: every command on a small run that is finished, and on text of one's own."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -97,7 +98,7 @@ def test_the_exported_models_logits_are_the_trained_models_to_the_last_bit(finis
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trainer.model.build import build_model
-    from trainer.model.presets import resolve
+    from trainer.model.resolve import resolve
 
     config = load(str(finished / "tiny.yaml")).config
     architecture = resolve(
@@ -127,6 +128,13 @@ def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
     assert ids.shape[1] == 202 and ids.max() <= 256
 
 
+def test_an_export_may_fill_the_folder_one_is_in(finished, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert said("export", "tiny", "--out", ".").strip() == str(tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_every_checkpoint_can_be_exported(finished):
     for wanted in ("best", "16"):
         out = finished / "exports" / wanted
@@ -147,6 +155,12 @@ def test_generate_writes_the_same_text_for_the_same_seed(finished):
 def test_at_temperature_0_the_seed_does_not_count(finished):
     words = ("generate", "tiny", "--prompt", "Enter", "--max-new-tokens", "20", "--temperature", "0")
     assert said(*words, "--seed", "1") == said(*words, "--seed", "2")
+
+
+def test_a_temperature_of_nearly_0_is_0_and_a_very_high_one_is_no_error(finished):
+    words = ("generate", "tiny", "--prompt", "Enter", "--max-new-tokens", "20", "--temperature")
+    assert said(*words, "1e-45") == said(*words, "0")
+    assert said(*words, "1e6").startswith("Enter")
 
 
 def test_generate_never_takes_an_id_of_the_padding(finished):
@@ -243,6 +257,14 @@ def prepare(text_folder: Path, out: Path, tokenizer: str | Path) -> str:
     return said(
         "prepare", *sources, "--out", out, "--tokenizer", tokenizer, "--validation", text_folder / "held_out.txt"
     )
+
+
+def test_what_prepare_names_at_its_end_is_found_from_the_projects_folder(text_folder, project, monkeypatch):
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    said_last = prepare(text_folder, Path("corpus"), "bytes").splitlines()[-1]
+    named = re.search(r"data\.corpus=(\S+)", said_last)[1]
+    assert files.project_folder() / named == project / "elsewhere" / "corpus"
 
 
 def train_on(folder: Path, corpus: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.commands import paragraph
 from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
 
 LONG = (
@@ -36,18 +37,29 @@ def _trainers(recipe: Path) -> list[psutil.Process]:
     return found
 
 
-def _interrupt(words: list[str], recipe: Path, number: int) -> int:
-    """Starts a launcher, sends it (and it alone) a signal once steps are taken, and returns its exit code."""
+def _start_training(words: list[str], recipe: Path) -> subprocess.Popen:
+    """Starts a launcher and waits until steps are taken."""
     log = recipe.parent / "launcher.log"
     launcher = _start(words, log)
     ends = time.monotonic() + 120
     while not (steps(recipe) and steps(recipe)[-1]["step"] >= 5):
         assert launcher.poll() is None and time.monotonic() < ends, log.read_text()
         time.sleep(0.05)
+    return launcher
+
+
+def _interrupt(words: list[str], recipe: Path, number: int) -> int:
+    """Starts a launcher, sends it (and it alone) a signal once steps are taken, and returns its exit code."""
+    launcher = _start_training(words, recipe)
     os.kill(launcher.pid, number)
     code = launcher.wait(60)
     assert not _trainers(recipe), "a trainer was left behind"
     return code
+
+
+def _rank(recipe: Path, number: int) -> psutil.Process:
+    """The process of one rank."""
+    return next(process for process in _trainers(recipe) if process.environ().get("RANK") == str(number))
 
 
 def _check_interrupted(recipe: Path, number: int, said: str) -> None:
@@ -83,10 +95,11 @@ def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_p
 
 
 @pytest.mark.slow
-def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
     """`trainer launch` is what launch.sh becomes (by exec) once the environment is there."""
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
-    code = _interrupt(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe, signal.SIGTERM)
+    code = _interrupt(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe, number)
     said = (tmp_path / "launcher.log").read_text()
     assert code == 75
     _check_interrupted(recipe, signal.SIGTERM, said)
@@ -129,3 +142,51 @@ def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     assert _start(words, log).wait(120) == 0, log.read_text()
     assert "tiny is finished" in log.read_text()
     assert (records(recipe), checkpoint(recipe, 6).stat().st_mtime_ns) == before
+
+
+@pytest.mark.slow
+def test_a_rank_that_the_system_kills_is_the_reason_that_launch_sh_states(tmp_path):
+    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
+    launcher = _start_training(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe)
+    _rank(recipe, 1).kill()
+    assert launcher.wait(60) == 1 and not _trainers(recipe)
+    reason = "rank 1 was killed by SIGKILL (out of memory? the kernel's log says: dmesg); start it again to continue"
+    ended = outcome(recipe)
+    assert (ended["outcome"], ended["step"], ended["reason"]) == ("failed", steps(recipe)[-1]["step"], reason)
+    said = (tmp_path / "launcher.log").read_text()
+    assert "Traceback" not in said and f"tiny: failed at step {ended['step']} ({reason})" in said
+
+
+@pytest.mark.slow
+def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path):
+    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 1)
+    launcher = _start_training(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe)
+    trainer = _rank(recipe, 0)
+    agent = trainer.parent()
+    for process in (launcher, agent):
+        process.kill()
+    launcher.wait(10)
+    try:
+        trainer.wait(60)
+    finally:
+        for left in _trainers(recipe):
+            left.kill()
+    _check_interrupted(recipe, signal.SIGTERM, (tmp_path / "launcher.log").read_text())
+
+
+@pytest.mark.slow
+def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path):
+    """Both have passed the look before the launch when the first takes the run; the second says that, and nothing else."""
+    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 1)
+    words = ["-m", "trainer", "launch", str(cluster), str(recipe), *LONG]
+    first = _start_training(words, recipe)
+    blind = "from trainer import supervise; supervise.check_not_held = lambda folder: None; from trainer.cli import main; main()"
+    second = subprocess.run(
+        [sys.executable, "-c", blind, *words[2:]], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
+    before = outcome(recipe)
+    first.terminate()
+    assert first.wait(60) == 75
+    assert second.returncode == 2 and second.stdout == ""
+    assert "another process is training tiny right now" in paragraph(second.stderr)
+    assert (before["outcome"], before["reason"]) == ("running", "training")

@@ -177,12 +177,27 @@ TYPED = [
     ),
     Mistake("shards without a vocabulary", "train {recipe} data.tokenizer=", ("data.train needs data.tokenizer", "data.vocab_size")),
     Mistake("no model", "train {recipe} model.config={}", ("no model", "set model.preset (e.g. llama-124m)")),
+    Mistake(
+        "recipe whose name is no run's", "train '{tmp}/my run.yaml'",
+        ("name 'my run' cannot name a folder", "use letters"), file("my run.yaml", "base: tiny.yaml\nname: ''\n"),
+    ),
+    Mistake("name that is too long", f"train {{recipe}} name={'a' * 300}", ("aaa' cannot name a folder", "at most 200")),
+    Mistake(
+        "seed that is too large", "train {recipe} seed=99999999999999999999",
+        ("seed (override) is 99999999999999999999, but should be less than 9223372036854775808",),
+    ),
+    Mistake("empty place to resume from", "train {recipe} resume_from_checkpoint=", ("resume_from_checkpoint is empty", "give latest, best, a step")),
     Mistake("name that is no folder", "train {recipe} name=../elsewhere", ("name '../elsewhere' cannot name a folder", "use letters")),
     # The command line itself
     Mistake("unknown command", "trian shakespeare", ("No such command 'trian'", "--help")),
     Mistake("unknown option", "train shakespeare --resume", ("No such option: --resume", "trainer train --help")),
     Mistake("option left out", "export tiny", ("Missing option '--out'", "trainer export --help")),
     Mistake("option out of range", "generate tiny --temperature -1", ("'--temperature'", "greater than or equal to 0", "--help")),
+    Mistake(
+        "seed that is too large to generate with", "generate tiny --seed 99999999999999999999",
+        ("'--seed'", "less than or equal to 9223372036854775807", "--help"),
+    ),
+    Mistake("temperature without an end", "generate tiny --temperature inf", ("'--temperature'", "less than or equal to 1000000", "--help")),
     # Cluster files
     Mistake(
         "neither cluster nor recipe", "launch 4gpu_bf61",
@@ -230,6 +245,40 @@ TYPED = [
         "truncated shard before a launch", "launch cpu {recipe}",
         ("tiny_train_000001.bin is truncated", "Copy or prepare it again"), truncated_shard,
     ),
+    # The model, places and where to continue from, before a launch
+    Mistake(
+        "unknown preset before a launch", "launch cpu {recipe} model.preset=llama-124 --dry-run",
+        ("model.preset 'llama-124' is not a preset", "did you mean 'llama-124m'?"),
+    ),
+    Mistake(
+        "runs folder that is a file", "launch cpu {recipe} runs_folder={tmp}/tiny.yaml",
+        ("{tmp}/tiny.yaml/tiny cannot be made: {tmp}/tiny.yaml is not a folder", "set runs_folder to another place"),
+    ),
+    Mistake(
+        "checkpoints folder that is a file", "launch cpu {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
+        ("{tmp}/tiny.yaml is not a folder", "set checkpoints_folder to another place"),
+    ),
+    Mistake(
+        "resume from a step that is not there before a launch", "launch cpu {recipe} resume_from_checkpoint=7 --dry-run",
+        ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
+    ),
+    Mistake(
+        "resume from a folder that is not there before a launch", "launch cpu {recipe} resume_from_checkpoint=none-such",
+        ("there is no checkpoint {tmp}/none-such", "give latest, best, a step"),
+    ),
+    Mistake(
+        "resume from a step that is not whole before a launch", "launch cpu {recipe} resume_from_checkpoint=20",
+        ("step-00000020 is not sound (optimizer.bin is missing)", "24, 20"),
+        lambda tmp: (tmp / "checkpoints/tiny/step-00000020/optimizer.bin").unlink(),
+    ),
+    Mistake(
+        "resume from the folder of all checkpoints", "launch cpu {recipe} resume_from_checkpoint=checkpoints/tiny",
+        ("{tmp}/checkpoints/tiny is no checkpoint: it holds 3 of them", "{tmp}/checkpoints/tiny/step-00000024", "or give latest"),
+    ),
+    Mistake(
+        "starting over where checkpoints are before a launch", "launch cpu {recipe} resume_from_checkpoint=none",
+        ("already holds 3 checkpoints", "another name"),
+    ),
     # Checkpoints
     Mistake("unknown run", "checkpoints ls tinny", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
     Mistake("unknown run to verify", "checkpoints verify tinny", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
@@ -245,6 +294,15 @@ TYPED = [
         ("{tmp}/tiny.yaml/out cannot be written", "name another folder"),
     ),
     Mistake(
+        "export to a name that is too long", f"export tiny --out {{tmp}}/{'x' * 300}",
+        ("the path {tmp}/xxx", "is too long for this disk", "give a shorter one"),
+    ),
+    Mistake("run with a name that is too long", f"report {'x' * 300}", ("is too long for this disk", "give a shorter one")),
+    Mistake(
+        "resume from a name that is too long", f"launch cpu {{recipe}} resume_from_checkpoint={'x' * 300}",
+        ("is too long for this disk", "give a shorter one"),
+    ),
+    Mistake(
         "export of a step that is not there", "export tiny --out {tmp}/out --checkpoint 7",
         ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
     ),
@@ -252,6 +310,11 @@ TYPED = [
         "export of the damaged", "export tiny --out {tmp}/out",
         ("none is sound", "model.safetensors is damaged", "restore one from a copy"), all_damaged,
     ),
+    Mistake(
+        "no checkpoint to generate with", "generate tiny --checkpoint none",
+        ("--checkpoint is 'none', which names no checkpoint to read", "give latest, best or a step"),
+    ),
+    Mistake("no checkpoint to export", "export tiny --out {tmp}/out --checkpoint ''", ("--checkpoint is ''", "give latest, best or a step")),
     Mistake(
         "unknown word for a checkpoint", "generate tiny --checkpoint newest",
         ("there is no checkpoint newest", "give latest, best, a step"),
@@ -264,6 +327,10 @@ TYPED = [
     Mistake(
         "source that is not there", "prepare {tmp}/none.txt --out {tmp}/out",
         ("source '{tmp}/none.txt' stands for no file of text", "Known are"),
+    ),
+    Mistake(
+        "folder with a name that is too long", f"prepare {{tmp}}/a.txt --out {{tmp}}/{'x' * 300} --tokenizer bytes",
+        ("{tmp}/xxx", "manifest.json cannot be read: File name too long", "name another folder"), file("a.txt", "text"),
     ),
     Mistake("source of another kind", "prepare {recipe} --out {tmp}/out", ("is a .yaml file", "Known are")),
     Mistake(
@@ -346,6 +413,15 @@ REFUSED = [
         "model without the positions", f"train {{recipe}} 'model.config={ {**TINY_GPT2, 'n_positions': 8} }'",
         ("n_positions 8 is less than sequence_length 16", "raise the one"),
     ),
+    Mistake(
+        "prompt longer than the model", f"train {{recipe}} evaluation.sample_tokens=8 evaluation.prompt={'x' * 2047}",
+        ("evaluation.prompt has 2048 tokens with the end of text before it, and the model has 2048 positions", "shorten it"),
+    ),
+    Mistake(
+        "model without a position for a sample",
+        f"train {{recipe}} sequence_length=1 evaluation.sample_tokens=8 'model.config={ {**TINY_GPT2, 'n_positions': 1} }'",
+        ("evaluation.prompt has 1 tokens", "the model has 1 positions", "set evaluation.sample_tokens to 0"),
+    ),
     # Places
     Mistake(
         "no space for the checkpoints", "train {recipe} checkpoint.keep_last=1000000000000",
@@ -356,6 +432,10 @@ REFUSED = [
         ("tiny.yaml/checkpoints/tiny cannot be", "mend that"),
     ),
     Mistake("unknown tracker", "train {recipe} metrics.trackers=[tensorbord]", ("unknown tracker 'tensorbord'", "did you mean 'tensorboard'?")),
+    Mistake(
+        "tracker that is not installed", "train {recipe} metrics.trackers=[aim,tensorboard]",
+        ("'aim' needs its package, which is not installed", "pip install aim"),
+    ),
     # Where to continue from
     Mistake(
         "resume from a step that is not there", "train {recipe} resume_from_checkpoint=7",
@@ -521,14 +601,14 @@ def test_a_run_that_was_refused_goes_on_once_the_mistake_is_mended(place):
 def test_a_launch_of_several_processes_says_a_refusal_once_and_exits_with_2(place, monkeypatch):
     """Through the real `accelerate launch`, which by itself returns 1 for every failure and prints its own traceback."""
     write_cluster(place, 2)
-    words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "resume_from_checkpoint=7"]
+    words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "seed=5", "max_steps=48"]
     script = "import sys; from trainer import supervise; supervise.count_gpus = lambda: 0; from trainer.cli import main; main()"
     command = [sys.executable, "-c", script, *words]
     ended = subprocess.run(
         command, env=environment(), cwd=place, capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.returncode == 2, ended.stderr
-    assert "there is no checkpoint" in paragraph(ended.stderr)
+    assert "seed is 5 here" in paragraph(ended.stderr)
     noted = outcome(place / "tiny.yaml")
     assert ended.stdout == "" and noted["outcome"] == "finished" and noted["last_attempt"]["outcome"] == "refused"
 

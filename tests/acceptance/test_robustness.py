@@ -1,11 +1,16 @@
 """Runs that go wrong: a loss that is no number, an interrupt at an awkward step, checkpoints that are gone, a full disk."""
 
+import builtins
+import errno
+import functools
+import io
+import os
 import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.launching import checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
+from tests.launching import Started, checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
 
 BLOWN_UP = (
     "optimizer.lr=1e30",
@@ -132,3 +137,38 @@ def test_going_back_to_an_abandoned_branch_leaves_the_other_one_whole(tmp_path):
     drawn = EventAccumulator(str(tmp_path / "runs/tiny")).Reload()
     assert [event.step for event in drawn.Scalars("loss/train")] == [25, 26, 27, 28]
     assert "all 28 steps were taken before" in train(recipe, "max_steps=28")
+
+
+def runs_folder_is_full_from_step(step, folder):
+    """From this step on nothing can be written into the run's folder in runs/; its checkpoints have a disk of their own."""
+    from trainer.data.loader import TokenLoader
+
+    whole, opened = TokenLoader.batches, builtins.open
+
+    def full(path, mode="r", *more, **options):
+        if not isinstance(path, int) and os.fsdecode(path).startswith(folder) and set(mode) & set("wax+"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, *more, **options)
+
+    def batches(self, sequences):
+        for number, batch in enumerate(whole(self, sequences), start=1):
+            if number == step:
+                builtins.open = io.open = full
+            yield batch
+
+    TokenLoader.batches = batches
+
+
+def test_a_run_whose_runs_folder_is_full_at_the_end_is_finished_all_the_same(tmp_path):
+    recipe = write_recipe(tmp_path, max_steps=10)
+    run = Started(recipe, (), 1, functools.partial(runs_folder_is_full_from_step, 7, str(tmp_path / "runs")))
+    assert run.wait() == 0, run.text()
+    said = run.text()
+    assert "Traceback" not in said and "error:" not in said
+    assert "tensorboard: not written, [Errno 28] No space left on device (1 times by now); training goes on" in said
+    assert "the run has finished, but its export failed: " in said and "start it again to repeat that" in said
+    assert "outcome.json could not be written (No space left on device), so it does not say: finished" in said
+    assert checkpoint(recipe, 10).is_dir() and outcome(recipe)["outcome"] == "running"
+
+    train(recipe)
+    assert outcome(recipe)["outcome"] == "finished" and outcome(recipe)["exported_step"] == 10

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,8 +11,9 @@ from tests.commands import paragraph, trainer
 from tests.launching import checkpoint, outcome, train, write_recipe
 from trainer import session
 from trainer.config.load import load
-from trainer.errors import DataError
-from trainer.metrics.outcome import write_outcome
+from trainer.errors import ConfigError, DataError
+from trainer.loop import Outcome
+from trainer.metrics.outcome import read_outcome, write_outcome
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
 
@@ -87,6 +89,50 @@ def test_steps_that_are_taken_again_are_exported_again(recipe):
     train(recipe, *SHORT, "resume_from_checkpoint=5", "optimizer.lr=0.001")
     check_export(recipe, 10)
     assert exported(recipe).stat().st_ino != made
+
+
+# What goes wrong after the last step
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A run that took its ten steps, as far as its end looks at it."""
+    evaluator = SimpleNamespace(loss_at=lambda step: 2.5)
+    return SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True), progress=SimpleNamespace(step=10), folder=tmp_path / "runs" / "tiny",
+        reporter=SimpleNamespace(known=None, verdict=None), evaluator=evaluator,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [ConfigError("too long"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("what", ["sample", "_export"])
+def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monkeypatch, caplog, what, error):
+    def fails(run):
+        raise error
+
+    def conclude():
+        session.conclude(ended, read_outcome(ended.folder), Outcome("finished", "all 10 steps were taken"))
+        return read_outcome(ended.folder)
+
+    works = {"sample": lambda run: "To be", "_export": lambda run: run.folder / "exported"}
+    for name, work in works.items():
+        monkeypatch.setattr(session, name, fails if name == what else work)
+    said = conclude()
+    assert (said["outcome"], said["exit_code"], said["val_loss"]) == ("finished", 0, 2.5)
+    assert said["untidy"] == f"its {what.strip('_')} failed: {error}" in caplog.text
+    assert ("sample" in said, "exported" in said) == (what == "_export", what == "sample")
+
+    monkeypatch.setattr(session, what, works[what])
+    said = conclude()
+    assert said["sample"] == "To be" and said["exported_step"] == 10 and "untidy" not in said
+
+
+def test_what_a_finished_run_left_undone_is_done_when_it_is_started_again(recipe):
+    put_back(recipe, outcome(recipe), untidy="its export failed: the disk was full")
+    (exported(recipe) / "model.safetensors").unlink()
+    train(recipe, *SHORT)
+    check_export(recipe, 10)
+    assert "untidy" not in outcome(recipe)
 
 
 # What goes wrong once a run trains

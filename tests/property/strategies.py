@@ -45,7 +45,7 @@ def configs(draw) -> Config:
             "micro_batch": micro_batch,
             "global_batch": micro_batch * draw(st.integers(1, 64)),
             "sequence_length": draw(positive),
-            "resume_from_checkpoint": draw(texts),
+            "resume_from_checkpoint": draw(texts.filter(bool)),
             "deterministic": draw(st.booleans()),
             "data": data,
             "model": {

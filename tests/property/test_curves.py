@@ -2,7 +2,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainer.metrics.curves import CURVE, LOST, cut_after, read_records
@@ -12,6 +12,7 @@ steps = st.lists(st.integers(1, 40), max_size=15).map(sorted)
 
 @settings(deadline=None)
 @given(steps, st.integers(-1, 40), st.integers(0, 10**6), st.binary(max_size=30))
+@example([3, 3], 0, 49, b"")  # cut before the line end of a step that stands there twice
 def test_whatever_the_tail_every_whole_record_is_kept_or_moved(steps, resumed, cut_at, garbage):
     """The file is cut at any byte, anything is written behind it, and a resume goes back to any step."""
     lines = [json.dumps({"step": step, "loss": step / 3}).encode() + b"\n" for step in steps]
@@ -25,7 +26,7 @@ def test_whatever_the_tail_every_whole_record_is_kept_or_moved(steps, resumed, c
             torn + (b"" if torn.endswith(b"\n") or not torn else b"\n") + garbage.replace(b"{", b"")
         )
         found = read_records(folder / CURVE)
-        assert [record for record in found if record in whole] == whole and len(found) <= len(whole) + 1
+        assert found[: len(whole)] == whole and len(found) <= len(whole) + 1
         moved = cut_after(folder, resumed)
         assert read_records(folder / CURVE) == [record for record in found if record["step"] <= resumed]
         assert read_records(folder / LOST) == [record for record in found if record["step"] > resumed]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from trainer import launch
-from trainer.errors import LaunchError
+from trainer.config.load import load
+from trainer.errors import ConfigError, LaunchError
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,14 @@ def test_what_would_make_accelerate_convert_or_accumulate_by_itself_is_taken_awa
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     accelerator = begin(tmp_path)
     assert "ACCELERATE_FP8_BACKEND" not in os.environ and accelerator.gradient_accumulation_steps == 1
+
+
+def test_the_largest_seed_of_a_recipe_leaves_room_for_every_rank():
+    largest = load("shakespeare", [f"seed={2**63 - 1}"]).config.seed
+    for rank in (0, 4095):
+        launch.seed_streams(largest, rank)
+    with pytest.raises(ConfigError, match="should be less than 9223372036854775808"):
+        load("shakespeare", [f"seed={2**63}"])
 
 
 def test_random_streams_are_those_of_seed_and_rank():

@@ -53,6 +53,12 @@ def test_a_start_that_was_refused_is_told_beside_the_outcome(store, tmp_path):
     )
 
 
+def test_what_a_finished_run_left_undone_is_told(store, tmp_path):
+    write_outcome(tmp_path / "mine", "finished", step=10, reason="because", untidy="its export failed: full")
+    said = report("mine", tmp_path / "mine", store.folder, None)
+    assert "mine: finished at step 10 (because)\nits export failed: full; start it again to repeat that\n" in said
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -11,7 +11,7 @@ from tests.commands import trainer
 from trainer import files, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
-from trainer.metrics.outcome import EXIT_CODES, write_outcome
+from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
 
 GOOD = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
 
@@ -232,6 +232,8 @@ def test_a_cluster_of_several_machines_wants_its_share_of_gpus_on_this_one(clust
 
 def test_every_outcome_has_its_code_and_none_is_the_launchers():
     assert {kind: supervise.exit_code(9, {"outcome": kind}) for kind in EXIT_CODES} == EXIT_CODES
+    assert supervise.exit_code(0, {"outcome": "running"}) == 0, "finished, and the disk too full to say so"
+    assert supervise.exit_code(-9, None) == 1, "a launcher that was killed"
     assert supervise.exit_code(7, None) == 7 and supervise.exit_code(0, None) == 1
 
 
@@ -266,6 +268,13 @@ def test_a_run_is_finished_when_it_says_so_and_its_last_step_is_on_disk(project,
     (project / "checkpoints" / "mine" / "step-00000099.bak").mkdir(parents=True)
     assert supervise.is_finished(plan) is finished
     assert supervise.newest_step(plan.config) == (step or 10)
+
+
+def test_a_run_that_left_something_undone_is_launched_again(project):
+    plan = planned(project)
+    (project / "checkpoints" / "mine" / "step-00000030").mkdir(parents=True)
+    write_outcome(plan.folder, "finished", step=30, reason="because", untidy="its export failed: full")
+    assert not supervise.is_finished(plan)
 
 
 def leaves(plan, outcome):
@@ -319,7 +328,7 @@ def writes(plan, outcome, reason="new"):
     return f"open({str(plan.folder / 'outcome.json')!r}, 'w').write({content!r})"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
 @pytest.mark.parametrize(
     ("left", "code", "said"),
     [
@@ -334,17 +343,13 @@ def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(proj
     plan = planned(project)
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
     plan.command[2] = TOLD.format(name=name, leave=writes(plan, *left) if left else "pass")
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
+    before = [signal.getsignal(number) for number in supervise.SIGNALS]
     assert supervise.run_launch(plan) == code
     assert [said in message for message in caplog.messages] == ([True] if said else [])
-    assert before == (
-        signal.getsignal(signal.SIGTERM),
-        signal.getsignal(signal.SIGINT),
-        signal.getsignal(signal.SIGHUP),
-    )
+    assert before == [signal.getsignal(number) for number in supervise.SIGNALS]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", supervise.SIGNALS)
 def test_a_signal_while_a_launch_is_checked_asks_to_be_queued_again(monkeypatch, caplog, number):
     before = signal.getsignal(number)
     monkeypatch.setattr(supervise, "plan", lambda words: os.kill(os.getpid(), number))
@@ -359,3 +364,96 @@ def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):
         assert supervise.run_launch(planned(project, script)) == 46
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+# What no rank could say
+
+
+def seen(rank, exit_code, then="raise SystemExit(1)"):
+    """A launcher's script that tells how a rank ended; the rank's pid is 1."""
+    return f"from trainer.safety.failures import *; send_failure(Failure({rank}, 1, {exit_code})); {then}"
+
+
+def curve(plan, step):
+    """The curve of a run that has taken this many steps."""
+    (plan.folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n}) + "\n" for n in range(1, step + 1)))
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason"),
+    [
+        (-signal.SIGKILL, "rank 1 was killed by SIGKILL (out of memory? the kernel's log says: dmesg); start it again to continue"),
+        (-signal.SIGSEGV, "rank 1 was killed by SIGSEGV; start it again to continue"),
+        (1, "rank 1 ended with exit code 1 before it could note why; what it printed says more"),
+    ],
+)  # fmt: skip
+def test_a_run_that_says_it_goes_on_and_does_not_has_failed_for_a_reason(project, caplog, exit_code, reason):
+    plan = planned(project)
+    plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
+    write_outcome(plan.folder, "interrupted", step=0, reason="before")
+    curve(plan, 7)
+    assert supervise.run_launch(plan) == 1
+    ended = read_outcome(plan.folder)
+    assert (ended["outcome"], ended["step"], ended["reason"]) == ("failed", 7, reason)
+    assert caplog.messages == [reason]
+
+
+def test_the_words_of_a_rank_that_failed_are_the_reason_where_rank_0_could_not_write_them(project, monkeypatch):
+    plan = planned(project)
+    plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, 1)}"
+    write_outcome(plan.folder, "interrupted", step=0, reason="before")
+    note = {"rank": 1, "pid": 1, "group": "here", "kind": "failed", "reason": "a bad shard"}
+    (plan.folder / ".failed-rank-1").write_text(json.dumps(note))
+    assert supervise.run_launch(plan) == 1
+    assert read_outcome(plan.folder)["reason"] == "rank 1: a bad shard"
+    (plan.folder / ".failed-rank-1").write_text(json.dumps({**note, "pid": 2}))  # of an earlier launch
+    assert supervise.run_launch(plan) == 1
+    assert "ended with exit code 1" in read_outcome(plan.folder)["reason"]
+
+
+@pytest.mark.parametrize(("exit_code", "reason"), [(-9, "rank 1 was killed by SIGKILL"), (1, "new")])
+def test_a_killed_rank_is_the_reason_where_another_only_knows_that_it_was_lost(project, exit_code, reason):
+    plan = planned(project)
+    plan.command[2] = f"{leaves(plan, 'failed').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
+    write_outcome(plan.folder, "running", step=0, reason="before")
+    assert supervise.run_launch(plan) == 1
+    assert read_outcome(plan.folder)["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(("exit_code", "left"), [(2, "running"), (75, "interrupted"), (3, "diverged")])
+def test_a_rank_that_ended_with_a_code_of_the_runs_own_has_said_all(project, caplog, exit_code, left):
+    """Code 2 beside `running`: two launches of one run, and the outcome is that of the one that trains it."""
+    plan = planned(project)
+    plan.command[2] = f"{leaves(plan, left).removesuffix('; raise SystemExit(1)')}; {seen(0, exit_code)}"
+    write_outcome(plan.folder, "running", step=0, reason="before")
+    assert supervise.run_launch(plan) == exit_code
+    assert read_outcome(plan.folder)["reason"] == "new" and caplog.messages == []
+
+
+def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, caplog):
+    plan = planned(project, seen(0, -9))
+    write_outcome(plan.folder, "running", step=3, reason="training")
+    with files.lock(plan.folder / ".lock"):
+        assert supervise.run_launch(plan) == 1
+    assert read_outcome(plan.folder)["outcome"] == "running" and "another process is training mine" in caplog.text
+
+
+LEFT_BEHIND = """
+import os, time
+from pathlib import Path
+from trainer import files
+from trainer.metrics.outcome import write_outcome
+folder = Path({folder!r})
+held = files.lock(folder / ".lock")
+write_outcome(folder, "running", step=0, reason="training")
+if os.fork():
+    os.kill(os.getpid(), 9)
+time.sleep(1)
+write_outcome(folder, "interrupted", step=1, reason="SIGTERM was received")
+"""
+
+
+def test_ranks_that_a_killed_launcher_leaves_behind_are_waited_for(project):
+    plan = planned(project)
+    plan.command[2] = LEFT_BEHIND.format(folder=str(plan.folder))
+    assert supervise.run_launch(plan) == 75

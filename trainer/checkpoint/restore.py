@@ -21,7 +21,7 @@ from trainer.checkpoint import random_states
 from trainer.checkpoint.lock import hold
 from trainer.checkpoint.manifest import Manifest, incompatibilities
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.resume import Resolution, resolve
+from trainer.checkpoint.resume import Resolution, gone_on, resolve
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import CheckpointError
 from trainer.state import TrainState
@@ -81,8 +81,8 @@ class Restorer:
 
         Whoever goes back starts the same command again after a crash; going back once more would throw away what came since.
         """
-        newest = next(iter(self._store.sound_manifests()), None)
-        if wanted in ("latest", "none") or newest is None or newest.origin != wanted:
+        newest = gone_on(self._store, wanted)
+        if newest is None:
             return wanted
         log.warning(
             "the run was taken back to %s before and has gone on to step %d: it continues there; to go back once more, move the "

@@ -4,7 +4,7 @@
 reason. A run that has checkpoints never starts over silently: if none is sound that is an error, and so is `none`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +23,11 @@ class Resolution:
     refused: dict[Path, str] = field(default_factory=dict)
 
 
-def resolve(store: CheckpointStore, wanted: str) -> Resolution:
-    """Finds the checkpoint that `resume_from_checkpoint` names; CheckpointError when it cannot be had."""
+def resolve(store: CheckpointStore, wanted: str, examine: Callable[[Path], list[str]] = verify) -> Resolution:
+    """Finds the checkpoint that `resume_from_checkpoint` names; CheckpointError when it cannot be had.
+
+    examine  says what is wrong with a checkpoint's folder
+    """
     entries = store.entries()
     if wanted == "none":
         if entries:
@@ -34,20 +37,42 @@ def resolve(store: CheckpointStore, wanted: str) -> Resolution:
             )
         return Resolution(None, None)
     if wanted == "latest":
-        return _first_sound(store, entries) if entries else Resolution(None, None)
+        return _first_sound(store, entries, examine) if entries else Resolution(None, None)
     if wanted == "best":
-        return _best(store, entries)
+        return _best(store, entries, examine)
     if wanted.isdecimal():
-        return _exactly(store.path(int(wanted)), _steps_text(entries, store))
-    return _exactly(
-        Path(wanted), f"give latest, best, a step, or the path of a checkpoint's folder; {_steps_text(entries, store)}"
-    )
+        return _exactly(store.path(int(wanted)), _steps_text(entries, store), examine)
+    help_text = f"give latest, best, a step, or the path of a checkpoint's folder; {_steps_text(entries, store)}"
+    return _exactly(Path(wanted), help_text, examine)
 
 
-def _first_sound(store: CheckpointStore, entries: Iterable[Entry]) -> Resolution:
+def check(store: CheckpointStore, wanted: str) -> None:
+    """Refuses what `resolve` would refuse, as far as manifests, names and sizes tell: for before a launch.
+
+    Whether `latest` is sound is left to the resume, which reads every byte and tells which it passes over.
+    """
+    if wanted != "latest" and gone_on(store, wanted) is None:
+        resolve(store, wanted, _look)
+
+
+def gone_on(store: CheckpointStore, wanted: str) -> Manifest | None:
+    """The newest checkpoint of a run that was taken back to `wanted` (a step, a path or best) before and has gone on from there."""
+    newest = next(iter(store.sound_manifests()), None)
+    is_word = wanted in ("latest", "none")
+    return None if is_word or newest is None or newest.origin != wanted else newest
+
+
+def _look(path: Path) -> list[str]:
+    problem = CheckpointStore(path.parent).entry(path).problem
+    return [problem] if problem else []
+
+
+def _first_sound(
+    store: CheckpointStore, entries: Iterable[Entry], examine: Callable[[Path], list[str]]
+) -> Resolution:
     refused: dict[Path, str] = {}
     for entry in entries:
-        problems = [entry.problem] if entry.problem else verify(entry.path)
+        problems = [entry.problem] if entry.problem else examine(entry.path)
         if not problems:
             return Resolution(entry.path, entry.manifest, refused)
         refused[entry.path] = "; ".join(problems)
@@ -58,7 +83,7 @@ def _first_sound(store: CheckpointStore, entries: Iterable[Entry]) -> Resolution
     )
 
 
-def _best(store: CheckpointStore, entries: list[Entry]) -> Resolution:
+def _best(store: CheckpointStore, entries: list[Entry], examine: Callable[[Path], list[str]]) -> Resolution:
     """The lowest validation loss among the sound; the next best where that one is damaged."""
     evaluated = best_first([entry.manifest for entry in entries if entry.manifest and not entry.problem])
     if not evaluated:
@@ -66,13 +91,18 @@ def _best(store: CheckpointStore, entries: list[Entry]) -> Resolution:
             f"{store.folder} has no whole checkpoint with a validation loss, so none is best; resume from latest instead"
         )
     by_step = {entry.step: entry for entry in entries}
-    return _first_sound(store, [by_step[manifest.step] for manifest in evaluated])
+    return _first_sound(store, [by_step[manifest.step] for manifest in evaluated], examine)
 
 
-def _exactly(path: Path, help_text: str) -> Resolution:
+def _exactly(path: Path, help_text: str, examine: Callable[[Path], list[str]] = verify) -> Resolution:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}; {help_text}")
-    problems = verify(path)
+    if not (path / MANIFEST).is_file() and (inside := CheckpointStore(path).entries()):
+        raise CheckpointError(
+            f"{path} is no checkpoint: it holds {len(inside)} of them; name the one to take, e.g. {inside[0].path} (the newest), or give latest "
+            "for the newest of the run itself"
+        )
+    problems = examine(path)
     if problems:
         raise CheckpointError(f"{path} is not sound ({'; '.join(problems)}); {help_text}")
     return Resolution(path, read_manifest(path))
@@ -86,6 +116,8 @@ def _steps_text(entries: list[Entry], store: CheckpointStore) -> str:
 
 def locate(folder: Path, wanted: str) -> Path:
     """The folder of one sound checkpoint, for reading: `folder` itself, or the latest, the best or a step of those in it."""
+    if wanted in ("", "none"):
+        raise CheckpointError(f"--checkpoint is {wanted!r}, which names no checkpoint to read; give latest, best or a step")
     if (folder / MANIFEST).is_file():
         return _exactly(folder, "take another one, or restore it from a copy").path
     path = resolve(CheckpointStore(folder), wanted).path

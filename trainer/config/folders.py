@@ -1,5 +1,6 @@
 """Where a run's folders are, from its config or from what a person types."""
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,22 @@ def run_folder(config: Config) -> Path:
 def checkpoints_folder(config: Config) -> Path:
     """Where a run's checkpoints go."""
     return files.project_folder() / config.checkpoints_folder / config.name
+
+
+def resume_point(config: Config) -> str:
+    """What resume_from_checkpoint says; a path is meant from the project's folder, the other words stay as they are."""
+    wanted = config.resume_from_checkpoint
+    if wanted in ("latest", "best", "none") or wanted.isdigit():
+        return wanted
+    return str(files.project_folder() / wanted)
+
+
+def check_can_be_made(setting: str, folder: Path) -> None:
+    """Refuses a folder that no folder can become or that may not be written, and makes nothing."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        cause = "may not be written" if there.is_dir() else "is not a folder"
+        raise LaunchError(f"{folder} cannot be made: {there} {cause}; mend that, or set {setting} to another place")
 
 
 def hold(folder: Path) -> BinaryIO:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainer.config.schema import Config
+from trainer.config.schema import Config, contradictions
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean, nearest
 
@@ -80,6 +80,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Loaded:
     if not config.name:
         config = config.model_copy(update={"name": path.stem})
         origins["name"] = "the recipe's name"
+        if unfit := contradictions(config):
+            raise ConfigError(*unfit)
     return Loaded(config, {key: _origin(key, origins) for key in flatten(config)})
 
 

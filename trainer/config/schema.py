@@ -157,7 +157,7 @@ class Config(Section):
 
     name: str = ""
     """Names the run's folders; by default the recipe's name."""
-    seed: NotNegative = 1337
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Seeds the weights, the order of the data and every random stream."""
     max_steps: Positive
     """Optimizer steps in the whole run."""
@@ -221,8 +221,12 @@ def contradictions(config: Config) -> list[str]:
         problems.append(
             "no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type"
         )
-    if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", config.name):
+    if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", config.name):
         problems.append(
-            f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', and no leading dot"
+            f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 200, and no leading dot"
+        )
+    if not config.resume_from_checkpoint:
+        problems.append(
+            "resume_from_checkpoint is empty; give latest, best, a step, the path of a checkpoint's folder, or none for a fresh start"
         )
     return problems

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 TEXT_KEYS = ("text", "content")
 _LINES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".zst")
+_DAMAGE = (OSError, EOFError, zlib.error)
+"""What reading a packed file raises where it is cut short or its bytes have changed."""
 _ROWS_AT_ONCE = 1024
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _KNOWN = "embedded:shakespeare, hf:NAME, or files and folders of .txt, .jsonl, .json (also .gz, .zst) and .parquet"
@@ -121,8 +124,8 @@ def _file_documents(path: Path, text_key: str | None) -> Iterator[str]:
                 yield _utf8(file.read(), str(path))
             else:
                 yield from _texts(_json_rows(file, path, suffix), str(path), text_key)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read to its end: {error}. Copy it again; it may be truncated.") from None
+    except _DAMAGE as error:
+        raise DataError(_damaged(str(path), error)) from None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -134,6 +137,20 @@ def _open(path: Path) -> BinaryIO:
 
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return open(path, "rb")
+
+
+def _damaged(where: str, error: Exception) -> str:
+    return f"{where} cannot be read to its end: {error}. Copy it again; it may be truncated or damaged."
+
+
+def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
+    """Lines, each with where it stands."""
+    number = 0
+    try:
+        for number, line in enumerate(file, start=1):
+            yield f"{path}, line {number}", line
+    except _DAMAGE as error:
+        raise DataError(_damaged(f"{path}, line {number + 1},", error)) from None
 
 
 def _utf8(content: bytes, where: str) -> str:
@@ -149,20 +166,32 @@ def _json_rows(file: BinaryIO, path: Path, suffix: str) -> Iterator[tuple[str, A
     """Rows of JSON lines, or of one JSON array, each with where it stands."""
     if suffix == ".json" and file.peek(64).lstrip(_BLANK).startswith(b"["):  # type: ignore[attr-defined]
         try:
-            rows = json.loads(_utf8(file.read(), str(path)))
+            rows = _parsed(file.read(), str(path))
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: {error.msg}. An array of objects was expected.") from None
         yield from ((f"{path}, element {number}", row) for number, row in enumerate(rows, start=1))
         return
-    for number, line in enumerate(file, start=1):
+    for where, line in _numbered(file, path):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
         try:
-            yield where, json.loads(_utf8(line, where))
+            yield where, _parsed(line, where)
         except json.JSONDecodeError as error:
             message = f"{where}: {error.msg} at column {error.colno}. A JSON object a line was expected; mend the line."
             raise DataError(message) from None
+
+
+def _parsed(content: bytes, where: str) -> Any:
+    """What JSON says; JSONDecodeError where it is none, DataError where it is some that Python does not read."""
+    text = _utf8(content, where)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:  # brackets in thousands of brackets, a number of thousands of digits
+        raise DataError(
+            f"{where} holds JSON that cannot be read ({str(error).partition(';')[0]}). A JSON object with a text was expected; leave it out."
+        ) from None
 
 
 def _texts(rows: Iterable[tuple[str, Any]], source: str, text_key: str | None) -> Iterator[str]:

@@ -8,6 +8,9 @@ from torch import nn
 from trainer.errors import ConfigError
 from trainer.evaluation.loss import evaluating
 
+_NEARLY_ZERO = 1e-6
+"""Below this temperature the likeliest token comes in any case, and logits divided by it may overflow."""
+
 
 def generate(
     model: nn.Module,
@@ -23,17 +26,17 @@ def generate(
     """The tokens that follow a prompt, the prompt not included; an end-of-text id ends them and is the last.
 
     prompt_ids   at least one; each below `vocab_size`
-    temperature  0: the likeliest token each time, and `seed`, `top_k`, `top_p` do not count
+    temperature  0, or nearly: the likeliest token each time, and `seed`, `top_k`, `top_p` do not count
     vocab_size   real ids; those from here on are padding and never come
     raises       ConfigError when the prompt leaves no position free
 
     Fewer tokens come when the model's positions end first. The global random state stays as it was.
     """
     assert prompt_ids and all(0 <= i < vocab_size for i in prompt_ids), "a prompt is at least one id of the vocabulary"
-    room = _positions(model) - len(prompt_ids)
+    room = num_positions(model.config) - len(prompt_ids)
     if room <= 0:
         raise ConfigError(
-            f"the prompt has {len(prompt_ids)} tokens, and the model has {_positions(model)} positions; shorten it"
+            f"the prompt has {len(prompt_ids)} tokens, and the model has {num_positions(model.config)} positions; shorten it"
         )
     if max_new_tokens <= 0:
         return []
@@ -54,16 +57,16 @@ def generate(
 
 
 def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    if temperature == 0.0:
+    if temperature < _NEARLY_ZERO:
         return {"do_sample": False}
     top_p = 1.0 if top_p is None else top_p
     return {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
 
 
-def _positions(model: nn.Module) -> int:
-    """How many positions the model has; without a limit of its own, as many as anyone asks for."""
+def num_positions(config: Any) -> int:
+    """How many positions a model of this transformers config has; without a limit of its own, as many as anyone asks for."""
     for field in ("max_position_embeddings", "max_seq_len", "n_positions"):
-        limit = getattr(model.config, field, None)
+        limit = getattr(config, field, None)
         if isinstance(limit, int):
             return limit
     return 2**31

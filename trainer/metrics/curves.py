@@ -71,12 +71,19 @@ class Curve:
         raises OSError when the disk is full; what could not be written is kept and written with the next record
         """
         self._unwritten += (json.dumps(record) + "\n").encode()
-        while self._unwritten:
-            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        self._write()
 
     def sync(self) -> None:
         """Waits until everything appended is on the disk."""
         files.fsync_open_file(self._file)
 
     def close(self) -> None:
-        self._file.close()
+        """Writes what was kept, and closes the file; raises OSError when the disk is full still."""
+        try:
+            self._write()
+        finally:
+            self._file.close()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]

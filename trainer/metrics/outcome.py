@@ -18,7 +18,7 @@ EXIT_CODES = {"finished": 0, "interrupted": 75, "diverged": 3, "failed": 1, "ref
 ENDED = ("finished", "interrupted", "diverged", "failed")
 """Outcomes that tell how a launch ended that had begun: a refused start does not take their place."""
 
-_FACTS = ("loss", "val_loss", "sample", "exported", "exported_step")
+_FACTS = ("loss", "val_loss", "sample", "exported", "exported_step", "untidy")
 
 
 def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts: Any) -> None:
@@ -59,12 +59,29 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     """What a run's outcome.json says; None when there is none, or a damaged one, which says nothing."""
     try:
         content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     is_sound = (
         isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)
     )
     return content if is_sound else None
+
+
+def what_it_said(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the launch in between left: its outcome, or its refusal beside an earlier one; None when it said nothing."""
+    if after is None or after == before:
+        return None
+    attempt = after.get("last_attempt")
+    return attempt if attempt and attempt != (before or {}).get("last_attempt") else after
+
+
+def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
+    """The run's own code from its outcome; the launcher's failure where the run left none."""
+    if outcome is None:
+        return launcher_code if launcher_code > 0 else 1
+    if outcome["outcome"] == "running" and launcher_code == 0:
+        return 0  # every process finished; only the disk had no room to say so
+    return EXIT_CODES[outcome["outcome"]]
 
 
 def _now() -> str:

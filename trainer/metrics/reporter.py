@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 
 from trainer.metrics.console import ProgressBar
-from trainer.metrics.curves import LOST, Curve, cut_after, read_records
+from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, read_records
 from trainer.metrics.meters import Speed, SpeedMeter
 from trainer.metrics.replay import ReplayProof
-from trainer.metrics.trackers import open_trackers
+from trainer.metrics.trackers import PatientTracker, open_trackers
 from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
@@ -63,12 +63,9 @@ class Reporter:
         meter: SpeedMeter, replay_key: str,
     ) -> None:  # fmt: skip
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
-        self._console_every_steps, self._trackers, self._meter, self._replay_key = (
-            console_every_steps,
-            trackers,
-            meter,
-            replay_key,
-        )
+        self._console_every_steps, self._meter, self._replay_key = console_every_steps, meter, replay_key
+        self._tracker_names = trackers
+        self._trackers: list[PatientTracker] = []
         self._main = accelerator.is_main_process
         self._pending: _Pending | None = None
         self._proof: ReplayProof | None = None
@@ -103,8 +100,8 @@ class Reporter:
                 (self._folder / SAVED).unlink(missing_ok=True)
             else:
                 self._try(SAVED, (self._folder / SAVED).touch)
-        open_trackers(
-            self._accelerator, self._trackers, self._name, self._folder, settings, None if self._curve_left else resumed_step
+        self._trackers = open_trackers(
+            self._accelerator, self._tracker_names, self._name, self._folder, settings, None if self._curve_left else resumed_step
         )  # fmt: skip
         self._meter.resume(time.perf_counter())
 
@@ -165,9 +162,9 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         if self._curve is not None:
-            self._curve.close()
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
+            self._try(CURVE, self._curve.close)
+        for tracker in self._trackers:
+            self._try(tracker.name, tracker.close, Exception)
 
     def _arrive(self, pending: _Pending) -> Known:
         if pending.ready is not None:
@@ -204,13 +201,15 @@ class Reporter:
 
     def _put(self, record: dict[str, Any], values: dict[str, float]) -> None:
         """Writes to the curve and the trackers. A full disk does not end the run here: its checkpoints decide that."""
-        self._try("metrics.jsonl", lambda: self._curve.append(record))
-        self._try("trackers", lambda: self._accelerator.log(values, record["step"]))
+        self._try(CURVE, lambda: self._curve.append(record))
+        for tracker in self._trackers:
+            self._try(tracker.name, lambda tracker=tracker: tracker.log(values, record["step"]), Exception)
 
-    def _try(self, what: str, write: Callable[[], None]) -> None:
+    def _try(self, what: str, write: Callable[[], None], failure: type[Exception] = OSError) -> None:
+        """Counts a failure and goes on. What a tracker may raise is its own affair; what we write fails by the disk only."""
         try:
             write()
-        except OSError as error:
+        except failure as error:
             self._failed_writes += 1
             if self._failed_writes & (self._failed_writes - 1) == 0:  # told at the 1st, 2nd, 4th, 8th ...
                 log.warning("%s: not written, %s (%d times by now); training goes on", what, error, self._failed_writes)

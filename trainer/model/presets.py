@@ -1,27 +1,13 @@
-"""The models by name, and how a recipe's `model` section becomes a transformers config.
+"""The models by name: the one place to add one. Imports nothing heavy, so that a wrong name is told before anything is launched.
 
-A model is one entry in PRESETS: the fields of the config class that `model_type` names. What is not written is that
+A model is one entry in PRESETS: the fields of the transformers config class that `model_type` names. What is not written is that
 class's default. Vocabulary, positions and the end-of-text id come from the data and are set by `resolve`.
 """
 
-import dataclasses
-import logging
-import re
 from typing import Any
-
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
-
-logger = logging.getLogger(__name__)
-
-VOCABULARY_MULTIPLE = 64
-"""Rows of the embedding are padded to a multiple of this: matrix units want dimensions of 8 to 64, fp8 needs 16."""
-
-_POSITION_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "max_seq_length")
 
 
 def _gpt2(n_layer: int, n_embd: int, n_head: int) -> dict[str, Any]:
@@ -54,125 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def padded_vocabulary(vocab_size: int) -> int:
-    """The number of rows of embedding and head: the vocabulary rounded up to a multiple of 64."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-
-def resolve(
-    preset: str | None, overrides: dict[str, Any], *, vocab_size: int, sequence_length: int, eot_id: int | None = None
-) -> PretrainedConfig:
-    """The transformers config that a preset, or `overrides` with a `model_type`, describes.
-
-    overrides   fields of the config class, over the preset's; the class's own aliases (`hidden_size` for GPT-2) work
-    vocab_size  ids of the tokenizer; the config gets `padded_vocabulary` of it
-    eot_id      begins and ends documents; None: the config has no such ids
-    raises      ConfigError with every problem found
-    """
-    if preset is not None and preset not in PRESETS:
+def preset_fields(preset: str) -> dict[str, Any]:
+    """The fields of a preset; ConfigError with the nearest name when there is none of this name."""
+    if preset not in PRESETS:
         raise ConfigError(f"model.preset {preset!r} is not a preset; {did_you_mean(preset, PRESETS)}")
-    fields = dict(PRESETS[preset]) if preset else {}
-    model_type = overrides.get("model_type", fields.get("model_type"))
-    config_class = _config_class(model_type)
-    if preset and model_type != fields["model_type"]:
-        raise ConfigError(
-            f"model.config.model_type {model_type!r} contradicts model.preset {preset!r}, which is a "
-            f"{fields['model_type']!r}; leave out one of the two"
-        )
-    overrides = {config_class.attribute_map.get(key, key): value for key, value in overrides.items()}
-    _check_fields(overrides, config_class, sequence_length)
-    fields = fields | overrides
-    fields.pop("model_type")
-    fields = {"bos_token_id": eot_id, "eos_token_id": eot_id} | fields
-    try:
-        config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Mend these fields."
-        ) from error
-    if config.is_encoder_decoder:
-        raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama")
-    _set_positions(config, sequence_length)
-    _check_heads(config)
-    return config
-
-
-def _config_class(model_type: str | None) -> type[PretrainedConfig]:
-    if model_type is None:
-        raise ConfigError("no model: set model.preset (e.g. llama-124m) or model.config.model_type (e.g. llama)")
-    if model_type not in CONFIG_MAPPING:
-        hint = _suggest(model_type)
-        raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {hint}")
-    config_class = CONFIG_MAPPING[model_type]
-    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in _all_fields(config_class):
-        raise ConfigError(
-            f"model.config.model_type {model_type!r} is not a causal language model of text; " + _suggest(model_type)
-        )
-    return config_class
-
-
-def _suggest(model_type: str) -> str:
-    """The nearest causal model type, or some well-known ones: the list of all has two hundred names."""
-    # By name: asking the mappings for their classes would import every model of transformers, which takes seconds.
-    hint = did_you_mean(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    return hint if hint.startswith("did you mean") else "take e.g. gpt2, llama, qwen3, mistral, olmo2"
-
-
-def _all_fields(config_class: type[PretrainedConfig]) -> set[str]:
-    return {field.name for field in dataclasses.fields(config_class) if not field.name.startswith("_")}
-
-
-def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig], sequence_length: int) -> None:
-    """Every key of the overrides is a field of this class that a recipe may set; the class itself would take any."""
-    generic = _all_fields(PretrainedConfig) | {"vocab_size", "use_cache"}
-    own = _all_fields(config_class) - generic
-    legacy = {"rope_theta", "rope_scaling"} if "rope_parameters" in own else set()
-    allowed = own | set(config_class.attribute_map) | legacy | {"tie_word_embeddings", "model_type"}
-    problems = []
-    for key, value in overrides.items():
-        if key == "vocab_size":
-            problems.append("model.config.vocab_size comes from the data; set data.tokenizer or data.vocab_size")
-        elif key == "dtype":
-            problems.append("model.config.dtype is not a setting: precision is mixed_precision in the cluster file")
-        elif key not in allowed:
-            hint = did_you_mean(key, allowed)
-            problems.append(f"model.config.{key} is not a field of {config_class.__name__} that a recipe sets; {hint}")
-        elif key in _POSITION_FIELDS and isinstance(value, int) and value < sequence_length:
-            problems.append(
-                f"model.config.{key} {value} is less than sequence_length {sequence_length}; "
-                "raise the one, lower the other, or leave the field out"
-            )
-    if overrides.get("output_router_logits"):
-        problems.append("model.config.output_router_logits: the loss of the router is not trained here; leave it out")
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _set_positions(config: PretrainedConfig, sequence_length: int) -> None:
-    """Raises the number of positions to the sequence length where the class limits it and has fewer."""
-    for field in _POSITION_FIELDS:
-        limit = getattr(config, field, None)
-        if isinstance(limit, int):
-            if limit < sequence_length:
-                logger.info("model: %s raised from %d to the sequence length %d", field, limit, sequence_length)
-                setattr(config, field, sequence_length)
-            return
-
-
-def _check_heads(config: PretrainedConfig) -> None:
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    kv_heads, head_dim = getattr(config, "num_key_value_heads", None), getattr(config, "head_dim", None)
-    problems = []
-    if isinstance(hidden, int) and isinstance(heads, int) and not head_dim and hidden % heads:
-        near = [str(n) for n in (hidden // heads * heads, (hidden // heads + 1) * heads) if n > 0]
-        problems.append(f"hidden_size {hidden} is not a multiple of {heads} heads; nearest: {', '.join(near)}")
-    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        problems.append(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}; set both")
-    if problems:
-        raise ConfigError(*(f"model.config: {problem}" for problem in problems))
-
-
-def _first_cause(error: BaseException) -> str:
-    """The library's own words for what it refused, on one line."""
-    cause = re.sub(r"^Class validation error for validator '\w+': (\w+: )?", "", " ".join(str(error).split()))
-    return cause if cause.endswith(".") else f"{cause}."
+    return dict(PRESETS[preset])

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from tests.small_checkpoints import commit, flip
-from trainer.checkpoint.resume import locate, resolve
+from trainer.checkpoint.resume import check, locate, resolve
 from trainer.errors import CheckpointError
 
 
@@ -119,3 +119,47 @@ def test_a_checkpoint_to_read_is_located_by_folder_or_by_word(store):
 def test_nothing_is_located_where_there_is_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoints; train first"):
         locate(tmp_path, "latest")
+
+
+@pytest.mark.parametrize("word", ["none", ""])
+def test_a_word_that_names_no_checkpoint_is_refused_where_one_is_to_be_read(store, word):
+    commit(store, 5)
+    for folder in (store.folder, store.path(5)):
+        with pytest.raises(CheckpointError, match="names no checkpoint to read; give latest, best or a step"):
+            locate(folder, word)
+
+
+def test_the_folder_of_all_checkpoints_is_not_taken_for_a_damaged_one(store):
+    for step in (5, 10):
+        commit(store, step)
+    text = refusal(store, str(store.folder))
+    assert f"{store.folder} is no checkpoint: it holds 2 of them; name the one to take, e.g. {store.path(10)}" in text
+
+
+# What is looked at before a launch
+
+
+@pytest.mark.parametrize("wanted", ["7", "nowhere", "none", "best"])
+def test_what_names_and_sizes_tell_is_refused_before_a_launch(store, wanted):
+    commit(store, 5)
+    with pytest.raises(CheckpointError) as caught:
+        check(store, wanted)
+    assert str(caught.value) == refusal(store, wanted)
+
+
+def test_a_look_reads_no_file_and_leaves_latest_to_the_resume(store):
+    flip(commit(store, 5, val_loss=1.0) / "optimizer.bin")
+    for wanted in ("latest", "5", "best", str(store.path(5))):
+        check(store, wanted)
+        assert "is damaged" in refusal(store, wanted)
+    (store.path(5) / "optimizer.bin").unlink()
+    check(store, "latest")
+    with pytest.raises(CheckpointError, match="optimizer.bin is missing"):
+        check(store, "5")
+
+
+def test_going_back_to_what_was_pruned_since_is_not_refused_once_the_run_has_gone_on(store):
+    commit(store, 10, origin="5")
+    check(store, "5")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        check(store, "6")

@@ -1,6 +1,15 @@
 import pytest
 
-from trainer.config.folders import check_not_held, checkpoints_folder, find_checkpoints, find_run, hold, run_folder
+from trainer.config.folders import (
+    check_can_be_made,
+    check_not_held,
+    checkpoints_folder,
+    find_checkpoints,
+    find_run,
+    hold,
+    resume_point,
+    run_folder,
+)
 from trainer.config.load import dump, load
 from trainer.errors import LaunchError, TrainerError
 
@@ -18,6 +27,22 @@ def test_relative_folders_are_those_of_the_project(project):
     config = load("shakespeare", ["runs_folder=/absolute/runs"]).config
     assert checkpoints_folder(config) == project / "checkpoints" / "shakespeare"
     assert str(run_folder(config)) == "/absolute/runs/shakespeare"
+
+
+def test_a_folder_to_continue_from_is_meant_from_the_project_and_a_word_is_not(project):
+    for wanted, meant in (("latest", "latest"), ("1500", "1500"), ("copy/step-00000005", str(project / "copy/step-00000005"))):
+        assert resume_point(load("shakespeare", [f"resume_from_checkpoint={wanted}"]).config) == meant
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_can_be_made("runs_folder", tmp_path / "a" / "b")
+    with pytest.raises(LaunchError, match="file is not a folder; mend that, or set runs_folder"):
+        check_can_be_made("runs_folder", tmp_path / "file" / "runs" / "mine")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(LaunchError, match=f"{tmp_path} may not be written"):
+        check_can_be_made("runs_folder", tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_run_is_found_by_name_and_by_folder(run, project):

@@ -30,6 +30,11 @@ def write_parquet(path, texts, key="text") -> None:
     pyarrow.parquet.write_table(table, path, row_group_size=2)
 
 
+def flipped(content: bytes) -> bytes:
+    """The same bytes with the first of the packed stream changed."""
+    return content[:10] + bytes([content[10] ^ 0xFF]) + content[11:]
+
+
 KINDS = ["jsonl", "ndjson", "json lines", "json array", "jsonl.gz", "jsonl.zst", "parquet", "folder", "saved"]
 
 
@@ -119,6 +124,12 @@ def test_documents_without_text_are_left_out_and_counted(tmp_path, caplog):
         ("a.txt", b"caf\xe9", "a.txt is not UTF-8: byte 0xe9 at 3"),
         ("a.parquet", b"PAR1 no more", "cannot be read as parquet"),
         ("a.jsonl.gz", gzip.compress(json_lines(TEXTS))[:-20], "cannot be read to its end"),
+        ("a.jsonl.gz", flipped(gzip.compress(json_lines(TEXTS * 9), mtime=0)), "a.jsonl.gz, line 1, cannot be read to its end: Error -3"),
+        ("a.txt.gz", flipped(gzip.compress(b"x" * 5000, mtime=0)), "a.txt.gz cannot be read to its end: Error -3"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 200_000, "a.jsonl, line 2 holds JSON that cannot be read .*recursion"),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "line 1 holds JSON that cannot be read .*5000 digits"),
+        ("a.json", b"[" * 200_000, "a.json holds JSON that cannot be read .*recursion"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "a.json holds JSON that cannot be read .*5000 digits"),
         ("a.jsonl.zst", b"no zstd at all", "cannot be read to its end"),
         ("a.csv", b"a,b", "is a .csv file. Known are"),
     ],

@@ -20,7 +20,8 @@ def test_only_what_asks_for_another_start_or_for_nothing_has_its_own_code():
 
 
 def test_a_run_that_left_none_has_none(tmp_path):
-    assert read_outcome(tmp_path / "nowhere") is None
+    (tmp_path / "file").touch()
+    assert read_outcome(tmp_path / "nowhere") is read_outcome(tmp_path / "file" / "mine") is None
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,6 @@ def test_a_refused_first_start_is_the_outcome(tmp_path):
 
 
 def test_losses_sample_and_export_hold_for_their_step_only():
-    facts = {"loss": 1.0, "val_loss": 2.0, "sample": "To be", "exported": "there", "exported_step": 7}
+    facts = {"loss": 1.0, "val_loss": 2.0, "sample": "To be", "exported": "there", "exported_step": 7, "untidy": "no"}
     before = {"outcome": "finished", "step": 7, "reason": "because", "pid": 3, **facts}
     assert facts_at(before, 7) == facts and facts_at(before, 8) == {} and facts_at(None, 7) == {}

@@ -11,6 +11,7 @@ from trainer.metrics import reporter as reporter_module
 from trainer.metrics.curves import CURVE, LOST, read_records
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import Known, Reporter
+from trainer.metrics.trackers import PatientTracker
 
 
 @pytest.fixture
@@ -170,3 +171,44 @@ def test_only_the_main_process_writes(folder, tmp_path):
     reporter.sync()
     reporter.close()
     assert not folder.exists()
+
+
+class Broken:
+    """A tracker that is there no more."""
+
+    name = "wandb"
+
+    def log(self, values, step):
+        raise ConnectionError("gone")
+
+    def finish(self):
+        raise KeyError("gone")
+
+
+def test_a_tracker_that_fails_is_counted_and_told_and_never_ends_a_run(accelerator, folder, caplog, monkeypatch):
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None)
+    monkeypatch.setattr("trainer.metrics.trackers.FIRST_PAUSE_SECONDS", 0.0)
+    reporter._trackers.append(PatientTracker(Broken()))
+    for step in range(1, 4):
+        take(reporter, step)
+    reporter.close()
+    assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 3]
+    told = [record.message for record in caplog.records]
+    assert told == [f"wandb: not written, {error} ({n} times by now); training goes on" for n, error in ((1, "gone"), (2, "gone"), (4, "'gone'"))]
+
+
+def test_what_a_full_disk_kept_out_of_the_curve_is_written_at_the_end(accelerator, folder):
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None)
+
+    class Full:
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    whole = reporter._curve._file
+    reporter._curve._file = Full()
+    take(reporter, 1)
+    reporter._curve._file = whole
+    reporter.close()
+    assert [record["step"] for record in read_records(folder / CURVE)] == [1]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.model.tiny import tiny_config, tiny_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
-from trainer.model.presets import resolve
+from trainer.model.resolve import resolve
 
 
 def test_a_llama_counted_by_hand():

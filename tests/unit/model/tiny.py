@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.model.build import build_model
-from trainer.model.presets import resolve
+from trainer.model.resolve import resolve
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {

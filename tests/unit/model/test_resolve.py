@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from trainer.errors import ConfigError
-from trainer.model.presets import PRESETS, padded_vocabulary, resolve
+from trainer.model.presets import PRESETS
+from trainer.model.resolve import padded_vocabulary, resolve
 
 SIZES = {
     "gpt2-124m": 124e6, "gpt2-350m": 355e6, "gpt2-774m": 774e6, "gpt2-1.5b": 1558e6, "llama-124m": 124e6,

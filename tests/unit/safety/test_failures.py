@@ -1,0 +1,119 @@
+import os
+
+import pytest
+from torch.distributed import DistBackendError
+
+from trainer.errors import RankLostError
+from trainer.safety import failures
+from trainer.safety.failures import (
+    FAILURE_PIPE,
+    Failure,
+    broken_connections_explained,
+    how_it_ended,
+    leave_cause,
+    read_cause,
+    receive_failure,
+    said_by_lower_rank,
+    send_failure,
+    sweep_causes,
+)
+
+GLOO = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:48816: Connection reset by peer. This is "
+    "typically caused by a remote worker hanging"
+)
+
+
+@pytest.fixture
+def become(monkeypatch):
+    """Makes this process a rank of a group of three that met at a port."""
+    monkeypatch.setattr(failures, "PATIENCE_SECONDS", 0.1)
+
+    def be(rank, port=1234, world_size=3):
+        for name, value in {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "here", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+
+    return be
+
+
+def lost(folder, text=GLOO, kind=RuntimeError):
+    with pytest.raises(RankLostError) as caught, broken_connections_explained(folder):
+        raise kind(text)
+    return caught.value
+
+
+def test_a_broken_connection_has_the_reason_of_the_rank_that_broke_it(tmp_path, become):
+    become(2)
+    leave_cause(tmp_path / "run", "refused", "a bad shard")
+    become(0)
+    error = lost(tmp_path / "run")
+    assert (str(error), error.kind, error.was_said) == ("rank 2: a bad shard", "refused", True)
+    error = lost(tmp_path / "run", "NCCL communicator was aborted", DistBackendError)
+    assert str(error) == "rank 2: a bad shard"
+
+
+def test_a_rank_that_is_gone_without_a_word_is_told_as_what_is_known(tmp_path, become):
+    become(0)
+    error = lost(tmp_path)
+    assert "broke (Read error [127.0.0.1]:48816: Connection reset by peer), and that process did not say why" in str(error)
+    assert (error.kind, error.was_said) == ("failed", False) and "start it again to continue" in str(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes do not match"), DistBackendError("NCCL: Duplicate GPU detected"), ValueError("gloo")]
+)
+def test_an_error_that_is_no_lost_rank_stays_what_it_is(tmp_path, become, error):
+    become(0)
+    with pytest.raises(type(error)) as caught, broken_connections_explained(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def test_the_words_of_another_launch_are_not_taken_and_are_swept_at_the_start(tmp_path, become):
+    become(1, port=1)
+    leave_cause(tmp_path, "failed", "long ago")
+    become(2, port=2)
+    leave_cause(tmp_path, "failed", "just now")
+    (tmp_path / ".failed-rank-7").write_text("{half")
+    become(0, port=2)
+    assert str(lost(tmp_path)) == "rank 2: just now"
+    sweep_causes(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-2"] and read_cause(tmp_path, 7) is None
+
+
+def test_what_all_ranks_find_wrong_the_first_of_them_says(tmp_path, become):
+    become(1)
+    leave_cause(tmp_path, "failed", "the same")
+    assert not said_by_lower_rank(tmp_path)
+    become(2)
+    leave_cause(tmp_path, "failed", "the same")
+    assert said_by_lower_rank(tmp_path)
+    become(0)
+    assert not said_by_lower_rank(tmp_path)
+
+
+def test_a_rank_that_is_alone_leaves_nothing(tmp_path, become):
+    become(0, world_size=1)
+    leave_cause(tmp_path / "run", "failed", "a bad shard")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_launcher_saw_reaches_the_one_that_started_it(monkeypatch):
+    here, there = os.pipe()
+    assert receive_failure(here) is None
+    monkeypatch.setenv(FAILURE_PIPE, str(there))
+    send_failure(Failure(1, 77, -9))
+    assert receive_failure(here) == Failure(1, 77, -9)
+    os.close(there)
+    assert receive_failure(here) is None
+    os.close(here)
+    monkeypatch.delenv(FAILURE_PIPE)
+    send_failure(Failure(1, 77, -9))  # a launcher that nobody listens to
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [(-9, "killed by SIGKILL (out of memory?"), (-15, "killed by SIGTERM; start it again"), (-40, "killed by signal 40;"), (1, "exit code 1")],
+)  # fmt: skip
+def test_how_a_process_ended_is_said_in_words(exit_code, words):
+    assert words in how_it_ended("rank 0", exit_code)

@@ -1,0 +1,29 @@
+"""A process that ends when the one that started it does: what nobody supervises any more must not train on unseen.
+
+`trainer launch` starts a launcher and that one the ranks, and each of the two may be killed so that it can tell nobody. Nothing is
+asked of a process that a person started: under nohup its shell may well go before it.
+"""
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+STARTED_BY = "TRAINER_STARTED_BY"
+"""Names the process that starts this one, for the case that it ends before this one could ask to be told."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Has the kernel send SIGTERM to this process when its parent ends, however it ends; at once where it has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    started_by = os.environ.get(STARTED_BY)
+    if started_by and not Path("/proc", started_by).exists():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_launcher() -> None:
+    """The same for a rank, whose parent is torch's agent, under a bare `accelerate launch` too; anyone else's parent is a person's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()

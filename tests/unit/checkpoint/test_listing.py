@@ -19,7 +19,7 @@ def test_checkpoints_are_listed_with_why_they_are_kept(three):
     lines = listing(three.folder).splitlines()
     assert lines[0] == str(three.folder)
     assert [line.split()[0] for line in lines[2:]] == ["15", "10", "5"]
-    assert "latest, last" in lines[2] and "2.0000" in lines[2] and "15k" in lines[2] and lines[2].endswith("yes")
+    assert "latest, rolling" in lines[2] and "2.0000" in lines[2] and "15k" in lines[2] and lines[2].endswith("yes")
     assert "best" in lines[4] and "1.0000" in lines[4]
 
 

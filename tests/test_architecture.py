@@ -166,12 +166,17 @@ def test_what_answers_at_once_imports_nothing_heavy(module):
 
 
 def test_commands_that_only_look_never_load_torch(store):
-    commit(store, 5)
+    for step in (5, 10):
+        commit(store, step)
+    run, copy = str(store.folder), str(store.folder.parent / "copy")
     script = f"""
 import sys
 from trainer.cli import app
-for words in (["--help"], ["train", "--help"], ["train", "shakespeare", "--show-config"], ["checkpoints", "ls", {str(store.folder)!r}],
-              ["checkpoints", "verify", {str(store.folder)!r}], ["launch", "cpu", "shakespeare", "--dry-run"]):
+for words in (["--help"], ["train", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
+              ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
+              ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
+              ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
+              ["checkpoints", "unpin", {run!r}, "5"], ["checkpoints", "prune", {run!r}]):
     try:
         app(words, standalone_mode=False)
     except SystemExit as end:

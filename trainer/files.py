@@ -40,10 +40,13 @@ def fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under `path` whole and durable when the block ends, or not at all when it raises."""
+def atomic_file(path: Path, partial_in: Path | None = None) -> Iterator[BinaryIO]:
+    """A binary file that appears under `path` whole and durable when the block ends, or not at all when it raises.
+
+    partial_in  another folder of the same disk for the file while it is written, where its own must hold nothing else
+    """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = (partial_in or path.parent) / f".{path.name}.partial-{os.getpid()}"
     try:
         with open(partial, "wb") as file:
             yield file
@@ -55,9 +58,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, partial_in: Path | None = None) -> None:
     """Replaces a file's content in one step that a crash cannot divide."""
-    with atomic_file(path) as file:
+    with atomic_file(path, partial_in) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,7 @@ from tests.commands import paragraph, trainer
 from tests.launching import checkpoint, outcome, train, write_recipe
 from tests.small_checkpoints import flip
 from trainer import files, supervise
+from trainer.checkpoint.manifest import describe_files, read_manifest, to_json
 from trainer.config.load import flatten, load
 from trainer.data.bpe import tiktoken_lines, train_bpe
 
@@ -43,10 +45,10 @@ def said(*words: str | Path, code: int = 0) -> str:
 
 def test_ls_shows_every_checkpoint_and_why_it_is_kept(finished):
     lines = said("checkpoints", "ls", "tiny").splitlines()
-    assert lines[0] == str(finished / "checkpoints" / "tiny")
+    assert lines[0].startswith(f"{finished / 'checkpoints' / 'tiny'}  (3, ")
     assert lines[1].split()[:3] == ["step", "age", "kept"]
     assert [line.split()[0] for line in lines[2:]] == ["24", "20", "16"]
-    assert all(line.endswith("yes") for line in lines[2:]) and "best" in "".join(lines[2:])
+    assert all("  whole, " in line for line in lines[2:]) and "best" in "".join(lines[2:])
 
 
 def test_ls_as_json_is_one_object_a_line(finished):
@@ -69,7 +71,56 @@ def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tm
     )
     (copied / "step-00000024" / "model.safetensors").unlink()
     assert "step-00000024: model.safetensors is missing" in said("checkpoints", "verify", copied, code=1)
-    assert "model.safetensors is missing" in said("checkpoints", "ls", copied)
+    listed = said("checkpoints", "ls", copied).splitlines()
+    assert "model.safetensors is missing" in listed[2] and "DAMAGED, found " in listed[3] and "whole, verified " in listed[4]
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A folder of the run's three checkpoints that a test may change."""
+    shutil.copytree(finished / "checkpoints" / "tiny", tmp_path / "copied", symlinks=True)
+    return tmp_path / "copied"
+
+
+def test_show_says_what_a_checkpoint_is(finished):
+    text = said("checkpoints", "show", "tiny")
+    assert text.startswith(str(checkpoint(finished / "tiny.yaml", 24))) and "final" in text and "progress.step" in text
+    assert said("checkpoints", "show", checkpoint(finished / "tiny.yaml", 16)).split()[0].endswith("step-00000016")
+    facts = json.loads(said("checkpoints", "show", "tiny", "--checkpoint", "20", "--json"))
+    assert facts["step"] == 20 and "model.safetensors" in facts["files"] and facts["identity"]["seed"] == 1337
+
+
+def test_diff_names_the_tensors_that_differ(finished):
+    text = said("checkpoints", "diff", "tiny", "16", "24")
+    assert "settings: the same" in text and " tensors differ: " in text and "config.yaml" in text
+    found = json.loads(said("checkpoints", "diff", "tiny", "16", "latest", "--json"))
+    assert found["manifest"]["step"] == [16, 24] and found["files"]["config.yaml"]["equal"]
+    assert "model.embed_tokens.weight" in found["files"]["model.safetensors"]["tensors"]
+
+
+def test_a_pinned_checkpoint_survives_a_prune_and_without_its_pin_goes(copied):
+    recipe = copied / "step-00000024" / "config.yaml"
+    recipe.write_text(re.sub(r"keep_last: \d+", "keep_last: 1", re.sub(r"keep_best: \d+", "keep_best: 0", recipe.read_text())))
+    manifest = read_manifest(recipe.parent)
+    (recipe.parent / "manifest.json").write_text(to_json(replace(manifest, files=describe_files(recipe.parent))))
+    assert said("checkpoints", "pin", copied, "16").strip().endswith("is pinned")
+    told = said("checkpoints", "prune", copied, "--dry-run")
+    assert "1 would go" in told and "step-00000020" in told and (copied / "step-00000020").is_dir()
+    assert "1 removed" in said("checkpoints", "prune", copied)
+    assert said("checkpoints", "verify", copied).count(": sound (") == 2
+    said("checkpoints", "unpin", copied, "16")
+    assert "step-00000016" in said("checkpoints", "prune", copied)
+    assert [path.name for path in copied.glob("step-*")] == ["step-00000024"]
+
+
+def test_a_copy_on_another_disk_is_sound_and_equal_to_the_byte(finished, tmp_path):
+    said("checkpoints", "copy", "tiny", "best", tmp_path / "disk")
+    (copied,) = (tmp_path / "disk").glob("step-*")
+    assert said("checkpoints", "verify", tmp_path / "disk").count(": sound (") == 1
+    original = finished / "checkpoints" / "tiny" / copied.name
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == {
+        path.name: path.read_bytes() for path in original.iterdir()
+    }
 
 
 def test_one_checkpoint_may_be_named_by_its_folder(finished):

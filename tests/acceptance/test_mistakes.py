@@ -285,6 +285,24 @@ TYPED = [
     Mistake("unknown run to report", "report tinny", ("there is no run 'tinny'", "did you mean 'tiny'?")),
     Mistake("unknown run to export", "export tinny --out {tmp}/out", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
     Mistake("folder without checkpoints", "checkpoints ls {tmp}/data", ("{tmp}/data holds no checkpoints", "step-*")),
+    Mistake("show of a step that is not there", "checkpoints show tiny --checkpoint 7", ("there is no checkpoint of step 7", "24, 20")),
+    Mistake("show of an unknown word", "checkpoints show tiny --checkpoint newest", ("there is no checkpoint newest", "give latest, best, a step")),
+    Mistake("diff with a step that is not there", "checkpoints diff tiny 24 7", ("there is no checkpoint of step 7", "24, 20")),
+    Mistake("diff with one checkpoint", "checkpoints diff tiny 24", ("Missing argument 'B'", "checkpoints diff --help")),
+    Mistake("pin of a step that is not there", "checkpoints pin tiny 7", ("there is no checkpoint of step 7", "24, 20")),
+    Mistake("unpin in an unknown run", "checkpoints unpin tinny 24", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
+    Mistake(
+        "prune of one checkpoint", "checkpoints prune {tmp}/checkpoints/tiny/step-00000024",
+        ("is one checkpoint, and pruning is of a whole run", "name the run"),
+    ),
+    Mistake(
+        "copy onto itself", "checkpoints copy tiny 24 {tmp}/checkpoints/tiny",
+        ("step-00000024 exists already, and nothing is overwritten", "copy to another folder"),
+    ),
+    Mistake(
+        "copy to where nothing can be", "checkpoints copy tiny 24 {tmp}/tiny.yaml/out",
+        ("could not be copied to {tmp}/tiny.yaml/out", "mend that"),
+    ),
     Mistake(
         "export onto something", "export tiny --out {tmp}/out",
         ("{tmp}/out exists and is not an empty folder", "name another folder"), full_folder,

@@ -1,7 +1,9 @@
 """The one home of generated configs and sets of checkpoints."""
 
 import string
+from math import isfinite
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from tests.small_checkpoints import manifest_of
@@ -69,7 +71,22 @@ losses = st.none() | st.floats(0, 20) | st.sampled_from([1.0, float("nan"), floa
 
 @st.composite
 def checkpoint_sets(draw) -> list:
-    """Manifests of some steps in any order, evaluated or not."""
-    steps = draw(st.lists(st.integers(1, 10**9), unique=True, max_size=12))
+    """Manifests of some steps in any order: evaluated or not, pinned or not, some at the end of an epoch.
+
+    The newest's validation data are those of an evaluated one, or there is one kind of them: a run whose data changed to some that it
+    never evaluated on, after it went back and forth between two others, is left out.
+    """
+    steps = draw(st.lists(st.integers(1, 40) | st.integers(1, 10**9), unique=True, max_size=12))
     reasons = st.sampled_from(["periodic", "best", "interrupt", "final"])
-    return [manifest_of(step, val_loss=draw(losses), reason=draw(reasons)) for step in steps]
+    kinds = draw(st.sampled_from([(None,), ("a",), ("a", "b")]))
+    manifests = [
+        manifest_of(
+            step, val_loss=draw(losses), reason=draw(reasons), validation=draw(st.sampled_from(kinds)),
+            epoch=draw(st.none() | st.integers(1, 9)), pinned=draw(st.integers(0, 9)) == 0,
+        )
+        for step in steps
+    ]  # fmt: skip
+    newest = max(manifests, key=lambda m: m.step, default=None)
+    evaluated = {m.validation for m in manifests if m.val_loss is not None and isfinite(m.val_loss)}
+    assume(newest is None or len(evaluated) < 2 or newest.validation in evaluated)
+    return manifests

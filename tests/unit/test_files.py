@@ -36,6 +36,16 @@ def test_an_atomic_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
 
 
+def test_an_atomic_file_may_be_written_beside_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    real = os.replace
+    seen = []
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((names(tmp_path), names(tmp_path / "inner"))), real(a, b)))
+    files.write_atomic(tmp_path / "inner" / "a", "content", partial_in=tmp_path)
+    assert seen == [([f".a.partial-{os.getpid()}", "inner"], [])] and names(tmp_path / "inner") == ["a"]
+    assert names(tmp_path) == ["inner"]
+
+
 def test_an_atomic_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     told = []
     real_fsync, real_replace = os.fsync, os.replace

@@ -44,6 +44,10 @@ class Manifest:
     """Validation loss at exactly this step, nats a token; None when it was not evaluated here."""
     world_size: int = 1
     precision: str = "no"
+    epoch: int | None = None
+    """The epoch at whose end it was made, counted from 1; None for one made within an epoch."""
+    pinned: bool = False
+    """Whether a person wants it kept, whatever the tiers say."""
     origin: str | None = None
     """The step, path or `best` that its run was last taken back to on purpose; None when it never was."""
     identity: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +68,16 @@ class Manifest:
     @property
     def num_bytes(self) -> int:
         return sum(int(entry["bytes"]) for entry in self.files.values())
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of what its files should be, which no pin changes: what a verification is remembered by."""
+        return _digest({"step": self.step, "files": self.files})
+
+
+def folder_name(step: int) -> str:
+    """The name of a committed checkpoint's folder."""
+    return f"step-{step:08d}"
 
 
 def digest_file(path: Path) -> str:

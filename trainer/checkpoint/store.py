@@ -2,26 +2,36 @@
 
     checkpoints/NAME/step-00001500/   complete: every file on the disk and in the manifest, then one rename
     checkpoints/NAME/.staging-*       being written; swept at the next start
+    checkpoints/NAME/.removing-*      what pruning takes away, until it is gone
     checkpoints/NAME/.damaged-*       refused by a resume, kept for whoever wants to know why
     checkpoints/NAME/.abandoned-*     newer than the checkpoint a resume went back to
+    checkpoints/NAME/.verified.jsonl  what the last verifications found
 
 There is no index and no pointer that could disagree: the list is what is on disk. The links `latest` and `best` are for people.
 """
 
 import logging
+import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trainer import files
 from trainer.checkpoint import manifest as manifests
-from trainer.checkpoint.manifest import MANIFEST, Manifest
-from trainer.checkpoint.retention import Policy, best_first, tiers
+from trainer.checkpoint.manifest import MANIFEST, Manifest, folder_name
+from trainer.checkpoint.retention import Holding, Policy, Removal, best_first, removals, shortage
+from trainer.checkpoint.verified import found_damaged, last_verifications
 from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+ASIDE = re.compile(r"\.(damaged|abandoned)-step-([0-9]+)(?:-([0-9]+))?")
+"""A folder that was set aside: why, its step, and its number among those of this step."""
+REMOVING = ".removing-"
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class CheckpointStore:
         return [entry.manifest for entry in self.entries() if entry.manifest and not entry.problem]
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+        return self.folder / folder_name(step)
 
     def staging(self, step: int) -> Path:
         """Where a checkpoint of this step is written until it is committed."""
@@ -92,25 +102,77 @@ class CheckpointStore:
         return final
 
     def adopt(self, path: Path, manifest: Manifest) -> Path:
-        """Copies a sound checkpoint from elsewhere into this folder, under the manifest given; returns the copy."""
+        """Copies a sound checkpoint from elsewhere into this folder, under the manifest given; returns the copy, which is not pinned."""
         staging = self.begin(manifest.step)
         for name in manifest.files:
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path / name, staging / name)
-        adopted = self.commit(staging, manifest)
+        adopted = self.commit(staging, replace(manifest, pinned=False))
         if problems := verify(adopted):
             raise CheckpointError(
                 f"the copy of {path} to {adopted} is not sound: {'; '.join(problems)}; is the disk broken?"
             )
         return adopted
 
-    def prune(self, policy: Policy) -> list[Path]:
-        """Removes what no tier keeps, oldest first; damaged folders are left alone. Returns what went."""
-        kept = tiers(self.sound_manifests(), policy)
-        doomed = [self.path(step) for step in sorted(kept) if not kept[step]]
-        for path in doomed:
-            files.remove_folder(path)
-        return doomed
+    def set_aside_folders(self) -> list[Path]:
+        """The folders that a resume set aside, the least worth keeping first: the damaged, then the abandoned, each from the oldest."""
+        found = [(match, path) for path in self.folder.glob(".*-step-*") if (match := ASIDE.fullmatch(path.name))]
+        found.sort(key=lambda pair: (pair[0][1] == "abandoned", int(pair[0][2]), int(pair[0][3] or 1)))
+        return [path for _, path in found if path.is_dir()]
+
+    def holding(self) -> Holding:
+        """What the folder holds. A checkpoint that a verification found damaged counts as little as one that is not whole."""
+        verifications = last_verifications(self.folder)
+        sound = [manifest for manifest in self.sound_manifests() if not found_damaged(manifest, verifications)]
+        checkpoints = {manifest.step: folder_bytes(self.path(manifest.step)) for manifest in sound}
+        aside = {path.name: folder_bytes(path) for path in self.set_aside_folders() if not _is_pinned(path)}
+        other = self.num_bytes() - sum(checkpoints.values()) - sum(aside.values())
+        return Holding(sound, checkpoints, aside, max(0, other))
+
+    def removals(
+        self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()
+    ) -> list[Removal]:
+        """What pruning would remove, in this order, and why; room is left for one more of `in_flight_bytes`, by default the newest's."""
+        holding = self.holding()
+        return removals(holding, policy, in_flight_bytes=_in_flight(holding, in_flight_bytes), held=held)
+
+    def shortage(
+        self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()
+    ) -> str | None:
+        """Why `max_disk_bytes` cannot hold even what is never removed and one more, in a paragraph; None when it can."""
+        holding = self.holding()
+        return shortage(holding, policy, in_flight_bytes=_in_flight(holding, in_flight_bytes), held=held)
+
+    def prune(
+        self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()
+    ) -> list[tuple[str, str]]:
+        """Removes what the policy gives up, the least valuable first; called after a commit. Returns the names that went, and why.
+
+        A damaged checkpoint is left alone, and so is one that is pinned while this goes on. See `removals` for the arguments.
+        """
+        for leftover in self.folder.glob(f"{REMOVING}*"):
+            self._finish_removal(leftover)
+        doomed = self.removals(policy, in_flight_bytes=in_flight_bytes, held=held)
+        return [(removal.name, removal.reason) for removal in doomed if self._remove(self.folder / removal.name)]
+
+    def _remove(self, path: Path) -> bool:
+        doomed = path.with_name(f"{REMOVING}{path.name}")
+        if doomed.exists() and not self._finish_removal(doomed):
+            return False
+        files.move_folder(path, doomed)
+        return self._finish_removal(doomed)
+
+    def _finish_removal(self, doomed: Path) -> bool:
+        """Removes a folder that lost its name, and gives the name back to one that was pinned just before; returns whether it went.
+
+        Nobody can pin it any more: a pin goes through the name that it had.
+        """
+        path = doomed.with_name(doomed.name.removeprefix(REMOVING))
+        if _is_pinned(doomed) and not path.exists():
+            files.move_folder(doomed, path)
+            return False
+        files.remove_folder(doomed)
+        return True
 
     def point_links(self) -> None:
         """Points the links `latest` and `best`, which people follow and nothing reads; a folder that a copy left there stays."""
@@ -123,16 +185,39 @@ class CheckpointStore:
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left half written or half removed; returns the names."""
-        leftovers = [
-            path for pattern in (".staging-*", ".removing-*", ".*.partial-*") for path in self.folder.glob(pattern)
-        ]
+        leftovers = [path for pattern in (".staging-*", ".*.partial-*") for path in self.folder.glob(pattern)]
         for path in leftovers:
             files.remove_folder(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        leftovers += [path for path in self.folder.glob(f"{REMOVING}*") if self._finish_removal(path)]
         return sorted(path.name for path in leftovers)
 
     def num_bytes(self) -> int:
         """Bytes of everything in the folder, set-aside folders included."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink())
+        return folder_bytes(self.folder)
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of the files in a folder; one that is removed meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                file = Path(parent, name)
+                total += 0 if file.is_symlink() else file.stat().st_size
+    return total
+
+
+def _in_flight(holding: Holding, given: int | None) -> int:
+    """Bytes of the next checkpoint: as given, or those of the newest."""
+    newest = max(holding.checkpoint_bytes, default=None)
+    return given if given is not None else holding.checkpoint_bytes.get(newest, 0)
+
+
+def _is_pinned(path: Path) -> bool:
+    try:
+        return manifests.read_manifest(path).pinned
+    except CheckpointError:
+        return False
 
 
 def structural_problems(path: Path, manifest: Manifest) -> list[str]:

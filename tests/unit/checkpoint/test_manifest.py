@@ -76,6 +76,20 @@ def test_a_fact_that_a_later_version_added_is_left_out(tmp_path):
     assert read_manifest(tmp_path) == manifest_of(7)
 
 
+def test_a_manifest_from_before_epochs_and_pins_reads_as_one_without(tmp_path):
+    content = {key: value for key, value in json.loads(to_json(manifest_of(7))).items() if key not in ("digest", "epoch", "pinned")}
+    digest = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+    (tmp_path / MANIFEST).write_text(json.dumps({**content, "digest": digest}))
+    manifest = read_manifest(tmp_path)
+    assert manifest == manifest_of(7) and manifest.epoch is None and manifest.pinned is False
+
+
+def test_the_digest_of_the_content_is_of_the_files_and_no_pin_changes_it():
+    manifest = manifest_of(7, files={"a": {"bytes": 3, "xxh3_128": "0"}})
+    assert replace(manifest, pinned=True).content_digest == manifest.content_digest
+    assert replace(manifest, files={"a": {"bytes": 3, "xxh3_128": "1"}}).content_digest != manifest.content_digest
+
+
 def test_what_must_match_for_a_resume_is_told_fact_by_fact():
     manifest = manifest_of(7, identity={"seed": 1, "vocab_size": 257, "optimizer": "adamw"})
     assert incompatibilities(manifest, {"seed": 1, "vocab_size": 257, "optimizer": "adamw"}, {}) == []

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 
 from tests.small_checkpoints import NAMES, commit, flip, manifest_of, write_files
+from trainer import files
 from trainer.checkpoint.manifest import describe_files, read_manifest
+from trainer.checkpoint.pin import set_pinned
 from trainer.checkpoint.retention import Policy
-from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
+from trainer.checkpoint.verified import remember
 
 
 def names(folder):
@@ -87,7 +90,7 @@ def test_the_manifest_is_written_last_and_describes_every_file(store):
 def test_pruning_keeps_the_last_and_the_best(store):
     for step in range(1, 7):
         commit(store, step, val_loss=float(abs(step - 2)))
-    assert [path.name for path in store.prune(Policy(2, 1))] == [f"step-{n:08d}" for n in (1, 3, 4)]
+    assert store.prune(Policy(2, 1)) == [(f"step-{n:08d}", "no tier keeps it") for n in (1, 3, 4)]
     assert steps(store) == [6, 5, 2]
     assert store.prune(Policy(2, 1)) == []
 
@@ -96,8 +99,84 @@ def test_pruning_spares_the_damaged(store):
     for step in (1, 2, 3, 4):
         commit(store, step)
     (store.path(1) / "optimizer.bin").unlink()
-    assert store.prune(Policy(1, 0)) == [store.path(2), store.path(3)]
+    assert [name for name, _ in store.prune(Policy(1, 0))] == ["step-00000002", "step-00000003"]
     assert steps(store) == [4, 1]
+
+
+def test_a_checkpoint_that_a_verification_found_damaged_protects_nothing_and_is_spared(store):
+    for step in (1, 2, 3):
+        commit(store, step)
+    remember(store.folder, [(read_manifest(store.path(3)), ["optimizer.bin is damaged"])])
+    assert [name for name, _ in store.prune(Policy(1, 0))] == ["step-00000001"]
+    assert steps(store) == [3, 2], "the newest sound one is the one before"
+
+
+def test_what_is_pinned_or_held_stays(store):
+    for step in (1, 2, 3, 4):
+        commit(store, step, pinned=step == 1)
+    assert [name for name, _ in store.prune(Policy(1, 0), held={"step-00000002"})] == ["step-00000003"]
+    assert steps(store) == [4, 2, 1]
+
+
+def test_a_bound_holds_with_one_more_and_the_reasons_are_told(store):
+    for step in range(1, 7):
+        commit(store, step)
+    for name in (".damaged-step-00000009", ".abandoned-step-00000007", ".abandoned-step-00000008"):
+        commit(store, int(name[-1]), pinned=name.endswith("8")).rename(store.folder / name)
+    one = folder_bytes(store.path(6))
+    going = store.prune(Policy(4, 0, max_disk_bytes=4 * one + 100))
+    assert [name for name, _ in going] == [
+        "step-00000001", "step-00000002", ".damaged-step-00000009", ".abandoned-step-00000007", "step-00000003", "step-00000004",
+    ]  # fmt: skip
+    assert going[-1][1].startswith("max_disk_bytes: ")
+    assert store.num_bytes() + one <= 4 * one + 100 and (store.folder / ".abandoned-step-00000008").is_dir()
+    assert store.shortage(Policy(4, 0, max_disk_bytes=4 * one + 100)) is None
+    assert "are needed" in store.shortage(Policy(4, 0, max_disk_bytes=2 * one))
+    assert "are needed" in store.shortage(Policy(4, 0, max_disk_bytes=4 * one + 100), in_flight_bytes=3 * one)
+
+
+def test_folders_set_aside_come_the_least_worth_keeping_first(store):
+    names = [
+        ".damaged-step-00000010", ".damaged-step-00000010-2", ".damaged-step-00000011",
+        ".abandoned-step-00000002", ".abandoned-step-00000010", ".abandoned-step-00000010-10",
+    ]  # fmt: skip
+    for name in reversed(names):
+        (store.folder / name).mkdir(parents=True)
+    (store.folder / ".removing-step-00000001").mkdir()
+    (store.folder / ".damaged-step-00000012").write_text("a file")
+    assert [path.name for path in store.set_aside_folders()] == names
+
+
+def test_a_pin_that_comes_while_a_checkpoint_is_removed_keeps_it(store, monkeypatch):
+    """The pin is set after pruning has read the manifests, at the last instant before the folder loses its name."""
+    for step in (1, 2, 3):
+        commit(store, step)
+    move = files.move_folder
+
+    def pinned_just_before(source, target):
+        monkeypatch.setattr(files, "move_folder", move)
+        set_pinned(store.folder, "1", pinned=True)
+        move(source, target)
+
+    monkeypatch.setattr(files, "move_folder", pinned_just_before)
+    assert [name for name, _ in store.prune(Policy(1, 0))] == ["step-00000002"]
+    assert steps(store) == [3, 1] and verify(store.path(1)) == [] and read_manifest(store.path(1)).pinned
+
+
+def test_a_pinned_one_that_a_crash_left_without_its_name_gets_it_back_and_other_leftovers_go(store):
+    commit(store, 1, pinned=True).rename(store.folder / ".removing-step-00000001")
+    commit(store, 2).rename(store.folder / ".removing-step-00000002")
+    commit(store, 3)
+    assert store.sweep() == [".removing-step-00000002"] and steps(store) == [3, 1]
+    store.path(1).rename(store.folder / ".removing-step-00000001")
+    commit(store, 4).rename(store.folder / ".removing-step-00000004")
+    assert store.prune(Policy(9, 0)) == [] and steps(store) == [3, 1]
+    assert [name for name in names(store.folder) if name.startswith(".")] == []
+
+
+def test_a_checkpoint_taken_over_from_elsewhere_is_not_pinned(store, tmp_path):
+    path = commit(CheckpointStore(tmp_path / "other"), 3, pinned=True)
+    assert not read_manifest(store.adopt(path, read_manifest(path))).pinned
 
 
 def test_links_lead_people_to_the_newest_and_the_best(store):

@@ -1,0 +1,65 @@
+"""Which tensors of two safetensors files are not the same to the bit: by their headers and bytes, without torch.
+
+A safetensors file is the length of its header (8 bytes), the header (JSON: name -> dtype, shape, data_offsets), and the data.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_HEADER_BYTES = 100_000_000
+"""What safetensors itself accepts."""
+_BLOCK_BYTES = 1 << 20
+
+
+def differing_tensors(a: Path, b: Path) -> tuple[list[str], int]:
+    """Names of the tensors that are in one file only or differ in dtype, shape or any byte; and how many names there are.
+
+    A tensor is read up to its first difference, so that two checkpoints of one training are compared at once.
+
+    raises ValueError when a file is not a safetensors file
+    """
+    with open(a, "rb", buffering=0) as ours, open(b, "rb", buffering=0) as theirs:
+        first, second = _header(ours), _header(theirs)
+        names = sorted({*first, *second})
+        differing = [
+            name
+            for name in names
+            if name not in first or name not in second or not _equal(ours, theirs, first[name], second[name])
+        ]
+    return differing, len(names)
+
+
+def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:
+    """Each tensor's facts, its data_offsets counted from the file's begin."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"{file.name} is not a safetensors file: its header would have {length:,} bytes")
+    text = file.read(length)
+    if len(text) < length:
+        raise ValueError(f"{file.name} is not a safetensors file: it ends within its header")
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        return {
+            name: {**facts, "data_offsets": [int(offset) + 8 + length for offset in facts["data_offsets"]]}
+            for name, facts in header.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise ValueError(f"{file.name} is not a safetensors file: its header cannot be read") from None
+
+
+def _equal(ours: BinaryIO, theirs: BinaryIO, first: dict[str, Any], second: dict[str, Any]) -> bool:
+    if any(first.get(fact) != second.get(fact) for fact in ("dtype", "shape")):
+        return False
+    (begin, end), (other_begin, other_end) = first["data_offsets"], second["data_offsets"]
+    if end - begin != other_end - other_begin:
+        return False
+    ours.seek(begin)
+    theirs.seek(other_begin)
+    while begin < end:
+        block = ours.read(min(_BLOCK_BYTES, end - begin))
+        if not block or block != theirs.read(len(block)):
+            return False
+        begin += len(block)
+    return True

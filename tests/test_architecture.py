@@ -158,7 +158,7 @@ def test_the_ground_imports_the_standard_library_only(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.split(".")[0] in ("config", "state", "supervise", "report", "cli", "__main__")]
+    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "cli", "__main__")]
 )
 def test_what_answers_at_once_imports_nothing_heavy(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
@@ -192,6 +192,15 @@ assert "torch" not in sys.modules
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
+def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
+    modules = [f"trainer.checkpoint.{name}" for name in ("cadence", "disk", "second_place", "suspects")]
+    script = f"import sys, {', '.join(modules)}; print(*({{'torch', 'accelerate', 'fsspec'}} & sys.modules.keys()))"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == ""
+
+
 # One door for each dependency
 
 
@@ -209,6 +218,7 @@ assert "torch" not in sys.modules
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run.py"]),
         (["subprocess"], ["supervise.py"]),
+        (["fsspec"], ["checkpoint/second_place.py"]),
     ],
 )
 def test_each_dependency_has_one_door(packages, doors):

@@ -139,6 +139,34 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     fsync_folder(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds one line in one write that no other process's line can divide, without waiting for the disk.
+
+    A last line that was cut short is ended before it, not continued. One that another process is writing at this instant looks
+    so too: then an empty line stands between the two.
+
+    raises  OSError when it could not be written, or only a part of it
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        is_cut = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+        content = f"{chr(10) if is_cut else ''}{line}\n".encode()
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, "only a part of a line could be written", str(path))
+    finally:
+        os.close(descriptor)
+
+
+def forget_cached(path: Path) -> None:
+    """Asks the system to forget what it holds of a file in memory, so that the next read comes from the disk; fsync first."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def truncate_file(path: Path, num_bytes: int) -> None:
     """Cuts a file's end off, durably."""
     with open(path, "r+b") as file:

@@ -14,7 +14,7 @@ def count(number: float) -> str:
 
 def size(num_bytes: float) -> str:
     """Bytes with a decimal unit: 1487000000 -> "1.49 GB"."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for limit, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if num_bytes >= 0.9995 * limit:
             return f"{num_bytes / limit:.3g} {unit}"
     return f"{num_bytes:.0f} bytes"

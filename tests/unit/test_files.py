@@ -142,3 +142,34 @@ def test_a_lock_is_held_by_one_and_free_again_when_that_process_ends(tmp_path):
     again = files.lock(tmp_path / ".lock")
     assert again is not None
     again.close()
+
+
+def test_a_line_is_added_in_one_write_after_one_that_was_cut_short(tmp_path, monkeypatch):
+    written = []
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, content: (written.append(content), real_write(fd, content))[1])
+    path = tmp_path / "lines"
+    files.append_line(path, "first")
+    files.append_line(path, "second")
+    path.write_bytes(path.read_bytes()[:-3])
+    files.append_line(path, "third \u00e9")
+    assert path.read_text(encoding="utf-8") == "first\nseco\nthird \u00e9\n"
+    assert written == [b"first\n", b"second\n", "\nthird \u00e9\n".encode()]
+
+
+def test_a_line_of_which_a_part_was_written_is_an_error(tmp_path, monkeypatch):
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, content: real_write(fd, content[:2]))
+    with pytest.raises(OSError, match="only a part of a line") as caught:
+        files.append_line(tmp_path / "lines", "first")
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_file_that_was_forgotten_reads_as_before(tmp_path, monkeypatch):
+    advised = []
+    real_advise = os.posix_fadvise
+    monkeypatch.setattr(os, "posix_fadvise", lambda *words: (advised.append(words[1:]), real_advise(*words)))
+    (tmp_path / "a").write_text("content")
+    files.fsync_file(tmp_path / "a")
+    files.forget_cached(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "content" and advised == [(0, 0, os.POSIX_FADV_DONTNEED)]

@@ -22,7 +22,7 @@ def test_a_count_has_three_digits(number, words):
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_487_000_000, "1.49 GB"), (2.5e12, "2.5 TB")],
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_487_000_000, "1.49 GB"), (2.5e12, "2.5 TB"), (4.9e15, "4.9 PB")],
 )
 def test_a_size_has_a_decimal_unit(number, words):
     assert text.size(number) == words

@@ -1,12 +1,28 @@
 """Checkpoints: a folder that Accelerate loads, committed in one rename, verified before it is believed.
 
-manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
-retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
-verified.py       what the last verifications found, remembered
-store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, prune
-resume.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal told
-random_states.py  the random streams of one rank, as plain JSON
-choose.py         the checkpoints that a person means; listing.py, show.py, pin.py, duplicate.py: what one does with them
-tensors.py        which tensors of two safetensors files differ, without torch
-checkpointer.py   when to save, what to save, and how to load it back without executing anything
+what stands on the disk
+    manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
+    store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, prune
+    retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
+    lock.py           one writer a folder, and waiting for the one that the last launch left
+    verified.py       what the last verifications found, remembered
+saving
+    checkpointer.py   when to save and how, on every rank
+    cadence.py        when a snapshot and when a write is due, by budget and measured costs; no clock of its own
+    image.py          a checkpoint's files laid out in memory, byte for byte
+    snapshot.py       one copy of weights and moments into such memory
+    background.py     the trainer's side of the writer; channel.py: what the two say to each other
+    writer.py         the process that writes, hashes, commits, prunes, and outlives the trainer; no torch
+    plain.py          a save that training waits for
+    random_states.py  the random streams of one rank, as plain JSON
+    ranks.py          what the ranks tell each other
+    disk.py           whether the disk can take the checkpoints: proved at the start, forecast on the way
+    second_place.py   verified copies on another disk or in an object store, and the way back; the only user of fsspec
+going on
+    resume.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal told
+    suspects.py       which checkpoints starts die from again and again, by the journal; pure
+    restore.py        loading it, without executing anything from it
+for a person
+    choose.py         the checkpoints that a person means; listing.py, show.py, pin.py, duplicate.py: what one does with them
+    tensors.py        which tensors of two safetensors files differ, without torch
 """

@@ -114,10 +114,19 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads and checks a checkpoint's manifest; CheckpointError says why it cannot be believed."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never committed, or the file was removed") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): the file is damaged") from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: bytes, path: str) -> Manifest:
+    """A manifest from its file's bytes, checked; `path` is where they come from, for the CheckpointError."""
+    try:
+        content = json.loads(text.decode("utf-8"))
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read ({error}): the file is damaged") from None
     if not isinstance(content, dict) or content.pop("digest", None) != _digest(content):
         raise CheckpointError(f"{path} does not match its own digest: the file is damaged")

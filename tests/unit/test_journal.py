@@ -1,0 +1,181 @@
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import CheckpointError, ConfigError
+from trainer.journal import CAUSES, JOURNAL, Journal, cause_of_error, cause_of_signal, read_events
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_event_is_one_line_with_its_time_and_its_facts(tmp_path):
+    Journal(tmp_path / "run").write("save", step=5, path=Path("a/b"), steps=(1, 2), none=None)
+    (line,) = (tmp_path / "run" / JOURNAL).read_text().splitlines()
+    event = json.loads(line)
+    assert datetime.fromisoformat(event.pop("time")).utcoffset().total_seconds() == 0
+    assert event == {"event": "save", "step": 5, "path": "a/b", "steps": [1, 2], "none": None}
+
+
+def test_events_read_back_in_the_order_in_which_they_were_written(tmp_path):
+    for number in range(5):
+        Journal(tmp_path).write("save", step=number)
+    assert [event["step"] for event in read_events(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_a_run_without_a_journal_has_no_events(tmp_path):
+    assert read_events(tmp_path) == []
+
+
+def test_a_number_that_is_not_finite_is_none(tmp_path):
+    Journal(tmp_path).write("save", loss=float("nan"), inner={"a": [float("inf"), 1.5], 3: "three"})
+    json.loads((tmp_path / JOURNAL).read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    (event,) = read_events(tmp_path)
+    assert event["loss"] is None and event["inner"] == {"a": [None, 1.5], "3": "three"}
+
+
+def test_the_journals_own_names_are_not_facts(tmp_path):
+    for name in ("time", "event", "lost_events"):
+        with pytest.raises(AssertionError, match="journal's own"):
+            Journal(tmp_path).write("save", **{name: 1})
+
+
+def test_the_event_after_one_that_was_cut_short_is_whole(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("start")
+    journal.write("save", step=5)
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-9])
+    journal.write("stop", step=6)
+    assert [event["event"] for event in read_events(tmp_path)] == ["start", "stop"]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"{", b"[1]", b"null", b'{"step": 1}', b'{"event": 1}', b"\0" * 9, b"[" * 99999])
+def test_a_damaged_line_is_left_out(tmp_path, damage):
+    Journal(tmp_path).write("start")
+    with open(tmp_path / JOURNAL, "ab") as file:
+        file.write(damage + b"\n\n")
+    Journal(tmp_path).write("stop")
+    assert [event["event"] for event in read_events(tmp_path)] == ["start", "stop"]
+
+
+def test_a_full_disk_loses_events_and_their_number_stands_in_the_next(tmp_path, monkeypatch, caplog):
+    journal = Journal(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.files.append_line", full_disk)
+        for step in range(5):
+            journal.write("save", step=step)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.rsplit(", ", 1)[1] for text in told] == ["1 in a row by now", "2 in a row by now", "4 in a row by now"]
+    assert "No space left on device" in told[0] and "'save' is lost" in told[0]
+    journal.write("save", step=9)
+    journal.write("stop")
+    saved, stopped = read_events(tmp_path)
+    assert saved["step"] == 9 and saved["lost_events"] == 5 and "lost_events" not in stopped
+
+
+def test_a_folder_that_cannot_be_made_loses_the_event_only(tmp_path, caplog):
+    (tmp_path / "run").write_text("a file")
+    Journal(tmp_path / "run").write("start")
+    assert "the event 'start' is lost" in caplog.text
+
+
+def write_many(folder, name):
+    journal = Journal(folder)
+    for number in range(200):
+        journal.write("save", process=name, step=number, text="x" * 300)
+
+
+def test_several_processes_write_whole_events_each_in_its_order(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=write_many, args=(tmp_path, name)) for name in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    events = read_events(tmp_path)
+    assert len(events) == 600 == sum(map(bool, (tmp_path / JOURNAL).read_bytes().split(b"\n"))), "no line is damaged"
+    for name in range(3):
+        assert [event["step"] for event in events if event["process"] == name] == list(range(200))
+
+
+def raised(error, *, cause=None, while_handling=None):
+    try:
+        if while_handling:
+            try:
+                raise while_handling
+            except Exception:
+                raise error
+        raise error from cause
+    except BaseException as caught:
+        return caught
+
+
+class DistBackendError(RuntimeError):
+    """Stands for the error of torch.distributed that has this name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ValueError("x"), "exception"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "exception"),
+        (MemoryError(), "exception"),
+        (AssertionError(), "exception"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "exception"),
+        (KeyboardInterrupt(), "SIGINT"),
+        (SystemExit(75), "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
+        (OSError(errno.EIO, "Input/output error"), "disk"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk"),
+        (raised(CheckpointError("could not be written"), while_handling=OSError(errno.ENOSPC, "full")), "disk"),
+        (raised(RuntimeError("x"), cause=OSError(errno.EIO, "broken")), "disk"),
+        (raised(ValueError("x"), cause=None, while_handling=None), "exception"),
+        (ConfigError("x"), "refusal"),
+        (ConnectionResetError(), "peer"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "peer"),
+        (DistBackendError("NCCL"), "peer"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"), "peer"),
+    ],
+)
+def test_an_exception_has_a_cause(error, cause):
+    assert cause_of_error(error) == cause and cause in CAUSES
+
+
+def test_what_a_suppressed_exception_was_is_not_looked_at():
+    error = RuntimeError("x")
+    error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
+    assert cause_of_error(error) == "exception"
+
+
+def test_exceptions_that_are_a_circle_have_a_cause():
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert cause_of_error(first) == "exception"
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (signal.SIGSEGV, "fault"), (signal.SIGBUS, "fault"), (signal.SIGFPE, "fault"), (signal.SIGILL, "fault"), (signal.SIGABRT, "fault"),
+        (signal.SIGKILL, "SIGKILL"), (signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGHUP"),
+        (signal.SIGUSR1, "unknown"), (999, "unknown"),
+    ],
+)  # fmt: skip
+def test_a_signal_has_a_cause(number, cause):
+    assert cause_of_signal(int(number)) == cause and cause in CAUSES
+
+
+def test_a_journal_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):
+    os.mkdir(tmp_path / JOURNAL)
+    with pytest.raises(IsADirectoryError):
+        read_events(tmp_path)

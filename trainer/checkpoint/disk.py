@@ -1,0 +1,244 @@
+"""Whether the disk can take what the run will write: proved before the first step, forecast during the run.
+
+The proof, in order: free space, the limit on a file's size (`ulimit -f`), the reservation of one whole checkpoint, which meets
+quotas that nobody tells of and writes nothing, and some megabytes written, read back from the disk, compared and removed.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import resource
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from trainer import files
+from trainer.errors import CheckpointError
+from trainer.text import duration, size
+
+log = logging.getLogger(__name__)
+
+STAGING = ".staging-preflight"
+TRIAL_BYTES = 16 << 20
+DAY_SECONDS = 86400.0
+
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the proof showed."""
+
+    checkpoint_bytes: int
+    needed_bytes: int
+    """What the kept ones and one in flight will take besides what is there."""
+    free_bytes: int
+    is_reserved: bool
+    """Whether the file system could reserve a whole checkpoint, quota included; False where it knows no reservations."""
+    bytes_per_second: float
+    """Speed of the trial write, fsync included."""
+
+    @property
+    def sentence(self) -> str:
+        reserved, not_reserved = "a whole one could be reserved", "this file system reserves nothing, so a quota shows only later"
+        proved = reserved if self.is_reserved else not_reserved
+        return (
+            f"a checkpoint takes {size(self.checkpoint_bytes)}; {size(self.needed_bytes)} more are needed at most and "
+            f"{size(self.free_bytes)} are free; {proved}; a trial of {size(TRIAL_BYTES)} was written at {size(self.bytes_per_second)}/s and read back right"
+        )
+
+
+def preflight(
+    folder: Path, file_bytes: Mapping[str, int], *, num_kept: int, there_bytes: int = 0, max_disk_bytes: int | None = None
+) -> Preflight:
+    """Proves that the checkpoints of a run can be written to `folder`, which must exist.
+
+    file_bytes      the files of one checkpoint, by name
+    num_kept        how many are kept at most; one more is in flight
+    there_bytes     what checkpoints that are there already take, and give back when they are pruned
+    max_disk_bytes  the run's own bound, where it has one
+    raises          CheckpointError with figures
+    """
+    one = sum(file_bytes.values())
+    if max_disk_bytes is not None and max_disk_bytes < 2 * one:
+        raise CheckpointError(
+            f"checkpoint.max_disk_bytes is {size(max_disk_bytes)}, and the run needs {size(2 * one)} at least (one checkpoint of "
+            f"{size(one)} and the next one while it is written); raise it"
+        )
+    whole = min(one * (num_kept + 1), max_disk_bytes or one * (num_kept + 1))
+    needed = max(0, whole - there_bytes)
+    with _disk_errors(folder):
+        free = files.free_bytes(folder)
+        if needed > free:
+            raise CheckpointError(
+                f"the checkpoints of this run need {size(needed)} more in {folder} ({num_kept} kept and one being written, {size(one)} each), "
+                f"and {size(free)} are free; keep fewer (checkpoint.keep_last), set checkpoint.max_disk_bytes, make room, or set "
+                "checkpoints_folder to a larger disk"
+            )
+        _check_file_limit(file_bytes)
+        staging = folder / STAGING
+        if staging.exists():
+            files.remove_folder(staging)
+        staging.mkdir()
+        try:
+            is_reserved = all(_reserve(staging, name, num_bytes) for name, num_bytes in file_bytes.items())
+            for path in staging.iterdir():
+                path.unlink()
+            speed = _trial(staging / "trial")
+        finally:
+            files.remove_folder(staging)
+    return Preflight(one, needed, free, is_reserved, speed)
+
+
+@contextmanager
+def _disk_errors(folder: Path):
+    """What the system refuses becomes a paragraph."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot take checkpoints ({error.strerror or error}); mend that, or set checkpoints_folder to another place"
+        ) from None
+
+
+def _check_file_limit(file_bytes: Mapping[str, int]) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    name = max(file_bytes, key=file_bytes.__getitem__)
+    if limit != resource.RLIM_INFINITY and file_bytes[name] > limit:
+        raise CheckpointError(
+            f"{name} of a checkpoint has {size(file_bytes[name])}, and this process may write files of {size(limit)} at most; raise that "
+            "limit (ulimit -f unlimited) and start again"
+        )
+
+
+def _reserve(staging: Path, name: str, num_bytes: int) -> bool:
+    """Reserves a file's bytes on the disk; False where the file system cannot, CheckpointError where it has not so many."""
+    descriptor = os.open(staging / name.replace("/", "-"), os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        code = _fallocate(descriptor, num_bytes) if num_bytes else 0
+    finally:
+        os.close(descriptor)
+    if code in _UNSUPPORTED:
+        return False
+    if code == errno.EFBIG:
+        raise CheckpointError(
+            f"{name} of a checkpoint has {size(num_bytes)}, and the file system of {staging.parent} holds no file of that size; set "
+            "checkpoints_folder to another disk"
+        )
+    if code:
+        raise CheckpointError(
+            f"one checkpoint cannot be reserved in {staging.parent}: {os.strerror(code)} at {name} of {size(num_bytes)}, though "
+            f"{size(files.free_bytes(staging))} are free; raise the quota, make room, or set checkpoints_folder to another disk"
+        )
+    return True
+
+
+def _fallocate(descriptor: int, num_bytes: int) -> int:
+    """Linux's fallocate; returns its error number, 0 for none.
+
+    Not os.posix_fallocate: where a file system cannot reserve, that one writes into every block of the file instead.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if call is None:
+        return errno.ENOSYS
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return 0 if call(descriptor, 0, 0, num_bytes) == 0 else ctypes.get_errno()
+
+
+def _trial(path: Path) -> float:
+    """Writes random bytes, waits for the disk, reads them back from it and compares; returns bytes a second of the write."""
+    block = os.urandom(_BLOCK_BYTES)
+    started = time.perf_counter()
+    with open(path, "wb") as file:
+        for number in range(TRIAL_BYTES // _BLOCK_BYTES):
+            file.write(_turned(block, number))
+        files.fsync_open_file(file)
+    seconds = time.perf_counter() - started
+    files.forget_cached(path)
+    with open(path, "rb") as file:
+        for number in range(TRIAL_BYTES // _BLOCK_BYTES):
+            if file.read(_BLOCK_BYTES) != _turned(block, number):
+                raise CheckpointError(
+                    f"a trial file in {path.parent.parent} came back with other bytes than were written, in its {number + 1}. MB; the disk "
+                    "or its cable is broken: set checkpoints_folder to another one"
+                )
+    return TRIAL_BYTES / max(seconds, 1e-9)
+
+
+def _turned(block: bytes, number: int) -> bytes:
+    """The block of this number: all differ, so that two that changed places are found."""
+    return block[number:] + block[:number]
+
+
+# Forecast
+
+
+class FreeSpace:
+    """The trend of free bytes, from looks at the disk during the run."""
+
+    SPACING_SECONDS = 300.0
+    MIN_SAMPLES = 6
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque(maxlen=48)
+
+    def look(self, now: float, free_bytes: int) -> None:
+        """Notes the free bytes at a moment, in monotonic seconds; looks that follow each other too closely are left out."""
+        if not self._samples or now - self._samples[-1][0] >= self.SPACING_SECONDS:
+            self._samples.append((now, free_bytes))
+
+    def growth_bytes_a_day(self) -> float | None:
+        """What fills the disk, by anyone: the median slope over all pairs of looks (Theil-Sen); None before half an hour of looks.
+
+        A median, because every save makes free bytes go down and every pruning makes them come back.
+        """
+        if len(self._samples) < self.MIN_SAMPLES:
+            return None
+        slopes = [(a[1] - b[1]) / (b[0] - a[0]) for a, b in combinations(self._samples, 2)]
+        return DAY_SECONDS * statistics.median(slopes)
+
+
+def permanent_bytes_a_day(checkpoint_bytes: int, step_seconds: float, keep_every_steps: int | None) -> float:
+    """What the policy adds for good: checkpoints at multiples of `keep_every_steps` are never pruned."""
+    if not keep_every_steps or step_seconds <= 0:
+        return 0.0
+    return checkpoint_bytes * DAY_SECONDS / (keep_every_steps * step_seconds)
+
+
+def days_until_full(free_bytes: int, growth_bytes_a_day: float) -> float | None:
+    """Days until the disk is full; None when it does not fill."""
+    return free_bytes / growth_bytes_a_day if growth_bytes_a_day > 0 else None
+
+
+def written_sentence(checkpoint_bytes: int, interval_seconds: float, remaining_seconds: float) -> str:
+    """What the run writes: SSDs are rated by it."""
+    a_day = checkpoint_bytes * DAY_SECONDS / interval_seconds
+    whole = a_day * remaining_seconds / DAY_SECONDS
+    return (
+        f"a checkpoint of {size(checkpoint_bytes)} every {duration(interval_seconds)} writes {size(a_day)} a day, {size(whole)} until the "
+        f"run ends in {duration(remaining_seconds)}"
+    )
+
+
+def full_sentence(
+    free_bytes: int, policy_bytes_a_day: float, measured_bytes_a_day: float | None, remaining_seconds: float
+) -> str:
+    """When the disk will be full, by the policy and by what was measured, whichever comes first."""
+    causes = {"for the checkpoints kept for good": policy_bytes_a_day, "as measured": measured_bytes_a_day or 0.0}
+    cause, growth = max(causes.items(), key=lambda item: item[1])
+    days = days_until_full(free_bytes, growth)
+    if days is None:
+        return f"{size(free_bytes)} are free on the disk of the checkpoints, and it does not fill"
+    fate = "after the run ends" if days * DAY_SECONDS >= remaining_seconds else "before the run ends: make room, or keep fewer"
+    return (
+        f"{size(free_bytes)} are free on the disk of the checkpoints, and {size(growth)} a day go ({cause}): it is full in "
+        f"{duration(days * DAY_SECONDS)}, {fate}"
+    )

@@ -1,0 +1,162 @@
+"""runs/NAME/journal.jsonl: what happened to a run, event by event, in the order in which it happened.
+
+One JSON object a line, only ever added to, by every process of the run (the trainer's ranks, its writer, the supervisor). Each has `time`
+(ISO 8601 in UTC, for people: nothing compares it, so a clock that jumps changes nothing), `event`, and the event's facts:
+
+    start         fingerprint       a launch begins, before it looks for a checkpoint; the fingerprint stands for the code, the settings and
+                                    the packages: deaths under another one say nothing about a checkpoint
+    resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
+    save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
+    prune         steps, bytes      old checkpoints went
+    refusal       step, reason      a checkpoint was passed over
+    verdict       exact, text       what the comparison of the replayed steps said
+    writer        ...               the writer process began, ended, was waited for
+    second_place  step, where       a copy elsewhere was made, or failed
+    stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
+                                    count or the last in metrics.jsonl; left out where nobody knows. cause: one of CAUSES
+
+A launch may leave several `stop` events, one a process, or none (SIGKILL, a power cut). The first that is neither `peer` nor
+`unknown` is its cause.
+`lost_events` in any event counts those before it that could not be written.
+"""
+
+import errno
+import json
+import logging
+import math
+import re
+import signal
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.errors import TrainerError
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "journal.jsonl"
+
+CAUSES = {
+    "finished": "all steps were taken",
+    "interrupted": "it was asked to stop, and saved",
+    "diverged": "the loss was beyond saving",
+    "refusal": "something has to be mended, and the error says what",
+    "exception": "the trainer's own code, or a library below it, raised",
+    "fault": "SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT",
+    "disk": "the disk is full, over quota or broken",
+    "peer": "another process of the launch went away, and this one with it",
+    "SIGKILL": "killed, by a person, the system's out-of-memory killer or a scheduler",
+    "SIGTERM": "ended by a scheduler or a person before it could save",
+    "SIGINT": "ended by a second Ctrl+C",
+    "SIGHUP": "its terminal was closed",
+    "unknown": "nobody knows",
+}
+"""Why a process of a run ended."""
+
+FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|Input/output error")
+_PEER_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_PEER_WORDS = re.compile(r"Connection (closed|reset) by peer|Connection refused|Socket closed|Broken pipe|Timed out waiting")
+
+
+class Journal:
+    """Adds events to one run's journal. Writing never ends a run: what cannot be written is counted and told."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / JOURNAL
+        self._lost = 0
+
+    def write(self, event: str, /, **facts: Any) -> None:
+        """Adds one event with its facts, as one line in one write.
+
+        The disk is not waited for: a killed process loses nothing by it, and the training thread may call this.
+        """
+        assert not facts.keys() & {"time", "event", "lost_events"}, "these names are the journal's own"
+        lost = {"lost_events": self._lost} if self._lost else {}
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "event": event, **_plain(facts), **lost}, allow_nan=False)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.append_line(self._path, line)
+        except OSError as error:
+            self._lost += 1
+            if self._lost.bit_count() == 1:  # a full disk would say it at every event
+                log.warning(
+                    "the journal %s could not be written (%s): the event %r is lost, %d in a row by now",
+                    self._path, error.strerror or error, event, self._lost,
+                )  # fmt: skip
+        else:
+            self._lost = 0
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Every whole event of a run's journal, oldest first; empty lines and those that a crash or a disk damaged are left out."""
+    try:
+        lines = (folder / JOURNAL).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [event for line in lines if (event := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("event"), str) else None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: a number that is not finite is none, and what JSON does not know is its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
+
+
+def cause_of_error(error: BaseException) -> str:
+    """The cause, of CAUSES, for a process that this exception ends; what caused the exception is looked at too."""
+    chain = _chain(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "SIGINT"
+    if any(
+        (isinstance(each, OSError) and each.errno in _DISK_ERRORS) or _DISK_WORDS.search(str(each)) for each in chain
+    ):
+        return "disk"
+    if isinstance(error, TrainerError):
+        return "refusal"
+    if isinstance(error, SystemExit):
+        return "interrupted"
+    if any(
+        isinstance(each, ConnectionError) or type(each).__name__ in _PEER_NAMES or _PEER_WORDS.search(str(each))
+        for each in chain
+    ):
+        return "peer"
+    return "exception"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and those it was raised from or while handling, innermost last."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return chain
+
+
+def cause_of_signal(number: int) -> str:
+    """The cause, of CAUSES, for a process that a signal ended."""
+    if number in FAULTS:
+        return "fault"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+    return name if name in CAUSES else "unknown"

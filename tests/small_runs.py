@@ -26,14 +26,14 @@ class Small:
         facts = {"identity": {"seed": 1}, "versions": {"torch": "1"}, "precision": "no", **changes}
         description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)
         parts = (self.accelerator, self.ranks, self.model, self.optimizer, self.state, store, description)
-        self.restorer = Restorer(*parts)
         self.folder = store.folder.parent.parent / "run"
+        self.restorer = Restorer(*parts, self.folder)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             *parts, self.restorer, settings or CheckpointConfig(every_steps=5, asynchronous=False), Policy(2, 1),
-            run_folder=self.folder, curve="metrics.jsonl", mark=".saved", global_batch=4, sequences_per_epoch=40,
-            before_commit=lambda: self.synced.append(self.state.progress.step),
+            run_folder=self.folder, curve="metrics.jsonl", mark=".saved", max_steps=100, global_batch=4, sequences_per_epoch=40,
+            before_commit=lambda: self.synced.append(self.state.progress.step), report=lambda step, values: None,
         )  # fmt: skip
         self.checkpointer.begin(None)
 

@@ -35,6 +35,7 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.generate import num_positions
 from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
 from trainer.metrics.meters import SpeedMeter
@@ -117,11 +118,12 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
     ranks, store = Ranks(accelerator), CheckpointStore(checkpoints_folder(config))
-    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description)
+    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, run_folder(config))
     checkpointer = Checkpointer(
         accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
-        policy_of(config.checkpoint), run_folder=run_folder(config), curve=CURVE, mark=SAVED, global_batch=config.global_batch,
-        sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
+        policy_of(config.checkpoint), run_folder=run_folder(config), curve=CURVE, mark=SAVED, max_steps=config.max_steps,
+        global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
+        report=reporter.saved,
     )  # fmt: skip
     run = Run(
         config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
@@ -271,6 +273,13 @@ def _replay_key(config: Config, accelerator: Accelerator, description: Descripti
     return _digest(facts)[:16]
 
 
+def _fingerprint(run: Run) -> str:
+    """Stands for this code, the settings and the packages: deaths under another one say nothing about a checkpoint."""
+    package = Path(__file__).resolve().parent
+    code = [path.read_bytes().hex() for path in sorted(package.rglob("*.py"))]
+    return _digest((code, dump(run.config), run.accelerator.num_processes, torch.__version__, version("accelerate")))[:16]
+
+
 def _digest(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
 
@@ -278,6 +287,8 @@ def _digest(value: Any) -> str:
 def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
+    if run.accelerator.is_main_process:
+        Journal(run.folder).write("start", fingerprint=_fingerprint(run), processes=run.accelerator.num_processes)
     wanted = resume_point(config)
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":

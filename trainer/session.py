@@ -14,6 +14,7 @@ from trainer.config.schema import Config
 from trainer.errors import RankLostError, TrainerError
 from trainer.evaluation.generate import generate
 from trainer.export import export_checkpoint
+from trainer.journal import Journal, cause_of_error
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
@@ -37,7 +38,7 @@ def run_session(config: Config) -> int:
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
     held = hold(folder) if is_main else None
-    before = read_outcome(folder)
+    before, journal = read_outcome(folder), Journal(folder)
     with StopRequest() as stop:
         try:
             end_with_launcher()
@@ -51,20 +52,32 @@ def run_session(config: Config) -> int:
                 run.checkpointer.close()
                 run.reporter.close()
                 conclude(run, before, outcome)
+                if is_main:
+                    journal.write("stop", cause=outcome.kind, step=run.progress.step, reason=outcome.reason)
                 finish_processes(run.accelerator, run.model)
             return EXIT_CODES[outcome.kind]
         except RankLostError as error:
+            _journal_stop(journal, run, error)
             _fail(folder, before, error.kind, run, error)
             raise
         except TrainerError as error:
+            _journal_stop(journal, run, error)
             _fail(folder, before, "refused" if run is None else "failed", run, error)
             raise
         except BaseException as error:
+            _journal_stop(journal, run, error)
             _tell(folder, before, "failed", run, f"{type(error).__name__}: {error}")
             raise
         finally:
             if held is not None:
                 held.close()
+
+
+def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:
+    """Notes how this process of the run ends by an error."""
+    cause = "peer" if isinstance(error, RankLostError) else cause_of_error(error)
+    step = {"step": run.progress.step} if run else {}
+    journal.write("stop", cause=cause, reason=f"{type(error).__name__}: {error}", **step)
 
 
 def _fail(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | None, error: TrainerError) -> None:

@@ -27,6 +27,7 @@ from trainer.config.folders import check_can_be_made, checkpoints_folder, check_
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, LaunchError
+from trainer.journal import Journal, cause_of_signal
 from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.model.presets import preset_fields
@@ -332,7 +333,7 @@ def _what_came_of_it(
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == "failed" and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
-        _speak_for_the_dead(checked.folder, _reason(checked.folder, code, failure))
+        _speak_for_the_dead(checked.folder, _reason(checked.folder, code, failure), failure)
     return exit_code(code, said)
 
 
@@ -356,7 +357,7 @@ def _reason(folder: Path, code: int, failure: Failure | None) -> str:
     return how_it_ended(f"rank {failure.rank}", failure.exit_code)
 
 
-def _speak_for_the_dead(folder: Path, reason: str) -> None:
+def _speak_for_the_dead(folder: Path, reason: str, failure: Failure | None) -> None:
     """Tells why a run ended whose processes could not, and writes it into the outcome that says that the run goes on."""
     log.warning(reason)
     now = read_outcome(folder)
@@ -367,6 +368,8 @@ def _speak_for_the_dead(folder: Path, reason: str) -> None:
             records = read_records(folder / CURVE)
             step = records[-1]["step"] if records else now["step"]
             write_outcome(folder, "failed", step=step, reason=reason, **facts_at(now, step))
+            if failure and failure.was_killed:
+                Journal(folder).write("stop", cause=cause_of_signal(-failure.exit_code), step=step, reason=reason)
     except (LaunchError, OSError) as error:
         log.warning("%s does not say so: %s", folder / OUTCOME, error)
 

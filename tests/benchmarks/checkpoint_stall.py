@@ -62,12 +62,12 @@ class Training:
         description = Description(
             identity={}, model={}, tokenizer=None, vocab_size=50257, precision="no", versions={}, config_text="name: bench\n"
         )
-        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description)
+        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, folder)
         (folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, restorer, CheckpointConfig(),
-            Policy(1, 0), run_folder=folder, curve="metrics.jsonl", mark=".saved", global_batch=1, sequences_per_epoch=10**9,
-            before_commit=lambda: None,
+            Policy(1, 0), run_folder=folder, curve="metrics.jsonl", mark=".saved", max_steps=10**6, global_batch=1,
+            sequences_per_epoch=10**9, before_commit=lambda: None, report=lambda step, values: None,
         )  # fmt: skip
         self.checkpointer.begin(None)
         self.background = self.checkpointer._background

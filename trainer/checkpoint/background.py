@@ -129,6 +129,9 @@ class Background:
             return []
         done = []
         for answer in answers:
+            if "note" in answer:
+                log.log(logging.WARNING if answer["is_failure"] else logging.INFO, answer["note"])
+                continue
             self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
             self._deaths = 0
             done.append(

@@ -26,11 +26,13 @@ from trainer import files
 from trainer.checkpoint import random_states
 from trainer.checkpoint.background import Background, Done, WriterLost
 from trainer.checkpoint.cadence import Budget, Cadence
+from trainer.checkpoint.disk import FreeSpace, full_sentence, permanent_bytes_a_day, preflight, written_sentence
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.plain import forget, plain_save
 from trainer.checkpoint.ranks import Ranks, say
 from trainer.checkpoint.restore import Description, Restorer
-from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.retention import Policy, least_bytes, most_kept
+from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Snapshots, free_memory_bytes, make_slot, slot_bytes_for, slots_that_fit
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import CheckpointConfig
@@ -58,18 +60,22 @@ class Checkpointer:
     def __init__(
         self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
         store: CheckpointStore, description: Description, restorer: Restorer, settings: CheckpointConfig, policy: Policy, *,
-        run_folder: Path, curve: str, mark: str, global_batch: int, sequences_per_epoch: int, before_commit: Callable[[], None],
+        run_folder: Path, curve: str, mark: str, max_steps: int, global_batch: int, sequences_per_epoch: int,
+        before_commit: Callable[[], None], report: Callable[[int, dict[str, float]], None],
     ) -> None:  # fmt: skip
         """
         model          the bare module whose keys are stored
         curve, mark    names in `run_folder`: the metrics that must be durable with a checkpoint, and the file that says there is one
         before_commit  makes these metrics durable, where this process commits
+        report         hears of each checkpoint: its step, and numbers by tag
         """
         self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
         self._state, self._store, self._description, self._restorer = state, store, description, restorer
         self._settings, self._policy, self._run_folder = settings, policy, run_folder
         self._curve, self._mark = run_folder / curve, run_folder / mark
-        self._global_batch, self._sequences_per_epoch, self._before_commit = global_batch, sequences_per_epoch, before_commit
+        self._max_steps, self._global_batch, self._sequences_per_epoch = max_steps, global_batch, sequences_per_epoch
+        self._before_commit, self._report = before_commit, report
+        self._free_space = FreeSpace()
         self._journal = Journal(run_folder)
         self._background: Background | None = None
         self._cadence: Cadence | None = None
@@ -113,17 +119,23 @@ class Checkpointer:
         hello = {
             "folder": str(self._store.folder.resolve()), "policy": asdict(self._policy), "run_folder": str(self._run_folder.resolve()),
             "curve": str(self._curve.resolve()), "mark": str(self._mark.resolve()),
-            "second_place": self._settings.second_place, "second_place_every": self._settings.second_place_every,
-            "second_place_keep": self._settings.second_place_keep,
-            "second_place_bytes_per_second": self._settings.second_place_bytes_per_second,
+            "second_place": self._second_place(),
         }  # fmt: skip
         inherited = [self._restorer.held.fileno()] if self._restorer.held else []
         return Background(Snapshots(self._model, self._optimizer, slots, self._accelerator.device), hello, inherited)
 
+    def _second_place(self) -> dict[str, Any] | None:
+        settings = self._settings
+        if settings.second_place is None:
+            return None
+        return {
+            "where": place_of_run(settings.second_place, self._store.folder.name), "every": settings.second_place_every,
+            "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
+        }  # fmt: skip
+
     def _slot_bytes(self) -> int:
-        buffers = sum(b.numel() * b.element_size() for b in self._model.buffers())
-        tensors = sum(1 for _ in self._model.parameters())
-        return slot_bytes_for(expected_bytes(self._model, self._optimizer) + buffers, 0, 4 * tensors)
+        parameters, moments = expected_bytes(self._model, self._optimizer)
+        return slot_bytes_for(parameters, moments, 4 * sum(1 for _ in self._model.parameters()))
 
     # When
 
@@ -333,8 +345,32 @@ class Checkpointer:
                 duration(now - self._taken_at.pop(done.step, now)),
             )  # fmt: skip
             self._tell_untidy(list(done.untidy))
+            self._report(done.step, self._promise(done, now))
+            self._free_space.look(now, files.free_bytes(self._store.folder))
             if news := self._cadence.news():
                 log.info("saves: %s", news)
+                for sentence in self._forecast(done):
+                    log.info("saves: %s", sentence)
+
+    def _promise(self, done: Done, now: float) -> dict[str, float]:
+        """What a checkpoint cost, and what the promise comes to so far, by tag."""
+        costs, meter = self._cadence.costs, self._cadence.meter
+        return {
+            "checkpoint/bytes": float(done.num_bytes), "checkpoint/write_seconds": done.seconds,
+            "checkpoint/stall_seconds": costs.stall_seconds if costs else 0.0,
+            "promise/worst_loss_seconds": meter.worst_loss_seconds(now), "promise/overhead_fraction": meter.overhead_fraction(now),
+        }  # fmt: skip
+
+    def _forecast(self, done: Done) -> list[str]:
+        """What will be written, and when the disk will be full."""
+        planned, costs = self._cadence.plan, self._cadence.costs
+        remaining = (self._max_steps - self._state.progress.step) * costs.step_seconds
+        growth = permanent_bytes_a_day(done.num_bytes, costs.step_seconds, self._settings.keep_every_steps)
+        free, measured = files.free_bytes(self._store.folder), self._free_space.growth_bytes_a_day()
+        return [
+            written_sentence(done.num_bytes, planned.write_interval_seconds, remaining),
+            full_sentence(free, growth, measured, remaining),
+        ]
 
     def _after_failure(self, done: Done) -> None:
         self._failures += 1
@@ -383,34 +419,34 @@ class Checkpointer:
     # Room
 
     def check_room(self) -> None:
-        """Compares the bytes that the kept checkpoints and one in flight will take with what is free, before the first step."""
+        """Proves before the first step that the disk takes what the kept checkpoints and one in flight will need."""
         self._ranks.told_by_main(self._check_room)
 
     def _check_room(self) -> None:
-        one = expected_bytes(self._model, self._optimizer)
-        num_kept = self._policy.keep_last + self._policy.keep_best + 1
-        there = sum(
-            manifest.num_bytes for manifest in self._store.sound_manifests()
-        )  # what was set aside gives no room back
-        needed = max(0, one * num_kept - there)
-        free = files.free_bytes(self._store.folder)
-        if needed > free:
+        parameters, moments = expected_bytes(self._model, self._optimizer)
+        one, most = parameters + moments, self._policy.max_disk_bytes
+        if most is not None and most < (least := least_bytes(self._policy, one)):
             raise CheckpointError(
-                f"the checkpoints of this run need {size(needed)} more in {self._store.folder} ({num_kept} of {size(one)}: keep_last, "
-                f"keep_best and one being written), and {size(free)} are free; lower checkpoint.keep_last, make room, or set "
-                "checkpoints_folder to a larger disk"
+                f"checkpoint.max_disk_bytes is {size(most)}, and a checkpoint of this run takes {size(one)}: at least {size(least)} are needed for "
+                "the newest, the best and one being written; raise it"
             )
-        log.info(
-            "a checkpoint takes %s; the run keeps %s of them at most, %s are free", size(one), num_kept - 1, size(free)
-        )
+        if shortage := self._store.shortage(self._policy, in_flight_bytes=one):
+            raise CheckpointError(shortage)
+        self._store.folder.mkdir(parents=True, exist_ok=True)
+        there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
+        proof = preflight(
+            self._store.folder, {"model.safetensors": parameters, "optimizer.bin": moments},
+            num_kept=most_kept(self._policy, self._max_steps), there_bytes=there, max_disk_bytes=most,
+        )  # fmt: skip
+        log.info(proof.sentence)
 
 
-def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of one checkpoint: parameters, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Bytes of one checkpoint: parameters and buffers, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
+    parameters = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     moments = sum(
         p.numel() * p.element_size() * (1 if "momentum" in group else 2)
         for group in optimizer.param_groups
         for p in group["params"]
     )
-    return parameters + moments
+    return parameters, moments

@@ -89,6 +89,11 @@ def digest_file(path: Path) -> str:
     return hasher.hexdigest()
 
 
+def manifest_digest(folder: Path) -> str:
+    """xxh3-128 of a checkpoint's manifest.json: what the journal knows a checkpoint by."""
+    return digest_file(folder / MANIFEST)
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and digest of every file of a checkpoint but the manifest, by its path inside the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)

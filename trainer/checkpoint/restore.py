@@ -19,11 +19,13 @@ from safetensors.torch import load_model
 from trainer import files
 from trainer.checkpoint import random_states
 from trainer.checkpoint.lock import hold
-from trainer.checkpoint.manifest import Manifest, incompatibilities
+from trainer.checkpoint.manifest import Manifest, incompatibilities, manifest_digest
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume import Resolution, gone_on, resolve
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.suspects import suspects
 from trainer.errors import CheckpointError
+from trainer.journal import Journal, read_events
 from trainer.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -48,11 +50,12 @@ class Restorer:
 
     def __init__(
         self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
-        store: CheckpointStore, description: Description,
+        store: CheckpointStore, description: Description, run_folder: Path,
     ) -> None:  # fmt: skip
-        """`model` is the bare module whose keys are stored."""
+        """`model` is the bare module whose keys are stored; `run_folder` has the journal."""
         self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
-        self._state, self._store, self._description = state, store, description
+        self._state, self._store, self._description, self._run_folder = state, store, description, run_folder
+        self._journal = Journal(run_folder)
         self.origin: str | None = None
         """The step, path or `best` that this run was last taken back to on purpose."""
         self.held: BinaryIO | None = None
@@ -66,15 +69,21 @@ class Restorer:
         self.held = hold(self._store.folder)
         for name in self._store.sweep():
             log.info("removed %s, which was never committed", name)
-        resolution = resolve(self._store, self._unless_gone_on(wanted))
-        for path, reason in resolution.refused.items():
+        resolution = resolve(self._store, self._unless_gone_on(wanted), suspects=self._suspects())
+        for path, reason in {**resolution.refused, **resolution.suspect}.items():
             log.warning("%s is passed over: %s", path.name, reason)
+            self._journal.write("refusal", step=int(path.name[5:]), reason=reason)
         if resolution.manifest and (different := _differences(resolution.manifest, self._description)):
             raise CheckpointError(
                 f"{resolution.path} cannot be continued by this run: {'; '.join(different)}. "
                 "Give the new run another name, or undo the change"
             )
         return resolution
+
+    def _suspects(self) -> dict[int, str]:
+        """The checkpoints from which starts die again and again, by the journal."""
+        sound = [entry.path for entry in self._store.entries() if not entry.problem]
+        return suspects(read_events(self._run_folder), {int(path.name[5:]): manifest_digest(path) for path in sound})
 
     def _unless_gone_on(self, wanted: str) -> str:
         """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.
@@ -106,6 +115,9 @@ class Restorer:
         assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
         self.origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
         self._ranks.told_by_main(lambda: self._set_aside(resolution, leave_curve))
+        if self._ranks.is_main:
+            own = self._store.path(manifest.step)
+            self._journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder))
         self._tell_changes(manifest)
 
     def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:

@@ -4,13 +4,14 @@
 reason. A run that has checkpoints never starts over silently: if none is sound that is an error, and so is `none`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.retention import best_first
 from trainer.checkpoint.store import CheckpointStore, Entry, verify
+from trainer.checkpoint.suspects import all_suspect_text
 from trainer.errors import CheckpointError
 
 
@@ -21,12 +22,18 @@ class Resolution:
     path: Path | None
     manifest: Manifest | None
     refused: dict[Path, str] = field(default_factory=dict)
+    """Those that are not sound."""
+    suspect: dict[Path, str] = field(default_factory=dict)
+    """Those that are sound, and from which starts die."""
 
 
-def resolve(store: CheckpointStore, wanted: str, examine: Callable[[Path], list[str]] = verify) -> Resolution:
+def resolve(
+    store: CheckpointStore, wanted: str, examine: Callable[[Path], list[str]] = verify, suspects: Mapping[int, str] | None = None
+) -> Resolution:
     """Finds the checkpoint that `resume_from_checkpoint` names; CheckpointError when it cannot be had.
 
-    examine  says what is wrong with a checkpoint's folder
+    examine   says what is wrong with a checkpoint's folder
+    suspects  step -> why `latest` should pass it over; who names a checkpoint gets it
     """
     entries = store.entries()
     if wanted == "none":
@@ -37,7 +44,7 @@ def resolve(store: CheckpointStore, wanted: str, examine: Callable[[Path], list[
             )
         return Resolution(None, None)
     if wanted == "latest":
-        return _first_sound(store, entries, examine) if entries else Resolution(None, None)
+        return _first_sound(store, entries, examine, suspects or {}) if entries else Resolution(None, None)
     if wanted == "best":
         return _best(store, entries, examine)
     if wanted.isdecimal():
@@ -68,14 +75,20 @@ def _look(path: Path) -> list[str]:
 
 
 def _first_sound(
-    store: CheckpointStore, entries: Iterable[Entry], examine: Callable[[Path], list[str]]
+    store: CheckpointStore, entries: Iterable[Entry], examine: Callable[[Path], list[str]], suspects: Mapping[int, str]
 ) -> Resolution:
     refused: dict[Path, str] = {}
+    suspect: dict[Path, str] = {}
     for entry in entries:
         problems = [entry.problem] if entry.problem else examine(entry.path)
-        if not problems:
-            return Resolution(entry.path, entry.manifest, refused)
-        refused[entry.path] = "; ".join(problems)
+        if problems:
+            refused[entry.path] = "; ".join(problems)
+        elif entry.step in suspects:
+            suspect[entry.path] = suspects[entry.step]
+        else:
+            return Resolution(entry.path, entry.manifest, refused, suspect)
+    if suspect:
+        raise CheckpointError(all_suspect_text(store.folder, {int(path.name[5:]): reason for path, reason in suspect.items()}))
     reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
     raise CheckpointError(
         f"{store.folder} holds {len(refused)} checkpoints and none is sound ({reasons}); restore one from a copy, "
@@ -91,7 +104,7 @@ def _best(store: CheckpointStore, entries: list[Entry], examine: Callable[[Path]
             f"{store.folder} has no whole checkpoint with a validation loss, so none is best; resume from latest instead"
         )
     by_step = {entry.step: entry for entry in entries}
-    return _first_sound(store, [by_step[manifest.step] for manifest in evaluated], examine)
+    return _first_sound(store, [by_step[manifest.step] for manifest in evaluated], examine, {})
 
 
 def _exactly(path: Path, help_text: str, examine: Callable[[Path], list[str]] = verify) -> Resolution:

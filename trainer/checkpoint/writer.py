@@ -33,7 +33,8 @@ from isal import isal_zlib
 
 from trainer import files
 from trainer.checkpoint.channel import Channel, to_bytes
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.copier import Copier
+from trainer.checkpoint.manifest import Manifest, manifest_digest
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.journal import Journal
@@ -77,6 +78,7 @@ class Writer:
         self._policy = Policy(**hello["policy"])
         self._slots = [memoryview(mmap.mmap(descriptor, hello["slot_bytes"])) for descriptor in hello["slots"]]
         self._journal = Journal(Path(hello["run_folder"]))
+        self._copier = Copier(hello["second_place"], self._journal, channel.send) if hello["second_place"] else None
         self._curve, self._mark = Path(hello["curve"]), Path(hello["mark"])
         self._parent = hello["pid"]
         self._images: list[Image] = []
@@ -92,8 +94,11 @@ class Writer:
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         while (slot := self._next()) is not None:
             self._answer(self._whole[slot])
-        if self._ended == "died" and (newest := self._newest()):
-            self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
+        if self._ended == "died":
+            if newest := self._newest():
+                self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
+        elif self._copier:
+            self._copier.finish()
 
     # Listening
 
@@ -154,9 +159,11 @@ class Writer:
             self._forget(step)
             return {"failure": f"{type(error).__name__}: {error}"}
         self._committed.add(step)
+        if self._copier:
+            self._copier.offer(self._store.path(step))
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
         self._journal.write(
-            "save", step=step, reason=snapshot.manifest.reason, bytes=num_bytes, seconds=round(seconds, 3),
+            "save", step=step, digest=manifest_digest(self._store.path(step)), reason=snapshot.manifest.reason, bytes=num_bytes, seconds=round(seconds, 3),
             cpu_seconds=round(cpu_seconds, 3),
         )  # fmt: skip
         return {"failure": None, "bytes": num_bytes, "seconds": seconds, "cpu_seconds": cpu_seconds, "untidy": self._tidy()}
@@ -201,7 +208,8 @@ class Writer:
         )  # fmt: skip
 
     def _prune(self) -> None:
-        for name, reason in self._store.prune(self._policy):
+        held = self._copier.held if self._copier else ()
+        for name, reason in self._store.prune(self._policy, held=held):
             self._journal.write("prune", name=name, reason=reason)
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from trainer.journal import Journal
 from trainer.metrics.console import ProgressBar
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, read_records
 from trainer.metrics.meters import Speed, SpeedMeter
@@ -74,6 +75,7 @@ class Reporter:
         self._loss_since_line: list[float] = []
         self._failed_writes = 0
         self._curve_left = False
+        self._journal = Journal(folder)
         self.known: Known | None = None
         self.verdict: str | None = None
         """What the replay after the last resume proved, as one sentence; None while it is open."""
@@ -149,6 +151,10 @@ class Reporter:
         extra = "".join(f", {name} {value:.4f}" for name, value in facts.items())
         log.info("step %d: validation loss %.4f%s (%s)", step, val_loss, extra, duration(seconds))
 
+    def saved(self, step: int, values: dict[str, float]) -> None:
+        """Draws what a checkpoint cost, and what the promise comes to."""
+        self._draw(values, step)
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """The time in this block is not the step's: an evaluation or a save. Every number must have arrived before it."""
@@ -202,8 +208,11 @@ class Reporter:
     def _put(self, record: dict[str, Any], values: dict[str, float]) -> None:
         """Writes to the curve and the trackers. A full disk does not end the run here: its checkpoints decide that."""
         self._try(CURVE, lambda: self._curve.append(record))
+        self._draw(values, record["step"])
+
+    def _draw(self, values: dict[str, float], step: int) -> None:
         for tracker in self._trackers:
-            self._try(tracker.name, lambda tracker=tracker: tracker.log(values, record["step"]), Exception)
+            self._try(tracker.name, lambda tracker=tracker: tracker.log(values, step), Exception)
 
     def _try(self, what: str, write: Callable[[], None], failure: type[Exception] = OSError) -> None:
         """Counts a failure and goes on. What a tracker may raise is its own affair; what we write fails by the disk only."""
@@ -218,7 +227,10 @@ class Reporter:
         verdict = self._proof.compare(record) if self._proof else None
         if verdict:
             self.verdict = verdict
-            (log.info if verdict.startswith("resume exact") else log.error)(verdict)
+            is_exact = verdict.startswith("resume exact")
+            self._journal.write("verdict", exact=is_exact, text=verdict, step=record["step"])
+            self._draw({"resume/exact": float(is_exact)}, record["step"])
+            (log.info if is_exact else log.error)(verdict)
 
     def _show(self, step: int, loss: float, grad_norm: float, lr: float, speed: Speed) -> None:
         left = self._meter.seconds_left(self._max_steps - step)

@@ -1,0 +1,72 @@
+"""Copies to a second place, in a thread of the writer: a slow place must not keep checkpoints from the first."""
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.second_place import Pace, copy_checkpoint
+from trainer.errors import CheckpointError
+from trainer.journal import Journal
+from trainer.text import duration, size
+
+
+class Copier:
+    """Takes every n-th committed checkpoint, one after the other; of those that wait, only the newest is copied."""
+
+    def __init__(self, settings: dict[str, Any], journal: Journal, tell: Callable[[dict[str, Any]], None]) -> None:
+        """`settings`: where, every, keep, bytes_per_second. `tell` hears what came of a copy, as a note for the log."""
+        self._where, self._every, self._keep = settings["where"], settings["every"], settings["keep"]
+        self._pace = Pace(settings["bytes_per_second"])
+        self._journal, self._tell = journal, tell
+        self._num_offered = 0
+        self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._held: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name="copy", daemon=True)
+        self._thread.start()
+
+    @property
+    def held(self) -> set[str]:
+        """Names of the folders that are being copied or wait for it: pruning leaves them."""
+        return set(self._held)
+
+    def offer(self, checkpoint: Path) -> None:
+        """A checkpoint was committed; every n-th is taken."""
+        self._num_offered += 1
+        if self._num_offered % self._every == 0:
+            self._held.add(checkpoint.name)
+            self._waiting.put(checkpoint)
+
+    def finish(self) -> None:
+        """Waits until everything taken is copied."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        is_last = False
+        while not is_last and (checkpoint := self._waiting.get()) is not None:
+            while not self._waiting.empty() and not is_last:
+                newer = self._waiting.get()
+                is_last = newer is None
+                if newer is not None:
+                    self._held.discard(checkpoint.name)
+                    checkpoint = newer
+            self._copy(checkpoint)
+            self._held.discard(checkpoint.name)
+
+    def _copy(self, checkpoint: Path) -> None:
+        step = int(checkpoint.name.removeprefix("step-"))
+        try:
+            copied = copy_checkpoint(checkpoint, self._where, keep=self._keep, pace=self._pace)
+        except (CheckpointError, OSError) as error:
+            self._journal.write("second_place", step=step, where=self._where, failure=str(error))
+            self._tell({"note": f"second place: {error}; the next copy tries again", "is_failure": True})
+            return
+        self._journal.write("second_place", step=step, where=self._where, bytes=copied.num_bytes, seconds=round(copied.seconds, 3))
+        self._tell(
+            {
+                "note": f"step {step}: copied to {self._where}, {size(copied.num_bytes)} in {duration(copied.seconds)}",
+                "is_failure": False,
+            }
+        )  # fmt: skip

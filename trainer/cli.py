@@ -270,8 +270,8 @@ def verify(run: RunArgument) -> None:
 @checkpoints_app.command()
 def diff(
     run: RunArgument,
-    a: Annotated[str, typer.Argument(help="A step, latest, best, or the path of a checkpoint.")],
-    b: Annotated[str, typer.Argument(help="The other one.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A step, latest, best, or the path of a checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     as_json: JsonOption = False,
 ) -> None:
     """Say what differs between two checkpoints: facts, settings, files, and which tensors of the model."""

@@ -217,7 +217,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
         (["typer"], ["cli.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run.py"]),
-        (["subprocess"], ["supervise.py"]),
+        (["subprocess"], ["supervise.py", "checkpoint/background.py"]),
         (["fsspec"], ["checkpoint/second_place.py"]),
     ],
 )

@@ -38,6 +38,7 @@ from trainer.text import did_you_mean
 
 log = logging.getLogger(__name__)
 
+STOPPED_IN_BETWEEN = "stopped before its last checkpoint was whole; start it again to continue"
 STOPPED_EARLY = "stopped before the first step; start it again to train"
 
 SHUTDOWN_SECONDS = 600
@@ -304,9 +305,7 @@ def run_launch(checked: Plan) -> int:
     environment = {**checked.environment, FAILURE_PIPE: str(there), STARTED_BY: str(os.getpid())}
     # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
     with _handling(forward), open(here, "rb"), open(there, "wb"):
-        child = subprocess.Popen(
-            checked.command, env=environment, cwd=Path.cwd(), start_new_session=True, pass_fds=[there]
-        )
+        child = subprocess.Popen(checked.command, env=environment, cwd=Path.cwd(), start_new_session=True, pass_fds=[there])
         for number in list(forwarded):
             child.send_signal(number)
         code = child.wait()
@@ -325,10 +324,7 @@ def _what_came_of_it(
     said = what_it_said(before, read_outcome(checked.folder))
     is_open = said is None or said["outcome"] == "running"
     if was_asked_to_stop and is_open:
-        trained = said is not None and said["reason"] == "training"
-        log.warning(
-            "stopped before its last checkpoint was whole; start it again to continue" if trained else STOPPED_EARLY
-        )
+        log.warning(STOPPED_IN_BETWEEN if said is not None and said["reason"] == "training" else STOPPED_EARLY)
         return EXIT_CODES["interrupted"]
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == "failed" and failure is not None and failure.was_killed

@@ -16,6 +16,8 @@ saving
     plain.py          a save that training waits for
     random_states.py  the random streams of one rank, as plain JSON
     ranks.py          what the ranks tell each other
+    room.py           what a run's checkpoints take, on the disk and in memory
+    copier.py         copies to a second place, beside the writing
     disk.py           whether the disk can take the checkpoints: proved at the start, forecast on the way
     second_place.py   verified copies on another disk or in an object store, and the way back; the only user of fsspec
 going on

@@ -8,12 +8,18 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import psutil
+import torch
 
 import trainer
 from trainer.checkpoint.channel import Channel, to_text
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.snapshot import Slot, Snapshots
+from trainer.checkpoint.second_place import place_of_run
+from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
+from trainer.config.schema import CheckpointConfig
+from trainer.text import size
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +222,41 @@ class Background:
             number = min(promised)[1]
             self._held[number].is_asked = True
             self._channel.send({"do": "write", "slot": number})
+
+
+def begin_background(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, slot_bytes: int, settings: CheckpointConfig,
+    held: BinaryIO | None, **facts: Any,
+) -> Background | None:  # fmt: skip
+    """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
+
+    held   the lock of the folder, which the writer shares
+    facts  what the writer needs to know: folders and the policy
+    """
+    if not settings.asynchronous:
+        log.info("saves: training waits for them, as checkpoint.asynchronous asks")
+        return None
+    free = free_memory_bytes()
+    number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
+    if number == 0:
+        log.warning(
+            "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory", size(slot_bytes), size(free)
+        )
+        return None
+    slots = [make_slot(index, slot_bytes, device) for index in range(number)]
+    log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
+    paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
+    hello = {**facts, **paths, "second_place": _second_place(settings, facts["folder"].name)}
+    return Background(Snapshots(model, optimizer, slots, device), hello, [held.fileno()] if held else [])
+
+
+def _second_place(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:
+    if settings.second_place is None:
+        return None
+    return {
+        "where": place_of_run(settings.second_place, name), "every": settings.second_place_every,
+        "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
+    }  # fmt: skip
 
 
 def _environment() -> dict[str, str]:

@@ -18,22 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 
-from trainer import files
 from trainer.checkpoint import random_states
-from trainer.checkpoint.background import Background, Done, WriterLost
+from trainer.checkpoint.background import Background, Done, WriterLost, begin_background
 from trainer.checkpoint.cadence import Budget, Cadence
-from trainer.checkpoint.disk import FreeSpace, full_sentence, permanent_bytes_a_day, preflight, written_sentence
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.plain import forget, plain_save
 from trainer.checkpoint.ranks import Ranks, say
 from trainer.checkpoint.restore import Description, Restorer
-from trainer.checkpoint.retention import Policy, least_bytes, most_kept
-from trainer.checkpoint.second_place import place_of_run
-from trainer.checkpoint.snapshot import Snapshots, free_memory_bytes, make_slot, slot_bytes_for, slots_that_fit
+from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.room import Room
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
@@ -75,7 +71,7 @@ class Checkpointer:
         self._curve, self._mark = run_folder / curve, run_folder / mark
         self._max_steps, self._global_batch, self._sequences_per_epoch = max_steps, global_batch, sequences_per_epoch
         self._before_commit, self._report = before_commit, report
-        self._free_space = FreeSpace()
+        self._room = Room(model, optimizer, store, policy, max_steps)
         self._journal = Journal(run_folder)
         self._background: Background | None = None
         self._cadence: Cadence | None = None
@@ -87,14 +83,19 @@ class Checkpointer:
         self._gave_up: str | None = None
         accelerator.register_for_checkpointing(state)
 
+    def check_room(self) -> None:
+        """Proves before the first step that the disk takes what the kept checkpoints and one in flight will need."""
+        self._ranks.told_by_main(self._room.check)
+
     def begin(self, resumed_step: int | None) -> None:
         """Allocates the slots and starts the writer, once the run stands where it begins."""
         self._saved_step = resumed_step
         if not self._ranks.is_main:
             return
-        self._background = self._make_background() if self._settings.asynchronous else None
-        if not self._settings.asynchronous:
-            log.info("saves: training waits for them, as checkpoint.asynchronous asks")
+        self._background = begin_background(
+            self._model, self._optimizer, self._accelerator.device, self._room.slot_bytes(), self._settings, self._restorer.held,
+            folder=self._store.folder, policy=asdict(self._policy), run_folder=self._run_folder, curve=self._curve, mark=self._mark,
+        )  # fmt: skip
         self._cadence = Cadence(
             Budget(
                 self._settings.max_loss_seconds, self._settings.max_overhead_fraction, self._settings.every_minutes,
@@ -103,39 +104,6 @@ class Checkpointer:
             ),
             time.monotonic(), self._state.progress.tokens,
         )  # fmt: skip
-
-    def _make_background(self) -> Background | None:
-        slot_bytes = self._slot_bytes()
-        free = free_memory_bytes()
-        number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
-        if number == 0:
-            log.warning(
-                "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory",
-                size(slot_bytes), size(free),
-            )  # fmt: skip
-            return None
-        slots = [make_slot(index, slot_bytes, self._accelerator.device) for index in range(number)]
-        log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
-        hello = {
-            "folder": str(self._store.folder.resolve()), "policy": asdict(self._policy), "run_folder": str(self._run_folder.resolve()),
-            "curve": str(self._curve.resolve()), "mark": str(self._mark.resolve()),
-            "second_place": self._second_place(),
-        }  # fmt: skip
-        inherited = [self._restorer.held.fileno()] if self._restorer.held else []
-        return Background(Snapshots(self._model, self._optimizer, slots, self._accelerator.device), hello, inherited)
-
-    def _second_place(self) -> dict[str, Any] | None:
-        settings = self._settings
-        if settings.second_place is None:
-            return None
-        return {
-            "where": place_of_run(settings.second_place, self._store.folder.name), "every": settings.second_place_every,
-            "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
-        }  # fmt: skip
-
-    def _slot_bytes(self) -> int:
-        parameters, moments = expected_bytes(self._model, self._optimizer)
-        return slot_bytes_for(parameters, moments, 4 * sum(1 for _ in self._model.parameters()))
 
     # When
 
@@ -346,10 +314,11 @@ class Checkpointer:
             )  # fmt: skip
             self._tell_untidy(list(done.untidy))
             self._report(done.step, self._promise(done, now))
-            self._free_space.look(now, files.free_bytes(self._store.folder))
+            self._room.look(now)
             if news := self._cadence.news():
                 log.info("saves: %s", news)
-                for sentence in self._forecast(done):
+                steps_left = self._max_steps - self._state.progress.step
+                for sentence in self._room.forecast(done.num_bytes, self._cadence.plan, self._cadence.costs, steps_left):
                     log.info("saves: %s", sentence)
 
     def _promise(self, done: Done, now: float) -> dict[str, float]:
@@ -360,17 +329,6 @@ class Checkpointer:
             "checkpoint/stall_seconds": costs.stall_seconds if costs else 0.0,
             "promise/worst_loss_seconds": meter.worst_loss_seconds(now), "promise/overhead_fraction": meter.overhead_fraction(now),
         }  # fmt: skip
-
-    def _forecast(self, done: Done) -> list[str]:
-        """What will be written, and when the disk will be full."""
-        planned, costs = self._cadence.plan, self._cadence.costs
-        remaining = (self._max_steps - self._state.progress.step) * costs.step_seconds
-        growth = permanent_bytes_a_day(done.num_bytes, costs.step_seconds, self._settings.keep_every_steps)
-        free, measured = files.free_bytes(self._store.folder), self._free_space.growth_bytes_a_day()
-        return [
-            written_sentence(done.num_bytes, planned.write_interval_seconds, remaining),
-            full_sentence(free, growth, measured, remaining),
-        ]
 
     def _after_failure(self, done: Done) -> None:
         self._failures += 1
@@ -415,38 +373,3 @@ class Checkpointer:
                 self._do_without_writer(error)
             else:
                 self._background.end()
-
-    # Room
-
-    def check_room(self) -> None:
-        """Proves before the first step that the disk takes what the kept checkpoints and one in flight will need."""
-        self._ranks.told_by_main(self._check_room)
-
-    def _check_room(self) -> None:
-        parameters, moments = expected_bytes(self._model, self._optimizer)
-        one, most = parameters + moments, self._policy.max_disk_bytes
-        if most is not None and most < (least := least_bytes(self._policy, one)):
-            raise CheckpointError(
-                f"checkpoint.max_disk_bytes is {size(most)}, and a checkpoint of this run takes {size(one)}: at least {size(least)} are needed for "
-                "the newest, the best and one being written; raise it"
-            )
-        if shortage := self._store.shortage(self._policy, in_flight_bytes=one):
-            raise CheckpointError(shortage)
-        self._store.folder.mkdir(parents=True, exist_ok=True)
-        there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
-        proof = preflight(
-            self._store.folder, {"model.safetensors": parameters, "optimizer.bin": moments},
-            num_kept=most_kept(self._policy, self._max_steps), there_bytes=there, max_disk_bytes=most,
-        )  # fmt: skip
-        log.info(proof.sentence)
-
-
-def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Bytes of one checkpoint: parameters and buffers, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
-    parameters = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    moments = sum(
-        p.numel() * p.element_size() * (1 if "momentum" in group else 2)
-        for group in optimizer.param_groups
-        for p in group["params"]
-    )
-    return parameters, moments

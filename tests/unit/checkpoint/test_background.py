@@ -210,7 +210,7 @@ def test_a_promised_snapshot_is_never_overwritten(run, store):
 
 
 def test_without_room_for_a_snapshot_saves_are_plain_and_that_is_said(store, monkeypatch, caplog):
-    monkeypatch.setattr("trainer.checkpoint.checkpointer.free_memory_bytes", lambda: 0)
+    monkeypatch.setattr("trainer.checkpoint.background.free_memory_bytes", lambda: 0)
     small = Small(store, CheckpointConfig())
     assert small.checkpointer._background is None and "has no room in the 0 bytes of free memory" in caplog.text
     small.step()

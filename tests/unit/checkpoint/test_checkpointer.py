@@ -6,8 +6,9 @@ import torch
 
 from tests.small_checkpoints import flip
 from tests.small_runs import Small
-from trainer.checkpoint.checkpointer import GIVE_UP, expected_bytes
+from trainer.checkpoint.checkpointer import GIVE_UP
 from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.room import expected_bytes
 from trainer.checkpoint.store import verify
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
@@ -240,15 +241,15 @@ def test_a_failed_save_whose_leftovers_cannot_be_removed_is_still_a_warning(run,
     assert "training goes on" in caplog.text and "failed: what is left of it" in caplog.text
 
 
-def test_room_is_compared_with_what_the_run_will_keep(run, store, monkeypatch, caplog):
+def test_room_is_proved_for_what_the_run_will_keep(run, store, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    one = expected_bytes(run.model, run.optimizer)
+    one = sum(expected_bytes(run.model, run.optimizer))
     assert one == 3 * 20 * 4
     monkeypatch.setattr("trainer.files.free_bytes", lambda path: 4 * one)
     run.checkpointer.check_room()
-    assert "the run keeps 3 of them at most" in caplog.text
+    assert "960 bytes more are needed at most" in caplog.text
     monkeypatch.setattr("trainer.files.free_bytes", lambda path: 4 * one - 1)
-    with pytest.raises(CheckpointError, match="need 960 bytes more in .*; lower checkpoint.keep_last"):
+    with pytest.raises(CheckpointError, match="need 960 bytes more in .*; keep fewer"):
         run.checkpointer.check_room()
     (store.folder / ".abandoned-step-00000009").mkdir(parents=True)
     (store.folder / ".abandoned-step-00000009" / "x").write_bytes(b"x" * 9999)

@@ -1,0 +1,74 @@
+"""The room that one run's checkpoints take, on the disk and in memory: known, proved and forecast."""
+
+import logging
+
+import torch
+
+from trainer import files
+from trainer.checkpoint.cadence import Costs, Plan
+from trainer.checkpoint.disk import FreeSpace, full_sentence, permanent_bytes_a_day, preflight, written_sentence
+from trainer.checkpoint.retention import Policy, least_bytes, most_kept
+from trainer.checkpoint.snapshot import slot_bytes_for
+from trainer.checkpoint.store import CheckpointStore
+from trainer.errors import CheckpointError
+from trainer.text import size
+
+log = logging.getLogger(__name__)
+
+
+class Room:
+    """Rank 0's view of what there is and what will be needed."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, store: CheckpointStore, policy: Policy, max_steps: int
+    ) -> None:
+        self._model, self._optimizer, self._store, self._policy, self._max_steps = model, optimizer, store, policy, max_steps
+        self._free_space = FreeSpace()
+
+    def slot_bytes(self) -> int:
+        """Bytes of memory that one snapshot takes."""
+        return slot_bytes_for(*expected_bytes(self._model, self._optimizer), 4 * sum(1 for _ in self._model.parameters()))
+
+    def check(self) -> None:
+        """Proves that the disk takes the checkpoints that are kept and one in flight. raises CheckpointError with figures"""
+        parameters, moments = expected_bytes(self._model, self._optimizer)
+        one, most = parameters + moments, self._policy.max_disk_bytes
+        if most is not None and most < (least := least_bytes(self._policy, one)):
+            raise CheckpointError(
+                f"checkpoint.max_disk_bytes is {size(most)}, and a checkpoint of this run takes {size(one)}: at least {size(least)} are needed for "
+                "the newest, the best and one being written; raise it"
+            )
+        if shortage := self._store.shortage(self._policy, in_flight_bytes=one):
+            raise CheckpointError(shortage)
+        self._store.folder.mkdir(parents=True, exist_ok=True)
+        there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
+        proof = preflight(
+            self._store.folder, {"model.safetensors": parameters, "optimizer.bin": moments},
+            num_kept=most_kept(self._policy, self._max_steps), there_bytes=there, max_disk_bytes=most,
+        )  # fmt: skip
+        log.info(proof.sentence)
+
+    def look(self, now: float) -> None:
+        """Remembers how much is free on the disk, at a monotonic time in seconds."""
+        self._free_space.look(now, files.free_bytes(self._store.folder))
+
+    def forecast(self, checkpoint_bytes: int, plan: Plan, costs: Costs, steps_left: int) -> list[str]:
+        """What will be written until the end, and when the disk will be full, as sentences."""
+        remaining = steps_left * costs.step_seconds
+        growth = permanent_bytes_a_day(checkpoint_bytes, costs.step_seconds, self._policy.keep_every_steps)
+        free, measured = files.free_bytes(self._store.folder), self._free_space.growth_bytes_a_day()
+        return [
+            written_sentence(checkpoint_bytes, plan.write_interval_seconds, remaining),
+            full_sentence(free, growth, measured, remaining),
+        ]
+
+
+def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Bytes of one checkpoint: parameters and buffers, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
+    parameters = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    moments = sum(
+        p.numel() * p.element_size() * (1 if "momentum" in group else 2)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    return parameters, moments

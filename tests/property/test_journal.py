@@ -1,7 +1,7 @@
 import tempfile
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.strategies import json_values
@@ -11,6 +11,7 @@ from trainer.journal import CAUSES, JOURNAL, Journal, read_events
 facts = st.dictionaries(st.sampled_from(["step", "text", "inner", "steps"]), json_values)
 
 
+@settings(deadline=None)
 @given(st.lists(facts, max_size=6))
 def test_events_read_back_as_they_were_written(written):
     with tempfile.TemporaryDirectory() as folder:
@@ -20,6 +21,7 @@ def test_events_read_back_as_they_were_written(written):
     assert read == written
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 99), st.floats(0, 1)), min_size=1, max_size=8))
 def test_wherever_lines_are_cut_short_every_whole_event_is_read(events):
     whole = []

@@ -46,8 +46,8 @@ WAITED_FOR = ("final", "interrupt")
 """Reasons for a save that must be on the disk before anything else happens."""
 
 
-ROLLING = ("snapshot", "budget", "periodic")
-"""Reasons for a save that may be left out while the disk is behind: the next one serves as well."""
+BY_BUDGET = ("snapshot", "budget")
+"""Reasons for a save that may be left out while the disk is behind: the next one serves as well. Others are for their very step."""
 
 
 class Checkpointer:
@@ -175,7 +175,7 @@ class Checkpointer:
         to_write = manifest.reason != "snapshot"
         try:
             while (slot := self._background.free_slot()) is None:
-                if manifest.reason in ROLLING:
+                if manifest.reason in BY_BUDGET:
                     self._skip(manifest)
                     return False
                 self._hear(self._background.poll(1.0))
@@ -191,7 +191,7 @@ class Checkpointer:
         return True
 
     def _skip(self, manifest: Manifest) -> None:
-        """The disk is behind: a checkpoint that only the rolling tier would keep is left out, and the next one is as good."""
+        """The disk is behind: a save that only the budget asked for is left out, and the next one is as good."""
         self._skipped += 1
         self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
         if manifest.reason != "snapshot" and self._skipped.bit_count() == 1:

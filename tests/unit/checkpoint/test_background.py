@@ -197,7 +197,7 @@ def test_a_last_write_that_fails_is_an_error(run, reason):
 
 def test_a_promised_snapshot_is_never_overwritten(run, store):
     os.kill(run.checkpointer._background._process.pid, signal.SIGSTOP)
-    for reason in ("every", "best", "snapshot", "periodic"):
+    for reason in ("every", "best", "snapshot", "budget"):
         run.save(reason)
         run.step()
     os.kill(run.checkpointer._background._process.pid, signal.SIGCONT)
@@ -205,7 +205,7 @@ def test_a_promised_snapshot_is_never_overwritten(run, store):
     assert steps_on_disk(store) == [2, 1]
     assert [(event["step"], event["reason"]) for event in read_events(run.folder) if event["event"] == "skip"] == [
         (3, "snapshot"),
-        (4, "periodic"),
+        (4, "budget"),
     ]
 
 

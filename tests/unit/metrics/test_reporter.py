@@ -32,7 +32,7 @@ def take(reporter, step, loss=None, grad_norm=1.0, votes=0.0):
     loss = 4.0 / step if loss is None else loss
     return reporter.step(
         step=step, tokens=step * 32, step_tokens=32, lr=0.5, epoch=step / 100, data_digest=f"d{step}",
-        numbers=torch.tensor([loss, grad_norm, votes]),
+        numbers=torch.tensor([loss, grad_norm, votes, 0.0]),
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, fo
     caplog.set_level(logging.INFO)
     reporter = reporter_of(accelerator, folder)
     reporter.open({"seed": 1}, None)
-    assert take(reporter, 1, votes=2.0) == [Known(1, 4.0, 1.0, 2.0)] and reporter.known.step == 1
+    assert take(reporter, 1, votes=2.0) == [Known(1, 4.0, 1.0, 2.0, 0.0)] and reporter.known.step == 1
     for step in range(2, 6):
         take(reporter, step)
     reporter.sync()

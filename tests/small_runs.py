@@ -19,7 +19,7 @@ class Small:
         torch.manual_seed(0)
         self.store, self.synced = store, []
         self.accelerator = Accelerator(cpu=True)
-        self.ranks = Ranks(self.accelerator)
+        self.ranks = Ranks(self.accelerator, store.folder)
         self.model = self.accelerator.prepare(torch.nn.Linear(4, 4))
         self.optimizer = self.accelerator.prepare(torch.optim.AdamW(self.model.parameters(), lr=0.1))
         self.state = TrainState(Progress())

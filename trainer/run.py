@@ -117,7 +117,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
-    ranks, store = Ranks(accelerator), CheckpointStore(checkpoints_folder(config))
+    store = CheckpointStore(checkpoints_folder(config))
+    ranks = Ranks(accelerator, store.folder)
     restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, run_folder(config))
     checkpointer = Checkpointer(
         accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,

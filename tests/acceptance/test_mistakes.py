@@ -443,7 +443,7 @@ REFUSED = [
     # Places
     Mistake(
         "no space for the checkpoints", "train {recipe} checkpoint.keep_last=1000000000000",
-        ("need", "are free", "lower checkpoint.keep_last, make room"),
+        ("need", "are free", "keep fewer (checkpoint.keep_last)"),
     ),
     Mistake(
         "checkpoints where no folder can be", "train {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
@@ -583,10 +583,11 @@ def test_a_mistake_that_the_run_finds_is_told_and_harms_nothing(mistake, place):
     else:
         assert noted["outcome"] == "refused" and noted["reason"] == reason and noted["exit_code"] == 2
     after = everything(place)
-    mine = {f"runs/{name}/{file}" for file in ("outcome.json", "train.log", ".lock")} | {f"runs/{name}"}
+    mine = {f"runs/{name}/{file}" for file in ("outcome.json", "train.log", "journal.jsonl", ".lock")} | {f"runs/{name}"}
     mine |= {f"checkpoints/{name}", f"checkpoints/{name}/.lock"}
     assert {path for path in before | after if before.get(path) != after.get(path)} <= mine
-    assert after["runs/tiny/train.log"].startswith(before["runs/tiny/train.log"])
+    for told in ("runs/tiny/train.log", "runs/tiny/journal.jsonl"):
+        assert after[told].startswith(before[told])
 
 
 @pytest.mark.parametrize("command", ["train", "launch cpu"])

@@ -58,7 +58,8 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state = TrainState(Progress())
-        store, ranks = CheckpointStore(folder / "checkpoints"), Ranks(self.accelerator)
+        store = CheckpointStore(folder / "checkpoints")
+        ranks = Ranks(self.accelerator, store.folder)
         description = Description(
             identity={}, model={}, tokenizer=None, vocab_size=50257, precision="no", versions={}, config_text="name: bench\n"
         )

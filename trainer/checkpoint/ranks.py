@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -16,7 +17,9 @@ TIMEOUT = timedelta(minutes=30)
 class Ranks:
     """The processes of this run; with one, everything is said to oneself."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        """`folder`: of the checkpoints, for what is told of it."""
+        self._folder = folder
         self.number, self.count = accelerator.process_index, accelerator.num_processes
         # The devices' own group would make the host wait for all the work that is queued there.
         on_devices = self.count > 1 and accelerator.device.type != "cpu"
@@ -47,7 +50,7 @@ class Ranks:
             except TrainerError as error:
                 outcome[1] = error
             except OSError as error:
-                outcome[1] = CheckpointError(f"the checkpoints cannot be used ({say(error)}); mend that and start again")
+                outcome[1] = CheckpointError(f"{self._folder} cannot be used ({say(error)}); mend that and start again")
         if self.count > 1:
             dist.broadcast_object_list(outcome, group=self._group)
         if outcome[1] is not None:

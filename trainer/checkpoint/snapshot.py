@@ -89,7 +89,9 @@ class Layout:
         self._tensors = _addresses(model, state)
         self._hyperparameters = _hyperparameters(state)
         marked, self._marks = _with_marked_rates(state)
-        self.images = [model_image(clean_state_dict_for_safetensors(dict(model.state_dict()))), optimizer_image(marked)]
+        weights = dict(model.state_dict())
+        assert all(tensor.is_contiguous() for tensor in weights.values()), "a snapshot copies whole, contiguous tensors"
+        self.images = [model_image(clean_state_dict_for_safetensors(weights)), optimizer_image(marked)]
         self.starts = [0, self.images[0].padded_bytes]
         self.num_bytes = sum(image.padded_bytes for image in self.images)
         self._rates = self._places_of_rates()

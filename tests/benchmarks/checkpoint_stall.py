@@ -40,7 +40,7 @@ from trainer.checkpoint.store import CheckpointStore  # noqa: E402
 from trainer.config.schema import CheckpointConfig  # noqa: E402
 from trainer.launch import num_threads  # noqa: E402
 from trainer.model.build import build_model  # noqa: E402
-from trainer.model.presets import resolve  # noqa: E402
+from trainer.model.resolve import resolve  # noqa: E402
 from trainer.state import Progress, TrainState  # noqa: E402
 
 MAX_COPIES, MAX_OF_SAVE_STATE, MAX_OVERHEAD = 2.0, 1 / 8, 0.01

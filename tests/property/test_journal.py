@@ -40,17 +40,20 @@ def test_wherever_lines_are_cut_short_every_whole_event_is_read(events):
         assert [event["step"] for event in read_events(Path(folder))] == whole
 
 
-some = st.integers(0, 3)
-events = st.lists(
-    st.fixed_dictionaries(
-        {"event": st.sampled_from(["start", "resume", "save", "stop", "prune"])},
-        optional={
-            "step": some | json_values, "digest": some, "cause": st.sampled_from(sorted(CAUSES)) | json_values,
-            "fingerprint": st.none() | some,
-        },
-    ),
-    max_size=40,
+some = st.integers(0, 1)
+odd = st.fixed_dictionaries(
+    {"event": st.sampled_from(["start", "resume", "save", "stop", "prune"])},
+    optional={
+        "step": some | json_values, "digest": some, "cause": st.sampled_from(sorted(CAUSES)) | json_values,
+        "fingerprint": st.none() | some,
+    },
 )  # fmt: skip
+resumes = st.fixed_dictionaries({"event": st.just("resume"), "step": some, "digest": some})
+deaths = st.fixed_dictionaries(
+    {"event": st.just("stop"), "step": some, "cause": st.sampled_from(["exception", "exception", "fault", "SIGKILL"])}
+)
+launches = st.tuples(st.just({"event": "start"}), resumes, deaths)
+events = st.lists(launches | st.tuples(odd), max_size=20).map(lambda parts: [event for part in parts for event in part])
 
 
 @given(events)

@@ -157,6 +157,21 @@ def test_a_line_is_added_in_one_write_after_one_that_was_cut_short(tmp_path, mon
     assert written == [b"first\n", b"second\n", "\nthird \u00e9\n".encode()]
 
 
+def test_a_line_that_another_process_adds_at_the_same_instant_is_not_overwritten(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    files.append_line(path, "first")
+    real_pread = os.pread
+
+    def meanwhile(*words):
+        with open(path, "ab") as other:
+            other.write(b"second\n")
+        return real_pread(*words)
+
+    monkeypatch.setattr(os, "pread", meanwhile)
+    files.append_line(path, "third")
+    assert path.read_text() == "first\nsecond\nthird\n"
+
+
 def test_a_line_of_which_a_part_was_written_is_an_error(tmp_path, monkeypatch):
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda fd, content: real_write(fd, content[:2]))

@@ -134,10 +134,7 @@ class Background:
             self._start_again()
             return []
         done = []
-        for answer in answers:
-            if "note" in answer:
-                log.log(logging.WARNING if answer["is_failure"] else logging.INFO, answer["note"])
-                continue
+        for answer in self._tell_notes(answers):
             self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
             self._deaths = 0
             done.append(
@@ -172,7 +169,10 @@ class Background:
     def end(self) -> None:
         """Lets the writer finish what it was asked, and waits for it; it rescues nothing after that."""
         self._channel.send({"do": "end"})
-        self._process.wait()
+        if self._hello["second_place"]:
+            log.info("waiting for the last copy to the second place")
+        while self._process.poll() is None:
+            self._tell_notes(self._channel.arrived(1.0) or [])
         self._channel.close()
 
     def leave(self) -> None:
@@ -208,6 +208,14 @@ class Background:
             held.is_asked = False
             self._tell_whole(number, held)
         self._ask_next()
+
+    @staticmethod
+    def _tell_notes(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Logs what the writer wants to be known; returns the other answers."""
+        for answer in answers:
+            if "note" in answer:
+                log.log(logging.WARNING if answer["is_failure"] else logging.INFO, answer["note"])
+        return [answer for answer in answers if "note" not in answer]
 
     def _tell_whole(self, number: int, held: _Held) -> None:
         small = {name: to_text(content) for name, content in held.small.items()}

@@ -241,6 +241,7 @@ def main() -> None:
     hello = channel.receive()
     if hello is not None:
         Writer(channel, hello).run()
+        channel.close()
 
 
 if __name__ == "__main__":

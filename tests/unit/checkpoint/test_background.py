@@ -223,3 +223,27 @@ def test_the_first_snapshots_make_the_cadence_say_its_interval(run, caplog):
     run.save("budget")
     written(run)
     assert "a checkpoint every " in caplog.text and "a machine crash loses" in caplog.text
+
+
+def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_for_it(store, tmp_path, caplog):
+    caplog.set_level("INFO")
+    small = Small(store, CheckpointConfig(second_place=str(tmp_path / "second"), second_place_every=2, second_place_keep=1))
+    for _ in range(4):
+        small.step()
+        small.save("every")
+        written(small)
+    small.checkpointer.close()
+    copies = CheckpointStore(tmp_path / "second" / store.folder.name)
+    assert steps_on_disk(copies) == [4] and verify(copies.path(4)) == []
+    assert "step 4: copied to " in caplog.text
+    copied = [event for event in read_events(small.folder) if event["event"] == "second_place"]
+    assert copied[-1]["step"] == 4 and copied[-1]["bytes"] > 0
+
+
+def test_a_second_place_that_fails_is_told_and_costs_nothing_else(store, tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    small = Small(store, CheckpointConfig(second_place=str(tmp_path / "file")))
+    small.step()
+    small.save("final")
+    small.checkpointer.close()
+    assert steps_on_disk(store) == [1] and "second place: " in caplog.text and "the next copy tries again" in caplog.text

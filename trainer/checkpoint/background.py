@@ -14,7 +14,7 @@ import psutil
 import torch
 
 import trainer
-from trainer.checkpoint.channel import Channel, to_text
+from trainer.checkpoint.channel import Channel, mark, to_text
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
@@ -121,6 +121,7 @@ class Background:
                 slot.copied = None
             self._arriving.remove((slot, held))
             self._held[slot.number] = held
+            mark(slot.memory, held.manifest.step)
             self._tell_whole(slot.number, held)
         self._ask_next()
 

@@ -1,8 +1,13 @@
-"""Messages between the trainer and its writer: JSON objects over a socket, each behind its length. Nothing is unpickled."""
+"""What the trainer and its writer say to each other: JSON objects over a socket, each behind its length. Nothing is unpickled.
+
+A message may still be on its way when the trainer dies. So what a slot holds, which must not be believed a moment too long, also stands
+in the slot itself, in its last bytes: the memory that the two share is the same for both at every instant.
+"""
 
 import base64
 import json
 import logging
+import mmap
 import queue
 import select
 import socket
@@ -15,6 +20,10 @@ log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 30.0
 """How long an end that leaves waits for its last messages to be taken."""
+
+
+_MARK = struct.Struct("<q")
+
 
 class Channel:
     """One end. `receive` and `arrived` return None when the other end has left; `send` never waits for it."""
@@ -91,6 +100,16 @@ class Channel:
             return None
         content, self._read = self._read[8:end], self._read[end:]
         return json.loads(content)
+
+
+def mark(slot: mmap.mmap, step: int | None) -> None:
+    """Says in the slot itself which step's snapshot it holds whole; None: it is being filled, whatever was said of it."""
+    slot[-_MARK.size :] = _MARK.pack(-1 if step is None else step)
+
+
+def marked(slot: memoryview) -> int:
+    """The step whose snapshot a slot holds whole; -1: none."""
+    return _MARK.unpack(slot[-_MARK.size :])[0]
 
 
 def to_text(content: bytes) -> str:

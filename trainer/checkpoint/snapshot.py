@@ -21,6 +21,7 @@ from accelerate.utils import clean_state_dict_for_safetensors
 from isal import isal_zlib
 from torch import Tensor
 
+from trainer.checkpoint.channel import mark
 from trainer.checkpoint.image import PAGE_BYTES, Checksum, FileImage, model_image, optimizer_image
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def make_slot(number: int, slot_bytes: int, device: torch.device) -> Slot:
     descriptor = os.memfd_create(f"snapshot-{number}")
     os.ftruncate(descriptor, slot_bytes)
     memory = mmap.mmap(descriptor, slot_bytes)
+    mark(memory, None)
     try:
         memory.madvise(_POPULATE_WRITE)
     except OSError:
@@ -199,9 +201,10 @@ class Snapshots:
     def lay_out(self) -> None:
         """Lays the files out, and writes into every slot what stays the same; what the slots held is gone."""
         self.layout = Layout(self._model, self._optimizer)
-        assert self.layout.num_bytes <= len(self.slots[0].pages), "a snapshot is larger than what was foreseen"
+        assert self.layout.num_bytes <= len(self.slots[0].pages) - PAGE_BYTES, "a snapshot is larger than what was foreseen"
         for slot in self.slots:
             slot.step = None
+            mark(slot.memory, None)
             self.layout.write_fixed(slot.memory)
         self._copies = {slot.number: self.layout.copies(slot) for slot in self.slots}
 
@@ -209,6 +212,7 @@ class Snapshots:
         """Copies everything into a slot; on a GPU the copies are only begun, and `settle` is called before the next update."""
         assert self.layout is not None, "lay_out() first"
         slot.step = step
+        mark(slot.memory, None)  # before the first byte changes: the writer may not have heard of it when this process dies
         self.layout.write_rates(slot.memory, rates_of(self._optimizer))
         sources, places = self._copies[slot.number]
         with torch.no_grad():
@@ -229,8 +233,8 @@ class Snapshots:
 
 
 def slot_bytes_for(parameter_bytes: int, moment_bytes: int, num_tensors: int) -> int:
-    """Room for a checkpoint whose optimizer may not have its moments yet: tensors, and for each a record's names and headers."""
+    """Room for a checkpoint whose optimizer may not have its moments yet: tensors, for each a record's names and headers, and the mark."""
     room = parameter_bytes + moment_bytes + num_tensors * 1024 + (1 << 18)
-    return -(-room // PAGE_BYTES) * PAGE_BYTES
+    return -(-room // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
 
 

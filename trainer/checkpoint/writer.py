@@ -32,7 +32,7 @@ import xxhash
 from isal import isal_zlib
 
 from trainer import files
-from trainer.checkpoint.channel import Channel, to_bytes
+from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.manifest import Manifest, manifest_digest
 from trainer.checkpoint.retention import Policy
@@ -131,14 +131,15 @@ class Writer:
         """The next slot to write; None when nothing is asked any more and nobody is there to ask."""
         with self._news:
             while not self._asked and not self._ended:
-                self._news.wait(PARENT_SECONDS)
-                if os.getppid() != self._parent and not self._asked:
+                is_quiet = not self._news.wait(PARENT_SECONDS)  # or what the trainer said last is not heard yet
+                if is_quiet and os.getppid() != self._parent:
                     self._ended = self._ended or "died"
             return self._asked.popleft() if self._asked else None
 
     def _newest(self) -> Snapshot | None:
-        """The newest whole snapshot, if it is not on the disk."""
-        newest = max(self._whole.values(), key=lambda snapshot: snapshot.manifest.step, default=None)
+        """The newest whole snapshot, if it is not on the disk. One that was being overwritten when the trainer died is not whole any more."""
+        whole = [snapshot for snapshot in self._whole.values() if marked(self._slots[snapshot.slot]) == snapshot.manifest.step]
+        newest = max(whole, key=lambda snapshot: snapshot.manifest.step, default=None)
         return None if newest is None or newest.manifest.step in self._committed else newest
 
     # Writing

@@ -127,6 +127,21 @@ def test_a_snapshot_that_was_not_whole_is_not_rescued(run, store):
     assert steps_on_disk(store) == [1], "the other slot holds an older whole one"
 
 
+def test_a_slot_that_is_filled_anew_when_the_trainer_dies_is_not_rescued_though_its_writer_has_not_heard_of_it(
+    store, monkeypatch
+):
+    monkeypatch.setattr("trainer.checkpoint.background.slots_that_fit", lambda *_: 1)
+    run = Small(store, CheckpointConfig())
+    run.step()
+    run.save("snapshot")
+    run.step()
+    background = run.checkpointer._background
+    monkeypatch.setattr(background._channel, "send", lambda message: None)  # the trainer dies before it is sent
+    background._snapshots.copy(background.free_slot(), 2)
+    left(run)
+    assert steps_on_disk(store) == [], "it would have the weights of step 2 and the manifest of step 1"
+
+
 def test_what_is_only_in_memory_goes_when_the_run_ends(run, store):
     run.save("budget")
     run.step()

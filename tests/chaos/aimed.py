@@ -1,0 +1,177 @@
+"""Strikes from inside: kills the trainer's processes, or its writer, or both, in the very middle of a copy, a write, a rename, a prune.
+
+A clock seldom hits what takes a millisecond. So a run is armed before it starts, in each rank and in its writer, and the n-th time that
+it comes to a place it kills whom it was told to. Besides, what rank 0 told its writer is written down: which snapshots were whole.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.checkpoint import background, channel, writer
+from trainer.checkpoint.manifest import MANIFEST
+from trainer.checkpoint.snapshot import Slot, Snapshots
+
+IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "prune", "rescue")
+PLACES = IN_TRAINER + IN_WRITER
+TOLD, PROCESSES, STRUCK = "told.jsonl", "processes.json", "struck.json"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Where a run is struck, at which time it comes there, and who dies of it."""
+
+    folder: str
+    """Where the notes lie: the ranks' processes, what the writer was told, whether it was struck."""
+    place: str | None = None
+    """One of PLACES; None: nowhere, a clock outside does it."""
+    nth: int = 1
+    victims: tuple[str, ...] = ()
+    """`writer`, `0`, `1`: the ranks by their numbers."""
+
+
+def arm(aim: Aim) -> None:
+    """Called in each rank before it runs."""
+    channel.Channel.__init__ = _watching(channel.Channel.__init__, Path(aim.folder, TOLD))
+    background.Background._start = _noting(background.Background._start, Path(aim.folder, TOLD))
+    if aim.place == "copy":
+        Snapshots.copy = _struck_in_copy(Snapshots.copy, aim)
+    elif aim.place:
+        background._COMMAND = ("-m", "tests.chaos.aimed", json.dumps(asdict(aim)))
+
+
+def strike(aim: Aim) -> None:
+    """Kills, once in a launch; whoever strikes goes last, if it goes."""
+    folder = Path(aim.folder)
+    try:
+        descriptor = os.open(folder / STRUCK, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        return
+    pids = json.loads((folder / PROCESSES).read_text()) | {"writer": writer_told(folder)[0]}
+    os.write(descriptor, json.dumps({"place": aim.place, "victims": aim.victims}).encode())
+    for pid in sorted((pids[victim] for victim in aim.victims), key=os.getpid().__eq__):
+        os.kill(pid, signal.SIGKILL)
+
+
+def writer_told(folder: Path) -> tuple[int | None, dict[int, int]]:
+    """The newest writer's process, and the step of the whole snapshot in each slot as it was told."""
+    pid, whole = None, {}
+    for line in (folder / TOLD).read_text().splitlines() if (folder / TOLD).exists() else ():
+        note = json.loads(line)
+        match note["do"]:
+            case "start":
+                pid, whole = note["pid"], {}
+            case "begin":
+                whole.pop(note["slot"], None)
+            case "whole":
+                whole[note["slot"]] = note["step"]
+    return pid, whole
+
+
+class _Watched:
+    """A socket that notes which snapshots it has told the other end of, once it has."""
+
+    def __init__(self, end: Any, path: Path) -> None:
+        self._end, self._path = end, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._end, name)
+
+    def sendall(self, content: bytes) -> None:
+        message = json.loads(content[8:])
+        if message.get("do") == "begin":
+            _note(self._path, do="begin", slot=message["slot"])
+        self._end.sendall(content)
+        if message.get("do") == "whole":
+            _note(self._path, do="whole", slot=message["slot"], step=message["manifest"]["step"])
+
+
+def _note(path: Path, **facts: Any) -> None:
+    files.append_line(path, json.dumps(facts))
+
+
+def _watching(real, path):
+    return lambda self, end: real(self, _Watched(end, path))
+
+
+def _noting(real, path):
+    def start(self):
+        real(self)
+        _note(path, do="start", pid=self._process.pid)
+
+    return start
+
+
+def _struck_in_copy(real, aim):
+    times = iter(range(1, 1 << 30))
+
+    def copy(self, slot: Slot, step: int) -> None:
+        if next(times) == aim.nth:
+            if "0" in aim.victims:  # a copy of which half has been made, by a thread that has let no other one run meanwhile
+                sources, places = self._copies[slot.number]
+                half = sum(source.nbytes for source in sources) // 2
+                slot.memory[half // 2 : half] = bytes(half - half // 2)
+            strike(aim)
+        real(self, slot, step)
+
+    return copy
+
+
+def _struck(module, name, aim, is_here=lambda *_: True, before=lambda *_: None, *, after=False):
+    """Patches a function to strike the n-th time it is called where `is_here`, after `before` did a part of its work, or after it did all."""
+    real, times = getattr(module, name), iter(range(1, 1 << 30))
+
+    def function(*arguments, **keywords):
+        strikes = is_here(*arguments) and next(times) == aim.nth
+        if strikes and not after:
+            before(*arguments)
+            strike(aim)
+        result = real(*arguments, **keywords)
+        if strikes and after:
+            strike(aim)
+        return result
+
+    setattr(module, name, function)
+
+
+def _arm_writer(aim: Aim) -> None:
+    is_commit = lambda source, *_: source.name.startswith(".staging-")  # noqa: E731
+    match aim.place:
+        case "write":
+            _struck(files, "_write_all", aim, before=lambda descriptor, block, at: os.pwrite(descriptor, block[: len(block) // 8192 * 4096], at))
+        case "manifest":
+            _struck(Path, "write_text", aim, lambda path, *_: path.name == MANIFEST, lambda path, text, **_: path.write_bytes(text[:99].encode()))
+        case "rename":
+            _struck(files, "move_folder", aim, is_commit)
+        case "renamed":
+            _struck(os, "rename", aim, is_commit, after=True)
+        case "prune":
+            _struck(shutil, "rmtree", aim, lambda path: path.name.startswith(".removing-"), lambda path: next(path.glob("*.*")).unlink())
+        case "rescue":
+            _struck_in_rescue(aim)
+
+
+def _struck_in_rescue(aim: Aim) -> None:
+    """The trainer dies at a snapshot, and its writer at the n-th file operation of what it does then."""
+    is_rescuing = []
+    real = writer.Writer._save
+
+    def save(self, snapshot):
+        is_rescuing.extend([True] if snapshot.manifest.reason == writer.RESCUED else [])
+        return real(self, snapshot)
+
+    writer.Writer._save = save
+    for module, name in ((files, "_write_all"), (os, "fsync"), (os, "rename"), (os, "unlink")):
+        _struck(module, name, aim, lambda *_: bool(is_rescuing))
+
+
+if __name__ == "__main__":
+    _arm_writer(Aim(**json.loads(sys.argv[1])))
+    sys.argv = [sys.argv[0], sys.argv[2]]
+    writer.main()

@@ -5,10 +5,12 @@ it comes to a place it kills whom it was told to. Besides, what rank 0 told its 
 """
 
 import json
+import mmap
 import os
 import shutil
 import signal
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from typing import Any
 from trainer import files
 from trainer.checkpoint import background, channel, writer
 from trainer.checkpoint.manifest import MANIFEST
-from trainer.checkpoint.snapshot import Slot, Snapshots
+from trainer.checkpoint.snapshot import Layout
 
 IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "prune", "rescue")
 PLACES = IN_TRAINER + IN_WRITER
 TOLD, PROCESSES, STRUCK = "told.jsonl", "processes.json", "struck.json"
+
+LATE_SECONDS = 0.005
+"""How late the thread that sends gets its turn, so that a copy is under way that the writer has not heard of."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def arm(aim: Aim) -> None:
     channel.Channel.__init__ = _watching(channel.Channel.__init__, Path(aim.folder, TOLD))
     background.Background._start = _noting(background.Background._start, Path(aim.folder, TOLD))
     if aim.place == "copy":
-        Snapshots.copy = _struck_in_copy(Snapshots.copy, aim)
+        Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
     elif aim.place:
         background._COMMAND = ("-m", "tests.chaos.aimed", json.dumps(asdict(aim)))
 
@@ -87,6 +92,7 @@ class _Watched:
         message = json.loads(content[8:])
         if message.get("do") == "begin":
             _note(self._path, do="begin", slot=message["slot"])
+            time.sleep(LATE_SECONDS)
         self._end.sendall(content)
         if message.get("do") == "whole":
             _note(self._path, do="whole", slot=message["slot"], step=message["manifest"]["step"])
@@ -109,18 +115,18 @@ def _noting(real, path):
 
 
 def _struck_in_copy(real, aim):
+    """The learning rates are the first that a copy writes."""
     times = iter(range(1, 1 << 30))
 
-    def copy(self, slot: Slot, step: int) -> None:
+    def write_rates(self, memory: mmap.mmap, rates: list[float]) -> None:
         if next(times) == aim.nth:
-            if "0" in aim.victims:  # a copy of which half has been made, by a thread that has let no other one run meanwhile
-                sources, places = self._copies[slot.number]
-                half = sum(source.nbytes for source in sources) // 2
-                slot.memory[half // 2 : half] = bytes(half - half // 2)
+            if "0" in aim.victims:  # half of the copy has been made, by a thread that has let no other one run meanwhile
+                half = self.num_bytes // 2
+                memory[half // 2 : half] = bytes(half - half // 2)
             strike(aim)
-        real(self, slot, step)
+        real(self, memory, rates)
 
-    return copy
+    return write_rates
 
 
 def _struck(module, name, aim, is_here=lambda *_: True, before=lambda *_: None, *, after=False):

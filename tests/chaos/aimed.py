@@ -39,12 +39,15 @@ class Aim:
     nth: int = 1
     victims: tuple[str, ...] = ()
     """`writer`, `0`, `1`: the ranks by their numbers."""
+    num_slots: int = 2
+    """For how many snapshots there is room."""
 
 
 def arm(aim: Aim) -> None:
     """Called in each rank before it runs."""
     channel.Channel.__init__ = _watching(channel.Channel.__init__, Path(aim.folder, TOLD))
     background.Background._start = _noting(background.Background._start, Path(aim.folder, TOLD))
+    background.slots_that_fit = lambda *_: aim.num_slots
     if aim.place == "copy":
         Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
     elif aim.place:

@@ -79,6 +79,7 @@ class Kill:
     place: str | None
     nth: int
     seconds: float
+    num_slots: int = 2
 
 
 def draw(generator: random.Random, num_ranks: int) -> Kill:
@@ -86,12 +87,12 @@ def draw(generator: random.Random, num_ranks: int) -> Kill:
     kind = generator.choice(KINDS if num_ranks > 1 else KINDS[:3])
     ranks = tuple(map(str, range(num_ranks)))
     victims = {"trainer": ranks, "writer": ("writer",), "both": (*ranks, "writer"), "rank": (generator.choice(ranks),)}[kind]
-    victims = tuple(generator.sample(victims, len(victims)))
+    victims, num_slots = tuple(generator.sample(victims, len(victims))), generator.choice((1, 2, 2))
     if generator.random() < 0.5:
-        return Kill(kind, victims, None, 0, generator.uniform(0.0, 1.0) + generator.choice((0.0, 0.5 + 0.5 * num_ranks)))
+        return Kill(kind, victims, None, 0, generator.uniform(0.0, 1.0) + generator.choice((0.0, 0.5 + 0.5 * num_ranks)), num_slots)
     in_trainer = generator.random() < 0.35
     places = IN_TRAINER if in_trainer else [place for place in IN_WRITER if place != "rescue" or kind == "both"]
-    return Kill(kind, victims, generator.choice(places), generator.randint(1, 12 if in_trainer else 5), generator.uniform(1.0, 2.0))
+    return Kill(kind, victims, generator.choice(places), generator.randint(1, 12 if in_trainer else 5), generator.uniform(1.0, 2.0), num_slots)
 
 
 class Life:
@@ -115,7 +116,7 @@ class Life:
         """
         for name in (TOLD, PROCESSES, STRUCK):
             (self.folder / name).unlink(missing_ok=True)
-        aim = Aim(str(self.folder), kill.place, kill.nth, ("writer",) if kill.place == "rescue" else kill.victims)
+        aim = Aim(str(self.folder), kill.place, kill.nth, ("writer",) if kill.place == "rescue" else kill.victims, kill.num_slots)
         run = Started(self.recipe, (), self.num_ranks, partial(arm, aim))
         pids = {str(number): process.pid for number, process in enumerate(run.ranks)}
         (self.folder / PROCESSES).write_text(json.dumps(pids))

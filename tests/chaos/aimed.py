@@ -18,7 +18,7 @@ from typing import Any
 from trainer import files
 from trainer.checkpoint import background, channel, writer
 from trainer.checkpoint.manifest import MANIFEST
-from trainer.checkpoint.snapshot import Layout
+from trainer.checkpoint.snapshot import Layout, Snapshots
 
 IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "prune", "rescue")
 PLACES = IN_TRAINER + IN_WRITER
@@ -47,6 +47,7 @@ def arm(aim: Aim) -> None:
     """Called in each rank before it runs."""
     channel.Channel.__init__ = _watching(channel.Channel.__init__, Path(aim.folder, TOLD))
     background.Background._start = _noting(background.Background._start, Path(aim.folder, TOLD))
+    Snapshots.copy, Snapshots.lay_out = _noted(Snapshots.copy, Path(aim.folder, TOLD)), _noted(Snapshots.lay_out, Path(aim.folder, TOLD))
     background.slots_that_fit = lambda *_: aim.num_slots
     if aim.place == "copy":
         Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
@@ -69,21 +70,21 @@ def strike(aim: Aim) -> None:
 
 def writer_told(folder: Path) -> tuple[int | None, dict[int, int]]:
     """The newest writer's process, and the step of the whole snapshot in each slot as it was told."""
-    pid, whole = None, {}
+    pid, whole, begun = None, {}, {}
     for line in (folder / TOLD).read_text().splitlines() if (folder / TOLD).exists() else ():
         note = json.loads(line)
         match note["do"]:
             case "start":
                 pid, whole = note["pid"], {}
             case "begin":
-                whole.pop(note["slot"], None)
+                begun[note["slot"]] = note["step"]
             case "whole":
                 whole[note["slot"]] = note["step"]
-    return pid, whole
+    return pid, {slot: step for slot, step in whole.items() if begun[slot] == step}
 
 
 class _Watched:
-    """A socket that notes which snapshots it has told the other end of, once it has."""
+    """A socket that notes which whole snapshots it has told the other end of, once it has."""
 
     def __init__(self, end: Any, path: Path) -> None:
         self._end, self._path = end, path
@@ -94,7 +95,6 @@ class _Watched:
     def sendall(self, content: bytes) -> None:
         message = json.loads(content[8:])
         if message.get("do") == "begin":
-            _note(self._path, do="begin", slot=message["slot"])
             time.sleep(LATE_SECONDS)
         self._end.sendall(content)
         if message.get("do") == "whole":
@@ -103,6 +103,17 @@ class _Watched:
 
 def _note(path: Path, **facts: Any) -> None:
     files.append_line(path, json.dumps(facts))
+
+
+def _noted(real, path):
+    """Writes down which slot is about to be filled, and with what; all of them and with nothing by a new layout."""
+
+    def function(self, slot=None, step=None):
+        for each in self.slots if slot is None else [slot]:
+            _note(path, do="begin", slot=each.number, step=step)
+        return real(self) if slot is None else real(self, slot, step)
+
+    return function
 
 
 def _watching(real, path):

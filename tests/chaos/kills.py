@@ -106,7 +106,7 @@ class Life:
         self.recipe = write_recipe(folder, max_steps=max_steps, **usual, **changes)
         self.max_steps = max_steps
         self.store = CheckpointStore(folder / "checkpoints" / "tiny")
-        self.promised = self.reached = self.num_seen = 0
+        self.promised = self.reached = self.num_seen = self.num_launches = 0
         self.last_kill: Kill | None = None
 
     def killed(self, kill: Kill, then_after: float) -> bool:
@@ -114,27 +114,30 @@ class Life:
 
         then_after   how many seconds later the trainer is killed where the kill was of the writer alone
         """
-        for name in (TOLD, PROCESSES, STRUCK):
-            (self.folder / name).unlink(missing_ok=True)
-        aim = Aim(str(self.folder), kill.place, kill.nth, ("writer",) if kill.place == "rescue" else kill.victims, kill.num_slots)
+        self.num_launches += 1
+        self.notes = self.folder / f"notes-{self.num_launches}"  # the writer of the launch before may still look at its own
+        self.notes.mkdir()
+        aim = Aim(str(self.notes), kill.place, kill.nth, ("writer",) if kill.place == "rescue" else kill.victims, kill.num_slots)
         run = Started(self.recipe, (), self.num_ranks, partial(arm, aim))
         pids = {str(number): process.pid for number, process in enumerate(run.ranks)}
-        (self.folder / PROCESSES).write_text(json.dumps(pids))
+        (self.notes / PROCESSES).write_text(json.dumps(pids))
         try:
             if not self._strike(run, kill, pids):
                 return self._ended(run)
             self._count(kill)
             if kill.kind == "writer":
-                dead, _ = writer_told(self.folder)
+                dead, _ = writer_told(self.notes)
                 kill = Kill("trainer", tuple(pids), None, 0, then_after)
                 if not self._strike(run, kill, pids):
                     return self._ended(run)
                 self._count(kill)
             else:
-                dead = writer_told(self.folder)[0] if kill.kind == "both" else None
+                dead = writer_told(self.notes)[0] if kill.kind == "both" else None
             run.wait()
         finally:
             run.kill()
+            if kill.place != "rescue":
+                (self.notes / STRUCK).touch()  # its writer lives on, and strikes no more
         self._settle(kill, dead)
         return True
 
@@ -152,11 +155,11 @@ class Life:
     def _strike(self, run: Started, kill: Kill, pids: dict[str, int]) -> bool:
         """Waits for the instant and kills; False when the run ended before."""
         until = time.monotonic() + (LONGEST_SECONDS if is_aimed(kill) else kill.seconds)
-        while time.monotonic() < until and run.running and not (self.folder / STRUCK).exists():
+        while time.monotonic() < until and run.running and not (self.notes / STRUCK).exists():
             time.sleep(0.001)
         if is_aimed(kill):
             assert time.monotonic() < until, f"the run hangs:\n{run.text()}"
-            return (self.folder / STRUCK).exists()
+            return (self.notes / STRUCK).exists()
         return run.running and self._kill_from_outside(kill, pids)
 
     def _kill_from_outside(self, kill: Kill, pids: dict[str, int]) -> bool:
@@ -170,7 +173,7 @@ class Life:
         """Checks what the launch that was killed did, and notes what the kill may undo: what is whole in memory counts where a writer has it."""
         self.check_events()
         committed = max((entry.step for entry in self.store.entries()), default=0)
-        pid, whole = writer_told(self.folder)
+        pid, whole = writer_told(self.notes)
         self.promised = max([committed, *(() if pid == dead_writer else whole.values())])
         self.reached = max((record["step"] for record in steps(self.recipe)), default=0)
         self.last_kill = kill

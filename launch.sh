@@ -2,6 +2,7 @@
 # Sets up what is missing, then trains:
 #   ./launch.sh                                      the Shakespeare run on this machine
 #   ./launch.sh CLUSTER RECIPE [key=value ...]       any cluster file and recipe, e.g. ./launch.sh 4gpu_bf16 gpt2-124m optimizer.lr=6e-4
+#   ./launch.sh selftest [CLUSTER] RECIPE [...]      kills a short run of it, resumes it, and compares: is a resume exact on this machine?
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
 # Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to mend in
 # what was typed, 3 diverged, 75 interrupted (start it again to continue), 1 anything else.
@@ -53,4 +54,9 @@ if [ "${1:-}" = "--setup" ]; then
     exit 0
 fi
 set_up
-exec "$project/.venv/bin/python" -m trainer launch "$@"
+command=launch
+if [ "${1:-}" = "selftest" ]; then
+    command=selftest
+    shift
+fi
+exec "$project/.venv/bin/python" -m trainer "$command" "$@"

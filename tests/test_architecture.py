@@ -158,7 +158,7 @@ def test_the_ground_imports_the_standard_library_only(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "cli", "__main__")]
+    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "selftest", "cli", "__main__")]
 )
 def test_what_answers_at_once_imports_nothing_heavy(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
@@ -172,7 +172,7 @@ def test_commands_that_only_look_never_load_torch(store):
     script = f"""
 import sys
 from trainer.cli import app
-for words in (["--help"], ["train", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
+for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
               ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
               ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
               ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
@@ -183,7 +183,7 @@ for words in (["--help"], ["train", "--help"], ["train", "shakespeare", "--show-
         assert not end.code, (words, end.code)
     heavy = {{"torch", "accelerate", "transformers", "datasets", "pyarrow"}} & sys.modules.keys()
     assert not heavy, (words, heavy)
-import trainer.report
+import trainer.report, trainer.selftest.conduct
 assert "torch" not in sys.modules
 """
     ended = subprocess.run(
@@ -217,7 +217,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
         (["typer"], ["cli.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run.py"]),
-        (["subprocess"], ["supervise.py", "checkpoint/background.py"]),
+        (["subprocess"], ["supervise.py", "selftest/victim.py", "checkpoint/background.py"]),
         (["fsspec"], ["checkpoint/second_place.py"]),
     ],
 )

@@ -118,6 +118,29 @@ def launch(
     sys.exit(code)
 
 
+@app.command()
+def selftest(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="What it should take; steps and kills are chosen to fit.")] = 120,
+    as_json: JsonOption = False,
+) -> None:
+    """Kill a short run of this recipe on this machine, resume it, and compare it bit for bit with one that was never killed."""
+    from trainer import supervise
+    from trainer.config.load import load
+    from trainer.data.corpus import open_corpus
+    from trainer.selftest.conduct import selftest as conduct
+
+    typed = words or []
+    _, recipe, overrides = supervise.split_words(typed)
+    config = load(recipe, overrides).config
+    open_corpus(config.data, config.sequence_length)
+    result = conduct(
+        config, lambda more: supervise.plan([*typed, *more]), seconds=seconds, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    print(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
+    sys.exit(0 if result.is_exact else 1)
+
+
 def print_report(config: "Config", folder: Path) -> None:
     """Prints what came of a run."""
     from trainer.config.folders import checkpoints_folder

@@ -7,10 +7,12 @@ One JSON object a line, only ever added to, by every process of the run (the tra
                                     the packages: deaths under another one say nothing about a checkpoint
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
-    prune         steps, bytes      old checkpoints went
+    save_failed   step, failure     it could not be written
+    skip          step, reason      a save by budget was left out, because the disk was behind
+    prune         name, reason      an old checkpoint went
     refusal       step, reason      a checkpoint was passed over
     verdict       exact, text       what the comparison of the replayed steps said
-    writer        ...               the writer process began, ended, was waited for
+    writer        state, reason     saves are made without the writer from here on
     second_place  step, where       a copy elsewhere was made, or failed
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
                                     count or the last in metrics.jsonl; left out where nobody knows. cause: one of CAUSES

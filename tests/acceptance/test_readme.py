@@ -61,6 +61,8 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
 @pytest.mark.parametrize("command", commands(".venv/bin/trainer"))
 def test_every_trainer_command_parses(command):
     context = parse(words_of(command)[1:])
+    if context.command.name == "selftest":
+        supervise.split_words(context.params["words"])
     if context.command.name == "train":
         check_recipe_and_overrides(context.params["recipe"], context.params["overrides"] or [])
     if context.command.name == "prepare":
@@ -79,7 +81,8 @@ def test_a_command_that_is_wrong_would_be_found():
 
 @pytest.mark.parametrize("command", commands("./launch.sh"))
 def test_every_launch_parses_and_names_what_is_shipped(command):
-    context = parse(["launch", *words_of(command)[1:]])
+    words = words_of(command)[1:]
+    context = parse(words if words[:1] == ["selftest"] else ["launch", *words])
     cluster, recipe, overrides = supervise.split_words(context.params["words"] or [])
     assert cluster is None or cluster in supervise.cluster_names()
     check_recipe_and_overrides(recipe, overrides)

@@ -59,6 +59,13 @@ def test_every_recipe_begins_by_saying_what_it_is(name):
     assert first.startswith("# ") and len(first) > 30
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_no_recipe_fixes_how_often_a_checkpoint_is_made(name):
+    """The budget decides: a number of steps would be right for one machine only."""
+    wanted = load(name).config.checkpoint
+    assert (wanted.every_steps, wanted.every_minutes, wanted.every_tokens) == (None, None, None)
+
+
 # Cluster files
 
 

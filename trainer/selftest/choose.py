@@ -1,0 +1,85 @@
+"""How many steps and kills fit the time, and at which moments to kill. Pure: the clock and the dice are handed in."""
+
+import math
+import random
+from dataclasses import dataclass
+
+PROBE_STEPS = 2
+"""Steps of the first launch, which measures: the second is like those that follow."""
+
+MIN_KILLS, MAX_KILLS = 2, 5
+MIN_PERIOD_STEPS, MIN_PERIOD_SECONDS = 3, 0.5
+"""A checkpoint comes every so many steps and not more often than so: a kill between two of them has to meet its step."""
+MAX_PERIODS = 4
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the first launch took, in seconds."""
+
+    start_seconds: float
+    """From the command to the begin of the first step."""
+    step_seconds: float
+    end_seconds: float
+    """From the last step to the end of the process: the last evaluation, checkpoint and export."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What will be run."""
+
+    steps: int
+    every_steps: int
+    """Steps between two checkpoints."""
+    num_kills: int
+    seconds: float
+    """What the straight and the killed run will take together, as estimated."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When to kill, and what."""
+
+    step: int
+    """Once this step was taken."""
+    delay_seconds: float
+    """So long after it: somewhere within the next step."""
+    hits_writer: bool
+    """Whether the process that writes checkpoints is killed too; it outlives the trainer otherwise."""
+
+
+def choose(costs: Costs, seconds_left: float) -> Choice:
+    """The most kills and steps that fit the time; the fewest that prove anything where not even those fit."""
+    possible = [
+        _choice(costs, num_kills, periods)
+        for periods in range(1, MAX_PERIODS + 1)
+        for num_kills in range(MIN_KILLS, MAX_KILLS + 1)
+    ]
+    fitting = [choice for choice in possible if choice.seconds <= seconds_left]
+    return max(fitting, key=lambda choice: (choice.num_kills, choice.steps), default=possible[0])
+
+
+def _choice(costs: Costs, num_kills: int, periods: int) -> Choice:
+    """One part of the run before the first kill, one between two, and one after the last, each of so many periods."""
+    every = max(MIN_PERIOD_STEPS, math.ceil(MIN_PERIOD_SECONDS / max(costs.step_seconds, 1e-4)))
+    steps = (num_kills + 1) * periods * every
+    taken = 2 * steps + num_kills * every  # those that a kill loses are taken again
+    seconds = (2 + num_kills) * costs.start_seconds + 2 * costs.end_seconds + taken * costs.step_seconds
+    return Choice(steps, every, num_kills, seconds)
+
+
+def kills(choice: Choice, step_seconds: float, dice: random.Random) -> list[Kill]:
+    """One kill in each part of the run but the last, after its first checkpoint and between two of them, so that steps are lost.
+
+    Every other one hits the writer too, so that both happen whatever the dice say.
+    """
+    periods = choice.steps // choice.every_steps // (choice.num_kills + 1)
+    hits_first = dice.random() < 0.5
+    return [
+        Kill(
+            step=dice.randint(part * periods + 1, (part + 1) * periods) * choice.every_steps + dice.randint(1, choice.every_steps - 1),
+            delay_seconds=dice.random() * step_seconds,
+            hits_writer=(part % 2 == 0) == hits_first,
+        )
+        for part in range(choice.num_kills)
+    ]  # fmt: skip

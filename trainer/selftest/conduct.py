@@ -1,0 +1,208 @@
+"""The whole test: a short launch that measures, the straight run, the run that is killed, and what the two left compared."""
+
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainer import files
+from trainer.config.folders import check_can_be_made
+from trainer.config.schema import Config
+from trainer.errors import LaunchError
+from trainer.journal import read_events
+from trainer.metrics.curves import CURVE, read_records
+from trainer.metrics.outcome import read_outcome
+from trainer.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, kills
+from trainer.selftest.evidence import Ran, differences, starts
+from trainer.selftest.result import Result, Survived, plan_sentence
+from trainer.selftest.victim import Launchable, Victim, last_step
+from trainer.text import duration
+
+Plan = Callable[[Sequence[str]], Launchable]
+"""Checks a launch with further `key=value` words after those that were typed, and says what to run: supervise.plan."""
+
+FOLDER = ".selftest-"
+_LAST_LINES = 5
+
+
+def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str], None], dice: random.Random | None = None) -> Result:
+    """Proves on this machine that a run that is killed and resumed equals the one that never was; leaves nothing unless it does not.
+
+    config   what was typed, resolved
+    seconds  what it should take; said with figures where it will take more
+    say      hears of each part as it begins
+    raises   TrainerError when the run does not even run straight
+    """
+    began = time.monotonic()
+    homes = _make_homes(config)
+    with ExitStack() as processes, _ended_by_signals():
+        is_kept = False
+        try:
+            bench = _Bench(config, plan, homes, processes, say)
+            result = bench.conduct(seconds, began, dice or random.Random())
+            is_kept = not result.is_exact
+            return result
+        except LaunchError:
+            is_kept = True
+            raise
+        finally:
+            processes.close()
+            if not is_kept:
+                for home in homes:
+                    files.remove_folder(home)
+
+
+def _make_homes(config: Config) -> tuple[Path, Path]:
+    """A folder among the runs and one among the checkpoints, of the same name: on the disks that the run itself would use."""
+    runs, checkpoints = (files.project_folder() / folder for folder in (config.runs_folder, config.checkpoints_folder))
+    for setting, folder in (("runs_folder", runs), ("checkpoints_folder", checkpoints)):
+        check_can_be_made(setting, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    home = Path(tempfile.mkdtemp(prefix=FOLDER, dir=runs))
+    (checkpoints / home.name).mkdir(exist_ok=True)
+    return home, checkpoints / home.name
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A SIGTERM or a closed terminal leaves this block as Ctrl+C does, so that nothing is left running."""
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
+    """What both runs have other than the recipe, as `key=value`: short, with frequent checkpoints, and nothing that goes elsewhere."""
+    warmup = [f"schedule.warmup_steps={steps}"] if config.schedule.warmup_steps > steps else []
+    held_out = min(config.evaluation.num_sequences or config.global_batch, config.global_batch)
+    return [
+        f"max_steps={steps}", *warmup, f"checkpoint.every_steps={every_steps}", "checkpoint.keep_every_steps=",
+        "checkpoint.second_place=", f"evaluation.every_steps={steps}", f"evaluation.num_sequences={held_out}",
+        "evaluation.sample_tokens=0", "metrics.trackers=[]", "resume_from_checkpoint=latest",
+    ]  # fmt: skip
+
+
+class _Bench:
+    """Where the test takes place: the two folders, and what starts a launch in them."""
+
+    def __init__(
+        self, config: Config, plan: Plan, homes: tuple[Path, Path], processes: ExitStack, say: Callable[[str], None]
+    ) -> None:
+        self._config, self._plan, self._homes, self._processes, self._say = config, plan, homes, processes, say
+
+    def conduct(self, seconds: float, began: float, dice: random.Random) -> Result:
+        self._say(f"measuring: {PROBE_STEPS} steps")
+        costs = self._measure()
+        left = seconds - (time.monotonic() - began)
+        choice = choose(costs, left)
+        settings = settings_for(self._config, choice.steps, choice.every_steps)
+        self._say(plan_sentence(costs, choice, left))
+        self._say(f"straight: {choice.steps} steps")
+        straight_seconds = self._run_straight("straight", settings)
+        self._say(f"killed: the same {choice.steps} steps")
+        survived, failure = self._run_killed(settings, choice, costs, dice)
+        straight, killed = self._ran("straight"), self._ran("killed")
+        reached = [one.killed_at_step for one in survived]
+        found = [failure] if failure else differences(straight, killed, step=choice.steps, reached=reached)
+        if not failure and len(survived) < MIN_KILLS:
+            found.append(
+                f"only {len(survived)} of {choice.num_kills} kills came before the end of the run, which is too few to prove anything; start again"
+            )
+        return Result(
+            name=self._config.name, settings=settings, costs=costs, choice=choice, straight_seconds=straight_seconds,
+            survived=survived, differences=found, seconds=time.monotonic() - began, deterministic=self._config.deterministic,
+            folders=[str(home) for home in self._homes],
+        )  # fmt: skip
+
+    def _ran(self, name: str) -> Ran:
+        return Ran(self._homes[0] / name, self._homes[1] / name)
+
+    def _checked(self, name: str, settings: list[str]) -> Launchable:
+        runs, checkpoints = self._homes
+        return self._plan([*settings, f"name={name}", f"runs_folder={runs}", f"checkpoints_folder={checkpoints}"])
+
+    def _start(self, name: str, checked: Launchable) -> Victim:
+        victim = Victim(checked, self._log(name))
+        self._processes.callback(victim.clear_away)
+        return victim
+
+    def _log(self, name: str) -> Path:
+        return self._homes[0] / f"{name}.log"
+
+    def _measure(self) -> Costs:
+        """Times a launch of a few steps, which is removed."""
+        checked = self._checked("probe", settings_for(self._config, PROBE_STEPS, PROBE_STEPS))
+        victim = self._start("probe", checked)
+        victim.wait_for_step(1)
+        first = victim.seconds
+        victim.wait_for_step(PROBE_STEPS)
+        last = victim.seconds
+        self._see_it_through("probe", victim)
+        end = victim.seconds - last
+        steps = [record["step_seconds"] for record in read_records(checked.folder / CURVE) if "step_seconds" in record]
+        for home in self._homes:
+            files.remove_folder(home / "probe")
+        return Costs(max(0.0, first - steps[0]), steps[-1], end)
+
+    def _run_straight(self, name: str, settings: list[str]) -> float:
+        victim = self._start(name, self._checked(name, settings))
+        self._see_it_through(name, victim)
+        return victim.seconds
+
+    def _see_it_through(self, name: str, victim: Victim) -> None:
+        """Waits for the end of a launch that nobody kills. raises LaunchError when it fails"""
+        if code := victim.wait():
+            outcome = read_outcome(self._homes[0] / name)
+            error = LaunchError(
+                f"the run does not even run straight: the {name} launch {self._how_it_failed(name, code)}; mend that first. What it printed "
+                f"is kept in {self._log(name)}"
+            )
+            error.exit_code = 2 if outcome and outcome["outcome"] == "refused" else 1
+            raise error
+
+    def _how_it_failed(self, name: str, code: int) -> str:
+        """How a launch ended that should not have: in its own words, or with the last that it printed."""
+        outcome = read_outcome(self._homes[0] / name)
+        if outcome and outcome["outcome"] not in ("running", "finished"):
+            return f"ended as {outcome['outcome']} ({outcome['reason']})"
+        lines = self._log(name).read_text(encoding="utf-8", errors="replace").split("\n")
+        printed = " / ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])
+        return f"ended with exit code {code} ({printed or 'it printed nothing'})"
+
+    def _run_killed(
+        self, settings: list[str], choice: Choice, costs: Costs, dice: random.Random
+    ) -> tuple[list[Survived], str | None]:
+        """Runs, kills and starts again until the end; returns what each kill came to, and how a start failed if one did."""
+        checked = self._checked("killed", settings)
+        blows: list[dict[str, Any]] = []
+        reached, victim = 0, self._start("killed", checked)
+        for kill in kills(choice, costs.step_seconds, dice):
+            # Kills come later than planned where steps are short; the next one has to find steps that are new.
+            if not victim.wait_for_step(max(kill.step, reached + 1)):
+                break
+            time.sleep(kill.delay_seconds)
+            hit_writer = victim.kill(with_writer=kill.hits_writer)
+            reached = last_step(checked.folder)
+            victim = self._start("killed", checked)
+            back_seconds = victim.wait_for_resume(reached)
+            blows.append({"killed_at_step": reached, "hit_writer": hit_writer, "start_seconds": back_seconds})
+            back = "" if back_seconds is None else f", back after {duration(back_seconds)}"
+            self._say(f"killed at step {reached}{' with its writer' if hit_writer else ''}{back}")
+        code = victim.wait()
+        came_back = starts(read_events(checked.folder))[1:]
+        survived = [
+            Survived(**blow, back_at_step=start.resumed_step, verdict=start.verdict) for blow, start in zip(blows, came_back, strict=False)
+        ]  # fmt: skip
+        return survived, f"start {len(blows) + 1} {self._how_it_failed('killed', code)}" if code else None

@@ -1,0 +1,134 @@
+"""A launch that is watched from outside and killed: by its curve, its journal and the system's table of processes."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from trainer.journal import JOURNAL
+from trainer.metrics.curves import CURVE
+from trainer.safety.parent import STARTED_BY
+
+WRITER = "trainer.checkpoint.writer"
+_LOOK_SECONDS = 0.005
+_TAIL_BYTES = 8192
+
+
+class Launchable(Protocol):
+    """A launch that was checked: what supervise.plan returns."""
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: Path
+
+
+class Victim:
+    """One launch of a run, in a session of its own; what it prints goes to a file."""
+
+    def __init__(self, plan: Launchable, log: Path) -> None:
+        self._folder = plan.folder
+        self._num_resumes = _num_resumes(self._folder)
+        self._writers: list[psutil.Process] = []
+        self._began = time.monotonic()
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                plan.command, env={**plan.environment, STARTED_BY: str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def seconds(self) -> float:
+        """Since the command."""
+        return time.monotonic() - self._began
+
+    def wait_for_resume(self, reached: int) -> float | None:
+        """Seconds until it stands at a checkpoint again; None when it did not, and went beyond `reached` or ended."""
+        self._watch(lambda: _num_resumes(self._folder) > self._num_resumes or last_step(self._folder) > reached)
+        return self.seconds if _num_resumes(self._folder) > self._num_resumes else None
+
+    def wait_for_step(self, step: int) -> bool:
+        """Waits until this step was taken; False when the launch ended before."""
+        self._watch(lambda: last_step(self._folder) >= step)
+        return self._process.poll() is None
+
+    def _watch(self, happened: Callable[[], bool]) -> None:
+        while not happened() and self._process.poll() is None:
+            time.sleep(_LOOK_SECONDS)
+
+    def wait(self) -> int:
+        """Waits for its end; returns the launcher's exit code."""
+        return self._process.wait()
+
+    def kill(self, *, with_writer: bool) -> bool:
+        """SIGKILL to every process of the launch at one instant; returns whether a writer was among them.
+
+        They are stopped first, so that none sees another one die and does something about it.
+        """
+        family = _family(self._process.pid)
+        writers = [process for process in family if _is_writer(process)]
+        doomed = family if with_writer else [process for process in family if process not in writers]
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        self._writers += writers
+        return with_writer and bool(writers)
+
+    def clear_away(self) -> None:
+        """Leaves no process of this launch behind, the writer that outlived it included."""
+        if self._process.poll() is None:
+            self.kill(with_writer=True)
+        for writer in self._writers:
+            with suppress(psutil.NoSuchProcess):
+                writer.kill()
+        psutil.wait_procs(self._writers, timeout=10)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all below it; each rank is in a session of its own, so there is no group that holds them all."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_writer(process: psutil.Process) -> bool:
+    try:
+        return WRITER in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def last_step(folder: Path) -> int:
+    """The last step in a run's curve; 0 when there is none. Reads the end of the file only, since it is looked at often."""
+    path = folder / CURVE
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        lines = file.read().split(b"\n")[:-1]
+    return max((step for line in lines if (step := _step_of(line)) is not None), default=0)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of one record; None for a line that begins before the part that was read."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _num_resumes(folder: Path) -> int:
+    """How often the journal says that the run went on from a checkpoint."""
+    path = folder / JOURNAL
+    return path.read_bytes().count(b'"event": "resume"') if path.is_file() else 0

@@ -27,7 +27,7 @@ class Small:
         description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)
         parts = (self.accelerator, self.ranks, self.model, self.optimizer, self.state, store, description)
         self.folder = store.folder.parent.parent / "run"
-        self.restorer = Restorer(*parts, self.folder)
+        self.restorer = Restorer(*parts, Policy(2, 1), self.folder)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(

@@ -122,7 +122,9 @@ def evaluate(run: Run) -> bool:
 
 def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
     """Saves when there is a reason to: the step's own, or what rank 0's clock has wished for."""
-    if wish >= GIVE_UP:
+    if wish:
+        run.checkpointer.heard()
+    if wish >= GIVE_UP and not outcome:
         run.checkpointer.give_up()
     step = run.progress.step
     in_doubt = run.guard.in_doubt or (run.evaluator.last_step == step and run.evaluator.last_loss is None)

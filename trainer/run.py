@@ -118,11 +118,11 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
     store = CheckpointStore(checkpoints_folder(config))
-    ranks = Ranks(accelerator, store.folder)
-    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, run_folder(config))
+    ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
+    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config))
     checkpointer = Checkpointer(
         accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
-        policy_of(config.checkpoint), run_folder=run_folder(config), curve=CURVE, mark=SAVED, max_steps=config.max_steps,
+        policy, run_folder=run_folder(config), curve=CURVE, mark=SAVED, max_steps=config.max_steps,
         global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
         report=reporter.saved,
     )  # fmt: skip

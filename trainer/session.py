@@ -55,6 +55,7 @@ def run_session(config: Config) -> int:
                 if is_main:
                     journal.write("stop", cause=outcome.kind, step=run.progress.step, reason=outcome.reason)
                 finish_processes(run.accelerator, run.model)
+                run.checkpointer.end(wait_for_copies=outcome.kind == "finished")
             return EXIT_CODES[outcome.kind]
         except RankLostError as error:
             _journal_stop(journal, run, error)

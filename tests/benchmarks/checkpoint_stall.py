@@ -67,7 +67,7 @@ class Training:
         description = Description(
             identity={}, model={}, tokenizer=None, vocab_size=50257, precision="no", versions={}, config_text="name: bench\n"
         )
-        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, folder)
+        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, Policy(1, 0), folder)
         (folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, restorer, CheckpointConfig(),
@@ -157,7 +157,7 @@ def measure(rounds: int) -> dict[str, float]:
             if number >= 3:
                 for name, value in row.items():
                     seen.setdefault(name, []).append(value)
-        training.checkpointer.close()
+        training.checkpointer.end(wait_for_copies=False)
     finally:
         shutil.rmtree(folder)
     return {name: statistics.median(values) for name, values in seen.items()} | {
@@ -184,7 +184,7 @@ def measure_cuda(rounds: int) -> tuple[float, float]:
             training.written()
             if number >= 3:
                 stalls.append(seconds)
-        training.checkpointer.close()
+        training.checkpointer.end(wait_for_copies=False)
     finally:
         shutil.rmtree(folder)
     return statistics.median(stalls), sorted(stalls)[min(len(stalls) - 1, int(0.99 * len(stalls)))]

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
 from trainer.config.schema import CheckpointConfig
-from trainer.text import size
+from trainer.journal import Journal
+from trainer.text import duration, size
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,28 @@ class _Held:
     is_asked: bool = False
 
 
-STUCK_SECONDS = 60.0
-"""A writer listens while it writes; one that takes no message for so long was stopped, and another does its work."""
+SILENCE_SECONDS = 60.0
+"""A writer beats while it writes, also where the disk hangs; one that is silent for so long was stopped, and another does its work."""
+
+DEATH_SECONDS = 20.0
+"""How long a process that was killed may take to be gone."""
+
+PATIENCE_SECONDS = 60.0
+"""How often somebody who waits is told what for."""
+
+
+class Patience:
+    """Says now and then what is waited for, so that nobody takes it for a hang."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._began = what, time.monotonic()
+        self._told = 0
+
+    def tell(self) -> None:
+        seconds = time.monotonic() - self._began
+        if seconds // PATIENCE_SECONDS > self._told:
+            self._told = int(seconds // PATIENCE_SECONDS)
+            log.info("%s (for %s by now)", self._what, duration(seconds))
 
 
 class WriterLost(Exception):
@@ -63,9 +85,15 @@ class WriterLost(Exception):
 class Background:
     """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
 
-    def __init__(self, snapshots: Snapshots, hello: dict[str, Any], inherited: list[int]) -> None:
-        """`hello` is what the writer needs to know once; `inherited` descriptors stay open in it: the lock of the folder."""
-        self._snapshots, self._inherited = snapshots, inherited
+    def __init__(
+        self, snapshots: Snapshots, hello: dict[str, Any], inherited: list[int], tell_event: Callable[..., None]
+    ) -> None:
+        """
+        hello       what the writer needs to know once
+        inherited   descriptors that stay open in it: the lock of the folder
+        tell_event  hears, as facts by name, when a writer dies
+        """
+        self._snapshots, self._inherited, self._tell_event = snapshots, inherited, tell_event
         self._hello = {
             **hello, "pid": os.getpid(), "slots": [slot.descriptor for slot in snapshots.slots],
             "slot_bytes": len(snapshots.slots[0].pages),
@@ -85,12 +113,15 @@ class Background:
 
     def free_slot(self) -> Slot | None:
         """The slot for the next snapshot: of those not being written and not promised to the disk, the older; None: there is none."""
+        self.advance()
         promised = {number for number, held in self._held.items() if held.is_asked or held.must_write}
+        promised |= {slot.number for slot, _ in self._arriving}
         free = [slot for slot in self._snapshots.slots if slot.number not in promised]
         return min(free, key=lambda slot: -1 if slot.step is None else slot.step, default=None)
 
     def take(self, slot: Slot, manifest: Manifest, small: Mapping[str, bytes], *, must_write: bool) -> None:
         """Snapshots this moment into the slot; it counts as whole from when its copies have arrived."""
+        assert all(slot is not other for other, _ in self._arriving), "copies into this slot are still under way"
         if not self._snapshots.is_laid_out():
             self._lay_out()
         self._held.pop(slot.number, None)
@@ -127,13 +158,16 @@ class Background:
 
     def poll(self, seconds: float = 0.0) -> list[Done]:
         """What was written since the last call; waits up to `seconds` for something. raises WriterLost"""
-        if self._channel.stuck_seconds() > STUCK_SECONDS:
-            log.warning("the writer has taken no message for %.0f seconds: it is ended", STUCK_SECONDS)
-            self._process.kill()
         answers = self._channel.arrived(seconds)
         if answers is None:
             self._start_again()
             return []
+        if answers:
+            self._heard_at = time.monotonic()
+        elif time.monotonic() - self._heard_at > SILENCE_SECONDS:
+            log.warning("the writer has given no sign of life for %.0f seconds: it is ended", SILENCE_SECONDS)
+            self._process.kill()
+            self._heard_at = time.monotonic()
         done = []
         for answer in self._tell_notes(answers):
             self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
@@ -151,12 +185,14 @@ class Background:
     def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
         """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
         self.advance(wait=True)
+        patience = Patience(f"waiting for the checkpoint of step {step} to reach the disk")
         while True:
             answers = self.poll(1.0)
             hear(answers)
             for done in answers:
                 if done.step == step:
                     return done
+            patience.tell()
 
     def settle(self) -> None:
         """Makes the device's next work wait for copies that are still under way."""
@@ -167,13 +203,13 @@ class Background:
         """Whether something that was promised is not on the disk yet."""
         return bool(self._arriving) or any(held.is_asked or held.must_write for held in self._held.values())
 
-    def end(self) -> None:
-        """Lets the writer finish what it was asked, and waits for it; it rescues nothing after that."""
-        self._channel.send({"do": "end"})
-        if self._hello["second_place"]:
-            log.info("waiting for the last copy to the second place")
+    def end(self, *, wait_for_copies: bool) -> None:
+        """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
+        self._channel.send({"do": "end", "copies": wait_for_copies})
+        patience = Patience("waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else ""))
         while self._process.poll() is None:
             self._tell_notes(self._channel.arrived(1.0) or [])
+            patience.tell()
         self._channel.close()
 
     def leave(self) -> None:
@@ -190,14 +226,19 @@ class Background:
             stdout=subprocess.DEVNULL, env=_environment(),
         )  # fmt: skip
         theirs.close()
+        self._heard_at = time.monotonic()
         self._channel = Channel(ours)
         self._channel.send(self._hello)
 
     def _start_again(self) -> None:
         """A new writer, told everything that the dead one knew. raises WriterLost"""
         self._deaths += 1
-        code = self._process.wait()
+        try:
+            code = self._process.wait(DEATH_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise WriterLost("the writer cannot be ended: it waits for a disk that does not answer") from None
         self._channel.close()
+        self._tell_event(state="died", code=code)
         if self._deaths >= MAX_STARTS:
             raise WriterLost(f"{self._deaths} writers in a row died, the last with code {code}")
         log.warning("the writer died (code %d); another takes its place", code)
@@ -216,7 +257,7 @@ class Background:
         for answer in answers:
             if "note" in answer:
                 log.log(logging.WARNING if answer["is_failure"] else logging.INFO, answer["note"])
-        return [answer for answer in answers if "note" not in answer]
+        return [answer for answer in answers if "done" in answer]
 
     def _tell_whole(self, number: int, held: _Held) -> None:
         small = {name: to_text(content) for name, content in held.small.items()}
@@ -244,19 +285,29 @@ def begin_background(
     """
     if not settings.asynchronous:
         log.info("saves: training waits for them, as checkpoint.asynchronous asks")
-        return None
+        return _without_copies(settings)
     free = free_memory_bytes()
     number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
     if number == 0:
         log.warning(
             "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory", size(slot_bytes), size(free)
         )
-        return None
+        return _without_copies(settings)
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
     log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
     paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
     hello = {**facts, **paths, "second_place": _second_place(settings, facts["folder"].name)}
-    return Background(Snapshots(model, optimizer, slots, device), hello, [held.fileno()] if held else [])
+    journal = Journal(facts["run_folder"])
+    return Background(
+        Snapshots(model, optimizer, slots, device), hello, [held.fileno()] if held else [],
+        lambda **event: journal.write("writer", **event),
+    )  # fmt: skip
+
+
+def _without_copies(settings: CheckpointConfig) -> None:
+    """Says so where a second place is wanted: it is the writer that copies there."""
+    if settings.second_place:
+        log.warning("checkpoint.second_place: nothing is copied to %s, because there is no writer to do it", settings.second_place)
 
 
 def _second_place(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:

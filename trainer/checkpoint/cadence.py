@@ -11,7 +11,7 @@ Nothing here looks at a clock: every `now` is handed in, in monotonic seconds, s
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.text import duration
 
@@ -140,18 +140,25 @@ class Cadence:
         if to_write:
             self._is_writing, self._write_at, self._write_tokens = True, now, tokens
 
-    def write_committed(self, now: float, write_seconds: float, writer_cpu_seconds: float) -> None:
-        """What the newest `to_write` began is a checkpoint on the disk."""
+    def write_committed(
+        self, now: float, write_seconds: float, writer_cpu_seconds: float, moment: float | None = None, *, is_last: bool = True
+    ) -> None:
+        """A snapshot is a checkpoint on the disk: that of `moment` (None: the newest `to_write`); `is_last`: no other is under way."""
         self._write.append(write_seconds)
         self._cpu.append(writer_cpu_seconds)
-        self._is_writing = self._has_failed = False
+        self._is_writing, self._has_failed = not is_last, False
         self.meter.cost(writer_cpu_seconds if self._budget.writer_takes_from_step else 0.0)
-        self.meter.committed(self._write_at, now)
+        self.meter.committed(self._write_at if moment is None else moment, now)
 
     def write_failed(self, writer_cpu_seconds: float = 0.0) -> None:
         """It came to nothing; the next one is due after an interval of at least max_loss_seconds."""
         self._is_writing, self._has_failed = False, True
         self.meter.cost(writer_cpu_seconds if self._budget.writer_takes_from_step else 0.0)
+
+    def writer_lost(self) -> None:
+        """There is no writer any more: what was under way came to nothing, and nothing is kept in memory from here on."""
+        self._budget = replace(self._budget, has_snapshots=False)
+        self._is_writing = False
 
     # What is due
 

@@ -13,7 +13,6 @@ import select
 import socket
 import struct
 import threading
-import time
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ class Channel:
         self._socket = end
         self._read = b""
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._sending_since: float | None = None
         self._sender = threading.Thread(target=self._send_all, name="send", daemon=True)
         self._sender.start()
 
@@ -41,21 +39,13 @@ class Channel:
         content = json.dumps(message).encode()
         self._unsent.put(struct.pack("<Q", len(content)) + content)
 
-    def stuck_seconds(self) -> float:
-        """How long the other end has not taken what is being sent to it."""
-        since = self._sending_since
-        return 0.0 if since is None else time.monotonic() - since
-
     def _send_all(self) -> None:
         while (content := self._unsent.get()) is not None:
-            self._sending_since = time.monotonic()
             try:
                 self._socket.sendall(content)
             except OSError as error:
                 log.debug("nobody takes messages any more: %s", error)  # which reading tells, to whoever reads
                 return
-            finally:
-                self._sending_since = None
 
     def receive(self) -> dict[str, Any] | None:
         """Waits for a message, as long as it takes; None when the other end has closed, also in the middle of one."""

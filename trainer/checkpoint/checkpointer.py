@@ -22,9 +22,9 @@ import torch
 from accelerate import Accelerator
 
 from trainer.checkpoint import random_states
-from trainer.checkpoint.background import Background, Done, WriterLost, begin_background
+from trainer.checkpoint.background import Background, Done, Patience, WriterLost, begin_background
 from trainer.checkpoint.cadence import Budget, Cadence
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.manifest import Manifest, manifest_digest
 from trainer.checkpoint.plain import forget, plain_save
 from trainer.checkpoint.ranks import Ranks, say
 from trainer.checkpoint.restore import Description, Restorer
@@ -74,6 +74,7 @@ class Checkpointer:
         self._room = Room(model, optimizer, store, policy, max_steps)
         self._journal = Journal(run_folder)
         self._background: Background | None = None
+        self._retired: Background | None = None
         self._cadence: Cadence | None = None
         self._saved_step: int | None = None
         self._taken_at: dict[int, float] = {}
@@ -139,9 +140,13 @@ class Checkpointer:
             return NOTHING  # the ranks have not all heard of it yet
         if self._cadence.write_due(now, self._state.progress.tokens):
             self._wished = WRITE
-        elif self._background and self._cadence.snapshot_due(now):
+        elif self._background and self._cadence.snapshot_due(now) and self._background.free_slot():
             self._wished = SNAPSHOT
         return self._wished
+
+    def heard(self) -> None:
+        """Every rank has heard of the wish; it may be granted, or not: weights in doubt are not saved."""
+        self._wished = NOTHING
 
     # Saving
 
@@ -151,7 +156,6 @@ class Checkpointer:
         reason  `final`, `interrupt`, `best`, one of `due`, `budget` for a write that was wished for, `snapshot` for memory only
         raises  CheckpointError on every rank when a final or an interrupt save fails
         """
-        self._wished = NOTHING
         step = self._state.progress.step
         if self._saved_step == step:
             return
@@ -162,11 +166,9 @@ class Checkpointer:
             files_of_ranks = self._ranks.gathered(self._small_files())
             small = {name: content for of_rank in files_of_ranks for name, content in of_rank.items()}
             taken = self._take(manifest, small, started) if self._ranks.is_main else False
-            if reason in WAITED_FOR and not self._ranks.told_by_main(lambda: taken and self._wait_for(step)):
-                in_background = False
-        is_saved = in_background
-        if not in_background and reason != "snapshot":
-            is_saved = self._save_plainly(manifest, started)
+            if reason not in BY_BUDGET:  # where no writer is left to do it, all ranks do it themselves
+                in_background = self._ranks.told_by_main(lambda: taken and (reason not in WAITED_FOR or self._wait_for(step)))
+        is_saved = in_background or (reason != "snapshot" and self._save_plainly(manifest, started))
         self._saved_step = step if is_saved else self._saved_step
         self._stepped_at = None  # this step's time is not like the others'
 
@@ -174,17 +176,20 @@ class Checkpointer:
         """Snapshots into a slot and goes on; returns whether that could be done. Waits for a slot where this very step is wanted."""
         to_write = manifest.reason != "snapshot"
         try:
+            patience = Patience(f"step {manifest.step}: waiting for room in memory, because the disk is busy with earlier checkpoints")
             while (slot := self._background.free_slot()) is None:
                 if manifest.reason in BY_BUDGET:
                     self._skip(manifest)
                     return False
                 self._hear(self._background.poll(1.0))
+                patience.tell()
             self._background.take(slot, manifest, small, must_write=to_write)
         except WriterLost as error:
             self._do_without_writer(error)
             return False
         now = time.monotonic()
-        self._taken_at[manifest.step] = now
+        if to_write:
+            self._taken_at[manifest.step] = now
         stall = time.perf_counter() - started
         if manifest.reason not in WAITED_FOR:
             self._cadence.snapshot_taken(now, stall, tokens=manifest.tokens, to_write=to_write)
@@ -192,9 +197,11 @@ class Checkpointer:
 
     def _skip(self, manifest: Manifest) -> None:
         """The disk is behind: a save that only the budget asked for is left out, and the next one is as good."""
+        if manifest.reason == "snapshot":
+            return  # its turn comes with the next free slot
         self._skipped += 1
-        self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
-        if manifest.reason != "snapshot" and self._skipped.bit_count() == 1:
+        if self._skipped.bit_count() == 1:
+            self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
             log.warning(
                 "step %d: no checkpoint (%s), because the disk is still busy with earlier ones (%d left out by now)",
                 manifest.step, manifest.reason, self._skipped,
@@ -213,8 +220,9 @@ class Checkpointer:
 
     def _do_without_writer(self, error: WriterLost) -> None:
         log.warning("saves: training waits for them from here on, because %s", error)
-        self._journal.write("writer", state="given up", reason=str(error))
-        self._background = None
+        self._journal.write("writer", state="done without", reason=str(error))
+        self._retired, self._background = self._background, None  # its memory stays: a GPU's copies into it may be under way
+        self._cadence.writer_lost()
 
     def _save_plainly(self, manifest: Manifest, started: float) -> bool:
         """Saves while training waits; returns whether it is on the disk. raises CheckpointError when a waited-for save is not"""
@@ -238,7 +246,8 @@ class Checkpointer:
             self._hear([Done(step, reason, failure)])
             return
         written = self._store.entry(self._store.path(step)).manifest
-        self._journal.write("save", step=step, reason=reason, bytes=written.num_bytes, seconds=round(seconds, 3))
+        digest = manifest_digest(self._store.path(step))
+        self._journal.write("save", step=step, digest=digest, reason=reason, bytes=written.num_bytes, seconds=round(seconds, 3))
         self._try(
             {
                 "the mark of a save": self._mark.touch, "old checkpoints": self._prune,
@@ -307,14 +316,15 @@ class Checkpointer:
                 continue
             self._failures = 0
             now = time.monotonic()
-            self._cadence.write_committed(now, done.seconds, done.cpu_seconds)
+            moment = self._taken_at.pop(done.step, now)
+            is_last = self._background is None or not self._background.pending()
+            self._cadence.write_committed(now, done.seconds, done.cpu_seconds, moment, is_last=is_last)
             log.info(
-                "step %d: checkpoint (%s), %s in %s", done.step, done.reason, size(done.num_bytes),
-                duration(now - self._taken_at.pop(done.step, now)),
-            )  # fmt: skip
+                "step %d: checkpoint (%s), %s in %s", done.step, done.reason, size(done.num_bytes), duration(now - moment)
+            )
             self._tell_untidy(list(done.untidy))
             self._report(done.step, self._promise(done, now))
-            self._room.look(now)
+            self._try({"looking at the free space": lambda: self._room.look(now)})
             if news := self._cadence.news():
                 log.info("saves: %s", news)
                 steps_left = self._max_steps - self._state.progress.step
@@ -363,13 +373,18 @@ class Checkpointer:
         self._ranks.told_by_main(say_why)
 
     def close(self) -> None:
-        """Waits for the writer to finish what was promised; it keeps nothing that was only in memory."""
+        """Waits until everything that was promised is on the disk."""
         if self._background is not None:
+            patience = Patience("waiting for checkpoints to reach the disk")
             try:
                 while self._background.pending():
                     self._background.advance(wait=True)
                     self._hear(self._background.poll(1.0))
+                    patience.tell()
             except WriterLost as error:
                 self._do_without_writer(error)
-            else:
-                self._background.end()
+
+    def end(self, *, wait_for_copies: bool) -> None:
+        """Lets the writer go, which commits the newest snapshot that is not on the disk; nothing can be saved after it."""
+        if self._background is not None:
+            self._background.end(wait_for_copies=wait_for_copies)

@@ -20,7 +20,7 @@ class Copier:
         self._where, self._every, self._keep = settings["where"], settings["every"], settings["keep"]
         self._pace = Pace(settings["bytes_per_second"])
         self._journal, self._tell = journal, tell
-        self._num_offered = 0
+        self._num_offered = journal.count("save")  # over all launches, or a run that is often interrupted would never copy
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._held: set[str] = set()
         self._thread = threading.Thread(target=self._work, name="copy", daemon=True)
@@ -31,10 +31,10 @@ class Copier:
         """Names of the folders that are being copied or wait for it: pruning leaves them."""
         return set(self._held)
 
-    def offer(self, checkpoint: Path) -> None:
-        """A checkpoint was committed; every n-th is taken."""
+    def offer(self, checkpoint: Path, *, is_last: bool = False) -> None:
+        """A checkpoint was committed; every n-th of the run is taken, and its last."""
         self._num_offered += 1
-        if self._num_offered % self._every == 0:
+        if is_last or self._num_offered % self._every == 0:
             self._held.add(checkpoint.name)
             self._waiting.put(checkpoint)
 

@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
-
 from trainer import files
 from trainer.errors import CheckpointError
 
@@ -36,9 +34,9 @@ def hold(folder: Path) -> BinaryIO:
     while (held := files.lock(path)) is None:
         owner = read_owner(path)
         if _lives(owner):
+            who = f" (process {owner['pid']} on {owner['host']})" if owner else ""
             raise CheckpointError(
-                f"another process is writing checkpoints to {folder} right now (process {owner['pid']} on {owner['host']}); wait for "
-                "it, stop it, or give this run another name"
+                f"another process is writing checkpoints to {folder} right now{who}; wait for it, stop it, or give this run another name"
             )
         if time.monotonic() - started > WRITER_SECONDS:
             raise CheckpointError(
@@ -63,8 +61,7 @@ def read_owner(path: Path) -> dict[str, Any] | None:
 
 
 def _write_owner(held: BinaryIO) -> None:
-    process = psutil.Process()
-    owner = {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
+    owner = {"pid": os.getpid(), "started": _started(os.getpid()), "host": socket.gethostname()}
     held.truncate(0)
     held.write(json.dumps(owner).encode())
     held.flush()
@@ -76,9 +73,14 @@ def _lives(owner: dict[str, Any] | None) -> bool:
         return True  # it holds the lock and has not said yet who it is
     if owner["host"] != socket.gethostname():
         return True
+    return owner["pid"] != os.getpid() and (began := _started(owner["pid"])) is not None and began == owner.get("started")
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, by no clock that can be set: ticks since this boot of the machine. None: there is none, or only its remains."""
     try:
-        process = psutil.Process(owner["pid"])
-        same = abs(process.create_time() - owner.get("started", 0.0)) < 1.0  # a number is given to a new process again
-        return same and process.status() != psutil.STATUS_ZOMBIE and owner["pid"] != os.getpid()
-    except psutil.NoSuchProcess:
-        return False
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return None if state in "ZX" else f"{boot} {others[18]}"

@@ -22,6 +22,7 @@ from trainer.checkpoint.lock import hold
 from trainer.checkpoint.manifest import Manifest, incompatibilities, manifest_digest
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume import Resolution, gone_on, resolve
+from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.suspects import suspects
 from trainer.errors import CheckpointError
@@ -50,12 +51,12 @@ class Restorer:
 
     def __init__(
         self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
-        store: CheckpointStore, description: Description, run_folder: Path,
+        store: CheckpointStore, description: Description, policy: Policy, run_folder: Path,
     ) -> None:  # fmt: skip
         """`model` is the bare module whose keys are stored; `run_folder` has the journal."""
         self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
         self._state, self._store, self._description, self._run_folder = state, store, description, run_folder
-        self._journal = Journal(run_folder)
+        self._policy, self._journal = policy, Journal(run_folder)
         self.origin: str | None = None
         """The step, path or `best` that this run was last taken back to on purpose."""
         self.held: BinaryIO | None = None
@@ -144,6 +145,8 @@ class Restorer:
                 moved = files.set_aside(entry.path, "abandoned").name
                 log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
         if not is_own:
+            if self._policy.max_disk_bytes is not None:
+                self._store.prune(self._policy, in_flight_bytes=resolution.manifest.num_bytes + (1 << 20), held={resolution.path.name})
             leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
             adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self.origin))
             log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)

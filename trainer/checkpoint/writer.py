@@ -8,10 +8,11 @@
       write   slot                                        writes, hashes, waits for the disk, commits, prunes, and answers: done
       end                                                 finishes what was asked, and leaves
 
-When the trainer dies, whatever killed it, its end of the socket closes: the writer then commits the newest whole snapshot that is
-not on the disk yet, and leaves. Until it has, it holds the lock of the folder, which it shares with the trainer.
+When the trainer ends or dies, whatever killed it, its end of the socket closes: the writer then commits the newest whole snapshot that
+is not on the disk yet, and leaves. Until it has, it holds the lock of the folder, which it shares with the trainer.
 """
 
+import errno
 import logging
 import mmap
 import os
@@ -41,8 +42,17 @@ from trainer.journal import Journal
 
 log = logging.getLogger(__name__)
 
+SMALL_FILES_BYTES = 1 << 20
+"""Room for a checkpoint's files that are not weights or moments."""
+
 RESCUED = "rescued"
-"""The reason of a checkpoint that was committed after the trainer's death."""
+"""The reason of a checkpoint that nobody asked onto the disk before the trainer was gone."""
+
+BEAT_SECONDS = 5.0
+"""How often the trainer is given a sign of life."""
+
+LAST_WORDS_SECONDS = 2.0
+"""How long a dead trainer's messages may take to be read."""
 
 PARENT_SECONDS = 0.5
 """How often the writer looks whether the trainer lives, besides the socket, which a process forked from it would keep open."""
@@ -86,18 +96,20 @@ class Writer:
         self._asked: deque[int] = deque()
         self._ended: str | None = None
         self._committed: set[int] = set()
+        self._waits_for_copies = False
         self._news = threading.Condition()
+        self._listener = threading.Thread(target=self._listen, name="listen", daemon=True)
 
     def run(self) -> None:
         """Serves until the trainer ends or dies, and then to the end of what is to be done."""
-        self._store.sweep()
-        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        self._try({"what an earlier writer left": self._store.sweep})
+        self._listener.start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
         while (slot := self._next()) is not None:
             self._answer(self._whole[slot])
-        if self._ended == "died":
-            if newest := self._newest():
-                self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
-        elif self._copier:
+        if newest := self._newest():
+            self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
+        if self._copier and self._waits_for_copies:
             self._copier.finish()
 
     # Listening
@@ -123,18 +135,31 @@ class Writer:
             case "write":
                 self._asked.append(message["slot"])
             case "end":
-                self._ended = "ended"
+                self._ended, self._waits_for_copies = "ended", message["copies"]
             case unknown:
                 raise AssertionError(f"an unknown message: {unknown}")
 
+    def _beat(self) -> None:
+        """Gives a sign of life now and then, also while the disk holds the writing up."""
+        while True:
+            time.sleep(BEAT_SECONDS)
+            self._channel.send({"beat": True})
+
     def _next(self) -> int | None:
         """The next slot to write; None when nothing is asked any more and nobody is there to ask."""
-        with self._news:
-            while not self._asked and not self._ended:
-                is_quiet = not self._news.wait(PARENT_SECONDS)  # or what the trainer said last is not heard yet
-                if is_quiet and os.getppid() != self._parent:
+        while True:
+            with self._news:
+                if not self._asked and not self._ended:
+                    self._news.wait(PARENT_SECONDS)
+                if self._asked:
+                    return self._asked.popleft()
+                if self._ended:
+                    return None
+            if os.getppid() != self._parent:
+                # What the trainer said last may still be on its way; a process forked from it may keep the socket open for ever.
+                self._listener.join(LAST_WORDS_SECONDS)
+                with self._news:
                     self._ended = self._ended or "died"
-            return self._asked.popleft() if self._asked else None
 
     def _newest(self) -> Snapshot | None:
         """The newest whole snapshot, if it is not on the disk. One that was being overwritten when the trainer died is not whole any more."""
@@ -161,7 +186,7 @@ class Writer:
             return {"failure": f"{type(error).__name__}: {error}"}
         self._committed.add(step)
         if self._copier:
-            self._copier.offer(self._store.path(step))
+            self._copier.offer(self._store.path(step), is_last=snapshot.manifest.reason == "final")
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
         self._journal.write(
             "save", step=step, digest=manifest_digest(self._store.path(step)), reason=snapshot.manifest.reason, bytes=num_bytes, seconds=round(seconds, 3),
@@ -171,6 +196,7 @@ class Writer:
 
     def _commit(self, snapshot: Snapshot) -> int:
         """Writes every file and commits the folder; returns its bytes. raises OSError"""
+        self._keep_bound()
         staging = self._store.begin(snapshot.manifest.step)
         described: dict[str, dict[str, Any]] = {}
         for image in self._images:
@@ -182,6 +208,16 @@ class Writer:
         manifest = replace(snapshot.manifest, files=dict(sorted(described.items())))
         self._store.commit(staging, manifest)
         return manifest.num_bytes
+
+    def _keep_bound(self) -> None:
+        """Makes room by the policy where a bound is set and was lowered, or what is protected has grown. raises OSError without room"""
+        if self._policy.max_disk_bytes is None:
+            return
+        in_flight = sum(image.padded_bytes for image in self._images) + SMALL_FILES_BYTES
+        for name, reason in self._store.prune(self._policy, in_flight_bytes=in_flight):
+            self._journal.write("prune", name=name, reason=reason)
+        if shortage := self._store.shortage(self._policy, in_flight_bytes=in_flight):
+            raise OSError(errno.EDQUOT, shortage)
 
     def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
         """Writes one file out of the slot's memory, filling in its checksums and hashing it on the way."""
@@ -209,7 +245,8 @@ class Writer:
         )  # fmt: skip
 
     def _prune(self) -> None:
-        held = self._copier.held if self._copier else ()
+        # A bound on bytes goes before a copy elsewhere, which is told that its checkpoint is gone and takes the next.
+        held = self._copier.held if self._copier and self._policy.max_disk_bytes is None else ()
         for name, reason in self._store.prune(self._policy, held=held):
             self._journal.write("prune", name=name, reason=reason)
 
@@ -237,7 +274,10 @@ def main() -> None:
     threading.excepthook = _die
     logging.basicConfig(level=logging.INFO, format="writer: %(message)s")
     os.nice(10)
-    psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, 7)
+    try:
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, 7)
+    except OSError as error:
+        log.info("the priority of its reads and writes stays as it is: %s", error)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     hello = channel.receive()
     if hello is not None:

@@ -1,14 +1,21 @@
 """A real writer process: what it commits, what it rescues, and what happens when it dies."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.small_runs import Small
+from trainer.checkpoint.checkpointer import NOTHING, WRITE
 from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.checkpoint.pin import set_pinned
+from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
+from trainer.checkpoint.writer import SMALL_FILES_BYTES
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import read_events
@@ -33,7 +40,7 @@ def run(store):
 def written(run):
     """Waits until everything promised is on the disk."""
     ends = time.monotonic() + 60
-    while run.checkpointer._background.pending():
+    while run.checkpointer._background is not None and run.checkpointer._background.pending():
         run.checkpointer._poll()
         assert time.monotonic() < ends
         time.sleep(0.01)
@@ -142,12 +149,123 @@ def test_a_slot_that_is_filled_anew_when_the_trainer_dies_is_not_rescued_though_
     assert steps_on_disk(store) == [], "it would have the weights of step 2 and the manifest of step 1"
 
 
-def test_what_is_only_in_memory_goes_when_the_run_ends(run, store):
+def test_the_newest_snapshot_in_memory_is_committed_when_the_run_ends_without_a_last_save(run, store):
+    """As after a signal at a step whose gradient was no number, or when the run has diverged."""
     run.save("budget")
     run.step()
     run.save("snapshot")
     run.checkpointer.close()
-    assert steps_on_disk(store) == [1] and run.checkpointer._background._process.returncode == 0
+    assert steps_on_disk(store) == [1]
+    run.checkpointer.end(wait_for_copies=False)
+    assert steps_on_disk(store) == [2, 1] and run.checkpointer._background._process.returncode == 0
+
+
+def test_nothing_is_committed_at_the_end_that_is_older_than_the_last_save(run, store):
+    run.save("snapshot")
+    run.step()
+    run.save("final")
+    run.checkpointer.close()
+    run.checkpointer.end(wait_for_copies=False)
+    assert steps_on_disk(store) == [2]
+
+
+def test_a_wish_that_was_heard_and_not_granted_is_made_again(run, monkeypatch):
+    """Weights in doubt are not saved; the next step asks anew."""
+    monkeypatch.setattr(run.checkpointer._cadence, "write_due", lambda *_: "budget")
+    assert run.checkpointer.wish() == WRITE and run.checkpointer.wish() == NOTHING
+    run.checkpointer.heard()
+    assert run.checkpointer.wish() == WRITE
+
+
+def test_a_writer_that_was_stopped_is_replaced_while_the_end_waits_for_it(run, store, monkeypatch, caplog):
+    monkeypatch.setattr("trainer.checkpoint.background.SILENCE_SECONDS", 2.0)
+    stopped = run.checkpointer._background._process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    run.save("final")
+    assert steps_on_disk(store) == [1] and "no sign of life" in caplog.text
+    assert run.checkpointer._background._process.pid != stopped
+    assert {"state": "died", "code": -9}.items() <= [e for e in read_events(run.folder) if e["event"] == "writer"][0].items()
+
+
+class StillCopying:
+    """A GPU's event of copies that have not arrived."""
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_a_slot_whose_copies_are_under_way_is_not_free(run):
+    background = run.checkpointer._background
+    run.save("every")
+    first = next(slot for slot in background._snapshots.slots if slot.step == 1)
+    written(run)
+    held = background._held.pop(first.number)
+    first.copied = StillCopying()
+    background._arriving.append((first, held))
+    for _ in range(3):
+        assert background.free_slot() is not first
+    first.copied = None
+    background.advance()
+    assert not background._arriving
+
+
+def test_what_the_trainer_said_last_is_heard_by_a_writer_that_was_stopped(store, tmp_path):
+    """The trainer promised a step and was killed while its writer stood still."""
+    script = f"""
+import os, signal, sys
+from pathlib import Path
+from unittest import mock
+sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})
+from tests.small_runs import Small
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.schema import CheckpointConfig
+with mock.patch("trainer.checkpoint.restore.hold", lambda folder: None):
+    run = Small(CheckpointStore(Path({str(store.folder)!r})), CheckpointConfig())
+run.step(); run.save("every"); run.checkpointer.close()
+writer = run.checkpointer._background._process.pid
+os.kill(writer, signal.SIGSTOP)
+run.step(); run.save("every")
+print(writer, flush=True)
+import time; time.sleep(0.3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for _ in range(3):
+        # The writer shares the standard error, and would keep a pipe open.
+        ended = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == -signal.SIGKILL
+        os.kill(writer := int(ended.stdout), signal.SIGCONT)
+        ends = time.monotonic() + 60
+        while Path(f"/proc/{writer}").exists() and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert steps_on_disk(store) == [2, 1]
+        shutil.rmtree(store.folder)
+
+
+def test_a_bound_is_kept_before_a_write_and_a_pin_that_leaves_no_room_is_a_counted_failure(store, caplog):
+    small = Small(store, CheckpointConfig(max_disk_bytes=10**9))
+    small.step()
+    small.save("every")
+    written(small)
+    one = folder_bytes(store.path(1))
+    background = small.checkpointer._background
+    background._process.kill()
+    in_flight = sum(image.padded_bytes for image in background._snapshots.layout.images) + SMALL_FILES_BYTES
+    background._hello["policy"]["max_disk_bytes"] = in_flight + one * 3 // 2  # there is no room for two beside one in flight
+    set_pinned(store.folder, "1", pinned=True)
+    small.step()
+    small.save("every")
+    written(small)
+    assert steps_on_disk(store) == [2, 1], "one and one in flight"
+    set_pinned(store.folder, "2", pinned=True)
+    small.step()
+    small.save("every")
+    written(small)
+    assert steps_on_disk(store) == [2, 1] and "max_disk_bytes" in caplog.text and "training goes on" in caplog.text
 
 
 def test_a_final_save_is_on_the_disk_at_once(run, store):
@@ -181,12 +299,16 @@ def test_a_writer_that_dies_is_replaced_and_nothing_that_was_promised_is_lost(ru
 def test_writers_that_die_in_a_row_are_done_without(run, store, caplog, monkeypatch):
     monkeypatch.setattr("trainer.checkpoint.background._COMMAND", ("-c", "raise SystemExit(7)"))
     os.kill(run.checkpointer._background._process.pid, signal.SIGKILL)
-    run.save("final")
-    assert steps_on_disk(store) == [1] and verify(store.path(1)) == []
-    assert "3 writers in a row died, the last with code 7" in caplog.text
+    run.save("every")
+    written(run)
     run.step()
-    run.save("periodic")
-    assert steps_on_disk(store) == [2, 1]
+    run.save("every")
+    assert 2 in steps_on_disk(store) and verify(store.path(2)) == []
+    assert "3 writers in a row died, the last with code 7" in caplog.text
+    assert run.checkpointer._cadence.write_due(time.monotonic() + 10_000), "saves by budget go on without a writer"
+    run.step()
+    run.save("final")
+    assert steps_on_disk(store)[0] == 3
 
 
 def test_a_failed_write_is_told_and_the_next_succeeds(run, store, caplog):
@@ -219,8 +341,7 @@ def test_a_promised_snapshot_is_never_overwritten(run, store):
     written(run)
     assert steps_on_disk(store) == [2, 1]
     assert [(event["step"], event["reason"]) for event in read_events(run.folder) if event["event"] == "skip"] == [
-        (3, "snapshot"),
-        (4, "budget"),
+        (4, "budget")
     ]
 
 
@@ -248,6 +369,7 @@ def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_f
         small.save("every")
         written(small)
     small.checkpointer.close()
+    small.checkpointer.end(wait_for_copies=True)
     copies = CheckpointStore(tmp_path / "second" / store.folder.name)
     assert steps_on_disk(copies) == [4] and verify(copies.path(4)) == []
     assert "step 4: copied to " in caplog.text
@@ -260,5 +382,5 @@ def test_a_second_place_that_fails_is_told_and_costs_nothing_else(store, tmp_pat
     small = Small(store, CheckpointConfig(second_place=str(tmp_path / "file")))
     small.step()
     small.save("final")
-    small.checkpointer.close()
+    small.checkpointer.end(wait_for_copies=True)
     assert steps_on_disk(store) == [1] and "second place: " in caplog.text and "the next copy tries again" in caplog.text

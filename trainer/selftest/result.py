@@ -79,9 +79,11 @@ class Result:
             return ""
         lost = max(one.lost_steps for one in self.survived)
         every, step = self.choice.every_steps, self.costs.step_seconds
+        backs = [one.start_seconds for one in self.survived if one.start_seconds is not None]
+        again = f" and {duration(max(backs))} at most after a kill" if backs else ""
         return (
-            f"at most {lost} step{'s' * (lost != 1)} of {duration(step)} lost, with a checkpoint every {every}; a start takes "
-            f"{duration(self.costs.start_seconds)}"
+            f"at most {lost} step{'s' * (lost != 1)} of {duration(step)} lost, with a checkpoint every {every}; the first start took "
+            f"{duration(self.costs.start_seconds)}{again}"
         )
 
     def _verdict(self) -> str:
@@ -104,7 +106,9 @@ def plan_sentence(costs: Costs, choice: Choice, seconds_left: float) -> str:
     )
     if choice.seconds <= seconds_left:
         return f"{measured}; {work}"
+    steps_take_longer = 2 * choice.steps * costs.step_seconds > choice.seconds / 2
+    shorter = "a smaller global_batch=... makes steps shorter, " if steps_take_longer else ""
     return (
-        f"{measured}; the least that proves anything is {work}, and {duration(seconds_left)} are left: it goes on with that (a smaller "
-        "global_batch=... makes steps shorter, --seconds gives it more)"
+        f"{measured}; the least that proves anything is {work}, and {duration(seconds_left)} are left: it goes on with that ({shorter}--seconds "
+        "gives it more)"
     )

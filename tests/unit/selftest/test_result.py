@@ -20,7 +20,7 @@ EXACT = Result(
 def test_an_exact_resume_is_said_with_its_kills():
     said = EXACT.text()
     assert "selftest of mine: 9 steps straight, and the same with 2 kills (SIGKILL), in 1m 15s" in said
-    assert "at most 5 steps of 0.4s lost, with a checkpoint every 3; a start takes 14s" in said
+    assert "at most 5 steps of 0.4s lost, with a checkpoint every 3; the first start took 14s and 12s at most after a kill" in said
     assert "max_steps=9\nin /a and /b, under the names straight and killed" in said and "kept" not in said
     assert "trainer and writer" in said and said.splitlines()[-1].startswith("exact: ")
 
@@ -42,4 +42,8 @@ def test_the_facts_are_json_and_have_the_verdict():
 
 def test_a_plan_that_does_not_fit_says_so_with_figures():
     assert plan_sentence(COSTS, CHOICE, 100.0).endswith("a checkpoint every 3 steps: about 1m 10s")
-    assert "and 30s are left: it goes on with that" in plan_sentence(COSTS, CHOICE, 30.0)
+    assert plan_sentence(COSTS, CHOICE, 30.0).endswith("and 30s are left: it goes on with that (--seconds gives it more)")
+
+
+def test_where_steps_are_what_takes_long_a_smaller_batch_is_named():
+    assert "a smaller global_batch=... makes steps shorter" in plan_sentence(Costs(14.0, 20.0, 2.0), Choice(9, 3, 2, 540.0), 30.0)

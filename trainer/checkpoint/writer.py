@@ -34,7 +34,7 @@ from isal import isal_zlib
 from trainer import files
 from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
-from trainer.checkpoint.manifest import Manifest, manifest_digest
+from trainer.checkpoint.manifest import Manifest, manifest_digest, to_json
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.journal import Journal
@@ -86,6 +86,7 @@ class Writer:
         self._asked: deque[int] = deque()
         self._ended: str | None = None
         self._committed: set[int] = set()
+        self._in_flight_bytes: int | None = None
         self._news = threading.Condition()
 
     def run(self) -> None:
@@ -171,6 +172,9 @@ class Writer:
 
     def _commit(self, snapshot: Snapshot) -> int:
         """Writes every file and commits the folder; returns its bytes. raises OSError"""
+        self._in_flight_bytes = self._bytes_of(snapshot)
+        if self._policy.max_disk_bytes is not None:
+            self._prune()  # what an earlier writer committed last, and died before it made room for the next
         staging = self._store.begin(snapshot.manifest.step)
         described: dict[str, dict[str, Any]] = {}
         for image in self._images:
@@ -182,6 +186,11 @@ class Writer:
         manifest = replace(snapshot.manifest, files=dict(sorted(described.items())))
         self._store.commit(staging, manifest)
         return manifest.num_bytes
+
+    def _bytes_of(self, snapshot: Snapshot) -> int:
+        """What a checkpoint takes at most while it is written: its images in whole pages, and some room for each file in its manifest."""
+        in_manifest = len(to_json(snapshot.manifest)) + 256 * (len(snapshot.small) + len(self._images))
+        return sum(image.padded_bytes for image in self._images) + sum(map(len, snapshot.small.values())) + in_manifest
 
     def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
         """Writes one file out of the slot's memory, filling in its checksums and hashing it on the way."""
@@ -210,7 +219,7 @@ class Writer:
 
     def _prune(self) -> None:
         held = self._copier.held if self._copier else ()
-        for name, reason in self._store.prune(self._policy, held=held):
+        for name, reason in self._store.prune(self._policy, in_flight_bytes=self._in_flight_bytes, held=held):
             self._journal.write("prune", name=name, reason=reason)
 
     @staticmethod

@@ -12,16 +12,20 @@ from trainer.config.schema import CheckpointConfig
 from trainer.state import Progress, TrainState
 
 
-class Small:
-    """A model of one layer, its optimizer, and everything that saves and restores them."""
+def one_layer():
+    model = torch.nn.Linear(4, 4)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
-    def __init__(self, store, settings=None, **changes):
+
+class Small:
+    """A model, its optimizer, and everything that saves and restores them."""
+
+    def __init__(self, store, settings=None, *, build=one_layer, **changes):
         torch.manual_seed(0)
         self.store, self.synced = store, []
         self.accelerator = Accelerator(cpu=True)
         self.ranks = Ranks(self.accelerator, store.folder)
-        self.model = self.accelerator.prepare(torch.nn.Linear(4, 4))
-        self.optimizer = self.accelerator.prepare(torch.optim.AdamW(self.model.parameters(), lr=0.1))
+        self.model, self.optimizer = self.accelerator.prepare(*build())
         self.state = TrainState(Progress())
         facts = {"identity": {"seed": 1}, "versions": {"torch": "1"}, "precision": "no", **changes}
         description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)

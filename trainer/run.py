@@ -294,7 +294,7 @@ def _bring_to_its_place(run: Run) -> None:
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":
         _refuse_to_start_over(run)
-    run.checkpointer.check_room()
+    run.checkpointer.check_room(resolution.path)
     if run.accelerator.is_main_process:
         _make_folders(run)
     _warm_up(run)

@@ -4,6 +4,7 @@ A clock seldom hits what takes a millisecond. So a run is armed before it starts
 it comes to a place it kills whom it was told to. Besides, what rank 0 told its writer is written down: which snapshots were whole.
 """
 
+import errno
 import json
 import mmap
 import os
@@ -22,7 +23,7 @@ from trainer.checkpoint.snapshot import Layout, Snapshots
 
 IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "prune", "rescue")
 PLACES = IN_TRAINER + IN_WRITER
-TOLD, PROCESSES, STRUCK = "told.jsonl", "processes.json", "struck.json"
+TOLD, PROCESSES, STRUCK, FULL = "told.jsonl", "processes.json", "struck.json", "full"
 
 LATE_SECONDS = 0.005
 """How late the thread that sends gets its turn, so that a copy is under way that the writer has not heard of."""
@@ -35,7 +36,7 @@ class Aim:
     folder: str
     """Where the notes lie: the ranks' processes, what the writer was told, whether it was struck."""
     place: str | None = None
-    """One of PLACES; None: nowhere, a clock outside does it."""
+    """One of PLACES; None: nowhere, a clock outside does it; `full`: nobody dies, but the disk is full while FULL is there."""
     nth: int = 1
     victims: tuple[str, ...] = ()
     """`writer`, `0`, `1`: the ranks by their numbers."""
@@ -175,6 +176,19 @@ def _arm_writer(aim: Aim) -> None:
             _struck(shutil, "rmtree", aim, lambda path: path.name.startswith(".removing-"), lambda path: next(path.glob("*.*")).unlink())
         case "rescue":
             _struck_in_rescue(aim)
+        case "full":
+            files._write_all = _full_while(files._write_all, Path(aim.folder, FULL))
+
+
+def _full_while(real, there):
+    """No space is left on the device as long as a file is there."""
+
+    def write(*arguments):
+        if there.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    return write
 
 
 def _struck_in_rescue(aim: Aim) -> None:

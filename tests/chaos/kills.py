@@ -276,7 +276,8 @@ def main() -> None:
         "hardware": machine, "versions": {name: version(name) for name in ("torch", "accelerate", "transformers", "safetensors")},
         "seed": wanted.seed, "steps_of_a_run": wanted.steps, "wall_seconds": round(time.monotonic() - started, 1),
         "kills": tally.num_kills, "kills_by_kind": dict(tally.kills), "kills_by_place": dict(tally.places), "runs": tally.runs,
-        "resumes": tally.resumes, "resumes_that_differ": 0, "exact_verdicts": tally.exact_verdicts, "rescues": tally.rescues,
+        "resumes": tally.resumes, "resumes_that_differ": 0,  # the first would have ended this
+        "exact_verdicts": tally.exact_verdicts, "rescues": tally.rescues,
         "steps_compared": tally.steps_compared,
         "worst_steps_lost_by_kind": {kind: max(lost) for kind, lost in tally.steps_lost.items()},
         "mean_steps_lost_by_kind": {kind: round(sum(lost) / len(lost), 2) for kind, lost in tally.steps_lost.items()},

@@ -84,9 +84,11 @@ class Checkpointer:
         self._gave_up: str | None = None
         accelerator.register_for_checkpointing(state)
 
-    def check_room(self) -> None:
-        """Proves before the first step that the disk takes what the kept checkpoints and one in flight will need."""
-        self._ranks.told_by_main(self._room.check)
+    def check_room(self, resumed: Path | None = None) -> None:
+        """Proves before the first step that the disk takes what the kept checkpoints, one of them `resumed`, and one in flight will need."""
+        for name, reason in self._ranks.told_by_main(lambda: self._room.check([resumed.name] if resumed else [])):
+            if self._ranks.is_main:
+                self._journal.write("prune", name=name, reason=reason)
 
     def begin(self, resumed_step: int | None) -> None:
         """Allocates the slots and starts the writer, once the run stands where it begins."""
@@ -250,14 +252,14 @@ class Checkpointer:
         self._journal.write("save", step=step, digest=digest, reason=reason, bytes=written.num_bytes, seconds=round(seconds, 3))
         self._try(
             {
-                "the mark of a save": self._mark.touch, "old checkpoints": self._prune,
+                "the mark of a save": self._mark.touch, "old checkpoints": lambda: self._prune(written.num_bytes),
                 "the links latest and best": self._store.point_links,
             }
         )  # fmt: skip
         self._hear([Done(step, reason, None, written.num_bytes)])
 
-    def _prune(self) -> None:
-        for name, reason in self._store.prune(self._policy):
+    def _prune(self, next_bytes: int) -> None:
+        for name, reason in self._store.prune(self._policy, in_flight_bytes=next_bytes + (8 << 10)):  # for its manifest besides
             self._journal.write("prune", name=name, reason=reason)
 
     def _try(self, works: dict[str, Callable[[], object]]) -> None:

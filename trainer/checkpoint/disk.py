@@ -44,6 +44,7 @@ class Preflight:
     """Whether the file system could reserve a whole checkpoint, quota included; False where it knows no reservations."""
     bytes_per_second: float
     """Speed of the trial write, fsync included."""
+    trial_bytes: int
 
     @property
     def sentence(self) -> str:
@@ -51,7 +52,7 @@ class Preflight:
         proved = reserved if self.is_reserved else not_reserved
         return (
             f"a checkpoint takes {size(self.checkpoint_bytes)}; {size(self.needed_bytes)} more are needed at most and "
-            f"{size(self.free_bytes)} are free; {proved}; a trial of {size(TRIAL_BYTES)} was written at {size(self.bytes_per_second)}/s and read back right"
+            f"{size(self.free_bytes)} are free; {proved}; a trial of {size(self.trial_bytes)} was written at {size(self.bytes_per_second)}/s and read back right"
         )
 
 
@@ -91,10 +92,11 @@ def preflight(
             is_reserved = all(_reserve(staging, name, num_bytes) for name, num_bytes in file_bytes.items())
             for path in staging.iterdir():
                 path.unlink()
-            speed = _trial(staging / "trial")
+            trial_bytes = TRIAL_BYTES if max_disk_bytes is None else min(TRIAL_BYTES, one)  # or the trial itself would break the bound
+            speed = _trial(staging / "trial", trial_bytes)
         finally:
             files.remove_folder(staging)
-    return Preflight(one, needed, free, is_reserved, speed)
+    return Preflight(one, needed, free, is_reserved, speed, trial_bytes)
 
 
 @contextmanager
@@ -153,24 +155,25 @@ def _fallocate(descriptor: int, num_bytes: int) -> int:
     return 0 if call(descriptor, 0, 0, num_bytes) == 0 else ctypes.get_errno()
 
 
-def _trial(path: Path) -> float:
+def _trial(path: Path, trial_bytes: int) -> float:
     """Writes random bytes, waits for the disk, reads them back from it and compares; returns bytes a second of the write."""
-    block = os.urandom(_BLOCK_BYTES)
+    block = os.urandom(min(_BLOCK_BYTES, trial_bytes))
+    num_blocks = trial_bytes // len(block)
     started = time.perf_counter()
     with open(path, "wb") as file:
-        for number in range(TRIAL_BYTES // _BLOCK_BYTES):
+        for number in range(num_blocks):
             file.write(_turned(block, number))
         files.fsync_open_file(file)
     seconds = time.perf_counter() - started
     files.forget_cached(path)
     with open(path, "rb") as file:
-        for number in range(TRIAL_BYTES // _BLOCK_BYTES):
-            if file.read(_BLOCK_BYTES) != _turned(block, number):
+        for number in range(num_blocks):
+            if file.read(len(block)) != _turned(block, number):
                 raise CheckpointError(
                     f"a trial file in {path.parent.parent} came back with other bytes than were written, in its {number + 1}. MB; the disk "
                     "or its cable is broken: set checkpoints_folder to another one"
                 )
-    return TRIAL_BYTES / max(seconds, 1e-9)
+    return num_blocks * len(block) / max(seconds, 1e-9)
 
 
 def _turned(block: bytes, number: int) -> bytes:

@@ -7,13 +7,15 @@ JSON. `Accelerator.load_state` on the same folder gives the same bits, for whoev
 import json
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 
 from trainer import files
@@ -107,7 +109,8 @@ class Restorer:
         leave_curve  called on rank 0 when the checkpoint comes from another run or branch, whose curve is not the one written here
         """
         folder, manifest = resolution.path, resolution.manifest
-        load_model(self._model, folder / "model.safetensors", strict=True)
+        with _known_format(folder / "model.safetensors") as path:
+            load_model(self._model, path, strict=True)
         self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
         if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
             self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
@@ -125,8 +128,8 @@ class Restorer:
         accelerator = self._accelerator
         rank = accelerator.process_index
         if manifest.world_size == accelerator.num_processes:
-            states = json.loads((folder / f"random_states_{rank}.json").read_text(encoding="utf-8"))
-            random_states.restore(states, accelerator.device)
+            with _known_format(folder / f"random_states_{rank}.json") as path:
+                random_states.restore(json.loads(path.read_text(encoding="utf-8")), accelerator.device)
             return
         random_states.seed_anew(self._description.identity["seed"], manifest.step, rank)
         log.info(
@@ -166,10 +169,17 @@ def _differences(manifest: Manifest, description: Description) -> list[str]:
 
 def _load_tensors(path: Path) -> dict[str, Any]:
     """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused."""
-    try:
+    with _known_format(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+
+
+@contextmanager
+def _known_format(path: Path) -> Iterator[Path]:
+    """What a file with the right digest is not written in by this trainer becomes a paragraph."""
+    try:
+        yield path
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path} cannot be loaded although its digest is right ({reason}): it is not what this trainer writes; resume from another checkpoint"
         ) from None

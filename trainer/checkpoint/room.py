@@ -1,6 +1,7 @@
 """The room that one run's checkpoints take, on the disk and in memory: known, proved and forecast."""
 
 import logging
+from collections.abc import Collection
 
 import torch
 
@@ -29,8 +30,14 @@ class Room:
         """Bytes of memory that one snapshot takes."""
         return slot_bytes_for(*expected_bytes(self._model, self._optimizer), 4 * sum(1 for _ in self._model.parameters()))
 
-    def check(self) -> None:
-        """Proves that the disk takes the checkpoints that are kept and one in flight. raises CheckpointError with figures"""
+    def check(self, held: Collection[str] = ()) -> list[tuple[str, str]]:
+        """Proves that the disk takes the checkpoints that are kept and one in flight. raises CheckpointError with figures
+
+        Where a bound leaves no room for one in flight, since the last launch died before it made that, the policy makes it now.
+
+        held      names of folders that stay: what is being loaded
+        returns   what went, and why
+        """
         parameters, moments = expected_bytes(self._model, self._optimizer)
         one, most = parameters + moments, self._policy.max_disk_bytes
         if most is not None and most < (least := least_bytes(self._policy, one)):
@@ -38,6 +45,7 @@ class Room:
                 f"checkpoint.max_disk_bytes is {size(most)}, and a checkpoint of this run takes {size(one)}: at least {size(least)} are needed for "
                 "the newest, the best and one being written; raise it"
             )
+        gone = self._store.prune(self._policy, in_flight_bytes=one, held=held) if most is not None else []
         if shortage := self._store.shortage(self._policy, in_flight_bytes=one):
             raise CheckpointError(shortage)
         self._store.folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +55,7 @@ class Room:
             num_kept=most_kept(self._policy, self._max_steps), there_bytes=there, max_disk_bytes=most,
         )  # fmt: skip
         log.info(proof.sentence)
+        return gone
 
     def look(self, now: float) -> None:
         """Remembers how much is free on the disk, at a monotonic time in seconds."""

@@ -35,15 +35,12 @@ from isal import isal_zlib
 from trainer import files
 from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
-from trainer.checkpoint.manifest import Manifest, manifest_digest
+from trainer.checkpoint.manifest import Manifest, manifest_digest, to_json
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.journal import Journal
 
 log = logging.getLogger(__name__)
-
-SMALL_FILES_BYTES = 1 << 20
-"""Room for a checkpoint's files that are not weights or moments."""
 
 RESCUED = "rescued"
 """The reason of a checkpoint that nobody asked onto the disk before the trainer was gone."""
@@ -97,6 +94,7 @@ class Writer:
         self._ended: str | None = None
         self._committed: set[int] = set()
         self._waits_for_copies = False
+        self._in_flight_bytes: int | None = None
         self._news = threading.Condition()
         self._listener = threading.Thread(target=self._listen, name="listen", daemon=True)
 
@@ -196,6 +194,7 @@ class Writer:
 
     def _commit(self, snapshot: Snapshot) -> int:
         """Writes every file and commits the folder; returns its bytes. raises OSError"""
+        self._in_flight_bytes = self._bytes_of(snapshot)
         self._keep_bound()
         staging = self._store.begin(snapshot.manifest.step)
         described: dict[str, dict[str, Any]] = {}
@@ -210,14 +209,17 @@ class Writer:
         return manifest.num_bytes
 
     def _keep_bound(self) -> None:
-        """Makes room by the policy where a bound is set and was lowered, or what is protected has grown. raises OSError without room"""
+        """Makes room where a bound is set: it was lowered, or an earlier writer died before it did. raises OSError where there is none"""
         if self._policy.max_disk_bytes is None:
             return
-        in_flight = sum(image.padded_bytes for image in self._images) + SMALL_FILES_BYTES
-        for name, reason in self._store.prune(self._policy, in_flight_bytes=in_flight):
-            self._journal.write("prune", name=name, reason=reason)
-        if shortage := self._store.shortage(self._policy, in_flight_bytes=in_flight):
+        self._prune()
+        if shortage := self._store.shortage(self._policy, in_flight_bytes=self._in_flight_bytes):
             raise OSError(errno.EDQUOT, shortage)
+
+    def _bytes_of(self, snapshot: Snapshot) -> int:
+        """What a checkpoint takes at most while it is written: its images in whole pages, and some room for each file in its manifest."""
+        in_manifest = len(to_json(snapshot.manifest)) + 256 * (len(snapshot.small) + len(self._images))
+        return sum(image.padded_bytes for image in self._images) + sum(map(len, snapshot.small.values())) + in_manifest
 
     def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
         """Writes one file out of the slot's memory, filling in its checksums and hashing it on the way."""
@@ -247,7 +249,7 @@ class Writer:
     def _prune(self) -> None:
         # A bound on bytes goes before a copy elsewhere, which is told that its checkpoint is gone and takes the next.
         held = self._copier.held if self._copier and self._policy.max_disk_bytes is None else ()
-        for name, reason in self._store.prune(self._policy, held=held):
+        for name, reason in self._store.prune(self._policy, in_flight_bytes=self._in_flight_bytes, held=held):
             self._journal.write("prune", name=name, reason=reason)
 
     @staticmethod

@@ -8,10 +8,12 @@ from tests.small_checkpoints import flip
 from tests.small_runs import Small
 from trainer.checkpoint.checkpointer import GIVE_UP
 from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.room import expected_bytes
-from trainer.checkpoint.store import verify
+from trainer.checkpoint.store import folder_bytes, verify
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
+from trainer.journal import read_events
 
 
 @pytest.fixture(autouse=True)
@@ -255,3 +257,15 @@ def test_room_is_proved_for_what_the_run_will_keep(run, store, monkeypatch, capl
     (store.folder / ".abandoned-step-00000009" / "x").write_bytes(b"x" * 9999)
     with pytest.raises(CheckpointError, match="need 960 bytes more"):
         run.checkpointer.check_room()
+
+
+def test_room_for_the_next_is_made_before_the_first_step_where_a_bound_leaves_none(run, store):
+    run.checkpointer._policy = Policy(9, 0)
+    for _ in range(4):
+        run.step()
+        run.save("every")
+    run.checkpointer._room._policy = Policy(9, 0, max_disk_bytes=3 * folder_bytes(store.path(4)))
+    run.checkpointer.check_room(store.path(2))
+    assert [entry.step for entry in store.entries()] == [5, 2], "what is being loaded stays"
+    gone = [event["name"] for event in read_events(run.folder) if event["event"] == "prune"]
+    assert gone == ["step-00000003", "step-00000004"]

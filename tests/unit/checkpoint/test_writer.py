@@ -1,6 +1,7 @@
 """The writer in this process, over a channel that says what a test wants."""
 
 import mmap
+import os
 import time
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from tests.small_checkpoints import CONFIG, manifest_of
 from trainer.checkpoint.channel import mark, to_text
 from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import verify
-from trainer.checkpoint.writer import Writer
+from trainer.checkpoint.writer import Image, Snapshot, Writer
 
 
 class Said:
@@ -64,3 +66,26 @@ def test_of_two_snapshots_the_one_that_is_whole_is_rescued(store, hello):
     mark(writer._slots[1], None)
     writer.run()
     assert [entry.step for entry in store.entries()] == [1]
+
+
+def test_what_is_written_in_whole_pages_and_cut_later_stays_within_the_bound(store, hello, monkeypatch):
+    bound, seen, cut = 8000, [], os.ftruncate
+    writer = writer_over(None, {**hello, "policy": {"keep_last": 9, "keep_best": 1, "max_disk_bytes": bound}}, 1)
+    writer._images = [Image("model.safetensors", 0, 10, 4096, [])]
+    monkeypatch.setattr(os, "ftruncate", lambda *to: (seen.append(store.num_bytes()), cut(*to)))
+    for step in range(1, 9):
+        assert writer._save(Snapshot(0, manifest_of(step), {"config.yaml": CONFIG.encode()}))["untidy"] == []
+    assert len(store.entries()) > 1 and max(seen) <= bound
+
+
+def test_what_a_writer_left_that_died_before_it_pruned_goes_before_the_next_write(store, hello, monkeypatch):
+    policy = {"keep_last": 9, "keep_best": 1, "max_disk_bytes": 8000}
+    writer = writer_over(None, {**hello, "policy": {**policy, "max_disk_bytes": None}}, 1)
+    writer._images = [Image("model.safetensors", 0, 10, 4096, [])]
+    snapshot = {step: Snapshot(0, manifest_of(step), {"config.yaml": CONFIG.encode()}) for step in range(1, 9)}
+    for step in range(1, 8):
+        writer._save(snapshot[step])
+    writer._policy, seen, cut = Policy(**policy), [], os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", lambda *to: (seen.append(store.num_bytes()), cut(*to)))
+    writer._save(snapshot[8])
+    assert max(seen) <= 8000

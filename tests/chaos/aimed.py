@@ -162,22 +162,29 @@ def _struck(module, name, aim, is_here=lambda *_: True, before=lambda *_: None, 
 
 
 def _arm_writer(aim: Aim) -> None:
-    is_commit = lambda source, *_: source.name.startswith(".staging-")  # noqa: E731
     match aim.place:
         case "write":
-            _struck(files, "_write_all", aim, before=lambda descriptor, block, at: os.pwrite(descriptor, block[: len(block) // 8192 * 4096], at))
+            _struck(files, "_write_all", aim, before=_write_half)
         case "manifest":
             _struck(Path, "write_text", aim, lambda path, *_: path.name == MANIFEST, lambda path, text, **_: path.write_bytes(text[:99].encode()))
         case "rename":
-            _struck(files, "move_folder", aim, is_commit)
+            _struck(files, "move_folder", aim, _is_staging)
         case "renamed":
-            _struck(os, "rename", aim, is_commit, after=True)
+            _struck(os, "rename", aim, _is_staging, after=True)
         case "prune":
             _struck(shutil, "rmtree", aim, lambda path: path.name.startswith(".removing-"), lambda path: next(path.glob("*.*")).unlink())
         case "rescue":
             _struck_in_rescue(aim)
         case "full":
             files._write_all = _full_while(files._write_all, Path(aim.folder, FULL))
+
+
+def _is_staging(source: Path, *_: Any) -> bool:
+    return source.name.startswith(".staging-")
+
+
+def _write_half(descriptor: int, block: memoryview, position: int) -> None:
+    os.pwrite(descriptor, block[: len(block) // 8192 * 4096], position)
 
 
 def _full_while(real, there):

@@ -142,8 +142,8 @@ class Checkpointer:
             return NOTHING  # the ranks have not all heard of it yet
         if self._cadence.write_due(now, self._state.progress.tokens):
             self._wished = WRITE
-        elif self._background and self._cadence.snapshot_due(now) and self._background.free_slot():
-            self._wished = SNAPSHOT
+        elif self._background and self._background.writing is None and self._cadence.snapshot_due(now):
+            self._wished = SNAPSHOT  # while one slot is being written, a snapshot would go over the newest that is whole
         return self._wished
 
     def heard(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_runs import Small
-from trainer.checkpoint.checkpointer import NOTHING, WRITE
+from trainer.checkpoint.checkpointer import NOTHING, SNAPSHOT, WRITE
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.pin import set_pinned
 from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
@@ -382,3 +382,15 @@ def test_a_second_place_that_fails_is_told_and_costs_nothing_else(store, tmp_pat
     small.save("final")
     small.checkpointer.end(wait_for_copies=True)
     assert steps_on_disk(store) == [1] and "second place: " in caplog.text and "the next copy tries again" in caplog.text
+
+
+def test_no_snapshot_is_wished_for_while_it_would_go_over_the_newest(run, monkeypatch):
+    """One slot is being written, and the other holds the newest whole snapshot: a death during the copy would lose both its steps."""
+    monkeypatch.setattr(run.checkpointer._cadence, "snapshot_due", lambda *_: True)
+    monkeypatch.setattr(run.checkpointer._cadence, "write_due", lambda *_: None)
+    os.kill(run.checkpointer._background._process.pid, signal.SIGSTOP)
+    run.save("budget")
+    assert run.checkpointer.wish() == NOTHING
+    os.kill(run.checkpointer._background._process.pid, signal.SIGCONT)
+    written(run)
+    assert run.checkpointer.wish() == SNAPSHOT

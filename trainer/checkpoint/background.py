@@ -15,6 +15,7 @@ import psutil
 import torch
 
 import trainer
+from trainer import files
 from trainer.checkpoint.channel import Channel, mark, to_text
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.second_place import place_of_run
@@ -313,8 +314,10 @@ def _without_copies(settings: CheckpointConfig) -> None:
 def _second_place(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:
     if settings.second_place is None:
         return None
+    is_url = "://" in settings.second_place
+    where = settings.second_place if is_url else str(files.project_folder() / settings.second_place)
     return {
-        "where": place_of_run(settings.second_place, name), "every": settings.second_place_every,
+        "where": place_of_run(where, name), "every": settings.second_place_every,
         "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
     }  # fmt: skip
 

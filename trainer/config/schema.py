@@ -114,7 +114,7 @@ class CheckpointConfig(Section):
     asynchronous: bool = True
     """Whether a process beside the trainer writes from a snapshot in memory; false: training waits for every save."""
     second_place: str | None = None
-    """Where committed checkpoints are copied to besides: another disk's folder, or a URL that fsspec knows (s3://bucket/folder)."""
+    """Where committed checkpoints are copied to besides: another disk's folder (relative to the project), or a URL that fsspec knows (s3://bucket/folder)."""
     second_place_every: Positive = 1
     """Every so many committed checkpoints one is copied there."""
     second_place_keep: Positive = 3

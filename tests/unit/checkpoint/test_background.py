@@ -394,3 +394,11 @@ def test_no_snapshot_is_wished_for_while_it_would_go_over_the_newest(run, monkey
     os.kill(run.checkpointer._background._process.pid, signal.SIGCONT)
     written(run)
     assert run.checkpointer.wish() == SNAPSHOT
+
+
+def test_a_relative_second_place_is_meant_from_the_project(project, store):
+    small = Small(store, CheckpointConfig(second_place="elsewhere"))
+    small.step()
+    small.save("final")
+    small.checkpointer.end(wait_for_copies=True)
+    assert steps_on_disk(CheckpointStore(project / "elsewhere" / store.folder.name)) == [1]

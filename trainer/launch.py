@@ -270,8 +270,8 @@ def leave_group(model: torch.nn.Module) -> None:
     """Ends the group of processes, and keeps what DistributedDataParallel holds of it until this process ends.
 
     Its reducer has a reference of its own to the group. Freed after the group was left, it would be the last one, and the group's
-    destructor would wait for a thread of gloo while holding Python's lock, which that thread takes to free a tensor: about one run
-    in twenty would never have ended. A reducer that is never freed leaves that work to the end of the process.
+    destructor would wait for a thread of gloo while holding Python's lock, which that thread takes to free a tensor: now and then a
+    finished run would never end. A reducer that is never freed leaves that work to the end of the process.
     """
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(model.reducer))

@@ -146,7 +146,7 @@ print("left:", torch.distributed.is_initialized(), group_threads())
 
 
 def test_a_group_that_was_left_is_not_torn_down_under_python_s_lock(tmp_path):
-    """Its destructor waits for threads that may wait for that lock: a run in twenty hung at its end, having finished."""
+    """Its destructor waits for threads that may wait for that lock: now and then a run hung at its end, having finished."""
     done = subprocess.run(
         [sys.executable, "-c", GROUP_OF_ONE, str(tmp_path / "rendezvous")],
         capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],

@@ -526,9 +526,9 @@ def place(finished, tmp_path, monkeypatch) -> Path:
     assert recipe.is_file()
     monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
     monkeypatch.setattr(
-        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
     )
-    monkeypatch.setattr(supervise, "count_gpus", lambda: 0)
+    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: 0)
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a mistake must be told before a launch"))
     return tmp_path
 
@@ -621,7 +621,7 @@ def test_a_launch_of_several_processes_says_a_refusal_once_and_exits_with_2(plac
     """Through the real `accelerate launch`, which by itself returns 1 for every failure and prints its own traceback."""
     write_cluster(place, 2)
     words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "seed=5", "max_steps=48"]
-    script = "import sys; from trainer import supervise; supervise.count_gpus = lambda: 0; from trainer.cli import main; main()"
+    script = "import sys; from trainer.config import cluster; cluster.count_gpus = lambda: 0; from trainer.cli import main; main()"
     command = [sys.executable, "-c", script, *words]
     ended = subprocess.run(
         command, env=environment(), cwd=place, capture_output=True, text=True, timeout=120, check=False

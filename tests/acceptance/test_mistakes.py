@@ -28,7 +28,7 @@ from tests.launching import (
     write_shards,
 )
 from tests.small_checkpoints import flip
-from trainer import files, supervise
+from trainer import locks, supervise
 
 GPT2_FIELDS = {**TINY_GPT2, "resid_pdrop": 0.0}
 
@@ -592,7 +592,7 @@ def test_a_mistake_that_the_run_finds_is_told_and_harms_nothing(mistake, place):
 
 @pytest.mark.parametrize("command", ["train", "launch cpu"])
 def test_a_run_that_is_trained_right_now_is_left_alone(place, command):
-    held = files.lock(place / "runs" / "tiny" / ".lock")
+    held = locks.take(place / "runs" / "tiny" / ".lock")
     before = everything(place)
     if command == "train":
         said = train(place / "tiny.yaml", exit_code=2)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.commands import trainer
-from trainer import files, supervise
+from trainer import files, locks, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
@@ -325,7 +325,7 @@ def test_a_rank_that_ended_with_a_code_of_the_runs_own_has_said_all(project, cap
 def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, caplog):
     plan = planned(project, seen(0, -9))
     write_outcome(plan.folder, "running", step=3, reason="training")
-    with files.lock(plan.folder / ".lock"):
+    with locks.take(plan.folder / ".lock"):
         assert supervise.run_launch(plan) == 1
     assert read_outcome(plan.folder)["outcome"] == "running" and "another process is training mine" in caplog.text
 
@@ -333,10 +333,10 @@ def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, 
 LEFT_BEHIND = """
 import os, time
 from pathlib import Path
-from trainer import files
+from trainer import locks
 from trainer.metrics.outcome import write_outcome
 folder = Path({folder!r})
-held = files.lock(folder / ".lock")
+held = locks.take(folder / ".lock")
 write_outcome(folder, "running", step=0, reason="training")
 if os.fork():
     os.kill(os.getpid(), 9)

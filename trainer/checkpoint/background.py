@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 import torch
@@ -22,6 +22,7 @@ from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
 from trainer.config.schema import CheckpointConfig
 from trainer.journal import Journal
+from trainer.locks import Lock
 from trainer.text import duration, size
 
 log = logging.getLogger(__name__)
@@ -87,16 +88,16 @@ class Background:
     """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
 
     def __init__(
-        self, snapshots: Snapshots, hello: dict[str, Any], inherited: list[int], tell_event: Callable[..., None]
+        self, snapshots: Snapshots, hello: dict[str, Any], lock: Lock | None, tell_event: Callable[..., None]
     ) -> None:
         """
         hello       what the writer needs to know once
-        inherited   descriptors that stay open in it: the lock of the folder
+        lock        of the folder, which it holds too; None in tests that have none
         tell_event  hears, as facts by name, when a writer dies
         """
-        self._snapshots, self._inherited, self._tell_event = snapshots, inherited, tell_event
+        self._snapshots, self._lock, self._tell_event = snapshots, lock, tell_event
         self._hello = {
-            **hello, "pid": os.getpid(), "slots": [slot.descriptor for slot in snapshots.slots],
+            **hello, "pid": os.getpid(), "lock": str(lock.path) if lock else None, "slots": [slot.descriptor for slot in snapshots.slots],
             "slot_bytes": len(snapshots.slots[0].pages),
         }  # fmt: skip
         self._held: dict[int, _Held] = {}
@@ -221,15 +222,23 @@ class Background:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        passed = [theirs.fileno(), *self._hello["slots"], *self._inherited]
+        passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
         self._process = subprocess.Popen(
             [sys.executable, *_COMMAND, str(theirs.fileno())], pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, env=_environment(),
         )  # fmt: skip
         theirs.close()
+        self._bequeath()
         self._heard_at = time.monotonic()
         self._channel = Channel(ours)
         self._channel.send(self._hello)
+
+    def _bequeath(self) -> None:
+        try:
+            if self._lock:
+                self._lock.bequeath(self._process.pid)
+        except OSError as error:
+            log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
 
     def _start_again(self) -> None:
         """A new writer, told everything that the dead one knew. raises WriterLost"""
@@ -277,7 +286,7 @@ class Background:
 
 def begin_background(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, slot_bytes: int, settings: CheckpointConfig,
-    held: BinaryIO | None, **facts: Any,
+    held: Lock | None, **facts: Any,
 ) -> Background | None:  # fmt: skip
     """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
 
@@ -300,7 +309,7 @@ def begin_background(
     hello = {**facts, **paths, "second_place": _second_place(settings, facts["folder"].name)}
     journal = Journal(facts["run_folder"])
     return Background(
-        Snapshots(model, optimizer, slots, device), hello, [held.fileno()] if held else [],
+        Snapshots(model, optimizer, slots, device), hello, held,
         lambda **event: journal.write("writer", **event),
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ import psutil
 import xxhash
 from isal import isal_zlib
 
-from trainer import files
+from trainer import files, locks
 from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.manifest import Manifest, manifest_digest, to_json
@@ -269,6 +269,18 @@ def _die(arguments: threading.ExceptHookArgs) -> None:
     os._exit(70)
 
 
+def _hold_on(lock: Path) -> Callable[[], None]:
+    """Leaves signs of life beside the folder's lock, which this process holds with its trainer and after it; returns what ends that."""
+    record = locks.heir_of(lock)
+    stop = locks.keep_beating(record, locks.process(), dict, lock)
+
+    def let_go() -> None:
+        stop()
+        locks.release_record(record)
+
+    return let_go
+
+
 def main() -> None:
     """The writer's process: its socket is the descriptor named on the command line; the first message is hello."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -283,8 +295,10 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     hello = channel.receive()
     if hello is not None:
+        stop = _hold_on(Path(hello["lock"])) if hello["lock"] else lambda: None
         Writer(channel, hello).run()
         channel.close()
+        stop()
 
 
 if __name__ == "__main__":

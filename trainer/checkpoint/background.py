@@ -16,7 +16,7 @@ import torch
 
 import trainer
 from trainer import files
-from trainer.checkpoint.channel import Channel, mark, to_text
+from trainer.checkpoint.channel import HUNG_SECONDS, Channel, mark, to_text
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
@@ -28,6 +28,8 @@ from trainer.text import duration, size
 log = logging.getLogger(__name__)
 
 _COMMAND = ("-m", "trainer.checkpoint.writer")
+
+_PROBE = "import os, sys; file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); os.write(file, b'.'); os.fsync(file); os.unlink(sys.argv[1])"
 
 MAX_STARTS = 3
 """Writers that may die in a row before saves are made without one."""
@@ -62,6 +64,9 @@ SILENCE_SECONDS = 60.0
 DEATH_SECONDS = 20.0
 """How long a process that was killed may take to be gone."""
 
+ANSWER_SECONDS = 30.0
+"""How long a disk may take to take a byte."""
+
 PATIENCE_SECONDS = 60.0
 """How often somebody who waits is told what for."""
 
@@ -81,7 +86,7 @@ class Patience:
 
 
 class WriterLost(Exception):
-    """Writers died MAX_STARTS times in a row: saves are made without one from here on."""
+    """Writers died MAX_STARTS times in a row, or one hung and was ended: saves are made without one from here on."""
 
 
 class Background:
@@ -113,6 +118,11 @@ class Background:
         """The slot whose write is in flight."""
         return next((number for number, held in self._held.items() if held.is_asked), None)
 
+    @property
+    def still_seconds(self) -> float:
+        """For how long the write that is in flight has not moved; 0 when none is."""
+        return 0.0 if self.writing is None else time.monotonic() - self._moved_at
+
     def free_slot(self) -> Slot | None:
         """The slot for the next snapshot: of those not being written and not promised to the disk, the older; None: there is none."""
         self.advance()
@@ -136,7 +146,7 @@ class Background:
         """A new layout for every slot, once nothing waits to be written by the old one. raises WriterLost"""
         while self.pending():
             self.advance(wait=True)
-            self.poll(1.0)
+            self.wait()
         self._held.clear()
         for each in self._snapshots.slots:
             self._channel.send({"do": "begin", "slot": each.number})
@@ -170,6 +180,7 @@ class Background:
             log.warning("the writer has given no sign of life for %.0f seconds: it is ended", SILENCE_SECONDS)
             self._process.kill()
             self._heard_at = time.monotonic()
+        self._see_progress(answers)
         done = []
         for answer in self._tell_notes(answers):
             self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
@@ -184,12 +195,19 @@ class Background:
             self._ask_next()
         return done
 
+    def wait(self) -> list[Done]:
+        """`poll` for a second, for whoever cannot go on without the writer: one that hangs is ended. raises WriterLost"""
+        if self.still_seconds > HUNG_SECONDS:
+            self._end_hung()
+            raise WriterLost(f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: its disk hangs")
+        return self.poll(1.0)
+
     def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
         """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
         self.advance(wait=True)
         patience = Patience(f"waiting for the checkpoint of step {step} to reach the disk")
         while True:
-            answers = self.poll(1.0)
+            answers = self.wait()
             hear(answers)
             for done in answers:
                 if done.step == step:
@@ -209,8 +227,18 @@ class Background:
         """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
         self._channel.send({"do": "end", "copies": wait_for_copies})
         patience = Patience("waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else ""))
+        self._moved_at = time.monotonic()
         while self._process.poll() is None:
-            self._tell_notes(self._channel.arrived(1.0) or [])
+            answers = self._channel.arrived(1.0) or []
+            self._see_progress(answers)
+            self._tell_notes(answers)
+            if time.monotonic() - self._moved_at > HUNG_SECONDS:
+                self._end_hung()
+                log.warning(
+                    "the writer has moved nothing for %s, and was ended: a snapshot in memory or a copy to the second place that was not "
+                    "finished is lost; what the log calls a checkpoint is on the disk", duration(HUNG_SECONDS),
+                )  # fmt: skip
+                break
             patience.tell()
         self._channel.close()
 
@@ -229,7 +257,8 @@ class Background:
         )  # fmt: skip
         theirs.close()
         self._bequeath()
-        self._heard_at = time.monotonic()
+        self._heard_at = self._moved_at = time.monotonic()
+        self._progress = 0
         self._channel = Channel(ours)
         self._channel.send(self._hello)
 
@@ -239,6 +268,21 @@ class Background:
                 self._lock.bequeath(self._process.pid)
         except OSError as error:
             log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
+
+    def _see_progress(self, answers: list[dict[str, Any]]) -> None:
+        """Notes when the writer last moved: it says so with every beat, and a finished write is one too."""
+        counters = [answer["progress"] for answer in answers if "progress" in answer]
+        if any("done" in answer for answer in answers) or (counters and counters[-1] != self._progress):
+            self._moved_at = time.monotonic()
+        self._progress = counters[-1] if counters else self._progress
+
+    def _end_hung(self) -> None:
+        """Ends the writer; one that waits for a disk within the system cannot be ended, and is not waited for."""
+        self._process.kill()
+        try:
+            self._process.wait(DEATH_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("the writer (process %d) does not die before its disk answers", self._process.pid)
 
     def _start_again(self) -> None:
         """A new writer, told everything that the dead one knew. raises WriterLost"""
@@ -281,7 +325,19 @@ class Background:
         if promised:
             number = min(promised)[1]
             self._held[number].is_asked = True
+            self._moved_at = time.monotonic()
             self._channel.send({"do": "write", "slot": number})
+
+
+def disk_answers(folder: Path) -> bool:
+    """Whether the disk of a folder takes a byte, or refuses it, within ANSWER_SECONDS; tried in a process that may hang in our place."""
+    probe = subprocess.Popen([sys.executable, "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")], stderr=subprocess.DEVNULL)
+    try:
+        probe.wait(ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return False
+    return True
 
 
 def begin_background(

@@ -15,10 +15,16 @@ from trainer.text import duration, size
 class Copier:
     """Takes every n-th committed checkpoint, one after the other; of those that wait, only the newest is copied."""
 
-    def __init__(self, settings: dict[str, Any], journal: Journal, tell: Callable[[dict[str, Any]], None]) -> None:
-        """`settings`: where, every, keep, bytes_per_second. `tell` hears what came of a copy, as a note for the log."""
+    def __init__(
+        self, settings: dict[str, Any], journal: Journal, tell: Callable[[dict[str, Any]], None], moved: Callable[[], object]
+    ) -> None:
+        """
+        settings  where, every, keep, bytes_per_second
+        tell      hears what came of a copy, as a note for the log
+        moved     hears of every block that has moved
+        """
         self._where, self._every, self._keep = settings["where"], settings["every"], settings["keep"]
-        self._pace = Pace(settings["bytes_per_second"])
+        self._pace = Pace(settings["bytes_per_second"], between_blocks=moved)
         self._journal, self._tell = journal, tell
         self._num_offered = journal.count("save")  # over all launches, or a run that is often interrupted would never copy
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()

@@ -9,6 +9,7 @@ For a machine whose memory has no room for a snapshot, and the reference for one
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from safetensors import SafetensorError
 
 from trainer import files
 from trainer.checkpoint import random_states
-from trainer.checkpoint.manifest import Manifest, describe_files
+from trainer.checkpoint.background import Done
+from trainer.checkpoint.manifest import Manifest, describe_files, manifest_digest
 from trainer.checkpoint.ranks import Ranks, say
+from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
+from trainer.journal import Journal
 
 WRITE_FAILURES = (OSError, RuntimeError, SafetensorError)
 """What a full or broken disk raises: the system itself, torch.save, safetensors."""
@@ -76,8 +80,56 @@ def _commit(
     return None
 
 
-def forget(store: CheckpointStore, step: int) -> None:
-    """Removes what a failed save left: a full disk needs the room. raises OSError"""
-    staging = store.staging(step)
-    if staging.exists():
-        files.remove_folder(staging)
+class PlainSaves:
+    """Saves of one run that training waits for, with all that a writer does after a save of its own."""
+
+    def __init__(
+        self, accelerator: Accelerator, ranks: Ranks, store: CheckpointStore, policy: Policy, config_text: str,
+        before_commit: Callable[[], None], *, run_folder: Path, mark: Path,
+    ) -> None:  # fmt: skip
+        """`mark`: the file that says that there was a save."""
+        self._accelerator, self._ranks, self._store, self._policy = accelerator, ranks, store, policy
+        self._config_text, self._before_commit, self._mark = config_text, before_commit, mark
+        self._journal = Journal(run_folder)
+
+    def save(self, manifest: Manifest) -> Done:
+        """Saves this moment, on every rank; what came of it, of which the figures are rank 0's."""
+        started, step = time.perf_counter(), manifest.step
+        failure = plain_save(self._accelerator, self._ranks, self._store, manifest, self._config_text, self._before_commit)
+        if not self._ranks.is_main:
+            return Done(step, manifest.reason, failure)
+        if failure:
+            self._journal.write("save_failed", step=step, reason=manifest.reason, failure=failure)
+            return Done(step, manifest.reason, failure, untidy=_failures({"what is left of it": lambda: self._forget(step)}))
+        num_bytes = self._store.entry(self._store.path(step)).manifest.num_bytes
+        self._journal.write(
+            "save", step=step, digest=manifest_digest(self._store.path(step)), reason=manifest.reason, bytes=num_bytes,
+            seconds=round(time.perf_counter() - started, 3),
+        )  # fmt: skip
+        untidy = _failures(
+            {
+                "the mark of a save": self._mark.touch, "old checkpoints": lambda: self._prune(num_bytes),
+                "the links latest and best": self._store.point_links,
+            }
+        )  # fmt: skip
+        return Done(step, manifest.reason, None, num_bytes, untidy=untidy)
+
+    def _forget(self, step: int) -> None:
+        """Removes what a failed save left: a full disk needs the room."""
+        if (staging := self._store.staging(step)).exists():
+            files.remove_folder(staging)
+
+    def _prune(self, next_bytes: int) -> None:
+        for name, reason in self._store.prune(self._policy, in_flight_bytes=next_bytes + (8 << 10)):  # for its manifest besides
+            self._journal.write("prune", name=name, reason=reason)
+
+
+def _failures(works: dict[str, Callable[[], object]]) -> tuple[str, ...]:
+    """What failed of what follows a save; every checkpoint is whole without it, and the next save tries again."""
+    failures = []
+    for what, work in works.items():
+        try:
+            work()
+        except OSError as error:
+            failures.append(f"{what}: {say(error)}")
+    return tuple(failures)

@@ -15,10 +15,9 @@ import psutil
 import torch
 
 import trainer
-from trainer import files
 from trainer.checkpoint.channel import HUNG_SECONDS, Channel, mark, to_text
+from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
 from trainer.config.schema import CheckpointConfig
 from trainer.journal import Journal
@@ -87,6 +86,11 @@ class Patience:
 
 class WriterLost(Exception):
     """Writers died MAX_STARTS times in a row, or one hung and was ended: saves are made without one from here on."""
+
+
+def tell_note(note: Mapping[str, Any]) -> None:
+    """Logs what somebody beside the trainer wants to be known."""
+    log.log(logging.WARNING if note["is_failure"] else logging.INFO, note["note"])
 
 
 class Background:
@@ -310,7 +314,7 @@ class Background:
         """Logs what the writer wants to be known; returns the other answers."""
         for answer in answers:
             if "note" in answer:
-                log.log(logging.WARNING if answer["is_failure"] else logging.INFO, answer["note"])
+                tell_note(answer)
         return [answer for answer in answers if "done" in answer]
 
     def _tell_whole(self, number: int, held: _Held) -> None:
@@ -351,40 +355,23 @@ def begin_background(
     """
     if not settings.asynchronous:
         log.info("saves: training waits for them, as checkpoint.asynchronous asks")
-        return _without_copies(settings)
+        return None
     free = free_memory_bytes()
     number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
     if number == 0:
         log.warning(
             "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory", size(slot_bytes), size(free)
         )
-        return _without_copies(settings)
+        return None
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
     log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
     paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
-    hello = {**facts, **paths, "second_place": _second_place(settings, facts["folder"].name)}
+    hello = {**facts, **paths, "second_place": second_place_of(settings, facts["folder"].name)}
     journal = Journal(facts["run_folder"])
     return Background(
         Snapshots(model, optimizer, slots, device), hello, held,
         lambda **event: journal.write("writer", **event),
     )  # fmt: skip
-
-
-def _without_copies(settings: CheckpointConfig) -> None:
-    """Says so where a second place is wanted: it is the writer that copies there."""
-    if settings.second_place:
-        log.warning("checkpoint.second_place: nothing is copied to %s, because there is no writer to do it", settings.second_place)
-
-
-def _second_place(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:
-    if settings.second_place is None:
-        return None
-    is_url = "://" in settings.second_place
-    where = settings.second_place if is_url else str(files.project_folder() / settings.second_place)
-    return {
-        "where": place_of_run(where, name), "every": settings.second_place_every,
-        "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
-    }  # fmt: skip
 
 
 def _environment() -> dict[str, str]:

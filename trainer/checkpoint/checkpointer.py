@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from trainer.checkpoint.background import Background, Done, Patience, WriterLost, begin_background, disk_answers
 from trainer.checkpoint.cadence import Budget, Cadence
+from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.plain import PlainSaves
 from trainer.checkpoint.ranks import Ranks, say
@@ -75,8 +76,9 @@ class Checkpointer:
         self._settings, self._policy, self._run_folder = settings, policy, run_folder
         self._curve, self._mark = run_folder / curve, run_folder / mark
         self._plain = PlainSaves(
-            accelerator, ranks, store, policy, description.config_text, before_commit, run_folder=run_folder, mark=self._mark
-        )
+            accelerator, ranks, store, policy, description.config_text, before_commit, run_folder=run_folder, mark=self._mark,
+            second_place=second_place_of(settings, store.folder.name),
+        )  # fmt: skip
         self._max_steps, self._global_batch, self._sequences_per_epoch = max_steps, global_batch, sequences_per_epoch
         self._report = report
         self._room = Room(model, optimizer, store, policy, max_steps)
@@ -389,3 +391,4 @@ class Checkpointer:
         """Lets the writer go, which commits the newest snapshot that is not on the disk; nothing can be saved after it."""
         if self._background is not None:
             self._background.end(wait_for_copies=wait_for_copies)
+        self._plain.end(wait_for_copies=wait_for_copies)

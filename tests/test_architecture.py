@@ -192,9 +192,9 @@ assert "torch" not in sys.modules
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
-def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
-    modules = [f"trainer.checkpoint.{name}" for name in ("cadence", "disk", "second_place", "suspects")]
-    script = f"import sys, {', '.join(modules)}; print(*({{'torch', 'accelerate', 'fsspec'}} & sys.modules.keys()))"
+def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
+    modules = [f"trainer.checkpoint.{name}" for name in ("cadence", "disk", "second_place", "suspects", "writer")]
+    script = f"import sys, {', '.join(modules)}; print(*({{'torch', 'accelerate', 'fsspec', 'pydantic'}} & sys.modules.keys()))"
     ended = subprocess.run(
         [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )

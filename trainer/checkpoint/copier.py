@@ -8,18 +8,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import files
 from trainer.checkpoint.channel import HUNG_SECONDS
 from trainer.checkpoint.second_place import Pace, copy_checkpoint, place_of_run
-from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
 from trainer.text import duration, size
 
+if TYPE_CHECKING:  # the writer starts in half the time without pydantic
+    from trainer.config.schema import CheckpointConfig
 
-def second_place_of(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:
+
+def second_place_of(settings: "CheckpointConfig", name: str) -> dict[str, Any] | None:
     """What a Copier of one run needs to know; None where no second place is wanted."""
     if settings.second_place is None:
         return None

@@ -176,6 +176,7 @@ for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["train",
               ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
               ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
               ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
+              ["checkpoints", "fetch", {copy!r}], ["checkpoints", "fetch", {copy!r}, "latest", "--to", {copy + "-2"!r}],
               ["checkpoints", "unpin", {run!r}, "5"], ["checkpoints", "prune", {run!r}]):
     try:
         app(words, standalone_mode=False)

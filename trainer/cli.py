@@ -345,3 +345,24 @@ def copy(
     from trainer.config.folders import find_checkpoints
 
     print(duplicate(find_checkpoints(run), step, target))
+
+
+@checkpoints_app.command()
+def fetch(
+    place: Annotated[
+        str, typer.Argument(metavar="PLACE", help="A run's folder in a second place: a path, or a URL that fsspec opens.")
+    ],
+    step: Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best; without it, what is there is listed.")] = "",
+    to: Annotated[
+        str, typer.Option(metavar="RUN|FOLDER", help="Where it goes; by default to the run that the last part of PLACE names.")
+    ] = "",
+) -> None:
+    """Bring a checkpoint back from a second place, every byte verified; without STEP, list what is there."""
+    from trainer.checkpoint import fetch as fetching
+    from trainer.config.folders import home_of_checkpoints
+
+    where = place.rstrip("/")
+    if not step:
+        print(fetching.offered(where))
+        return
+    print(fetching.fetch(where, step, home_of_checkpoints(to or where.rpartition("/")[2])))

@@ -4,7 +4,7 @@ what stands on the disk
     manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
     store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, prune
     retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
-    lock.py           one writer a folder, and waiting for the one that the last launch left
+    lock.py           one writer a folder, and waiting for the one that the last launch left, as long as it moves
     verified.py       what the last verifications found, remembered
 saving
     checkpointer.py   when to save and how, on every rank
@@ -17,7 +17,7 @@ saving
     random_states.py  the random streams of one rank, as plain JSON
     ranks.py          what the ranks tell each other
     room.py           what a run's checkpoints take, on the disk and in memory
-    copier.py         copies to a second place, beside the writing
+    copier.py         copies to a second place, beside the saves
     disk.py           whether the disk can take the checkpoints: proved at the start, forecast on the way
     second_place.py   verified copies on another disk or in an object store, and the way back; the only user of fsspec
 going on
@@ -25,6 +25,7 @@ going on
     suspects.py       which checkpoints starts die from again and again, by the journal; pure
     restore.py        loading it, without executing anything from it
 for a person
-    choose.py         the checkpoints that a person means; listing.py, show.py, pin.py, duplicate.py: what one does with them
+    choose.py         the checkpoints that a person means; listing.py, show.py, pin.py, duplicate.py, fetch.py: what one does with
+                    them
     tensors.py        which tensors of two safetensors files differ, without torch
 """

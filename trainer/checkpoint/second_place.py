@@ -75,6 +75,9 @@ class Place(Protocol):
     def steps(self) -> list[int]:
         """Steps of all checkpoints there that have a manifest, newest first."""
 
+    def folders(self) -> list[str]:
+        """Names of the folders there that are no checkpoints: those of runs, where several share a place."""
+
     def sweep(self) -> None:
         """Removes what interrupted copies left."""
 
@@ -102,6 +105,10 @@ class LocalPlace:
 
     def steps(self) -> list[int]:
         return [entry.step for entry in self._store.entries() if (entry.path / MANIFEST).is_file()]
+
+    def folders(self) -> list[str]:
+        there = self._folder.iterdir() if self._folder.is_dir() else ()
+        return [path.name for path in there if path.is_dir() and not path.name.startswith((".", "step-"))]
 
     def sweep(self) -> None:
         self._store.sweep()
@@ -144,15 +151,22 @@ class RemotePlace:
     def _path(self, path: str) -> str:
         return posixpath.join(self._root, path)
 
-    def _folders(self) -> set[int]:
-        """Steps of all folders there, those without a manifest included."""
+    def _names(self) -> list[str]:
+        """Names of all that is there."""
         self._system.invalidate_cache()
         try:
-            names = [posixpath.basename(path.rstrip("/")) for path in self._system.ls(self._root, detail=False)]
+            return [posixpath.basename(path.rstrip("/")) for path in self._system.ls(self._root, detail=False)]
         except FileNotFoundError:
-            return set()
-        steps = {int(match[1]): name for name in names if (match := re.fullmatch(r"step-([0-9]+)", name))}
+            return []
+
+    def _folders(self) -> set[int]:
+        """Steps of all folders there, those without a manifest included."""
+        steps = {int(match[1]): name for name in self._names() if (match := re.fullmatch(r"step-([0-9]+)", name))}
         return {step for step, name in steps.items() if name == _name(step)}
+
+    def folders(self) -> list[str]:
+        there = [name for name in self._names() if not name.startswith((".", "step-"))]
+        return [name for name in there if self._system.isdir(self._path(name))]
 
     def steps(self) -> list[int]:
         found = [step for step in self._folders() if self._system.exists(self._path(f"{_name(step)}/{MANIFEST}"))]

@@ -84,6 +84,14 @@ def find_checkpoints(run: str) -> Path:
     )
 
 
+def home_of_checkpoints(wanted: str) -> Path:
+    """The same, where there need not be any yet: a bare name is a run's, anything else a folder."""
+    try:
+        return find_checkpoints(wanted)
+    except TrainerError:
+        return Path(wanted) if "/" in wanted else files.project_folder() / "checkpoints" / wanted
+
+
 def _known(kind: str, wanted: str) -> str:
     folder = files.project_folder() / kind
     names = (

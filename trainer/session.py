@@ -11,7 +11,7 @@ from typing import Any
 from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
-from trainer.errors import RankLostError, TrainerError
+from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.generate import generate
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
@@ -42,11 +42,12 @@ def run_session(config: Config) -> int:
     with StopRequest() as stop:
         try:
             end_with_launcher()
-            if is_main:
-                sweep_causes(folder)
-            _note(folder, before, "running", run, "starting")
             with broken_connections_explained(folder):
-                run = build_run(config, stop)
+                with _disk_errors_explained(folder):
+                    if is_main:
+                        sweep_causes(folder)
+                    _note(folder, before, "running", run, "starting")
+                    run = build_run(config, stop)
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
                 run.checkpointer.close()
@@ -72,6 +73,23 @@ def run_session(config: Config) -> int:
         finally:
             if held is not None:
                 held.close()
+
+
+@contextmanager
+def _disk_errors_explained(folder: Path) -> Iterator[None]:
+    """A full or broken disk in this block, before the first step, becomes a LaunchError: there is nothing that could go on without it."""
+    try:
+        yield
+    except TrainerError:
+        raise
+    except Exception as error:
+        if cause_of_error(error) != "disk":
+            raise
+        where = error.filename if isinstance(error, OSError) and error.filename else folder
+        raise LaunchError(
+            f"{where} cannot be written ({getattr(error, 'strerror', None) or error}); make room there or mend that disk, or set runs_folder "
+            "and checkpoints_folder to another, and start again: no step was taken"
+        ) from error
 
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:

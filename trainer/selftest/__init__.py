@@ -3,6 +3,7 @@
 choose.py      how many steps and kills fit the time, and at which moments to kill; pure
 victim.py      launches that are watched and killed, with or without their writer
 evidence.py    what the runs left: where each start came back, and the first differences; pure but for reading
+homes.py       where it takes place, and what a test that was killed left there
 result.py      what it came to, for a person and for a program
 conduct.py     the whole test, from the words that were typed to a Result
 """

@@ -3,7 +3,6 @@
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.config.folders import check_can_be_made
 from trainer.config.schema import Config
 from trainer.errors import LaunchError
 from trainer.journal import read_events
@@ -19,6 +17,7 @@ from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import read_outcome
 from trainer.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, kills
 from trainer.selftest.evidence import Ran, differences, starts
+from trainer.selftest.homes import homes_of
 from trainer.selftest.result import Result, Survived, plan_sentence
 from trainer.selftest.victim import Launchable, Victim, last_step
 from trainer.text import duration
@@ -26,7 +25,12 @@ from trainer.text import duration
 Plan = Callable[[Sequence[str]], Launchable]
 """Checks a launch with further `key=value` words after those that were typed, and says what to run: supervise.plan."""
 
-FOLDER = ".selftest-"
+FIRST_SECONDS = 1800.0
+"""How long the launch that measures may take: nothing is known of it yet, and a compiler may run in it."""
+
+HANG_FACTOR, HANG_SECONDS = 10.0, 120.0
+"""A later launch hangs when it takes so many times as long as was measured, and so much more."""
+
 _LAST_LINES = 5
 
 
@@ -39,33 +43,15 @@ def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str],
     raises   TrainerError when the run does not even run straight
     """
     began = time.monotonic()
-    homes = _make_homes(config)
-    with ExitStack() as processes, _ended_by_signals():
-        is_kept = False
+    with _ended_by_signals(), homes_of(config, say) as homes, ExitStack() as processes:
         try:
-            bench = _Bench(config, plan, homes, processes, say)
+            bench = _Bench(config, plan, homes.both, processes, say)
             result = bench.conduct(seconds, began, dice or random.Random())
-            is_kept = not result.is_exact
+            homes.is_kept = not result.is_exact
             return result
         except LaunchError:
-            is_kept = True
+            homes.is_kept = True
             raise
-        finally:
-            processes.close()
-            if not is_kept:
-                for home in homes:
-                    files.remove_folder(home)
-
-
-def _make_homes(config: Config) -> tuple[Path, Path]:
-    """A folder among the runs and one among the checkpoints, of the same name: on the disks that the run itself would use."""
-    runs, checkpoints = (files.project_folder() / folder for folder in (config.runs_folder, config.checkpoints_folder))
-    for setting, folder in (("runs_folder", runs), ("checkpoints_folder", checkpoints)):
-        check_can_be_made(setting, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix=FOLDER, dir=runs))
-    (checkpoints / home.name).mkdir(exist_ok=True)
-    return home, checkpoints / home.name
 
 
 @contextmanager
@@ -110,7 +96,7 @@ class _Bench:
         settings = settings_for(self._config, choice.steps, choice.every_steps)
         self._say(plan_sentence(costs, choice, left))
         self._say(f"straight: {choice.steps} steps")
-        straight_seconds = self._run_straight("straight", settings)
+        straight_seconds = self._run_straight("straight", settings, choice, costs)
         self._say(f"killed: the same {choice.steps} steps")
         survived, failure = self._run_killed(settings, choice, costs, dice)
         straight, killed = self._ran("straight"), self._ran("killed")
@@ -133,8 +119,12 @@ class _Bench:
         runs, checkpoints = self._homes
         return self._plan([*settings, f"name={name}", f"runs_folder={runs}", f"checkpoints_folder={checkpoints}"])
 
-    def _start(self, name: str, checked: Launchable) -> Victim:
-        victim = Victim(checked, self._log(name))
+    def _start(self, name: str, checked: Launchable, *, steps: int = 0, costs: Costs | None = None) -> Victim:
+        """Starts a launch that may take a multiple of what was measured for so many steps."""
+        limit = FIRST_SECONDS
+        if costs:
+            limit = HANG_FACTOR * (costs.start_seconds + steps * costs.step_seconds + costs.end_seconds) + HANG_SECONDS
+        victim = Victim(checked, self._log(name), limit_seconds=limit)
         self._processes.callback(victim.clear_away)
         return victim
 
@@ -156,8 +146,8 @@ class _Bench:
             files.remove_folder(home / "probe")
         return Costs(max(0.0, first - steps[0]), steps[-1], end)
 
-    def _run_straight(self, name: str, settings: list[str]) -> float:
-        victim = self._start(name, self._checked(name, settings))
+    def _run_straight(self, name: str, settings: list[str], choice: Choice, costs: Costs) -> float:
+        victim = self._start(name, self._checked(name, settings), steps=choice.steps, costs=costs)
         self._see_it_through(name, victim)
         return victim.seconds
 
@@ -187,7 +177,7 @@ class _Bench:
         """Runs, kills and starts again until the end; returns what each kill came to, and how a start failed if one did."""
         checked = self._checked("killed", settings)
         blows: list[dict[str, Any]] = []
-        reached, victim = 0, self._start("killed", checked)
+        reached, victim = 0, self._start("killed", checked, steps=choice.steps, costs=costs)
         for kill in kills(choice, costs.step_seconds, dice):
             # Kills come later than planned where steps are short; the next one has to find steps that are new.
             if not victim.wait_for_step(max(kill.step, reached + 1)):
@@ -195,7 +185,7 @@ class _Bench:
             time.sleep(kill.delay_seconds)
             hit_writer = victim.kill(with_writer=kill.hits_writer)
             reached = last_step(checked.folder)
-            victim = self._start("killed", checked)
+            victim = self._start("killed", checked, steps=choice.steps, costs=costs)
             back_seconds = victim.wait_for_resume(reached)
             blows.append({"killed_at_step": reached, "hit_writer": hit_writer, "start_seconds": back_seconds})
             back = "" if back_seconds is None else f", back after {duration(back_seconds)}"

@@ -11,9 +11,11 @@ from typing import Protocol
 
 import psutil
 
+from trainer.errors import LaunchError
 from trainer.journal import JOURNAL
 from trainer.metrics.curves import CURVE
 from trainer.safety.parent import STARTED_BY
+from trainer.text import duration
 
 WRITER = "trainer.checkpoint.writer"
 _LOOK_SECONDS = 0.005
@@ -31,8 +33,9 @@ class Launchable(Protocol):
 class Victim:
     """One launch of a run, in a session of its own; what it prints goes to a file."""
 
-    def __init__(self, plan: Launchable, log: Path) -> None:
-        self._folder = plan.folder
+    def __init__(self, plan: Launchable, log: Path, *, limit_seconds: float) -> None:
+        """`limit_seconds`: after so long it hangs, and whoever waits for it is told."""
+        self._folder, self._log, self._limit_seconds = plan.folder, log, limit_seconds
         self._num_resumes = _num_resumes(self._folder)
         self._writers: list[psutil.Process] = []
         self._began = time.monotonic()
@@ -58,11 +61,20 @@ class Victim:
         return self._process.poll() is None
 
     def _watch(self, happened: Callable[[], bool]) -> None:
+        """Looks until it happened or the launch ended. raises LaunchError when the launch hangs"""
         while not happened() and self._process.poll() is None:
+            if self.seconds > self._limit_seconds:
+                error = LaunchError(
+                    f"the {self._folder.name} launch hangs: it should have ended long ago, and after {duration(self._limit_seconds)} stands at "
+                    f"step {last_step(self._folder)}; it is ended. What it printed is kept in {self._log}: mend that, and start again"
+                )
+                error.exit_code = 1
+                raise error
             time.sleep(_LOOK_SECONDS)
 
     def wait(self) -> int:
-        """Waits for its end; returns the launcher's exit code."""
+        """Waits for its end; returns the launcher's exit code. raises LaunchError when it hangs"""
+        self._watch(lambda: False)
         return self._process.wait()
 
     def kill(self, *, with_writer: bool) -> bool:

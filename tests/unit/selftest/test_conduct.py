@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import locks
 from trainer.config.load import load
 from trainer.errors import LaunchError
 from trainer.metrics.outcome import write_outcome
@@ -67,3 +68,49 @@ def test_an_interruption_leaves_nothing(project):
     with pytest.raises(KeyboardInterrupt):
         selftest(config(), fails(project, None), seconds=1, say=interrupt)
     assert not list(project.glob("*/.selftest-*"))
+
+
+# What an earlier test left
+
+
+def left(project, name, *, held=None):
+    """The two folders of a test that ended without removing them; `held`: a lock in them that a process still holds."""
+    made = [project / kind / f".selftest-{name}" for kind in ("runs", "checkpoints")]
+    for folder in made:
+        (folder / "killed").mkdir(parents=True)
+    (made[0] / ".lock").touch()
+    return made, locks.take(made[1] / "killed" / ".lock") if held else None
+
+
+def test_what_a_killed_test_left_is_swept_by_the_next_and_that_is_told(project):
+    (mine, _), (busy, held) = left(project, "dead"), left(project, "busy", held=True)
+    kept = project / "runs" / ".selftest-kept"
+    kept.mkdir()
+    said = []
+    with pytest.raises(LaunchError):
+        selftest(config(), fails(project, None), seconds=1, say=said.append)
+    held.close()
+    assert not any(folder.exists() for folder in mine) and all(folder.exists() for folder in busy), "a writer is still there"
+    assert kept.exists(), "it was kept to be looked at"
+    assert said[0] == "removed .selftest-dead, which a selftest that was killed has left" and len(said) == 2
+
+
+def test_a_test_that_runs_is_not_swept_by_another(project):
+    seen = []
+
+    def other(line):
+        if not seen:
+            seen.append(sorted(project.glob("*/.selftest-*")))
+            with pytest.raises(LaunchError):
+                selftest(config(), fails(project, None), seconds=1, say=lambda line: None)
+            assert all(folder.exists() for folder in seen[0]) and len(seen[0]) == 2
+
+    with pytest.raises(LaunchError):
+        selftest(config(), fails(project, None), seconds=1, say=other)
+
+
+def test_what_is_kept_to_be_looked_at_is_not_swept_later(project):
+    for number in (1, 2):
+        with pytest.raises(LaunchError):
+            selftest(config(), fails(project, None), seconds=1, say=lambda line: None)
+        assert len(list((project / "runs").glob(".selftest-*"))) == number

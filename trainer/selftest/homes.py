@@ -1,0 +1,70 @@
+"""Where a test takes place: a folder among the runs and one among the checkpoints, and what a test that was killed left of its own."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import files, locks
+from trainer.config.folders import check_can_be_made
+from trainer.config.schema import Config
+
+FOLDER = ".selftest-"
+_LOCK = ".lock"
+
+
+@dataclass
+class Homes:
+    """Two folders of one name, on the disks that the run itself would use."""
+
+    runs: Path
+    checkpoints: Path
+    is_kept: bool = False
+    """Whether they stay when the test ends: there is something to be looked at."""
+
+    @property
+    def both(self) -> tuple[Path, Path]:
+        return self.runs, self.checkpoints
+
+
+@contextmanager
+def homes_of(config: Config, say: Callable[[str], None]) -> Iterator[Homes]:
+    """Makes the folders, after those were swept that a killed test left, and removes them at the end unless they are kept."""
+    runs, checkpoints = (files.project_folder() / folder for folder in (config.runs_folder, config.checkpoints_folder))
+    for setting, folder in (("runs_folder", runs), ("checkpoints_folder", checkpoints)):
+        check_can_be_made(setting, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in _sweep(runs, checkpoints):
+        say(f"removed {name}, which a selftest that was killed has left")
+    home = Path(tempfile.mkdtemp(prefix=FOLDER, dir=runs))
+    homes = Homes(home, checkpoints / home.name)
+    held = locks.take(home / _LOCK)
+    try:
+        homes.checkpoints.mkdir(exist_ok=True)
+        yield homes
+    finally:
+        held.close()
+        if homes.is_kept:
+            (home / _LOCK).unlink()  # without it nobody sweeps it
+        else:
+            _remove(homes.both)
+
+
+def _sweep(runs: Path, checkpoints: Path) -> list[str]:
+    """Removes the folders of tests that ended without removing them; returns their names. Where something still runs they stay."""
+    swept = []
+    for home in sorted(runs.glob(f"{FOLDER}*")):
+        both = (home, checkpoints / home.name)
+        taken = [home / _LOCK, *(path for folder in both for path in folder.glob(f"*/{_LOCK}"))]
+        if taken[0].is_file() and not any(locks.is_held(path) for path in taken):
+            _remove(both)
+            swept.append(home.name)
+    return swept
+
+
+def _remove(both: tuple[Path, Path]) -> None:
+    """Removes both, the one with the lock last: a removal that is cut short is begun again by the next sweep."""
+    for folder in reversed(both):
+        if folder.exists():
+            files.remove_folder(folder)

@@ -64,6 +64,37 @@ def asked() -> Asked:
     )
 
 
+def first_before_joining(work: Callable[[], T]) -> T | None:
+    """Does `work` on rank 0 before the ranks join; the others wait, and get None. Where rank 0 ends by an error, its launcher ends them.
+
+    They would do nothing else but wait within torch's meeting, where no signal reaches them: the launcher would kill them 30 seconds later.
+
+    raises  LaunchError on another rank when the launcher of rank 0, which keeps the word between them, is gone
+    """
+    is_main, store = os.environ.get("RANK", "0") == "0", _launchers_store()
+    result = work() if is_main else None
+    if store is None:
+        return result
+    word = f"trainer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/may join"
+    try:
+        if is_main:
+            store.set(word, b"")
+        while not store.check([word]):
+            time.sleep(0.05)
+    except RuntimeError as error:
+        raise LaunchError(
+            f"the launcher of rank 0 is gone before the ranks had met ({str(error).splitlines()[0]}); see what rank 0 says, and start again"
+        ) from None
+    return result
+
+
+def _launchers_store() -> torch.distributed.TCPStore | None:
+    """The store that the launcher keeps for its ranks; None for a process that is alone, or was launched in another way."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) or os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    return torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+
+
 def start(
     place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path
 ) -> Accelerator:

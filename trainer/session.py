@@ -15,7 +15,7 @@ from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.generate import generate
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
-from trainer.launch import finish_processes
+from trainer.launch import finish_processes, first_before_joining
 from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.run import Run, build_run, sample_prompt
@@ -37,11 +37,11 @@ def run_session(config: Config) -> int:
     """
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
-    held = hold(folder) if is_main else None
+    end_with_launcher()
+    held = first_before_joining(lambda: hold(folder))
     before, journal = read_outcome(folder), Journal(folder)
     with StopRequest() as stop:
         try:
-            end_with_launcher()
             with broken_connections_explained(folder):
                 with _disk_errors_explained(folder):
                     if is_main:

@@ -175,9 +175,10 @@ def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path)
 
 
 @pytest.mark.slow
-def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path, num_processes):
     """Both have passed the look before the launch when the first takes the run; the second says that, and nothing else."""
-    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 1)
+    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, num_processes)
     words = ["-m", "trainer", "launch", str(cluster), str(recipe), *LONG]
     first = _start_training(words, recipe)
     blind = "from trainer import supervise; supervise.check_not_held = lambda folder: None; from trainer.cli import main; main()"

@@ -153,3 +153,70 @@ def test_a_group_that_was_left_is_not_torn_down_under_python_s_lock(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("left: False") and not done.stdout.startswith("left: False 0"), done.stdout
+
+
+# Before the ranks join
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """The launcher's store of two ranks, and the environment of one of them."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def be(rank):
+        for name, value in {**place, "RANK": str(rank)}.items():
+            monkeypatch.setenv(name, value)
+        return store
+
+    return be
+
+
+WAITING = "from trainer import launch; print('there', flush=True); launch.first_before_joining(lambda: 1); print('joins', flush=True)"
+
+
+def waiting_rank():
+    other = subprocess.Popen([sys.executable, "-c", WAITING], cwd=launch.__file__.rpartition("/trainer/")[0], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "there\n"
+    return other
+
+
+def test_a_process_that_is_alone_waits_for_nobody(monkeypatch):
+    assert launch.first_before_joining(lambda: 7) == 7
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert launch.first_before_joining(lambda: pytest.fail("it is rank 0's work")) is None
+
+
+def test_the_other_ranks_wait_until_rank_0_has_done_its_work(two_ranks):
+    two_ranks(1)
+    other = waiting_rank()
+    two_ranks(0)
+    assert launch.first_before_joining(lambda: other.poll()) is None, "it still waits"
+    assert other.stdout.readline() == "joins\n" and other.wait(30) == 0
+
+
+def test_a_rank_that_waits_for_one_that_was_refused_ends_at_its_launchers_signal(two_ranks):
+    two_ranks(1)
+    other = waiting_rank()
+    two_ranks(0)
+
+    def refused():
+        raise LaunchError("another process is training")
+
+    with pytest.raises(LaunchError, match="another process is training"):
+        launch.first_before_joining(refused)
+    other.terminate()
+    assert other.wait(30) == -15
+
+
+def test_a_launcher_that_is_gone_before_the_ranks_have_met_is_told(two_ranks, monkeypatch):
+    two_ranks(1)
+
+    class Gone:
+        def check(self, keys):
+            raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(launch, "_launchers_store", Gone)
+    with pytest.raises(LaunchError, match=r"the launcher of rank 0 is gone before the ranks had met \(Broken pipe\); see what rank 0 says"):
+        launch.first_before_joining(lambda: None)

@@ -2,6 +2,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def test_the_other_ranks_wait_until_rank_0_has_done_its_work(two_ranks):
     two_ranks(1)
     other = waiting_rank()
     two_ranks(0)
-    assert launch.first_before_joining(lambda: other.poll()) is None, "it still waits"
+    assert launch.first_before_joining(lambda: (time.sleep(1.0), other.poll())[1]) is None, "it still waits"
     assert other.stdout.readline() == "joins\n" and other.wait(30) == 0
 
 

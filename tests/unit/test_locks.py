@@ -185,6 +185,21 @@ def test_one_who_looked_long_ago_does_not_take_a_number_below_the_highest(path, 
     assert ".lock-00000002" not in names(path)
 
 
+def test_a_number_that_another_took_since_the_look_is_that_ones(path, without_locks, monkeypatch):
+    first, real, looks = record(path, 1, gone()), locks.newest_record, []
+
+    def newest(path):
+        looks.append(real(path))
+        if len(looks) == 1:
+            record(path, 2, locks.process(os.getppid()))  # between the look and the taking
+            return first
+        return looks[-1]
+
+    monkeypatch.setattr(locks, "newest_record", newest)
+    assert locks._take_record(path) is None
+    assert locks.read_record(path.with_name(".lock-00000002"))[0].pid == os.getppid()
+
+
 def test_of_many_who_find_a_stale_record_at_once_one_takes_it(path, without_locks):
     record(path, 1, gone())
     script = f"{WITHOUT}import time\nfrom pathlib import Path\ntime.sleep(max(0, {time.time() + 1.0} - time.time()))\n"

@@ -21,7 +21,7 @@ real = files.write_pages
 def write_pages(*arguments):
     while os.path.exists({flag!r}):
         time.sleep(0.01)
-    for _ in range(10 if os.path.exists({flag!r} + " slowly") else 0):
+    for _ in range(20 if os.path.exists({flag!r} + " slowly") else 0):
         time.sleep(0.1)
         arguments[3](0, 0)
     real(*arguments)
@@ -100,7 +100,7 @@ def test_a_slow_disk_that_moves_is_no_hanging_one(run, store, tmp_path):
     (tmp_path / "hangs slowly").touch()
     started = time.monotonic()
     run.save("final")
-    assert time.monotonic() - started > 1.5 and steps_on_disk(store) == [1] and run.checkpointer._background is not None
+    assert time.monotonic() - started > 3.5 and steps_on_disk(store) == [1] and run.checkpointer._background is not None
 
 
 @pytest.mark.parametrize("reason", ["final", "interrupt"])

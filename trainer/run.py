@@ -40,6 +40,7 @@ from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import SAVED, Reporter
+from trainer.metrics.tags import MEANINGS, guide
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
@@ -208,6 +209,7 @@ def _build_reporter(
     return Reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
+        tracker_options=config.metrics.tracker_options, sample=dict,
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
         replay_key=_replay_key(config, accelerator, description),
     )  # fmt: skip
@@ -233,7 +235,6 @@ def _build_validation(
 
 def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again."""
-    packages = ("torch", "accelerate", "transformers")
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(
         identity={
@@ -249,14 +250,15 @@ def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: 
         tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
         vocab_size=corpus.vocab_size,
         precision=decision.mode,
-        versions={
-            "trainer": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },  # fmt: skip
+        versions=_versions(),
         config_text=dump(config),
         validation=_digest(held_out) if held_out else None,
     )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "accelerate", "transformers")
+    return {"trainer": __version__, "python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def _replay_key(config: Config, accelerator: Accelerator, description: Description) -> str:
@@ -289,7 +291,7 @@ def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
     if run.accelerator.is_main_process:
-        Journal(run.folder).write("start", fingerprint=_fingerprint(run), processes=run.accelerator.num_processes)
+        Journal(run.folder).write("start", fingerprint=_fingerprint(run), processes=run.accelerator.num_processes, precision=run.decision.mode)
     wanted = resume_point(config)
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":
@@ -305,8 +307,18 @@ def _bring_to_its_place(run: Run) -> None:
     else:
         resumed_step = resolution.manifest.step
         _restore(run, resolution, wanted)
-    run.reporter.open(flatten(config), resumed_step)
+    run.reporter.open(flatten(config), resumed_step, _texts(run))
     run.checkpointer.begin(resumed_step)
+
+
+def _texts(run: Run) -> dict[str, str]:
+    """What TensorBoard's text tab says of this launch, as Markdown by tag."""
+    return {
+        "run/config": f"```yaml\n{dump(run.config)}```",
+        "run/precision": run.decision.sentence,
+        "run/versions": "\n".join(f"- {name} {number}" for name, number in _versions().items()),
+        "run/curves": guide(MEANINGS),
+    }
 
 
 def _make_folders(run: Run) -> None:

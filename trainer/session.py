@@ -50,7 +50,7 @@ def run_session(config: Config) -> int:
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
                 run.checkpointer.close()
-                run.reporter.close()
+                run.reporter.close(finished=outcome.kind == "finished")
                 conclude(run, before, outcome)
                 if is_main:
                     journal.write("stop", cause=outcome.kind, step=run.progress.step, reason=outcome.reason)

@@ -142,7 +142,9 @@ class MetricsConfig(Section):
     console_every_steps: Positive = 10
     """Steps between two lines in the log; metrics.jsonl and TensorBoard have every step."""
     trackers: list[str] = ["tensorboard"]
-    """Trackers of Accelerate, by name."""
+    """Trackers of Accelerate, by name: tensorboard, wandb, trackio, mlflow ..."""
+    tracker_options: dict[str, dict[str, Any]] = {}
+    """What a tracker's own opening call is given, by the tracker's name: `{wandb: {entity: me}}`."""
 
 
 class SafetyConfig(Section):

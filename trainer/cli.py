@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -148,6 +149,25 @@ def print_report(config: "Config", folder: Path) -> None:
     from trainer.report import report
 
     print("\n" + report(config.name, folder, checkpoints_folder(config), known_baselines(config.data)), flush=True)
+
+
+@app.command()
+def tensorboard(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name, or any folder of runs; all of runs/ without it.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port; the first free one from 6006 by default.")] = None,
+) -> None:
+    """Open TensorBoard on a free port, and say how to reach it from another machine."""
+    from trainer.config.folders import find_run
+    from trainer.files import project_folder
+    from trainer.tensorboard import board, show
+
+    if run is None:
+        folder = project_folder() / "runs"
+    else:
+        folder = Path(run) if Path(run).is_dir() else find_run(run)
+    opened = board(folder, port, os.environ)
+    print(opened.told, file=sys.stderr, flush=True)
+    show(opened)
 
 
 @app.command(name="report")

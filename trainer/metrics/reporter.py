@@ -142,7 +142,7 @@ class Reporter:
             self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
         )  # fmt: skip
         self._drawing = Drawing(trackers, self._failures)
-        if resumed_step is None:
+        if any(tracker.begins for tracker in trackers):
             self._drawing.add(0, lambda writer: (write_settings(writer, settings), write_layout(writer)))
         for tag, text in texts.items():
             # At the step that this launch takes first: a resume from an earlier step forgets it, and one from this step writes it anew.

@@ -63,7 +63,7 @@ def open_trackers(
         keywords = {**defaults.get(tracker_name, {}), **(options or {}).get(tracker_name, {})}
         try:
             tracker = _open(accelerator, tracker_name, name, keywords)
-            if tracker_name != "tensorboard" and resumed_step is None:
+            if tracker_name != "tensorboard" and position == 0:
                 tracker.store_init_configuration({key: plain(value) for key, value in settings.items()})
         except Exception as error:
             problem = f"the tracker {tracker_name} could not be opened: {type(error).__name__}: {error}"
@@ -99,7 +99,10 @@ def begin_of_drawing(folder: Path, tracker_name: str, resumed_step: int | None) 
     except (FileNotFoundError, ValueError):  # it has not drawn this run yet, or nobody knows how far
         position = 0
     undrawn = next((record["step"] for _, record in records_from(curve, position)), None)
-    return (size, resumed_step + 1) if undrawn is None else (end_of_step(curve, undrawn - 1), undrawn)
+    if undrawn is None:
+        return size, resumed_step + 1
+    position = end_of_step(curve, undrawn - 1)
+    return position, undrawn if position else 0
 
 
 def _mark(folder: Path, tracker_name: str) -> Path:
@@ -110,9 +113,10 @@ class PatientTracker:
     """A tracker that may fail: it is left alone for a while, longer after each failure, and then draws what it missed."""
 
     def __init__(self, tracker: GeneralTracker, folder: Path, position: int) -> None:
-        """`position` is the byte of the curve in `folder` that it draws from."""
+        """`position` is the byte of the curve in `folder` that it draws from; at 0 it `begins`, and knows nothing of the run yet."""
         self.tracker = tracker
         self._curve, self._position = folder / CURVE, position
+        self.begins = position == 0
         self._pause_seconds = 0.0
         self._retry_at = 0.0
         self._mark = os.open(_mark(folder, self.name), os.O_WRONLY | os.O_CREAT, 0o644)

@@ -42,17 +42,23 @@ def train(run: Run) -> Outcome:
         )
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
+    run.stopwatch.start()
     for batch in run.loader.batches(run.progress.sequences):
+        run.stopwatch.lap("data")
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
         loss = accumulate_gradients(run, batch)
+        run.stopwatch.lap("forward_backward")
         grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
         run.checkpointer.before_update()  # a snapshot may still be reading the weights
-        step_if_finite(run.optimizer, grad_norm)
+        with run.probes.around_update(run.progress.step + 1):
+            step_if_finite(run.optimizer, grad_norm)
         run.optimizer.zero_grad()
+        run.stopwatch.lap("optimizer")
 
         run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
         known = report(run, batch, lr, loss, grad_norm)
         outcome = decide(run, known)
+        run.stopwatch.lap("report")
 
         is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
         save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
@@ -88,6 +94,7 @@ def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: tor
     known = run.reporter.step(
         step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
         epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers,
+        laps=run.stopwatch.end_step(), reading=run.probes.take(),
     )  # fmt: skip
     # Before an evaluation, a save or the end nothing may be on its way.
     needed_now = run.evaluator.due(progress.step) or run.checkpointer.due() or progress.step >= run.config.max_steps
@@ -117,6 +124,7 @@ def evaluate(run: Run) -> bool:
             facts["bits_per_byte"] = bits_per_byte(result, num_bytes)
         seconds = time.perf_counter() - started
         run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
+    run.stopwatch.lap("evaluation")
     return run.evaluator.record(step, result.loss)
 
 
@@ -135,6 +143,7 @@ def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
     with run.reporter.pause():
         known = run.reporter.known
         run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
+    run.stopwatch.lap("save")
 
 
 def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> str | None:

@@ -39,7 +39,10 @@ from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
 from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES, Probes, histogram_interval
 from trainer.metrics.reporter import SAVED, Reporter
+from trainer.metrics.stopwatch import TAGS as TIMES
+from trainer.metrics.stopwatch import Stopwatch
 from trainer.metrics.tags import MEANINGS, guide
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
@@ -81,6 +84,8 @@ class Run:
     restorer: Restorer
     checkpointer: Checkpointer
     reporter: Reporter
+    stopwatch: Stopwatch
+    probes: Probes
     folder: Path
     """runs/NAME."""
 
@@ -136,7 +141,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         ),
         state=state, guard=guard, stop=stop, evaluator=evaluator,
         validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
-        reporter=reporter, folder=run_folder(config),
+        reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
+        folder=run_folder(config),
     )  # fmt: skip
     _bring_to_its_place(run)
     return run
@@ -212,6 +218,13 @@ def _build_reporter(
         tracker_options=config.metrics.tracker_options, sample=dict,
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
         replay_key=_replay_key(config, accelerator, description),
+    )  # fmt: skip
+
+
+def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
+    return Probes(
+        model, detail_every_steps=config.metrics.detail_every_steps, is_main=accelerator.is_main_process,
+        histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
     )  # fmt: skip
 
 
@@ -317,7 +330,7 @@ def _texts(run: Run) -> dict[str, str]:
         "run/config": f"```yaml\n{dump(run.config)}```",
         "run/precision": run.decision.sentence,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in _versions().items()),
-        "run/curves": guide(MEANINGS),
+        "run/curves": guide(MEANINGS, TIMES, {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}, HISTOGRAM_TAGS),
     }
 
 

@@ -141,6 +141,10 @@ class MetricsConfig(Section):
 
     console_every_steps: Positive = 10
     """Steps between two lines in the log; metrics.jsonl and TensorBoard have every step."""
+    detail_every_steps: NotNegative = 10
+    """Steps between two looks at the layer groups: gradient norm, weight norm, update to weight; 0: none."""
+    histogram_every_steps: NotNegative | None = None
+    """Steps between two histograms of every weight and gradient; empty: a hundredth of the run, at least 100; 0: none."""
     trackers: list[str] = ["tensorboard"]
     """Trackers of Accelerate, by name: tensorboard, wandb, trackio, mlflow ..."""
     tracker_options: dict[str, dict[str, Any]] = {}

@@ -14,15 +14,15 @@ FINAL_METRICS = ("loss/train_smoothed", "loss/validation", "loss/validation_bits
 
 
 class Bins(Protocol):
-    """A histogram that was counted already: `counts[i]` numbers lie up to `limits[i]`, above `limits[i - 1]`."""
+    """A histogram that was counted already: `bucket_counts[i]` numbers lie up to `bucket_limits[i]`, above the limit before."""
 
     min: float
     max: float
     num: int
     sum: float
     sum_squares: float
-    limits: Any
-    counts: Any
+    bucket_limits: Any
+    bucket_counts: Any
 
 
 def write_settings(writer: SummaryWriter, settings: Mapping[str, Any]) -> None:
@@ -46,6 +46,6 @@ def write_layout(writer: SummaryWriter) -> None:
 def write_histogram(writer: SummaryWriter, tag: str, step: int, bins: Bins) -> None:
     """Draws one histogram."""
     writer.add_histogram_raw(
-        tag, min=bins.min, max=bins.max, num=bins.num, sum=bins.sum, sum_squares=bins.sum_squares, bucket_limits=bins.limits,
-        bucket_counts=bins.counts, global_step=step,
+        tag, min=bins.min, max=bins.max, num=bins.num, sum=bins.sum, sum_squares=bins.sum_squares, bucket_limits=bins.bucket_limits,
+        bucket_counts=bins.bucket_counts, global_step=step,
     )  # fmt: skip

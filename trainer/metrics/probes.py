@@ -205,6 +205,10 @@ class Reading:
             for tag, number in zip(expand(template, self._groups), numbers, strict=True)
         }
 
+    @property
+    def has_histograms(self) -> bool:
+        return self._samples is not None
+
     def histograms(self) -> dict[str, Histogram]:
         """Each tag's histogram, on a step that has them; waits likewise. Values that are not finite are left out, and that is told."""
         samples = self._samples.read() if self._samples else {}

@@ -63,7 +63,7 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "gradient norm": ["optim/grad_norm"],
         "gradient norm by layer group": ["grad_norm/.*"],
         "update to weight by layer group": ["update_ratio/.*"],
-        "parameter norm by layer group": ["parameter_norm/.*"],
+        "weight norm by layer group": ["param_norm/.*"],
         "share in fp8": ["precision/.*"],
     },
     "3 How fast, how far?": {

@@ -42,7 +42,7 @@ def events_of(folder):
     return events
 
 
-BINS = SimpleNamespace(min=-1.0, max=1.0, num=4, sum=0.5, sum_squares=2.0, limits=np.array([0.0, 1.0]), counts=np.array([1, 3]))
+BINS = SimpleNamespace(min=-1.0, max=1.0, num=4, sum=0.5, sum_squares=2.0, bucket_limits=np.array([0.0, 1.0]), bucket_counts=np.array([1, 3]))
 
 
 def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, failures):

@@ -1,7 +1,7 @@
 """The thread that draws: trackers follow metrics.jsonl beside training, which never waits for them.
 
 Training appends a record to the curve and goes on; a few times a second this thread hands each tracker the records it has not drawn yet.
-What is no number (text, histograms) comes through a queue, and is drawn after the records that were there before it.
+What is no number (text, histograms) comes through a queue.
 """
 
 import logging
@@ -76,10 +76,11 @@ class Drawing:
             self._failures.guard(tracker.name, tracker.close, Exception)
 
     def _draw(self) -> None:
-        for tracker in self._trackers:
-            self._failures.guard(tracker.name, tracker.draw, Exception)
+        # The settings first: once a number is drawn, the next launch takes them for drawn too.
         while self._extras and self._board and not self._board.is_paused:
             self._failures.guard(self._board.name, self._draw_extra, Exception)
+        for tracker in self._trackers:
+            self._failures.guard(tracker.name, tracker.draw, Exception)
 
     def _draw_extra(self) -> None:
         step, write = self._extras.popleft()

@@ -68,6 +68,17 @@ def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, f
     assert failures.count == 0
 
 
+def test_settings_are_drawn_before_any_number(folder, failures, monkeypatch):
+    """A launch killed in between would otherwise leave numbers, and the next would take the settings for drawn."""
+    monkeypatch.setattr(drawing_module, "ROUND_SECONDS", 60)
+    order, (tracker,) = [], board(folder)
+    monkeypatch.setattr(PatientTracker, "draw", lambda self: order.append("numbers"))
+    drawing = Drawing([tracker], failures)
+    drawing.add(0, lambda writer: order.append("settings"))
+    drawing.close()
+    assert order == ["settings", "numbers"]
+
+
 def test_training_never_waits_for_a_tracker_that_hangs(folder, failures, caplog, monkeypatch):
     monkeypatch.setattr(drawing_module, "LONGEST_END_SECONDS", 0.05)
     monkeypatch.setattr(drawing_module, "ROUND_SECONDS", 0.001)

@@ -33,7 +33,7 @@ class Drawing:
     def __init__(self, trackers: Sequence[PatientTracker], failures: CountedFailures) -> None:
         self._trackers, self._failures = trackers, failures
         self._board = next((tracker for tracker in trackers if tracker.writer is not None), None)
-        self._extras: deque[tuple[int, Callable[[SummaryWriter], None]]] = deque()
+        self._extras: deque[tuple[int, Callable[[], Callable[[SummaryWriter], object]]]] = deque()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._draw_on, name="drawing", daemon=True)
         if trackers:
@@ -45,13 +45,22 @@ class Drawing:
 
     def histograms(self, step: int, count: Callable[[], Mapping[str, Bins]]) -> None:
         """Draws histograms by tag in TensorBoard; `count` makes them, on the drawing thread."""
-        self.add(step, lambda writer: [write_histogram(writer, tag, step, bins) for tag, bins in count().items()])
+
+        def prepare() -> Callable[[SummaryWriter], object]:
+            histograms = count()
+            return lambda writer: [write_histogram(writer, tag, step, bins) for tag, bins in histograms.items()]
+
+        self._add(step, prepare)
 
     def add(self, step: int, write: Callable[[SummaryWriter], object]) -> None:
         """Lets `write` write anything of this step into TensorBoard, on the drawing thread."""
+        self._add(step, lambda: write)
+
+    def _add(self, step: int, prepare: Callable[[], Callable[[SummaryWriter], object]]) -> None:
+        """`prepare` does what has nothing to do with TensorBoard, which is not paused when that fails; what it returns writes."""
         if self._board is None:
             return
-        self._extras.append((step, write))
+        self._extras.append((step, prepare))
         if len(self._extras) > MAX_EXTRAS:
             self._extras.popleft()
             self._failures.tell(self._board.name, BufferError("too many texts and histograms are waiting, the oldest is left out"))
@@ -83,5 +92,6 @@ class Drawing:
             self._failures.guard(tracker.name, tracker.draw, Exception)
 
     def _draw_extra(self) -> None:
-        step, write = self._extras.popleft()
+        step, prepare = self._extras.popleft()
+        write = prepare()
         self._board.attempt(step, lambda: write(self._board.writer))

@@ -43,7 +43,7 @@ from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES, Probes, histogram_int
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import TAGS as TIMES
 from trainer.metrics.stopwatch import Stopwatch
-from trainer.metrics.tags import MEANINGS, guide
+from trainer.metrics.tags import FP8, GPU, MEANINGS, MFU, VALIDATION, guide
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
@@ -216,9 +216,21 @@ def _build_reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
         tracker_options=config.metrics.tracker_options, sample=dict,
+        features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
         replay_key=_replay_key(config, accelerator, description),
     )  # fmt: skip
+
+
+def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
+    """What this run has that others lack: TensorBoard gets charts for it."""
+    found = {
+        MFU: has_peak,
+        VALIDATION: bool(config.data.corpus or config.data.validation),
+        FP8: decision.mode == "fp8",
+        GPU: accelerator.device.type == "cuda",
+    }
+    return {feature for feature, is_there in found.items() if is_there}
 
 
 def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
@@ -320,8 +332,17 @@ def _bring_to_its_place(run: Run) -> None:
     else:
         resumed_step = resolution.manifest.step
         _restore(run, resolution, wanted)
-    run.reporter.open(flatten(config), resumed_step, _texts(run))
+    probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
+    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS)}
+    run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves)
     run.checkpointer.begin(resumed_step)
+
+
+def _hyperparameters(run: Run) -> dict[str, Any]:
+    """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
+    aside = ("checkpoint.", "metrics.", "evaluation.", "profile.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
+    shown = {key: value for key, value in flatten(run.config).items() if not key.startswith(aside) and value not in (None, "", [], {})}
+    return {**shown, "precision": run.decision.mode, "processes": run.accelerator.num_processes}
 
 
 def _texts(run: Run) -> dict[str, str]:
@@ -330,7 +351,6 @@ def _texts(run: Run) -> dict[str, str]:
         "run/config": f"```yaml\n{dump(run.config)}```",
         "run/precision": run.decision.sentence,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in _versions().items()),
-        "run/curves": guide(MEANINGS, TIMES, {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}, HISTOGRAM_TAGS),
     }
 
 

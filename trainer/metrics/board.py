@@ -1,12 +1,12 @@
 """What only TensorBoard can hold: settings and final metrics (HParams), the order of the charts, text, histograms."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from trainer.metrics.tags import LAYOUT
+from trainer.metrics.tags import layout
 from trainer.metrics.trackers import plain
 
 FINAL_METRICS = ("loss/train_smoothed", "loss/validation", "loss/validation_bits_per_byte", "speed/tokens_per_second", "speed/mfu")
@@ -38,9 +38,9 @@ def write_end(writer: SummaryWriter, step: int) -> None:
     writer.file_writer.add_summary(session_end, global_step=step)
 
 
-def write_layout(writer: SummaryWriter) -> None:
-    """Writes which charts the Custom Scalars tab has, and in which order."""
-    writer.add_custom_scalars({category: {chart: ["Multiline", tags] for chart, tags in charts.items()} for category, charts in LAYOUT.items()})
+def write_layout(writer: SummaryWriter, features: Collection[str]) -> None:
+    """Writes which charts the Custom Scalars tab has, and in which order, for a run with these features."""
+    writer.add_custom_scalars(layout(features))
 
 
 def write_histogram(writer: SummaryWriter, tag: str, step: int, bins: Bins) -> None:

@@ -8,7 +8,7 @@ once). `flush` reads what is still on its way, before an evaluation, a save and 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +85,12 @@ class Reporter:
 
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
-        tracker_options: dict[str, dict[str, Any]], meter: SpeedMeter, replay_key: str, sample: Callable[[], Mapping[str, float]],
+        tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str, sample: Callable[[], Mapping[str, float]],
     ) -> None:  # fmt: skip
-        """`sample` gives numbers of the machine by tag, those that are new since it was asked last."""
+        """`features` are those of tags.py that this run has; `sample` gives numbers of the machine by tag, those that are new since it was asked last."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
         self._console_every_steps, self._meter, self._replay_key = console_every_steps, meter, replay_key
-        self._tracker_names, self._tracker_options, self._sample = trackers, tracker_options, sample
+        self._tracker_names, self._tracker_options, self._features, self._sample = trackers, tracker_options, features, sample
         self._failures = CountedFailures()
         self._drawing: Drawing | None = None
         self._beside: dict[str, float] = {}
@@ -114,13 +114,20 @@ class Reporter:
         if moved := cut_after(self._folder, -1):
             log.info("%d records of the branch that was left moved to %s", moved, LOST)
 
-    def open(self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str]) -> None:
-        """Opens every output; after a resume at `resumed_step` the curve continues there. `texts` are Markdown by tag, for TensorBoard."""
+    def open(
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str] | None = None
+    ) -> None:  # fmt: skip
+        """Opens every output; after a resume at `resumed_step` the curve continues there.
+
+        texts  Markdown by tag that TensorBoard shows of each launch; `once`: of the run
+        """
         if self._main:
-            self._open_outputs(settings, resumed_step, texts)
+            self._open_outputs(settings, resumed_step, texts, once or {})
         self._meter.resume(time.perf_counter())
 
-    def _open_outputs(self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str]) -> None:
+    def _open_outputs(
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
+    ) -> None:  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
         if moved:
@@ -135,15 +142,19 @@ class Reporter:
             (self._folder / SAVED).unlink(missing_ok=True)
         else:
             self._failures.guard(SAVED, (self._folder / SAVED).touch)
-        self._open_trackers(settings, None if self._curve_left else resumed_step, texts)
+        self._open_trackers(settings, None if self._curve_left else resumed_step, texts, once)
 
-    def _open_trackers(self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str]) -> None:
+    def _open_trackers(
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
+    ) -> None:  # fmt: skip
         trackers = open_trackers(
             self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
         )  # fmt: skip
         self._drawing = Drawing(trackers, self._failures)
         if any(tracker.begins for tracker in trackers):
-            self._drawing.add(0, lambda writer: (write_settings(writer, settings), write_layout(writer)))
+            self._drawing.add(0, lambda writer: (write_settings(writer, settings), write_layout(writer, self._features)))
+            for tag, text in once.items():
+                self._drawing.text(tag, text, 0)
         for tag, text in texts.items():
             # At the step that this launch takes first: a resume from an earlier step forgets it, and one from this step writes it anew.
             self._drawing.text(tag, text, 0 if resumed_step is None else resumed_step + 1)

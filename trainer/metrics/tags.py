@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 
@@ -51,45 +51,71 @@ MEANINGS = {
 }
 """What each tag is; the other modules that measure bring their own."""
 
-LAYOUT: dict[str, dict[str, list[str]]] = {
-    "1 Is it learning?": {
-        "training loss (nats a token)": ["loss/train", "loss/train_smoothed"],
-        "validation loss (nats a token)": ["loss/validation"],
-        "bits a byte": ["loss/validation_bits_per_byte"],
-        "tasks": ["evaluation/.*acc.*"],
-        "learning rate": ["optim/lr"],
-    },
-    "2 Is it healthy?": {
-        "gradient norm": ["optim/grad_norm"],
-        "gradient norm by layer group": ["grad_norm/.*"],
-        "update to weight by layer group": ["update_ratio/.*"],
-        "weight norm by layer group": ["param_norm/.*"],
-        "share in fp8": ["precision/.*"],
-    },
-    "3 How fast, how far?": {
-        "tokens a second": ["speed/tokens_per_second"],
-        "MFU": ["speed/mfu"],
-        "where a step's time goes (s)": ["time/.*"],
-        "epochs": ["data/epoch"],
-    },
-    "4 What would be lost?": {
-        "promise: longest loss so far, age of the newest checkpoint (s)": ["promise/worst_loss_seconds", "checkpoint/age_seconds"],
-        "promise: share of the time": ["promise/overhead_fraction"],
-        "a save holds training for (s)": ["checkpoint/stall_seconds"],
-        "a write takes (s)": ["checkpoint/write_seconds"],
-        "resumes: exact?": ["resume/exact"],
-    },
-    "5 The machine": {
-        "memory of this process (bytes)": ["memory/.*"],
-        "GPU utilisation": ["gpu.*/utilisation.*"],
-        "GPU power (W)": ["gpu.*/power.*"],
-        "GPU temperature (C)": ["gpu.*/temperature.*"],
-        "GPU clock": ["gpu.*/.*clock.*"],
-        "CPU (percent)": ["host/cpu.*"],
-        "free disk (bytes)": ["host/.*disk.*free.*"],
-    },
+MFU, VALIDATION, TASKS, FP8, GPU = "mfu", "validation", "tasks", "fp8", "gpu"
+"""What not every run has; a chart that needs it is left out of the others, for an empty chart looks like a fault."""
+
+
+class Chart(NamedTuple):
+    """A chart of the Custom Scalars tab."""
+
+    title: str
+    tags: tuple[str, ...]
+    """Whole tags, as regular expressions."""
+    needs: str | None = None
+
+
+CHARTS: dict[str, tuple[Chart, ...]] = {
+    "1 Is it learning?": (
+        Chart("training loss (nats a token)", ("loss/train", "loss/train_smoothed")),
+        Chart("validation loss (nats a token)", ("loss/validation",), VALIDATION),
+        Chart("validation (bits a byte)", ("loss/validation_bits_per_byte",), VALIDATION),
+        Chart("tasks (share right)", ("evaluation/.*/acc.*",), TASKS),
+        Chart("learning rate", ("optim/lr",)),
+    ),
+    "2 Is it healthy?": (
+        Chart("gradient norm", ("optim/grad_norm",)),
+        Chart("gradient norm by layer group", ("grad_norm/.*",)),
+        Chart("update to weight by layer group", ("update_ratio/.*",)),
+        Chart("weight norm by layer group", ("param_norm/.*",)),
+        Chart("fp8: share of the arithmetic", ("precision/.*coverage",), FP8),
+        Chart("fp8: underflow and overflow (share)", ("precision/.*flow.*",), FP8),
+        Chart("fp8: loss against bf16", ("precision/.*gap.*",), FP8),
+    ),
+    "3 How fast, how far?": (
+        Chart("tokens a second", ("speed/tokens_per_second",)),
+        Chart("MFU (0..1)", ("speed/mfu",), MFU),
+        Chart("where a step's time goes (s)", ("time/.*",)),
+        Chart("epochs", ("data/epoch",)),
+    ),
+    "4 What would be lost?": (
+        Chart("longest loss so far, age of the newest checkpoint (s)", ("promise/worst_loss_seconds", "checkpoint/age_seconds")),
+        Chart("share of the time that saving took", ("promise/overhead_fraction",)),
+        Chart("a save holds training for (s)", ("checkpoint/stall_seconds",)),
+        Chart("writing takes (s)", ("checkpoint/write_seconds",)),
+    ),
+    "5 The machine": (
+        Chart("memory of this process (bytes)", ("memory/.*",)),
+        Chart("GPU utilisation (%)", ("gpu.*/utilisation.*",), GPU),
+        Chart("GPU power (W)", ("gpu.*/power.*",), GPU),
+        Chart("GPU temperature (C)", ("gpu.*/temperature.*",), GPU),
+        Chart("GPU clock (MHz)", ("gpu.*/.*clock.*",), GPU),
+        Chart("CPU (%)", ("host/cpu.*",)),
+        Chart("free disk (bytes)", ("host/.*disk.*free.*",)),
+    ),
 }
-"""TensorBoard's Custom Scalars tab: category -> chart -> tags, or patterns of tags, in the order in which a person asks."""
+"""TensorBoard's Custom Scalars tab: categories of charts in the order in which a person asks."""
+
+
+def layout(features: Collection[str]) -> dict[str, dict[str, list[Any]]]:
+    """The charts of a run that has these features, in the form of `SummaryWriter.add_custom_scalars`."""
+    return {
+        category: {
+            chart.title: ["Multiline", [f"^{tag}$" for tag in chart.tags]]
+            for chart in charts
+            if chart.needs is None or chart.needs in features
+        }
+        for category, charts in CHARTS.items()
+    }
 
 
 def drawn(record: Mapping[str, Any]) -> dict[str, float]:
@@ -113,11 +139,11 @@ def guide(*tables: Mapping[str, Meaning | tuple[str, str]]) -> str:
     return "\n".join(("| curve | unit | meaning |", "|---|---|---|", *rows))
 
 
-def charts_without(tags: set[str]) -> list[str]:
-    """Charts of the layout that none of these tags belongs to."""
+def empty_charts(features: Collection[str], tags: Collection[str]) -> list[str]:
+    """Charts of such a run that none of these tags is drawn in."""
     return [
-        chart
-        for charts in LAYOUT.values()
-        for chart, patterns in charts.items()
-        if not any(re.fullmatch(pattern, tag) for pattern in patterns for tag in tags)
+        title
+        for charts in layout(features).values()
+        for title, (_, patterns) in charts.items()
+        if not any(re.search(pattern, tag) for pattern in patterns for tag in tags)
     ]

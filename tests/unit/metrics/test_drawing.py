@@ -47,7 +47,7 @@ BINS = SimpleNamespace(min=-1.0, max=1.0, num=4, sum=0.5, sum_squares=2.0, bucke
 
 def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, failures):
     drawing = Drawing(board(folder), failures)
-    drawing.add(0, lambda writer: (write_settings(writer, {"seed": 1, "betas": [0.9]}), write_layout(writer)))
+    drawing.add(0, lambda writer: (write_settings(writer, {"seed": 1, "betas": [0.9]}), write_layout(writer, ())))
     drawing.text("run/config", "```yaml\nseed: 1\n```", 0)
     write(folder, {"step": 1, "loss": 2.0, "grad_norm/blocks.00": 0.5}, {"step": 1, "val_loss": 3.0, "play/acc": 0.25})
     drawing.histograms(1, lambda: {"parameters/head": BINS})

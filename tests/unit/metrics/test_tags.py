@@ -1,7 +1,8 @@
 import json
 import math
+import re
 
-from trainer.metrics.tags import KEYS, LAYOUT, MEANINGS, charts_without, drawn, guide
+from trainer.metrics.tags import KEYS, MEANINGS, MFU, VALIDATION, drawn, empty_charts, guide, layout
 
 
 def test_a_step_is_drawn_by_its_tags_and_what_is_no_number_is_not():
@@ -25,6 +26,16 @@ def test_every_plain_key_has_a_meaning_and_the_guide_tells_it():
     assert "| `loss/train` | nats a token |" in table and "| `own/probe` | widgets | how many there are |" in table
 
 
+def test_a_chart_that_a_run_cannot_fill_is_left_out():
+    titles = [title for charts in layout({VALIDATION}).values() for title in charts]
+    assert "validation loss (nats a token)" in titles and "MFU (0..1)" not in titles and "GPU power (W)" not in titles
+    assert "MFU (0..1)" in layout({MFU})["3 How fast, how far?"]
+
+
+def test_a_pattern_draws_whole_tags_only():
+    ((_, patterns),) = [chart for title, chart in layout({VALIDATION})["1 Is it learning?"].items() if title.startswith("validation loss")]
+    assert re.search(patterns[0], "loss/validation") and not re.search(patterns[0], "loss/validation_bits_per_byte")
+
+
 def test_a_chart_that_nothing_is_drawn_in_is_found():
-    assert charts_without({"loss/train"}) != [] and "training loss (nats a token)" not in charts_without({"loss/train"})
-    assert len(charts_without(set())) == sum(len(charts) for charts in LAYOUT.values())
+    assert "epochs" in empty_charts((), {"loss/train"}) and "training loss (nats a token)" not in empty_charts((), {"loss/train"})

@@ -177,7 +177,7 @@ def test_children_are_counted_and_one_that_ends_meanwhile_is_not_missed(monkeypa
 
 def test_rates_and_shares_begin_with_the_second_sample(monkeypatch):
     times = namedtuple("scputimes", "user nice system idle iowait guest")
-    monkeypatch.setattr(psutil, "cpu_times", iter([times(10, 0, 0, 20, 5, 3), times(13, 0, 0, 25, 7, 3)]).__next__)
+    monkeypatch.setattr(psutil, "cpu_times", iter([times(10, 0, 0, 20, 5, 1), times(13, 0, 0, 25, 7, 3)]).__next__)
     counts = namedtuple("sdiskio", "read_bytes write_bytes")
     monkeypatch.setattr(psutil, "disk_io_counters", iter([counts(100, 1000), counts(300, 9000)]).__next__)
     sampler = HardwareSampler(CPU, {}, clock=iter([50.0, 54.0]).__next__)

@@ -79,13 +79,14 @@ def test_the_update_ratio_of_a_large_tensor_is_close_by_a_sample():
     generator = torch.Generator().manual_seed(0)
     weights, change = torch.randn((600, 512), generator=generator), torch.randn((600, 512), generator=generator) / 100
     change[:, ::2] = 0.0  # what a sample that meets every second column only would get wrong
-    model = Bare(large=weights.clone(), small=torch.ones(10))
+    small = torch.full((4000,), 3.0)  # each element of it is looked at, and of the large one every nineteenth
+    model = Bare(large=weights.clone(), small=small)
 
     def update():
         with torch.no_grad():
             model.large.add_(change)
 
-    exact = change.norm() / torch.cat((weights.flatten(), torch.ones(10))).norm()
+    exact = change.norm() / torch.cat((weights.flatten(), small)).norm()
     assert read(probes_of(model), update).numbers()["update_ratio/other"] == pytest.approx(exact.item(), rel=0.03)
 
 

@@ -42,6 +42,7 @@ def train(run: Run) -> Outcome:
         )
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
+    run.profiler.reached(run.progress.step)
     run.stopwatch.start()
     for batch in run.loader.batches(run.progress.sequences):
         run.stopwatch.lap("data")
@@ -62,6 +63,7 @@ def train(run: Run) -> Outcome:
 
         is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
         save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
+        run.profiler.reached(run.progress.step)
         if outcome:
             return outcome
     raise AssertionError("the loader never ends")

@@ -38,7 +38,11 @@ from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
+from trainer.metrics.hardware import TAGS as MACHINE
+from trainer.metrics.hardware import HardwareSampler
 from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.out_of_memory import record_memory_history
+from trainer.metrics.profiler import Profiler
 from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES, Probes, histogram_interval
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import TAGS as TIMES
@@ -86,6 +90,7 @@ class Run:
     reporter: Reporter
     stopwatch: Stopwatch
     probes: Probes
+    profiler: Profiler
     folder: Path
     """runs/NAME."""
 
@@ -106,6 +111,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
     )  # fmt: skip
     log.info("%s: %s", config.name, launch.describe(accelerator))
+    if config.profile.memory_history and accelerator.device.type == "cuda":
+        record_memory_history()
     log.info(decision.sentence)
 
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
@@ -142,6 +149,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         state=state, guard=guard, stop=stop, evaluator=evaluator,
         validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
         reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
+        profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
         folder=run_folder(config),
     )  # fmt: skip
     _bring_to_its_place(run)
@@ -215,7 +223,11 @@ def _build_reporter(
     return Reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
-        tracker_options=config.metrics.tracker_options, sample=dict,
+        tracker_options=config.metrics.tracker_options,
+        sample=HardwareSampler(
+            device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
+            num_local_processes=launch.num_local_processes(),
+        ).sample,
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
         replay_key=_replay_key(config, accelerator, description),
@@ -333,7 +345,7 @@ def _bring_to_its_place(run: Run) -> None:
         resumed_step = resolution.manifest.step
         _restore(run, resolution, wanted)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
-    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS)}
+    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves)
     run.checkpointer.begin(resumed_step)
 

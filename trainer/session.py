@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
+from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
+from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.run import Run, build_run, sample_prompt
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
@@ -45,10 +47,11 @@ def run_session(config: Config) -> int:
             if is_main:
                 sweep_causes(folder)
             _note(folder, before, "running", run, "starting")
-            with broken_connections_explained(folder):
+            with broken_connections_explained(folder), _memory_explained(config, folder):
                 run = build_run(config, stop)
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
+                run.profiler.close()
                 run.checkpointer.close()
                 run.reporter.close(finished=outcome.kind == "finished")
                 conclude(run, before, outcome)
@@ -72,6 +75,13 @@ def run_session(config: Config) -> int:
         finally:
             if held is not None:
                 held.close()
+
+
+def _memory_explained(config: Config, folder: Path) -> AbstractContextManager[None]:
+    return out_of_memory_explained(
+        folder / PROFILES, rank=int(os.environ.get("RANK", "0")), micro_batch=config.micro_batch,
+        has_history=config.profile.memory_history,
+    )  # fmt: skip
 
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:

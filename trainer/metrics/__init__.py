@@ -11,7 +11,7 @@ failures.py  writes that a run can do without: counted and told
 reporter.py  puts a step's numbers everywhere they belong, reading them from the device once, late
 stopwatch.py where a step's time goes, part by part
 probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms, late serve it)
-hardware.py  what the machine is doing: GPUs, processors, memory, disks
+hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
 profiler.py  torch's profiler over the steps asked for
 out_of_memory.py  what is left behind when a GPU runs out of memory
 outcome.py   outcome.json: how a run ended, for people and for launch.sh

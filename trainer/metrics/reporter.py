@@ -25,6 +25,7 @@ from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.meters import Speed, SpeedMeter
 from trainer.metrics.replay import ReplayProof
+from trainer.metrics.sampling import Sampling
 from trainer.metrics.trackers import open_trackers
 from trainer.text import count, duration
 
@@ -85,12 +86,14 @@ class Reporter:
 
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
-        tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str, sample: Callable[[], Mapping[str, float]],
+        tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str,
+        sample: Callable[[], Mapping[str, float]],
     ) -> None:  # fmt: skip
-        """`features` are those of tags.py that this run has; `sample` gives numbers of the machine by tag, those that are new since it was asked last."""
+        """`features` are those of tags.py that this run has; `sample` looks at the machine: numbers by tag."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
         self._console_every_steps, self._meter, self._replay_key = console_every_steps, meter, replay_key
-        self._tracker_names, self._tracker_options, self._features, self._sample = trackers, tracker_options, features, sample
+        self._tracker_names, self._tracker_options, self._features = trackers, tracker_options, features
+        self._sampling = Sampling(sample)
         self._failures = CountedFailures()
         self._drawing: Drawing | None = None
         self._beside: dict[str, float] = {}
@@ -138,6 +141,7 @@ class Reporter:
         self._smoothed = _smoothed_at(self._folder, resumed_step)
         self._curve = Curve(self._folder)
         self._bar = ProgressBar(self._max_steps)
+        self._sampling.start()
         if resumed_step is None:
             (self._folder / SAVED).unlink(missing_ok=True)
         else:
@@ -224,6 +228,7 @@ class Reporter:
     def close(self, *, finished: bool = False) -> None:
         """Flushes and closes every output. `finished`: the run has taken all its steps."""
         self.flush()
+        self._sampling.close()
         if self._bar is not None:
             self._bar.close()
         if self._curve is not None:
@@ -272,7 +277,7 @@ class Reporter:
             beside.update({f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()})
         if pending.reading is not None:
             beside.update(pending.reading.numbers())
-        return {tag: _short(value) for tag, value in {**beside, **self._sample()}.items()}
+        return {tag: _short(value) for tag, value in {**beside, **self._sampling.take()}.items()}
 
     def _put(self, record: dict[str, Any]) -> None:
         """Writes to the curve, where the trackers find it. A full disk does not end the run here: its checkpoints decide that."""

@@ -95,12 +95,14 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
     ),
     "5 The machine": (
         Chart("memory of this process (bytes)", ("memory/.*",)),
-        Chart("GPU utilisation (%)", ("gpu.*/utilisation.*",), GPU),
-        Chart("GPU power (W)", ("gpu.*/power.*",), GPU),
-        Chart("GPU temperature (C)", ("gpu.*/temperature.*",), GPU),
-        Chart("GPU clock (MHz)", ("gpu.*/.*clock.*",), GPU),
-        Chart("CPU (%)", ("host/cpu.*",)),
-        Chart("free disk (bytes)", ("host/.*disk.*free.*",)),
+        Chart("GPU utilization (0..1)", ("gpu/utilization_fraction/.*",), GPU),
+        Chart("GPU power (W)", ("gpu/power_watts/.*",), GPU),
+        Chart("GPU temperature (C)", ("gpu/temperature_celsius/.*",), GPU),
+        Chart("GPU clock (Hz)", ("gpu/sm_clock_hertz/.*",), GPU),
+        Chart("GPU slowed down by heat or power (0 or 1)", ("gpu/slowed_by.*",), GPU),
+        Chart("processors in use (0..1)", ("host/cpu_fraction",)),
+        Chart("memory of the machine that is left (bytes)", ("host/available_memory_bytes",)),
+        Chart("free disk (bytes)", ("disk/free_bytes/.*",)),
     ),
 }
 """TensorBoard's Custom Scalars tab: categories of charts in the order in which a person asks."""

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import logging
 import re
@@ -28,7 +29,7 @@ def run(folder, steps, *, start=0, end=8, rank=0):
 
 def events(folder, name):
     with gzip.open(folder / FOLDER / name) as file:
-        return [event.get("name") for event in json.load(file)["traceEvents"]]
+        return json.load(file)["traceEvents"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +41,11 @@ def told(caplog):
 def test_the_steps_asked_for_and_no_others_are_in_the_trace(tmp_path, told):
     trace, table = reversed(run(tmp_path, (3, 5)))
     assert (trace, table) == ("rank-0-steps-3-5.pt.trace.json.gz", "rank-0-steps-3-5.operators.txt")
-    names = events(tmp_path, trace)
-    assert [name for name in names if str(name).startswith("ProfilerStep#")] == [f"ProfilerStep#{step}" for step in (3, 4, 5)]
-    assert names.count("aten::mm") == 3
+    found = events(tmp_path, trace)
+    steps = [event for event in found if event["name"].startswith("ProfilerStep#")]
+    assert [event["name"] for event in steps] == [f"ProfilerStep#{step}" for step in (3, 4, 5)]
+    assert all(event["ts"] + event["dur"] <= after["ts"] for event, after in itertools.pairwise(steps))
+    assert [event["name"] for event in found].count("aten::mm") == 3
     assert "aten::mm" in (tmp_path / FOLDER / table).read_text() and "Self CPU" in (tmp_path / FOLDER / table).read_text()
     (line,) = told.messages
     assert f"steps 3 to 5 in {tmp_path / FOLDER / trace}" in line and "ui.perfetto.dev" in line and table in line

@@ -100,7 +100,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     place = launch.asked()
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
     launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
-    decision = _decide_precision(place)
+    decision = decide_precision(place)
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
@@ -147,7 +147,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     return run
 
 
-def _decide_precision(place: launch.Asked) -> Decision:
+def decide_precision(place: launch.Asked) -> Decision:
+    """The precision to compute in at this place."""
     device_type = "cpu" if place.use_cpu else "cuda"
     if device_type == "cuda":
         torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU

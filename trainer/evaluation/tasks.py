@@ -53,6 +53,7 @@ def open_tasks(
     raises  ConfigError for an unknown name and for two tasks of one name, DataError for an item that is not right
     """
     tasks: dict[str, Task] = {}
+    wanted = list(dict.fromkeys(wanted))  # a name said twice is meant once
     for name in wanted:
         if name in PUBLIC and not fetch:
             continue

@@ -4,7 +4,7 @@ The house. An import may only go down a floor (on floor 6 also to the right); ro
 one needs of another `run.py` hands it. `tests/test_architecture.py` reads this plan and checks it.
 
     floor 6  __main__ cli session
-    floor 5  loop
+    floor 5  loop evaluate
     floor 4  run supervise export report selftest tensorboard
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config journal state

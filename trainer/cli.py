@@ -99,11 +99,17 @@ def launch(
     from trainer import supervise
 
     with supervise.stopped_early():
+        from trainer.data.assets import twelfth_night
         from trainer.data.corpus import open_corpus
+        from trainer.data.sources import rows
+        from trainer.evaluation.tasks import open_tasks
+        from trainer.files import project_folder
         from trainer.metrics.outcome import read_outcome
 
         plan = supervise.plan(words or [])
         open_corpus(plan.config.data, plan.config.sequence_length)
+        asked = plan.config.evaluation
+        open_tasks(asked.tasks, asked.task_items, project_folder(), rows=rows, scenes=twelfth_night, fetch=False)
         if dry_run:
             print(" ".join(plan.command))
             return
@@ -273,6 +279,28 @@ def generate(
         seed=seed,
     )
     print(text)
+
+
+@app.command(name="eval")
+def evaluate_command(
+    run: RunArgument,
+    tasks: Annotated[
+        list[str], typer.Option(help="shakespeare_lines, files of items (JSONL), or hellaswag, piqa ... from the hub; several by commas.")
+    ],
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task, from the front; all by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put tasks to a checkpoint: multiple choice and last words, with accuracy, its standard error, and what guessing gives."""
+    from trainer.evaluate import evaluate
+
+    def show_progress(task: str, fraction: float) -> None:
+        print(f"\r{task} {fraction:.0%} ", end="\n" if fraction == 1 else "", file=sys.stderr, flush=True)
+
+    names = [name for words in tasks for name in words.split(",") if name]
+    evaluation = evaluate(run, checkpoint, names, limit, show_progress)
+    if evaluation.is_main:
+        print(json.dumps(evaluation.records(), indent=1) if as_json else evaluation.text())
 
 
 @checkpoints_app.command()

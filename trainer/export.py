@@ -235,7 +235,7 @@ def model_card(model: PreTrainedModel, name: str, vocab_size: int, facts: Mappin
 def export_checkpoint(folder: Path, out: Path, *, replace: bool = False) -> Path:
     """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there."""
     manifest = read_manifest(folder)
-    tokenizer = _tokenizer_of(manifest)
+    tokenizer = tokenizer_of(manifest)
     facts = {
         "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
         "validation loss": "not evaluated" if manifest.val_loss is None else f"{manifest.val_loss:.4f} nats a token",
@@ -262,7 +262,7 @@ def export_checkpoint(folder: Path, out: Path, *, replace: bool = False) -> Path
 def generate_text(folder: Path, prompt: str, **sampling: Any) -> str:
     """What a checkpoint's model writes after a prompt, the prompt included; see `evaluation.generate` for `sampling`."""
     manifest = read_manifest(folder)
-    tokenizer = _tokenizer_of(manifest)
+    tokenizer = tokenizer_of(manifest)
     if tokenizer is None:
         raise TrainerError(
             f"{folder} was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer in the "
@@ -273,7 +273,7 @@ def generate_text(folder: Path, prompt: str, **sampling: Any) -> str:
     return prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
 
 
-def _tokenizer_of(manifest: Manifest) -> TokenEncoding | None:
+def tokenizer_of(manifest: Manifest) -> TokenEncoding | None:
     """The tokenizer that a checkpoint was trained with; CheckpointError when its file holds another vocabulary by now."""
     if not manifest.tokenizer:
         return None

@@ -12,7 +12,7 @@ from trainer.data.loader import Batch
 from trainer.metrics.reporter import Known
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
-from trainer.run import Run, bits_per_byte
+from trainer.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +117,15 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
 
 
 def evaluate(run: Run) -> bool:
-    """Takes the validation loss and writes it down; returns whether it is the lowest so far."""
+    """Takes the validation loss, asks the tasks, and writes both down; returns whether the loss is the lowest so far."""
     with run.reporter.pause():
         started = time.perf_counter()
         result = run.validate()
         step, facts = run.progress.step, {}
         if num_bytes := run.corpus.validation_bytes(run.config.evaluation.num_sequences):
-            facts["bits_per_byte"] = bits_per_byte(result, num_bytes)
+            facts["bits_per_byte"] = result.bits_per_byte(num_bytes)
+        if run.evaluator.tasks_due(step):
+            facts |= run.exam.facts()
         seconds = time.perf_counter() - started
         run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
     run.stopwatch.lap("evaluation")

@@ -5,7 +5,6 @@ Rooms do not know each other; what one needs of another is handed to it here. `R
 
 import json
 import logging
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -29,12 +28,16 @@ from trainer.config.batch import accumulation_steps
 from trainer.config.folders import checkpoints_folder, resume_point, run_folder
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
+from trainer.data.assets import twelfth_night
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
+from trainer.data.sources import rows
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.exam import Exam
 from trainer.evaluation.generate import num_positions
 from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.evaluation.tasks import open_tasks
 from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
@@ -52,6 +55,7 @@ from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
 from trainer.model.resolve import resolve
+from trainer.model.scores import token_scores
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups, hyperparameters, restore_hyperparameters
 from trainer.optim.schedule import build_schedule
@@ -85,6 +89,8 @@ class Run:
     evaluator: Evaluator
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
+    exam: Exam
+    """The questions of `evaluation.tasks`, put to the model as it is."""
     restorer: Restorer
     checkpointer: Checkpointer
     reporter: Reporter
@@ -105,7 +111,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     place = launch.asked()
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
     launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
-    decision = _decide_precision(place)
+    decision = decide_precision(place)
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
@@ -126,7 +132,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
     description = _describe(config, corpus, bare_model, decision)
-    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation)
+    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
@@ -150,13 +156,14 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
         reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
         profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
-        folder=run_folder(config),
+        folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
     )  # fmt: skip
     _bring_to_its_place(run)
     return run
 
 
-def _decide_precision(place: launch.Asked) -> Decision:
+def decide_precision(place: launch.Asked) -> Decision:
+    """The precision to compute in at this place."""
     device_type = "cpu" if place.use_cpu else "cuda"
     if device_type == "cuda":
         torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU
@@ -268,6 +275,17 @@ def _build_validation(
         return ((batch.inputs, batch.labels) for batch in micro_batches)
 
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
+
+
+def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> Exam:
+    """The tasks of the recipe, opened and read as tokens."""
+    wanted = config.evaluation
+    if wanted.tasks and corpus.validation is None:
+        raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; leave the tasks out")
+    tasks = launch.first_on_main(
+        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=rows, scenes=twelfth_night)
+    )
+    return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)
 
 
 def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
@@ -432,8 +450,3 @@ def _warm_up(run: Run) -> None:
     else:
         log.info("deterministic: off; a replay may differ in the last bits")
     log.info("ready after %s", duration(time.perf_counter() - started))
-
-
-def bits_per_byte(loss: ValidationLoss, num_bytes: int) -> float:
-    """Validation loss in bits a byte of text, which compares across tokenizers: loss x tokens / (bytes x ln 2)."""
-    return loss.loss * loss.num_tokens / (num_bytes * math.log(2))

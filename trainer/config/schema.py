@@ -124,7 +124,7 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Validation loss during the run, and the sample at its end."""
+    """Validation loss and tasks during the run, and the sample at its end."""
 
     every_steps: Positive = 100
     """Steps between two evaluations; one more follows the last step."""
@@ -134,6 +134,12 @@ class EvaluationConfig(Section):
     """How the sample of generated text begins; empty: as a document begins."""
     sample_tokens: NotNegative = 120
     """Length of that sample in tokens; 0: none."""
+    tasks: list[str] = []
+    """Questions asked with the validation loss: `shakespeare_lines` (built in), JSONL files, or `hellaswag`, `piqa`, `arc_easy`, `arc_challenge`, `copa`, `winogrande`, `lambada` from the hub."""
+    tasks_every_steps: Positive | None = None
+    """Steps between two evaluations of the tasks, a multiple of `every_steps`; empty: with each. The last step has one in any case."""
+    task_items: Positive | None = 200
+    """How many items of each task are read, from the front; empty: all."""
 
 
 class MetricsConfig(Section):
@@ -242,6 +248,15 @@ def contradictions(config: Config) -> list[str]:
     if not config.model.preset and "model_type" not in config.model.config:
         problems.append(
             "no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type"
+        )
+    if (config.evaluation.tasks_every_steps or 0) % config.evaluation.every_steps:
+        problems.append(
+            f"evaluation.tasks_every_steps {config.evaluation.tasks_every_steps} is not a multiple of evaluation.every_steps "
+            f"{config.evaluation.every_steps}, and tasks are evaluated with the validation loss; change one of the two"
+        )
+    if config.evaluation.tasks and not config.data.corpus and not (config.data.validation and config.data.tokenizer):
+        problems.append(
+            "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text"
         )
     if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", config.name):
         problems.append(

@@ -50,7 +50,7 @@ from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES, Probes, histogram_int
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import TAGS as TIMES
 from trainer.metrics.stopwatch import Stopwatch
-from trainer.metrics.tags import FP8, GPU, MEANINGS, MFU, VALIDATION, guide
+from trainer.metrics.tags import FP8, GPU, MEANINGS, MFU, TASKS, VALIDATION, guide
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
@@ -246,6 +246,7 @@ def _features(config: Config, accelerator: Accelerator, decision: Decision, *, h
     found = {
         MFU: has_peak,
         VALIDATION: bool(config.data.corpus or config.data.validation),
+        TASKS: bool(config.evaluation.tasks),
         FP8: decision.mode == "fp8",
         GPU: accelerator.device.type == "cuda",
     }

@@ -219,6 +219,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
         (["xxhash"], ["checkpoint/", "data/", "run.py"]),
         (["subprocess"], ["supervise.py", "selftest/victim.py", "checkpoint/background.py"]),
         (["fsspec"], ["checkpoint/second_place.py"]),
+        (["plotly"], ["compare/page.py"]),
     ],
 )
 def test_each_dependency_has_one_door(packages, doors):

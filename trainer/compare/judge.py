@@ -81,9 +81,17 @@ class Pair:
         return self.deciding.verdict if self.deciding else "cannot be judged"
 
 
-def judge(runs: Sequence[Run]) -> list[Pair]:
+@dataclass(frozen=True)
+class Comparison:
+    """Some runs, and what the first is to each of the others."""
+
+    runs: list[Run]
+    pairs: list[Pair]
+
+
+def judge(runs: Sequence[Run]) -> Comparison:
     """All runs but the first, each against the first."""
-    return [_pair(runs[0], other, runs) for other in runs[1:]]
+    return Comparison(list(runs), [_pair(runs[0], other, runs) for other in runs[1:]])
 
 
 def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:

@@ -1,5 +1,6 @@
 """Curves side by side, by tokens and by hours: the window at their common end, segments along the way, the same hour. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ WINDOW_FRACTION = 0.2
 """The share of the common tokens, at their end, that a verdict is about."""
 MIN_STEPS = 8
 """A window or a segment has at least so many steps of each run."""
-MAX_SEGMENTS = 40
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def common_tokens(*curves: Curve) -> int:
 
 def common_span(*curves: Curve) -> Span:
     """The bins of those tokens."""
-    return Span(0, int(np.ceil(common_tokens(*curves) / curves[0].bin_tokens - 1e-9)))
+    return Span(0, math.ceil(common_tokens(*curves) / curves[0].bin_tokens - 1e-9))
 
 
 def end_span(*curves: Curve) -> Span | None:
     """The last fifth of the common tokens, or more where that has too few steps; None where all of them have."""
     whole = common_span(*curves)
-    start = whole.stop - int(round(WINDOW_FRACTION * whole.stop))
+    start = math.ceil((1 - WINDOW_FRACTION) * whole.stop)
     for curve in curves:
         steps_to_the_end = np.cumsum(curve.counts[: whole.stop][::-1])
         if steps_to_the_end[-1] < MIN_STEPS:
@@ -75,10 +75,8 @@ def block_gaps(a: Curve, b: Curve, span: Span) -> np.ndarray:
     return gaps[np.isfinite(gaps)]
 
 
-def segments(a: Curve, b: Curve, span: Span, spread: Spread, number: int = MAX_SEGMENTS) -> list[Segment]:
-    """The gap over parts of equal tokens, at most `number`, that have enough steps for a band each."""
-    steps = min(curve.counts[span.start : span.stop].sum() for curve in (a, b))
-    number = max(1, min(number, int(steps) // MIN_STEPS))
+def segments(a: Curve, b: Curve, span: Span, spread: Spread, number: int) -> list[Segment]:
+    """The gap over `number` parts of equal tokens; those without a step of both are left out."""
     edges = np.linspace(span.start, span.stop, number + 1).round().astype(int).tolist()
     found = []
     for part in map(Span, edges[:-1], edges[1:]):
@@ -87,6 +85,12 @@ def segments(a: Curve, b: Curve, span: Span, spread: Spread, number: int = MAX_S
             loss_a, loss_b = mean_loss(a, part), mean_loss(b, part)
             found.append(Segment(part.start * a.bin_tokens, part.stop * a.bin_tokens, loss_a, loss_b, gap(gaps, loss_a, spread)))
     return found
+
+
+def num_segments(curves: Sequence[Curve], span: Span, most: int) -> int:
+    """How many parts of equal tokens have enough steps of every run for a band each, and not more than `most`."""
+    steps = min(curve.counts[span.start : span.stop].sum() for curve in curves)
+    return max(1, min(most, int(steps) // MIN_STEPS))
 
 
 def apart_since(parts: Sequence[Segment]) -> float | None:

@@ -16,6 +16,7 @@ from trainer.compare.align import (
     common_tokens,
     end_span,
     mean_loss,
+    num_segments,
     segments,
 )
 from trainer.compare.noise import Gap, Spread
@@ -23,8 +24,8 @@ from trainer.compare.runs import Run, is_one_recipe, same_batches, same_held_out
 from trainer.text import count
 
 
-NUM_ROWS = 8
-"""Lines of a table of losses."""
+MAX_SEGMENTS = 40
+"""Parts of the common tokens in which the gap is followed."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,6 @@ class Pair:
     """By quantity; only what compares."""
     segments: list[Segment]
     """The gap of the training loss along the common tokens; none where it does not compare."""
-    rows: list[Segment]
-    """The same in a few parts of what all runs of the comparison have in common."""
     since_tokens: float | None
     """From where the training loss has been apart, beyond noise."""
     is_equal: bool
@@ -99,14 +98,13 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
     span = end_span(a.curve, b.curve)
     judged: dict[str, Judged] = {}
     parts: list[Segment] = []
-    rows: list[Segment] = []
     if span and same_vocabulary(a, b) and same_training_data(a, b):
         spread = _spread(a, b, runs, paired, lambda run: _mean_at(run, span, a))
         loss_a, loss_b = (mean_loss(run.curve, span) for run in (a, b))
         found = noise.gap(block_gaps(a.curve, b.curve, span), loss_a, spread)
         judged["loss"] = Judged("loss", "nats a token", loss_a, loss_b, found, spread, _over(span, a))
-        parts = segments(a.curve, b.curve, common_span(a.curve, b.curve), spread)
-        rows = segments(a.curve, b.curve, common_span(*(run.curve for run in runs)), spread, NUM_ROWS)
+        whole = common_span(a.curve, b.curve)
+        parts = segments(a.curve, b.curve, whole, spread, num_segments((a.curve, b.curve), whole, MAX_SEGMENTS))
     for what, unit, compares in (
         ("val_loss", "nats a token", same_vocabulary(a, b) and same_held_out(a, b)),
         ("bits_per_byte", "bits a byte", same_held_out(a, b) or same_text(a, b)),
@@ -116,7 +114,7 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
     since = apart_since(parts) if "loss" in judged and judged["loss"].gap.is_beyond_noise else None
     is_equal = bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts)
     tokens = common_tokens(a.curve, b.curve)
-    return Pair(a, b, tokens, paired, judged, parts, rows, since, is_equal, _notes(a, b, tokens, judged))
+    return Pair(a, b, tokens, paired, judged, parts, since, is_equal, _notes(a, b, tokens, judged))
 
 
 def _mean_at(run: Run, span: Span, like: Run) -> float | None:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from trainer.checkpoint.show import short
-from trainer.compare.align import hours_to_reach, losses_by_hours
-from trainer.compare.judge import NUM_ROWS, Comparison, Judged, Pair, series
-from trainer.compare.runs import Run, setting_differences, version_differences
+from trainer.compare.align import common_span, hours_to_reach, losses_by_hours, num_segments, segments
+from trainer.compare.judge import Comparison, Judged, Pair, series
+from trainer.compare.runs import Run, same_training_data, same_vocabulary, setting_differences, version_differences
 from trainer.text import count, duration, table
 
+NUM_ROWS = 8
+"""Lines of a table of losses."""
 _SHARE_AT_THE_END = 0.05
 _UNKNOWN = "unknown"
 
@@ -97,17 +99,21 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def _by_tokens(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
-    told = [pair for pair in pairs if pair.rows]
+    """Losses and gaps in equal parts of the tokens that all runs have whose training loss compares with the first's."""
+    told = [pair for pair in pairs if "loss" in pair.judged]
     if not told:
         return []
-    head = ["tokens", told[0].a.name]
-    for pair in told:
-        head += [pair.b.name, "gap"]
-    rows = [tuple(head)]
-    for number, first in enumerate(told[0].rows):
-        cells = [count(first.to_tokens), f"{first.loss_a:.4f}"]
-        for pair in told:
-            part = pair.rows[number]
+    curves = [told[0].a.curve, *(pair.b.curve for pair in told)]
+    span = common_span(*curves)
+    number = num_segments(curves, span, NUM_ROWS)
+    columns = [
+        {part.to_tokens: part for part in segments(pair.a.curve, pair.b.curve, span, pair.judged["loss"].spread, number)} for pair in told
+    ]
+    rows = [("tokens", told[0].a.name, *(name for pair in told for name in (pair.b.name, "gap")))]
+    for tokens in (tokens for tokens in columns[0] if all(tokens in column for column in columns)):
+        parts = [column[tokens] for column in columns]
+        cells = [count(tokens), f"{parts[0].loss_a:.4f}"]
+        for part in parts:
             cells += [f"{part.loss_b:.4f}", _gap(part.gap.value, part.gap.band) + (" *" if part.gap.is_beyond_noise else "")]
         rows.append(tuple(cells))
     return rows
@@ -138,7 +144,8 @@ def sentences(pair: Pair) -> list[str]:
 
 
 def _why_not(pair: Pair) -> str:
-    return "nothing that was measured of both compares" if pair.notes else "they have too few steps in common"
+    compares = same_vocabulary(pair.a, pair.b) and same_training_data(pair.a, pair.b)
+    return "they have too few steps in common" if compares else "nothing that was measured of both compares"
 
 
 def _verdict(pair: Pair, judged: Judged) -> str:

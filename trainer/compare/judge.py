@@ -99,7 +99,7 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
     judged: dict[str, Judged] = {}
     parts: list[Segment] = []
     if span and same_vocabulary(a, b) and same_training_data(a, b):
-        spread = _spread(a, b, runs, paired, lambda run: _mean_at(run, span, a))
+        spread = _spread("loss", a, b, runs, paired, lambda run: _mean_at(run, span, a))
         loss_a, loss_b = (mean_loss(run.curve, span) for run in (a, b))
         found = noise.gap(block_gaps(a.curve, b.curve, span), loss_a, spread)
         judged["loss"] = Judged("loss", "nats a token", loss_a, loss_b, found, spread, _over(span, a))
@@ -128,7 +128,7 @@ def _over(span: Span, run: Run) -> str:
     return f"the last {share:.0%} of {count(span.stop * run.curve.bin_tokens)} tokens".replace("%", " %")
 
 
-def _spread(a: Run, b: Run, runs: Sequence[Run], paired: bool, value: Callable[[Run], float | None]) -> Spread:
+def _spread(what: str, a: Run, b: Run, runs: Sequence[Run], paired: bool, value: Callable[[Run], float | None]) -> Spread:
     """From run to run: among the runs given, those of one recipe (and one seed, where rounding alone is asked for) tell it.
 
     Where A and B are themselves of one recipe, B is left out: a gap does not excuse itself.
@@ -146,7 +146,7 @@ def _spread(a: Run, b: Run, runs: Sequence[Run], paired: bool, value: Callable[[
         else:
             groups.append((run, {id(run) if paired else seed: (run.name, level)}))
     told = [dict(members.values()) for _, members in groups]
-    return noise.spread(told, noise.ROUNDING_FRACTION if paired else noise.SEED_FRACTION)
+    return noise.spread(told, noise.default_fraction(what, common_tokens(a.curve, b.curve), same_batches=paired))
 
 
 def _evaluated(what: str, unit: str, a: Run, b: Run, runs: Sequence[Run], paired: bool) -> Judged | None:
@@ -164,7 +164,7 @@ def _evaluated(what: str, unit: str, a: Run, b: Run, runs: Sequence[Run], paired
         has_them = len(tokens) and tokens[0] <= chosen[0] and tokens[-1] >= chosen[-1] and same_held_out(run, a)
         return float(np.interp(chosen, tokens, values).mean()) if has_them else None
 
-    spread = _spread(a, b, runs, paired, value)
+    spread = _spread(what, a, b, runs, paired, value)
     over = f"{len(chosen)} evaluations up to {count(chosen[-1])} tokens" if len(chosen) > 1 else f"the evaluation at {count(chosen[-1])} tokens"
     found = noise.gap(values_b - values_a, float(values_a.mean()), spread)
     return Judged(what, unit, float(values_a.mean()), float(values_b.mean()), found, spread, over)

@@ -37,7 +37,7 @@ footer { color: #57606a; font-size: .85rem; margin-top: 2.5rem; max-width: 60rem
 """
 
 _METHOD = """A gap is the run's loss minus the first run's: above zero, the run is worse. The band around it holds 95 of 100 gaps between runs of one
-recipe. It is made of what the batches of the compared part do (blocks of equal tokens, Newey-West) and of how far apart runs of one
+recipe. It is made of what the batches of the compared part do (from blocks of equal tokens, and how much a block takes after the one before it) and of how far apart runs of one
 recipe end (measured where several seeds are among the runs, a default otherwise). Faint lines are every step, or the least and the
 greatest of neighbouring steps where there are too many to draw; strong lines are their mean. Hours are hours of training, without
 evaluations and saves."""

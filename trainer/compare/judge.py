@@ -64,7 +64,7 @@ class Pair:
     segments: list[Segment]
     """The gap of the training loss along the common tokens; none where it does not compare."""
     since_tokens: float | None
-    """From where the training loss has been apart, beyond noise."""
+    """From where the training loss has been apart, beyond noise, in every part; None where it is not, or only in parts of the window."""
     is_equal: bool
     """Whether every training loss is equal to the last bit."""
     notes: list[str]
@@ -112,6 +112,8 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
         if compares and (result := _evaluated(what, unit, a, b, runs, paired)):
             judged[what] = result
     since = apart_since(parts) if "loss" in judged and judged["loss"].gap.is_beyond_noise else None
+    if span and since is not None and since > span.start * a.curve.bin_tokens:
+        since = None  # single parts are too noisy to date what the whole window shows
     is_equal = bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts)
     tokens = common_tokens(a.curve, b.curve)
     return Pair(a, b, tokens, paired, judged, parts, since, is_equal, _notes(a, b, tokens, judged))

@@ -45,6 +45,12 @@ def test_a_gap_that_opens_late_is_dated(tmp_path):
     assert 90 * STEP_TOKENS <= pair(tmp_path, values, later).since_tokens <= 110 * STEP_TOKENS
 
 
+def test_a_gap_that_only_the_whole_window_shows_is_not_dated(tmp_path):
+    values = losses(seed=1)
+    found = pair(tmp_path, values, values + np.random.default_rng(12).normal(0.03, 0.05, 200))
+    assert found.verdict == "worse" and found.since_tokens is None
+
+
 def test_a_gap_that_closes_again_is_no_difference_at_the_end(tmp_path):
     values = losses()
     found = pair(tmp_path, values, values + np.where(np.arange(200) < 100, 0.2, 0.0))

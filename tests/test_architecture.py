@@ -172,7 +172,7 @@ def test_commands_that_only_look_never_load_torch(store):
     script = f"""
 import sys
 from trainer.cli import app
-for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
+for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["compare", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
               ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
               ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
               ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
@@ -183,7 +183,7 @@ for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["train",
         assert not end.code, (words, end.code)
     heavy = {{"torch", "accelerate", "transformers", "datasets", "pyarrow"}} & sys.modules.keys()
     assert not heavy, (words, heavy)
-import trainer.report, trainer.selftest.conduct
+import trainer.report, trainer.selftest.conduct, trainer.compare.judge, trainer.compare.page
 assert "torch" not in sys.modules
 """
     ended = subprocess.run(
@@ -219,6 +219,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
         (["xxhash"], ["checkpoint/", "data/", "run.py"]),
         (["subprocess"], ["supervise.py", "selftest/victim.py", "checkpoint/background.py"]),
         (["fsspec"], ["checkpoint/second_place.py"]),
+        (["plotly"], ["compare/page.py"]),
     ],
 )
 def test_each_dependency_has_one_door(packages, doors):

@@ -5,7 +5,7 @@ one needs of another `run.py` hands it. `tests/test_architecture.py` reads this 
 
     floor 6  __main__ cli session
     floor 5  loop evaluate
-    floor 4  run supervise export report selftest tensorboard
+    floor 4  run supervise export report compare selftest tensorboard
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config journal state
     floor 1  errors files text

@@ -189,6 +189,27 @@ def report_command(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="A B [...]", help="Runs by name, or their folders in runs/; all are compared with A.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots here as well: a file, or a folder for compare-A-B.html.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether runs are as good as the first, and how sure that is: losses by tokens and by time, speed, what differs."""
+    from trainer.compare.judge import judge
+    from trainer.compare.runs import read_runs
+    from trainer.compare.show import text, to_json
+
+    comparison = judge(read_runs(runs))
+    print(to_json(comparison) if as_json else text(comparison))
+    if html:
+        from trainer.compare.page import write_page
+
+        print(f"\nplots: {write_page(comparison, html)}", file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
 def settings() -> None:
     """Print every setting with its default and its meaning, as the table that stands in the README."""
     from trainer.config.load import settings_table

@@ -212,7 +212,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_no_torch():
         (["transformers"], ["model/", "export.py"]),
         (["transformer_engine"], ["precision/"]),
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
-        (["yaml"], ["config/", "supervise.py"]),
+        (["yaml"], ["config/"]),
         (["pydantic"], ["config/"]),
         (["typer"], ["cli.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),

@@ -8,7 +8,7 @@ one needs of another `run.py` hands it. `tests/test_architecture.py` reads this 
     floor 4  run supervise export report compare selftest tensorboard
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config journal state
-    floor 1  errors files text
+    floor 1  errors files locks text
 
 Begin with loop.py: it is what all the rest serves.
 """

@@ -266,7 +266,7 @@ def test_settings_prints_the_readmes_table():
 
 def test_a_dry_run_checks_and_prints_the_command_and_starts_nothing(finished, monkeypatch):
     monkeypatch.setattr(
-        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
     )
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
     before = sorted(finished.rglob("*"))
@@ -278,7 +278,7 @@ def test_a_dry_run_checks_and_prints_the_command_and_starts_nothing(finished, mo
 
 def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monkeypatch):
     monkeypatch.setattr(
-        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
     )
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
     text = said("launch", "cpu", finished / "tiny.yaml")

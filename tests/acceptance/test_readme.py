@@ -11,6 +11,7 @@ import yaml
 from tests.launching import PROJECT
 from trainer import supervise
 from trainer.cli import app
+from trainer.config.cluster import cluster_names
 from trainer.config.load import load, recipe_names, settings_help, settings_table
 from trainer.errors import ConfigError
 from trainer.metrics.outcome import EXIT_CODES
@@ -88,7 +89,7 @@ def test_every_launch_parses_and_names_what_is_shipped(command):
     if context.command.name == "tensorboard":
         return
     cluster, recipe, overrides = supervise.split_words(context.params["words"] or [])
-    assert cluster is None or cluster in supervise.cluster_names()
+    assert cluster is None or cluster in cluster_names()
     check_recipe_and_overrides(recipe, overrides)
 
 
@@ -125,10 +126,10 @@ def test_the_python_in_it_parses():
 
 
 def test_every_shipped_recipe_and_cluster_file_is_named_and_only_they_are():
-    for name in (*recipe_names(), *supervise.cluster_names()):
+    for name in (*recipe_names(), *cluster_names()):
         assert f"`{name}`" in README, f"{name} is shipped and not named"
     table = README.split("| cluster file | for |")[1].split("\n\n")[0]
-    assert set(re.findall(r"`([\w]+)`", table)) == set(supervise.cluster_names())
+    assert set(re.findall(r"`([\w]+)`", table)) == set(cluster_names())
     sentence = re.search(r"Begin with a shipped one \((.*?)\)", README, re.DOTALL)[1]
     assert set(re.findall(r"`([\w.-]+)`", sentence)) == set(recipe_names())
 

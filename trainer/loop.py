@@ -12,7 +12,7 @@ from trainer.data.loader import Batch
 from trainer.metrics.reporter import Known
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
-from trainer.run import Run
+from trainer.run.build import Run
 
 log = logging.getLogger(__name__)
 

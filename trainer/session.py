@@ -20,7 +20,8 @@ from trainer.loop import Outcome, train
 from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.metrics.profiler import FOLDER as PROFILES
-from trainer.run import Run, build_run, sample_prompt
+from trainer.run.begin import begin_run
+from trainer.run.build import Run, sample_prompt
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
@@ -48,7 +49,7 @@ def run_session(config: Config) -> int:
                 sweep_causes(folder)
             _note(folder, before, "running", run, "starting")
             with broken_connections_explained(folder), _memory_explained(config, folder):
-                run = build_run(config, stop)
+                run = begin_run(config, stop)
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
                 run.profiler.close()

@@ -59,7 +59,8 @@ def open_trackers(
     opened = []
     for tracker_name in names:
         position, purge_step = begin_of_drawing(folder, tracker_name, resumed_step)
-        defaults = {"tensorboard": {"purge_step": purge_step}, "wandb": {"name": name, "id": name, "resume": "allow"}}
+        same_run = {"name": name, "resume": "allow"}
+        defaults = {"tensorboard": {"purge_step": purge_step}, "wandb": {"id": name, **same_run}, "trackio": same_run}
         keywords = {**defaults.get(tracker_name, {}), **(options or {}).get(tracker_name, {})}
         try:
             tracker = _open(accelerator, tracker_name, name, keywords)

@@ -140,7 +140,7 @@ def sentences(pair: Pair) -> list[str]:
         said = [_verdict(pair, pair.deciding)]
         said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values() if judged is not pair.deciding]
         said.append(f"  noise: {_noise(pair, pair.deciding)}")
-    return said + [f"  note: {note}" for note in pair.notes]
+    return said + _speed(pair) + [f"  note: {note}" for note in pair.notes]
 
 
 def _why_not(pair: Pair) -> str:
@@ -169,6 +169,13 @@ def _beside(pair: Pair, judged: Judged) -> str:
     return f"{name}: {found} (gap {_gap(judged.gap.value, judged.gap.band)}, {judged.over})"
 
 
+def _speed(pair: Pair) -> list[str]:
+    ours, theirs = (run.curve.medians["tokens_per_second"] for run in (pair.a, pair.b))
+    if not ours or not theirs:
+        return []
+    return [f"  speed: {pair.b.name} is {theirs / ours:.2f} times as fast as {pair.a.name} ({count(theirs)} and {count(ours)} tokens/s)"]
+
+
 def _noise(pair: Pair, judged: Judged) -> str:
     batches = "the same batches, whose ups and downs cancel" if pair.has_same_batches else "other batches"
     told = judged.spread
@@ -179,8 +186,8 @@ def _noise(pair: Pair, judged: Judged) -> str:
     else:
         source = "the default; more seeds of one recipe among the runs would measure it"
     return (
-        f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run: "
-        f"{100 * told.fraction:.2g} % of the loss a run, {source}"
+        f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run "
+        f"({100 * told.fraction:.2g} % of the loss a run: {source})"
     )
 
 

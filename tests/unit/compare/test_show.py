@@ -43,6 +43,11 @@ def test_what_is_unknown_of_all_has_no_row_and_full_precision_is_called_so(tmp_p
     assert rows["precision"] == ["fp32", "unknown"] and "validation loss, best" not in rows
 
 
+def test_a_speed_that_nobody_wrote_down_is_not_compared(tmp_path):
+    runs = [write_run(tmp_path, name, losses(), step_seconds=float("nan")) for name in "ab"]
+    assert "speed:" not in text(compared(*runs))
+
+
 def test_only_settings_that_differ_are_shown(worse):
     assert differences(worse.runs) == [("optimizer.lr", "0.001", "0.002")]
 
@@ -54,6 +59,7 @@ def test_the_text_ends_with_the_verdict(worse):
     assert end[0].endswith(" %), beyond noise, over the last 20 % of 200k tokens, from the start")
     assert end[1].startswith("  validation loss: no difference beyond noise (gap +0.0000 +- 0.0000, the evaluation at 200k tokens)")
     assert end[3].startswith("  noise: standard error 0.0000 from the same batches, whose ups and downs cancel, and 0.")
+    assert end[4] == "  speed: fast is 2.00 times as fast as plain (55.6 and 27.8 tokens/s)"
     assert "training loss by tokens" in said and said.count(" *\n") >= 7 and "training loss by time of training" in said
 
 

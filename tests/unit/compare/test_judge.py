@@ -52,7 +52,7 @@ def test_a_gap_that_opens_late_is_dated(tmp_path):
 
 def test_a_run_that_was_better_first_is_dated_from_when_it_became_worse(tmp_path):
     values = losses()
-    found = pair(tmp_path, values, values + np.where(np.arange(200) < 100, -0.2, 0.2))
+    found = pair(tmp_path, values, values + np.where(np.arange(200) < 96, -0.2, 0.2))
     assert found.verdict == "worse" and 90 * STEP_TOKENS <= found.since_tokens <= 110 * STEP_TOKENS
 
 

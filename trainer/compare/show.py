@@ -45,8 +45,8 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         ("time of training", [_duration(run.curve.seconds) for run in runs]),
         ("tokens/s, median", [_number(run.curve.medians["tokens_per_second"], count) for run in runs]),
         ("MFU, median", [_number(run.curve.medians["mfu"], lambda value: f"{value:.1%}".replace("%", " %")) for run in runs]),
-        ("training loss, last 5 %", [f"{_loss_at_the_end(run):.4f}" for run in runs]),
-        (f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs]),
+        ("training loss, last 5 %", [_number(_loss_at_the_end(run), "{:.4f}".format) for run in runs]),
+        *([] if target is None else [(f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs])]),
         *((_named(name, "last"), [_number(_last(run, name), "{:.4f}".format) for run in runs]) for name in evaluated),
         ("validation loss, best", [_number(_best(run), "{:.4f}".format) for run in runs]),
     ]
@@ -62,9 +62,11 @@ def _named(name: str, which: str) -> str:
     return f"{words.get(name, name)}, {which}"
 
 
-def _loss_at_the_end(run: Run) -> float:
-    """Mean over the last twentieth of its own tokens."""
+def _loss_at_the_end(run: Run) -> float | None:
+    """Mean over the last twentieth of its own tokens; None when no loss is finite."""
     curve = run.curve
+    if not curve.counts.any():
+        return None
     late = curve.tokens > min((1 - _SHARE_AT_THE_END) * curve.last_tokens, float(np.nanmax(curve.tokens)) - 1)
     return float(curve.sums["loss"][late].sum() / curve.counts[late].sum())
 

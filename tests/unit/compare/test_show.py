@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.written_runs import compared, losses, write_run
+from trainer.compare.page import write_page
 from trainer.compare.show import differences, facts, text, to_json
 
 
@@ -46,6 +47,16 @@ def test_what_is_unknown_of_all_has_no_row_and_full_precision_is_called_so(tmp_p
 def test_a_speed_that_nobody_wrote_down_is_not_compared(tmp_path):
     runs = [write_run(tmp_path, name, losses(), step_seconds=float("nan")) for name in "ab"]
     assert "speed:" not in text(compared(*runs))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_a_finite_loss_is_shown_and_not_judged(tmp_path):
+    sound, broken = write_run(tmp_path, "sound", losses(20)), write_run(tmp_path, "broken", [float("nan")] * 20)
+    for order in ((sound, broken), (broken, sound)):
+        comparison = compared(*order)
+        assert "cannot be judged: they have too few steps in common" in text(comparison) and "20 steps whose loss is not finite" in text(comparison)
+        assert json.loads(to_json(comparison))["pairs"][0]["verdict"] == "cannot be judged"
+        assert "cannot be judged" in write_page(comparison, tmp_path).read_text()
 
 
 def test_only_settings_that_differ_are_shown(worse):

@@ -121,9 +121,9 @@ def losses_by_hours(curves: Sequence[Curve], number: int) -> list[tuple[float, l
 
 def hours_to_reach(curve: Curve, loss: float) -> float | None:
     """The time of training after which the mean loss of MIN_STEPS steps or of a fiftieth of the run first came to `loss`; None: never."""
-    if curve.seconds is None:
-        return None
     filled = curve.counts > 0
+    if curve.seconds is None or not filled.any():
+        return None
     counts, sums, hours = curve.counts[filled], curve.sums["loss"][filled], curve.hours[filled]
     width = min(len(counts), max(MIN_STEPS, len(counts) // 50))
     total, steps = (np.convolve(values, np.ones(width), "valid") for values in (sums, counts))

@@ -210,6 +210,11 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
             f"{a.name} and {b.name} have different schedules ({values}): at equal tokens one of them may have lowered its learning rate "
             "further, so only their ends compare"
         )
+    if is_one_recipe(a, b) and any(each.gap.is_beyond_noise for each in judged.values()):
+        notes.append(
+            f"{a.name} and {b.name} are of one recipe: what sets them apart is their seed or chance, so runs of it end further apart than "
+            "was assumed; compare more seeds of it"
+        )
     for run in (a, b):
         if run.curve.num_unfinite:
             notes.append(f"{run.name} has {run.curve.num_unfinite} steps whose loss is not finite; they count in no mean")

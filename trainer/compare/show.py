@@ -45,8 +45,8 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         ("time of training", [_duration(run.curve.seconds) for run in runs]),
         ("tokens/s, median", [_number(run.curve.medians["tokens_per_second"], count) for run in runs]),
         ("MFU, median", [_number(run.curve.medians["mfu"], lambda value: f"{value:.1%}".replace("%", " %")) for run in runs]),
-        ("training loss, last 5 %", [f"{_loss_at_the_end(run):.4f}" for run in runs]),
-        (f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs]),
+        ("training loss, last 5 %", [_number(_loss_at_the_end(run), "{:.4f}".format) for run in runs]),
+        *([] if target is None else [(f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs])]),
         *((_named(name, "last"), [_number(_last(run, name), "{:.4f}".format) for run in runs]) for name in evaluated),
         ("validation loss, best", [_number(_best(run), "{:.4f}".format) for run in runs]),
     ]
@@ -62,9 +62,11 @@ def _named(name: str, which: str) -> str:
     return f"{words.get(name, name)}, {which}"
 
 
-def _loss_at_the_end(run: Run) -> float:
-    """Mean over the last twentieth of its own tokens."""
+def _loss_at_the_end(run: Run) -> float | None:
+    """Mean over the last twentieth of its own tokens; None when no loss is finite."""
     curve = run.curve
+    if not curve.counts.any():
+        return None
     late = curve.tokens > min((1 - _SHARE_AT_THE_END) * curve.last_tokens, float(np.nanmax(curve.tokens)) - 1)
     return float(curve.sums["loss"][late].sum() / curve.counts[late].sum())
 
@@ -140,7 +142,7 @@ def sentences(pair: Pair) -> list[str]:
         said = [_verdict(pair, pair.deciding)]
         said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values() if judged is not pair.deciding]
         said.append(f"  noise: {_noise(pair, pair.deciding)}")
-    return said + [f"  note: {note}" for note in pair.notes]
+    return said + _speed(pair) + [f"  note: {note}" for note in pair.notes]
 
 
 def _why_not(pair: Pair) -> str:
@@ -169,6 +171,13 @@ def _beside(pair: Pair, judged: Judged) -> str:
     return f"{name}: {found} (gap {_gap(judged.gap.value, judged.gap.band)}, {judged.over})"
 
 
+def _speed(pair: Pair) -> list[str]:
+    ours, theirs = (run.curve.medians["tokens_per_second"] for run in (pair.a, pair.b))
+    if not ours or not theirs:
+        return []
+    return [f"  speed: {pair.b.name} is {theirs / ours:.2f} times as fast as {pair.a.name} ({count(theirs)} and {count(ours)} tokens/s)"]
+
+
 def _noise(pair: Pair, judged: Judged) -> str:
     batches = "the same batches, whose ups and downs cancel" if pair.has_same_batches else "other batches"
     told = judged.spread
@@ -179,8 +188,8 @@ def _noise(pair: Pair, judged: Judged) -> str:
     else:
         source = "the default; more seeds of one recipe among the runs would measure it"
     return (
-        f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run: "
-        f"{100 * told.fraction:.2g} % of the loss a run, {source}"
+        f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run "
+        f"({100 * told.fraction:.2g} % of the loss a run: {source})"
     )
 
 

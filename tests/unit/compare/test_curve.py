@@ -48,7 +48,7 @@ def test_a_damaged_line_and_one_cut_short_are_left_out_and_those_around_them_cou
     folder = write_run(tmp_path, "a", [3.0, 2.0, 1.0])
     path = folder / "metrics.jsonl"
     first, second, third = path.read_text().splitlines(keepends=True)
-    path.write_text(first + "\n" + second[:20] + "\n" + '["no record"]\n' + third + '{"step": 4, "tokens": 4000, "loss": 0.5')
+    path.write_text(first + "\n" + second[:20] + "\n" + '["no record"]\n' + third + '{"step": 4, "tokens": 4000, "loss": 0.5}')
     curve = read(folder)
     assert last_tokens(folder) == 3000
     assert curve.num_steps == 2 and curve.mean("loss")[curve.counts > 0].tolist() == [3.0, 1.0]

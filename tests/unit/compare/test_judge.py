@@ -29,6 +29,11 @@ def test_two_seeds_of_one_recipe_are_no_different(tmp_path):
     assert 0 < abs(found.judged["loss"].gap.value) < found.judged["loss"].gap.band
 
 
+def test_seeds_that_end_further_apart_than_assumed_are_called_that(tmp_path):
+    found = pair(tmp_path, losses(seed=1), losses(seed=2) + 0.5, seed=2)
+    assert found.verdict == "worse" and "are of one recipe: what sets them apart is their seed or chance" in found.notes[0]
+
+
 @pytest.mark.parametrize(("share", "verdict"), [(0.01, "worse"), (-0.01, "better")])
 def test_one_percent_of_loss_is_found_on_the_same_batches(tmp_path, share, verdict):
     values = losses()
@@ -43,6 +48,12 @@ def test_a_gap_that_opens_late_is_dated(tmp_path):
     values = losses()
     later = values + np.where(np.arange(200) >= 100, 0.2, 0.0)
     assert 90 * STEP_TOKENS <= pair(tmp_path, values, later).since_tokens <= 110 * STEP_TOKENS
+
+
+def test_a_run_that_was_better_first_is_dated_from_when_it_became_worse(tmp_path):
+    values = losses()
+    found = pair(tmp_path, values, values + np.where(np.arange(200) < 96, -0.2, 0.2))
+    assert found.verdict == "worse" and 90 * STEP_TOKENS <= found.since_tokens <= 110 * STEP_TOKENS
 
 
 def test_a_gap_that_only_the_whole_window_shows_is_not_dated(tmp_path):
@@ -94,7 +105,8 @@ def test_losses_that_are_not_finite_are_told(tmp_path):
     values = losses()
     broken = values.copy()
     broken[50] = np.inf
-    assert pair(tmp_path, values, broken).notes == ["b has 1 steps whose loss is not finite; they count in no mean"]
+    found = pair(tmp_path, values, broken)
+    assert found.judged["loss"].gap.value == 0.0 and found.notes == ["b has 1 steps whose loss is not finite; they count in no mean"]
 
 
 def test_a_run_of_a_few_steps_is_not_judged(tmp_path):
@@ -151,7 +163,7 @@ def test_other_held_out_data_leave_the_training_loss(tmp_path):
     a = write_run(tmp_path, "a", losses(), evaluations=evaluated({200: 3.0}))
     b = write_run(tmp_path, "b", losses(), evaluations=evaluated({200: 2.5}), settings={"evaluation": {"num_sequences": 9}})
     found = compared(a, b).pairs[0]
-    assert "val_loss" not in found.judged and found.verdict == "no difference"
+    assert list(found.judged) == ["loss"] and found.verdict == "no difference"
     assert found.notes == ["a and b were validated on different data: their validation losses do not compare"]
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.written_runs import compared, losses, write_run
+from trainer.compare.page import write_page
 from trainer.compare.show import differences, facts, text, to_json
 
 
@@ -43,6 +44,21 @@ def test_what_is_unknown_of_all_has_no_row_and_full_precision_is_called_so(tmp_p
     assert rows["precision"] == ["fp32", "unknown"] and "validation loss, best" not in rows
 
 
+def test_a_speed_that_nobody_wrote_down_is_not_compared(tmp_path):
+    runs = [write_run(tmp_path, name, losses(), step_seconds=float("nan")) for name in "ab"]
+    assert "speed:" not in text(compared(*runs))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_a_finite_loss_is_shown_and_not_judged(tmp_path):
+    sound, broken = write_run(tmp_path, "sound", losses(20)), write_run(tmp_path, "broken", [float("nan")] * 20)
+    for order in ((sound, broken), (broken, sound)):
+        comparison = compared(*order)
+        assert "cannot be judged: they have too few steps in common" in text(comparison) and "20 steps whose loss is not finite" in text(comparison)
+        assert json.loads(to_json(comparison))["pairs"][0]["verdict"] == "cannot be judged"
+        assert "cannot be judged" in write_page(comparison, tmp_path).read_text()
+
+
 def test_only_settings_that_differ_are_shown(worse):
     assert differences(worse.runs) == [("optimizer.lr", "0.001", "0.002")]
 
@@ -54,6 +70,7 @@ def test_the_text_ends_with_the_verdict(worse):
     assert end[0].endswith(" %), beyond noise, over the last 20 % of 200k tokens, from the start")
     assert end[1].startswith("  validation loss: no difference beyond noise (gap +0.0000 +- 0.0000, the evaluation at 200k tokens)")
     assert end[3].startswith("  noise: standard error 0.0000 from the same batches, whose ups and downs cancel, and 0.")
+    assert end[4] == "  speed: fast is 2.00 times as fast as plain (55.6 and 27.8 tokens/s)"
     assert "training loss by tokens" in said and said.count(" *\n") >= 7 and "training loss by time of training" in said
 
 

@@ -50,7 +50,7 @@ def write_run(
             lines.append({"step": step, "tokens": step * step_tokens, **evaluations[step], "seconds": 1.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "outcome.json").write_text(json.dumps({"outcome": "finished", "step": len(curve)}))
-    start = {"event": "start", "processes": 4, **({"precision": precision} if precision else {})}
+    start = {"event": "start", "processes": 4, "machine": "4 processes on a GPU each", **({"precision": precision} if precision else {})}
     (folder / "journal.jsonl").write_text(json.dumps(start) + "\n")
     return folder
 

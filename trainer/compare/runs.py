@@ -38,6 +38,8 @@ class Run:
     """What was decided, launch after launch: `bf16`, or `fp8, then bf16`; `unknown` when nobody wrote it down."""
     processes: str
     """How many processes trained it, launch after launch; `unknown` when nobody wrote it down."""
+    machine: str
+    """What they computed on, likewise."""
     versions: dict[str, str]
     manifest: Manifest | None
     """The newest checkpoint's, where there is one still."""
@@ -87,6 +89,7 @@ def _read(folder: Path, name: str, bin_tokens: float) -> Run:
         precision = manifest.precision
     return Run(
         name, folder, settings, outcome["outcome"] if outcome else "unknown", precision, processes,
+        _one_after_another(events, "machine"),
         manifest.versions if manifest else {}, manifest, read_curve(folder, bin_tokens),
     )  # fmt: skip
 

@@ -38,7 +38,10 @@ def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
     if run.accelerator.is_main_process:
-        Journal(run.folder).write("start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.decision.mode)
+        Journal(run.folder).write(
+            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.decision.mode,
+            machine=launch.describe(run.accelerator),
+        )  # fmt: skip
     wanted = resume_point(config)
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":

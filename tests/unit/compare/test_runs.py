@@ -78,7 +78,7 @@ def test_a_run_without_a_step_is_refused(tmp_path, content):
 
 def test_precision_and_processes_are_those_of_every_launch(tmp_path):
     a, b = two(tmp_path)
-    assert (a.precision, a.processes, a.outcome) == ("bf16", "4", "finished")
+    assert (a.precision, a.processes, a.machine, a.outcome) == ("bf16", "4", "4 processes on a GPU each", "finished")
     with open(tmp_path / "runs/b/journal.jsonl", "a") as file:
         for precision, processes in (("bf16", 4), ("fp8", 4), ("bf16", 8)):
             file.write(json.dumps({"event": "start", "precision": precision, "processes": processes}) + "\n")

@@ -163,7 +163,7 @@ class ProfileConfig(Section):
     steps: tuple[Positive, Positive] | None = None
     """The first and the last step that torch's profiler records, into `runs/NAME/profile`; empty: none."""
     memory_history: bool = False
-    """Whether each allocation on a GPU is recorded, so that running out of memory leaves a snapshot; some microseconds and kilobytes each."""
+    """Whether each allocation on a GPU is recorded, so that running out of memory leaves a snapshot; 2 us and some kB each."""
 
 
 class SafetyConfig(Section):
@@ -230,7 +230,9 @@ def contradictions(config: Config) -> list[str]:
             "shorten the warm-up or lengthen the run"
         )
     if config.profile.steps and config.profile.steps[0] > config.profile.steps[1]:
-        problems.append(f"profile.steps {list(config.profile.steps)} ends before it begins; give the first and the last step, e.g. [100, 105]")
+        problems.append(
+            f"profile.steps {list(config.profile.steps)} ends before it begins; give the first and the last step, e.g. [100, 105]"
+        )
     elif config.profile.steps and config.profile.steps[0] > config.max_steps:
         problems.append(
             f"profile.steps {list(config.profile.steps)} begins after the last step (max_steps is {config.max_steps}); profile earlier ones"

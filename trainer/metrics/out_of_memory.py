@@ -42,7 +42,8 @@ def out_of_memory_explained(folder: Path, *, rank: int, micro_batch: int, has_hi
             left.append(_leave(folder / f"memory-rank-{rank}.pickle", what, _snapshot))
         else:
             left.append("profile.memory_history=true would leave a snapshot that says which line of code allocated what")
-        raise GpuMemoryError(f"rank {rank} ran out of GPU memory: {_first_line(error)} {advice(micro_batch)} {'; '.join(left)}.") from error
+        words = f"rank {rank} ran out of GPU memory: {_first_line(error)} {advice(micro_batch)} {'; '.join(left)}."
+        raise GpuMemoryError(words) from error
 
 
 def advice(micro_batch: int) -> str:

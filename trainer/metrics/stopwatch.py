@@ -18,8 +18,8 @@ PARTS = {
     "forward_backward": "Forward and backward passes over the step's micro-batches, with the reduction of gradients.",
     "optimizer": "Clipping and the optimizer's update, with what is measured around it.",
     "report": "Handing the step's numbers over, and judging them.",
-    "evaluation": "The evaluation that followed the step; absent where none did.",
-    "save": "What training waited for the save that followed the step; absent where none did.",
+    "evaluation": "The evaluation that followed the step, where one did.",
+    "save": "What training waited for the save that followed the step, where one did.",
 }
 """What a stretch of time can belong to."""
 

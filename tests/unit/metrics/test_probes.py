@@ -288,7 +288,10 @@ def test_a_probe_that_raises_is_told_now_and_then_and_the_others_are_measured(ca
 
 
 def test_a_probe_whose_numbers_do_not_fit_its_tag_is_told(caplog):
-    wrong = {"a/{group}": Probe("a/{group}", "1", lambda update: torch.ones(2), "Two."), "b": Probe("b", "1", lambda update: torch.ones(1), "One.")}
+    wrong = {
+        "a/{group}": Probe("a/{group}", "1", lambda update: torch.ones(2), "Two."),
+        "b": Probe("b", "1", lambda update: torch.ones(1), "One."),
+    }
     reading = read(probes_of(Bare(a=torch.ones(4)), probes=wrong))
     assert reading.numbers() == {}
     assert "a/{group} failed, ValueError: it returned numbers of shape [2], where its tag asks for [1]" in caplog.text
@@ -302,7 +305,8 @@ def test_without_the_weights_from_before_only_what_needs_them_is_missing(monkeyp
     with probes.around_update(1):
         monkeypatch.setattr(probes_module.Layout, "sample", sample)
     assert probes.take().numbers().keys() == {"grad_norm/other", "param_norm/other"}
-    assert "the weights before the update failed" in caplog.text and "update_ratio/{group} failed, RuntimeError: there is no sample" in caplog.text
+    assert "the weights before the update failed" in caplog.text
+    assert "update_ratio/{group} failed, RuntimeError: there is no sample" in caplog.text
 
 
 def test_an_error_of_the_update_itself_goes_its_way():

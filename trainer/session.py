@@ -12,13 +12,13 @@ from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
 from trainer.errors import RankLostError, TrainerError
-from trainer.evaluation.generate import generate
+from trainer.evaluation.samples import DRAWN, Sample, prompts_of, take_samples
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
-from trainer.run import Run, build_run, sample_prompt
+from trainer.run import Run, build_run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
@@ -173,14 +173,17 @@ def _export(run: Run) -> Path:
     return exported
 
 
-def sample(run: Run) -> str | None:
-    """Text that the model continues from the recipe's prompt, the same for the same weights; None where none is wanted or can be."""
-    tokenizer, wanted = run.corpus.tokenizer, run.config.evaluation
-    prompt = sample_prompt(run.config, run.corpus)
-    if prompt is None:
-        return None
-    ids = generate(
-        run.bare_model, prompt, max_new_tokens=wanted.sample_tokens, temperature=0.8, top_k=50, top_p=1.0, seed=run.config.seed,
-        vocab_size=run.corpus.vocab_size,
+def samples(run: Run) -> list[Sample]:
+    """What the model writes now, the same for the same weights; none where none is wanted or can be. Called on one rank."""
+    prompts, tokenizer = prompts_of(run.config.evaluation), run.corpus.tokenizer
+    if not prompts or tokenizer is None:
+        return []
+    return take_samples(
+        run.bare_model, prompts, tokenizer, num_tokens=run.config.evaluation.sample_tokens, sequence_length=run.config.sequence_length,
+        vocab_size=run.corpus.vocab_size, seed=run.config.seed,
     )  # fmt: skip
-    return wanted.prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
+
+
+def sample(run: Run) -> str | None:
+    """The first of them that is drawn, with its prompt; None where there are none."""
+    return next((one.prompt + one.text for one in samples(run) if one.kind == DRAWN), None)

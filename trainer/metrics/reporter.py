@@ -236,7 +236,7 @@ class Reporter:
         left = self._meter.seconds_left(self._max_steps - step)
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"
         pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}  {duration(left)} left"
-        self._bar.update(step, f"loss {loss:.4f}  {pace}")
+        self._bar.update(step, loss=loss, tokens_per_second=speed.tokens_per_second, mfu=speed.mfu, seconds_left=left)
         self._loss_since_line.append(loss)
         if step % self._console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -263,9 +265,13 @@ def export(
 @app.command()
 def generate(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="The text to continue; may be given several times. -, or none beside a pipe: standard input.")
+    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Prompts: one a line, or objects with a field prompt in a .jsonl file.")] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
+    num_samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1,
     temperature: Annotated[
         float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")
     ] = 0.8,
@@ -273,23 +279,40 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the likeliest one's probability.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="The text ends before this; may be given several times.")] = None,
+    rows_at_once: Annotated[int, typer.Option(min=1, help="Texts that are computed together.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one object a text.")] = False,
 ) -> None:
-    """Let a checkpoint continue a text."""
+    """Let a checkpoint continue texts, shown as they come."""
     from trainer.checkpoint.resume import locate
     from trainer.config.folders import find_checkpoints
-    from trainer.export import generate_text
+    from trainer.evaluation.prompts import gather_prompts
 
-    text = generate_text(
-        locate(find_checkpoints(run), checkpoint),
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    print(text)
+    prompts = gather_prompts(prompt or [], prompts_file, sys.stdin)
+    folder = locate(find_checkpoints(run), checkpoint)
+    from trainer.evaluation.generate import Sampling
+    from trainer.evaluation.texts import Text, TextPrinter, continue_texts, exit_code, summary
+    from trainer.export import open_model
+
+    trained = open_model(folder)
+    texts = [Text(words, number) for words in prompts for number in range(num_samples)]
+    printer, started = TextPrinter(texts, sys.stdout, as_json=as_json), time.perf_counter()
+    try:
+        continue_texts(
+            trained.model, trained.tokenizer, texts,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), seed=seed, max_new_tokens=max_new_tokens,
+            sequence_length=trained.sequence_length, vocab_size=trained.vocab_size, stops=stop or (), rows_at_once=rows_at_once,
+            show=printer.show, close=printer.close,
+        )  # fmt: skip
+    except BrokenPipeError:  # whoever read has enough, as `head` has; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    print(summary(texts, time.perf_counter() - started, trained.sequence_length), file=sys.stderr, flush=True)
+    sys.exit(exit_code(texts))
 
 
 @app.command(name="eval")

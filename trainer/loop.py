@@ -9,10 +9,12 @@ import torch
 
 from trainer.checkpoint.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
 from trainer.data.loader import Batch
+from trainer.evaluation.samples import markdown, samples_due
 from trainer.metrics.reporter import Known
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
 from trainer.run.build import Run
+from trainer.text import shortened
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ def train(run: Run) -> Outcome:
         run.stopwatch.lap("report")
 
         is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
+        if sample_is_due(run):
+            sample(run)
         save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
         run.profiler.reached(run.progress.step)
         if outcome:
@@ -99,7 +103,7 @@ def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: tor
         laps=run.stopwatch.end_step(), reading=run.probes.take(),
     )  # fmt: skip
     # Before an evaluation, a save or the end nothing may be on its way.
-    needed_now = run.evaluator.due(progress.step) or run.checkpointer.due() or progress.step >= run.config.max_steps
+    needed_now = run.evaluator.due(progress.step) or sample_is_due(run) or run.checkpointer.due() or progress.step >= run.config.max_steps
     needed_now = needed_now or any(numbers.stop_votes or numbers.save_wish for numbers in known)
     return known + run.reporter.flush() if needed_now else known
 
@@ -118,7 +122,7 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
 
 def evaluate(run: Run) -> bool:
     """Takes the validation loss, asks the tasks, and writes both down; returns whether the loss is the lowest so far."""
-    with run.reporter.pause():
+    with run.reporter.pause("evaluating"):
         started = time.perf_counter()
         result = run.validate()
         step, facts = run.progress.step, {}
@@ -130,6 +134,28 @@ def evaluate(run: Run) -> bool:
         run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
     run.stopwatch.lap("evaluation")
     return run.evaluator.record(step, result.loss)
+
+
+def sample_is_due(run: Run) -> bool:
+    """Whether the model is to write something at this step, which rank 0 asks of it alone."""
+    wanted, step = run.config.evaluation, run.progress.step
+    is_evaluated = run.evaluator.due(step) or run.evaluator.last_step == step
+    return run.accelerator.is_main_process and samples_due(wanted, step, run.config.max_steps, is_evaluated)
+
+
+def sample(run: Run) -> None:
+    """Lets the model write, and shows what: in TensorBoard, and its beginning in the log. The other ranks go on to the next step."""
+    step = run.progress.step
+
+    def write() -> None:
+        samples = run.samples()
+        if samples:
+            run.reporter.text("samples", markdown(samples), step)
+            log.info("step %d: it writes: %s", step, shortened(samples[-1].prompt + samples[-1].text))
+
+    with run.reporter.pause("sampling"):
+        run.reporter.may_fail("samples", write)
+    run.stopwatch.lap("evaluation")
 
 
 def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
@@ -144,7 +170,7 @@ def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
     reason = reason_to_save(outcome, run.checkpointer.due() or best or WISHED.get(wish), in_doubt)
     if not reason:
         return
-    with run.reporter.pause():
+    with run.reporter.pause("saving"):
         known = run.reporter.known
         run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
     run.stopwatch.lap("save")

@@ -12,7 +12,7 @@ from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
 from trainer.errors import RankLostError, TrainerError
-from trainer.evaluation.generate import generate
+from trainer.evaluation.samples import DRAWN
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import finish_processes
@@ -21,7 +21,7 @@ from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.run.begin import begin_run
-from trainer.run.build import Run, sample_prompt
+from trainer.run.build import Run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
@@ -185,13 +185,5 @@ def _export(run: Run) -> Path:
 
 
 def sample(run: Run) -> str | None:
-    """Text that the model continues from the recipe's prompt, the same for the same weights; None where none is wanted or can be."""
-    tokenizer, wanted = run.corpus.tokenizer, run.config.evaluation
-    prompt = sample_prompt(run.config, run.corpus)
-    if prompt is None:
-        return None
-    ids = generate(
-        run.bare_model, prompt, max_new_tokens=wanted.sample_tokens, temperature=0.8, top_k=50, top_p=1.0, seed=run.config.seed,
-        vocab_size=run.corpus.vocab_size,
-    )  # fmt: skip
-    return wanted.prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
+    """The first of them that is drawn, with its prompt; None where there are none."""
+    return next((one.prompt + one.text for one in run.samples() if one.kind == DRAWN), None)

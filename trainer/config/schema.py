@@ -124,16 +124,20 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Validation loss and tasks during the run, and the sample at its end."""
+    """Validation loss and tasks during the run, and samples of what the model writes."""
 
     every_steps: Positive = 100
     """Steps between two evaluations; one more follows the last step."""
     num_sequences: Positive | None = None
     """How many held-out sequences are read, from the front; empty: all."""
     prompt: str = ""
-    """How the sample of generated text begins; empty: as a document begins."""
+    """How the samples of generated text begin; empty: as a document begins."""
+    sample_prompts: list[str] = []
+    """Several such beginnings, each of which is continued; empty: `evaluation.prompt` alone."""
     sample_tokens: NotNegative = 120
-    """Length of that sample in tokens; 0: none."""
+    """Length of a sample in tokens; 0: none."""
+    samples_every_steps: NotNegative | None = None
+    """Steps between two sets of samples; empty: with each evaluation; 0: only after the last step."""
     tasks: list[str] = []
     """Questions asked with the validation loss: `shakespeare_lines` (built in), JSONL files, or `hellaswag`, `piqa`, `arc_easy`, `arc_challenge`, `copa`, `winogrande`, `lambada` from the hub."""
     tasks_every_steps: Positive | None = None

@@ -212,6 +212,12 @@ class Reporter:
         """Takes what a checkpoint cost, and what the promise comes to: numbers of the next step that is written."""
         self._saved_at = time.perf_counter() - values["checkpoint/write_seconds"]
         self._beside.update(values)
+        if self._bar is not None:
+            self._bar.saved()
+
+    def may_fail(self, what: str, work: Callable[[], None]) -> None:
+        """Does what the run can do without, whatever it raises: counted and told, as a tracker's failures are."""
+        self._failures.guard(what, work, Exception)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Draws a text in TensorBoard."""
@@ -219,9 +225,11 @@ class Reporter:
             self._drawing.text(tag, markdown, step)
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """The time in this block is not the step's: an evaluation or a save. Every number must have arrived before it."""
+    def pause(self, doing: str) -> Iterator[None]:
+        """The time in this block is not the step's: `evaluating`, `saving`. Every number must have arrived before it."""
         assert self._pending is None, "flush() first, and judge what arrives"
+        if self._bar is not None:
+            self._bar.busy(doing)
         yield
         self._meter.resume(time.perf_counter())
 
@@ -297,7 +305,7 @@ class Reporter:
         left = self._meter.seconds_left(self._max_steps - step)
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"
         pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}  {duration(left)} left"
-        self._bar.update(step, f"loss {loss:.4f}  {pace}")
+        self._bar.update(step, loss=loss, tokens_per_second=speed.tokens_per_second, mfu=speed.mfu, seconds_left=left)
         self._loss_since_line.append(loss)
         if step % self._console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)

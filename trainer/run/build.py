@@ -27,8 +27,8 @@ from trainer.data.sources import rows
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.exam import Exam
-from trainer.evaluation.generate import num_positions
 from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_samples
 from trainer.evaluation.tasks import open_tasks
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
@@ -79,6 +79,8 @@ class Run:
     evaluator: Evaluator
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
+    samples: Callable[[], list[Sample]]
+    """What the model writes now; called on one rank."""
     exam: Exam
     """The questions of `evaluation.tasks`, put to the model as it is."""
     restorer: Restorer
@@ -147,6 +149,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
         profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
         folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
+        samples=lambda: _take_samples(config, corpus, bare_model),
     )  # fmt: skip
 
 
@@ -165,28 +168,12 @@ def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.
         config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
         eot_id=eot_id,
     )  # fmt: skip
-    _check_prompt(config, corpus, num_positions(model_config))
+    if corpus.tokenizer:
+        check_prompts(prompts_of(config.evaluation), corpus.tokenizer, config.sequence_length)
     return build_model(
         model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
         gradient_checkpointing=config.model.gradient_checkpointing,
     )  # fmt: skip
-
-
-def sample_prompt(config: Config, corpus: Corpus) -> list[int] | None:
-    """What the sample at the end of the run continues: an end of text, then the recipe's prompt; None when there is no sample."""
-    if corpus.tokenizer is None or not config.evaluation.sample_tokens:
-        return None
-    return [corpus.tokenizer.eot_id, *corpus.tokenizer.encode(config.evaluation.prompt)]
-
-
-def _check_prompt(config: Config, corpus: Corpus, positions: int) -> None:
-    """Refuses a prompt that leaves the sample no position now, and not once the run is at its end."""
-    prompt = sample_prompt(config, corpus)
-    if prompt and len(prompt) >= positions:
-        raise ConfigError(
-            f"evaluation.prompt has {len(prompt)} tokens with the end of text before it, and the model has {positions} positions, which leaves "
-            "none for the sample; shorten it, or set evaluation.sample_tokens to 0"
-        )
 
 
 def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -264,6 +251,17 @@ def _build_validation(
         return ((batch.inputs, batch.labels) for batch in micro_batches)
 
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
+
+
+def _take_samples(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
+    """Texts that continue the recipe's prompts, the same for the same weights; none where none is wanted or can be."""
+    prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
+    if not prompts or tokenizer is None:
+        return []
+    return take_samples(
+        model, prompts, tokenizer, num_tokens=config.evaluation.sample_tokens, sequence_length=config.sequence_length,
+        vocab_size=corpus.vocab_size, seed=config.seed,
+    )  # fmt: skip
 
 
 def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> Exam:

@@ -136,7 +136,7 @@ def test_numbers_that_are_late_are_known_with_the_next_step_and_after_a_flush(ac
     reporter.open({}, None, {})
     assert take(reporter, 1) == [] and reporter.known is None
     assert [known.step for known in take(reporter, 2)] == [1]
-    with pytest.raises(AssertionError, match="flush"), reporter.pause():
+    with pytest.raises(AssertionError, match="flush"), reporter.pause("saving"):
         pass
     assert [known.step for known in reporter.flush()] == [2] and reporter.flush() == []
     take(reporter, 3)
@@ -149,7 +149,7 @@ def test_the_time_of_a_pause_is_not_the_time_of_a_step(accelerator, folder, monk
     monkeypatch.setattr(reporter_module.time, "perf_counter", lambda: now[0])
     reporter = reporter_of(accelerator, folder)
     reporter.open({}, None, {})
-    with reporter.pause():
+    with reporter.pause("saving"):
         now[0] = 100.0
     now[0] = 101.0
     take(reporter, 1)

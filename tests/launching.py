@@ -112,12 +112,12 @@ class Started:
     """A run in progress: one process a rank, all writing into one file."""
 
     def __init__(
-        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None
+        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None, command: str = "train"
     ) -> None:
         """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one."""
         _context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"
-        words = ["trainer", "train", str(recipe), *overrides]
+        words = ["trainer", command, str(recipe), *overrides]
         self._store, group = _meeting_point(num_processes) if num_processes > 1 else (None, {})
         self.ranks = []
         for rank in range(num_processes):

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
 from trainer.errors import LaunchError, RankLostError, TrainerError
-from trainer.evaluation.generate import generate
+from trainer.evaluation.samples import DRAWN
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import finish_processes, first_before_joining
 from trainer.loop import Outcome, train
+from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
-from trainer.run import Run, build_run, sample_prompt
+from trainer.metrics.profiler import FOLDER as PROFILES
+from trainer.run.begin import begin_run
+from trainer.run.build import Run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
@@ -42,16 +45,17 @@ def run_session(config: Config) -> int:
     before, journal = read_outcome(folder), Journal(folder)
     with StopRequest() as stop:
         try:
-            with broken_connections_explained(folder):
+            with broken_connections_explained(folder), _memory_explained(config, folder):
                 with _disk_errors_explained(folder):
                     if is_main:
                         sweep_causes(folder)
                     _note(folder, before, "running", run, "starting")
-                    run = build_run(config, stop)
+                    run = begin_run(config, stop)
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
+                run.profiler.close()
                 run.checkpointer.close()
-                run.reporter.close()
+                run.reporter.close(finished=outcome.kind == "finished")
                 conclude(run, before, outcome)
                 if is_main:
                     journal.write("stop", cause=outcome.kind, step=run.progress.step, reason=outcome.reason)
@@ -90,6 +94,13 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
             f"{where} cannot be written ({getattr(error, 'strerror', None) or error}); make room there or mend that disk, or set runs_folder "
             "and checkpoints_folder to another, and start again: no step was taken"
         ) from error
+
+
+def _memory_explained(config: Config, folder: Path) -> AbstractContextManager[None]:
+    return out_of_memory_explained(
+        folder / PROFILES, rank=int(os.environ.get("RANK", "0")), micro_batch=config.micro_batch,
+        has_history=config.profile.memory_history,
+    )  # fmt: skip
 
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:
@@ -192,13 +203,5 @@ def _export(run: Run) -> Path:
 
 
 def sample(run: Run) -> str | None:
-    """Text that the model continues from the recipe's prompt, the same for the same weights; None where none is wanted or can be."""
-    tokenizer, wanted = run.corpus.tokenizer, run.config.evaluation
-    prompt = sample_prompt(run.config, run.corpus)
-    if prompt is None:
-        return None
-    ids = generate(
-        run.bare_model, prompt, max_new_tokens=wanted.sample_tokens, temperature=0.8, top_k=50, top_p=1.0, seed=run.config.seed,
-        vocab_size=run.corpus.vocab_size,
-    )  # fmt: skip
-    return wanted.prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
+    """The first of them that is drawn, with its prompt; None where there are none."""
+    return next((one.prompt + one.text for one in run.samples() if one.kind == DRAWN), None)

@@ -339,8 +339,10 @@ TYPED = [
     ),
     Mistake(
         "prompt that is too long", "generate tiny --prompt " + "x" * 3000,
-        ("the prompt has 3001 tokens, and the model has 2048 positions", "shorten it"),
+        ("the prompt has 3001 tokens with the end of text before it", "the model was trained on sequences of 16", "shorten it"),
     ),
+    Mistake("stop that is empty", "generate tiny --stop ''", ("a text to stop at is empty", "leave it out")),
+    Mistake("file of prompts that is not there", "generate tiny --prompts-file {tmp}/none.txt", ("{tmp}/none.txt cannot be read", "name a text file")),
     # Sources of text
     Mistake(
         "source that is not there", "prepare {tmp}/none.txt --out {tmp}/out",

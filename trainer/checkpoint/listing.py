@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer import locks
 from trainer.checkpoint.choose import all_of
-from trainer.checkpoint.manifest import MANIFEST, Manifest
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.retention import Policy, Removal, policy_of, tiers
 from trainer.checkpoint.store import CheckpointStore, Entry, folder_bytes, verify
 from trainer.checkpoint.verified import Verification, found_damaged, last_verification, last_verifications, remember

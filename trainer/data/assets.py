@@ -62,6 +62,11 @@ def shakespeare_scenes() -> tuple[tuple[str, str], ...]:
     return tuple((scene["source"], scene["text"]) for scene in map(json.loads, lines))
 
 
+def twelfth_night() -> tuple[str, ...]:
+    """The scenes of the play that is held out, in their order."""
+    return embedded_documents("shakespeare", "validation")
+
+
 def embedded_documents(corpus: str, split: str) -> tuple[str, ...]:
     """The documents of an embedded corpus: split "train" is nine plays, "validation" is Twelfth Night.
 

@@ -56,6 +56,27 @@ def documents(source: str, text_key: str | None = None, split: str = "train") ->
     return _without_empty(found, source)
 
 
+def rows(source: str) -> Iterator[tuple[str, Any]]:
+    """The JSON rows of a file (.jsonl, .ndjson, .json, also .gz and .zst) or of `hf:NAME[:CONFIG]@SPLIT`, each with where it stands.
+
+    raises  DataError when the source cannot be read, or a line is no JSON
+    """
+    kind, _, name = source.partition(":")
+    if kind == "hf":
+        name, _, split = name.partition("@")
+        yield from _hub_rows(name, split or "train")
+        return
+    path = Path(source).expanduser()
+    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+    if suffix not in _LINES:
+        raise DataError(f"{path} is a {path.suffix or 'nameless'} file; {', '.join(_LINES)} were expected (also .gz, .zst), an object a line.")
+    try:
+        with _open(path) as file:
+            yield from _json_rows(file, path, suffix)
+    except _DAMAGE as error:
+        raise DataError(_damaged(str(path), error)) from None
+
+
 def source_files(source: str) -> list[Path]:
     """The files that a path, a folder or a glob stands for, in natural order, each real file once.
 

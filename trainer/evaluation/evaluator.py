@@ -10,9 +10,10 @@ log = logging.getLogger(__name__)
 class Evaluator:
     """Knows when an evaluation is due and whether its result is the best so far; a part of the TrainState."""
 
-    def __init__(self, every_steps: int, max_steps: int, validation: str | None) -> None:
+    def __init__(self, every_steps: int, max_steps: int, validation: str | None, tasks_every_steps: int | None = None) -> None:
         """`validation` is the fingerprint of the held-out data: losses on other data do not compare. None: there is none."""
         self._every_steps, self._max_steps, self._validation = every_steps, max_steps, validation
+        self._tasks_every_steps = tasks_every_steps or every_steps
         self.last_step: int | None = None
         self.last_loss: float | None = None
         self.best_step: int | None = None
@@ -23,6 +24,10 @@ class Evaluator:
         if self._validation is None:
             return False
         return (step % self._every_steps == 0 or step == self._max_steps) and step != self.last_step
+
+    def tasks_due(self, step: int) -> bool:
+        """Of the steps that have an evaluation, those whose evaluation asks the tasks too."""
+        return step % self._tasks_every_steps == 0 or step == self._max_steps
 
     def record(self, step: int, loss: float) -> bool:
         """Takes a validation loss; returns whether it is the lowest so far."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -17,6 +18,10 @@ class ValidationLoss:
     loss: float
     """Nats a token."""
     num_tokens: int
+
+    def bits_per_byte(self, num_bytes: int) -> float:
+        """Bits a byte of text, which compare across tokenizers: loss x tokens / (bytes x ln 2)."""
+        return self.loss * self.num_tokens / (num_bytes * math.log(2))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,275 @@
+"""A config becomes everything a run needs, built in one readable order and held in one frozen dataclass.
+
+Rooms do not know each other; what one needs of another is handed to it here. `Run` holds, it does not act.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from trainer import files, launch
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.ranks import Ranks
+from trainer.checkpoint.restore import Description, Restorer
+from trainer.checkpoint.retention import policy_of
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.batch import accumulation_steps
+from trainer.config.folders import checkpoints_folder, run_folder
+from trainer.config.schema import Config
+from trainer.data.assets import twelfth_night
+from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.loader import TokenLoader, validation_batches
+from trainer.data.sources import rows
+from trainer.errors import ConfigError
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.exam import Exam
+from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_samples
+from trainer.evaluation.tasks import open_tasks
+from trainer.metrics.console import console_handler
+from trainer.metrics.curves import CURVE
+from trainer.metrics.hardware import HardwareSampler
+from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.out_of_memory import record_memory_history
+from trainer.metrics.profiler import Profiler
+from trainer.metrics.probes import Probes, histogram_interval
+from trainer.metrics.reporter import SAVED, Reporter
+from trainer.metrics.stopwatch import Stopwatch
+from trainer.metrics.tags import FP8, GPU, MFU, TASKS, VALIDATION
+from trainer.metrics.trackers import check_tracker_names
+from trainer.model.build import build_model
+from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.model.resolve import resolve
+from trainer.model.scores import token_scores
+from trainer.optim.build import build_optimizer
+from trainer.optim.groups import check_groups
+from trainer.optim.schedule import build_schedule
+from trainer.precision.decide import Decision, decide
+from trainer.run.identity import describe, replay_key
+from trainer.safety.guard import LossGuard
+from trainer.safety.stop import StopRequest
+from trainer.state import Progress, TrainState
+from trainer.text import count
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop needs, in the order it needs it."""
+
+    config: Config
+    accelerator: Accelerator
+    decision: Decision
+    corpus: Corpus
+    loader: TokenLoader
+    model: torch.nn.Module
+    """What `Accelerator.prepare` gave back: takes inputs and labels [B, T], returns the mean loss."""
+    bare_model: torch.nn.Module
+    """The transformers model inside, never compiled: its keys are stored, and it generates."""
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    state: TrainState
+    guard: LossGuard
+    stop: StopRequest
+    evaluator: Evaluator
+    validate: Callable[[], ValidationLoss] | None
+    """Validation loss of the model as it is; None without held-out data."""
+    samples: Callable[[], list[Sample]]
+    """What the model writes now; called on one rank."""
+    exam: Exam
+    """The questions of `evaluation.tasks`, put to the model as it is."""
+    restorer: Restorer
+    checkpointer: Checkpointer
+    reporter: Reporter
+    stopwatch: Stopwatch
+    probes: Probes
+    profiler: Profiler
+    folder: Path
+    """runs/NAME."""
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
+
+
+def build_run(config: Config, stop: StopRequest) -> Run:
+    """Builds a run as it starts, before anything is restored."""
+    check_tracker_names(config.metrics.trackers)
+    place = launch.asked()
+    accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
+    launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
+    decision = decide_precision(place)
+    accelerator = launch.start(
+        place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
+        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
+    )  # fmt: skip
+    log.info("%s: %s", config.name, launch.describe(accelerator))
+    if config.profile.memory_history and accelerator.device.type == "cuda":
+        record_memory_history()
+    log.info(decision.sentence)
+
+    corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
+    loader = TokenLoader(
+        corpus.train, global_batch=config.global_batch, micro_batch=config.micro_batch, rank=accelerator.process_index,
+        world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
+    )  # fmt: skip
+    bare_model = _build_model(config, corpus, accelerator.device)
+    optimizer = _build_optimizer(config, bare_model)
+    model, optimizer = accelerator.prepare(bare_model, optimizer)
+    check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
+
+    description = describe(config, corpus, bare_model, decision)
+    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
+    guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
+    state = TrainState(Progress(), guard=guard, evaluation=evaluator)
+    reporter = _build_reporter(config, accelerator, bare_model, decision, description)
+    store = CheckpointStore(checkpoints_folder(config))
+    ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
+    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config))
+    checkpointer = Checkpointer(
+        accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
+        policy, run_folder=run_folder(config), curve=CURVE, mark=SAVED, max_steps=config.max_steps,
+        global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
+        report=reporter.saved,
+    )  # fmt: skip
+    return Run(
+        config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
+        bare_model=bare_model, optimizer=optimizer,
+        schedule=build_schedule(
+            config.schedule.name, max_steps=config.max_steps, warmup_steps=config.schedule.warmup_steps,
+            min_lr_fraction=config.schedule.min_lr_fraction, decay_fraction=config.schedule.decay_fraction,
+        ),
+        state=state, guard=guard, stop=stop, evaluator=evaluator,
+        validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
+        reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
+        profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
+        folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
+        samples=lambda: _take_samples(config, corpus, bare_model),
+    )  # fmt: skip
+
+
+def decide_precision(place: launch.Asked) -> Decision:
+    """The precision to compute in at this place."""
+    device_type = "cpu" if place.use_cpu else "cuda"
+    if device_type == "cuda":
+        torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU
+    has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return decide(place.precision, device_type=device_type, has_bf16=has_bf16)
+
+
+def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
+    eot_id = corpus.tokenizer.eot_id if corpus.tokenizer else None
+    model_config = resolve(
+        config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
+        eot_id=eot_id,
+    )  # fmt: skip
+    if corpus.tokenizer:
+        check_prompts(prompts_of(config.evaluation), corpus.tokenizer, config.sequence_length)
+    return build_model(
+        model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    wanted = config.optimizer
+    return build_optimizer(
+        model, name=wanted.name, lr=wanted.lr, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay,
+        muon_lr=wanted.muon_lr, muon_momentum=wanted.muon_momentum, muon_weight_decay=wanted.muon_weight_decay,
+    )  # fmt: skip
+
+
+def _build_reporter(
+    config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision, description: Description
+) -> Reporter:
+    flops = flops_per_token(model, config.sequence_length)
+    device = accelerator.device
+    peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
+    if peak is None:
+        log.info("MFU: unknown, because the peak of this device is not known")
+    parameters = parameter_counts(model)
+    tokens_a_step = config.global_batch * config.sequence_length
+    log.info(
+        "model: %s parameters (%s without embeddings), %sFLOP a token", count(parameters.total), count(parameters.non_embedding),
+        count(flops),
+    )  # fmt: skip
+    log.info(
+        "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens", config.global_batch, config.sequence_length,
+        count(tokens_a_step), config.max_steps, count(tokens_a_step * config.max_steps),
+    )  # fmt: skip
+    return Reporter(
+        accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
+        console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
+        tracker_options=config.metrics.tracker_options,
+        sample=HardwareSampler(
+            device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
+            num_local_processes=launch.num_local_processes(),
+        ).sample,
+        features=_features(config, accelerator, decision, has_peak=peak is not None),
+        meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
+        replay_key=replay_key(config, accelerator, description),
+    )  # fmt: skip
+
+
+def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
+    """What this run has that others lack: TensorBoard gets charts for it."""
+    found = {
+        MFU: has_peak,
+        VALIDATION: bool(config.data.corpus or config.data.validation),
+        TASKS: bool(config.evaluation.tasks),
+        FP8: decision.mode == "fp8",
+        GPU: accelerator.device.type == "cuda",
+    }
+    return {feature for feature, is_there in found.items() if is_there}
+
+
+def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
+    return Probes(
+        model, detail_every_steps=config.metrics.detail_every_steps, is_main=accelerator.is_main_process,
+        histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
+    )  # fmt: skip
+
+
+def _build_validation(
+    config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
+) -> Callable[[], ValidationLoss] | None:
+    if corpus.validation is None:
+        log.info("no validation data: there will be no validation loss, and no best checkpoint")
+        return None
+    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        micro_batches = validation_batches(
+            corpus.validation, num_sequences=config.evaluation.num_sequences, micro_batch=config.micro_batch,
+            rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+        )  # fmt: skip
+        return ((batch.inputs, batch.labels) for batch in micro_batches)
+
+    return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
+
+
+def _take_samples(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
+    """Texts that continue the recipe's prompts, the same for the same weights; none where none is wanted or can be."""
+    prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
+    if not prompts or tokenizer is None:
+        return []
+    return take_samples(
+        model, prompts, tokenizer, num_tokens=config.evaluation.sample_tokens, sequence_length=config.sequence_length,
+        vocab_size=corpus.vocab_size, seed=config.seed,
+    )  # fmt: skip
+
+
+def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> Exam:
+    """The tasks of the recipe, opened and read as tokens."""
+    wanted = config.evaluation
+    if wanted.tasks and corpus.validation is None:
+        raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; leave the tasks out")
+    tasks = launch.first_on_main(
+        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=rows, scenes=twelfth_night)
+    )
+    return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)

@@ -371,6 +371,8 @@ def test_shards_whose_tokenizer_is_not_at_hand_train_a_model_that_can_be_exporte
     assert "It writes now" not in said("report", "tiny")
     told = paragraph(said("generate", "tiny", "--prompt", "To be", code=2))
     assert "was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer" in told
+    told = paragraph(said("eval", "tiny", "--tasks", "shakespeare_lines", code=2))
+    assert "was trained without a tokenizer, so it cannot read the text of a task" in told
     said("export", "tiny", "--out", project / "out")
     model = AutoModelForCausalLM.from_pretrained(project / "out")
     assert model.config.vocab_size == 257 and not model.generation_config.suppress_tokens

@@ -76,4 +76,4 @@ def test_tasks_without_a_tokenizer_are_refused_and_no_tasks_need_none():
 
 def test_an_item_that_does_not_fit_the_model_is_refused_before_anything_is_asked():
     with pytest.raises(DataError, match="since the model has 32 positions"):
-        exam_of(tiny_model("gpt2"), Task("long", (item("here", {"context": "a", "continuation": "b" * 40}),)))
+        exam_of(tiny_model("gpt2", max_position_embeddings=32), Task("long", (item("here", {"context": "a", "continuation": "b" * 40}),)))

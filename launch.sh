@@ -3,6 +3,7 @@
 #   ./launch.sh                                      the Shakespeare run on this machine
 #   ./launch.sh CLUSTER RECIPE [key=value ...]       any cluster file and recipe, e.g. ./launch.sh 4gpu_bf16 gpt2-124m optimizer.lr=6e-4
 #   ./launch.sh selftest [CLUSTER] RECIPE [...]      kills a short run of it, resumes it, and compares: is a resume exact on this machine?
+#   ./launch.sh tensorboard [RUN] [--port N]         opens TensorBoard, and says how to reach it from another machine
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
 # Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to mend in
 # what was typed, 3 diverged, 75 interrupted (start it again to continue), 1 anything else.
@@ -55,8 +56,10 @@ if [ "${1:-}" = "--setup" ]; then
 fi
 set_up
 command=launch
-if [ "${1:-}" = "selftest" ]; then
-    command=selftest
-    shift
-fi
+case "${1:-}" in
+    selftest | tensorboard)
+        command="$1"
+        shift
+        ;;
+esac
 exec "$project/.venv/bin/python" -m trainer "$command" "$@"

@@ -2,12 +2,16 @@
 
 import errno
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -19,21 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Language-model pretraining on Accelerate.",
 )
-checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints, and look after them.")
 app.add_typer(checkpoints_app, name="checkpoints")
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""
-
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")
-]
-
-StepArgument = Annotated[
-    str, typer.Argument(metavar="STEP", help="A step, latest, best, or the path of a checkpoint.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
-
 
 def main() -> None:
     """Runs a command; what a person has to mend becomes one paragraph on standard error and an exit code, usually 2."""
@@ -156,6 +149,25 @@ def print_report(config: "Config", folder: Path) -> None:
     print("\n" + report(config.name, folder, checkpoints_folder(config), known_baselines(config.data)), flush=True)
 
 
+@app.command()
+def tensorboard(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name, or any folder of runs; all of runs/ without it.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port; the first free one from 6006 by default.")] = None,
+) -> None:
+    """Open TensorBoard on a free port, and say how to reach it from another machine."""
+    from trainer.config.folders import find_run
+    from trainer.files import project_folder
+    from trainer.tensorboard import board, show
+
+    if run is None:
+        folder = project_folder() / "runs"
+    else:
+        folder = Path(run) if Path(run).is_dir() else find_run(run)
+    opened = board(folder, port, os.environ)
+    print(opened.told, file=sys.stderr, flush=True)
+    show(opened)
+
+
 @app.command(name="report")
 def report_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")],
@@ -166,6 +178,27 @@ def report_command(
 
     folder = find_run(run)
     print_report(load_resolved(folder / "config.yaml"), folder)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="A B [...]", help="Runs by name, or their folders in runs/; all are compared with A.")],
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots here as well: a file, or a folder for compare-A-B.html.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether runs are as good as the first, and how sure that is: losses by tokens and by time, speed, what differs."""
+    from trainer.compare.judge import judge
+    from trainer.compare.runs import read_runs
+    from trainer.compare.show import text, to_json
+
+    comparison = judge(read_runs(runs))
+    print(to_json(comparison) if as_json else text(comparison))
+    if html:
+        from trainer.compare.page import write_page
+
+        print(f"\nplots: {write_page(comparison, html)}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
@@ -232,9 +265,13 @@ def export(
 @app.command()
 def generate(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="The text to continue; may be given several times. -, or none beside a pipe: standard input.")
+    ] = None,
+    prompts_file: Annotated[Path | None, typer.Option(help="Prompts: one a line, or objects with a field prompt in a .jsonl file.")] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
+    num_samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1,
     temperature: Annotated[
         float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")
     ] = 0.8,
@@ -242,23 +279,40 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the likeliest one's probability.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="The text ends before this; may be given several times.")] = None,
+    rows_at_once: Annotated[int, typer.Option(min=1, help="Texts that are computed together.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one object a text.")] = False,
 ) -> None:
-    """Let a checkpoint continue a text."""
+    """Let a checkpoint continue texts, shown as they come."""
     from trainer.checkpoint.resume import locate
     from trainer.config.folders import find_checkpoints
-    from trainer.export import generate_text
+    from trainer.evaluation.prompts import gather_prompts
 
-    text = generate_text(
-        locate(find_checkpoints(run), checkpoint),
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    print(text)
+    prompts = gather_prompts(prompt or [], prompts_file, sys.stdin)
+    folder = locate(find_checkpoints(run), checkpoint)
+    from trainer.evaluation.generate import Sampling
+    from trainer.evaluation.texts import Text, TextPrinter, continue_texts, exit_code, summary
+    from trainer.export import open_model
+
+    trained = open_model(folder)
+    texts = [Text(words, number) for words in prompts for number in range(num_samples)]
+    printer, started = TextPrinter(texts, sys.stdout, as_json=as_json), time.perf_counter()
+    try:
+        continue_texts(
+            trained.model, trained.tokenizer, texts,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), seed=seed, max_new_tokens=max_new_tokens,
+            sequence_length=trained.sequence_length, vocab_size=trained.vocab_size, stops=stop or (), rows_at_once=rows_at_once,
+            show=printer.show, close=printer.close,
+        )  # fmt: skip
+    except BrokenPipeError:  # whoever read has enough, as `head` has; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    print(summary(texts, time.perf_counter() - started, trained.sequence_length), file=sys.stderr, flush=True)
+    sys.exit(exit_code(texts))
 
 
 @app.command(name="eval")
@@ -281,95 +335,3 @@ def evaluate_command(
     evaluation = evaluate(run, checkpoint, names, limit, show_progress)
     if evaluation.is_main:
         print(json.dumps(evaluation.records(), indent=1) if as_json else evaluation.text())
-
-
-@checkpoints_app.command()
-def ls(run: RunArgument, as_json: JsonOption = False) -> None:
-    """List a run's checkpoints, newest first: step, age, why it is kept, losses, bytes, sound?"""
-    from trainer.checkpoint.listing import listing
-    from trainer.config.folders import find_checkpoints
-
-    print(listing(find_checkpoints(run), as_json=as_json))
-
-
-@checkpoints_app.command()
-def show(
-    run: RunArgument,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, a step, or the path of a checkpoint.")] = "",
-    as_json: JsonOption = False,
-) -> None:
-    """Show everything that a checkpoint's manifest says."""
-    from trainer.checkpoint.show import show as show_one
-    from trainer.config.folders import find_checkpoints
-
-    folder = find_checkpoints(run)
-    own = str(folder) if (folder / "manifest.json").is_file() else "latest"
-    print(show_one(folder, checkpoint or own, as_json=as_json))
-
-
-@checkpoints_app.command()
-def verify(run: RunArgument) -> None:
-    """Read every byte of a run's checkpoints and compare it with the manifests; exit code 1 when one is not sound."""
-    from trainer.checkpoint.listing import verification
-    from trainer.config.folders import find_checkpoints
-
-    text, all_sound = verification(find_checkpoints(run))
-    print(text)
-    sys.exit(0 if all_sound else 1)
-
-
-@checkpoints_app.command()
-def diff(
-    run: RunArgument,
-    a: Annotated[str, typer.Argument(metavar="A", help="A step, latest, best, or the path of a checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Say what differs between two checkpoints: facts, settings, files, and which tensors of the model."""
-    from trainer.checkpoint.show import diff as diff_two
-    from trainer.config.folders import find_checkpoints
-
-    print(diff_two(find_checkpoints(run), a, b, as_json=as_json))
-
-
-@checkpoints_app.command()
-def pin(run: RunArgument, step: StepArgument) -> None:
-    """Keep a checkpoint whatever the tiers say; may be done while the run trains."""
-    from trainer.checkpoint.pin import set_pinned
-    from trainer.config.folders import find_checkpoints
-
-    print(set_pinned(find_checkpoints(run), step, pinned=True))
-
-
-@checkpoints_app.command()
-def unpin(run: RunArgument, step: StepArgument) -> None:
-    """Take a pin away: the tiers decide again."""
-    from trainer.checkpoint.pin import set_pinned
-    from trainer.config.folders import find_checkpoints
-
-    print(set_pinned(find_checkpoints(run), step, pinned=False))
-
-
-@checkpoints_app.command()
-def prune(
-    run: RunArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and why, and stop.")] = False,
-) -> None:
-    """Remove what the newest checkpoint's settings do not keep, as a run does after every commit."""
-    from trainer.checkpoint.listing import pruning
-    from trainer.config.folders import find_checkpoints
-
-    print(pruning(find_checkpoints(run), dry_run=dry_run))
-
-
-@checkpoints_app.command()
-def copy(
-    run: RunArgument,
-    step: StepArgument,
-    target: Annotated[Path, typer.Argument(metavar="DEST", help="The folder that gets step-*: on another disk.")],
-) -> None:
-    """Copy a checkpoint to another folder, read every byte back, and only then give it its name."""
-    from trainer.checkpoint.duplicate import duplicate
-    from trainer.config.folders import find_checkpoints
-
-    print(duplicate(find_checkpoints(run), step, target))

@@ -7,6 +7,7 @@
       LaunchError             the processes that started are not those the cluster file describes
       RankLostError           another process of the run failed, or is gone
       PrecisionError          the precision asked for cannot be had, and a fallback was refused
+      GpuMemoryError          a GPU's memory does not hold what the run needs
 
 A message says what is wrong with its name and value, what was expected, and what to do. Programmers get `assert` and a
 traceback instead.
@@ -53,3 +54,7 @@ class RankLostError(TrainerError):
 
 class PrecisionError(TrainerError):
     """The precision asked for cannot be had, and a fallback was refused."""
+
+
+class GpuMemoryError(TrainerError):
+    """A GPU's memory does not hold what the run needs."""

@@ -20,7 +20,7 @@ from trainer.evaluation.tasks import open_tasks
 from trainer.export import tokenizer_of
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
-from trainer.run import decide_precision
+from trainer.run.build import decide_precision
 from trainer.text import table
 
 RECORDS = "evaluations.jsonl"

@@ -32,7 +32,6 @@ from trainer.checkpoint.manifest import Manifest, read_manifest
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.evaluation.generate import generate
 from trainer.model.build import generation_config
 
 logger = logging.getLogger(__name__)
@@ -270,8 +269,18 @@ def export_checkpoint(folder: Path, out: Path, *, replace: bool = False) -> Path
     return out
 
 
-def generate_text(folder: Path, prompt: str, **sampling: Any) -> str:
-    """What a checkpoint's model writes after a prompt, the prompt included; see `evaluation.generate` for `sampling`."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedModel:
+    """A checkpoint's model and what it takes to give it text."""
+
+    model: PreTrainedModel
+    tokenizer: TokenEncoding
+    vocab_size: int
+    sequence_length: int
+
+
+def open_model(folder: Path) -> TrainedModel:
+    """The model of a checkpoint, on a GPU where there is one, its weights in the precision they are stored in."""
     manifest = read_manifest(folder)
     tokenizer = tokenizer_of(manifest)
     if tokenizer is None:
@@ -280,8 +289,10 @@ def generate_text(folder: Path, prompt: str, **sampling: Any) -> str:
             "recipe of a new run, or `trainer export` the model and give it token ids"
         )
     model = _load(_config_from_dict(manifest.model), folder / "model.safetensors")
-    ids = generate(model, [tokenizer.eot_id, *tokenizer.encode(prompt)], vocab_size=manifest.vocab_size, **sampling)
-    return prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TrainedModel(
+        model=model.to(device), tokenizer=tokenizer, vocab_size=manifest.vocab_size, sequence_length=manifest.identity["sequence_length"]
+    )  # fmt: skip
 
 
 def tokenizer_of(manifest: Manifest) -> TokenEncoding | None:

@@ -174,18 +174,6 @@ def truncate_file(path: Path, num_bytes: int) -> None:
         fsync_open_file(file)
 
 
-def lock(path: Path) -> BinaryIO | None:
-    """Takes a lock that ends with this process, however it ends; None when another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
 _BLOCK_BYTES = 8 << 20
 
 

@@ -4,7 +4,8 @@ One JSON object a line, only ever added to, by every process of the run (the tra
 (ISO 8601 in UTC, for people: nothing compares it, so a clock that jumps changes nothing), `event`, and the event's facts:
 
     start         fingerprint       a launch begins, before it looks for a checkpoint; the fingerprint stands for the code, the settings and
-                                    the packages: deaths under another one say nothing about a checkpoint
+                                    the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
+                                    has, the precision that was decided, and the machine
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written

@@ -137,8 +137,12 @@ def num_threads() -> int:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
     if chosen > 1 or (chosen == 1 and not launched):
         return chosen
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, num_cores() // local_processes)
+    return max(1, num_cores() // num_local_processes())
+
+
+def num_local_processes() -> int:
+    """How many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def num_cores() -> int:

@@ -9,10 +9,12 @@ import torch
 
 from trainer.checkpoint.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
 from trainer.data.loader import Batch
+from trainer.evaluation.samples import markdown, samples_due
 from trainer.metrics.reporter import Known
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
-from trainer.run import Run
+from trainer.run.build import Run
+from trainer.text import shortened
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +44,30 @@ def train(run: Run) -> Outcome:
         )
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
+    run.profiler.reached(run.progress.step)
+    run.stopwatch.start()
     for batch in run.loader.batches(run.progress.sequences):
+        run.stopwatch.lap("data")
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
         loss = accumulate_gradients(run, batch)
+        run.stopwatch.lap("forward_backward")
         grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
         run.checkpointer.before_update()  # a snapshot may still be reading the weights
-        step_if_finite(run.optimizer, grad_norm)
+        with run.probes.around_update(run.progress.step + 1):
+            step_if_finite(run.optimizer, grad_norm)
         run.optimizer.zero_grad()
+        run.stopwatch.lap("optimizer")
 
         run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
         known = report(run, batch, lr, loss, grad_norm)
         outcome = decide(run, known)
+        run.stopwatch.lap("report")
 
         is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
+        if sample_is_due(run):
+            sample(run)
         save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
+        run.profiler.reached(run.progress.step)
         if outcome:
             return outcome
     raise AssertionError("the loader never ends")
@@ -88,9 +100,10 @@ def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: tor
     known = run.reporter.step(
         step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
         epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers,
+        laps=run.stopwatch.end_step(), reading=run.probes.take(),
     )  # fmt: skip
     # Before an evaluation, a save or the end nothing may be on its way.
-    needed_now = run.evaluator.due(progress.step) or run.checkpointer.due() or progress.step >= run.config.max_steps
+    needed_now = run.evaluator.due(progress.step) or sample_is_due(run) or run.checkpointer.due() or progress.step >= run.config.max_steps
     needed_now = needed_now or any(numbers.stop_votes or numbers.save_wish for numbers in known)
     return known + run.reporter.flush() if needed_now else known
 
@@ -109,7 +122,7 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
 
 def evaluate(run: Run) -> bool:
     """Takes the validation loss, asks the tasks, and writes both down; returns whether the loss is the lowest so far."""
-    with run.reporter.pause():
+    with run.reporter.pause("evaluating"):
         started = time.perf_counter()
         result = run.validate()
         step, facts = run.progress.step, {}
@@ -119,7 +132,30 @@ def evaluate(run: Run) -> bool:
             facts |= run.exam.facts()
         seconds = time.perf_counter() - started
         run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
+    run.stopwatch.lap("evaluation")
     return run.evaluator.record(step, result.loss)
+
+
+def sample_is_due(run: Run) -> bool:
+    """Whether the model is to write something at this step, which rank 0 asks of it alone."""
+    wanted, step = run.config.evaluation, run.progress.step
+    is_evaluated = run.evaluator.due(step) or run.evaluator.last_step == step
+    return run.accelerator.is_main_process and samples_due(wanted, step, run.config.max_steps, is_evaluated)
+
+
+def sample(run: Run) -> None:
+    """Lets the model write, and shows what: in TensorBoard, and its beginning in the log. The other ranks go on to the next step."""
+    step = run.progress.step
+
+    def write() -> None:
+        samples = run.samples()
+        if samples:
+            run.reporter.text("samples", markdown(samples), step)
+            log.info("step %d: it writes: %s", step, shortened(samples[-1].prompt + samples[-1].text))
+
+    with run.reporter.pause("sampling"):
+        run.reporter.may_fail("samples", write)
+    run.stopwatch.lap("evaluation")
 
 
 def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
@@ -134,9 +170,10 @@ def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
     reason = reason_to_save(outcome, run.checkpointer.due() or best or WISHED.get(wish), in_doubt)
     if not reason:
         return
-    with run.reporter.pause():
+    with run.reporter.pause("saving"):
         known = run.reporter.known
         run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
+    run.stopwatch.lap("save")
 
 
 def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> str | None:

@@ -99,12 +99,12 @@ def _next(name: str, folder: Path) -> str:
     """Commands that find this run: by its name in the usual folder, by its path elsewhere."""
     folder = folder.resolve()
     is_usual = folder == (files.project_folder() / "runs" / name).resolve()
-    run, runs = (name, "runs") if is_usual else (shlex.quote(str(folder)), shlex.quote(str(folder.parent)))
+    run = name if is_usual else shlex.quote(str(folder))
     return "\n".join(
         (
             "Next:",
             f"  .venv/bin/trainer generate {run} --prompt 'To be, or not'",
-            f"  .venv/bin/tensorboard --logdir {runs}",
+            f"  ./launch.sh tensorboard {run}",
             f"  .venv/bin/trainer checkpoints ls {run}",
         )
     )

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder
 from trainer.config.schema import Config
 from trainer.errors import RankLostError, TrainerError
-from trainer.evaluation.generate import generate
+from trainer.evaluation.samples import DRAWN
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import finish_processes
 from trainer.loop import Outcome, train
+from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
-from trainer.run import Run, build_run, sample_prompt
+from trainer.metrics.profiler import FOLDER as PROFILES
+from trainer.run.begin import begin_run
+from trainer.run.build import Run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
@@ -45,12 +48,13 @@ def run_session(config: Config) -> int:
             if is_main:
                 sweep_causes(folder)
             _note(folder, before, "running", run, "starting")
-            with broken_connections_explained(folder):
-                run = build_run(config, stop)
+            with broken_connections_explained(folder), _memory_explained(config, folder):
+                run = begin_run(config, stop)
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
+                run.profiler.close()
                 run.checkpointer.close()
-                run.reporter.close()
+                run.reporter.close(finished=outcome.kind == "finished")
                 conclude(run, before, outcome)
                 if is_main:
                     journal.write("stop", cause=outcome.kind, step=run.progress.step, reason=outcome.reason)
@@ -72,6 +76,13 @@ def run_session(config: Config) -> int:
         finally:
             if held is not None:
                 held.close()
+
+
+def _memory_explained(config: Config, folder: Path) -> AbstractContextManager[None]:
+    return out_of_memory_explained(
+        folder / PROFILES, rank=int(os.environ.get("RANK", "0")), micro_batch=config.micro_batch,
+        has_history=config.profile.memory_history,
+    )  # fmt: skip
 
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:
@@ -174,13 +185,5 @@ def _export(run: Run) -> Path:
 
 
 def sample(run: Run) -> str | None:
-    """Text that the model continues from the recipe's prompt, the same for the same weights; None where none is wanted or can be."""
-    tokenizer, wanted = run.corpus.tokenizer, run.config.evaluation
-    prompt = sample_prompt(run.config, run.corpus)
-    if prompt is None:
-        return None
-    ids = generate(
-        run.bare_model, prompt, max_new_tokens=wanted.sample_tokens, temperature=0.8, top_k=50, top_p=1.0, seed=run.config.seed,
-        vocab_size=run.corpus.vocab_size,
-    )  # fmt: skip
-    return wanted.prompt + tokenizer.decode([token for token in ids if token != tokenizer.eot_id])
+    """The first of them that is drawn, with its prompt; None where there are none."""
+    return next((one.prompt + one.text for one in run.samples() if one.kind == DRAWN), None)

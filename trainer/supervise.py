@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trainer import files
 from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, hold, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
@@ -31,7 +29,7 @@ from trainer.journal import Journal, cause_of_signal
 from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.model.presets import preset_fields
-from trainer.precision.decide import MODES, decide
+from trainer.precision.decide import decide
 from trainer.safety.failures import FAILURE_PIPE, Failure, how_it_ended, read_cause, receive_failure, send_failure
 from trainer.safety.parent import STARTED_BY, end_with_parent
 from trainer.text import did_you_mean
@@ -50,29 +48,6 @@ SAID_BY_CODE = {EXIT_CODES[outcome] for outcome in ("refused", "interrupted", "d
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """What asks a launch to stop: a scheduler, Ctrl+C, a closed terminal, Ctrl+\\."""
 
-REQUIRED = ("distributed_type", "num_processes", "mixed_precision")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What a cluster file asks for."""
-
-    path: Path
-    num_processes: int
-    precision: str
-    use_cpu: bool
-    num_machines: int = 1
-
-
-def clusters_folder() -> Path:
-    """Where the cluster files are."""
-    return files.project_folder() / "accelerate_configs"
-
-
-def cluster_names() -> list[str]:
-    """The shipped cluster files by name."""
-    return sorted(path.stem for path in clusters_folder().glob("*.yaml"))
-
 
 def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     """`[CLUSTER] [RECIPE] [key=value ...]` taken apart: the cluster file (None: the one that fits), the recipe, the overrides."""
@@ -90,7 +65,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
 
 def _is_recipe(name: str) -> bool:
     """Whether a single name means a recipe; a YAML file is a cluster file when it says `distributed_type`."""
-    if name in cluster_names():
+    if name in clusters.cluster_names():
         return False
     if name.endswith((".yaml", ".yml")):
         return not Path(name).is_file() or "distributed_type" not in Path(name).read_text(
@@ -99,94 +74,9 @@ def _is_recipe(name: str) -> bool:
     if name in recipe_names():
         return True
     raise ConfigError(
-        f"{name!r} is neither a cluster file nor a recipe; {did_you_mean(name, [*cluster_names(), *recipe_names()])} "
+        f"{name!r} is neither a cluster file nor a recipe; {did_you_mean(name, [*clusters.cluster_names(), *recipe_names()])} "
         "(or give the path of a YAML file)"
     )
-
-
-def fitting_cluster() -> str:
-    """The shipped cluster file for this machine: by the number of its NVIDIA GPUs."""
-    num_gpus = count_gpus()
-    if num_gpus == 0:
-        return "cpu"
-    return "4gpu_bf16" if num_gpus >= 4 else "1gpu_bf16"
-
-
-def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use, of those there are; 0 where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        there = pynvml.nvmlDeviceGetCount()
-    finally:
-        pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return there
-    return min(there, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
-
-
-def read_cluster(name: str) -> Cluster:
-    """A cluster file by name or path; ConfigError tells everything that is wrong with it."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else clusters_folder() / f"{name}.yaml"
-    if not path.is_file():
-        known = cluster_names()
-        raise ConfigError(
-            f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file)"
-        )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError(
-            f"cluster file {path} is not readable YAML ({cause}); mend it or write one with `accelerate config`"
-        ) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"cluster file {path} holds no settings; see accelerate_configs/cpu.yaml for the form")
-    if problems := _cluster_problems(path, content):
-        raise ConfigError(*problems)
-    return Cluster(
-        path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1)
-    )  # fmt: skip
-
-
-def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
-    problems = [
-        f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones"
-        for key in REQUIRED
-        if key not in content
-    ]
-    if problems:
-        return problems
-    num_processes, num_machines = content["num_processes"], content.get("num_machines", 1)
-    for name, number in (("num_processes", num_processes), ("num_machines", num_machines)):
-        if not isinstance(number, int) or number < 1:
-            problems.append(f"cluster file {path}: {name} is {number!r}, but should be a whole number of at least 1")
-    if not problems and num_processes % num_machines:
-        problems.append(
-            f"cluster file {path}: num_processes is {num_processes}, but should be a multiple of num_machines, which is {num_machines}: it "
-            "counts the processes of all machines"
-        )
-    if _precision(content) not in MODES:
-        problems.append(
-            f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}"
-        )
-    if content["distributed_type"] != "MULTI_GPU":
-        problems.append(
-            f"cluster file {path}: distributed_type is {content['distributed_type']!r}; use MULTI_GPU, also for one process (the launcher of "
-            "'NO' leaves the trainer behind on SIGTERM) and, with use_cpu: true, for CPUs (MULTI_CPU starts a single process)"
-        )
-    return problems
-
-
-def _precision(content: dict[str, Any]) -> str:
-    """`mixed_precision`, where YAML reads a bare `no` as False."""
-    value = content["mixed_precision"]
-    return "no" if value is False else str(value).lower()
 
 
 @dataclass(frozen=True)
@@ -194,7 +84,7 @@ class Plan:
     """A launch that was checked: what will be run, and where its outcome will stand."""
 
     loaded: Loaded
-    cluster: Cluster
+    cluster: clusters.Cluster
     command: list[str]
     environment: dict[str, str]
     folder: Path
@@ -207,13 +97,13 @@ class Plan:
 def plan(words: Sequence[str]) -> Plan:
     """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run."""
     cluster_name, recipe, overrides = split_words(words)
-    cluster = read_cluster(cluster_name or fitting_cluster())
+    cluster = clusters.read_cluster(cluster_name or clusters.fitting_cluster())
     wanted = cluster.num_processes // cluster.num_machines
-    if not cluster.use_cpu and (num_gpus := count_gpus()) < wanted:
+    if not cluster.use_cpu and (num_gpus := clusters.count_gpus()) < wanted:
         here = " on each machine" if cluster.num_machines > 1 else ""
         raise ConfigError(
             f"cluster file {cluster.path.stem} wants {wanted} GPUs{here} and this machine has {num_gpus}; "
-            f"take {fitting_cluster()}, or set num_processes in a copy of the file"
+            f"take {clusters.fitting_cluster()}, or set num_processes in a copy of the file"
         )
     loaded = load(recipe, overrides)
     accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)

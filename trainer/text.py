@@ -33,6 +33,12 @@ def duration(seconds: float) -> str:
     return f"{days}d {hours % 24}h"
 
 
+def shortened(text: str, length: int = 100) -> str:
+    """A text as one line of at most so many characters, in quotes: what is cut off is told by an ellipsis."""
+    line = " ".join(text.split())
+    return f'"{line if len(line) <= length else line[: length - 3] + "..."}"'
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The known word a typing mistake most likely meant, or None."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)

@@ -19,6 +19,7 @@ from tests.launching import (
     wait_for_step,
     write_recipe,
 )
+from trainer.journal import read_events
 
 VARIANTS = {
     "llama-muon": {"optimizer": {"name": "muon"}},
@@ -71,15 +72,13 @@ def test_replayed_steps_are_compared_and_said_to_be_exact(straight, tmp_path):
     run.kill()
     had = len(steps(recipe))
     train(recipe, num_processes=num_processes)
-    newest = max(s for s in (8, 12, 16) if s <= had)
+    # Where the machine is slow, a save by budget may come after the one at 16, or the writer may rescue a later snapshot.
+    resumed = next((event["step"] for event in read_events(tmp_path / "runs/tiny") if event["event"] == "resume"), had)
     verdict = outcome(recipe).get("resume")
-    assert had == 24 or verdict == f"resume exact: {had - 16}/{had - 16} replayed steps bit-identical", (
-        had,
-        newest,
-        verdict,
-    )
-    lost = [line for line in (tmp_path / "runs/tiny/metrics.lost.jsonl").read_text().splitlines() if '"loss"' in line]
-    assert len(lost) == had - 16
+    assert 16 <= resumed <= had
+    assert had == resumed or verdict == f"resume exact: {had - resumed}/{had - resumed} replayed steps bit-identical", (had, resumed, verdict)
+    lost = tmp_path / "runs/tiny/metrics.lost.jsonl"
+    assert len([line for line in lost.read_text().splitlines() if '"loss"' in line] if lost.exists() else []) == had - resumed
 
 
 def test_a_resume_that_is_not_exact_is_told(straight, tmp_path):

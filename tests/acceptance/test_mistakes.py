@@ -28,7 +28,7 @@ from tests.launching import (
     write_shards,
 )
 from tests.small_checkpoints import flip
-from trainer import files, supervise
+from trainer import locks, supervise
 
 GPT2_FIELDS = {**TINY_GPT2, "resid_pdrop": 0.0}
 
@@ -339,8 +339,10 @@ TYPED = [
     ),
     Mistake(
         "prompt that is too long", "generate tiny --prompt " + "x" * 3000,
-        ("the prompt has 3001 tokens, and the model has 2048 positions", "shorten it"),
+        ("the prompt has 3001 tokens with the end of text before it", "the model was trained on sequences of 16", "shorten it"),
     ),
+    Mistake("stop that is empty", "generate tiny --stop ''", ("a text to stop at is empty", "leave it out")),
+    Mistake("file of prompts that is not there", "generate tiny --prompts-file {tmp}/none.txt", ("{tmp}/none.txt cannot be read", "name a text file")),
     # Sources of text
     Mistake(
         "source that is not there", "prepare {tmp}/none.txt --out {tmp}/out",
@@ -526,9 +528,9 @@ def place(finished, tmp_path, monkeypatch) -> Path:
     assert recipe.is_file()
     monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
     monkeypatch.setattr(
-        supervise, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
     )
-    monkeypatch.setattr(supervise, "count_gpus", lambda: 0)
+    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: 0)
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a mistake must be told before a launch"))
     return tmp_path
 
@@ -592,7 +594,7 @@ def test_a_mistake_that_the_run_finds_is_told_and_harms_nothing(mistake, place):
 
 @pytest.mark.parametrize("command", ["train", "launch cpu"])
 def test_a_run_that_is_trained_right_now_is_left_alone(place, command):
-    held = files.lock(place / "runs" / "tiny" / ".lock")
+    held = locks.take(place / "runs" / "tiny" / ".lock")
     before = everything(place)
     if command == "train":
         said = train(place / "tiny.yaml", exit_code=2)
@@ -621,7 +623,7 @@ def test_a_launch_of_several_processes_says_a_refusal_once_and_exits_with_2(plac
     """Through the real `accelerate launch`, which by itself returns 1 for every failure and prints its own traceback."""
     write_cluster(place, 2)
     words = ["launch", str(place / "cluster_2.yaml"), str(place / "tiny.yaml"), "seed=5", "max_steps=48"]
-    script = "import sys; from trainer import supervise; supervise.count_gpus = lambda: 0; from trainer.cli import main; main()"
+    script = "import sys; from trainer.config import cluster; cluster.count_gpus = lambda: 0; from trainer.cli import main; main()"
     command = [sys.executable, "-c", script, *words]
     ended = subprocess.run(
         command, env=environment(), cwd=place, capture_output=True, text=True, timeout=120, check=False

@@ -10,9 +10,9 @@ from accelerate.utils.constants import TORCH_DYNAMO_MODES
 from accelerate.utils.dataclasses import DynamoBackend
 
 from tests.launching import checkpoint, outcome, steps, train
+from trainer.config.cluster import cluster_names, clusters_folder, read_cluster
 from trainer.config.load import load, load_resolved, recipe_names
 from trainer.precision.decide import MODES
-from trainer.supervise import cluster_names, clusters_folder, read_cluster
 
 SMALL = {
     "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},

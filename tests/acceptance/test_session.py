@@ -153,7 +153,7 @@ def failing(tmp_path, monkeypatch):
             (),
             {"progress": type("Progress", (), {"step": 7}), "reporter": type("Reporter", (), {"known": None})},
         )
-        monkeypatch.setattr(session, "build_run", lambda config, stop: run)
+        monkeypatch.setattr(session, "begin_run", lambda config, stop: run)
         monkeypatch.setattr(session, "train", raises)
         return load(str(write_recipe(tmp_path))).config
 

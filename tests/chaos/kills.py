@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.aimed import IN_TRAINER, IN_WRITER, PROCESSES, STRUCK, TOLD, Aim, arm, writer_told
+from tests.chaos.aimed import IN_TRAINER, IN_WRITER, PROCESSES, STRUCK, Aim, arm, writer_told
 from tests.launching import TINY_GPT2, Started, final_bytes, outcome, steps, train, write_recipe
 from trainer.checkpoint.store import CheckpointStore
 from trainer.journal import read_events

@@ -5,7 +5,8 @@ from pathlib import Path
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainer.metrics.curves import CURVE, LOST, cut_after, read_records
+from trainer.metrics import curves
+from trainer.metrics.curves import CURVE, LOST, cut_after, end_of_step, read_records, records_from
 
 steps = st.lists(st.integers(1, 40), max_size=15).map(sorted)
 
@@ -35,3 +36,19 @@ def test_whatever_the_tail_every_whole_record_is_kept_or_moved(steps, resumed, c
         with open(folder / CURVE, "ab") as file:
             file.write(b'{"step": 41}\n')
         assert read_records(folder / CURVE)[-1] == {"step": 41}
+
+
+@settings(deadline=None)
+@given(steps, st.integers(-1, 41), st.integers(1, 60), st.booleans())
+def test_the_end_of_a_step_is_found_from_the_end_whatever_the_blocks(steps, wanted, block_bytes, is_torn):
+    lines = [json.dumps({"step": step, "loss": step / 3}).encode() + b"\n" for step in steps]
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / CURVE
+        path.write_bytes(b"".join(lines) + b'{"step": 0, "lo' * is_torn)
+        before, curves._BLOCK_BYTES = curves._BLOCK_BYTES, block_bytes
+        try:
+            end = end_of_step(path, wanted)
+        finally:
+            curves._BLOCK_BYTES = before
+        assert end == sum(len(line) for line, step in zip(lines, steps) if step <= wanted)
+        assert [record["step"] for _, record in records_from(path, end)] == [step for step in steps if step > wanted]

@@ -105,7 +105,7 @@ def test_a_folder_of_the_writer_loads_to_the_bits_of_a_plain_save_state(config, 
             update(run, with_moments=with_moments)
         run.save("every")
         expected = run.everything()
-        run.checkpointer._store, background, run.checkpointer._background = stores[1], run.checkpointer._background, None
+        run.checkpointer._plain._store, background, run.checkpointer._background = stores[1], run.checkpointer._background, None
         run.checkpointer._saved_step = None
         run.save("every")
         run.checkpointer._background = background

@@ -1,7 +1,5 @@
 import errno
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -130,18 +128,6 @@ def test_lines_are_appended_after_one_that_a_crash_cut_short(tmp_path):
     path.write_text("one\ntw")
     files.append_lines(path, ["three"])
     assert path.read_text() == "one\ntw\nthree\n"
-
-
-def test_a_lock_is_held_by_one_and_free_again_when_that_process_ends(tmp_path):
-    held = files.lock(tmp_path / "inner" / ".lock")
-    assert held is not None
-    assert files.lock(tmp_path / "inner" / ".lock") is None
-    held.close()
-    script = f"from trainer import files; from pathlib import Path; import os; files.lock(Path({str(tmp_path / '.lock')!r})); os._exit(9)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=files.project_folder()).returncode == 9
-    again = files.lock(tmp_path / ".lock")
-    assert again is not None
-    again.close()
 
 
 def test_a_line_is_added_in_one_write_after_one_that_was_cut_short(tmp_path, monkeypatch):

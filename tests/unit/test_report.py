@@ -23,7 +23,7 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     for words in (
         "mine: finished at step 3 (all 3 steps were taken); 3k tokens in 1m 0s of training\nresume exact: 1/1",
         "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not",
-        str(store.folder), str(folder), "here/exported", "trainer generate mine", "tensorboard --logdir", "trainer checkpoints ls mine",
+        str(store.folder), str(folder), "here/exported", "trainer generate mine", "./launch.sh tensorboard mine", "trainer checkpoints ls mine",
     ):  # fmt: skip
         assert words in text
 
@@ -87,7 +87,7 @@ def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, sett
     generate, tensorboard, checkpoints = map(shlex.split, lines)
     assert generate[2] == checkpoints[3] == ("mine" if config.runs_folder == "runs" else str(folder))
     assert find_checkpoints(generate[2]) == checkpoints_folder(config) and find_run(generate[2]) == folder
-    assert project / tensorboard[2] == folder.parent
+    assert tensorboard == ["./launch.sh", "tensorboard", generate[2]]
 
 
 def test_a_run_that_never_was_is_an_error(store, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.commands import trainer
-from trainer import files, supervise
+from trainer import files, locks, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
@@ -29,7 +29,7 @@ def cluster(tmp_path):
 
 
 def gpus(monkeypatch, number):
-    monkeypatch.setattr(supervise, "count_gpus", lambda: number)
+    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: number)
 
 
 # The words of the command line
@@ -53,114 +53,6 @@ def test_the_words_are_cluster_recipe_and_overrides(words, split):
 def test_a_third_name_is_refused():
     with pytest.raises(ConfigError, match="too many names: cpu shakespeare resume"):
         supervise.split_words(["cpu", "shakespeare", "resume"])
-
-
-# The machine
-
-
-@pytest.mark.parametrize(
-    ("number", "name"), [(0, "cpu"), (1, "1gpu_bf16"), (3, "1gpu_bf16"), (4, "4gpu_bf16"), (8, "4gpu_bf16")]
-)
-def test_the_cluster_file_fits_the_machine(monkeypatch, number, name):
-    gpus(monkeypatch, number)
-    assert supervise.fitting_cluster() == name and name in supervise.cluster_names()
-
-
-@pytest.fixture
-def driver(monkeypatch):
-    """Makes a machine with some GPUs, or with no driver at all (None)."""
-    import pynvml
-
-    def no_driver():
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    def make(number):
-        monkeypatch.setattr(pynvml, "nvmlInit", no_driver if number is None else lambda: None)
-        monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: number)
-        monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2), ("0,1,2,3,4,5", 4)]
-)
-def test_only_the_visible_gpus_that_are_there_are_counted(monkeypatch, driver, visible, number):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    driver(4)
-    assert supervise.count_gpus() == number
-    driver(None)
-    assert supervise.count_gpus() == 0
-
-
-@pytest.mark.parametrize(("there", "number"), [(4, 4), (None, 0)])
-def test_gpus_are_counted_by_their_driver(monkeypatch, driver, there, number):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    driver(there)
-    assert supervise.count_gpus() == number
-
-
-# Cluster files
-
-
-@pytest.mark.parametrize("name", supervise.cluster_names())
-def test_every_shipped_cluster_file_is_right(name):
-    assert supervise.read_cluster(name).path.stem == name
-
-
-def test_a_cluster_file_says_how_many_processes_and_which_precision(cluster):
-    read = supervise.read_cluster(cluster())
-    assert (read.num_processes, read.precision, read.use_cpu) == (2, "no", True)
-
-
-@pytest.mark.parametrize(("written", "meant"), [(False, "no"), ("no", "no"), ("BF16", "bf16"), ("fp8", "fp8")])
-def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
-    assert supervise.read_cluster(cluster(mixed_precision=written)).precision == meant
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"num_processes": None}, "lacks num_processes"),
-        ({"mixed_precision": None}, "lacks mixed_precision"),
-        ({"distributed_type": None}, "lacks distributed_type"),
-        ({"num_processes": 0}, "num_processes is 0, but should be a whole number of at least 1"),
-        ({"num_processes": "two"}, "num_processes is 'two', but should be"),
-        ({"num_machines": 0}, "num_machines is 0, but should be a whole number of at least 1"),
-        (
-            {"num_processes": 3, "num_machines": 2},
-            "num_processes is 3, but should be a multiple of num_machines, which is 2",
-        ),
-        ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
-        ({"distributed_type": "NO"}, "distributed_type is 'NO'; use MULTI_GPU"),
-        ({"distributed_type": "MULTI_CPU"}, "distributed_type is 'MULTI_CPU'; use MULTI_GPU"),
-    ],
-)
-def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, words):
-    with pytest.raises(ConfigError) as caught:
-        supervise.read_cluster(cluster(**changes))
-    assert words in str(caught.value)
-
-
-def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
-    with pytest.raises(ConfigError) as caught:
-        supervise.read_cluster(cluster(num_processes=0, mixed_precision="x", distributed_type="NO"))
-    assert len(caught.value.problems) == 3
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [(b"a: [", "not readable YAML"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings")],
-)
-def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
-    (tmp_path / "mine.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=words):
-        supervise.read_cluster(str(tmp_path / "mine.yaml"))
-
-
-def test_an_unknown_cluster_file_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="unknown cluster file '4gpu_bf61'; did you mean '4gpu_bf16'?"):
-        supervise.read_cluster("4gpu_bf61")
 
 
 # The batch
@@ -242,7 +134,7 @@ def planned(project, script=""):
     loaded = load("shakespeare", ["name=mine", "max_steps=30"])
     command = [sys.executable, "-c", script]
     return supervise.Plan(
-        loaded, supervise.Cluster(Path("x"), 1, "no", True), command, dict(os.environ), project / "runs" / "mine"
+        loaded, supervise.clusters.Cluster(Path("x"), 1, "no", True), command, dict(os.environ), project / "runs" / "mine"
     )
 
 
@@ -433,7 +325,7 @@ def test_a_rank_that_ended_with_a_code_of_the_runs_own_has_said_all(project, cap
 def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, caplog):
     plan = planned(project, seen(0, -9))
     write_outcome(plan.folder, "running", step=3, reason="training")
-    with files.lock(plan.folder / ".lock"):
+    with locks.take(plan.folder / ".lock"):
         assert supervise.run_launch(plan) == 1
     assert read_outcome(plan.folder)["outcome"] == "running" and "another process is training mine" in caplog.text
 
@@ -441,10 +333,10 @@ def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, 
 LEFT_BEHIND = """
 import os, time
 from pathlib import Path
-from trainer import files
+from trainer import locks
 from trainer.metrics.outcome import write_outcome
 folder = Path({folder!r})
-held = files.lock(folder / ".lock")
+held = locks.take(folder / ".lock")
 write_outcome(folder, "running", step=0, reason="training")
 if os.fork():
     os.kill(os.getpid(), 9)

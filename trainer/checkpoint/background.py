@@ -9,24 +9,26 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 import torch
 
 import trainer
-from trainer import files
-from trainer.checkpoint.channel import Channel, mark, to_text
+from trainer.checkpoint.channel import HUNG_SECONDS, Channel, mark, to_text
+from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.second_place import place_of_run
 from trainer.checkpoint.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
 from trainer.config.schema import CheckpointConfig
 from trainer.journal import Journal
+from trainer.locks import Lock
 from trainer.text import duration, size
 
 log = logging.getLogger(__name__)
 
 _COMMAND = ("-m", "trainer.checkpoint.writer")
+
+_PROBE = "import os, sys; file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); os.write(file, b'.'); os.fsync(file); os.unlink(sys.argv[1])"
 
 MAX_STARTS = 3
 """Writers that may die in a row before saves are made without one."""
@@ -61,6 +63,9 @@ SILENCE_SECONDS = 60.0
 DEATH_SECONDS = 20.0
 """How long a process that was killed may take to be gone."""
 
+ANSWER_SECONDS = 30.0
+"""How long a disk may take to take a byte."""
+
 PATIENCE_SECONDS = 60.0
 """How often somebody who waits is told what for."""
 
@@ -80,23 +85,28 @@ class Patience:
 
 
 class WriterLost(Exception):
-    """Writers died MAX_STARTS times in a row: saves are made without one from here on."""
+    """Writers died MAX_STARTS times in a row, or one hung and was ended: saves are made without one from here on."""
+
+
+def tell_note(note: Mapping[str, Any]) -> None:
+    """Logs what somebody beside the trainer wants to be known."""
+    log.log(logging.WARNING if note["is_failure"] else logging.INFO, note["note"])
 
 
 class Background:
     """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
 
     def __init__(
-        self, snapshots: Snapshots, hello: dict[str, Any], inherited: list[int], tell_event: Callable[..., None]
+        self, snapshots: Snapshots, hello: dict[str, Any], lock: Lock | None, tell_event: Callable[..., None]
     ) -> None:
         """
         hello       what the writer needs to know once
-        inherited   descriptors that stay open in it: the lock of the folder
+        lock        of the folder, which it holds too; None in tests that have none
         tell_event  hears, as facts by name, when a writer dies
         """
-        self._snapshots, self._inherited, self._tell_event = snapshots, inherited, tell_event
+        self._snapshots, self._lock, self._tell_event = snapshots, lock, tell_event
         self._hello = {
-            **hello, "pid": os.getpid(), "slots": [slot.descriptor for slot in snapshots.slots],
+            **hello, "pid": os.getpid(), "lock": str(lock.path) if lock else None, "slots": [slot.descriptor for slot in snapshots.slots],
             "slot_bytes": len(snapshots.slots[0].pages),
         }  # fmt: skip
         self._held: dict[int, _Held] = {}
@@ -111,6 +121,11 @@ class Background:
     def writing(self) -> int | None:
         """The slot whose write is in flight."""
         return next((number for number, held in self._held.items() if held.is_asked), None)
+
+    @property
+    def still_seconds(self) -> float:
+        """For how long the write that is in flight has not moved; 0 when none is."""
+        return 0.0 if self.writing is None else time.monotonic() - self._moved_at
 
     def free_slot(self) -> Slot | None:
         """The slot for the next snapshot: of those not being written and not promised to the disk, the older; None: there is none."""
@@ -135,7 +150,7 @@ class Background:
         """A new layout for every slot, once nothing waits to be written by the old one. raises WriterLost"""
         while self.pending():
             self.advance(wait=True)
-            self.poll(1.0)
+            self.wait()
         self._held.clear()
         for each in self._snapshots.slots:
             self._channel.send({"do": "begin", "slot": each.number})
@@ -169,6 +184,7 @@ class Background:
             log.warning("the writer has given no sign of life for %.0f seconds: it is ended", SILENCE_SECONDS)
             self._process.kill()
             self._heard_at = time.monotonic()
+        self._see_progress(answers)
         done = []
         for answer in self._tell_notes(answers):
             self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
@@ -183,12 +199,19 @@ class Background:
             self._ask_next()
         return done
 
+    def wait(self) -> list[Done]:
+        """`poll` for a second, for whoever cannot go on without the writer: one that hangs is ended. raises WriterLost"""
+        if self.still_seconds > HUNG_SECONDS:
+            self._end_hung()
+            raise WriterLost(f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: its disk hangs")
+        return self.poll(1.0)
+
     def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
         """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
         self.advance(wait=True)
         patience = Patience(f"waiting for the checkpoint of step {step} to reach the disk")
         while True:
-            answers = self.poll(1.0)
+            answers = self.wait()
             hear(answers)
             for done in answers:
                 if done.step == step:
@@ -208,8 +231,18 @@ class Background:
         """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
         self._channel.send({"do": "end", "copies": wait_for_copies})
         patience = Patience("waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else ""))
+        self._moved_at = time.monotonic()
         while self._process.poll() is None:
-            self._tell_notes(self._channel.arrived(1.0) or [])
+            answers = self._channel.arrived(1.0) or []
+            self._see_progress(answers)
+            self._tell_notes(answers)
+            if time.monotonic() - self._moved_at > HUNG_SECONDS:
+                self._end_hung()
+                log.warning(
+                    "the writer has moved nothing for %s, and was ended: a snapshot in memory or a copy to the second place that was not "
+                    "finished is lost; what the log calls a checkpoint is on the disk", duration(HUNG_SECONDS),
+                )  # fmt: skip
+                break
             patience.tell()
         self._channel.close()
 
@@ -221,15 +254,39 @@ class Background:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        passed = [theirs.fileno(), *self._hello["slots"], *self._inherited]
+        passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
         self._process = subprocess.Popen(
             [sys.executable, *_COMMAND, str(theirs.fileno())], pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, env=_environment(),
         )  # fmt: skip
         theirs.close()
-        self._heard_at = time.monotonic()
+        self._bequeath()
+        self._heard_at = self._moved_at = time.monotonic()
+        self._progress = 0
         self._channel = Channel(ours)
         self._channel.send(self._hello)
+
+    def _bequeath(self) -> None:
+        try:
+            if self._lock:
+                self._lock.bequeath(self._process.pid)
+        except OSError as error:
+            log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
+
+    def _see_progress(self, answers: list[dict[str, Any]]) -> None:
+        """Notes when the writer last moved: it says so with every beat, and a finished write is one too."""
+        counters = [answer["progress"] for answer in answers if "progress" in answer]
+        if any("done" in answer for answer in answers) or (counters and counters[-1] != self._progress):
+            self._moved_at = time.monotonic()
+        self._progress = counters[-1] if counters else self._progress
+
+    def _end_hung(self) -> None:
+        """Ends the writer; one that waits for a disk within the system cannot be ended, and is not waited for."""
+        self._process.kill()
+        try:
+            self._process.wait(DEATH_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("the writer (process %d) does not die before its disk answers", self._process.pid)
 
     def _start_again(self) -> None:
         """A new writer, told everything that the dead one knew. raises WriterLost"""
@@ -257,7 +314,7 @@ class Background:
         """Logs what the writer wants to be known; returns the other answers."""
         for answer in answers:
             if "note" in answer:
-                log.log(logging.WARNING if answer["is_failure"] else logging.INFO, answer["note"])
+                tell_note(answer)
         return [answer for answer in answers if "done" in answer]
 
     def _tell_whole(self, number: int, held: _Held) -> None:
@@ -272,12 +329,24 @@ class Background:
         if promised:
             number = min(promised)[1]
             self._held[number].is_asked = True
+            self._moved_at = time.monotonic()
             self._channel.send({"do": "write", "slot": number})
+
+
+def disk_answers(folder: Path) -> bool:
+    """Whether the disk of a folder takes a byte, or refuses it, within ANSWER_SECONDS; tried in a process that may hang in our place."""
+    probe = subprocess.Popen([sys.executable, "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")], stderr=subprocess.DEVNULL)
+    try:
+        probe.wait(ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return False
+    return True
 
 
 def begin_background(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, slot_bytes: int, settings: CheckpointConfig,
-    held: BinaryIO | None, **facts: Any,
+    held: Lock | None, **facts: Any,
 ) -> Background | None:  # fmt: skip
     """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
 
@@ -286,40 +355,23 @@ def begin_background(
     """
     if not settings.asynchronous:
         log.info("saves: training waits for them, as checkpoint.asynchronous asks")
-        return _without_copies(settings)
+        return None
     free = free_memory_bytes()
     number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
     if number == 0:
         log.warning(
             "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory", size(slot_bytes), size(free)
         )
-        return _without_copies(settings)
+        return None
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
     log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
     paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
-    hello = {**facts, **paths, "second_place": _second_place(settings, facts["folder"].name)}
+    hello = {**facts, **paths, "second_place": second_place_of(settings, facts["folder"].name)}
     journal = Journal(facts["run_folder"])
     return Background(
-        Snapshots(model, optimizer, slots, device), hello, [held.fileno()] if held else [],
+        Snapshots(model, optimizer, slots, device), hello, held,
         lambda **event: journal.write("writer", **event),
     )  # fmt: skip
-
-
-def _without_copies(settings: CheckpointConfig) -> None:
-    """Says so where a second place is wanted: it is the writer that copies there."""
-    if settings.second_place:
-        log.warning("checkpoint.second_place: nothing is copied to %s, because there is no writer to do it", settings.second_place)
-
-
-def _second_place(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:
-    if settings.second_place is None:
-        return None
-    is_url = "://" in settings.second_place
-    where = settings.second_place if is_url else str(files.project_folder() / settings.second_place)
-    return {
-        "where": place_of_run(where, name), "every": settings.second_place_every,
-        "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
-    }  # fmt: skip
 
 
 def _environment() -> dict[str, str]:

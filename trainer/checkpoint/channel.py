@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 CLOSE_SECONDS = 30.0
 """How long an end that leaves waits for its last messages to be taken."""
 
+HUNG_SECONDS = 300.0
+"""A writer whose counter has stood still for so long while it had something to do hangs with its disk; whoever has to wait for it ends
+it then. The counter moves with every 8 MB. A launcher gives a last save twice this time, and fsync of a large file takes its part."""
+
 
 _MARK = struct.Struct("<q")
 

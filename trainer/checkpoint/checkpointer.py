@@ -9,27 +9,26 @@ Rank 0's clock decides, and what it wishes travels with the numbers of a step, s
 memory has no room for a snapshot, saves are plain ones (plain.py), and that is said.
 """
 
-import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from trainer.checkpoint import random_states
-from trainer.checkpoint.background import Background, Done, Patience, WriterLost, begin_background
+from trainer.checkpoint.background import Background, Done, Patience, WriterLost, begin_background, disk_answers
 from trainer.checkpoint.cadence import Budget, Cadence
-from trainer.checkpoint.manifest import Manifest, manifest_digest
-from trainer.checkpoint.plain import forget, plain_save
+from trainer.checkpoint.copier import second_place_of
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.plain import PlainSaves
 from trainer.checkpoint.ranks import Ranks, say
 from trainer.checkpoint.restore import Description, Restorer
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.room import Room
+from trainer.checkpoint.snapshot import small_files
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
@@ -48,6 +47,12 @@ WAITED_FOR = ("final", "interrupt")
 
 BY_BUDGET = ("snapshot", "budget")
 """Reasons for a save that may be left out while the disk is behind: the next one serves as well. Others are for their very step."""
+
+STILL_SECONDS = 60.0
+"""A writer that has not moved for so long is not waited for by any save of a run that goes on; it may come back."""
+
+TAKEN, LEFT_OUT, BY_HAND = "taken", "left out", "by hand"
+"""What can become of a save: a snapshot that the writer has, nothing, or what all ranks do themselves while training waits."""
 
 
 class Checkpointer:
@@ -69,8 +74,12 @@ class Checkpointer:
         self._state, self._store, self._description, self._restorer = state, store, description, restorer
         self._settings, self._policy, self._run_folder = settings, policy, run_folder
         self._curve, self._mark = run_folder / curve, run_folder / mark
+        self._plain = PlainSaves(
+            accelerator, ranks, store, policy, description.config_text, before_commit, run_folder=run_folder, mark=self._mark,
+            second_place=second_place_of(settings, store.folder.name),
+        )  # fmt: skip
         self._max_steps, self._global_batch, self._sequences_per_epoch = max_steps, global_batch, sequences_per_epoch
-        self._before_commit, self._report = before_commit, report
+        self._report = report
         self._room = Room(model, optimizer, store, policy, max_steps)
         self._journal = Journal(run_folder)
         self._background: Background | None = None
@@ -79,6 +88,7 @@ class Checkpointer:
         self._saved_step: int | None = None
         self._taken_at: dict[int, float] = {}
         self._failures = self._untidy = self._skipped = 0
+        self._is_still = False
         self._stepped_at: float | None = None
         self._wished: float = NOTHING
         self._gave_up: str | None = None
@@ -163,45 +173,48 @@ class Checkpointer:
             return
         started = time.perf_counter()
         manifest = self._manifest(reason, loss, val_loss)
-        in_background = self._ranks.told_by_main(lambda: self._background is not None)
-        if in_background:
-            files_of_ranks = self._ranks.gathered(self._small_files())
+        how = self._ranks.told_by_main(lambda: BY_HAND if self._background is None else TAKEN)
+        if how == TAKEN:
+            own = small_files(self._accelerator, self._state.state_dict(), self._description.config_text)
+            files_of_ranks = self._ranks.gathered(own)
             small = {name: content for of_rank in files_of_ranks for name, content in of_rank.items()}
-            taken = self._take(manifest, small, started) if self._ranks.is_main else False
+            taken = self._take(manifest, small, started) if self._ranks.is_main else TAKEN
             if reason not in BY_BUDGET:  # where no writer is left to do it, all ranks do it themselves
-                in_background = self._ranks.told_by_main(lambda: taken and (reason not in WAITED_FOR or self._wait_for(step)))
-        is_saved = in_background or (reason != "snapshot" and self._save_plainly(manifest, started))
+                how = self._ranks.told_by_main(lambda: self._wait_for(step, taken) if reason in WAITED_FOR else taken)
+        is_saved = how == TAKEN or (how == BY_HAND and reason != "snapshot" and self._save_plainly(manifest, started))
         self._saved_step = step if is_saved else self._saved_step
         self._stepped_at = None  # this step's time is not like the others'
 
-    def _take(self, manifest: Manifest, small: dict[str, bytes], started: float) -> bool:
-        """Snapshots into a slot and goes on; returns whether that could be done. Waits for a slot where this very step is wanted."""
+    def _take(self, manifest: Manifest, small: dict[str, bytes], started: float) -> str:
+        """Snapshots into a slot and goes on; says what became of it. Waits for a slot where this very step is wanted."""
         to_write = manifest.reason != "snapshot"
         try:
             patience = Patience(f"step {manifest.step}: waiting for room in memory, because the disk is busy with earlier checkpoints")
             while (slot := self._background.free_slot()) is None:
-                if manifest.reason in BY_BUDGET:
+                if manifest.reason in BY_BUDGET or (manifest.reason not in WAITED_FOR and self._is_still):
                     self._skip(manifest)
-                    return False
-                self._hear(self._background.poll(1.0))
+                    return LEFT_OUT
+                self._hear(self._background.wait())
+                self._look_at_writer()
                 patience.tell()
             self._background.take(slot, manifest, small, must_write=to_write)
         except WriterLost as error:
             self._do_without_writer(error)
-            return False
+            return BY_HAND
         now = time.monotonic()
         if to_write:
             self._taken_at[manifest.step] = now
         stall = time.perf_counter() - started
         if manifest.reason not in WAITED_FOR:
             self._cadence.snapshot_taken(now, stall, tokens=manifest.tokens, to_write=to_write)
-        return True
+        return TAKEN
 
     def _skip(self, manifest: Manifest) -> None:
-        """The disk is behind: a save that only the budget asked for is left out, and the next one is as good."""
+        """The disk is behind: a save that only the budget asked for is left out, and any while the writer stands still."""
         if manifest.reason == "snapshot":
             return  # its turn comes with the next free slot
         self._skipped += 1
+        self._report(manifest.step, {"promise/skipped_saves": float(self._skipped), **self._promise_so_far(time.monotonic())})
         if self._skipped.bit_count() == 1:
             self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
             log.warning(
@@ -209,66 +222,42 @@ class Checkpointer:
                 manifest.step, manifest.reason, self._skipped,
             )  # fmt: skip
 
-    def _wait_for(self, step: int) -> bool:
-        """Waits until a step is written; False when no writer is left to do it. raises CheckpointError when it could not be written"""
-        try:
-            done = self._background.wait_for(step, self._hear)
-        except WriterLost as error:
-            self._do_without_writer(error)
-            return False
-        if done.failure:
-            raise CheckpointError(self._failed_text(step, done.failure))
-        return True
+    def _wait_for(self, step: int, taken: str) -> str:
+        """Waits until a step is written; says who is left to do it where no writer is. raises CheckpointError when it cannot be written"""
+        if taken == TAKEN:
+            try:
+                done = self._background.wait_for(step, self._hear)
+                if done.failure:
+                    raise CheckpointError(self._failed_text(step, done.failure))
+                return TAKEN
+            except WriterLost as error:
+                self._taken_at.pop(step, None)  # it is written in another way, or that is an error
+                self._do_without_writer(error)
+        if not disk_answers(self._store.folder):
+            raise CheckpointError(self._failed_text(step, "its disk does not answer"))
+        return BY_HAND
 
     def _do_without_writer(self, error: WriterLost) -> None:
         log.warning("saves: training waits for them from here on, because %s", error)
+        for step in sorted(self._taken_at):
+            self._journal.write("save_failed", step=step, reason="writer", failure=str(error))
+            log.warning("step %d: its checkpoint is lost with the writer", step)
+        self._taken_at.clear()
         self._journal.write("writer", state="done without", reason=str(error))
         self._retired, self._background = self._background, None  # its memory stays: a GPU's copies into it may be under way
         self._cadence.writer_lost()
 
     def _save_plainly(self, manifest: Manifest, started: float) -> bool:
         """Saves while training waits; returns whether it is on the disk. raises CheckpointError when a waited-for save is not"""
-        failure = plain_save(
-            self._accelerator, self._ranks, self._store, manifest, self._description.config_text, self._before_commit
-        )
+        done = self._plain.save(manifest)
         if self._ranks.is_main:
-            self._note_plain(manifest, failure, time.perf_counter() - started)
-        if failure and manifest.reason in WAITED_FOR:
-            raise CheckpointError(self._failed_text(manifest.step, failure))
-        return not failure
-
-    def _note_plain(self, manifest: Manifest, failure: str | None, seconds: float) -> None:
-        """What the writer does after a save of its own: the journal, the mark, pruning and links."""
-        now, step, reason = time.monotonic(), manifest.step, manifest.reason
-        self._taken_at[step] = now - seconds
-        self._cadence.snapshot_taken(now, seconds, tokens=manifest.tokens, to_write=True)
-        if failure:
-            self._journal.write("save_failed", step=step, reason=reason, failure=failure)
-            self._try({"what is left of it": lambda: forget(self._store, step)})
-            self._hear([Done(step, reason, failure)])
-            return
-        written = self._store.entry(self._store.path(step)).manifest
-        digest = manifest_digest(self._store.path(step))
-        self._journal.write("save", step=step, digest=digest, reason=reason, bytes=written.num_bytes, seconds=round(seconds, 3))
-        self._try(
-            {
-                "the mark of a save": self._mark.touch, "old checkpoints": lambda: self._prune(written.num_bytes),
-                "the links latest and best": self._store.point_links,
-            }
-        )  # fmt: skip
-        self._hear([Done(step, reason, None, written.num_bytes)])
-
-    def _prune(self, next_bytes: int) -> None:
-        for name, reason in self._store.prune(self._policy, in_flight_bytes=next_bytes + (8 << 10)):  # for its manifest besides
-            self._journal.write("prune", name=name, reason=reason)
-
-    def _try(self, works: dict[str, Callable[[], object]]) -> None:
-        """What follows a commit or a failure; every checkpoint is whole without it, and the next save tries again."""
-        for what, work in works.items():
-            try:
-                work()
-            except OSError as error:
-                self._tell_untidy([f"{what}: {say(error)}"])
+            seconds = time.perf_counter() - started
+            self._taken_at[done.step] = time.monotonic() - seconds
+            self._cadence.snapshot_taken(time.monotonic(), seconds, tokens=manifest.tokens, to_write=True)
+            self._hear([done])
+        if done.failure and manifest.reason in WAITED_FOR:
+            raise CheckpointError(self._failed_text(manifest.step, done.failure))
+        return not done.failure
 
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None) -> Manifest:
         progress, facts = self._state.progress, self._description
@@ -279,20 +268,6 @@ class Checkpointer:
             origin=self._restorer.origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size,
             state=self._state.state_dict(), versions=facts.versions,
         )  # fmt: skip
-
-    def _small_files(self) -> dict[str, bytes]:
-        """This rank's files that do not hold the weights or the moments, as `Accelerator.save_state` would write them."""
-        rank, streams = self._ranks.number, random_states.capture(self._accelerator.device)
-        small = {
-            f"random_states_{rank}.json": json.dumps(streams).encode(),
-            f"random_states_{rank}.pkl": random_states.accelerate_file(self._accelerator.step),
-        }
-        if self._ranks.is_main:
-            small["custom_checkpoint_0.pkl"] = random_states.to_bytes(self._state.state_dict())
-            small["config.yaml"] = self._description.config_text.encode()
-            if self._accelerator.scaler is not None:
-                small["scaler.pt"] = random_states.to_bytes(self._accelerator.scaler.state_dict())
-        return small
 
     # What came of it
 
@@ -307,12 +282,31 @@ class Checkpointer:
         try:
             self._background.advance()
             self._hear(self._background.poll())
+            self._look_at_writer()
         except WriterLost as error:
             self._do_without_writer(error)
+
+    def _look_at_writer(self) -> None:
+        """Tells with figures when the writer stands still, and when it moves again."""
+        still = self._background.still_seconds
+        if (still > STILL_SECONDS) == self._is_still:
+            return
+        self._is_still = not self._is_still
+        self._journal.write("writer", state="still" if self._is_still else "moves")
+        if not self._is_still:
+            log.info("the writer moves again; saves are made as before (%d left out by now)", self._skipped)
+            return
+        now = time.monotonic()
+        self._report(self._state.progress.step, self._promise_so_far(now))
+        log.warning(
+            "the writer has moved nothing for %s: does the disk of %s hang? Training goes on and saves are left out meanwhile; if the machine "
+            "died now, %s of training would be lost", duration(still), self._store.folder, duration(self._cadence.meter.loss_seconds(now)),
+        )  # fmt: skip
 
     def _hear(self, answers: list[Done]) -> None:
         """Takes in what was written, or failed to be."""
         for done in answers:
+            self._tell_untidy(done.untidy)
             if done.failure:
                 self._after_failure(done)
                 continue
@@ -324,9 +318,11 @@ class Checkpointer:
             log.info(
                 "step %d: checkpoint (%s), %s in %s", done.step, done.reason, size(done.num_bytes), duration(now - moment)
             )
-            self._tell_untidy(list(done.untidy))
             self._report(done.step, self._promise(done, now))
-            self._try({"looking at the free space": lambda: self._room.look(now)})
+            try:
+                self._room.look(now)
+            except OSError as error:
+                self._tell_untidy([f"looking at the free space: {say(error)}"])
             if news := self._cadence.news():
                 log.info("saves: %s", news)
                 steps_left = self._max_steps - self._state.progress.step
@@ -335,12 +331,16 @@ class Checkpointer:
 
     def _promise(self, done: Done, now: float) -> dict[str, float]:
         """What a checkpoint cost, and what the promise comes to so far, by tag."""
-        costs, meter = self._cadence.costs, self._cadence.meter
+        costs = self._cadence.costs
         return {
             "checkpoint/bytes": float(done.num_bytes), "checkpoint/write_seconds": done.seconds,
             "checkpoint/stall_seconds": costs.stall_seconds if costs else 0.0,
-            "promise/worst_loss_seconds": meter.worst_loss_seconds(now), "promise/overhead_fraction": meter.overhead_fraction(now),
+            **self._promise_so_far(now),
         }  # fmt: skip
+
+    def _promise_so_far(self, now: float) -> dict[str, float]:
+        meter = self._cadence.meter
+        return {"promise/worst_loss_seconds": meter.worst_loss_seconds(now), "promise/overhead_fraction": meter.overhead_fraction(now)}
 
     def _after_failure(self, done: Done) -> None:
         self._failures += 1
@@ -361,7 +361,7 @@ class Checkpointer:
             "whole: make room or mend the disk, then start again with resume_from_checkpoint=latest"
         )
 
-    def _tell_untidy(self, failures: list[str]) -> None:
+    def _tell_untidy(self, failures: Iterable[str]) -> None:
         for failure in failures:
             self._untidy += 1
             log.warning("tidying %s failed: %s (%d times by now)", self._store.folder, failure, self._untidy)
@@ -381,7 +381,7 @@ class Checkpointer:
             try:
                 while self._background.pending():
                     self._background.advance(wait=True)
-                    self._hear(self._background.poll(1.0))
+                    self._hear(self._background.wait())
                     patience.tell()
             except WriterLost as error:
                 self._do_without_writer(error)
@@ -390,3 +390,4 @@ class Checkpointer:
         """Lets the writer go, which commits the newest snapshot that is not on the disk; nothing can be saved after it."""
         if self._background is not None:
             self._background.end(wait_for_copies=wait_for_copies)
+        self._plain.end(wait_for_copies=wait_for_copies)

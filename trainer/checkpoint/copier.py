@@ -1,24 +1,50 @@
-"""Copies to a second place, in a thread of the writer: a slow place must not keep checkpoints from the first."""
+"""Copies to a second place, in a thread beside the saves: a slow place must not keep checkpoints from the first.
+
+The thread is the writer's; where saves are made without one, the trainer's.
+"""
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.second_place import Pace, copy_checkpoint
+from trainer import files
+from trainer.checkpoint.channel import HUNG_SECONDS
+from trainer.checkpoint.second_place import Pace, copy_checkpoint, place_of_run
+from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
 from trainer.text import duration, size
 
 
+def second_place_of(settings: CheckpointConfig, name: str) -> dict[str, Any] | None:
+    """What a Copier of one run needs to know; None where no second place is wanted."""
+    if settings.second_place is None:
+        return None
+    is_url = "://" in settings.second_place
+    where = settings.second_place if is_url else str(files.project_folder() / settings.second_place)
+    return {
+        "where": place_of_run(where, name), "every": settings.second_place_every,
+        "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
+    }  # fmt: skip
+
+
 class Copier:
     """Takes every n-th committed checkpoint, one after the other; of those that wait, only the newest is copied."""
 
-    def __init__(self, settings: dict[str, Any], journal: Journal, tell: Callable[[dict[str, Any]], None]) -> None:
-        """`settings`: where, every, keep, bytes_per_second. `tell` hears what came of a copy, as a note for the log."""
+    def __init__(
+        self, settings: dict[str, Any], journal: Journal, tell: Callable[[dict[str, Any]], None], moved: Callable[[], object]
+    ) -> None:
+        """
+        settings  where, every, keep, bytes_per_second
+        tell      hears what came of a copy, as a note for the log
+        moved     hears of every block that has moved
+        """
         self._where, self._every, self._keep = settings["where"], settings["every"], settings["keep"]
-        self._pace = Pace(settings["bytes_per_second"])
+        self._pace = Pace(settings["bytes_per_second"], between_blocks=self._note_move)
+        self._moved, self._moved_at = moved, time.monotonic()
         self._journal, self._tell = journal, tell
         self._num_offered = journal.count("save")  # over all launches, or a run that is often interrupted would never copy
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
@@ -39,9 +65,18 @@ class Copier:
             self._waiting.put(checkpoint)
 
     def finish(self) -> None:
-        """Waits until everything taken is copied."""
+        """Waits until everything taken is copied, as long as it moves."""
         self._waiting.put(None)
-        self._thread.join()
+        self._moved_at = time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            if time.monotonic() - self._moved_at > HUNG_SECONDS:
+                self._tell({"note": f"second place: {self._where} hangs; the last copy is not finished, and not waited for", "is_failure": True})
+                return
+
+    def _note_move(self) -> None:
+        self._moved_at = time.monotonic()
+        self._moved()
 
     def _work(self) -> None:
         is_last = False

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from trainer import files
+from trainer import files, locks
 from trainer.checkpoint.choose import one_of
 from trainer.checkpoint.manifest import MANIFEST, Manifest
 from trainer.checkpoint.store import CheckpointStore, verify
@@ -24,7 +24,7 @@ def duplicate(folder: Path, wanted: str, target: Path) -> str:
     _check(entry.path, entry.manifest, final)
     started = time.perf_counter()
     try:
-        held = files.lock(target / ".lock")
+        held = locks.take(target / ".lock")
         if held is None:
             raise CheckpointError(
                 f"another process writes checkpoints to {target} right now; wait for it, or copy to another folder"

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer import files
+from trainer import locks
 from trainer.checkpoint.choose import all_of
-from trainer.checkpoint.manifest import MANIFEST, Manifest
+from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.retention import Policy, Removal, policy_of, tiers
 from trainer.checkpoint.store import CheckpointStore, Entry, folder_bytes, verify
 from trainer.checkpoint.verified import Verification, found_damaged, last_verification, last_verifications, remember
@@ -99,7 +99,7 @@ def pruning(folder: Path, *, dry_run: bool) -> str:
 def _prune(store: CheckpointStore, policy: Policy) -> list[Removal]:
     """Prunes while nobody else writes there; returns what went."""
     try:
-        held = files.lock(store.folder / ".lock")
+        held = locks.take(store.folder / ".lock")
         if held is None:
             raise CheckpointError(
                 f"another process writes checkpoints to {store.folder} right now (it holds {store.folder / '.lock'}) and prunes after "

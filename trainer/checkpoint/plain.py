@@ -9,18 +9,24 @@ For a machine whose memory has no room for a snapshot, and the reference for one
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from trainer import files
 from trainer.checkpoint import random_states
-from trainer.checkpoint.manifest import Manifest, describe_files
+from trainer.checkpoint.background import Done, tell_note
+from trainer.checkpoint.copier import Copier
+from trainer.checkpoint.manifest import Manifest, describe_files, manifest_digest
 from trainer.checkpoint.ranks import Ranks, say
+from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
+from trainer.journal import Journal
 
 WRITE_FAILURES = (OSError, RuntimeError, SafetensorError)
 """What a full or broken disk raises: the system itself, torch.save, safetensors."""
@@ -76,8 +82,72 @@ def _commit(
     return None
 
 
-def forget(store: CheckpointStore, step: int) -> None:
-    """Removes what a failed save left: a full disk needs the room. raises OSError"""
-    staging = store.staging(step)
-    if staging.exists():
-        files.remove_folder(staging)
+class PlainSaves:
+    """Saves of one run that training waits for, with all that a writer does after a save of its own."""
+
+    def __init__(
+        self, accelerator: Accelerator, ranks: Ranks, store: CheckpointStore, policy: Policy, config_text: str,
+        before_commit: Callable[[], None], *, run_folder: Path, mark: Path, second_place: dict[str, Any] | None,
+    ) -> None:  # fmt: skip
+        """
+        mark          the file that says that there was a save
+        second_place  where copies go, for a Copier; None for nowhere
+        """
+        self._accelerator, self._ranks, self._store, self._policy = accelerator, ranks, store, policy
+        self._config_text, self._before_commit, self._mark = config_text, before_commit, mark
+        self._journal, self._second_place = Journal(run_folder), second_place
+        self._copier: Copier | None = None
+
+    def save(self, manifest: Manifest) -> Done:
+        """Saves this moment, on every rank; what came of it, of which the figures are rank 0's."""
+        started, step = time.perf_counter(), manifest.step
+        failure = plain_save(self._accelerator, self._ranks, self._store, manifest, self._config_text, self._before_commit)
+        if not self._ranks.is_main:
+            return Done(step, manifest.reason, failure)
+        if self._second_place and self._copier is None:
+            self._copier = Copier(self._second_place, self._journal, tell_note, lambda: None)
+        if failure:
+            self._journal.write("save_failed", step=step, reason=manifest.reason, failure=failure)
+            return Done(step, manifest.reason, failure, untidy=_failures({"what is left of it": lambda: self._forget(step)}))
+        if self._copier:
+            self._copier.offer(self._store.path(step), is_last=manifest.reason == "final")
+        num_bytes = self._store.entry(self._store.path(step)).manifest.num_bytes
+        self._journal.write(
+            "save", step=step, digest=manifest_digest(self._store.path(step)), reason=manifest.reason, bytes=num_bytes,
+            seconds=round(time.perf_counter() - started, 3),
+        )  # fmt: skip
+        untidy = _failures(
+            {
+                "the mark of a save": self._mark.touch, "old checkpoints": lambda: self._prune(num_bytes),
+                "the links latest and best": self._store.point_links,
+            }
+        )  # fmt: skip
+        return Done(step, manifest.reason, None, num_bytes, untidy=untidy)
+
+    def end(self, *, wait_for_copies: bool) -> None:
+        """Waits for the copies that are under way, if that is wanted."""
+        if self._copier and wait_for_copies:
+            self._copier.finish()
+
+    def _forget(self, step: int) -> None:
+        """Removes what a failed save left: a full disk needs the room."""
+        if (staging := self._store.staging(step)).exists():
+            files.remove_folder(staging)
+
+    def _prune(self, next_bytes: int) -> None:
+        # A bound on bytes goes before a copy elsewhere, which is told that its checkpoint is gone and takes the next.
+        held = self._copier.held if self._copier and self._policy.max_disk_bytes is None else ()
+        in_flight_bytes = next_bytes + (8 << 10)  # for its manifest besides
+        for name, reason in self._store.prune(self._policy, in_flight_bytes=in_flight_bytes, held=held):
+            self._journal.write("prune", name=name, reason=reason)
+
+
+def _failures(works: dict[str, Callable[[], object]]) -> tuple[str, ...]:
+    """What failed of what follows a save; every checkpoint is whole without it, and the next save tries again."""
+    failures = []
+    for what, work in works.items():
+        try:
+            work()
+        except OSError as error:
+            failures.append(f"{what}: {say(error)}")
+    return tuple(failures)

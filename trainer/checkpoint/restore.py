@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +29,7 @@ from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.suspects import suspects
 from trainer.errors import CheckpointError
 from trainer.journal import Journal, read_events
+from trainer.locks import Lock
 from trainer.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ class Restorer:
         self._policy, self._journal = policy, Journal(run_folder)
         self.origin: str | None = None
         """The step, path or `best` that this run was last taken back to on purpose."""
-        self.held: BinaryIO | None = None
-        """The lock of the folder, on rank 0; whoever has the descriptor holds it."""
+        self.held: Lock | None = None
+        """The lock of the folder, on rank 0."""
 
     def find(self, wanted: str) -> Resolution:
         """Sweeps leftovers and finds where to continue from, on rank 0; the same answer, or the same error, on every rank."""

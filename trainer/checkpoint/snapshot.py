@@ -7,6 +7,7 @@ On a GPU the copies run on a stream of their own, into pinned memory, beside the
 waits for them, on the device.
 """
 
+import json
 import logging
 import mmap
 import os
@@ -17,10 +18,12 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
 from accelerate.utils import clean_state_dict_for_safetensors
 from isal import isal_zlib
 from torch import Tensor
 
+from trainer.checkpoint import random_states
 from trainer.checkpoint.channel import mark
 from trainer.checkpoint.image import PAGE_BYTES, Checksum, FileImage, model_image, optimizer_image
 
@@ -238,3 +241,16 @@ def slot_bytes_for(parameter_bytes: int, moment_bytes: int, num_tensors: int) ->
     return -(-room // PAGE_BYTES) * PAGE_BYTES + PAGE_BYTES
 
 
+def small_files(accelerator: Accelerator, state: dict[str, Any], config_text: str) -> dict[str, bytes]:
+    """This rank's files that hold neither weights nor moments, by name, as `Accelerator.save_state` would write them."""
+    rank, streams = accelerator.process_index, random_states.capture(accelerator.device)
+    small = {
+        f"random_states_{rank}.json": json.dumps(streams).encode(),
+        f"random_states_{rank}.pkl": random_states.accelerate_file(accelerator.step),
+    }
+    if accelerator.is_main_process:
+        small["custom_checkpoint_0.pkl"] = random_states.to_bytes(state)
+        small["config.yaml"] = config_text.encode()
+        if accelerator.scaler is not None:
+            small["scaler.pt"] = random_states.to_bytes(accelerator.scaler.state_dict())
+    return small

@@ -32,7 +32,7 @@ import psutil
 import xxhash
 from isal import isal_zlib
 
-from trainer import files
+from trainer import files, locks
 from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.manifest import Manifest, manifest_digest, to_json
@@ -85,7 +85,7 @@ class Writer:
         self._policy = Policy(**hello["policy"])
         self._slots = [memoryview(mmap.mmap(descriptor, hello["slot_bytes"])) for descriptor in hello["slots"]]
         self._journal = Journal(Path(hello["run_folder"]))
-        self._copier = Copier(hello["second_place"], self._journal, channel.send) if hello["second_place"] else None
+        self._copier = Copier(hello["second_place"], self._journal, channel.send, self._moved) if hello["second_place"] else None
         self._curve, self._mark = Path(hello["curve"]), Path(hello["mark"])
         self._parent = hello["pid"]
         self._images: list[Image] = []
@@ -95,6 +95,7 @@ class Writer:
         self._committed: set[int] = set()
         self._waits_for_copies = False
         self._in_flight_bytes: int | None = None
+        self._progress = 0
         self._news = threading.Condition()
         self._listener = threading.Thread(target=self._listen, name="listen", daemon=True)
 
@@ -109,6 +110,13 @@ class Writer:
             self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
         if self._copier and self._waits_for_copies:
             self._copier.finish()
+
+    def facts(self) -> dict[str, Any]:
+        """What others judge it by: a counter that moves with every block and file, and whether its trainer is gone."""
+        return {"progress": self._progress, "is_orphan": self._ended == "died" or os.getppid() != self._parent}
+
+    def _moved(self) -> None:
+        self._progress += 1
 
     # Listening
 
@@ -141,7 +149,7 @@ class Writer:
         """Gives a sign of life now and then, also while the disk holds the writing up."""
         while True:
             time.sleep(BEAT_SECONDS)
-            self._channel.send({"beat": True})
+            self._channel.send({"beat": True, "progress": self._progress})
 
     def _next(self) -> int | None:
         """The next slot to write; None when nothing is asked any more and nobody is there to ask."""
@@ -202,8 +210,10 @@ class Writer:
             described[image.name] = self._write_image(staging / image.name, self._slots[snapshot.slot], image)
         for name, content in snapshot.small.items():
             (staging / name).write_bytes(content)
+            self._moved()
             described[name] = {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
         files.fsync_file(self._curve)  # the records up to this step must not be lost where the checkpoint is not
+        self._moved()
         manifest = replace(snapshot.manifest, files=dict(sorted(described.items())))
         self._store.commit(staging, manifest)
         return manifest.num_bytes
@@ -229,7 +239,13 @@ class Writer:
             for place in places:
                 pages[place : place + 4] = checksum
         hasher = xxhash.xxh3_128()
-        files.write_pages(path, pages, image.num_bytes, lambda start, end: hasher.update(pages[start:end]))
+
+        def before_block(start: int, end: int) -> None:
+            self._moved()
+            hasher.update(pages[start:end])
+
+        files.write_pages(path, pages, image.num_bytes, before_block)
+        self._moved()
         return {"bytes": image.num_bytes, "xxh3_128": hasher.hexdigest()}
 
     def _forget(self, step: int) -> None:
@@ -269,6 +285,18 @@ def _die(arguments: threading.ExceptHookArgs) -> None:
     os._exit(70)
 
 
+def _hold_on(lock: Path, facts: Callable[[], dict[str, Any]]) -> Callable[[], None]:
+    """Leaves signs of life beside the folder's lock, which this process holds with its trainer and after it; returns what ends that."""
+    record = locks.heir_of(lock)
+    stop = locks.keep_beating(record, locks.process(), facts, lock)
+
+    def let_go() -> None:
+        stop()
+        locks.release_record(record)
+
+    return let_go
+
+
 def main() -> None:
     """The writer's process: its socket is the descriptor named on the command line; the first message is hello."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -283,8 +311,11 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     hello = channel.receive()
     if hello is not None:
-        Writer(channel, hello).run()
+        writer = Writer(channel, hello)
+        let_go = _hold_on(Path(hello["lock"]), writer.facts) if hello["lock"] else lambda: None
+        writer.run()
         channel.close()
+        let_go()
 
 
 if __name__ == "__main__":

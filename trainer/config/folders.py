@@ -2,9 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import BinaryIO
 
-from trainer import files
+from trainer import files, locks
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config
 from trainer.errors import LaunchError, TrainerError
@@ -37,26 +36,30 @@ def check_can_be_made(setting: str, folder: Path) -> None:
         raise LaunchError(f"{folder} cannot be made: {there} {cause}; mend that, or set {setting} to another place")
 
 
-def hold(folder: Path) -> BinaryIO:
+def hold(folder: Path) -> locks.Lock:
     """Takes a run's folder in runs/ for this process, as long as it lives; LaunchError when another process trains this run."""
     try:
-        held = files.lock(folder / ".lock")
+        held = locks.take(folder / ".lock")
     except OSError as error:
         raise LaunchError(
             f"{folder} cannot be written ({error.strerror}); mend that, or set runs_folder to another place"
         ) from None
     if held is None:
-        raise LaunchError(
-            f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
-            "run another name: name=..."
-        )
+        raise _held(folder)
     return held
 
 
 def check_not_held(folder: Path) -> None:
     """Refuses a run that another process trains, and leaves no trace."""
-    if (folder / ".lock").is_file():
-        hold(folder).close()
+    if (folder / ".lock").is_file() and locks.is_held(folder / ".lock"):
+        raise _held(folder)
+
+
+def _held(folder: Path) -> LaunchError:
+    return LaunchError(
+        f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
+        "run another name: name=..."
+    )
 
 
 def find_run(run: str) -> Path:

@@ -90,6 +90,15 @@ def load_resolved(path: Path) -> Config:
     return load(str(path)).config
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a config.yaml that a run keeps, as nested mappings, whatever version wrote it: nothing is checked or filled in.
+
+    raises  ConfigError when the file cannot be read, or is not a mapping
+    """
+    values, _ = _read_recipe(path, ())
+    return values
+
+
 def flatten(config: BaseModel) -> dict[str, Any]:
     """Every setting under its dotted name, in the schema's order."""
     flat: dict[str, Any] = {}

@@ -124,16 +124,20 @@ class CheckpointConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Validation loss and tasks during the run, and the sample at its end."""
+    """Validation loss and tasks during the run, and samples of what the model writes."""
 
     every_steps: Positive = 100
     """Steps between two evaluations; one more follows the last step."""
     num_sequences: Positive | None = None
     """How many held-out sequences are read, from the front; empty: all."""
     prompt: str = ""
-    """How the sample of generated text begins; empty: as a document begins."""
+    """How the samples of generated text begin; empty: as a document begins."""
+    sample_prompts: list[str] = []
+    """Several such beginnings, each of which is continued; empty: `evaluation.prompt` alone."""
     sample_tokens: NotNegative = 120
-    """Length of that sample in tokens; 0: none."""
+    """Length of a sample in tokens; 0: none."""
+    samples_every_steps: NotNegative | None = None
+    """Steps between two sets of samples; empty: with each evaluation; 0: only after the last step."""
     tasks: list[str] = []
     """Questions asked with the validation loss: `shakespeare_lines` (built in), JSONL files, or `hellaswag`, `piqa`, `arc_easy`, `arc_challenge`, `copa`, `winogrande`, `lambada` from the hub."""
     tasks_every_steps: Positive | None = None
@@ -148,7 +152,22 @@ class MetricsConfig(Section):
     console_every_steps: Positive = 10
     """Steps between two lines in the log; metrics.jsonl and TensorBoard have every step."""
     trackers: list[str] = ["tensorboard"]
-    """Trackers of Accelerate, by name."""
+    """Trackers of Accelerate, by name: tensorboard, wandb, trackio, mlflow ..."""
+    tracker_options: dict[str, dict[str, Any]] = {}
+    """What a tracker's own opening call is given, by the tracker's name: `{wandb: {entity: me}}`."""
+    detail_every_steps: NotNegative = 10
+    """Steps between two looks at each layer group (norms of gradients and weights, update over weights); 0: none."""
+    histogram_every_steps: NotNegative | None = None
+    """Steps between two histograms of every weight and gradient; empty: a hundredth of the run, and at least 100; 0: none."""
+
+
+class ProfileConfig(Section):
+    """What is recorded to find out where time and GPU memory go."""
+
+    steps: tuple[Positive, Positive] | None = None
+    """The first and the last step that torch's profiler records, into `runs/NAME/profile`; empty: none."""
+    memory_history: bool = False
+    """Whether each allocation on a GPU is recorded, so that running out of memory leaves a snapshot; 2 us and some kB each."""
 
 
 class SafetyConfig(Section):
@@ -188,6 +207,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     metrics: MetricsConfig = MetricsConfig()
+    profile: ProfileConfig = ProfileConfig()
     safety: SafetyConfig = SafetyConfig()
 
     @model_validator(mode="after")
@@ -212,6 +232,14 @@ def contradictions(config: Config) -> list[str]:
         problems.append(
             f"schedule.warmup_steps {config.schedule.warmup_steps} is more than max_steps {config.max_steps}; "
             "shorten the warm-up or lengthen the run"
+        )
+    if config.profile.steps and config.profile.steps[0] > config.profile.steps[1]:
+        problems.append(
+            f"profile.steps {list(config.profile.steps)} ends before it begins; give the first and the last step, e.g. [100, 105]"
+        )
+    elif config.profile.steps and config.profile.steps[0] > config.max_steps:
+        problems.append(
+            f"profile.steps {list(config.profile.steps)} begins after the last step (max_steps is {config.max_steps}); profile earlier ones"
         )
     if not config.data.corpus and not config.data.train:
         problems.append(

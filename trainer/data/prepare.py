@@ -7,7 +7,6 @@ depends on the request alone: neither on the number of workers, nor on their spe
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import files, text
+from trainer import files, locks, text
 from trainer.data.assets import asset_sha256
 from trainer.data.baselines import unigram_bigram
 from trainer.data.bpe import tiktoken_lines
@@ -136,8 +135,9 @@ def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
         return target
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f".{target.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        while (held := locks.take(folder / f".{target.name}.lock")) is None:
+            time.sleep(0.1)
+        with held:
             if _is_embedded(target, corpus, chosen):
                 return target
             # Locks need not reach other machines that share the folder: they build under names of their own.
@@ -237,11 +237,10 @@ def _claimed(out: Path) -> Iterator[None]:
             f"{out} holds {shards[0]} and has no {MANIFEST}: these shards were not made by `trainer prepare`, and "
             "it does not mix its own with them. Choose another --out."
         )
-    with open(out / _MARKER, "w") as marker:
-        try:
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is preparing {out} now. Wait for it, or choose another --out.") from None
+    held = locks.take(out / _MARKER)
+    if held is None:
+        raise DataError(f"another process is preparing {out} now. Wait for it, or choose another --out.")
+    with held:
         yield
 
 

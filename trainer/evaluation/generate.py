@@ -1,9 +1,18 @@
-"""What the model writes now: a sample, without a trace in the run's random state."""
+"""What a model writes after some prompts: many rows at once, token by token, without a trace in the run's random state.
 
-from typing import Any
+All rows stand at the same position. They begin where the shortest prompt ends, and a row whose prompt is longer reads on in it, a token a step,
+while the others write. So nothing is padded, which each family of models takes in its own way, and a row's text is what it would be alone.
+Keys and values of earlier positions are kept where the model hands them out as `past_key_values`; the few families that do not are computed anew.
+"""
 
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.evaluation.loss import evaluating
@@ -11,56 +20,193 @@ from trainer.evaluation.loss import evaluating
 _NEARLY_ZERO = 1e-6
 """Below this temperature the likeliest token comes in any case, and logits divided by it may overflow."""
 
+END_OF_TEXT, STOPPED, MAX_NEW_TOKENS, SEQUENCE_LENGTH, NOT_FINITE = "end_of_text", "stop", "max_new_tokens", "sequence_length", "not_finite"
+"""Why a row ends: its model ended the text, whoever listens has enough, its tokens or its positions are used up, the logits are no numbers."""
+
+_NO_TOKEN = -1
+"""Chosen where the logits are not finite."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 1.0
+    """0, or nearly: the likeliest token each time, and nothing else here counts."""
+    top_k: int = 0
+    """Choose among the k likeliest; 0: among all."""
+    top_p: float = 1.0
+    """Choose among the likeliest that together hold this share, and never among none."""
+    min_p: float = 0.0
+    """Choose among those that are at least this share of the likeliest one's probability."""
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < _NEARLY_ZERO
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A prompt and how it is continued: all that its text depends on besides the model."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    sample: int = 0
+    """Counts the samples of one seed: the random numbers of a row are those of (seed, sample), whatever stands beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the model wrote in a row, without prompt and end of text, and why no more came."""
+
+    tokens: list[int]
+    ended_by: str
+
+
+class Listener(Protocol):
+    """Hears of each row what comes, as soon as it is there."""
+
+    def token(self, row: int, token: int) -> bool:
+        """The next token of a row; returns whether the row goes on."""
+
+    def end(self, row: int, ended_by: str) -> None:
+        """No more comes in a row."""
+
 
 def generate(
     model: nn.Module,
-    prompt_ids: list[int],
+    rows: Sequence[Row],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    sequence_length: int,
     vocab_size: int,
-) -> list[int]:
-    """The tokens that follow a prompt, the prompt not included; an end-of-text id ends them and is the last.
+    eot_id: int | None = None,
+    listener: Listener | None = None,
+) -> list[Written]:
+    """Continues every row, and says for each why it ended.
 
-    prompt_ids   at least one; each below `vocab_size`
-    temperature  0, or nearly: the likeliest token each time, and `seed`, `top_k`, `top_p` do not count
-    vocab_size   real ids; those from here on are padding and never come
-    raises       ConfigError when the prompt leaves no position free
+    sequence_length  tokens that a row may have, its prompt included: what the model was trained on
+    vocab_size       real ids; those from here on are padding and never come
+    eot_id           the end of a text, and so of its row
+    raises           ConfigError when a prompt leaves no position free
 
-    Fewer tokens come when the model's positions end first. The global random state stays as it was.
+    The global random state stays as it was.
     """
-    assert prompt_ids and all(0 <= i < vocab_size for i in prompt_ids), "a prompt is at least one id of the vocabulary"
-    room = num_positions(model.config) - len(prompt_ids)
-    if room <= 0:
-        raise ConfigError(
-            f"the prompt has {len(prompt_ids)} tokens, and the model has {num_positions(model.config)} positions; shorten it"
-        )
-    if max_new_tokens <= 0:
-        return []
+    assert rows and max_new_tokens > 0, "there is something to continue"
+    assert all(row.prompt_ids and all(0 <= i < vocab_size for i in row.prompt_ids) for row in rows), "a prompt is ids of the vocabulary"
+    for row in rows:
+        check_prompt_length(len(row.prompt_ids), sequence_length)
+    shortest = min(len(row.prompt_ids) for row in rows)
+    lines = [_Line(number, row, shortest, max_new_tokens, sequence_length, eot_id, listener) for number, row in enumerate(rows)]
     device = next(model.parameters()).device
-    tokens = torch.tensor([prompt_ids], dtype=torch.long, device=device)
-    settings = _sampling(temperature, top_k, top_p)
-    settings["suppress_tokens"] = list(range(vocab_size, model.config.vocab_size)) or None
+    # Nothing here draws from the global random state; a model that does so even in evaluation mode leaves no trace either.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
-        torch.manual_seed(seed)
-        output = model.generate(
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=min(max_new_tokens, room),
-            use_cache=True,
-            **settings,
+        reader = _Reader(model, vocab_size)
+        while not all(line.ended_by for line in lines):
+            for line, token in zip(lines, _choose_all(reader.logits([line.ids for line in lines]), lines)):
+                line.go_on(token)
+    return [Written(line.tokens, line.ended_by) for line in lines]
+
+
+class _Line:
+    """A row in progress: it reads its prompt to the end, writes until something ends it, and then only keeps step with the others."""
+
+    def __init__(
+        self, number: int, row: Row, shortest: int, max_new_tokens: int, sequence_length: int, eot_id: int | None, listener: Listener | None
+    ) -> None:
+        self._number, self._prompt, self.sampling, self._listener = number, row.prompt_ids, row.sampling, listener
+        self._max_new_tokens, self._sequence_length, self._eot_id = max_new_tokens, sequence_length, eot_id
+        self._random = np.random.default_rng((row.seed, row.sample))
+        self.ids = list(row.prompt_ids[:shortest])
+        """What the model has seen, and the one that it sees next; as many as in every other line."""
+        self.tokens: list[int] = []
+        self.ended_by: str | None = None
+
+    @property
+    def _writes(self) -> bool:
+        return len(self.ids) >= len(self._prompt) and not self.ended_by
+
+    def uniform(self) -> float:
+        """The number in [0, 1) that chooses its next token."""
+        return self._random.random() if self._writes else 0.0
+
+    def go_on(self, token: int) -> None:
+        """Takes one step, with the token that was chosen for it."""
+        if not self._writes:
+            self.ids.append(self._prompt[len(self.ids)] if len(self.ids) < len(self._prompt) else 0)
+            return
+        self.ids.append(max(token, 0))
+        self.ended_by = self._take(token)
+        if self.ended_by and self._listener:
+            self._listener.end(self._number, self.ended_by)
+
+    def _take(self, token: int) -> str | None:
+        """Keeps a token; returns what ends the line now."""
+        if token in (_NO_TOKEN, self._eot_id):
+            return NOT_FINITE if token == _NO_TOKEN else END_OF_TEXT
+        self.tokens.append(token)
+        if self._listener and not self._listener.token(self._number, token):
+            return STOPPED
+        if len(self.tokens) == self._max_new_tokens:
+            return MAX_NEW_TOKENS
+        return SEQUENCE_LENGTH if len(self.ids) == self._sequence_length else None
+
+
+class _Reader:
+    """The model's forward pass over what all lines hold; each position once, where its family can."""
+
+    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        self._model, self._vocab_size, self._cache = model, vocab_size, None
+        self._device = next(model.parameters()).device
+        has_choice = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        self._last_only = {"logits_to_keep": 1} if has_choice else {}
+
+    def logits(self, ids: list[list[int]]) -> Tensor:
+        """Logits of the next token of each line, fp32 [R, V]."""
+        unseen = ids if self._cache is None else [line[-1:] for line in ids]
+        tokens = torch.tensor(unseen, dtype=torch.long, device=self._device)
+        output = self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, **self._last_only)
+        self._cache = getattr(output, "past_key_values", None)
+        return output.logits[:, -1, : self._vocab_size].float()
+
+
+def _choose_all(logits: Tensor, lines: Sequence[_Line]) -> list[int]:
+    """The next token of each line; lines that choose alike do so together."""
+    uniforms = torch.tensor([line.uniform() for line in lines], dtype=torch.float64, device=logits.device)
+    tokens = torch.empty(len(lines), dtype=torch.long, device=logits.device)
+    for sampling in {line.sampling for line in lines}:
+        alike = [number for number, line in enumerate(lines) if line.sampling == sampling]
+        tokens[alike] = choose(logits[alike], sampling, uniforms[alike])
+    return tokens.tolist()
+
+
+def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    """A token a row [R] from logits [R, V] and a number in [0, 1) a row, float64 [R]; -1 where the logits are not finite.
+
+    A row's token stands where its number falls in the cumulated probabilities, likeliest first: a function of its own logits and number.
+    """
+    is_finite = logits.amax(-1).isfinite()  # a NaN is the largest of its row; minus infinity is how some families forbid a token
+    if sampling.is_greedy:
+        return logits.argmax(-1).where(is_finite, _NO_TOKEN)
+    values, ids = logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1]))
+    probabilities = (values / sampling.temperature).softmax(-1, dtype=torch.float64)
+    above = probabilities.cumsum(-1) - probabilities
+    kept = (above < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[:, :1])
+    kept[:, 0] = True
+    cumulated = (probabilities * kept).cumsum(-1)
+    places = torch.searchsorted(cumulated, uniforms[:, None] * cumulated[:, -1:], right=True)
+    places = places.minimum(kept.sum(-1, keepdim=True) - 1)  # rounding may lead behind the last that is kept
+    return ids.gather(-1, places)[:, 0].where(is_finite, _NO_TOKEN)
+
+
+def check_prompt_length(num_tokens: int, sequence_length: int) -> None:
+    """Refuses a prompt that leaves no position free."""
+    if num_tokens >= sequence_length:
+        raise ConfigError(
+            f"the prompt has {num_tokens} tokens with the end of text before it, and the model was trained on sequences of {sequence_length}, "
+            "which leaves none to write; shorten it"
         )
-    return output[0, len(prompt_ids) :].tolist()
-
-
-def _sampling(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    if temperature < _NEARLY_ZERO:
-        return {"do_sample": False}
-    top_p = 1.0 if top_p is None else top_p
-    return {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
 
 
 def num_positions(config: Any) -> int:

@@ -4,7 +4,15 @@ curves.py    metrics.jsonl: one JSON object a step, appended; its tail moves asi
 replay.py    replayed steps against what was written of them before: the proof that a resume was exact
 meters.py    tokens a second, MFU, time left; pure arithmetic on given clocks
 console.py   the progress bar on a terminal, plain lines elsewhere
-trackers.py  Accelerate's trackers: TensorBoard first
+tags.py      which number is drawn under which tag, what it means, and the order of the charts
+drawing.py   the thread in which trackers follow metrics.jsonl
+trackers.py  Accelerate's trackers, each patient with its own failures; board.py: what only TensorBoard can hold
+failures.py  writes that a run can do without: counted and told
 reporter.py  puts a step's numbers everywhere they belong, reading them from the device once, late
+stopwatch.py where a step's time goes, part by part
+probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms, late serve it)
+hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
+profiler.py  torch's profiler over the steps asked for
+out_of_memory.py  what is left behind when a GPU runs out of memory
 outcome.py   outcome.json: how a run ended, for people and for launch.sh
 """

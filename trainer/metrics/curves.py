@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON object a step, appended in the order of the steps.
 
 When a resume goes back to an earlier step, the records after it move to metrics.lost.jsonl: no step stands twice in the
-curve, and what was lost is what the replay is compared with.
+curve, and what was lost is what the replay is compared with. Trackers are drawings of this file (drawing.py).
 """
 
 import json
@@ -14,10 +14,72 @@ from trainer import files
 CURVE = "metrics.jsonl"
 LOST = "metrics.lost.jsonl"
 
+_BLOCK_BYTES = 1 << 20
+
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Every whole record of a curve; a line that is damaged or that a crash cut short is left out. An absent file has none."""
-    return [record for _, record in _records(path)]
+    return [record for _, record in records_from(path, 0)]
+
+
+def records_from(path: Path, position: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte after the record, record) of every whole line that begins at a byte or later; a damaged one is left out, those after it count."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        file.seek(position)
+        for line in file:
+            position += len(line)
+            record = _record(line)
+            if record is not None:
+                yield position, record
+
+
+def end_of_step(path: Path, step: int) -> int:
+    """The byte after the last record of `step` or an earlier one; 0 when there is none.
+
+    The file is read from its end: a resume into a run of millions of steps reads the last few.
+    """
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        begin, tail = file.seek(0, 2), b""
+        while begin:
+            length = min(_BLOCK_BYTES, begin)
+            begin -= length
+            file.seek(begin)
+            tail = file.read(length) + tail
+            # The first line of a block may begin before it: it is read with the block before.
+            first = tail.find(b"\n") + 1 if begin else 0
+            if begin and not first:
+                continue
+            if end := _last_end(tail[first:], step):
+                return begin + first + end
+            tail = tail[:first]
+    return 0
+
+
+def _last_end(lines: bytes, step: int) -> int:
+    """The byte after the last record of `step` or an earlier one in these lines; 0 when there is none."""
+    *whole, unfinished = lines.split(b"\n")
+    end = len(lines) - len(unfinished)
+    for line in reversed(whole):
+        record = _record(line + b"\n")
+        if record is not None and record["step"] <= step:
+            return end
+        end -= len(line) + 1
+    return 0
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record that a line holds; None for one that is damaged or not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def cut_after(folder: Path, step: int) -> int:
@@ -28,34 +90,13 @@ def cut_after(folder: Path, step: int) -> int:
     curve = folder / CURVE
     if not curve.is_file():
         return 0
-    keep_bytes = 0
-    lost: list[str] = []
-    for end, record in _records(curve):
-        if not lost and record["step"] <= step:
-            keep_bytes = end
-        else:
-            lost.append(json.dumps(record))
+    keep_bytes = end_of_step(curve, step)
+    lost = [json.dumps(record) for _, record in records_from(curve, keep_bytes)]
     if lost:
         files.append_lines(folder / LOST, lost)
     if keep_bytes != curve.stat().st_size:
         files.truncate_file(curve, keep_bytes)
     return len(lost)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte after the record, record) of every whole line; a damaged one is left out, and those after it still count."""
-    if not path.is_file():
-        return
-    position = 0
-    with open(path, "rb") as file:
-        for line in file:
-            position += len(line)
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
-                yield position, record
 
 
 class Curve:

@@ -1,4 +1,4 @@
-"""Puts each step's numbers everywhere they belong: metrics.jsonl, trackers, log and progress bar.
+"""Puts each step's numbers everywhere they belong: metrics.jsonl, which the trackers draw, log and progress bar.
 
 The host must not wait for the device in every step. So a step hands its numbers over as one device tensor, the copy to the host
 runs behind it, and they are read when the next step hands over its own (on a CPU, where there is nothing to wait for, at
@@ -8,24 +8,31 @@ once). `flush` reads what is still on its way, before an evaluation, a save and 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 
 from trainer.journal import Journal
 from trainer.metrics.console import ProgressBar
-from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, read_records
+from trainer.metrics.board import Bins, write_end, write_layout, write_settings
+from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, read_records, records_from
+from trainer.metrics.drawing import Drawing
+from trainer.metrics.failures import CountedFailures
 from trainer.metrics.meters import Speed, SpeedMeter
 from trainer.metrics.replay import ReplayProof
-from trainer.metrics.trackers import PatientTracker, open_trackers
+from trainer.metrics.sampling import Sampling
+from trainer.metrics.trackers import open_trackers
 from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
+
+SMOOTHING_STEPS = 20
+"""Over about how many steps the smoothed loss is a moving average."""
 
 SAVED = ".saved"
 """Stands in runs/NAME once the run has committed a checkpoint."""
@@ -46,6 +53,22 @@ class Known:
     """What rank 0 wished for then: see checkpoint/checkpointer.py."""
 
 
+class Laps(Protocol):
+    """Where the time of a step went; readable once the step's numbers have arrived."""
+
+    def seconds(self) -> Mapping[str, float]: ...
+
+
+class Reading(Protocol):
+    """What the probes took of a step, on its way from the device."""
+
+    def numbers(self) -> Mapping[str, float]: ...
+
+    has_histograms: bool
+
+    def histograms(self) -> Mapping[str, Bins]: ...
+
+
 @dataclass(frozen=True)
 class _Pending:
     """A step whose numbers are on their way from the device."""
@@ -54,6 +77,8 @@ class _Pending:
     speed: Speed
     numbers: torch.Tensor
     ready: torch.cuda.Event | None
+    laps: Laps | None
+    reading: Reading | None
 
 
 class Reporter:
@@ -61,19 +86,25 @@ class Reporter:
 
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
-        meter: SpeedMeter, replay_key: str,
+        tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str,
+        sample: Callable[[], Mapping[str, float]],
     ) -> None:  # fmt: skip
+        """`features` are those of tags.py that this run has; `sample` looks at the machine: numbers by tag."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
         self._console_every_steps, self._meter, self._replay_key = console_every_steps, meter, replay_key
-        self._tracker_names = trackers
-        self._trackers: list[PatientTracker] = []
+        self._tracker_names, self._tracker_options, self._features = trackers, tracker_options, features
+        self._sampling = Sampling(sample)
+        self._failures = CountedFailures()
+        self._drawing: Drawing | None = None
+        self._beside: dict[str, float] = {}
+        self._smoothed: float | None = None
+        self._saved_at: float | None = None
         self._main = accelerator.is_main_process
         self._pending: _Pending | None = None
         self._proof: ReplayProof | None = None
         self._curve: Curve | None = None
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
-        self._failed_writes = 0
         self._curve_left = False
         self._journal = Journal(folder)
         self.known: Known | None = None
@@ -86,26 +117,51 @@ class Reporter:
         if moved := cut_after(self._folder, -1):
             log.info("%d records of the branch that was left moved to %s", moved, LOST)
 
-    def open(self, settings: dict[str, Any], resumed_step: int | None) -> None:
-        """Opens every output; after a resume at `resumed_step` the curve continues there."""
+    def open(
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str] | None = None
+    ) -> None:  # fmt: skip
+        """Opens every output; after a resume at `resumed_step` the curve continues there.
+
+        texts  Markdown by tag that TensorBoard shows of each launch; `once`: of the run
+        """
         if self._main:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
-            if moved:
-                log.info("%d records after step %s moved to %s", moved, resumed_step or 0, LOST)
-            self._proof = ReplayProof(read_records(self._folder / LOST), resumed_step or 0, self._replay_key)
-            if self._proof.announcement:
-                log.info(self._proof.announcement)
-            self._curve = Curve(self._folder)
-            self._bar = ProgressBar(self._max_steps)
-            if resumed_step is None:
-                (self._folder / SAVED).unlink(missing_ok=True)
-            else:
-                self._try(SAVED, (self._folder / SAVED).touch)
-        self._trackers = open_trackers(
-            self._accelerator, self._tracker_names, self._name, self._folder, settings, None if self._curve_left else resumed_step
-        )  # fmt: skip
+            self._open_outputs(settings, resumed_step, texts, once or {})
         self._meter.resume(time.perf_counter())
+
+    def _open_outputs(
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
+    ) -> None:  # fmt: skip
+        self._folder.mkdir(parents=True, exist_ok=True)
+        moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
+        if moved:
+            log.info("%d records after step %s moved to %s", moved, resumed_step or 0, LOST)
+        self._proof = ReplayProof(read_records(self._folder / LOST), resumed_step or 0, self._replay_key)
+        if self._proof.announcement:
+            log.info(self._proof.announcement)
+        self._smoothed = _smoothed_at(self._folder, resumed_step)
+        self._curve = Curve(self._folder)
+        self._bar = ProgressBar(self._max_steps)
+        self._sampling.start()
+        if resumed_step is None:
+            (self._folder / SAVED).unlink(missing_ok=True)
+        else:
+            self._failures.guard(SAVED, (self._folder / SAVED).touch)
+        self._open_trackers(settings, None if self._curve_left else resumed_step, texts, once)
+
+    def _open_trackers(
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
+    ) -> None:  # fmt: skip
+        trackers = open_trackers(
+            self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
+        )  # fmt: skip
+        self._drawing = Drawing(trackers, self._failures)
+        if any(tracker.begins for tracker in trackers):
+            self._drawing.add(0, lambda writer: (write_settings(writer, settings), write_layout(writer, self._features)))
+            for tag, text in once.items():
+                self._drawing.text(tag, text, 0)
+        for tag, text in texts.items():
+            # At the step that this launch takes first: a resume from an earlier step forgets it, and one from this step writes it anew.
+            self._drawing.text(tag, text, 0 if resumed_step is None else resumed_step + 1)
 
     def step(
         self,
@@ -117,6 +173,8 @@ class Reporter:
         epoch: float,
         data_digest: str,
         numbers: torch.Tensor,
+        laps: Laps | None = None,
+        reading: Reading | None = None,
     ) -> list[Known]:
         """Hands over one step; `numbers` [4] on the device: loss, gradient norm, votes to stop, wish for a save.
 
@@ -125,7 +183,7 @@ class Reporter:
         speed = self._meter.step(step_tokens, time.perf_counter())
         record = {"step": step, "tokens": tokens, "lr": lr, "epoch": epoch, "data_digest": data_digest}
         arrived = self.flush()
-        self._pending = _Pending(record, speed, *_send_to_host(numbers))
+        self._pending = _Pending(record, speed, *_send_to_host(numbers), laps, reading)
         return arrived if self._pending.ready else arrived + self.flush()
 
     def flush(self) -> list[Known]:
@@ -146,31 +204,47 @@ class Reporter:
             return
         numbers = {"val_loss": val_loss, **facts}
         record = {"step": step, "tokens": tokens, **{name: _finite(value) for name, value in numbers.items()}}
-        values = {"loss/validation": val_loss, **{f"evaluation/{name}": value for name, value in facts.items()}}
-        self._put({**record, "seconds": round(seconds, 3)}, values)
+        self._put({**record, "seconds": round(seconds, 3)})
         extra = "".join(f", {name} {value:.4f}" for name, value in facts.items())
         log.info("step %d: validation loss %.4f%s (%s)", step, val_loss, extra, duration(seconds))
 
     def saved(self, step: int, values: dict[str, float]) -> None:
-        """Draws what a checkpoint cost, and what the promise comes to."""
-        self._draw(values, step)
+        """Takes what a checkpoint cost, and what the promise comes to: numbers of the next step that is written."""
+        self._saved_at = time.perf_counter() - values["checkpoint/write_seconds"]
+        self._beside.update(values)
+        if self._bar is not None:
+            self._bar.saved()
+
+    def may_fail(self, what: str, work: Callable[[], None]) -> None:
+        """Does what the run can do without, whatever it raises: counted and told, as a tracker's failures are."""
+        self._failures.guard(what, work, Exception)
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Draws a text in TensorBoard."""
+        if self._drawing is not None:
+            self._drawing.text(tag, markdown, step)
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
-        """The time in this block is not the step's: an evaluation or a save. Every number must have arrived before it."""
+    def pause(self, doing: str) -> Iterator[None]:
+        """The time in this block is not the step's: `evaluating`, `saving`. Every number must have arrived before it."""
         assert self._pending is None, "flush() first, and judge what arrives"
+        if self._bar is not None:
+            self._bar.busy(doing)
         yield
         self._meter.resume(time.perf_counter())
 
-    def close(self) -> None:
-        """Flushes and closes every output."""
+    def close(self, *, finished: bool = False) -> None:
+        """Flushes and closes every output. `finished`: the run has taken all its steps."""
         self.flush()
+        self._sampling.close()
         if self._bar is not None:
             self._bar.close()
         if self._curve is not None:
-            self._try(CURVE, self._curve.close)
-        for tracker in self._trackers:
-            self._try(tracker.name, tracker.close, Exception)
+            self._failures.guard(CURVE, self._curve.close)
+        if self._drawing is not None:
+            if finished:
+                self._drawing.add(self._max_steps, lambda writer: write_end(writer, self._max_steps))
+            self._drawing.close()
 
     def _arrive(self, pending: _Pending) -> Known:
         if pending.ready is not None:
@@ -178,65 +252,60 @@ class Reporter:
         loss, grad_norm, stop_votes, save_wish = pending.numbers.tolist()
         self.known = Known(pending.record["step"], loss, grad_norm, stop_votes, save_wish)
         if self._main:
-            self._write(pending.record, pending.speed, loss, grad_norm)
+            self._write(pending, loss, grad_norm)
         return self.known
 
-    def _write(self, record: dict[str, Any], speed: Speed, loss: float, grad_norm: float) -> None:
-        step = record["step"]
+    def _write(self, pending: _Pending, loss: float, grad_norm: float) -> None:
+        step, speed = pending.record["step"], pending.speed
+        if math.isfinite(loss):
+            self._smoothed = loss if self._smoothed is None else self._smoothed + (loss - self._smoothed) / SMOOTHING_STEPS
         full = {
-            **record,
+            **pending.record,
             "loss": _finite(loss),
+            "loss_smoothed": self._smoothed,
             "grad_norm": _finite(grad_norm),
             "tokens_per_second": round(speed.tokens_per_second, 1),
             "step_seconds": round(speed.step_seconds, 6),
             **({} if speed.mfu is None else {"mfu": round(speed.mfu, 5)}),
             "replay_key": self._replay_key,
+            **self._measured(pending),
         }
-        values = {
-            "loss/train": loss,
-            "optim/lr": record["lr"],
-            "optim/grad_norm": grad_norm,
-            "speed/tokens_per_second": speed.tokens_per_second,
-            "speed/step_seconds": speed.step_seconds,
-            "data/epoch": record["epoch"],
-            **({} if speed.mfu is None else {"speed/mfu": speed.mfu}),
-        }
-        self._put(full, values)
         self._prove(full)
-        self._show(step, loss, grad_norm, record["lr"], speed)
+        self._put(full)
+        if pending.reading is not None and pending.reading.has_histograms:
+            self._drawing.histograms(step, pending.reading.histograms)
+        self._show(step, loss, grad_norm, pending.record["lr"], speed)
 
-    def _put(self, record: dict[str, Any], values: dict[str, float]) -> None:
-        """Writes to the curve and the trackers. A full disk does not end the run here: its checkpoints decide that."""
-        self._try(CURVE, lambda: self._curve.append(record))
-        self._draw(values, record["step"])
+    def _measured(self, pending: _Pending) -> dict[str, float | None]:
+        """What was measured beside the step's core numbers, by tag."""
+        beside, self._beside = self._beside, {}
+        if self._saved_at is not None:
+            beside["checkpoint/age_seconds"] = time.perf_counter() - self._saved_at
+        if pending.laps is not None:
+            beside.update({f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()})
+        if pending.reading is not None:
+            beside.update(pending.reading.numbers())
+        return {tag: _short(value) for tag, value in {**beside, **self._sampling.take()}.items()}
 
-    def _draw(self, values: dict[str, float], step: int) -> None:
-        for tracker in self._trackers:
-            self._try(tracker.name, lambda tracker=tracker: tracker.log(values, step), Exception)
-
-    def _try(self, what: str, write: Callable[[], None], failure: type[Exception] = OSError) -> None:
-        """Counts a failure and goes on. What a tracker may raise is its own affair; what we write fails by the disk only."""
-        try:
-            write()
-        except failure as error:
-            self._failed_writes += 1
-            if self._failed_writes & (self._failed_writes - 1) == 0:  # told at the 1st, 2nd, 4th, 8th ...
-                log.warning("%s: not written, %s (%d times by now); training goes on", what, error, self._failed_writes)
+    def _put(self, record: dict[str, Any]) -> None:
+        """Writes to the curve, where the trackers find it. A full disk does not end the run here: its checkpoints decide that."""
+        self._failures.guard(CURVE, lambda: self._curve.append(record))
 
     def _prove(self, record: dict[str, Any]) -> None:
+        """Compares a replayed step with what was lost; the verdict, once it is there, goes into its record."""
         verdict = self._proof.compare(record) if self._proof else None
         if verdict:
             self.verdict = verdict
             is_exact = verdict.startswith("resume exact")
             self._journal.write("verdict", exact=is_exact, text=verdict, step=record["step"])
-            self._draw({"resume/exact": float(is_exact)}, record["step"])
+            record["resume/exact"] = float(is_exact)
             (log.info if is_exact else log.error)(verdict)
 
     def _show(self, step: int, loss: float, grad_norm: float, lr: float, speed: Speed) -> None:
         left = self._meter.seconds_left(self._max_steps - step)
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"
         pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}  {duration(left)} left"
-        self._bar.update(step, f"loss {loss:.4f}  {pace}")
+        self._bar.update(step, loss=loss, tokens_per_second=speed.tokens_per_second, mfu=speed.mfu, seconds_left=left)
         self._loss_since_line.append(loss)
         if step % self._console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)
@@ -255,6 +324,20 @@ def _send_to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event
     ready = torch.cuda.Event()
     ready.record()
     return host, ready
+
+
+def _smoothed_at(folder: Path, step: int | None) -> float | None:
+    """The smoothed loss that stands in the curve at a step; None at the start."""
+    if step is None:
+        return None
+    curve = folder / CURVE
+    found = (record.get("loss_smoothed") for _, record in records_from(curve, end_of_step(curve, step - 1)))
+    return next((value for value in found if value is not None), None)
+
+
+def _short(value: float) -> float | None:
+    """Six digits are enough for what no replay compares; None for what is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _finite(value: float) -> float | None:

@@ -1,26 +1,30 @@
-"""Accelerate's trackers, TensorBoard first: numbers of a step, and the run's settings in each tracker's own form."""
+"""Accelerate's trackers, TensorBoard first, each a drawing of metrics.jsonl that may lag, fail and catch up.
+
+What a tracker has drawn is remembered in bytes of the curve, in `runs/NAME/.drawn-TRACKER`. A launch that was killed between writing a
+step and drawing it, or a tracker that failed for an hour, costs no point: the next draw begins where the last one came to.
+"""
 
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
+from trainer.metrics.curves import CURVE, end_of_step, records_from
+from trainer.metrics.tags import drawn
 from trainer.text import did_you_mean
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 """How long a tracker that failed is left alone; each further failure doubles it."""
-
-FINAL_METRICS = ("loss/train", "loss/validation")
-"""Tags that TensorBoard's HParams tab shows beside the settings."""
 
 
 def check_tracker_names(names: list[str]) -> None:
@@ -39,78 +43,143 @@ def check_tracker_names(names: list[str]) -> None:
 
 
 def open_trackers(
-    accelerator: Accelerator,
-    names: list[str],
-    name: str,
-    folder: Path,
-    settings: dict[str, Any],
-    resumed_step: int | None,
-) -> list["PatientTracker"]:
-    """Opens the trackers that the Accelerator was made with; the main process has some.
+    accelerator: Accelerator, names: list[str], name: str, folder: Path, settings: dict[str, Any], resumed_step: int | None,
+    options: dict[str, dict[str, Any]] | None = None,
+) -> list["PatientTracker"]:  # fmt: skip
+    """Opens the trackers that the Accelerator was made with; the main process has some. The curve has been cut to the resumed step before.
 
-    TensorBoard is told to forget everything after the resumed step (on a fresh start: what a launch drew that never saved), so
-    nothing is drawn twice; the settings are written once, by the fresh start, into the run's own event file.
+    options  what each tracker's own opening call is given, by the tracker's name
+    raises   TrainerError when a tracker cannot be opened; on a resume that is told, and the run goes on without it
+
+    A resumed run goes on in the same TensorBoard folder, and in the same run of trackers that know such a thing.
     """
     threading.excepthook = _tell_end_of_thread
-    purge = 0 if resumed_step is None else resumed_step + 1
-    accelerator.init_trackers(name, config=None, init_kwargs={"tensorboard": {"purge_step": purge}})
     if not accelerator.is_main_process:
         return []
-    plain = {key: _plain(value) for key, value in settings.items()}
-    for tracker in names:
-        if tracker != "tensorboard":
-            accelerator.get_tracker(tracker).store_init_configuration(plain)
-        elif resumed_step is None:
-            _write_hparams(accelerator, plain)
-    return [PatientTracker(tracker) for tracker in accelerator.trackers]
+    opened = []
+    for tracker_name in names:
+        position, purge_step = begin_of_drawing(folder, tracker_name, resumed_step)
+        same_run = {"name": name, "resume": "allow"}
+        defaults = {"tensorboard": {"purge_step": purge_step}, "wandb": {"id": name, **same_run}, "trackio": same_run}
+        keywords = {**defaults.get(tracker_name, {}), **(options or {}).get(tracker_name, {})}
+        try:
+            tracker = _open(accelerator, tracker_name, name, keywords)
+            if tracker_name != "tensorboard" and position == 0:
+                tracker.store_init_configuration({key: plain(value) for key, value in settings.items()})
+        except Exception as error:
+            problem = f"the tracker {tracker_name} could not be opened: {type(error).__name__}: {error}"
+            if resumed_step is None:
+                raise TrainerError(f"{problem}; mend that, or take it out of metrics.trackers") from error
+            log.warning("%s; the run goes on without it, and the next start draws what it missed", problem)
+            continue
+        opened.append(PatientTracker(tracker, folder, position))
+    accelerator.trackers, accelerator.log_with = [patient.tracker for patient in opened], names
+    return opened
+
+
+def _open(accelerator: Accelerator, tracker_name: str, run_name: str, keywords: dict[str, Any]) -> GeneralTracker:
+    """Opens one of Accelerate's trackers; one that fails takes no other with it."""
+    accelerator.trackers, accelerator.log_with = [], [tracker_name]
+    accelerator.init_trackers(run_name, config=None, init_kwargs={tracker_name: keywords})
+    (tracker,) = accelerator.trackers
+    return tracker
+
+
+def begin_of_drawing(folder: Path, tracker_name: str, resumed_step: int | None) -> tuple[int, int]:
+    """(byte of the curve from which a tracker draws, step from which what it drew before is forgotten).
+
+    Where the last launch was killed amid a step's numbers, that step is forgotten and drawn again whole, so nothing stands twice.
+    """
+    if resumed_step is None:
+        return 0, 0
+    curve = folder / CURVE
+    size = curve.stat().st_size if curve.is_file() else 0
+    mark = _mark(folder, tracker_name)
+    try:
+        position = min(int(mark.read_text()), size)
+    except (FileNotFoundError, ValueError):  # it has not drawn this run yet, or nobody knows how far
+        position = 0
+    undrawn = next((record["step"] for _, record in records_from(curve, position)), None)
+    if undrawn is None:
+        return size, resumed_step + 1
+    position = end_of_step(curve, undrawn - 1)
+    return position, undrawn if position else 0
+
+
+def _mark(folder: Path, tracker_name: str) -> Path:
+    return folder / f".drawn-{tracker_name}"
 
 
 class PatientTracker:
-    """A tracker that may fail: it is left alone for a while, longer after each failure, and then tried again.
+    """A tracker that may fail: it is left alone for a while, longer after each failure, and then draws what it missed."""
 
-    What comes in between is missing in it, and nothing else: metrics.jsonl has every step.
-    """
-
-    def __init__(self, tracker: GeneralTracker) -> None:
-        self._tracker = tracker
+    def __init__(self, tracker: GeneralTracker, folder: Path, position: int) -> None:
+        """`position` is the byte of the curve in `folder` that it draws from; at 0 it `begins`, and knows nothing of the run yet."""
+        self.tracker = tracker
+        self._curve, self._position = folder / CURVE, position
+        self.begins = position == 0
         self._pause_seconds = 0.0
         self._retry_at = 0.0
-        self._missing = 0
+        self._mark = os.open(_mark(folder, self.name), os.O_WRONLY | os.O_CREAT, 0o644)
+        self._remember()
 
     @property
     def name(self) -> str:
-        return str(self._tracker.name)
+        return str(self.tracker.name)
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Hands a step's numbers over, or counts them as missing; raises what the tracker raises."""
-        if time.monotonic() < self._retry_at:
-            self._missing += 1
+    @property
+    def writer(self) -> SummaryWriter | None:
+        """TensorBoard's own writer; None for other trackers."""
+        writer = getattr(self.tracker, "writer", None)
+        return writer if isinstance(writer, SummaryWriter) else None
+
+    @property
+    def is_paused(self) -> bool:
+        return time.monotonic() < self._retry_at
+
+    def draw(self) -> None:
+        """Draws what stands in the curve and is not drawn yet, unless it is paused; raises what the tracker raises."""
+        if self.is_paused:
             return
+        begin = self._position
         try:
-            self._tracker.log(values, step=step)
+            for end, record in records_from(self._curve, begin):
+                self.attempt(record["step"], lambda record=record: self.tracker.log(drawn(record), step=record["step"]))
+                self._position = end
+        finally:
+            if self._position != begin:
+                self._remember()
+
+    def attempt(self, step: int, write: Callable[[], None]) -> None:
+        """Writes something of this step; after a failure, which is raised, it is paused."""
+        try:
+            write()
         except Exception:
-            self._missing += 1
             self._pause_seconds = min(max(FIRST_PAUSE_SECONDS, 2 * self._pause_seconds), LONGEST_PAUSE_SECONDS)
             self._retry_at = time.monotonic() + self._pause_seconds
             self._drop_writer(step)
             raise
-        if self._missing:
-            log.info("%s is written again; %d entries are missing in it, metrics.jsonl has them", self.name, self._missing)
-        self._pause_seconds, self._missing = 0.0, 0
+        if self._pause_seconds:
+            log.info("%s is written again, and draws what it missed", self.name)
+        self._pause_seconds = 0.0
 
     def close(self) -> None:
-        """Writes what is left; raises what the tracker raises."""
-        self._tracker.finish()
+        """Ends the tracker; raises what it raises."""
+        os.close(self._mark)
+        self.tracker.finish()
+
+    def _remember(self) -> None:
+        os.pwrite(self._mark, f"{self._position:020d}\n".encode(), 0)
 
     def _drop_writer(self, step: int) -> None:
         """Lets go of TensorBoard's writer, whose thread has died and would raise the same error for ever.
 
         The next call opens another file, which begins by forgetting what of this step and later was drawn.
         """
-        writer = getattr(self._tracker, "writer", None)
-        if isinstance(writer, SummaryWriter):
-            writer.file_writer = writer.all_writers = None
-            writer.purge_step = step
+        if self.writer is not None:
+            self.writer.file_writer = self.writer.all_writers = None
+            self.writer.purge_step = step
+            self._position = end_of_step(self._curve, step - 1)
 
 
 def _tell_end_of_thread(args: Any) -> None:
@@ -120,14 +189,6 @@ def _tell_end_of_thread(args: Any) -> None:
         threading.__excepthook__(args)
 
 
-def _write_hparams(accelerator: Accelerator, settings: dict[str, Any]) -> None:
-    """The HParams tab's own records; Accelerate's call would make another run folder at each start."""
-    writer = accelerator.get_tracker("tensorboard").writer
-    experiment, session_start, _ = hparams(settings, dict.fromkeys(FINAL_METRICS, 0.0))
-    writer.file_writer.add_summary(experiment, global_step=0)
-    writer.file_writer.add_summary(session_start, global_step=0)
-    writer.flush()
-
-
-def _plain(value: Any) -> int | float | str | bool:
+def plain(value: Any) -> int | float | str | bool:
+    """A setting as a tracker can hold it."""
     return value if isinstance(value, (int, float, str, bool)) else str(value)

@@ -7,7 +7,7 @@ leaves the head out of the optimizer.
 
 from dataclasses import dataclass
 
-MODES = ("no", "bf16", "fp16", "fp8")
+from trainer.config.cluster import MODES
 
 FP8_REASON = (
     "fp8 layers of TransformerEngine are not part of this version, and Accelerate's own conversion would untie the embeddings "

@@ -69,7 +69,7 @@ def test_a_save_in_the_background_is_the_checkpoint_that_a_plain_one_is(run, sto
     assert again.everything() == expected
 
     other = CheckpointStore(tmp_path / "plain")
-    again.store, again.checkpointer._store = other, other
+    again.store, again.checkpointer._plain._store = other, other
     again.checkpointer._saved_step = None
     again.save("budget", val_loss=2.0)
     assert read_manifest(other.path(1)).files.keys() == manifest.files.keys()

@@ -260,7 +260,7 @@ def test_room_is_proved_for_what_the_run_will_keep(run, store, monkeypatch, capl
 
 
 def test_room_for_the_next_is_made_before_the_first_step_where_a_bound_leaves_none(run, store):
-    run.checkpointer._policy = Policy(9, 0)
+    run.checkpointer._plain._policy = Policy(9, 0)
     for _ in range(4):
         run.step()
         run.save("every")

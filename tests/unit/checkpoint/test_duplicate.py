@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from tests.small_checkpoints import commit, flip
-from trainer import files
+from trainer import files, locks
 from trainer.checkpoint import duplicate as module
 from trainer.checkpoint.duplicate import duplicate
 from trainer.checkpoint.manifest import read_manifest
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_told(source, target, 
 
 
 def test_two_do_not_write_into_one_folder(source, target):
-    with files.lock(target / ".lock"), pytest.raises(CheckpointError, match="another process writes checkpoints to .* right now"):
+    with locks.take(target / ".lock"), pytest.raises(CheckpointError, match="another process writes checkpoints to .* right now"):
         duplicate(source.folder, "5", target)
     duplicate(source.folder, "5", target)
 

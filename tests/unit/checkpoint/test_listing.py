@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from tests.small_checkpoints import CONFIG, commit, flip, manifest_of, write_files
-from trainer import files
+from trainer import files, locks
 from trainer.checkpoint.listing import kept_as, listing, pruning, verification
 from trainer.checkpoint.manifest import describe_files
 from trainer.checkpoint.store import folder_bytes
@@ -161,7 +161,7 @@ def test_pruning_removes_what_the_dry_run_said(six):
 
 
 def test_nothing_is_pruned_while_another_process_writes_there(six):
-    with files.lock(six.folder / ".lock"):
+    with locks.take(six.folder / ".lock"):
         with pytest.raises(CheckpointError, match="another process writes checkpoints to .*; wait for it or stop it, or look"):
             pruning(six.folder, dry_run=False)
         assert "3 would go" in pruning(six.folder, dry_run=True)

@@ -9,6 +9,8 @@ CONTRADICTIONS = [
     (["global_batch=10", "micro_batch=4"], "global_batch 10 is not a multiple of micro_batch 4; nearest: 8, 12"),
     (["global_batch=3", "micro_batch=4"], "nearest: 4"),
     (["schedule.warmup_steps=31", "max_steps=30"], "schedule.warmup_steps 31 is more than max_steps 30"),
+    (["profile.steps=[105,100]"], "profile.steps [105, 100] ends before it begins"),
+    (["profile.steps=[500,505]"], "profile.steps [500, 505] begins after the last step (max_steps is 420)"),
     (["data.corpus="], "no data: set data.corpus"),
     (["data.train=[a.bin]"], "data.corpus already names train and validation shards"),
     (["data.corpus=", "data.train=[a.bin]"], "data.train needs data.tokenizer"),
@@ -38,7 +40,8 @@ def test_every_contradiction_is_told():
     "override",
     [
         "max_steps=0", "micro_batch=-1", "optimizer.lr=0", "optimizer.betas=[0.9]", "optimizer.betas=[0.9,0.9,0.9]",
-        "schedule.min_lr_fraction=1.5", "optimizer.name=sgd", "max_steps=1.5", "optimizer.lr=.nan", "data=shakespeare",
+        "schedule.min_lr_fraction=1.5", "optimizer.name=sgd", "max_steps=1.5", "optimizer.lr=.nan", "profile.steps=[0,5]",
+        "profile.steps=[5]", "profile.steps=5", "metrics.detail_every_steps=-1", "metrics.histogram_every_steps=x", "data=shakespeare",
     ],
 )  # fmt: skip
 def test_a_value_out_of_its_range_is_refused(override):

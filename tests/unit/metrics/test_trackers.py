@@ -1,69 +1,103 @@
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import threading
 from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
 from trainer.metrics import trackers
+from trainer.metrics.curves import CURVE, cut_after
 from trainer.metrics.trackers import PatientTracker, check_tracker_names, open_trackers
 
 
-def log_steps(folder, steps, value, resumed_step):
-    """One launch of a run called `run`: opens the trackers, logs a number at each step, ends."""
+def write_curve(folder, records):
+    """Appends records to the curve of the run called `run`."""
+    (folder / "run").mkdir(exist_ok=True)
+    with open(folder / "run" / CURVE, "a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def steps_of(steps, value):
+    return [{"step": step, "loss": value, "lr": 2 * value} for step in steps]
+
+
+def open_board(folder, resumed_step):
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(folder))
-    (tracker,) = open_trackers(
-        accelerator, ["tensorboard"], "run", folder / "run", {"seed": 1, "name": None, "betas": [0.9]}, resumed_step
-    )
-    for step in steps:
-        tracker.log({"loss/train": value}, step)
+    (tracker,) = open_trackers(accelerator, ["tensorboard"], "run", folder / "run", {}, resumed_step)
+    return tracker
+
+
+def draw_steps(folder, steps, value, resumed_step):
+    """One launch of a run called `run`: cuts the curve, opens the trackers, draws a number at each step, ends."""
+    (folder / "run").mkdir(exist_ok=True)
+    cut_after(folder / "run", -1 if resumed_step is None else resumed_step)
+    tracker = open_board(folder, resumed_step)
+    write_curve(folder, steps_of(steps, value))
+    tracker.draw()
     tracker.close()
 
 
-def points(folder):
+def points(folder, tag="loss/train"):
     events = EventAccumulator(str(folder / "run"))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("loss/train")]
-
-
-def settings(folder):
-    events = EventAccumulator(str(folder / "run"))
-    events.Reload()
-    return events.PluginTagToContent("hparams")
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def test_events_lie_in_the_runs_own_folder(tmp_path):
-    log_steps(tmp_path, [1], 1.0, None)
-    assert [path.name.startswith("events.out.tfevents.") for path in (tmp_path / "run").iterdir()] == [True]
+    draw_steps(tmp_path, [1], 1.0, None)
+    assert len(list((tmp_path / "run").glob("events.out.tfevents.*"))) == 1
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_dir()] == []
 
 
 def test_no_step_is_drawn_twice_after_a_resume(tmp_path):
-    log_steps(tmp_path, range(1, 9), 1.0, None)
-    log_steps(tmp_path, range(6, 11), 2.0, 5)
+    draw_steps(tmp_path, range(1, 9), 1.0, None)
+    draw_steps(tmp_path, range(6, 11), 2.0, 5)
     assert points(tmp_path) == [(step, 1.0) for step in range(1, 6)] + [(step, 2.0) for step in range(6, 11)]
 
 
 def test_no_step_is_drawn_twice_after_a_fresh_start_over_one_that_never_saved(tmp_path):
-    log_steps(tmp_path, range(1, 4), 1.0, None)
-    log_steps(tmp_path, range(1, 3), 2.0, None)
+    draw_steps(tmp_path, range(1, 4), 1.0, None)
+    draw_steps(tmp_path, range(1, 3), 2.0, None)
     assert points(tmp_path) == [(1, 2.0), (2, 2.0)]
-    assert settings(tmp_path)
 
 
-def test_settings_stand_in_tensorboards_own_form_and_survive_a_resume(tmp_path):
-    log_steps(tmp_path, [1, 2], 1.0, None)
-    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(settings(tmp_path))
-    assert b"betas" in settings(tmp_path)["_hparams_/session_start_info"]
-    log_steps(tmp_path, [1, 2], 1.0, 0)
-    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(settings(tmp_path))
-    assert len({path.parent for path in tmp_path.rglob("events.out.*")}) == 1
+def test_what_a_killed_launch_had_written_and_not_drawn_is_drawn_by_the_next(tmp_path):
+    draw_steps(tmp_path, range(1, 4), 1.0, None)
+    write_curve(tmp_path, steps_of([4, 5], 1.0))
+    draw_steps(tmp_path, [6], 1.0, 5)
+    assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_that_was_drawn_in_part_is_forgotten_and_drawn_whole(tmp_path):
+    """Killed after the loss of step 3 was in the event file, and before its evaluation was."""
+    draw_steps(tmp_path, range(1, 4), 1.0, None)
+    write_curve(tmp_path, [{"step": 3, "val_loss": 7.0}])
+    draw_steps(tmp_path, [4], 1.0, 3)
+    assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4]
+    assert points(tmp_path, "loss/validation") == [(3, 7.0)]
+
+
+def test_a_tracker_that_is_new_to_a_run_draws_it_from_its_beginning(tmp_path):
+    write_curve(tmp_path, steps_of(range(1, 6), 1.0))
+    draw_steps(tmp_path, [6], 1.0, 5)
+    assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "99999999"])
+def test_a_mark_that_is_damaged_costs_no_point_and_doubles_none(tmp_path, content):
+    draw_steps(tmp_path, range(1, 6), 1.0, None)
+    (tmp_path / "run" / ".drawn-tensorboard").write_text(content)
+    draw_steps(tmp_path, [6], 1.0, 5)
+    assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_tracker_that_accelerate_does_not_know_is_refused_with_the_nearest():
@@ -84,23 +118,70 @@ def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(name
     check_tracker_names(names)
 
 
-def test_another_tracker_is_given_the_settings(tmp_path, monkeypatch):
-    given = []
+class Other:
+    """One of Accelerate's trackers that is not TensorBoard."""
 
-    class Stub:
-        is_main_process, trackers = True, ()
+    name = "wandb"
+    requires_logging_directory = False
+    made = []
 
-        def init_trackers(self, name, config, init_kwargs):
-            given.append((name, init_kwargs))
+    def __init__(self, run_name, **keywords):
+        self.calls = [("open", run_name, keywords)]
+        self.made.append(self)
 
-        def get_tracker(self, name):
-            return self
+    def start(self):
+        pass
 
-        def store_init_configuration(self, values):
-            given.append(values)
+    def store_init_configuration(self, values):
+        self.calls.append(("settings", values))
 
-    open_trackers(Stub(), ["wandb"], "run", tmp_path, {"seed": 1, "betas": [1]}, 7)
-    assert given == [("run", {"tensorboard": {"purge_step": 8}}), {"seed": 1, "betas": "[1]"}]
+    def log(self, values, step):
+        self.calls.append((step, values))
+
+    def finish(self):
+        self.calls.append("end")
+
+
+@pytest.fixture
+def other(monkeypatch):
+    Other.made = []
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Other)
+    return Other
+
+
+def open_two(folder, resumed_step, options=None):
+    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(folder))
+    names = ["wandb", "tensorboard"]
+    return open_trackers(accelerator, names, "run", folder / "run", {"seed": 1, "betas": [1]}, resumed_step, options)
+
+
+def test_another_tracker_is_given_the_settings_once_and_the_same_numbers(tmp_path, other):
+    write_curve(tmp_path, steps_of([1, 2], 1.0))
+    for resumed_step in (None, 2):
+        for tracker in open_two(tmp_path, resumed_step, {"wandb": {"entity": "me"}}):
+            tracker.draw()
+            tracker.close()
+    first, second = (tracker.calls for tracker in other.made)
+    opened = ("open", "run", {"name": "run", "id": "run", "resume": "allow", "entity": "me"})
+    numbers = {"loss/train": 1.0, "optim/lr": 2.0}
+    assert first == [opened, ("settings", {"seed": 1, "betas": "[1]"}), (1, numbers), (2, numbers), "end"]
+    assert second == [opened, "end"]
+    assert [step for step, _ in points(tmp_path)] == [1, 2]
+
+
+def test_a_tracker_that_cannot_be_opened_is_told_before_the_first_step_and_does_not_hold_up_a_resume(tmp_path, other, caplog):
+    write_curve(tmp_path, steps_of([1], 1.0))
+    other.start = lambda self: (_ for _ in ()).throw(ConnectionError("no network"))
+    try:
+        with pytest.raises(TrainerError, match="wandb could not be opened: ConnectionError: no network; .*metrics.trackers"):
+            open_two(tmp_path, None)
+        (tracker,) = open_two(tmp_path, 1)
+        tracker.draw()
+        tracker.close()
+    finally:
+        other.start = lambda self: None
+    assert "the run goes on without it" in caplog.text
+    assert [step for step, _ in points(tmp_path)] == [1]
 
 
 # A tracker that fails
@@ -130,28 +211,31 @@ def disk(monkeypatch):
     return state
 
 
-def test_a_moment_of_full_disk_costs_its_own_points_and_no_others(tmp_path, disk, now, caplog, capsys):
+def test_a_moment_of_full_disk_costs_no_point(tmp_path, disk, now, caplog, capsys):
     caplog.set_level(logging.INFO)
-    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
-    (tracker,) = open_trackers(accelerator, ["tensorboard"], "run", tmp_path / "run", {}, None)
+    write_curve(tmp_path, [])
+    before = threading.enumerate()
+    tracker = open_board(tmp_path, None)
     failures = []
     for step in range(1, 41):
         disk.full = 5 <= step < 15
         now[0] += 1
+        write_curve(tmp_path, steps_of([step], 1.0))
         try:
-            tracker.log({"loss/train": 1.0, "optim/lr": 2.0}, step)
+            tracker.draw()
         except OSError as error:
             failures.append((step, error))
     tracker.close()
     assert [step for step, _ in failures] == [5, 6, 8, 12], "the pauses double"
     assert len({id(error) for _, error in failures}) == len(failures), "no error is raised twice: its traceback would grow"
-    assert [step for step, _ in points(tmp_path)] == [*range(1, 5), *range(20, 41)]
-    assert "tensorboard is written again; 15 entries are missing in it, metrics.jsonl has them" in caplog.text
+    assert [step for step, _ in points(tmp_path)] == list(range(1, 41))
+    assert [step for step, _ in points(tmp_path, "optim/lr")] == list(range(1, 41))
+    assert "tensorboard is written again, and draws what it missed" in caplog.text
     assert "Traceback" not in capsys.readouterr().err, "a writer that dies says nothing beside it"
-    assert sum(thread.is_alive() for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__) == 0
+    assert not [thread for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__ and thread not in before]
 
 
-def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(now):
+def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(tmp_path, now):
     asked = []
 
     class Broken:
@@ -161,11 +245,12 @@ def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(now):
             asked.append(now[0])
             raise KeyError("a failure of its own kind")
 
-    tracker = PatientTracker(Broken())
+    write_curve(tmp_path, steps_of([1], 1.0))
+    tracker = PatientTracker(Broken(), tmp_path / "run", 0)
     for _ in range(5000):
         now[0] += 1
         with contextlib.suppress(KeyError):
-            tracker.log({}, 1)
+            tracker.draw()
     pauses = [after - before for before, after in itertools.pairwise(asked)]
     assert pauses[:4] == [1, 2, 4, 8] and set(pauses[10:]) == {trackers.LONGEST_PAUSE_SECONDS}
 

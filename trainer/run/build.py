@@ -1,61 +1,59 @@
-"""The hall: a config becomes everything a run needs, built in one readable order and held in one frozen dataclass.
+"""A config becomes everything a run needs, built in one readable order and held in one frozen dataclass.
 
 Rooms do not know each other; what one needs of another is handed to it here. `Run` holds, it does not act.
 """
 
-import json
 import logging
-import platform
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
 from accelerate import Accelerator
 
-from trainer import __version__, files, launch
+from trainer import files, launch
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.restore import Description, Restorer
-from trainer.checkpoint.resume import Resolution
 from trainer.checkpoint.retention import policy_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import checkpoints_folder, resume_point, run_folder
-from trainer.config.load import dump, flatten
+from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
 from trainer.data.assets import twelfth_night
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
 from trainer.data.sources import rows
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.exam import Exam
-from trainer.evaluation.generate import num_positions
 from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_samples
 from trainer.evaluation.tasks import open_tasks
-from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
+from trainer.metrics.hardware import HardwareSampler
 from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.out_of_memory import record_memory_history
+from trainer.metrics.profiler import Profiler
+from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.reporter import SAVED, Reporter
+from trainer.metrics.stopwatch import Stopwatch
+from trainer.metrics.tags import FP8, GPU, MFU, TASKS, VALIDATION
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
 from trainer.model.resolve import resolve
 from trainer.model.scores import token_scores
 from trainer.optim.build import build_optimizer
-from trainer.optim.groups import check_groups, hyperparameters, restore_hyperparameters
+from trainer.optim.groups import check_groups
 from trainer.optim.schedule import build_schedule
 from trainer.precision.decide import Decision, decide
+from trainer.run.identity import describe, replay_key
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
-from trainer.text import count, duration
+from trainer.text import count
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +79,16 @@ class Run:
     evaluator: Evaluator
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
+    samples: Callable[[], list[Sample]]
+    """What the model writes now; called on one rank."""
     exam: Exam
     """The questions of `evaluation.tasks`, put to the model as it is."""
     restorer: Restorer
     checkpointer: Checkpointer
     reporter: Reporter
+    stopwatch: Stopwatch
+    probes: Probes
+    profiler: Profiler
     folder: Path
     """runs/NAME."""
 
@@ -95,7 +98,7 @@ class Run:
 
 
 def build_run(config: Config, stop: StopRequest) -> Run:
-    """Builds a run and brings it to where it stands: freshly started, or restored from a checkpoint."""
+    """Builds a run as it starts, before anything is restored."""
     check_tracker_names(config.metrics.trackers)
     place = launch.asked()
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
@@ -106,6 +109,8 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
     )  # fmt: skip
     log.info("%s: %s", config.name, launch.describe(accelerator))
+    if config.profile.memory_history and accelerator.device.type == "cuda":
+        record_memory_history()
     log.info(decision.sentence)
 
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
@@ -118,7 +123,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
-    description = _describe(config, corpus, bare_model, decision)
+    description = describe(config, corpus, bare_model, decision)
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator)
@@ -132,7 +137,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
         report=reporter.saved,
     )  # fmt: skip
-    run = Run(
+    return Run(
         config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
         bare_model=bare_model, optimizer=optimizer,
         schedule=build_schedule(
@@ -141,10 +146,11 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         ),
         state=state, guard=guard, stop=stop, evaluator=evaluator,
         validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
-        reporter=reporter, folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
+        reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
+        profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
+        folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
+        samples=lambda: _take_samples(config, corpus, bare_model),
     )  # fmt: skip
-    _bring_to_its_place(run)
-    return run
 
 
 def decide_precision(place: launch.Asked) -> Decision:
@@ -162,28 +168,12 @@ def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.
         config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
         eot_id=eot_id,
     )  # fmt: skip
-    _check_prompt(config, corpus, num_positions(model_config))
+    if corpus.tokenizer:
+        check_prompts(prompts_of(config.evaluation), corpus.tokenizer, config.sequence_length)
     return build_model(
         model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
         gradient_checkpointing=config.model.gradient_checkpointing,
     )  # fmt: skip
-
-
-def sample_prompt(config: Config, corpus: Corpus) -> list[int] | None:
-    """What the sample at the end of the run continues: an end of text, then the recipe's prompt; None when there is no sample."""
-    if corpus.tokenizer is None or not config.evaluation.sample_tokens:
-        return None
-    return [corpus.tokenizer.eot_id, *corpus.tokenizer.encode(config.evaluation.prompt)]
-
-
-def _check_prompt(config: Config, corpus: Corpus, positions: int) -> None:
-    """Refuses a prompt that leaves the sample no position now, and not once the run is at its end."""
-    prompt = sample_prompt(config, corpus)
-    if prompt and len(prompt) >= positions:
-        raise ConfigError(
-            f"evaluation.prompt has {len(prompt)} tokens with the end of text before it, and the model has {positions} positions, which leaves "
-            "none for the sample; shorten it, or set evaluation.sample_tokens to 0"
-        )
 
 
 def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -215,8 +205,33 @@ def _build_reporter(
     return Reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
+        tracker_options=config.metrics.tracker_options,
+        sample=HardwareSampler(
+            device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
+            num_local_processes=launch.num_local_processes(),
+        ).sample,
+        features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
-        replay_key=_replay_key(config, accelerator, description),
+        replay_key=replay_key(config, accelerator, description),
+    )  # fmt: skip
+
+
+def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
+    """What this run has that others lack: TensorBoard gets charts for it."""
+    found = {
+        MFU: has_peak,
+        VALIDATION: bool(config.data.corpus or config.data.validation),
+        TASKS: bool(config.evaluation.tasks),
+        FP8: decision.mode == "fp8",
+        GPU: accelerator.device.type == "cuda",
+    }
+    return {feature for feature, is_there in found.items() if is_there}
+
+
+def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
+    return Probes(
+        model, detail_every_steps=config.metrics.detail_every_steps, is_main=accelerator.is_main_process,
+        histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
     )  # fmt: skip
 
 
@@ -238,6 +253,17 @@ def _build_validation(
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
 
 
+def _take_samples(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
+    """Texts that continue the recipe's prompts, the same for the same weights; none where none is wanted or can be."""
+    prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
+    if not prompts or tokenizer is None:
+        return []
+    return take_samples(
+        model, prompts, tokenizer, num_tokens=config.evaluation.sample_tokens, sequence_length=config.sequence_length,
+        vocab_size=corpus.vocab_size, seed=config.seed,
+    )  # fmt: skip
+
+
 def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> Exam:
     """The tasks of the recipe, opened and read as tokens."""
     wanted = config.evaluation
@@ -247,149 +273,3 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
         accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=rows, scenes=twelfth_night)
     )
     return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)
-
-
-def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
-    """The facts that a manifest states; `identity` are those that a resume must find again."""
-    packages = ("torch", "accelerate", "transformers")
-    held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
-    return Description(
-        identity={
-            "parameter_shapes": _digest(sorted((name, list(p.shape)) for name, p in model.named_parameters())),
-            "vocab_size": corpus.vocab_size,
-            "tokenizer": corpus.tokenizer.sha256 if corpus.tokenizer else None,
-            "training_data": corpus.train.fingerprint,
-            "sequence_length": config.sequence_length,
-            "seed": config.seed,
-            "optimizer": config.optimizer.name,
-        },
-        model=json.loads(model.config.to_json_string(use_diff=False)),
-        tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
-        vocab_size=corpus.vocab_size,
-        precision=decision.mode,
-        versions={
-            "trainer": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },  # fmt: skip
-        config_text=dump(config),
-        validation=_digest(held_out) if held_out else None,
-    )
-
-
-def _replay_key(config: Config, accelerator: Accelerator, description: Description) -> str:
-    """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
-    numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
-    settings = {
-        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule."))
-    }  # fmt: skip
-    device = accelerator.device
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    facts = (
-        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
-        torch.__version__, version("transformers"), version("accelerate"),
-    )  # fmt: skip
-    return _digest(facts)[:16]
-
-
-def _fingerprint(run: Run) -> str:
-    """Stands for this code, the settings and the packages: deaths under another one say nothing about a checkpoint."""
-    package = Path(__file__).resolve().parent
-    code = [path.read_bytes().hex() for path in sorted(package.rglob("*.py"))]
-    return _digest((code, dump(run.config), run.accelerator.num_processes, torch.__version__, version("accelerate")))[:16]
-
-
-def _digest(value: Any) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())
-
-
-def _bring_to_its_place(run: Run) -> None:
-    """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
-    config = run.config
-    if run.accelerator.is_main_process:
-        Journal(run.folder).write("start", fingerprint=_fingerprint(run), processes=run.accelerator.num_processes)
-    wanted = resume_point(config)
-    resolution = run.restorer.find(wanted)
-    if resolution.path is None and wanted == "latest":
-        _refuse_to_start_over(run)
-    run.checkpointer.check_room(resolution.path)
-    if run.accelerator.is_main_process:
-        _make_folders(run)
-    _warm_up(run)
-    resumed_step = None
-    if resolution.path is None:
-        launch.seed_streams(config.seed, run.accelerator.process_index)
-        log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
-    else:
-        resumed_step = resolution.manifest.step
-        _restore(run, resolution, wanted)
-    run.reporter.open(flatten(config), resumed_step)
-    run.checkpointer.begin(resumed_step)
-
-
-def _make_folders(run: Run) -> None:
-    """The run's folders, and its config.yaml: from here on it is a run; CheckpointError where nothing can be written."""
-    folder = checkpoints_folder(run.config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be made ({error.strerror}); mend that, or set checkpoints_folder to another place"
-        ) from None
-    run.folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(run.folder / "config.yaml", dump(run.config))
-
-
-def _refuse_to_start_over(run: Run) -> None:
-    """The run had checkpoints, and they are gone: starting over would bury what they were."""
-    if (run.folder / SAVED).exists():
-        raise CheckpointError(
-            f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
-            "mounted?), or start over on purpose with resume_from_checkpoint=none"
-        )
-
-
-def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
-    """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
-    chosen = hyperparameters(run.optimizer)
-    run.restorer.restore(resolution, wanted, run.reporter.leave_curve)
-    restore_hyperparameters(run.optimizer, chosen)
-    progress = run.progress
-    log.info(
-        "resumed from %s: step %d of %d, %s tokens, epoch %.2f", resolution.path, progress.step, run.config.max_steps,
-        count(progress.tokens), run.loader.epoch_at(progress.sequences),
-    )  # fmt: skip
-
-
-def _warm_up(run: Run) -> None:
-    """One forward and backward of the run's shape, thrown away before anything counts.
-
-    It compiles, and it lets DistributedDataParallel settle its gradient buckets, whose
-    order after the first backward would otherwise make the first step after a resume sum in another order.
-    """
-    backend = launch.compile_backend(run.accelerator)
-    compiled = (
-        "without torch.compile"
-        if backend == "no"
-        else f"with torch.compile ({backend}), which takes a while the first time"
-    )
-    log.info("warming up %s", compiled)
-    started = time.perf_counter()
-    device, config = run.accelerator.device, run.config
-    zeros = torch.zeros((config.micro_batch, config.sequence_length), dtype=torch.int64, device=device)
-    run.model.train()
-    for _ in range(2):
-        run.accelerator.backward(run.model(zeros, labels=zeros))
-        run.optimizer.zero_grad()
-    if config.deterministic:
-        shape = run.bare_model.config
-        heads = getattr(shape, "num_attention_heads", 1)
-        log.info(
-            launch.determinism_report(
-                run.accelerator, batch=config.micro_batch, num_heads=heads, sequence_length=config.sequence_length,
-                head_width=shape.hidden_size // heads,
-            )
-        )  # fmt: skip
-    else:
-        log.info("deterministic: off; a replay may differ in the last bits")
-    log.info("ready after %s", duration(time.perf_counter() - started))

@@ -1,0 +1,66 @@
+"""What TensorBoard reads of a run that was killed and resumed: everything, and nothing twice."""
+
+from collections import Counter
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.launching import checkpoint, records, start, steps, train, wait_for_step, write_recipe
+from trainer.metrics.tags import drawn
+
+EVERYTHING = {"scalars": 0, "tensors": 0, "histograms": 0, "images": 0}
+
+
+def events_of(recipe, name="tiny"):
+    """Every event of a run, none left out for brevity."""
+    events = EventAccumulator(str(recipe.parent / "runs" / name), size_guidance=EVERYTHING)
+    events.Reload()
+    return events
+
+
+def drawn_twice(events):
+    """(tag, step) that stand there more than once."""
+    tags = events.Tags()
+    points = [
+        (tag, event.step)
+        for kind, read in (("scalars", events.Scalars), ("histograms", events.Histograms), ("tensors", events.Tensors))
+        for tag in tags[kind]
+        for event in read(tag)
+    ]
+    return [point for point, number in Counter(points).items() if number > 1]
+
+
+def killed_and_resumed(tmp_path, kills, **changes):
+    """A run that is killed whenever its curve has one of these steps, until it finishes."""
+    recipe = write_recipe(tmp_path, **changes)
+    for step in kills:
+        run = start(recipe)
+        wait_for_step(recipe, step, run)
+        run.kill()
+    train(recipe)
+    return recipe
+
+
+def test_after_three_kills_every_number_is_there_and_none_twice(tmp_path):
+    recipe = killed_and_resumed(tmp_path, (7, 13, 21))
+    events = events_of(recipe)
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 25))
+    assert drawn_twice(events) == []
+    expected = {(tag, record["step"]) for record in records(recipe) for tag in drawn(record)}
+    found = {(tag, event.step) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    assert found == expected, "TensorBoard is a drawing of metrics.jsonl"
+    losses = {record["step"]: record["loss"] for record in steps(recipe)}
+    assert all(abs(event.value - losses[event.step]) < 1e-5 for event in events.Scalars("loss/train"))
+    assert {"run/config/text_summary", "run/precision/text_summary", "run/curves/text_summary"} <= set(events.Tags()["tensors"])
+    assert len(events.PluginTagToContent("hparams")) == 3, "settings, the start and the end of the session"
+
+
+def test_a_run_that_goes_back_leaves_nothing_of_the_branch_it_left(tmp_path):
+    recipe = write_recipe(tmp_path, checkpoint={"keep_last": 9})
+    train(recipe)
+    before = [event.value for event in events_of(recipe).Scalars("loss/train")]
+    train(recipe, "resume_from_checkpoint=10", "optimizer.lr=0.01", "max_steps=20")
+    assert checkpoint(recipe, 20).is_dir()
+    events = events_of(recipe)
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 21)) and drawn_twice(events) == []
+    after = [event.value for event in events.Scalars("loss/train")]
+    assert after[:10] == before[:10] and after[11:] != before[11:20]

@@ -1,0 +1,129 @@
+"""Which cluster file fits this machine, and what one must say."""
+
+import pytest
+import yaml
+
+from trainer.config import cluster as clusters
+from trainer.errors import ConfigError
+
+GOOD = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Writes a cluster file with changes and gives its path; None leaves a key out."""
+
+    def write(**changes):
+        content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+# The machine
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, "cpu"), (1, "1gpu_bf16"), (3, "1gpu_bf16"), (4, "4gpu_bf16"), (8, "4gpu_bf16")]
+)
+def test_the_cluster_file_fits_the_machine(monkeypatch, number, name):
+    monkeypatch.setattr(clusters, "count_gpus", lambda: number)
+    assert clusters.fitting_cluster() == name and name in clusters.cluster_names()
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Makes a machine with some GPUs, or with no driver at all (None)."""
+    import pynvml
+
+    def no_driver():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    def make(number):
+        monkeypatch.setattr(pynvml, "nvmlInit", no_driver if number is None else lambda: None)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: number)
+        monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("visible", "number"), [("", 0), ("-1", 0), ("0", 1), ("0,1,3", 3), ("GPU-aa, GPU-bb", 2), ("0,1,2,3,4,5", 4)]
+)
+def test_only_the_visible_gpus_that_are_there_are_counted(monkeypatch, driver, visible, number):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    driver(4)
+    assert clusters.count_gpus() == number
+    driver(None)
+    assert clusters.count_gpus() == 0
+
+
+@pytest.mark.parametrize(("there", "number"), [(4, 4), (None, 0)])
+def test_gpus_are_counted_by_their_driver(monkeypatch, driver, there, number):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    driver(there)
+    assert clusters.count_gpus() == number
+
+
+# Cluster files
+
+
+@pytest.mark.parametrize("name", clusters.cluster_names())
+def test_every_shipped_cluster_file_is_right(name):
+    assert clusters.read_cluster(name).path.stem == name
+
+
+def test_a_cluster_file_says_how_many_processes_and_which_precision(cluster):
+    read = clusters.read_cluster(cluster())
+    assert (read.num_processes, read.precision, read.use_cpu) == (2, "no", True)
+
+
+@pytest.mark.parametrize(("written", "meant"), [(False, "no"), ("no", "no"), ("BF16", "bf16"), ("fp8", "fp8")])
+def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
+    assert clusters.read_cluster(cluster(mixed_precision=written)).precision == meant
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_processes": None}, "lacks num_processes"),
+        ({"mixed_precision": None}, "lacks mixed_precision"),
+        ({"distributed_type": None}, "lacks distributed_type"),
+        ({"num_processes": 0}, "num_processes is 0, but should be a whole number of at least 1"),
+        ({"num_processes": "two"}, "num_processes is 'two', but should be"),
+        ({"num_machines": 0}, "num_machines is 0, but should be a whole number of at least 1"),
+        (
+            {"num_processes": 3, "num_machines": 2},
+            "num_processes is 3, but should be a multiple of num_machines, which is 2",
+        ),
+        ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
+        ({"distributed_type": "NO"}, "distributed_type is 'NO'; use MULTI_GPU"),
+        ({"distributed_type": "MULTI_CPU"}, "distributed_type is 'MULTI_CPU'; use MULTI_GPU"),
+    ],
+)
+def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, words):
+    with pytest.raises(ConfigError) as caught:
+        clusters.read_cluster(cluster(**changes))
+    assert words in str(caught.value)
+
+
+def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
+    with pytest.raises(ConfigError) as caught:
+        clusters.read_cluster(cluster(num_processes=0, mixed_precision="x", distributed_type="NO"))
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"a: [", "not readable YAML"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings")],
+)
+def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        clusters.read_cluster(str(tmp_path / "mine.yaml"))
+
+
+def test_an_unknown_cluster_file_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="unknown cluster file '4gpu_bf61'; did you mean '4gpu_bf16'?"):
+        clusters.read_cluster("4gpu_bf61")

@@ -1,0 +1,72 @@
+import pickle
+
+import pytest
+import torch
+
+from trainer.errors import GpuMemoryError
+from trainer.metrics.out_of_memory import MAX_ENTRIES, advice, out_of_memory_explained, record_memory_history
+
+WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation for Memory Management"
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """torch's functions that tell of CUDA's memory, replaced."""
+    monkeypatch.setattr(torch.cuda, "memory_summary", lambda: "| allocated | 79 GiB |")
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": [1, 2]})
+
+
+def run_out(folder, *, has_history, micro_batch=8):
+    with pytest.raises(GpuMemoryError) as caught:
+        with out_of_memory_explained(folder, rank=3, micro_batch=micro_batch, has_history=has_history):
+            raise torch.OutOfMemoryError(WORDS)
+    return caught.value
+
+
+def test_running_out_of_memory_leaves_a_summary_and_a_snapshot_and_says_what_to_do(cuda, tmp_path):
+    error = run_out(tmp_path / "profile", has_history=True)
+    summary, snapshot = tmp_path / "profile" / "memory-rank-3.txt", tmp_path / "profile" / "memory-rank-3.pickle"
+    assert summary.read_text() == "| allocated | 79 GiB |" and pickle.loads(snapshot.read_bytes()) == {"segments": [1, 2]}
+    paragraph = str(error)
+    assert paragraph.startswith("rank 3 ran out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB. Set micro_batch=4 instead of 8")
+    assert str(summary) in paragraph and str(snapshot) in paragraph and "pytorch.org/memory_viz" in paragraph and "\n" not in paragraph
+    assert isinstance(error.__cause__, torch.OutOfMemoryError) and str(error.__cause__) == WORDS
+
+
+def test_without_a_history_there_is_the_summary_and_how_to_get_the_snapshot(cuda, tmp_path):
+    error = run_out(tmp_path, has_history=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["memory-rank-3.txt"] and "profile.memory_history=true" in str(error)
+
+
+def test_what_cannot_be_written_does_not_hide_the_error(cuda, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.files.write_atomic", full)
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: 1 / 0)
+    error = run_out(tmp_path, has_history=True)
+    assert "memory-rank-3.txt could not be written (OSError: [Errno 28] No space left on device)" in str(error)
+    assert "memory-rank-3.pickle could not be written (ZeroDivisionError: division by zero)" in str(error)
+    assert "Tried to allocate 2.00 GiB" in str(error) and isinstance(error.__cause__, torch.OutOfMemoryError)
+
+
+def test_other_errors_and_none_go_their_way(tmp_path):
+    with out_of_memory_explained(tmp_path, rank=0, micro_batch=8, has_history=True):
+        pass
+    with pytest.raises(RuntimeError, match="something else"), out_of_memory_explained(tmp_path, rank=0, micro_batch=8, has_history=True):
+        raise RuntimeError("something else")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_advice_is_a_micro_batch_that_divides_what_there_was():
+    assert "micro_batch=4 instead of 8" in advice(8) and "micro_batch=1 instead of 5" in advice(5)
+    assert "micro_batch is 1 already" in advice(1) and "gradient_checkpointing" in advice(1)
+
+
+def test_the_history_is_bounded(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    asked = {}
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda **settings: asked.update(settings))
+    record_memory_history()
+    assert asked == {"stacks": "python", "max_entries": MAX_ENTRIES}
+    assert "the last 100,000 allocations" in caplog.text

@@ -1,0 +1,266 @@
+"""One holder a folder, with the system's lock and without it."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from trainer import files, locks
+
+WITHOUT = "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOLCK, 'No locks available')\nfcntl.flock = flock\n"
+ELSEWHERE = locks.Process(1, "77", "another boot pid:[1]", "node7")
+"""A process that nobody here can ask for."""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / ".lock"
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(locks, "STILL_SECONDS", 0.4)
+    monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.02)
+
+
+def record(path, number, who, **facts):
+    path.parent.mkdir(exist_ok=True)
+    made = path.with_name(f"{path.name}-{number:08d}")
+    locks.write_record(made, who, **facts)
+    return made
+
+
+def gone():
+    """A process of this machine that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    who = locks.process(ended.pid)
+    ended.wait()
+    return who
+
+
+def names(path):
+    return sorted(each.name for each in path.parent.iterdir())
+
+
+@contextmanager
+def beating(made, who):
+    """A holder on another machine, which lives."""
+    over = threading.Event()
+
+    def beat():
+        beats = 0
+        while not over.wait(0.05):
+            beats += 1
+            locks.write_record(made, who, beats=beats)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+def in_another_process(script, path):
+    """Starts a process that takes the lock, and waits until it has said what it got."""
+    code = f"{script}\nfrom pathlib import Path\nfrom trainer import locks\nheld = locks.take(Path({str(path)!r}))\nprint(held is not None, flush=True)\n"
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"{code}import time; time.sleep(60)"], cwd=files.project_folder(), stdout=subprocess.PIPE, text=True
+    )
+    return other, other.stdout.readline().strip() == "True"
+
+
+# With the system's lock
+
+
+def test_a_lock_is_held_by_one_and_free_again_when_it_is_closed(path):
+    held = locks.take(path)
+    assert held is not None and locks.take(path) is None and locks.is_held(path)
+    assert locks.holder(path) == locks.process() and names(path) == [".lock"]
+    held.close()
+    assert not locks.is_held(path)
+    locks.take(path).close()
+
+
+@pytest.mark.parametrize("script", ["", WITHOUT], ids=["flock", "records"])
+def test_a_lock_is_free_again_when_its_process_ends_however_it_ends(path, script, request):
+    if script:
+        request.getfixturevalue("without_locks")
+    other, took = in_another_process(script, path)
+    assert took and locks.take(path) is None and locks.is_held(path)
+    assert locks.holder(path).pid == other.pid
+    other.kill()
+    other.wait()
+    assert not locks.is_held(path)
+    locks.take(path).close()
+
+
+def test_a_file_system_that_is_broken_is_not_one_without_locks(path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output"):
+        locks.take(path)
+
+
+# Without
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_where_there_are_no_locks_a_record_holds_and_that_is_announced(path, monkeypatch, caplog, number):
+    def flock(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = locks.take(path)
+    assert names(path) == [".lock", ".lock-00000001"] and f"{path.parent} is on a file system without locks (no locks)" in caplog.text
+    assert locks.take(path) is None and locks.is_held(path)
+    held.close()
+    assert not locks.is_held(path)
+    again = locks.take(path)
+    assert names(path) == [".lock", ".lock-00000002"]
+    again.close()
+
+
+def test_a_record_whose_process_is_gone_or_whose_number_another_has_now_is_stale_at_once(path, without_locks, monkeypatch):
+    monkeypatch.setattr(locks, "STILL_SECONDS", 60.0)
+    record(path, 3, gone())
+    locks.take(path).close()
+    mine = locks.process()
+    record(path, 5, locks.Process(mine.pid, "1", mine.machine, mine.host))
+    locks.take(path).close()
+    assert names(path) == [".lock", ".lock-00000006"]
+
+
+def test_a_record_of_another_machine_counts_as_long_as_it_beats(path, without_locks, caplog):
+    caplog.set_level("INFO")
+    with beating(record(path, 1, ELSEWHERE), ELSEWHERE):
+        assert locks.take(path) is None and locks.is_held(path)
+    assert "process 1 on node7" in caplog.text
+    held = locks.take(path)
+    assert held is not None and locks.holder(path) == locks.process()
+    held.close()
+
+
+def test_the_times_of_a_record_are_not_looked_at(path, without_locks):
+    for seconds in (0, 4 * 10**9):
+        with beating(made := record(path, 1, ELSEWHERE), ELSEWHERE):
+            os.utime(made, (seconds, seconds))
+            assert locks.take(path) is None
+        os.utime(made, (seconds, seconds))
+        locks.take(path).close()
+        for each in path.parent.iterdir():
+            each.unlink()
+
+
+def test_a_record_that_was_never_written_is_stale_after_a_while(path, without_locks):
+    path.parent.mkdir()
+    path.with_name(".lock-00000001").touch()
+    locks.take(path).close()
+    assert names(path) == [".lock", ".lock-00000002"]
+
+
+def test_one_who_looked_long_ago_does_not_take_a_number_below_the_highest(path, without_locks, monkeypatch):
+    """It saw the first record, and two holders came since; the second has removed all before it."""
+    first = record(path, 1, gone())
+    record(path, 3, locks.process())
+    seen, real = [first], locks.newest_record
+    monkeypatch.setattr(locks, "newest_record", lambda path: seen.pop() if seen else real(path))
+    assert locks._take_record(path) is None
+    assert ".lock-00000002" not in names(path)
+
+
+def test_of_many_who_find_a_stale_record_at_once_one_takes_it(path, without_locks):
+    record(path, 1, gone())
+    script = f"{WITHOUT}import time\nfrom pathlib import Path\ntime.sleep(max(0, {time.time() + 1.0} - time.time()))\n"
+    others = [in_another_process_later(script, path) for _ in range(6)]
+    took = [other.stdout.readline().strip() == "True" for other in others]
+    for other in others:
+        other.kill()
+        other.wait()
+    assert sum(took) == 1
+
+
+def in_another_process_later(script, path):
+    code = f"from trainer import locks\n{script}print(locks.take(Path({str(path)!r})) is not None, flush=True)\ntime.sleep(60)"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=files.project_folder(), stdout=subprocess.PIPE, text=True)
+
+
+def test_a_heir_holds_on_when_the_holder_is_gone(path, without_locks):
+    record(path, 1, gone())
+    locks.write_record(locks.heir_of(path), locks.process())
+    assert locks.take(path) is None and locks.is_held(path)
+    locks.release_record(locks.heir_of(path))
+    locks.take(path).close()
+
+
+def test_a_child_is_the_heir_from_before_it_does_anything(path, without_locks):
+    held = locks.take(path)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.PIPE)
+    held.bequeath(child.pid)
+    held.close()
+    assert locks.take(path) is None
+    child.kill()
+    child.wait()
+    locks.take(path).close()
+
+
+def test_a_holder_beats_in_place_which_a_full_disk_takes_too(path, without_locks, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
+    held = locks.take(path)
+    made = locks.newest_record(path)
+    first, ends = made.stat(), time.monotonic() + 10
+    while locks.read_record(made)[1]["beats"] < 3 and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert json.loads(made.read_bytes())["beats"] >= 3
+    assert (made.stat().st_ino, made.stat().st_size) == (first.st_ino, first.st_size)
+    held.close()
+
+
+def test_one_who_was_taken_for_dead_ends_itself(path, without_locks):
+    other, took = in_another_process(f"{WITHOUT}from trainer import locks\nlocks.BEAT_SECONDS = 0.05", path)
+    assert took
+    record(path, 2, locks.process())
+    assert other.wait(20) == 1
+
+
+def test_a_record_that_a_lock_of_another_mount_has_left_counts_where_there_are_locks_too(path):
+    record(path, 1, locks.process())
+    assert locks.take(path) is None and locks.is_held(path)
+    record(path, 1, gone())
+    held = locks.take(path)
+    assert names(path) == [".lock", ".lock-00000002"]
+    held.close()
+
+
+def test_a_release_that_cannot_be_written_is_told(path, without_locks, monkeypatch, caplog):
+    held = locks.take(path)
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locks, "write_record", broken)
+        held.close()
+    assert "still says that this process holds it: Input/output error" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"pid": 1}', b'{"pid": "x", "started": 1, "machine": 2, "host": 3}'])
+def test_what_is_no_record_is_none(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    assert locks.read_record(tmp_path / "x") is None and locks.read_record(tmp_path / "y") is None

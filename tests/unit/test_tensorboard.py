@@ -1,0 +1,79 @@
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from tests.launching import PROJECT
+from trainer import tensorboard
+from trainer.errors import TrainerError
+from trainer.tensorboard import board
+
+
+@contextlib.contextmanager
+def taken(port=0):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def port_of(opened):
+    return int(opened.command[opened.command.index("--port") + 1])
+
+
+def test_the_first_free_port_is_taken_and_the_tunnel_leads_to_it(monkeypatch):
+    with taken() as port:
+        monkeypatch.setattr(tensorboard, "FIRST_PORT", port)
+        monkeypatch.setattr(tensorboard.getpass, "getuser", lambda: "ada")
+        opened = board(Path("runs"), None, {"SSH_CONNECTION": "10.0.0.7 51000 10.0.0.9 22"})
+    assert port < port_of(opened) < port + 20
+    assert f"ssh -N -L {port_of(opened)}:localhost:{port_of(opened)} ada@10.0.0.9 " in opened.told
+    assert f"http://localhost:{port_of(opened)} " in opened.told
+    assert socket.gethostname() in board(Path("runs"), None, {}).told
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch):
+    with taken() as port:
+        with pytest.raises(TrainerError, match=f"port {port} is taken; give another with --port"):
+            board(Path("runs"), port, {})
+        monkeypatch.setattr(tensorboard, "FIRST_PORT", port)
+        monkeypatch.setattr(tensorboard, "NUM_PORTS", 1)
+        with pytest.raises(TrainerError, match=f"the ports {port} to {port} are taken"):
+            board(Path("runs"), None, {})
+
+
+def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
+    with SummaryWriter(str(tmp_path / "mine")) as writer:
+        writer.add_scalar("loss/train", 1.5, 1)
+    with taken() as port:
+        pass
+    command = [sys.executable, "-m", "trainer", "tensorboard", str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(PROJECT)}) as process:
+        try:
+            tags = _tags(f"http://localhost:{port}/data/plugin/scalars/tags")
+        finally:
+            process.send_signal(signal.SIGTERM)
+        said = process.stderr.read().decode()
+    assert list(tags["mine"]) == ["loss/train"]
+    assert f"TensorBoard of {tmp_path}: http://localhost:{port} " in said
+
+
+def _tags(url, seconds=60.0):
+    """The tags of every run, once TensorBoard has read one."""
+    ends = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=5) as answer:
+            if found := json.loads(answer.read()):
+                return found
+        assert time.monotonic() < ends, "TensorBoard did not answer"
+        time.sleep(0.1)

@@ -1,0 +1,126 @@
+"""The cluster file, Accelerate's own YAML: which processes there are, and the precision they compute in.
+
+Accelerate reads the file itself; what is read here is what has to be right before it does. Which file fits this machine is told here too.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer import files
+from trainer.errors import ConfigError
+from trainer.text import did_you_mean
+
+MODES = ("no", "bf16", "fp16", "fp8")
+"""What `mixed_precision` may be."""
+
+REQUIRED = ("distributed_type", "num_processes", "mixed_precision")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a cluster file asks for."""
+
+    path: Path
+    num_processes: int
+    precision: str
+    use_cpu: bool
+    num_machines: int = 1
+
+
+def clusters_folder() -> Path:
+    """Where the cluster files are."""
+    return files.project_folder() / "accelerate_configs"
+
+
+def cluster_names() -> list[str]:
+    """The shipped cluster files by name."""
+    return sorted(path.stem for path in clusters_folder().glob("*.yaml"))
+
+
+def fitting_cluster() -> str:
+    """The shipped cluster file for this machine: by the number of its NVIDIA GPUs."""
+    num_gpus = count_gpus()
+    if num_gpus == 0:
+        return "cpu"
+    return "4gpu_bf16" if num_gpus >= 4 else "1gpu_bf16"
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that this process may use, of those there are; 0 where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        there = pynvml.nvmlDeviceGetCount()
+    finally:
+        pynvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    return min(there, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
+
+
+def read_cluster(name: str) -> Cluster:
+    """A cluster file by name or path; ConfigError tells everything that is wrong with it."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else clusters_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = cluster_names()
+        raise ConfigError(
+            f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file)"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(
+            f"cluster file {path} is not readable YAML ({cause}); mend it or write one with `accelerate config`"
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"cluster file {path} holds no settings; see accelerate_configs/cpu.yaml for the form")
+    if problems := _cluster_problems(path, content):
+        raise ConfigError(*problems)
+    return Cluster(
+        path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1)
+    )  # fmt: skip
+
+
+def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
+    problems = [
+        f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones"
+        for key in REQUIRED
+        if key not in content
+    ]
+    if problems:
+        return problems
+    num_processes, num_machines = content["num_processes"], content.get("num_machines", 1)
+    for name, number in (("num_processes", num_processes), ("num_machines", num_machines)):
+        if not isinstance(number, int) or number < 1:
+            problems.append(f"cluster file {path}: {name} is {number!r}, but should be a whole number of at least 1")
+    if not problems and num_processes % num_machines:
+        problems.append(
+            f"cluster file {path}: num_processes is {num_processes}, but should be a multiple of num_machines, which is {num_machines}: it "
+            "counts the processes of all machines"
+        )
+    if _precision(content) not in MODES:
+        problems.append(
+            f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}"
+        )
+    if content["distributed_type"] != "MULTI_GPU":
+        problems.append(
+            f"cluster file {path}: distributed_type is {content['distributed_type']!r}; use MULTI_GPU, also for one process (the launcher of "
+            "'NO' leaves the trainer behind on SIGTERM) and, with use_cpu: true, for CPUs (MULTI_CPU starts a single process)"
+        )
+    return problems
+
+
+def _precision(content: dict[str, Any]) -> str:
+    """`mixed_precision`, where YAML reads a bare `no` as False."""
+    value = content["mixed_precision"]
+    return "no" if value is False else str(value).lower()

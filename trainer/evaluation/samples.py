@@ -1,0 +1,98 @@
+"""What the model writes now: for the run's fixed prompts a text of the likeliest tokens and one drawn at temperature, in one pass.
+
+The same weights give the same samples: neither the step nor any random state counts. Rank 0 takes them alone, on the bare model, so no other
+rank is waited for and nothing is compiled for their shapes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from trainer.config.schema import EvaluationConfig
+from trainer.errors import ConfigError
+from trainer.evaluation.generate import NOT_FINITE, Row, Sampling, generate
+
+LIKELIEST, DRAWN = "likeliest", "drawn"
+KINDS = {LIKELIEST: Sampling(temperature=0.0), DRAWN: Sampling(temperature=0.8, top_k=50)}
+"""The two samples of each prompt."""
+
+_WORDS = {LIKELIEST: "the likeliest token each time", DRAWN: "drawn at temperature 0.8 from the 50 likeliest"}
+
+
+class Tokenizer(Protocol):
+    """What samples need of a tokenizer."""
+
+    eot_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote."""
+
+    prompt: str
+    kind: str
+    """`likeliest` or `drawn`."""
+    text: str
+    """What follows the prompt; where the logits were not finite, it ends by saying so."""
+
+
+def prompts_of(wanted: EvaluationConfig) -> list[str]:
+    """The prompts of a run's samples; none where they have no length."""
+    return (wanted.sample_prompts or [wanted.prompt]) if wanted.sample_tokens else []
+
+
+def samples_due(wanted: EvaluationConfig, step: int, max_steps: int, is_evaluated: bool) -> bool:
+    """Whether samples are taken at this step: at the last one in any case, and before it every `samples_every_steps`, by default with each evaluation."""
+    every = wanted.samples_every_steps
+    with_the_others = is_evaluated if every is None else every > 0 and step % every == 0
+    return bool(prompts_of(wanted)) and (step == max_steps or with_the_others)
+
+
+def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, sequence_length: int) -> None:
+    """Refuses prompts that leave a sample no position, now and not once it is taken."""
+    for prompt in prompts:
+        if (num_tokens := len(_ids(prompt, tokenizer))) >= sequence_length:
+            raise ConfigError(
+                f"the prompt {_shortened(prompt)} of evaluation.prompt or evaluation.sample_prompts has {num_tokens} tokens with the end of text before it, and "
+                f"sequence_length is {sequence_length}, which leaves none for the sample; shorten it, or set evaluation.sample_tokens to 0"
+            )
+
+
+def take_samples(
+    model: nn.Module, prompts: Sequence[str], tokenizer: Tokenizer, *, num_tokens: int, sequence_length: int, vocab_size: int, seed: int
+) -> list[Sample]:
+    """Both samples of each prompt, of at most `num_tokens` tokens; leaves mode and random state of the model's run as they were.
+
+    model   the transformers model itself, not what `prepare` made of it
+    raises  ConfigError when a prompt leaves no position free
+    """
+    wanted = [(prompt, kind) for prompt in prompts for kind in KINDS]
+    rows = [Row(prompt_ids=_ids(prompt, tokenizer), sampling=KINDS[kind], seed=seed) for prompt, kind in wanted]
+    written = generate(
+        model, rows, max_new_tokens=num_tokens, sequence_length=sequence_length, vocab_size=vocab_size, eot_id=tokenizer.eot_id
+    )  # fmt: skip
+    texts = [tokenizer.decode(row.tokens) + (" [the logits are not finite]" if row.ended_by == NOT_FINITE else "") for row in written]
+    return [Sample(prompt, kind, text) for (prompt, kind), text in zip(wanted, texts)]
+
+
+def markdown(samples: Sequence[Sample]) -> str:
+    """Samples for TensorBoard's text tab: each as a block of its own, in which nothing a model writes is taken for markup."""
+    return "\n\n".join(f"**{_WORDS[sample.kind]}**\n\n{_block(sample.prompt + sample.text)}" for sample in samples)
+
+
+def _block(text: str) -> str:
+    """Lines that stand as they are: Markdown takes four spaces at the beginning of a line for that."""
+    return "\n".join(f"    {line}" for line in text.splitlines()) or "    "
+
+
+def _ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.eot_id, *tokenizer.encode(prompt)]
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

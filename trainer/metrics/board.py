@@ -1,0 +1,51 @@
+"""What only TensorBoard can hold: settings and final metrics (HParams), the order of the charts, text, histograms."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from trainer.metrics.tags import layout
+from trainer.metrics.trackers import plain
+
+FINAL_METRICS = ("loss/train_smoothed", "loss/validation", "loss/validation_bits_per_byte", "speed/tokens_per_second", "speed/mfu")
+"""Tags that the HParams tab shows beside the settings: the newest value of each."""
+
+
+class Bins(Protocol):
+    """A histogram that was counted already: `bucket_counts[i]` numbers lie up to `bucket_limits[i]`, above the limit before."""
+
+    min: float
+    max: float
+    num: int
+    sum: float
+    sum_squares: float
+    bucket_limits: Any
+    bucket_counts: Any
+
+
+def write_settings(writer: SummaryWriter, settings: Mapping[str, Any]) -> None:
+    """Writes the settings in the HParams tab's own form; Accelerate's call would make another run folder at each start."""
+    experiment, session_start, _ = hparams({key: plain(value) for key, value in settings.items()}, dict.fromkeys(FINAL_METRICS, 0.0))
+    writer.file_writer.add_summary(experiment, global_step=0)
+    writer.file_writer.add_summary(session_start, global_step=0)
+
+
+def write_end(writer: SummaryWriter, step: int) -> None:
+    """Tells the HParams tab that the run has finished."""
+    _, _, session_end = hparams({}, {})
+    writer.file_writer.add_summary(session_end, global_step=step)
+
+
+def write_layout(writer: SummaryWriter, features: Collection[str]) -> None:
+    """Writes which charts the Custom Scalars tab has, and in which order, for a run with these features."""
+    writer.add_custom_scalars(layout(features))
+
+
+def write_histogram(writer: SummaryWriter, tag: str, step: int, bins: Bins) -> None:
+    """Draws one histogram."""
+    writer.add_histogram_raw(
+        tag, min=bins.min, max=bins.max, num=bins.num, sum=bins.sum, sum_squares=bins.sum_squares, bucket_limits=bins.bucket_limits,
+        bucket_counts=bins.bucket_counts, global_step=step,
+    )  # fmt: skip

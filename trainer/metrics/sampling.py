@@ -1,0 +1,42 @@
+"""What changes without the run's doing is read every few seconds, on a thread of its own, and stands in the record of the next step."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+log = logging.getLogger(__name__)
+
+SAMPLE_SECONDS = 10.0
+"""How often the machine is looked at."""
+
+
+class Sampling:
+    """Samples until it is closed; a sample that hangs (a driver, a network disk) holds nobody up."""
+
+    def __init__(self, sample: Callable[[], Mapping[str, float]], seconds: float = SAMPLE_SECONDS) -> None:
+        self._sample, self._seconds = sample, seconds
+        self._newest: Mapping[str, float] = {}
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, name="sampling", daemon=True)
+
+    def start(self) -> None:
+        """Takes the first sample now."""
+        self._thread.start()
+
+    def take(self) -> Mapping[str, float]:
+        """The newest sample by tag, once; nothing when there is none since the last call."""
+        newest, self._newest = self._newest, {}
+        return newest
+
+    def close(self) -> None:
+        self._ending.set()
+
+    def _go_on(self) -> None:
+        while True:
+            try:
+                self._newest = self._sample()
+            except Exception as error:
+                log.warning("the machine is not looked at any more (%s: %s); training goes on", type(error).__name__, error)
+                return
+            if self._ending.wait(self._seconds):
+                return

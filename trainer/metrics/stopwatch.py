@@ -1,0 +1,96 @@
+"""Where a step's time goes: each stretch of it belongs to one part, and the parts add up to the whole.
+
+The loop says after each part that it is over, with one line: `stopwatch.lap("data")`. On a CPU that reads a clock. On CUDA it puts an
+event into the stream, which the device passes when it has done all that was asked of it before: so the parts are the device's time, and
+a device that waits for data waits in `data`. Nothing there waits for the device.
+
+A step ends where the next one begins, with everything that follows its update: its report, its evaluation, its save. So the last line
+of the loop's body ends it, and what it returns is read late, from wherever the step's numbers are read.
+"""
+
+import time
+from collections import deque
+
+import torch
+
+PARTS = {
+    "data": "Waiting for the batch.",
+    "forward_backward": "Forward and backward passes over the step's micro-batches, with the reduction of gradients.",
+    "optimizer": "Clipping and the optimizer's update, with what is measured around it.",
+    "report": "Handing the step's numbers over, and judging them.",
+    "evaluation": "The evaluation that followed the step, where one did.",
+    "save": "What training waited for the save that followed the step, where one did.",
+}
+"""What a stretch of time can belong to."""
+
+TAGS = {f"time/{part}_seconds": ("seconds", help) for part, help in PARTS.items()}
+"""Tag -> (unit, help)."""
+
+Mark = float | torch.cuda.Event
+"""An instant: seconds of this process's clock, or an event that the device passes."""
+
+
+class Laps:
+    """The time of one step, by part; on CUDA still under way when it is handed out."""
+
+    def __init__(self, start: Mark, pool: deque[torch.cuda.Event]) -> None:
+        self._marks = [start]
+        self._parts: list[str] = []
+        self._pool = pool
+        self._seconds: dict[str, float] | None = None
+
+    def add(self, part: str, end: Mark) -> None:
+        """The time since the mark before belongs to `part`."""
+        self._parts.append(part)
+        self._marks.append(end)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part, of the parts that the step had; several stretches of one part add up.
+
+        On CUDA it waits for the device to have passed the last mark: called once a later number of that stream has arrived, it does not.
+        """
+        if self._seconds is None:
+            self._seconds = {}
+            if isinstance(self._marks[-1], torch.cuda.Event):
+                self._marks[-1].synchronize()
+            for part, start, end in zip(self._parts, self._marks, self._marks[1:]):
+                self._seconds[part] = self._seconds.get(part, 0.0) + _seconds_between(start, end)
+            self._pool.extend(mark for mark in self._marks if isinstance(mark, torch.cuda.Event))
+            self._marks.clear()
+        return self._seconds
+
+
+class Stopwatch:
+    """Divides the loop's time among the parts of its steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._pool: deque[torch.cuda.Event] = deque()  # a thread that reads gives back, this one takes
+        self._laps: Laps | None = None
+
+    def start(self) -> None:
+        """The first step begins now; what was before is nobody's time."""
+        self._laps = Laps(self._mark(), self._pool)
+
+    def lap(self, part: str) -> None:
+        """Ends a part: the time since the last call of any method here belongs to it."""
+        assert self._laps is not None, "start() begins the first step"
+        assert part in PARTS, f"{part!r} is not one of {', '.join(PARTS)}"
+        self._laps.add(part, self._mark())
+
+    def end_step(self) -> Laps:
+        """Ends a step and begins the next; call it after the step's last lap."""
+        assert self._laps is not None, "start() begins the first step"
+        ended, self._laps = self._laps, Laps(self._mark(), self._pool)
+        return ended
+
+    def _mark(self) -> Mark:
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = self._pool.popleft() if self._pool else torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _seconds_between(start: Mark, end: Mark) -> float:
+    return end - start if isinstance(end, float) else start.elapsed_time(end) / 1000

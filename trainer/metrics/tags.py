@@ -1,0 +1,151 @@
+"""What stands in metrics.jsonl under which key, and where TensorBoard draws it: tags, units, meanings, and the order of the charts."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+
+class Meaning(NamedTuple):
+    """What a number is."""
+
+    unit: str
+    help: str
+
+
+KEYS = {
+    "loss": "loss/train",
+    "loss_smoothed": "loss/train_smoothed",
+    "val_loss": "loss/validation",
+    "bits_per_byte": "loss/validation_bits_per_byte",
+    "lr": "optim/lr",
+    "grad_norm": "optim/grad_norm",
+    "tokens": "data/tokens",
+    "epoch": "data/epoch",
+    "tokens_per_second": "speed/tokens_per_second",
+    "step_seconds": "speed/step_seconds",
+    "mfu": "speed/mfu",
+}
+"""Tags of the plain keys of a record. A key with a slash is a tag already; other numbers of an evaluation go under evaluation/."""
+
+MEANINGS = {
+    "loss/train": Meaning("nats a token", "mean over the global batch of the step"),
+    "loss/train_smoothed": Meaning("nats a token", "the same, as a moving average over about 20 steps"),
+    "loss/validation": Meaning("nats a token", "mean over the held-out tokens, the same ones every time and for any number of processes"),
+    "loss/validation_bits_per_byte": Meaning("bits a byte", "validation loss of a byte of text: compares across tokenizers"),
+    "optim/lr": Meaning("", "learning rate of the first parameter group in this step"),
+    "optim/grad_norm": Meaning("", "norm of all gradients before clipping"),
+    "data/tokens": Meaning("tokens", "trained on since the run began"),
+    "data/epoch": Meaning("passes", "over the training data, all sources alike, since they are mixed"),
+    "speed/tokens_per_second": Meaning("tokens/s", "of all processes, without evaluations and saves"),
+    "speed/step_seconds": Meaning("s", "a step without evaluations and saves"),
+    "speed/mfu": Meaning("0..1", "share of the devices' peak arithmetic that the model's own arithmetic reaches"),
+    "precision/fp8_coverage": Meaning("0..1", "share of the matrix products' arithmetic that runs in fp8"),
+    "checkpoint/bytes": Meaning("bytes", "size of the newest checkpoint"),
+    "checkpoint/write_seconds": Meaning("s", "what writing it took, beside training"),
+    "checkpoint/stall_seconds": Meaning("s", "what a save holds training for"),
+    "checkpoint/age_seconds": Meaning("s", "since the state of the newest checkpoint on the disk: lost if the machine died now"),
+    "promise/worst_loss_seconds": Meaning("s", "the longest training that could have been lost at any moment so far"),
+    "promise/overhead_fraction": Meaning("0..1", "share of the time that saving took so far"),
+    "resume/exact": Meaning("0 or 1", "whether the steps replayed after a resume were bit-identical"),
+}
+"""What each tag is; the other modules that measure bring their own."""
+
+MFU, VALIDATION, TASKS, FP8, GPU = "mfu", "validation", "tasks", "fp8", "gpu"
+"""What not every run has; a chart that needs it is left out of the others, for an empty chart looks like a fault."""
+
+
+class Chart(NamedTuple):
+    """A chart of the Custom Scalars tab."""
+
+    title: str
+    tags: tuple[str, ...]
+    """Whole tags, as regular expressions."""
+    needs: str | None = None
+
+
+CHARTS: dict[str, tuple[Chart, ...]] = {
+    "1 Is it learning?": (
+        Chart("training loss (nats a token)", ("loss/train", "loss/train_smoothed")),
+        Chart("validation loss (nats a token)", ("loss/validation",), VALIDATION),
+        Chart("validation (bits a byte)", ("loss/validation_bits_per_byte",), VALIDATION),
+        Chart("tasks (share right)", ("evaluation/.*/acc.*",), TASKS),
+        Chart("learning rate", ("optim/lr",)),
+    ),
+    "2 Is it healthy?": (
+        Chart("gradient norm", ("optim/grad_norm",)),
+        Chart("gradient norm by layer group", ("grad_norm/.*",)),
+        Chart("update to weight by layer group", ("update_ratio/.*",)),
+        Chart("weight norm by layer group", ("param_norm/.*",)),
+        Chart("fp8: share of the arithmetic", ("precision/.*coverage",), FP8),
+        Chart("fp8: underflow and overflow (share)", ("precision/.*flow.*",), FP8),
+        Chart("fp8: loss against bf16", ("precision/.*gap.*",), FP8),
+    ),
+    "3 How fast, how far?": (
+        Chart("tokens a second", ("speed/tokens_per_second",)),
+        Chart("MFU (0..1)", ("speed/mfu",), MFU),
+        Chart("where a step's time goes (s)", ("time/.*",)),
+        Chart("epochs", ("data/epoch",)),
+    ),
+    "4 What would be lost?": (
+        Chart("longest loss so far, age of the newest checkpoint (s)", ("promise/worst_loss_seconds", "checkpoint/age_seconds")),
+        Chart("share of the time that saving took", ("promise/overhead_fraction",)),
+        Chart("a save holds training for (s)", ("checkpoint/stall_seconds",)),
+        Chart("writing takes (s)", ("checkpoint/write_seconds",)),
+    ),
+    "5 The machine": (
+        Chart("memory of this process (bytes)", ("memory/.*",)),
+        Chart("GPU utilization (0..1)", ("gpu/utilization_fraction/.*",), GPU),
+        Chart("GPU power (W)", ("gpu/power_watts/.*",), GPU),
+        Chart("GPU temperature (C)", ("gpu/temperature_celsius/.*",), GPU),
+        Chart("GPU clock (Hz)", ("gpu/sm_clock_hertz/.*",), GPU),
+        Chart("GPU slowed down by heat or power (0 or 1)", ("gpu/slowed_by.*",), GPU),
+        Chart("processors in use (0..1)", ("host/cpu_fraction",)),
+        Chart("memory of the machine that is left (bytes)", ("host/available_memory_bytes",)),
+        Chart("free disk (bytes)", ("disk/free_bytes/.*",)),
+    ),
+}
+"""TensorBoard's Custom Scalars tab: categories of charts in the order in which a person asks."""
+
+
+def layout(features: Collection[str]) -> dict[str, dict[str, list[Any]]]:
+    """The charts of a run that has these features, in the form of `SummaryWriter.add_custom_scalars`."""
+    return {
+        category: {
+            chart.title: ["Multiline", [f"^{tag}$" for tag in chart.tags]]
+            for chart in charts
+            if chart.needs is None or chart.needs in features
+        }
+        for category, charts in CHARTS.items()
+    }
+
+
+def drawn(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record of metrics.jsonl by tag; a core number that was not finite (null there) is drawn as NaN."""
+    is_evaluation = "val_loss" in record
+    values = {}
+    for key, value in record.items():
+        if isinstance(value, bool) or key in ("step", "seconds") or (is_evaluation and key == "tokens"):
+            continue
+        tag = KEYS.get(key) or (f"evaluation/{key}" if is_evaluation else key if "/" in key else None)
+        if tag and isinstance(value, (int, float)):
+            values[tag] = float(value)
+        elif tag and value is None:
+            values[tag] = math.nan
+    return values
+
+
+def guide(*tables: Mapping[str, Meaning | tuple[str, str]]) -> str:
+    """A Markdown table of every tag with its unit and its meaning, for TensorBoard's text tab."""
+    rows = [f"| `{tag}` | {unit} | {words} |" for table in tables for tag, (unit, words) in sorted(table.items())]
+    return "\n".join(("| curve | unit | meaning |", "|---|---|---|", *rows))
+
+
+def empty_charts(features: Collection[str], tags: Collection[str]) -> list[str]:
+    """Charts of such a run that none of these tags is drawn in."""
+    return [
+        title
+        for charts in layout(features).values()
+        for title, (_, patterns) in charts.items()
+        if not any(re.search(pattern, tag) for pattern in patterns for tag in tags)
+    ]

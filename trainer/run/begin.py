@@ -1,0 +1,147 @@
+"""Where a run continues from: found, warmed up, restored, and told."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from trainer import files, launch
+from trainer.checkpoint.resume import Resolution
+from trainer.config.folders import checkpoints_folder, resume_point
+from trainer.config.load import dump, flatten
+from trainer.config.schema import Config
+from trainer.errors import CheckpointError
+from trainer.journal import Journal
+from trainer.metrics.hardware import TAGS as MACHINE
+from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES
+from trainer.metrics.reporter import SAVED
+from trainer.metrics.stopwatch import TAGS as TIMES
+from trainer.metrics.tags import MEANINGS, guide
+from trainer.optim.groups import hyperparameters, restore_hyperparameters
+from trainer.run.build import Run, build_run
+from trainer.run.identity import fingerprint, versions
+from trainer.safety.stop import StopRequest
+from trainer.text import count, duration
+
+log = logging.getLogger(__name__)
+
+
+def begin_run(config: Config, stop: StopRequest) -> Run:
+    """Builds a run and brings it to where it stands: freshly started, or restored from a checkpoint."""
+    run = build_run(config, stop)
+    _bring_to_its_place(run)
+    return run
+
+
+def _bring_to_its_place(run: Run) -> None:
+    """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
+    config = run.config
+    if run.accelerator.is_main_process:
+        Journal(run.folder).write(
+            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.decision.mode,
+            machine=launch.describe(run.accelerator),
+        )  # fmt: skip
+    wanted = resume_point(config)
+    resolution = run.restorer.find(wanted)
+    if resolution.path is None and wanted == "latest":
+        _refuse_to_start_over(run)
+    run.checkpointer.check_room(resolution.path)
+    if run.accelerator.is_main_process:
+        _make_folders(run)
+    _warm_up(run)
+    resumed_step = None
+    if resolution.path is None:
+        launch.seed_streams(config.seed, run.accelerator.process_index)
+        log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
+    else:
+        resumed_step = resolution.manifest.step
+        _restore(run, resolution, wanted)
+    probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
+    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE)}
+    run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves)
+    run.checkpointer.begin(resumed_step)
+
+
+def _hyperparameters(run: Run) -> dict[str, Any]:
+    """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
+    aside = ("checkpoint.", "metrics.", "evaluation.", "profile.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
+    shown = {key: value for key, value in flatten(run.config).items() if not key.startswith(aside) and value not in (None, "", [], {})}
+    return {**shown, "precision": run.decision.mode, "processes": run.accelerator.num_processes}
+
+
+def _texts(run: Run) -> dict[str, str]:
+    """What TensorBoard's text tab says of this launch, as Markdown by tag."""
+    return {
+        "run/config": f"```yaml\n{dump(run.config)}```",
+        "run/precision": run.decision.sentence,
+        "run/versions": "\n".join(f"- {name} {number}" for name, number in versions().items()),
+    }
+
+
+def _make_folders(run: Run) -> None:
+    """The run's folders, and its config.yaml: from here on it is a run; CheckpointError where nothing can be written."""
+    folder = checkpoints_folder(run.config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made ({error.strerror}); mend that, or set checkpoints_folder to another place"
+        ) from None
+    run.folder.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(run.folder / "config.yaml", dump(run.config))
+
+
+def _refuse_to_start_over(run: Run) -> None:
+    """The run had checkpoints, and they are gone: starting over would bury what they were."""
+    if (run.folder / SAVED).exists():
+        raise CheckpointError(
+            f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
+            "mounted?), or start over on purpose with resume_from_checkpoint=none"
+        )
+
+
+def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
+    """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
+    chosen = hyperparameters(run.optimizer)
+    run.restorer.restore(resolution, wanted, run.reporter.leave_curve)
+    restore_hyperparameters(run.optimizer, chosen)
+    progress = run.progress
+    log.info(
+        "resumed from %s: step %d of %d, %s tokens, epoch %.2f", resolution.path, progress.step, run.config.max_steps,
+        count(progress.tokens), run.loader.epoch_at(progress.sequences),
+    )  # fmt: skip
+
+
+def _warm_up(run: Run) -> None:
+    """One forward and backward of the run's shape, thrown away before anything counts.
+
+    It compiles, and it lets DistributedDataParallel settle its gradient buckets, whose
+    order after the first backward would otherwise make the first step after a resume sum in another order.
+    """
+    backend = launch.compile_backend(run.accelerator)
+    compiled = (
+        "without torch.compile"
+        if backend == "no"
+        else f"with torch.compile ({backend}), which takes a while the first time"
+    )
+    log.info("warming up %s", compiled)
+    started = time.perf_counter()
+    device, config = run.accelerator.device, run.config
+    zeros = torch.zeros((config.micro_batch, config.sequence_length), dtype=torch.int64, device=device)
+    run.model.train()
+    for _ in range(2):
+        run.accelerator.backward(run.model(zeros, labels=zeros))
+        run.optimizer.zero_grad()
+    if config.deterministic:
+        shape = run.bare_model.config
+        heads = getattr(shape, "num_attention_heads", 1)
+        log.info(
+            launch.determinism_report(
+                run.accelerator, batch=config.micro_batch, num_heads=heads, sequence_length=config.sequence_length,
+                head_width=shape.hidden_size // heads,
+            )
+        )  # fmt: skip
+    else:
+        log.info("deterministic: off; a replay may differ in the last bits")
+    log.info("ready after %s", duration(time.perf_counter() - started))

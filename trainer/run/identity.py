@@ -1,0 +1,75 @@
+"""The facts by which a run, a replay and a launch are known again."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from accelerate import Accelerator
+
+import trainer
+from trainer import launch
+from trainer.checkpoint.restore import Description
+from trainer.config.load import dump, flatten
+from trainer.config.schema import Config
+from trainer.data.corpus import Corpus
+from trainer.precision.decide import Decision
+
+
+def describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
+    """The facts that a manifest states; `identity` are those that a resume must find again."""
+    held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
+    return Description(
+        identity={
+            "parameter_shapes": digest(sorted((name, list(p.shape)) for name, p in model.named_parameters())),
+            "vocab_size": corpus.vocab_size,
+            "tokenizer": corpus.tokenizer.sha256 if corpus.tokenizer else None,
+            "training_data": corpus.train.fingerprint,
+            "sequence_length": config.sequence_length,
+            "seed": config.seed,
+            "optimizer": config.optimizer.name,
+        },
+        model=json.loads(model.config.to_json_string(use_diff=False)),
+        tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
+        vocab_size=corpus.vocab_size,
+        precision=decision.mode,
+        versions=versions(),
+        config_text=dump(config),
+        validation=digest(held_out) if held_out else None,
+    )
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on, by name."""
+    packages = ("torch", "accelerate", "transformers")
+    return {"trainer": trainer.__version__, "python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def replay_key(config: Config, accelerator: Accelerator, description: Description) -> str:
+    """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
+    numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
+    settings = {
+        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule."))
+    }  # fmt: skip
+    device = accelerator.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    facts = (
+        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
+        torch.__version__, version("transformers"), version("accelerate"),
+    )  # fmt: skip
+    return digest(facts)[:16]
+
+
+def fingerprint(config: Config, num_processes: int) -> str:
+    """Stands for this code, the settings and the packages: deaths under another one say nothing about a checkpoint."""
+    package = Path(trainer.__file__).resolve().parent
+    code = [path.read_bytes().hex() for path in sorted(package.rglob("*.py"))]
+    return digest((code, dump(config), num_processes, torch.__version__, version("accelerate")))[:16]
+
+
+def digest(value: Any) -> str:
+    """Stands for a value: 32 hexadecimal digits of its JSON."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())

@@ -1,0 +1,72 @@
+"""TensorBoard on a free port, and the line that brings it through SSH to the machine where its reader sits."""
+
+import getpass
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import TrainerError
+
+FIRST_PORT, NUM_PORTS = 6006, 100
+"""Ports that are tried, the usual one first."""
+
+SAMPLES_PER_PLUGIN = "scalars=5000,histograms=200,text=500"
+"""Points that TensorBoard keeps of a curve: its own 1,000 are few for a month."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """How TensorBoard is started, and what its reader is told."""
+
+    command: list[str]
+    told: str
+
+
+def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Board:
+    """Opens `folder`, all runs or one, on this machine only.
+
+    raises TrainerError when the port, or every usual one, is taken
+    """
+    chosen = _free_port(port)
+    command = [
+        sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(chosen), "--host", "127.0.0.1",
+        "--samples_per_plugin", SAMPLES_PER_PLUGIN, "--reload_interval", "15", "--window_title", folder.name,
+    ]  # fmt: skip
+    told = (
+        f"TensorBoard of {folder}: http://localhost:{chosen}  (Ctrl+C ends it; the run goes on)\n"
+        f"From another machine: ssh -N -L {chosen}:localhost:{chosen} {_address(environment)}  and the same address there"
+    )
+    return Board(command, told)
+
+
+def _free_port(wanted: int | None) -> int:
+    candidates = [wanted] if wanted else range(FIRST_PORT, FIRST_PORT + NUM_PORTS)
+    for port in candidates:
+        if _is_free(port):
+            return port
+    taken = f"port {wanted} is" if wanted else f"the ports {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1} are"
+    raise TrainerError(f"{taken} taken; give another with --port, or end what uses it")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a TensorBoard that ended just now would hold its port
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _address(environment: Mapping[str, str]) -> str:
+    """user@host as the reader reaches it: by the address that an SSH session came in at, else by this machine's name."""
+    connection = environment.get("SSH_CONNECTION", "").split()
+    return f"{getpass.getuser()}@{connection[2] if len(connection) == 4 else socket.gethostname()}"
+
+
+def show(opened: Board) -> None:
+    """Becomes TensorBoard: this process's signals and exit code are its own."""
+    os.execv(opened.command[0], opened.command)

@@ -1,6 +1,6 @@
 """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` open without this trainer.
 
-    config.json  generation_config.json  model.safetensors     the plain transformers model
+    config.json  generation_config.json  model.safetensors     the plain transformers model, without the padding of its vocabulary
     tokenizer.json  tokenizer_config.json                      byte-level BPE, the same ids as tiktoken's
     README.md                                                  a model card with the run's facts
 
@@ -84,8 +84,9 @@ def export(
         model = model.to(_DTYPES[dtype])
     real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
     eot_id = tokenizer.eot_id if tokenizer else config.eos_token_id
+    _leave_padding_out(model, real)
     model.config.bos_token_id = model.config.eos_token_id = eot_id
-    model.generation_config = generation_config(real, config.vocab_size, eot_id)
+    model.generation_config = generation_config(real, real, eot_id)
 
     staging = out.with_name(f".staging-{out.name}-{os.getpid()}")
     if staging.exists():
@@ -139,6 +140,16 @@ def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
             f"unexpected {result.unexpected_keys or 'nothing'}; take the config that stands in the same checkpoint"
         )
     return model.eval()
+
+
+def _leave_padding_out(model: PreTrainedModel, vocab_size: int) -> None:
+    """Takes the rows of padding ids from embedding and head.
+
+    In training they have no probability, so their weights mean nothing; elsewhere each would take some from the real ids.
+    """
+    if vocab_size < model.config.vocab_size:
+        with torch.random.fork_rng():  # a layer is made anew, with random weights that the kept rows replace
+            model.resize_token_embeddings(vocab_size)
 
 
 def _save_tokenizer(facts: TokenizerFacts, folder: Path, max_tokens: int | None) -> None:
@@ -217,7 +228,7 @@ def model_card(model: PreTrainedModel, name: str, vocab_size: int, facts: Mappin
     rows = {
         "architecture": type(model).__name__,
         "parameters": f"{model.num_parameters():,}",
-        "vocabulary": f"{vocab_size:,} ids, {config.vocab_size:,} rows",
+        "vocabulary": f"{vocab_size:,} ids",
         "precision": str(model.dtype).removeprefix("torch."),
         **facts,
     }

@@ -24,6 +24,7 @@ def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, floa
     parts = [
         _headline(name, outcome, records),
         _losses(records, baselines),
+        _tasks(records),
         _sample(outcome),
         _places(folder, checkpoints, outcome),
         _next(name, folder),
@@ -59,6 +60,23 @@ def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -
         rows.append(("bigram model", f"{baselines['bigram']:.3f}", "on the same validation text"))
         rows.append(("unigram model", f"{baselines['unigram']:.3f}", ""))
     return table(rows) if len(rows) > 1 else ""
+
+
+def _tasks(records: list[dict[str, Any]]) -> str:
+    """The newest accuracy of each task, beside that of guessing."""
+    newest: dict[str, Any] = {}
+    for record in records:
+        if "val_loss" in record:
+            newest.update(record)
+    tasks = [key.removesuffix("/acc") for key in newest if key.endswith("/acc")]
+    return "\n".join(f"  {task}  {_accuracies(task, newest)}" for task in tasks)
+
+
+def _accuracies(task: str, numbers: dict[str, Any]) -> str:
+    chance = numbers.get(f"{task}/chance")
+    known = [(name, numbers.get(f"{task}/{name}")) for name in ("acc", "acc_norm")]
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in known if value is not None)
+    return shown if chance is None else f"{shown} (chance {chance:.2f})"
 
 
 def _sample(outcome: dict[str, Any]) -> str:

@@ -162,7 +162,7 @@ def test_the_exported_models_logits_are_the_trained_models_to_the_last_bit(finis
     assert ids.tolist() == [list(b"To be, or not to be: that is the question.")]
     with torch.no_grad():
         theirs, ours = model.eval()(ids).logits, trained.eval()(ids).logits
-    assert theirs.shape == (1, ids.shape[1], 320) and torch.equal(theirs, ours)
+    assert theirs.shape == (1, ids.shape[1], 257) and torch.equal(theirs, ours[..., :257])
 
 
 def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
@@ -170,7 +170,7 @@ def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(exported)
-    assert model.generation_config.suppress_tokens == list(range(257, 320))
+    assert model.config.vocab_size == 257 and not model.generation_config.suppress_tokens
     torch.manual_seed(0)
     ids = model.generate(
         torch.tensor([[256, 65]]), do_sample=True, temperature=9.0, top_k=0, max_new_tokens=200, eos_token_id=None
@@ -337,7 +337,9 @@ def test_shards_whose_tokenizer_is_not_at_hand_train_a_model_that_can_be_exporte
     assert "It writes now" not in said("report", "tiny")
     told = paragraph(said("generate", "tiny", "--prompt", "To be", code=2))
     assert "was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer" in told
+    told = paragraph(said("eval", "tiny", "--tasks", "shakespeare_lines", code=2))
+    assert "was trained without a tokenizer, so it cannot read the text of a task" in told
     said("export", "tiny", "--out", project / "out")
     model = AutoModelForCausalLM.from_pretrained(project / "out")
-    assert model.config.vocab_size == 320 and model.generation_config.suppress_tokens == list(range(257, 320))
+    assert model.config.vocab_size == 257 and not model.generation_config.suppress_tokens
     assert not (project / "out" / "tokenizer.json").exists()

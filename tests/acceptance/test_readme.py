@@ -1,6 +1,7 @@
 """What the README says is true: its commands parse, its fragments are valid, its names exist, its table is the schema's."""
 
 import ast
+import json
 import re
 import shlex
 
@@ -14,6 +15,9 @@ from trainer.cli import app
 from trainer.config.cluster import cluster_names
 from trainer.config.load import load, recipe_names, settings_help, settings_table
 from trainer.errors import ConfigError
+from trainer.evaluation.items import item
+from trainer.evaluation.next_lines import NAME
+from trainer.evaluation.tasks import PUBLIC
 from trainer.metrics.outcome import EXIT_CODES
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -66,6 +70,9 @@ def test_every_trainer_command_parses(command):
         supervise.split_words(context.params["words"])
     if context.command.name == "train":
         check_recipe_and_overrides(context.params["recipe"], context.params["overrides"] or [])
+    if context.command.name == "eval":
+        names = [name for words in context.params["tasks"] for name in words.split(",")]
+        assert all(name in (NAME, *PUBLIC) or name.endswith(".jsonl") for name in names), names
     if context.command.name == "prepare":
         from trainer.data.tokenizer import NAMES
 
@@ -102,7 +109,8 @@ def test_the_bare_accelerate_launch_parses_and_names_a_shipped_cluster_file(comm
     parsed = launch_command_parser().parse_args(words[2:])
     assert (PROJECT / parsed.config_file).is_file() and parsed.module and parsed.training_script == "trainer"
     context = parse(parsed.training_script_args)
-    check_recipe_and_overrides(context.params["recipe"], context.params["overrides"])
+    if context.command.name == "train":
+        check_recipe_and_overrides(context.params["recipe"], context.params["overrides"])
 
 
 def test_what_it_calls_besides_is_there():
@@ -115,6 +123,11 @@ def test_every_fragment_is_a_valid_recipe(fragment, tmp_path):
     content.setdefault("base", "gpt2-124m")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     load(str(tmp_path / "mine.yaml"))
+
+
+def test_every_question_in_it_is_one():
+    lines = [line for kind, block in BLOCKS if kind == "json" for line in block.splitlines()]
+    assert {item("README", json.loads(line)).form for line in lines} == {"multiple choice", "multiple contexts", "last word"}
 
 
 def test_the_python_in_it_parses():

@@ -6,6 +6,8 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
 from tests.launching import checkpoint, outcome, train, write_recipe
@@ -38,9 +40,9 @@ def check_export(recipe, step):
         step,
         str(exported(recipe)),
     )
-    assert (exported(recipe) / "model.safetensors").read_bytes() == (
-        checkpoint(recipe, step) / "model.safetensors"
-    ).read_bytes()
+    theirs, ours = (load_file(folder / "model.safetensors") for folder in (exported(recipe), checkpoint(recipe, step)))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(value, ours[name][: len(value)]) for name, value in theirs.items())  # without the padding of the vocabulary
     assert not list(exported(recipe).parent.glob(".*exported*"))
 
 

@@ -69,11 +69,11 @@ def test_the_exported_logits_are_the_trained_models_to_the_last_bit(shape, tmp_p
     )
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     tokens = torch.randint(257, (2, 20), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(opened(tokens).logits, model(tokens).logits)
+    assert torch.equal(opened(tokens).logits, model(tokens).logits[..., :257])
     tied = opened.get_input_embeddings().weight is opened.get_output_embeddings().weight
     assert tied == model.config.tie_word_embeddings
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation["suppress_tokens"] == list(range(257, 320)) and generation["eos_token_id"] == 256
+    assert generation.get("suppress_tokens") is None and generation["eos_token_id"] == 256
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer(TEXTS[0])["input_ids"] == list(TEXTS[0].encode()) and tokenizer.eos_token_id == 256
     card = (tmp_path / "out" / "README.md").read_text()

@@ -28,6 +28,16 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
         assert words in text
 
 
+def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, tmp_path):
+    write_outcome(tmp_path / "mine", "finished", step=2, reason="because")
+    facts = [{"lines/acc": 0.2, "lines/acc_norm": 0.3, "lines/chance": 0.25}, {"lines/acc": 0.314, "lines/acc_norm": 0.29, "lines/chance": 0.25}]
+    records = [{"step": n, "val_loss": 2.0, **some} for n, some in enumerate(facts, start=1)]
+    records += [{"step": 3, "val_loss": 2.0, "words/acc": 0.5, "words/perplexity": 9.0}, {"step": 4, "loss": 2.0, "tokens": 9, "step_seconds": 1.0}]
+    (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    said = report("mine", tmp_path / "mine", store.folder, None)
+    assert "\n\n  lines  acc 0.31, acc_norm 0.29 (chance 0.25)\n  words  acc 0.50\n\n" in said
+
+
 def test_a_run_that_was_killed_at_its_start_is_reported_too(store, tmp_path):
     write_outcome(tmp_path / "mine", "running", step=0, reason="started")
     text = report("mine", tmp_path / "mine", store.folder, None)

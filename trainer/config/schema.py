@@ -262,7 +262,8 @@ def contradictions(config: Config) -> list[str]:
         )
     if config.evaluation.tasks and not config.data.corpus and not (config.data.validation and config.data.tokenizer):
         problems.append(
-            "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text"
+            "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text; "
+            "set both, or evaluation.tasks=[]"
         )
     if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", config.name):
         problems.append(

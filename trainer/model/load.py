@@ -23,7 +23,7 @@ def load_model(fields: dict[str, Any], weights: Path, *, vocab_size: int, device
         raise ConfigError(f"the model has model_type {model_type!r}, which this transformers does not know; update it")
     model = build_model(CONFIG_MAPPING[model_type](**others), vocab_size=vocab_size, seed=0, device=device)
     try:
-        load_weights(model, weights, device=str(device))
+        load_weights(model, weights)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{weights} does not fit the config that stands beside it: {' '.join(str(error).split())[:400]}; take another checkpoint"

@@ -268,7 +268,7 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
     """The tasks of the recipe, opened and read as tokens."""
     wanted = config.evaluation
     if wanted.tasks and corpus.validation is None:
-        raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; leave the tasks out")
+        raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]")
     tasks = launch.first_on_main(
         accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=rows, scenes=twelfth_night)
     )

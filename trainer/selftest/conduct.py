@@ -76,7 +76,8 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
     return [
         f"max_steps={steps}", *warmup, f"checkpoint.every_steps={every_steps}", "checkpoint.keep_every_steps=",
         "checkpoint.second_place=", f"evaluation.every_steps={steps}", f"evaluation.num_sequences={held_out}",
-        "evaluation.sample_tokens=0", "metrics.trackers=[]", "profile.steps=", "resume_from_checkpoint=latest",
+        "evaluation.sample_tokens=0", "evaluation.tasks=[]", "evaluation.tasks_every_steps=", "metrics.trackers=[]", "profile.steps=",
+        "resume_from_checkpoint=latest",
     ]  # fmt: skip
 
 

@@ -15,6 +15,9 @@ CONTRADICTIONS = [
     (["data.train=[a.bin]"], "data.corpus already names train and validation shards"),
     (["data.corpus=", "data.train=[a.bin]"], "data.train needs data.tokenizer"),
     (["model.preset="], "no model: set model.preset"),
+    (["evaluation.tasks_every_steps=150"], "evaluation.tasks_every_steps 150 is not a multiple of evaluation.every_steps 140"),
+    (["data.corpus=", "data.train=[a.bin]", "data.tokenizer=gpt2"], "evaluation.tasks needs data.validation"),
+    (["data.corpus=", "data.train=[a.bin]", "data.validation=[b.bin]", "data.vocab_size=9"], "evaluation.tasks needs data.validation"),
     (["name=.hidden"], "name '.hidden' cannot name a folder"),
     (["name=a/b"], "name 'a/b' cannot name a folder"),
 ]

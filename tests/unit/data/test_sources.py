@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from trainer.data.sources import documents, estimated_text_bytes, source_files, source_identity
+from trainer.data.sources import documents, estimated_text_bytes, rows, source_files, source_identity
 from trainer.errors import DataError
 
 TEXTS = ["To be, or not to be", "naive caf\u00e9 \U0001f600\nsecond line", "x" * 5000, "<|endoftext|>"]
@@ -221,3 +221,39 @@ def test_text_bytes_are_estimated_with_compression_undone(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(bytes(10))
     assert estimated_text_bytes(str(tmp_path)) == 40
     assert estimated_text_bytes("hf:owner/name") == 0
+
+
+# Rows as they are
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.jsonl.zst"])
+def test_rows_of_a_file_come_with_their_lines(name, tmp_path):
+    path, content = tmp_path / name, b'{"a": 1}\n\n[2]\n'
+    if name.endswith(".zst"):
+        write_zst(path, content)
+    else:
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(rows(str(path))) == [(f"{path}, line 1", {"a": 1}), (f"{path}, line 3", [2])]
+
+
+def test_rows_of_another_kind_of_file_or_of_a_damaged_one_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"a.txt is a .txt file; .jsonl, .ndjson, .json were expected"):
+        list(rows(str(tmp_path / "a.txt")))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-10])
+    with pytest.raises(DataError, match="cannot be read"):
+        list(rows(str(tmp_path / "a.jsonl.gz")))
+    with pytest.raises(DataError, match="cannot be read"):
+        list(rows(str(tmp_path / "b.jsonl")))
+
+
+def test_rows_of_the_hub_are_those_of_the_named_split(monkeypatch):
+    asked = []
+
+    def load_dataset(path, config, *, split, streaming):
+        asked.append((path, config, split, streaming))
+        return [{"a": 1}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(rows("hf:allenai/ai2_arc:ARC-Easy@test")) == [("hf:allenai/ai2_arc:ARC-Easy@test, row 1", {"a": 1})]
+    assert asked == [("allenai/ai2_arc", "ARC-Easy", "test", True)]

@@ -1,11 +1,13 @@
 """Validation loss: weighted by tokens, exact in its sums, and without a trace on the model."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from trainer.errors import DataError
-from trainer.evaluation.loss import validation_loss
+from trainer.evaluation.loss import ValidationLoss, validation_loss
 
 
 class Constant(nn.Module):
@@ -49,6 +51,10 @@ def test_the_model_is_evaluated_without_gradients_and_left_in_its_mode(training)
     model = Constant().train(training)
     validation_loss(model, [(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.long))], lambda total: total)
     assert model.calls == [("sum", False, False)] and model.training == training
+
+
+def test_bits_a_byte_compare_across_tokenizers():
+    assert ValidationLoss(loss=math.log(2) * 3, num_tokens=100).bits_per_byte(400) == pytest.approx(0.75)
 
 
 def test_the_mode_comes_back_after_an_error():

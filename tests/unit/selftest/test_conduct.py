@@ -26,13 +26,13 @@ def config(*overrides):
 
 def test_the_settings_of_the_runs_are_valid_and_reach_nothing_of_the_users():
     typed = ["checkpoint.second_place=s3://bucket/runs", "checkpoint.keep_every_steps=50", "resume_from_checkpoint=best", "schedule.warmup_steps=300"]
-    typed += ["profile.steps=[200,205]"]
+    typed += ["profile.steps=[200,205]", "evaluation.tasks_every_steps=280"]
     settings = settings_for(config(*typed), 9, 3)
     resolved = config(*typed, *settings)
     assert (resolved.max_steps, resolved.checkpoint.every_steps, resolved.schedule.warmup_steps) == (9, 3, 9)
     assert resolved.checkpoint.second_place is None and resolved.checkpoint.keep_every_steps is None
     assert resolved.profile.steps is None and resolved.metrics.trackers == [] and resolved.resume_from_checkpoint == "latest"
-    assert resolved.evaluation.sample_tokens == 0 and resolved.evaluation.num_sequences == 16
+    assert resolved.evaluation.tasks == [] and resolved.evaluation.sample_tokens == 0 and resolved.evaluation.num_sequences == 16
 
 
 def test_a_warm_up_that_fits_is_left_as_it_is():

@@ -6,11 +6,15 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.commands import paragraph, trainer
 from tests.launching import checkpoint, outcome, train, write_recipe
+from tests.unit.model.tiny import tiny_model
 from trainer import session
 from trainer.config.load import load
+from trainer.config.schema import EvaluationConfig
+from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, DataError
 from trainer.loop import Outcome
 from trainer.metrics.outcome import read_outcome, write_outcome
@@ -125,6 +129,27 @@ def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monk
     monkeypatch.setattr(session, what, works[what])
     said = conclude()
     assert said["sample"] == "To be" and said["exported_step"] == 10 and "untidy" not in said
+
+
+def sampled(model, **settings):
+    """The sample of a run that ended with this model."""
+    corpus = SimpleNamespace(tokenizer=load_tokenizer("bytes"), vocab_size=257)
+    config = SimpleNamespace(evaluation=EvaluationConfig(**settings), sequence_length=32, seed=1)
+    return session.sample(SimpleNamespace(config=config, corpus=corpus, bare_model=model))
+
+
+def test_the_sample_of_a_run_continues_its_first_prompt_and_there_may_be_none():
+    model = tiny_model("llama-tied")
+    first = sampled(model, prompt="Enter", sample_tokens=9)
+    assert first.startswith("Enter") and len(first) > 10
+    assert sampled(model, prompt="no", sample_prompts=["Enter", "Exit"], sample_tokens=9) == first
+    assert sampled(model, prompt="Enter", sample_tokens=0) is None
+
+
+def test_a_run_whose_weights_are_no_numbers_has_a_sample_that_says_so():
+    model = tiny_model("llama-tied")
+    torch.nn.init.constant_(model.model.layers[0].mlp.down_proj.weight, float("nan"))
+    assert sampled(model, prompt="Enter") == "Enter [the logits are not finite]"
 
 
 def test_what_a_finished_run_left_undone_is_done_when_it_is_started_again(recipe):

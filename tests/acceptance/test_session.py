@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.commands import paragraph, trainer
-from tests.launching import checkpoint, outcome, train, write_recipe
+from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, train, write_recipe
 from tests.unit.model.tiny import tiny_model
-from trainer import session
+from trainer import loop, session
 from trainer.config.load import load
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
@@ -150,6 +150,32 @@ def test_a_run_whose_weights_are_no_numbers_has_a_sample_that_says_so():
     model = tiny_model("llama-tied")
     torch.nn.init.constant_(model.model.layers[0].mlp.down_proj.weight, float("nan"))
     assert sampled(model, prompt="Enter") == "Enter [the logits are not finite]"
+
+
+def sample_at_every_evaluation():
+    """Makes rank 0, and only it, take samples during the run."""
+    evaluate = loop.evaluate
+
+    def evaluate_and_sample(run):
+        if run.accelerator.is_main_process:
+            assert len(session.samples(run)) == 4
+        return evaluate(run)
+
+    loop.evaluate = evaluate_and_sample
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_samples_that_one_rank_takes_change_no_bit_of_the_run(tmp_path, num_processes):
+    settings = {"every_steps": 4, "sample_prompts": ["a", "Enter"], "sample_tokens": 5}
+    ends = []
+    for name, sabotage in (("without", None), ("with", sample_at_every_evaluation)):
+        (tmp_path / name).mkdir()
+        recipe = write_recipe(tmp_path / name, evaluation=settings, model={"config": TINY_GPT2})  # with dropout, which draws
+        run = Started(recipe, SHORT, num_processes, sabotage)
+        assert run.wait() == 0, run.text()
+        assert outcome(recipe)["sample"].startswith("a")
+        ends.append(final_bytes(recipe, 10))
+    assert ends[0] == ends[1]
 
 
 def test_what_a_finished_run_left_undone_is_done_when_it_is_started_again(recipe):

@@ -224,7 +224,6 @@ def _merge(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
 
 def model_card(model: PreTrainedModel, name: str, vocab_size: int, facts: Mapping[str, object]) -> str:
     """A short README in Markdown: what the model is, the run's facts, how to open it."""
-    config = model.config
     rows = {
         "architecture": type(model).__name__,
         "parameters": f"{model.num_parameters():,}",

@@ -435,12 +435,12 @@ REFUSED = [
     ),
     Mistake(
         "prompt longer than the model", f"train {{recipe}} evaluation.sample_tokens=8 evaluation.prompt={'x' * 2047}",
-        ("evaluation.prompt has 2048 tokens with the end of text before it, and the model has 2048 positions", "shorten it"),
+        ("evaluation.sample_prompts has 2048 tokens with the end of text before it, and sequence_length is 16", "shorten it"),
     ),
     Mistake(
         "model without a position for a sample",
         f"train {{recipe}} sequence_length=1 evaluation.sample_tokens=8 'model.config={ {**TINY_GPT2, 'n_positions': 1} }'",
-        ("evaluation.prompt has 1 tokens", "the model has 1 positions", "set evaluation.sample_tokens to 0"),
+        ("evaluation.sample_prompts has 1 tokens", "sequence_length is 1,", "set evaluation.sample_tokens to 0"),
     ),
     # Places
     Mistake(

@@ -10,12 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
-from tests.launching import checkpoint, outcome, train, write_recipe
+from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, train, write_recipe
+from tests.unit.model.tiny import tiny_model
 from trainer import session
 from trainer.config.load import load
+from trainer.config.schema import EvaluationConfig
+from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, DataError
+from trainer.evaluation.generate import Row, Sampling, generate
 from trainer.loop import Outcome
 from trainer.metrics.outcome import read_outcome, write_outcome
+from trainer.run.build import samples_of
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
 
@@ -127,6 +132,43 @@ def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monk
     monkeypatch.setattr(session, what, works[what])
     said = conclude()
     assert said["sample"] == "To be" and said["exported_step"] == 10 and "untidy" not in said
+
+
+def sampled(model, **settings):
+    """The sample of a run that ended with this model."""
+    corpus = SimpleNamespace(tokenizer=load_tokenizer("bytes"), vocab_size=257)
+    config = SimpleNamespace(evaluation=EvaluationConfig(**settings), sequence_length=32, seed=1)
+    return session.sample(SimpleNamespace(samples=lambda: samples_of(config, corpus, model)))
+
+
+def test_the_sample_of_a_run_continues_its_first_prompt_and_there_may_be_none():
+    model = tiny_model("llama-tied")
+    first = sampled(model, prompt="Enter", sample_tokens=9)
+    drawn = Row(prompt_ids=[256, *b"Enter"], sampling=Sampling(temperature=0.8, top_k=50), seed=1)
+    (written,) = generate(model, [drawn], max_new_tokens=9, sequence_length=32, vocab_size=257)
+    assert first == "Enter" + load_tokenizer("bytes").decode(written.tokens)
+    assert sampled(model, prompt="no", sample_prompts=["Enter", "Exit"], sample_tokens=9) == first
+    assert sampled(model, prompt="Enter", sample_tokens=0) is None
+
+
+def test_a_run_whose_weights_are_no_numbers_has_a_sample_that_says_so():
+    model = tiny_model("llama-tied")
+    torch.nn.init.constant_(model.model.layers[0].mlp.down_proj.weight, float("nan"))
+    assert sampled(model, prompt="Enter") == "Enter [the logits are not finite]"
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_samples_that_one_rank_takes_change_no_bit_of_the_run(tmp_path, num_processes):
+    settings = {"every_steps": 4, "sample_prompts": ["a", "Enter"], "sample_tokens": 5}
+    ends = []
+    for name, every_steps in (("without", 0), ("with", 4)):
+        (tmp_path / name).mkdir()
+        recipe = write_recipe(tmp_path / name, evaluation={**settings, "samples_every_steps": every_steps}, model={"config": TINY_GPT2})  # with dropout, which draws
+        run = Started(recipe, SHORT, num_processes)
+        assert run.wait() == 0, run.text()
+        assert outcome(recipe)["sample"].startswith("a")
+        ends.append(final_bytes(recipe, 10))
+    assert ends[0] == ends[1]
 
 
 def test_what_a_finished_run_left_undone_is_done_when_it_is_started_again(recipe):

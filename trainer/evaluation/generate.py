@@ -173,8 +173,8 @@ class _Reader:
 
 def _choose_all(logits: Tensor, lines: Sequence[_Line]) -> list[int]:
     """The next token of each line; lines that choose alike do so together."""
-    uniforms = torch.tensor([line.uniform() for line in lines], dtype=torch.float64, device=logits.device)
-    tokens = torch.empty(len(lines), dtype=torch.long, device=logits.device)
+    uniforms = torch.tensor([line.uniform() for line in lines], dtype=torch.float64)
+    tokens = torch.empty(len(lines), dtype=torch.long)
     for sampling in {line.sampling for line in lines}:
         alike = [number for number, line in enumerate(lines) if line.sampling == sampling]
         tokens[alike] = choose(logits[alike], sampling, uniforms[alike])
@@ -182,14 +182,15 @@ def _choose_all(logits: Tensor, lines: Sequence[_Line]) -> list[int]:
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """A token a row [R] from logits [R, V] and a number in [0, 1) a row, float64 [R]; -1 where the logits are not finite.
+    """A token a row [R] from logits [R, V], on any device, and a number in [0, 1) a row, float64 [R]; -1 where the logits are not finite.
 
     A row's token stands where its number falls in the cumulated probabilities, likeliest first: a function of its own logits and number.
+    They are cumulated on the CPU, since a GPU does not do so in a fixed order.
     """
-    is_finite = logits.amax(-1).isfinite()  # a NaN is the largest of its row; minus infinity is how some families forbid a token
+    is_finite = logits.amax(-1).isfinite().cpu()  # a NaN is the largest of its row; minus infinity is how some families forbid a token
     if sampling.is_greedy:
-        return logits.argmax(-1).where(is_finite, _NO_TOKEN)
-    values, ids = logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1]))
+        return logits.argmax(-1).cpu().where(is_finite, _NO_TOKEN)
+    values, ids = (part.cpu() for part in logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1])))
     probabilities = (values / sampling.temperature).softmax(-1, dtype=torch.float64)
     above = probabilities.cumsum(-1) - probabilities
     kept = (above < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[:, :1])

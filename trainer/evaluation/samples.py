@@ -4,10 +4,12 @@ The same weights give the same samples: neither the step nor any random state co
 rank is waited for and nothing is compiled for their shapes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from trainer.config.schema import EvaluationConfig
@@ -73,11 +75,23 @@ def take_samples(
     """
     wanted = [(prompt, kind) for prompt in prompts for kind in KINDS]
     rows = [Row(prompt_ids=_ids(prompt, tokenizer), sampling=KINDS[kind], seed=seed) for prompt, kind in wanted]
-    written = generate(
-        model, rows, max_new_tokens=num_tokens, sequence_length=sequence_length, vocab_size=vocab_size, eot_id=tokenizer.eot_id
-    )  # fmt: skip
+    with _one_thread() if next(model.parameters()).device.type == "cpu" else nullcontext():
+        written = generate(
+            model, rows, max_new_tokens=num_tokens, sequence_length=sequence_length, vocab_size=vocab_size, eot_id=tokenizer.eot_id
+        )  # fmt: skip
     texts = [tokenizer.decode(row.tokens) + (" [the logits are not finite]" if row.ended_by == NOT_FINITE else "") for row in written]
     return [Sample(prompt, kind, text) for (prompt, kind), text in zip(wanted, texts)]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Computes on one CPU thread for a while: a token is so little work that threads would wait for each other, on a busy machine most of the time."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def markdown(samples: Sequence[Sample]) -> str:

@@ -86,7 +86,7 @@ def _parts(standing: Standing, now: float) -> dict[str, str]:
         "loss": standing.loss is not None and f"loss {standing.loss:.4f}",
         "speed": standing.tokens_per_second is not None and f"{count(standing.tokens_per_second)} tokens/s",
         "mfu": standing.mfu is not None and f"mfu {standing.mfu:.1%}",
-        "left": standing.ends_at is not None and f"{duration(int(max(0.0, standing.ends_at - now)))} left",
+        "left": standing.ends_at is not None and f"{duration(int(standing.ends_at - now))} left",
         "ends": standing.ends_at is not None and f"ends {clock_time(standing.ends_at, now)}",
         "saved": standing.saved_at is not None and f"saved {duration(int(now - standing.saved_at))} ago",
         "busy": standing.busy and f"{standing.busy} {duration(int(now - standing.busy_since))}",

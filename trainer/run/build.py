@@ -149,7 +149,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
         profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
         folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
-        samples=lambda: _take_samples(config, corpus, bare_model),
+        samples=lambda: samples_of(config, corpus, bare_model),
     )  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def _build_validation(
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
 
 
-def _take_samples(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
+def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
     """Texts that continue the recipe's prompts, the same for the same weights; none where none is wanted or can be."""
     prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
     if not prompts or tokenizer is None:

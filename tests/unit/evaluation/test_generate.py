@@ -67,6 +67,26 @@ def test_a_seed_gives_the_same_text_and_leaves_the_random_state_alone(model):
     assert len(first) == 12 and model.training
 
 
+def test_a_model_that_draws_also_in_evaluation_mode_leaves_no_trace_either(model, monkeypatch):
+    monkeypatch.setattr(model, "forward", lambda *args, plain=model.forward, **kwargs: torch.rand(3) is None or plain(*args, **kwargs))
+    state = torch.get_rng_state()
+    tokens_of(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_each_position_goes_through_the_model_once_and_only_the_last_gives_logits(model, monkeypatch):
+    shapes = []
+
+    def forward(*args, plain=model.forward, **kwargs):
+        output = plain(*args, **kwargs)
+        shapes.append((kwargs["input_ids"].shape[1], output.logits.shape[1]))
+        return output
+
+    monkeypatch.setattr(model, "forward", forward)
+    tokens_of(model, [1] * 9)
+    assert shapes == [(9, 1)] + [(1, 1)] * 11
+
+
 def test_the_samples_of_a_seed_are_different_texts(model):
     assert len({tuple(tokens_of(model, sample=sample)) for sample in range(4)}) == 4
 
@@ -236,6 +256,11 @@ def test_only_a_token_that_may_come_comes(logits, uniform, top_p, min_p):
     else:
         assert logits[token] > float("-inf") and logits[token] >= max(logits) - 110
         assert min_p < 0.999 or logits[token] > max(logits) - 0.1
+
+
+def test_what_stands_exactly_at_the_share_is_left_out():
+    halves = torch.zeros(1, 2).expand(10, -1)
+    assert len(set(choose(halves, Sampling(top_p=0.5), torch.arange(10, dtype=torch.float64) / 10).tolist())) == 1
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])

@@ -79,7 +79,7 @@ def test_standard_input_is_left_alone_where_there_are_prompts(file):
 
 def test_without_any_the_prompt_is_empty_also_under_a_scheduler(file):
     with open(os.devnull) as nothing, open(file("from a file")) as something:
-        assert gather_prompts([], None, nothing) == [""]
+        assert not is_piped(nothing) and gather_prompts([], None, nothing) == [""]
         assert gather_prompts([], None, something) == ["from a file"]
     assert gather_prompts([], None, io.StringIO("no file at all")) == [""]
     assert gather_prompts([], None, something) == [""], "it is closed"

@@ -54,6 +54,20 @@ def test_the_same_weights_give_the_same_samples_and_the_run_sees_no_trace(model)
     model.train()
 
 
+def test_a_cpu_takes_them_on_one_thread_and_has_its_own_number_back(model, monkeypatch):
+    before, during = torch.get_num_threads(), []
+    monkeypatch.setattr(model, "forward", lambda *args, plain=model.forward, **kwargs: during.append(torch.get_num_threads()) or plain(*args, **kwargs))
+    torch.set_num_threads(3)
+    try:
+        take(model)
+        assert set(during) == {1} and torch.get_num_threads() == 3
+        with pytest.raises(ConfigError):
+            take(model, ["x" * 40])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_they_end_with_the_sequence_length(model):
     assert all(0 < len(sample.text) <= 16 for sample in take(model, ["x" * 14], num_tokens=100, sequence_length=31))
 

@@ -38,6 +38,7 @@ def test_a_character_comes_once_it_is_whole():
 def test_what_may_begin_a_stop_is_held_back_until_it_is_known_not_to():
     assert streamed([b"To be", b"\n", b"or", b"\n", b"\n", b"not"], ["\n\n"]) == (["To be", "", "\nor", "", "", "", ""], True)
     assert streamed([b"ab", b"abc"], ["abd"]) == (["", "ab" + "abc", ""], False)
+    assert streamed([b"abcd"], ["cd", "b"]) == (["a", ""], True)
     assert streamed([b"ab"], ["abc"]) == (["", "ab"], False)
 
 

@@ -137,14 +137,16 @@ def evaluate(run: Run) -> bool:
 
 
 def sample_is_due(run: Run) -> bool:
-    """Whether the model is to write something at this step, which rank 0 asks of it alone."""
+    """Whether the model is to write something at this step; the same on every rank, for all read their numbers before it."""
     wanted, step = run.config.evaluation, run.progress.step
     is_evaluated = run.evaluator.due(step) or run.evaluator.last_step == step
-    return run.accelerator.is_main_process and samples_due(wanted, step, run.config.max_steps, is_evaluated)
+    return samples_due(wanted, step, run.config.max_steps, is_evaluated)
 
 
 def sample(run: Run) -> None:
-    """Lets the model write, and shows what: in TensorBoard, and its beginning in the log. The other ranks go on to the next step."""
+    """Lets the model write on rank 0, and shows what: in TensorBoard, and its beginning in the log. The others go on to the next step."""
+    if not run.accelerator.is_main_process:
+        return
     step = run.progress.step
 
     def write() -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.commands import trainer
 from tests.launching import ONE_THREAD, PROJECT, TINY_GPT2, write_cluster, write_recipe
 from trainer import supervise
+from trainer.selftest import conduct
 
 FAULT = '''
 """One number of a rank's random stream is drawn after a resume that nobody drew the first time."""
@@ -54,7 +55,14 @@ def words(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing(words, tmp_path):
+def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing(words, tmp_path, monkeypatch):
+    measure = conduct._Bench._measure
+
+    def measure_while_busy(bench):
+        costs = measure(bench)
+        return replace(costs, step_seconds=100 * costs.step_seconds)
+
+    monkeypatch.setattr(conduct._Bench, "_measure", measure_while_busy)
     done = trainer(*words)
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)
@@ -63,6 +71,7 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing
     assert any(one["lost_steps"] > 0 for one in facts["survived"])
     assert all("resume exact" in one["verdict"] for one in facts["survived"] if one["lost_steps"])
     assert "it goes on with that" in done.err
+    assert "of 2 kills could come before the end of 9 steps: a step takes" in done.err and facts["choice"]["steps"] > 9
     left = sorted(path.name for folder in ("runs", "checkpoints") for path in (tmp_path / folder).iterdir())
     assert left == []
 

@@ -11,6 +11,8 @@ MIN_KILLS, MAX_KILLS = 2, 5
 MIN_PERIOD_STEPS, MIN_PERIOD_SECONDS = 3, 0.5
 """A checkpoint comes every so many steps and not more often than so: a kill between two of them has to meet its step."""
 MAX_PERIODS = 4
+LONGER_FACTOR = 3
+"""How many times as many steps another attempt takes, when the kills of one came too late."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,20 @@ def choose(costs: Costs, seconds_left: float) -> Choice:
     return max(fitting, key=lambda choice: (choice.num_kills, choice.steps), default=possible[0])
 
 
-def _choice(costs: Costs, num_kills: int, periods: int) -> Choice:
+def is_too_short(choice: Choice, costs: Costs) -> bool:
+    """Whether steps turned out to be so much shorter than those it was chosen for that a kill would come after the end."""
+    return choice.every_steps * costs.step_seconds < MIN_PERIOD_SECONDS / 2
+
+
+def longer(choice: Choice, costs: Costs) -> Choice:
+    """The same kills over more steps, for an attempt after one whose kills came too late."""
+    periods = choice.steps // choice.every_steps // (choice.num_kills + 1)
+    return _choice(costs, choice.num_kills, periods, LONGER_FACTOR * choice.every_steps)
+
+
+def _choice(costs: Costs, num_kills: int, periods: int, least_every_steps: int = MIN_PERIOD_STEPS) -> Choice:
     """One part of the run before the first kill, one between two, and one after the last, each of so many periods."""
-    every = max(MIN_PERIOD_STEPS, math.ceil(MIN_PERIOD_SECONDS / max(costs.step_seconds, 1e-4)))
+    every = max(least_every_steps, math.ceil(MIN_PERIOD_SECONDS / max(costs.step_seconds, 1e-4)))
     steps = (num_kills + 1) * periods * every
     taken = 2 * steps + num_kills * every  # those that a kill loses are taken again
     seconds = (2 + num_kills) * costs.start_seconds + 2 * costs.end_seconds + taken * costs.step_seconds

@@ -2,10 +2,12 @@
 
 import random
 import signal
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from trainer.errors import LaunchError
 from trainer.journal import read_events
 from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import read_outcome
-from trainer.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, kills
+from trainer.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, is_too_short, kills, longer
 from trainer.selftest.evidence import Ran, differences, starts
 from trainer.selftest.homes import homes_of
 from trainer.selftest.result import Result, Survived, plan_sentence
@@ -30,6 +32,11 @@ FIRST_SECONDS = 1800.0
 
 HANG_FACTOR, HANG_SECONDS = 10.0, 120.0
 """A later launch hangs when it takes so many times as long as was measured, and so much more."""
+
+MAX_ATTEMPTS = 4
+"""A machine that was busy while it was measured gives a choice of too few steps; each further attempt takes more."""
+
+NAMES = ("straight", "killed")
 
 _LAST_LINES = 5
 
@@ -81,6 +88,36 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """What one attempt came to."""
+
+    costs: Costs
+    """With the seconds of a step as the straight run had them."""
+    choice: Choice
+    straight_seconds: float
+    survived: list[Survived]
+    differences: list[str]
+    """In what the killed run differs from the straight one, as sentences; how a start of it failed, if one did."""
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there were kills enough, and one of them lost steps: else nothing was taken again that could differ."""
+        return len(self.survived) >= MIN_KILLS and any(one.lost_steps > 0 for one in self.survived)
+
+    @property
+    def shortcoming(self) -> str:
+        """Why it is not enough."""
+        if len(self.survived) < MIN_KILLS:
+            return f"only {len(self.survived)} of {self.choice.num_kills} kills could come before the end of {self.choice.steps} steps"
+        return f"none of {len(self.survived)} kills lost a step"
+
+
+def _step_seconds(records: Sequence[Mapping[str, Any]]) -> float:
+    """The median over a run without its first step, in which everything is slower."""
+    return statistics.median([record["step_seconds"] for record in records if "step_seconds" in record][1:])
+
+
 class _Bench:
     """Where the test takes place: the two folders, and what starts a launch in them."""
 
@@ -94,24 +131,48 @@ class _Bench:
         costs = self._measure()
         left = seconds - (time.monotonic() - began)
         choice = choose(costs, left)
-        settings = settings_for(self._config, choice.steps, choice.every_steps)
         self._say(plan_sentence(costs, choice, left))
-        self._say(f"straight: {choice.steps} steps")
-        straight_seconds = self._run_straight("straight", settings, choice, costs)
-        self._say(f"killed: the same {choice.steps} steps")
-        survived, failure = self._run_killed(settings, choice, costs, dice)
-        straight, killed = self._ran("straight"), self._ran("killed")
-        reached = [one.killed_at_step for one in survived]
-        found = [failure] if failure else differences(straight, killed, step=choice.steps, reached=reached)
-        if not failure and len(survived) < MIN_KILLS:
-            found.append(
-                f"only {len(survived)} of {choice.num_kills} kills came before the end of the run, which is too few to prove anything; start again"
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            proof = self._attempt(choice, costs, dice)
+            if proof.is_enough or proof.differences or attempt == MAX_ATTEMPTS:
+                break
+            costs, choice = proof.costs, longer(choice, proof.costs)
+            self._say(
+                f"{proof.shortcoming}: a step takes {duration(costs.step_seconds)} by now; again with {choice.steps} steps and a checkpoint "
+                f"every {choice.every_steps}"
             )
+            self._clear(NAMES)
+        found = proof.differences
+        if not found and not proof.is_enough:
+            found = [f"{proof.shortcoming}, which is too little to prove anything; start again"]
         return Result(
-            name=self._config.name, settings=settings, costs=costs, choice=choice, straight_seconds=straight_seconds,
-            survived=survived, differences=found, seconds=time.monotonic() - began, deterministic=self._config.deterministic,
-            folders=[str(home) for home in self._homes],
+            name=self._config.name, settings=self._settings(choice), costs=proof.costs, choice=choice,
+            straight_seconds=proof.straight_seconds, survived=proof.survived, differences=found, seconds=time.monotonic() - began,
+            deterministic=self._config.deterministic, folders=[str(home) for home in self._homes],
         )  # fmt: skip
+
+    def _clear(self, names: Sequence[str]) -> None:
+        for folder in (home / name for home in self._homes for name in names):
+            if folder.exists():
+                files.remove_folder(folder)
+
+    def _settings(self, choice: Choice) -> list[str]:
+        return settings_for(self._config, choice.steps, choice.every_steps)
+
+    def _attempt(self, choice: Choice, costs: Costs, dice: random.Random) -> _Proof:
+        """The straight run, and the killed one unless the straight one shows that no kill could come in time."""
+        self._say(f"straight: {choice.steps} steps")
+        seconds = self._run_straight("straight", self._settings(choice), choice, costs)
+        costs = replace(costs, step_seconds=_step_seconds(read_records(self._homes[0] / "straight" / CURVE)))
+        if is_too_short(choice, costs):
+            return _Proof(costs, choice, seconds, [], [])
+        self._say(f"killed: the same {choice.steps} steps")
+        survived, failure = self._run_killed(self._settings(choice), choice, costs, dice)
+        if failure:
+            return _Proof(costs, choice, seconds, survived, [failure])
+        reached = [one.killed_at_step for one in survived]
+        found = differences(self._ran("straight"), self._ran("killed"), step=choice.steps, reached=reached)
+        return _Proof(costs, choice, seconds, survived, found)
 
     def _ran(self, name: str) -> Ran:
         return Ran(self._homes[0] / name, self._homes[1] / name)
@@ -143,8 +204,7 @@ class _Bench:
         self._see_it_through("probe", victim)
         end = victim.seconds - last
         steps = [record["step_seconds"] for record in read_records(checked.folder / CURVE) if "step_seconds" in record]
-        for home in self._homes:
-            files.remove_folder(home / "probe")
+        self._clear(["probe"])
         return Costs(max(0.0, first - steps[0]), steps[-1], end)
 
     def _run_straight(self, name: str, settings: list[str], choice: Choice, costs: Costs) -> float:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from trainer.selftest.choose import MAX_KILLS, MIN_KILLS, MIN_PERIOD_SECONDS, Costs, choose, kills
+from trainer.selftest.choose import MAX_KILLS, MIN_KILLS, MIN_PERIOD_SECONDS, Costs, choose, is_too_short, kills, longer
 
 EVERYDAY = Costs(start_seconds=10.0, step_seconds=0.4, end_seconds=1.0)
 COSTS = [EVERYDAY, Costs(5.0, 0.003, 0.1), Costs(1.0, 0.05, 0.0), Costs(60.0, 17.0, 30.0), Costs(0.0, 0.0, 0.0)]
@@ -48,3 +48,17 @@ def test_every_kill_falls_between_two_checkpoints_after_the_first_and_before_the
 def test_the_moments_are_random():
     choice = choose(EVERYDAY, 3600)
     assert len({tuple(kills(choice, 0.4, random.Random(seed))) for seed in range(20)}) == 20
+
+
+def test_a_choice_made_while_the_machine_was_busy_is_too_short_once_steps_are_fast():
+    busy, quiet = Costs(5.0, 0.226, 2.0), Costs(5.0, 0.01, 2.0)
+    choice = choose(busy, 1)
+    assert not is_too_short(choice, busy) and is_too_short(choice, quiet)
+    assert not is_too_short(longer(choice, quiet), quiet)
+
+
+def test_a_longer_choice_has_the_same_kills_over_a_multiple_of_the_steps():
+    short = choose(EVERYDAY, 110)
+    more = longer(short, EVERYDAY)
+    assert more.num_kills == short.num_kills and more.every_steps == 3 * short.every_steps and more.steps == 3 * short.steps
+    assert more.seconds > short.seconds

@@ -1,9 +1,11 @@
 """TensorBoard on a free port, and the line that brings it through SSH to the machine where its reader sits."""
 
 import getpass
+import hashlib
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +33,9 @@ def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Boa
     raises TrainerError when the port, or every usual one, is taken
     """
     chosen = _free_port(port)
+    shown = _named(folder) if any(folder.glob("events.out.tfevents.*")) else folder
     command = [
-        sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(chosen), "--host", "127.0.0.1",
+        sys.executable, "-m", "tensorboard.main", "--logdir", str(shown), "--port", str(chosen), "--host", "127.0.0.1",
         "--samples_per_plugin", SAMPLES_PER_PLUGIN, "--reload_interval", "15", "--window_title", folder.name,
     ]  # fmt: skip
     told = (
@@ -40,6 +43,24 @@ def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Boa
         f"From another machine: ssh -N -L {chosen}:localhost:{chosen} {_address(environment)}  and the same address there"
     )
     return Board(command, told)
+
+
+def _named(run: Path) -> Path:
+    """A folder that holds a link to the run and nothing else: TensorBoard would call the run `.` in every legend.
+
+    It lies among the temporary files of this user, the same for the same run, so that nothing piles up.
+    """
+    target = run.resolve()
+    home = Path(tempfile.gettempdir()) / f"trainer-tensorboard-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.lstat().st_uid != os.getuid():
+        return run  # somebody else's: the name is not worth a risk
+    view = home / hashlib.sha256(os.fsencode(target)).hexdigest()[:16]
+    view.mkdir(exist_ok=True)
+    link = view / target.name
+    if not link.is_symlink():
+        link.symlink_to(target, target_is_directory=True)
+    return view
 
 
 def _free_port(wanted: int | None) -> int:
@@ -64,7 +85,15 @@ def _is_free(port: int) -> bool:
 def _address(environment: Mapping[str, str]) -> str:
     """user@host as the reader reaches it: by the address that an SSH session came in at, else by this machine's name."""
     connection = environment.get("SSH_CONNECTION", "").split()
-    return f"{getpass.getuser()}@{connection[2] if len(connection) == 4 else socket.gethostname()}"
+    return f"{_user()}@{connection[2] if len(connection) == 4 else socket.gethostname()}"
+
+
+def _user() -> str:
+    """The user's name; in a container its number may have none, and the reader puts in what reaches the machine."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        return "USER"
 
 
 def show(opened: Board) -> None:

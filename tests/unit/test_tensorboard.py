@@ -52,6 +52,34 @@ def test_a_port_that_is_taken_is_refused(monkeypatch):
             board(Path("runs"), None, {})
 
 
+def logdir_of(opened):
+    return Path(opened.command[opened.command.index("--logdir") + 1])
+
+
+def test_a_single_run_is_shown_under_its_name_and_nothing_piles_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for name in ("mine", "yours"):
+        SummaryWriter(str(tmp_path / "runs" / name)).close()
+    shown = [logdir_of(board(tmp_path / "runs" / name, None, {})) for name in ("mine", "mine", "yours")]
+    assert shown[0] == shown[1] != shown[2]
+    assert [path.name for path in shown[0].iterdir()] == ["mine"] and (shown[0] / "mine").resolve() == tmp_path / "runs" / "mine"
+    assert logdir_of(board(tmp_path / "runs", None, {})) == tmp_path / "runs"
+    assert len(list((tmp_path / "temporary").glob("*/*"))) == 2
+
+
+def test_a_folder_of_somebody_else_among_the_temporary_files_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard.tempfile, "gettempdir", lambda: str(tmp_path))
+    SummaryWriter(str(tmp_path / "mine")).close()
+    (tmp_path / "trainer-tensorboard-4711").mkdir()
+    monkeypatch.setattr(tensorboard.os, "getuid", lambda: 4711)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    opened = board(tmp_path / "mine", None, {})
+    assert logdir_of(opened) == tmp_path / "mine"
+    assert " USER@" in opened.told, "the number 4711 has no name, as in a container"
+
+
 def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
     with SummaryWriter(str(tmp_path / "mine")) as writer:
         writer.add_scalar("loss/train", 1.5, 1)

@@ -48,7 +48,9 @@ from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups, hyperparameters, restore_hyperparameters
 from trainer.optim.schedule import build_schedule
-from trainer.precision.decide import Decision, decide
+from trainer.precision.decide import Decision
+from trainer.precision.settle import settle, uncompiled
+from trainer.precision.watch import PrecisionWatch
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
@@ -63,7 +65,7 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    decision: Decision
+    precision: PrecisionWatch
     corpus: Corpus
     loader: TokenLoader
     model: torch.nn.Module
@@ -95,13 +97,14 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     place = launch.asked()
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
     launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
-    decision = _decide_precision(place)
+    launch.meet(place, deterministic=config.deterministic)
+    decision = _decide_precision(config, place)
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
-        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
+        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder, uncompiled=uncompiled(decision),
     )  # fmt: skip
     log.info("%s: %s", config.name, launch.describe(accelerator))
-    log.info(decision.sentence)
+    log.log(logging.INFO if decision.mode == decision.asked else logging.WARNING, decision.sentence)
 
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
@@ -109,14 +112,19 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
     )  # fmt: skip
     bare_model = _build_model(config, corpus, accelerator.device)
+    precision = PrecisionWatch(decision, config.precision, bare_model)
     optimizer = _build_optimizer(config, bare_model)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
+    precision.attach(
+        accelerator, model, optimizer, flops_per_token=flops_per_token(bare_model, config.sequence_length), journal=Journal(run_folder(config)),
+        accumulation=loader.accumulation, compiled=launch.compile_backend(accelerator) != "no", deterministic=config.deterministic,
+    )  # fmt: skip
 
-    description = _describe(config, corpus, bare_model, decision)
+    description = _describe(config, corpus, bare_model, precision)
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
-    state = TrainState(Progress(), guard=guard, evaluation=evaluator)
+    state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
@@ -128,7 +136,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         report=reporter.saved,
     )  # fmt: skip
     run = Run(
-        config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
+        config=config, accelerator=accelerator, precision=precision, corpus=corpus, loader=loader, model=model,
         bare_model=bare_model, optimizer=optimizer,
         schedule=build_schedule(
             config.schedule.name, max_steps=config.max_steps, warmup_steps=config.schedule.warmup_steps,
@@ -142,24 +150,27 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     return run
 
 
-def _decide_precision(place: launch.Asked) -> Decision:
+def _decide_precision(config: Config, place: launch.Asked) -> Decision:
     device_type = "cpu" if place.use_cpu else "cuda"
     if device_type == "cuda":
         torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU
-    has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return decide(place.precision, device_type=device_type, has_bf16=has_bf16)
-
-
-def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
-    eot_id = corpus.tokenizer.eot_id if corpus.tokenizer else None
-    model_config = resolve(
-        config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
-        eot_id=eot_id,
+    return settle(
+        place.precision, config.precision, device_type=device_type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
+        model=lambda: _build_model(config, None, torch.device("meta")), gather=launch.gather,
     )  # fmt: skip
-    _check_prompt(config, corpus, num_positions(model_config))
+
+
+def _build_model(config: Config, corpus: Corpus | None, device: torch.device) -> torch.nn.Module:
+    """The model of a recipe; without the corpus its blocks only, with a vocabulary of no meaning."""
+    vocab_size = corpus.vocab_size if corpus else 1
+    eot_id = corpus.tokenizer.eot_id if corpus and corpus.tokenizer else None
+    model_config = resolve(
+        config.model.preset, config.model.config, vocab_size=vocab_size, sequence_length=config.sequence_length, eot_id=eot_id
+    )  # fmt: skip
+    if corpus:
+        _check_prompt(config, corpus, num_positions(model_config))
     return build_model(
-        model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
-        gradient_checkpointing=config.model.gradient_checkpointing,
+        model_config, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=config.model.gradient_checkpointing
     )  # fmt: skip
 
 
@@ -211,7 +222,7 @@ def _build_reporter(
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
         tracker_options=config.metrics.tracker_options, sample=dict,
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
-        replay_key=_replay_key(config, accelerator, description),
+        replay_key=_replay_key(config, accelerator, decision, description),
     )  # fmt: skip
 
 
@@ -233,7 +244,7 @@ def _build_validation(
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
 
 
-def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
+def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: PrecisionWatch) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again."""
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(
@@ -249,7 +260,8 @@ def _describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: 
         model=json.loads(model.config.to_json_string(use_diff=False)),
         tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
         vocab_size=corpus.vocab_size,
-        precision=decision.mode,
+        precision=precision.label,
+        precision_facts=precision.facts,
         versions=_versions(),
         config_text=dump(config),
         validation=_digest(held_out) if held_out else None,
@@ -261,17 +273,17 @@ def _versions() -> dict[str, str]:
     return {"trainer": __version__, "python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def _replay_key(config: Config, accelerator: Accelerator, description: Description) -> str:
+def _replay_key(config: Config, accelerator: Accelerator, decision: Decision, description: Description) -> str:
     """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
     numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
     settings = {
-        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule."))
+        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule.", "precision."))
     }  # fmt: skip
     device = accelerator.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     facts = (
-        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
-        torch.__version__, version("transformers"), version("accelerate"),
+        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, decision.recipe,
+        decision.backend, launch.compile_backend(accelerator), machine, torch.__version__, version("transformers"), version("accelerate"),
     )  # fmt: skip
     return _digest(facts)[:16]
 
@@ -291,7 +303,7 @@ def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config = run.config
     if run.accelerator.is_main_process:
-        Journal(run.folder).write("start", fingerprint=_fingerprint(run), processes=run.accelerator.num_processes, precision=run.decision.mode)
+        Journal(run.folder).write("start", fingerprint=_fingerprint(run), processes=run.accelerator.num_processes, precision=run.precision.label)
     wanted = resume_point(config)
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":
@@ -315,7 +327,7 @@ def _texts(run: Run) -> dict[str, str]:
     """What TensorBoard's text tab says of this launch, as Markdown by tag."""
     return {
         "run/config": f"```yaml\n{dump(run.config)}```",
-        "run/precision": run.decision.sentence,
+        "run/precision": run.precision.decision.sentence,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in _versions().items()),
         "run/curves": guide(MEANINGS),
     }
@@ -375,17 +387,10 @@ def _warm_up(run: Run) -> None:
     for _ in range(2):
         run.accelerator.backward(run.model(zeros, labels=zeros))
         run.optimizer.zero_grad()
-    if config.deterministic:
-        shape = run.bare_model.config
-        heads = getattr(shape, "num_attention_heads", 1)
-        log.info(
-            launch.determinism_report(
-                run.accelerator, batch=config.micro_batch, num_heads=heads, sequence_length=config.sequence_length,
-                head_width=shape.hidden_size // heads,
-            )
-        )  # fmt: skip
-    else:
-        log.info("deterministic: off; a replay may differ in the last bits")
+    run.precision.check_warm_up()
+    log.info(
+        launch.determinism_report(run.accelerator, config.deterministic, run.bare_model.config, config.micro_batch, config.sequence_length)
+    )
     log.info("ready after %s", duration(time.perf_counter() - started))
 
 

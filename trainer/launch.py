@@ -43,7 +43,6 @@ class Asked:
     use_cpu: bool
     world_size: int
     is_main: bool
-    local_rank: int = 0
 
 
 def asked() -> Asked:
@@ -60,16 +59,15 @@ def asked() -> Asked:
         use_cpu,
         int(os.environ.get("WORLD_SIZE", "1")),
         os.environ.get("RANK", "0") == "0",
-        int(os.environ.get("LOCAL_RANK", "0")),
     )
 
 
-def meet(place: Asked, *, deterministic: bool) -> None:
-    """Forms the group of processes, before the Accelerator is made in it: the ranks may have something to agree on first."""
+def meet(place: Asked, *, deterministic: bool) -> torch.device:
+    """Forms the group of processes, in which the ranks may agree on something before the Accelerator is made; returns this process's device."""
     torch.set_num_threads(num_threads())
     if deterministic:
         _make_deterministic()
-    PartialState(cpu=place.use_cpu, timeout=GROUP_TIMEOUT)
+    return PartialState(cpu=place.use_cpu, timeout=GROUP_TIMEOUT).device
 
 
 def gather(value: T) -> list[T]:

@@ -50,6 +50,7 @@ from trainer.optim.groups import check_groups, hyperparameters, restore_hyperpar
 from trainer.optim.schedule import build_schedule
 from trainer.precision.decide import Decision
 from trainer.precision.settle import settle, uncompiled
+from trainer.precision.statistics import FP8_MEANINGS
 from trainer.precision.watch import PrecisionWatch
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
@@ -97,8 +98,11 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     place = launch.asked()
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
     launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
-    launch.meet(place, deterministic=config.deterministic)
-    decision = _decide_precision(config, place)
+    device = launch.meet(place, deterministic=config.deterministic)
+    decision = settle(
+        place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
+        model=lambda: _build_model(config, None, torch.device("meta")), gather=launch.gather,
+    )  # fmt: skip
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder, uncompiled=uncompiled(decision),
@@ -148,16 +152,6 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     )  # fmt: skip
     _bring_to_its_place(run)
     return run
-
-
-def _decide_precision(config: Config, place: launch.Asked) -> Decision:
-    device_type = "cpu" if place.use_cpu else "cuda"
-    if device_type == "cuda":
-        torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU
-    return settle(
-        place.precision, config.precision, device_type=device_type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-        model=lambda: _build_model(config, None, torch.device("meta")), gather=launch.gather,
-    )  # fmt: skip
 
 
 def _build_model(config: Config, corpus: Corpus | None, device: torch.device) -> torch.nn.Module:
@@ -327,9 +321,9 @@ def _texts(run: Run) -> dict[str, str]:
     """What TensorBoard's text tab says of this launch, as Markdown by tag."""
     return {
         "run/config": f"```yaml\n{dump(run.config)}```",
-        "run/precision": run.precision.decision.sentence,
+        "run/precision": run.precision.words,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in _versions().items()),
-        "run/curves": guide(MEANINGS),
+        "run/curves": guide(MEANINGS, FP8_MEANINGS),
     }
 
 

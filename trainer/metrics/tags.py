@@ -64,7 +64,9 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "gradient norm by layer group": ["grad_norm/.*"],
         "update to weight by layer group": ["update_ratio/.*"],
         "parameter norm by layer group": ["parameter_norm/.*"],
-        "share in fp8": ["precision/.*"],
+        "share in fp8": ["precision/fp8_coverage"],
+        "fp8: loss above bf16's (fraction)": ["precision/loss_gap"],
+        "fp8: rounded to zero, cut off": ["precision/(under|over)flow.*"],
     },
     "3 How fast, how far?": {
         "tokens a second": ["speed/tokens_per_second"],

@@ -69,11 +69,11 @@ def make_recipe(recipe: Recipe, form: str, options: Mapping[str, Any]) -> Any:
     except Exception as error:  # pydantic's refusals and plain assertions, in TransformerEngine's words
         raise PrecisionError(
             f"precision.options {dict(options)} with precision.format {form!r} is refused by {recipe.te_class} of {backend.name} "
-            f"({first_line(error)}); mend the option"
+            f"({one_line(error)}); mend the option"
         ) from None
 
 
-def first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception in one line: its kind and the beginning of its words."""
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0][:200]}" if words else type(error).__name__
+    words = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

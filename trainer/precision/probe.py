@@ -6,7 +6,7 @@ import torch
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
-from trainer.precision.backend import first_line
+from trainer.precision.backend import one_line
 from trainer.precision.decide import Facts, lacking
 from trainer.precision.recipes import Recipe, format_of, recipe_of
 
@@ -37,14 +37,14 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
     try:
         able, words = getattr(loaded.pytorch, recipe.predicate)(return_reason=True)
     except Exception as error:
-        able, words = False, first_line(error)
+        able, words = False, one_line(error)
     if not able:
         return _with(facts, problem=f"{loaded.name} says: {words.rstrip('.') or 'no'}")
     made = backend.make_recipe(recipe, format_of(recipe, wanted.format), wanted.options)
     try:
         forward, worst = probe_errors(made, device_type)
     except Exception as failure:
-        return _with(facts, problem=f"a small layer could not be computed with it ({first_line(failure)})")
+        return _with(facts, problem=f"a small layer could not be computed with it ({one_line(failure)})")
     return _with(facts, problem=judge(forward, worst, recipe), probe_error=worst)
 
 
@@ -70,7 +70,7 @@ def _with(facts: Facts, **changes: object) -> Facts:
 def _import_problem(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "transformer_engine":
         return "TransformerEngine is not installed (./launch.sh --setup fp8 installs it)"
-    return f"TransformerEngine cannot be imported ({first_line(error)}); install it anew with ./launch.sh --setup fp8"
+    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with ./launch.sh --setup fp8"
 
 
 def judge(forward: float, worst: float, recipe: Recipe) -> str | None:

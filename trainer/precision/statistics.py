@@ -14,6 +14,18 @@ from torch.utils.hooks import RemovableHandle
 
 from trainer.precision.recipes import Recipe
 
+FP8_MEANINGS = {
+    "precision/amax_input/ROLE": ("", "largest absolute value that went into the fp8 layers of a role: qkv, attention_out, mlp_up, mlp_down"),
+    "precision/amax_weight/ROLE": ("", "largest absolute value of their weights"),
+    "precision/underflow_input/ROLE": ("0..1", "share of what went in that fp8 rounds to zero; over some percent is too much"),
+    "precision/underflow_weight/ROLE": ("0..1", "the same of their weights"),
+    "precision/overflow_input/ROLE": ("0..1", "share of what went in that is cut off at fp8's largest number; delayed scaling only"),
+    "precision/overflow_weight/ROLE": ("0..1", "the same of their weights"),
+    "precision/loss_gap": ("fraction", "how much higher the loss is in fp8 than in bf16, on one micro-batch of each rank, without dropout"),
+    "precision/shadow_loss": ("nats a token", "the loss in bf16 that it was compared with"),
+}
+"""What each number is; ROLE stands for each of the four."""
+
 
 class Statistics:
     """Watches the fp8 layers for one micro-batch."""
@@ -30,7 +42,8 @@ class Statistics:
     def _hook(self, role: str):
         def take(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             scales = _delayed_scales(layer)
-            for what, tensor, scale in (("input", arguments[0], scales[0]), ("weight", layer.weight, scales[1])):
+            (weight,) = layer._get_weight_tensors()
+            for what, tensor, scale in (("input", arguments[0], scales[0]), ("weight", weight, scales[1])):
                 largest, underflow, overflow = fit(tensor.detach(), self._recipe, scale)
                 self._largest[f"precision/amax_{what}/{role}"].append(largest)
                 self._shares[f"precision/underflow_{what}/{role}"].append(underflow)

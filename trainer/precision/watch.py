@@ -174,6 +174,11 @@ class PrecisionWatch:
         """What a record calls the precision of the run now."""
         return "bf16" if self._switched_at is not None else self.decision.label
 
+    @property
+    def words(self) -> str:
+        """The decision and what is in fp8, for people."""
+        return f"{self.decision.sentence}\n\n{self._coverage.words}" if self._coverage else self.decision.sentence
+
     def facts(self) -> dict[str, Any]:
         """What a manifest states of the precision now, as plain values."""
         numbers = {} if self._coverage is None else vars(self._coverage)

@@ -108,7 +108,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder, uncompiled=uncompiled(decision),
     )  # fmt: skip
     log.info("%s: %s", config.name, launch.describe(accelerator))
-    log.log(logging.INFO if decision.mode == decision.asked else logging.WARNING, decision.sentence)
+    log.info(decision.sentence)
 
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
@@ -119,11 +119,11 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     precision = PrecisionWatch(decision, config.precision, bare_model)
     optimizer = _build_optimizer(config, bare_model)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
-    check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
     precision.attach(
         accelerator, model, optimizer, flops_per_token=flops_per_token(bare_model, config.sequence_length), journal=Journal(run_folder(config)),
         accumulation=loader.accumulation, compiled=launch.compile_backend(accelerator) != "no", deterministic=config.deterministic,
     )  # fmt: skip
+    check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
     description = _describe(config, corpus, bare_model, precision)
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation)

@@ -80,7 +80,7 @@ class PrecisionWatch:
         for why, names in _kept(self._layers).items():
             log.info("in bf16: %d layers, %s (%s)", len(names), why, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
         if not self._recipe.stateless:
-            log.warning(
+            self._warn(
                 "delayed scaling has a state that no checkpoint holds: its scales begin anew at each start%s, and each micro-batch waits for "
                 "all ranks", ", so a resume is not exact to the last bit in spite of deterministic: true" if deterministic else "",
             )  # fmt: skip
@@ -133,7 +133,7 @@ class PrecisionWatch:
         gap = relative_gap(ours, reference)
         self._gaps_in_a_row = self._gaps_in_a_row + 1 if gap > self._wanted.max_loss_gap else 0
         if self._gaps_in_a_row:
-            log.warning(
+            self._warn(
                 "step %d: the loss is %.4f in fp8 and %.4f in bf16, %+.2f%%: over precision.max_loss_gap (%d in a row, %d end fp8)",
                 step, ours, reference, 100 * gap, self._gaps_in_a_row, GAP_CHECKS,
             )  # fmt: skip
@@ -155,9 +155,14 @@ class PrecisionWatch:
     def _go_back_to_bf16(self, step: int, gap: float) -> None:
         reason = f"the loss in fp8 was {100 * gap:.2f} % above bf16's in {GAP_CHECKS} comparisons up to step {step}"
         self._switched_at, self._switch.enabled = step, False
-        log.warning("precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this", step + 1, reason)
+        self._warn("precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this", step + 1, reason)
         if self._accelerator.is_main_process:
             self._journal.write("precision", step=step, mode="bf16", reason=reason)
+
+    def _warn(self, words: str, *values: Any) -> None:
+        """Warns once for all ranks, which know the same."""
+        if self._accelerator.is_main_process:
+            log.warning(words, *values)
 
     @property
     def _computes_in_fp8(self) -> bool:
@@ -195,7 +200,7 @@ class PrecisionWatch:
         self._switched_at, self._gaps_in_a_row = state["switched_at"], int(state["gaps_in_a_row"])
         self._switch.enabled = self._switched_at is None
         if self._switched_at is not None:
-            log.warning(
+            self._warn(
                 "precision: bf16, since the run went back to it at step %d; a launch with a cluster file that says bf16 forgets this",
                 self._switched_at,
             )  # fmt: skip

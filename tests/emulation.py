@@ -2,29 +2,41 @@
 
 import importlib
 import sys
+from types import ModuleType
 
 from tests.launching import PROJECT, Started
 
 STAND_IN = str(PROJECT / "tests" / "stand_in")
 
 
+_real: dict[str, ModuleType] = {}
+"""TransformerEngine itself, where it is installed and was imported, while the stand-in takes its place."""
+
+
 def install() -> None:
     """Makes `import transformer_engine` find the stand-in, in this process."""
     if STAND_IN not in sys.path:
+        _real.update(_take_away())
         sys.path.insert(0, STAND_IN)
         importlib.invalidate_caches()
 
 
 def uninstall() -> None:
     """Takes it away again, with everything that was imported from it."""
+    sys.path[:] = [place for place in sys.path if place != STAND_IN]
+    _take_away()
+    sys.modules.update(_real)
+    _real.clear()
+    importlib.invalidate_caches()
+
+
+def _take_away() -> dict[str, ModuleType]:
+    """Whatever is imported under TransformerEngine's name, no longer imported."""
     from trainer.precision import backend, layers
 
-    sys.path[:] = [place for place in sys.path if place != STAND_IN]
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformer_engine"]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
     backend.load.cache_clear()
     layers.fp8_classes.cache_clear()
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "transformer_engine"}
 
 
 def train(recipe, *overrides, precision="fp8", num_processes=1, exit_code=0, before=install) -> str:

@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, TERecipeKwargs, broadcast_object_list
+from accelerate.utils.launch import setup_fp8_env
 
 from trainer.errors import LaunchError, TrainerError
 from trainer.text import duration
@@ -28,6 +30,9 @@ T = TypeVar("T")
 
 ASKED_PRECISION = "TRAINER_ASKED_PRECISION"
 """Set by `launch.sh` when it had to give `accelerate launch` another precision than the cluster file asks for."""
+
+FP8_SETTINGS = "ACCELERATE_FP8_"
+"""How the names begin in which `accelerate launch` passes on what the cluster file says about fp8."""
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for each other: rank 0 alone verifies and commits checkpoints, and those of large models take minutes."""
@@ -88,8 +93,7 @@ def start(
     raises       LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
     """
     meet(place, deterministic=deterministic)
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_FP8_")]:
-        del os.environ[name]  # prepare() would convert the model by these even under another precision
+    _forget_fp8_settings()
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"  # the loop accumulates itself
     _choose_compiler(uncompiled)
@@ -257,6 +261,23 @@ def _make_deterministic() -> None:
         False  # a check for programmers that costs a pass over every buffer
     )
     torch.backends.cudnn.benchmark = False
+
+
+def _forget_fp8_settings() -> None:
+    """Takes away what a bare `accelerate launch` passes on of a cluster file's fp8_config, and tells what somebody had set there.
+
+    prepare() would convert the model by these even under another precision; how fp8 is computed stands in the recipe.
+    """
+    found = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(FP8_SETTINGS)}
+    if not found:
+        return
+    unsaid = {f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"), **setup_fp8_env(launch_command_parser().parse_args(["script"]), {})}
+    settings = sorted(name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name))
+    if settings:
+        log.warning(
+            "fp8_config.%s of the cluster file is not read: the recipe sets up fp8 (precision.recipe, precision.format, precision.options)",
+            ", fp8_config.".join(settings),
+        )  # fmt: skip
 
 
 def _choose_compiler(uncompiled: str | None) -> None:

@@ -61,6 +61,24 @@ def no_context() -> None:
     Switch.context = lambda switch: te.autocast(enabled=False, recipe=switch.made)
 
 
+def weights_that_must_be_kept() -> None:
+    """Asserts in every step that fp8 copies of the weights were made for the first of four micro-batches and used by the others."""
+    from trainer.precision.watch import PrecisionWatch
+
+    emulation.install()
+    import transformer_engine.pytorch as te
+
+    end = PrecisionWatch.end
+
+    def checked(watch, *arguments):
+        flags = [ran.first_micro_batch for ran in te.RAN if ran.first_micro_batch is not None]
+        assert flags == [True] * 8 + [False] * 24, flags
+        te.RAN.clear()
+        return end(watch, *arguments)
+
+    PrecisionWatch.end = checked
+
+
 # Tests
 
 
@@ -128,6 +146,10 @@ def test_statistics_comparisons_and_kept_weights_change_no_bit(tmp_path):
     emulation.train(busy)
     emulation.train(quiet)
     assert final_bytes(busy, 8) == final_bytes(quiet, 8)
+
+
+def test_fp8_weights_are_kept_over_the_micro_batches_of_a_step(tmp_path):
+    emulation.train(recipe_of(tmp_path, max_steps=3), before=weights_that_must_be_kept)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

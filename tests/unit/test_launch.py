@@ -70,7 +70,21 @@ def test_what_would_make_accelerate_convert_or_accumulate_by_itself_is_taken_awa
     assert "ACCELERATE_FP8_BACKEND" not in os.environ and accelerator.gradient_accumulation_steps == 1
 
 
-def test_accelerate_under_fp8_is_told_to_take_transformer_engine(tmp_path):
+def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unread(tmp_path, monkeypatch, caplog):
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import setup_fp8_env
+
+    parsed = launch_command_parser().parse_args(["--fp8_backend", "te", "--fp8_margin", "3", "script"])
+    passed_on = setup_fp8_env(parsed, {})
+    assert "ACCELERATE_FP8_FORMAT" in passed_on
+    for name, value in passed_on.items():
+        monkeypatch.setenv(name, value)
+    begin(tmp_path)
+    assert "fp8_config.margin of the cluster file is not read" in caplog.text and not any(name.startswith("ACCELERATE_FP8_") for name in os.environ)
+
+
+def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it_finds_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.accelerator.is_torchao_available", lambda: True)
     emulation.install()
     AcceleratorState._reset_state(reset_partial_state=True)
     try:

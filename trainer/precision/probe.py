@@ -25,7 +25,7 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
     facts = _device_facts(device_type)
     if wanted is None:
         return facts
-    facts = _with(facts, emulated=backend.is_emulated())
+    facts = _with(facts, emulated=device_type == "cpu" and backend.is_emulated())
     recipe = recipe_of(wanted.recipe, facts.capability)
     if lacking(recipe, facts):
         return facts

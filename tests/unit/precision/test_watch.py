@@ -152,12 +152,13 @@ def test_the_comparison_is_of_fp8_and_bf16_without_dropout_and_disturbs_nothing(
 
 
 def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, tokens, monkeypatch, tmp_path, caplog):
-    watch, model, _ = attached(shadow_every_steps=1)
+    watch, model, _ = attached(fp8_decision(emulated=False), shadow_every_steps=1)
     gaps = iter([0.5, 0.001, 0.5, math.inf, 0.5])
     monkeypatch.setattr(watch_module, "relative_gap", lambda *_: next(gaps))
     for number in range(1, 6):
-        assert watch.label == "fp8 emulation", number
-        step(watch, model, tokens, number)
+        assert watch.label == "fp8", number
+        numbers = step(watch, model, tokens, number)
+        assert (numbers["precision/fp8_coverage"] > 0.5) == (number < 5)
     assert watch.label == "bf16" and watch.facts()["bf16_since_step"] == 5
     assert "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons" in caplog.text
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]

@@ -12,7 +12,7 @@ import multiprocessing.context
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,10 @@ class Started:
     """A run in progress: one process a rank, all writing into one file."""
 
     def __init__(
-        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None, command: str = "train"
-    ) -> None:
-        """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one."""
+        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None, command: str = "train",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one. `environment` is every rank's."""
         _context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"
         words = ["trainer", command, str(recipe), *overrides]
@@ -125,6 +126,7 @@ class Started:
             variables = {
                 **ONE_THREAD,
                 "ACCELERATE_USE_CPU": "true",
+                **(environment or {}),
                 **{key: str(value) for key, value in place.items()},
             }
             self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output), sabotage)))

@@ -20,7 +20,8 @@ from trainer.evaluation.tasks import open_tasks
 from trainer.export import tokenizer_of
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
-from trainer.run.build import decide_precision
+from trainer.precision.decide import decide
+from trainer.precision.probe import look
 from trainer.text import table
 
 RECORDS = "evaluations.jsonl"
@@ -92,7 +93,9 @@ def _evaluate(
             f"{checkpoint} was trained without a tokenizer, so it cannot read the text of a task; name one with data.tokenizer in the recipe "
             "of a new run"
         )
-    precision = decide_precision(place).mode
+    device = launch.meet(place, deterministic=True)
+    asked = "bf16" if place.precision == "fp8" else place.precision  # as in the loop: what is not trained does not run in fp8
+    precision = decide(asked, look(device.type, None)).mode
     folder = run_folder(load_resolved(checkpoint / "config.yaml"))
     accelerator = launch.start(
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent

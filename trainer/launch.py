@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType, TERecipeKwargs, broadcast_object_list
+from accelerate.utils.launch import setup_fp8_env
 
 from trainer.errors import LaunchError, TrainerError
 from trainer.text import duration
@@ -28,6 +30,9 @@ T = TypeVar("T")
 
 ASKED_PRECISION = "TRAINER_ASKED_PRECISION"
 """Set by `launch.sh` when it had to give `accelerate launch` another precision than the cluster file asks for."""
+
+FP8_SETTINGS = "ACCELERATE_FP8_"
+"""How the names begin in which `accelerate launch` passes on what the cluster file says about fp8."""
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for each other: rank 0 alone verifies and commits checkpoints, and those of large models take minutes."""
@@ -43,7 +48,6 @@ class Asked:
     use_cpu: bool
     world_size: int
     is_main: bool
-    local_rank: int = 0
 
 
 def asked() -> Asked:
@@ -60,7 +64,6 @@ def asked() -> Asked:
         use_cpu,
         int(os.environ.get("WORLD_SIZE", "1")),
         os.environ.get("RANK", "0") == "0",
-        int(os.environ.get("LOCAL_RANK", "0")),
     )
 
 
@@ -93,23 +96,36 @@ def _launchers_store() -> torch.distributed.TCPStore | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) or os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     return torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+def meet(place: Asked, *, deterministic: bool) -> torch.device:
+    """Forms the group of processes, in which the ranks may agree on something before the Accelerator is made; returns this process's device."""
+    torch.set_num_threads(num_threads())
+    if deterministic:
+        _make_deterministic()
+    return PartialState(cpu=place.use_cpu, timeout=GROUP_TIMEOUT).device
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def start(
-    place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path
+    place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path, uncompiled: str | None = None
 ) -> Accelerator:
     """Makes the one Accelerator of this process, in a group of exactly the size that was launched.
 
-    raises LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
+    uncompiled   why torch.compile is left out though the cluster file may ask for it
+    raises       LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
     """
-    torch.set_num_threads(num_threads())
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_FP8_")]:
-        del os.environ[name]  # prepare() would convert the model by these even under another precision
+    meet(place, deterministic=deterministic)
+    _forget_fp8_settings()
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"  # the loop accumulates itself
-    _choose_compiler()
-    if deterministic:
-        _make_deterministic()
+    _choose_compiler(uncompiled)
     # Every rank computes the same buffers (rotary tables), so none has to be sent round; torch warns of a coming other name for that.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     accelerator = Accelerator(
@@ -120,6 +136,7 @@ def start(
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=GROUP_TIMEOUT),
+            *([TERecipeKwargs()] if precision == "fp8" else []),  # or it would take whichever fp8 library it finds first
         ],
     )
     if accelerator.num_processes != place.world_size:
@@ -232,13 +249,17 @@ def compile_backend(accelerator: Accelerator) -> str:
     return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
-def determinism_report(
-    accelerator: Accelerator, *, batch: int, num_heads: int, sequence_length: int, head_width: int
-) -> str:
-    """What `deterministic: true` costs here: attention forward and backward at the run's shape, timed both ways on a GPU."""
+def determinism_report(accelerator: Accelerator, deterministic: bool, model: Any, batch: int, sequence_length: int) -> str:
+    """What `deterministic` costs here: attention forward and backward at the run's shape, timed both ways on a GPU.
+
+    model   the config of a transformers model
+    """
+    if not deterministic:
+        return "deterministic: off; a replay may differ in the last bits"
     if accelerator.device.type != "cuda":
         return "deterministic: on; a CPU computes the same either way, it costs nothing"
-    shape = (batch, num_heads, sequence_length, head_width)
+    num_heads = getattr(model, "num_attention_heads", 1)
+    shape = (batch, num_heads, sequence_length, model.hidden_size // num_heads)
     dtype = {"no": torch.float32, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.bfloat16)
     query = torch.randn(shape, device=accelerator.device, dtype=dtype, requires_grad=True)
     seconds = {True: [], False: []}
@@ -267,6 +288,7 @@ def _make_deterministic() -> None:
     """The same bits from the same inputs; what a GPU needs for it must be set before its first use."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("NCCL_ALGO", "Ring")
+    os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")  # TransformerEngine's own switch
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # a check for programmers that costs a pass over every buffer
@@ -274,10 +296,31 @@ def _make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _choose_compiler() -> None:
-    """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler."""
+def _forget_fp8_settings() -> None:
+    """Takes away what a bare `accelerate launch` passes on of a cluster file's fp8_config, and tells what somebody had set there.
+
+    prepare() would convert the model by these even under another precision; how fp8 is computed stands in the recipe.
+    """
+    found = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(FP8_SETTINGS)}
+    if not found:
+        return
+    unsaid = {f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"), **setup_fp8_env(launch_command_parser().parse_args(["script"]), {})}
+    settings = sorted(name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name))
+    if settings:
+        log.warning(
+            "fp8_config.%s of the cluster file is not read: the recipe sets up fp8 (precision.recipe, precision.format, precision.options)",
+            ", fp8_config.".join(settings),
+        )  # fmt: skip
+
+
+def _choose_compiler(uncompiled: str | None) -> None:
+    """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler; `uncompiled` is another reason against it."""
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend == "no":
+        return
+    if uncompiled:
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
+        log.warning("torch.compile is left out: %s", uncompiled)
         return
     # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
     # variant would silently run uncompiled.

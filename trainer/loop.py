@@ -49,6 +49,7 @@ def train(run: Run) -> Outcome:
     for batch in run.loader.batches(run.progress.sequences):
         run.stopwatch.lap("data")
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
+        run.precision.begin(run.progress.step + 1)
         loss = accumulate_gradients(run, batch)
         run.stopwatch.lap("forward_backward")
         grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
@@ -59,7 +60,8 @@ def train(run: Run) -> Outcome:
         run.stopwatch.lap("optimizer")
 
         run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
-        known = report(run, batch, lr, loss, grad_norm)
+        facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
+        known = report(run, batch, lr, loss, grad_norm, facts)
         outcome = decide(run, known)
         run.stopwatch.lap("report")
 
@@ -81,6 +83,7 @@ def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
     total = torch.zeros((), device=run.accelerator.device)
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         is_last = number == len(batch.micro_batches)
+        run.precision.micro_batch(number)
         with nullcontext() if is_last else run.accelerator.no_sync(run.model):
             loss = run.model(micro_batch.inputs, labels=micro_batch.labels) / len(batch.micro_batches)
             run.accelerator.backward(loss)
@@ -88,8 +91,10 @@ def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
     return total
 
 
-def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor) -> list[Known]:
-    """Hands the step's numbers over; returns those that have reached the host, the same on every rank.
+def report(
+    run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, facts: dict[str, float]
+) -> list[Known]:
+    """Hands the step's numbers over, `facts` by tag; returns those that have reached the host, the same on every rank.
 
     One reduction carries the loss, the ranks' votes to stop, and rank 0's wish for a save.
     """
@@ -99,7 +104,7 @@ def report(run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: tor
     numbers = torch.stack([mean[0], grad_norm.to(mean.dtype), mean[1], mean[2]])
     known = run.reporter.step(
         step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
-        epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers,
+        epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers, facts=facts,
         laps=run.stopwatch.end_step(), reading=run.probes.take(),
     )  # fmt: skip
     # Before an evaluation, a save or the end nothing may be on its way.

@@ -29,7 +29,6 @@ from trainer.journal import Journal, cause_of_signal
 from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.model.presets import preset_fields
-from trainer.precision.decide import decide
 from trainer.safety.failures import FAILURE_PIPE, Failure, how_it_ended, read_cause, receive_failure, send_failure
 from trainer.safety.parent import STARTED_BY, end_with_parent
 from trainer.text import did_you_mean
@@ -107,9 +106,8 @@ def plan(words: Sequence[str]) -> Plan:
         )
     loaded = load(recipe, overrides)
     accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
-    # The decision about fp8 that needs no GPU comes here, since `accelerate launch` dies on fp8 where no library for it is installed.
-    is_fp8 = cluster.precision == "fp8"
-    precision = decide("fp8", device_type="cpu", has_bf16=True).mode if is_fp8 else cluster.precision
+    # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
+    precision = "bf16" if cluster.precision == "fp8" else cluster.precision
     command = [
         sys.executable, "-m", "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
         "-m", "trainer", "train", recipe, *overrides,

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from tests import emulation
 from trainer import launch
 from trainer.config.load import load
 from trainer.errors import ConfigError, LaunchError
@@ -67,6 +69,53 @@ def test_what_would_make_accelerate_convert_or_accumulate_by_itself_is_taken_awa
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     accelerator = begin(tmp_path)
     assert "ACCELERATE_FP8_BACKEND" not in os.environ and accelerator.gradient_accumulation_steps == 1
+
+
+def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unread(tmp_path, monkeypatch, caplog):
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import setup_fp8_env
+
+    parsed = launch_command_parser().parse_args(["--fp8_backend", "te", "--fp8_margin", "3", "script"])
+    passed_on = setup_fp8_env(parsed, {})
+    assert "ACCELERATE_FP8_FORMAT" in passed_on
+    for name, value in passed_on.items():
+        monkeypatch.setenv(name, value)
+    begin(tmp_path)
+    assert "fp8_config.margin of the cluster file is not read" in caplog.text and not any(name.startswith("ACCELERATE_FP8_") for name in os.environ)
+
+
+def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it_finds_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.accelerator.is_torchao_available", lambda: True)
+    emulation.install()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        place = launch.Asked("fp8", True, 1, True)
+        accelerator = launch.start(place, precision="fp8", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path)
+        assert accelerator.mixed_precision == "fp8" and accelerator.fp8_backend.value == "TE"
+    finally:
+        emulation.uninstall()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    place = launch.Asked("no", True, 1, True)
+    launch.start(
+        place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="these layers cannot be compiled"
+    )  # fmt: skip
+    assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no" and "torch.compile is left out: these layers cannot be compiled" in caplog.text
+
+
+def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
+    place = launch.Asked("no", True, 1, True)
+    launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason")
+    assert "torch.compile" not in caplog.text
+
+
+def test_one_process_meets_on_its_device_and_gathers_its_own_value():
+    assert launch.meet(launch.Asked("no", True, 1, True), deterministic=False).type == "cpu"
+    assert launch.gather("mine") == ["mine"]
 
 
 def test_the_largest_seed_of_a_recipe_leaves_room_for_every_rank():

@@ -96,6 +96,13 @@ def test_fp8_is_asked_of_the_trainer_and_not_of_the_launcher_that_would_die_of_i
     assert plan.environment["TRAINER_ASKED_PRECISION"] == "fp8"
 
 
+def test_settings_of_fp8_that_a_cluster_file_has_and_nobody_reads_are_told(cluster):
+    with pytest.raises(ConfigError) as caught:
+        supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"])
+    assert "fp8_config.amax_history_len is not read" in str(caught.value) and "fp8_config.backend is 'MSAMP'" in str(caught.value)
+    supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
+
+
 def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
     gpus(monkeypatch, 0)
     plan = supervise.plan([])

@@ -264,9 +264,9 @@ class Checkpointer:
         return Manifest(
             step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason, epoch=self.ended_epoch(),
             created=datetime.now(UTC).isoformat(timespec="seconds"), loss=loss, val_loss=val_loss,
-            validation=facts.validation, world_size=self._ranks.count, precision=facts.precision, identity=facts.identity,
+            validation=facts.validation, world_size=self._ranks.count, precision=facts.precision_now, identity=facts.identity,
             origin=self._restorer.origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size,
-            state=self._state.state_dict(), versions=facts.versions,
+            state=self._state.state_dict(), versions=facts.versions, precision_facts=facts.precision_facts(),
         )  # fmt: skip
 
     # What came of it

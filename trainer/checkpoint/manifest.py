@@ -44,6 +44,9 @@ class Manifest:
     """Validation loss at exactly this step, nats a token; None when it was not evaluated here."""
     world_size: int = 1
     precision: str = "no"
+    """What its run computed in by then: no, bf16, fp16, fp8 or fp8 emulation."""
+    precision_facts: dict[str, Any] = field(default_factory=dict)
+    """What was asked, why it became that, the recipe of fp8 and the share of the arithmetic in it."""
     epoch: int | None = None
     """The epoch at whose end it was made, counted from 1; None for one made within an epoch."""
     pinned: bool = False

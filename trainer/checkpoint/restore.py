@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """What a manifest says beside the files: the facts of the run that do not change while it runs."""
+    """What a manifest says beside the files: facts of the run that do not change while it runs, and how to ask for the one that may."""
 
     identity: dict[str, Any]
     model: dict[str, Any]
@@ -47,6 +47,12 @@ class Description:
     config_text: str
     validation: str | None = None
     """Fingerprint of the held-out data."""
+    precision_facts: Callable[[], dict[str, Any]] = dict
+    """What the run computes in just now, as plain values, asked for each manifest; its `label` goes before `precision`."""
+
+    @property
+    def precision_now(self) -> str:
+        return self.precision_facts().get("label", self.precision)
 
 
 class Restorer:
@@ -157,8 +163,8 @@ class Restorer:
         self._store.point_links()
 
     def _tell_changes(self, manifest: Manifest) -> None:
-        if manifest.precision != self._description.precision:
-            log.info("precision is %s now and was %s before", self._description.precision, manifest.precision)
+        if manifest.precision != (now := self._description.precision_now):
+            log.info("precision is %s now and was %s before", now, manifest.precision)
         for package, version in self._description.versions.items():
             if (before := manifest.versions.get(package)) not in (None, version):
                 log.warning("%s is %s now and was %s: a replay may differ in the last bits", package, version, before)

@@ -112,11 +112,25 @@ def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
         problems.append(
             f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}"
         )
+    problems += [f"cluster file {path}: {what}" for what in unheard(content.get("fp8_config"))]
     if content["distributed_type"] != "MULTI_GPU":
         problems.append(
             f"cluster file {path}: distributed_type is {content['distributed_type']!r}; use MULTI_GPU, also for one process (the launcher of "
             "'NO' leaves the trainer behind on SIGTERM) and, with use_cpu: true, for CPUs (MULTI_CPU starts a single process)"
         )
+    return problems
+
+
+def unheard(fp8_config: Any) -> list[str]:
+    """What a cluster file's fp8_config says and nothing would listen to, as sentences; Accelerate itself drops half of its keys."""
+    settings = fp8_config if isinstance(fp8_config, dict) else {}
+    problems = [
+        f"fp8_config.{key} is not read, since the recipe sets up fp8 (precision.recipe, precision.format, precision.options); remove it here"
+        for key in settings
+        if key != "backend"
+    ]
+    if str(backend := settings.get("backend", "TE")).upper() != "TE":
+        problems.append(f"fp8_config.backend is {backend!r}, and this trainer computes fp8 with TransformerEngine only; use TE")
     return problems
 
 

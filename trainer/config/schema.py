@@ -177,6 +177,31 @@ class SafetyConfig(Section):
     """The run ends as `diverged` after this many steps in a row whose gradient was not finite (each is skipped)."""
 
 
+class PrecisionConfig(Section):
+    """fp8, where the cluster file's mixed_precision asks for it; without effect otherwise."""
+
+    recipe: Literal["auto", "current", "delayed", "block", "mxfp8", "nvfp4"] = "auto"
+    """How tensors are scaled: `current`, `delayed`, `block`, `mxfp8` or `nvfp4`; `auto` is mxfp8 on Blackwell (compute capability 10) and current elsewhere."""
+    format: Literal["hybrid", "e4m3"] | None = None
+    """`hybrid` (gradients in e5m2) or `e4m3`; empty: the recipe's own."""
+    options: dict[str, Any] = {}
+    """Further arguments of TransformerEngine's recipe, e.g. `{amax_history_len: 16}` of delayed; one that it would drop is an error."""
+    required: bool = False
+    """Whether a run that cannot have fp8 is refused, instead of trained in bf16 with an announcement."""
+    bf16_first_blocks: NotNegative = 1
+    """So many first blocks stay in bf16."""
+    bf16_last_blocks: NotNegative = 1
+    """So many last blocks stay in bf16."""
+    cache_weights: bool = True
+    """Whether fp8 copies of the weights are kept over the micro-batches of a step, which changes no bit; not with `delayed`, where it would."""
+    statistics_every_steps: NotNegative = 100
+    """Steps between two looks at how well tensors fit into fp8 (largest value, underflow, overflow); 0: none."""
+    shadow_every_steps: NotNegative = 500
+    """Steps between two comparisons of the loss with bf16's on one micro-batch, which cost two forward passes of it; 0: none."""
+    max_loss_gap: Annotated[float, Field(gt=0)] = 0.02
+    """The run goes back to bf16 once the loss in fp8 is more than this fraction above bf16's in three comparisons in a row."""
+
+
 class Config(Section):
     """One run, whole."""
 
@@ -202,6 +227,7 @@ class Config(Section):
     """Where `NAME/` with logs, metrics and TensorBoard events goes; relative to the project."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    precision: PrecisionConfig = PrecisionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -265,6 +291,7 @@ def contradictions(config: Config) -> list[str]:
             "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text; "
             "set both, or evaluation.tasks=[]"
         )
+    problems += _precision_contradictions(config)
     if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", config.name):
         problems.append(
             f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 200, and no leading dot"
@@ -273,4 +300,16 @@ def contradictions(config: Config) -> list[str]:
         problems.append(
             "resume_from_checkpoint is empty; give latest, best, a step, the path of a checkpoint's folder, or none for a fresh start"
         )
+    return problems
+
+
+def _precision_contradictions(config: Config) -> list[str]:
+    problems = []
+    if config.precision.recipe == "delayed" and config.model.gradient_checkpointing:
+        problems.append(
+            "precision.recipe delayed and model.gradient_checkpointing do not go together: what is computed again would be scaled otherwise; "
+            "take precision.recipe=current or set model.gradient_checkpointing=false"
+        )
+    if config.precision.recipe == "nvfp4" and config.precision.format == "hybrid":
+        problems.append("precision.format hybrid is not a format of precision.recipe nvfp4; leave precision.format out")
     return problems

@@ -173,15 +173,17 @@ class Reporter:
         epoch: float,
         data_digest: str,
         numbers: torch.Tensor,
+        facts: Mapping[str, float] | None = None,
         laps: Laps | None = None,
         reading: Reading | None = None,
     ) -> list[Known]:
-        """Hands over one step; `numbers` [4] on the device: loss, gradient norm, votes to stop, wish for a save.
+        """Hands over one step; `numbers` [4] on the device: loss, gradient norm, votes to stop, wish for a save. `facts` by tag are known already.
 
         Returns the steps whose numbers have reached the host by now: this one on a CPU, the one before on a GPU.
         """
         speed = self._meter.step(step_tokens, time.perf_counter())
         record = {"step": step, "tokens": tokens, "lr": lr, "epoch": epoch, "data_digest": data_digest}
+        record.update({tag: _short(value) for tag, value in (facts or {}).items()})
         arrived = self.flush()
         self._pending = _Pending(record, speed, *_send_to_host(numbers), laps, reading)
         return arrived if self._pending.ready else arrived + self.flush()

@@ -19,6 +19,7 @@ from trainer.metrics.reporter import SAVED
 from trainer.metrics.stopwatch import TAGS as TIMES
 from trainer.metrics.tags import MEANINGS, guide
 from trainer.optim.groups import hyperparameters, restore_hyperparameters
+from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
 from trainer.run.identity import fingerprint, versions
 from trainer.safety.stop import StopRequest
@@ -39,7 +40,7 @@ def _bring_to_its_place(run: Run) -> None:
     config = run.config
     if run.accelerator.is_main_process:
         Journal(run.folder).write(
-            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.decision.mode,
+            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.precision.label,
             machine=launch.describe(run.accelerator),
         )  # fmt: skip
     wanted = resume_point(config)
@@ -58,7 +59,7 @@ def _bring_to_its_place(run: Run) -> None:
         resumed_step = resolution.manifest.step
         _restore(run, resolution, wanted)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
-    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE)}
+    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves)
     run.checkpointer.begin(resumed_step)
 
@@ -67,14 +68,14 @@ def _hyperparameters(run: Run) -> dict[str, Any]:
     """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
     aside = ("checkpoint.", "metrics.", "evaluation.", "profile.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
     shown = {key: value for key, value in flatten(run.config).items() if not key.startswith(aside) and value not in (None, "", [], {})}
-    return {**shown, "precision": run.decision.mode, "processes": run.accelerator.num_processes}
+    return {**shown, "precision": run.precision.label, "processes": run.accelerator.num_processes}
 
 
 def _texts(run: Run) -> dict[str, str]:
     """What TensorBoard's text tab says of this launch, as Markdown by tag."""
     return {
         "run/config": f"```yaml\n{dump(run.config)}```",
-        "run/precision": run.decision.sentence,
+        "run/precision": run.precision.words,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in versions().items()),
     }
 
@@ -133,15 +134,8 @@ def _warm_up(run: Run) -> None:
     for _ in range(2):
         run.accelerator.backward(run.model(zeros, labels=zeros))
         run.optimizer.zero_grad()
-    if config.deterministic:
-        shape = run.bare_model.config
-        heads = getattr(shape, "num_attention_heads", 1)
-        log.info(
-            launch.determinism_report(
-                run.accelerator, batch=config.micro_batch, num_heads=heads, sequence_length=config.sequence_length,
-                head_width=shape.hidden_size // heads,
-            )
-        )  # fmt: skip
-    else:
-        log.info("deterministic: off; a replay may differ in the last bits")
+    run.precision.check_warm_up()
+    log.info(
+        launch.determinism_report(run.accelerator, config.deterministic, run.bare_model.config, config.micro_batch, config.sequence_length)
+    )
     log.info("ready after %s", duration(time.perf_counter() - started))

@@ -30,6 +30,7 @@ from trainer.evaluation.exam import Exam
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_samples
 from trainer.evaluation.tasks import open_tasks
+from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
 from trainer.metrics.hardware import HardwareSampler
@@ -48,7 +49,9 @@ from trainer.model.scores import token_scores
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.optim.schedule import build_schedule
-from trainer.precision.decide import Decision, decide
+from trainer.precision.decide import Decision
+from trainer.precision.settle import settle, uncompiled
+from trainer.precision.watch import PrecisionWatch
 from trainer.run.identity import describe, replay_key
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
@@ -64,7 +67,7 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    decision: Decision
+    precision: PrecisionWatch
     corpus: Corpus
     loader: TokenLoader
     model: torch.nn.Module
@@ -100,33 +103,26 @@ class Run:
 def build_run(config: Config, stop: StopRequest) -> Run:
     """Builds a run as it starts, before anything is restored."""
     check_tracker_names(config.metrics.trackers)
-    place = launch.asked()
-    accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
-    launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
-    decision = decide_precision(place)
-    accelerator = launch.start(
-        place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
-        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder,
-    )  # fmt: skip
-    log.info("%s: %s", config.name, launch.describe(accelerator))
-    if config.profile.memory_history and accelerator.device.type == "cuda":
-        record_memory_history()
-    log.info(decision.sentence)
-
+    accelerator, decision = _join(config)
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
         corpus.train, global_batch=config.global_batch, micro_batch=config.micro_batch, rank=accelerator.process_index,
         world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
     )  # fmt: skip
     bare_model = _build_model(config, corpus, accelerator.device)
+    precision = PrecisionWatch(decision, config.precision, bare_model)
     optimizer = _build_optimizer(config, bare_model)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
+    precision.attach(
+        accelerator, model, optimizer, flops_per_token=flops_per_token(bare_model, config.sequence_length), journal=Journal(run_folder(config)),
+        accumulation=loader.accumulation, compiled=launch.compile_backend(accelerator) != "no", deterministic=config.deterministic,
+    )  # fmt: skip
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
-    description = describe(config, corpus, bare_model, decision)
+    description = describe(config, corpus, bare_model, precision)
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
-    state = TrainState(Progress(), guard=guard, evaluation=evaluator)
+    state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
     reporter = _build_reporter(config, accelerator, bare_model, decision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
@@ -138,7 +134,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         report=reporter.saved,
     )  # fmt: skip
     return Run(
-        config=config, accelerator=accelerator, decision=decision, corpus=corpus, loader=loader, model=model,
+        config=config, accelerator=accelerator, precision=precision, corpus=corpus, loader=loader, model=model,
         bare_model=bare_model, optimizer=optimizer,
         schedule=build_schedule(
             config.schedule.name, max_steps=config.max_steps, warmup_steps=config.schedule.warmup_steps,
@@ -153,26 +149,39 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     )  # fmt: skip
 
 
-def decide_precision(place: launch.Asked) -> Decision:
-    """The precision to compute in at this place."""
-    device_type = "cpu" if place.use_cpu else "cuda"
-    if device_type == "cuda":
-        torch.cuda.set_device(place.local_rank)  # or every rank would ask, and open a context on, the first GPU
-    has_bf16 = device_type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return decide(place.precision, device_type=device_type, has_bf16=has_bf16)
-
-
-def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
-    eot_id = corpus.tokenizer.eot_id if corpus.tokenizer else None
-    model_config = resolve(
-        config.model.preset, config.model.config, vocab_size=corpus.vocab_size, sequence_length=config.sequence_length,
-        eot_id=eot_id,
+def _join(config: Config) -> tuple[Accelerator, Decision]:
+    """Finds the other processes, and with them the precision that all compute in."""
+    place = launch.asked()
+    accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
+    launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
+    device = launch.meet(place, deterministic=config.deterministic)
+    decision = settle(
+        place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
+        model=lambda: _build_model(config, None, torch.device("meta")), gather=launch.gather,
     )  # fmt: skip
-    if corpus.tokenizer:
-        check_prompts(prompts_of(config.evaluation), corpus.tokenizer, config.sequence_length)
+    accelerator = launch.start(
+        place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
+        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder, uncompiled=uncompiled(decision),
+    )  # fmt: skip
+    log.info("%s: %s", config.name, launch.describe(accelerator))
+    if config.profile.memory_history and accelerator.device.type == "cuda":
+        record_memory_history()
+    log.info(decision.sentence)
+    return accelerator, decision
+
+
+def _build_model(config: Config, corpus: Corpus | None, device: torch.device) -> torch.nn.Module:
+    """The model of a recipe; without the corpus its blocks only, with a vocabulary of no meaning."""
+    vocab_size = corpus.vocab_size if corpus else 1
+    tokenizer = corpus.tokenizer if corpus else None
+    model_config = resolve(
+        config.model.preset, config.model.config, vocab_size=vocab_size, sequence_length=config.sequence_length,
+        eot_id=tokenizer.eot_id if tokenizer else None,
+    )  # fmt: skip
+    if tokenizer:
+        check_prompts(prompts_of(config.evaluation), tokenizer, config.sequence_length)
     return build_model(
-        model_config, vocab_size=corpus.vocab_size, seed=config.seed, device=device,
-        gradient_checkpointing=config.model.gradient_checkpointing,
+        model_config, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=config.model.gradient_checkpointing
     )  # fmt: skip
 
 
@@ -212,7 +221,7 @@ def _build_reporter(
         ).sample,
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
-        replay_key=replay_key(config, accelerator, description),
+        replay_key=replay_key(config, accelerator, decision, description),
     )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.precision.decide import Decision
+from trainer.precision.watch import PrecisionWatch
 
 
-def describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: Decision) -> Description:
+def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: PrecisionWatch) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again."""
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(
@@ -35,7 +36,8 @@ def describe(config: Config, corpus: Corpus, model: torch.nn.Module, decision: D
         model=json.loads(model.config.to_json_string(use_diff=False)),
         tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
         vocab_size=corpus.vocab_size,
-        precision=decision.mode,
+        precision=precision.label,
+        precision_facts=precision.facts,
         versions=versions(),
         config_text=dump(config),
         validation=digest(held_out) if held_out else None,
@@ -48,17 +50,17 @@ def versions() -> dict[str, str]:
     return {"trainer": trainer.__version__, "python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def replay_key(config: Config, accelerator: Accelerator, description: Description) -> str:
+def replay_key(config: Config, accelerator: Accelerator, decision: Decision, description: Description) -> str:
     """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
     numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
     settings = {
-        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule."))
+        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule.", "precision."))
     }  # fmt: skip
     device = accelerator.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     facts = (
-        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, launch.compile_backend(accelerator), machine,
-        torch.__version__, version("transformers"), version("accelerate"),
+        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, decision.recipe,
+        decision.backend, launch.compile_backend(accelerator), machine, torch.__version__, version("transformers"), version("accelerate"),
     )  # fmt: skip
     return digest(facts)[:16]
 

@@ -127,3 +127,11 @@ def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
 def test_an_unknown_cluster_file_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="unknown cluster file '4gpu_bf61'; did you mean '4gpu_bf16'?"):
         clusters.read_cluster("4gpu_bf61")
+
+
+def test_what_a_cluster_file_says_about_fp8_and_nobody_hears_is_told():
+    assert clusters.unheard({"backend": "TE"}) == clusters.unheard(None) == clusters.unheard({}) == []
+    (problem,) = clusters.unheard({"backend": "TE", "amax_history_length": 16})
+    assert problem.startswith("fp8_config.amax_history_length is not read")
+    (problem,) = clusters.unheard({"backend": "MSAMP"})
+    assert "fp8_config.backend is 'MSAMP'" in problem

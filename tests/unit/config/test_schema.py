@@ -18,6 +18,8 @@ CONTRADICTIONS = [
     (["evaluation.tasks_every_steps=150"], "evaluation.tasks_every_steps 150 is not a multiple of evaluation.every_steps 140"),
     (["data.corpus=", "data.train=[a.bin]", "data.tokenizer=gpt2"], "evaluation.tasks needs data.validation"),
     (["data.corpus=", "data.train=[a.bin]", "data.validation=[b.bin]", "data.vocab_size=9"], "evaluation.tasks needs data.validation"),
+    (["precision.recipe=delayed", "model.gradient_checkpointing=true"], "precision.recipe delayed and model.gradient_checkpointing do not go together"),
+    (["precision.recipe=nvfp4", "precision.format=hybrid"], "precision.format hybrid is not a format of precision.recipe nvfp4"),
     (["name=.hidden"], "name '.hidden' cannot name a folder"),
     (["name=a/b"], "name 'a/b' cannot name a folder"),
 ]
@@ -68,3 +70,8 @@ def test_the_promised_keys_exist_under_their_names():
     assert set(promised.split()) <= Config.model_fields.keys()
     assert Config.model_fields["deterministic"].default is True
     assert {"every_steps", "keep_last"} <= Config.model_fields["checkpoint"].annotation.model_fields.keys()
+
+
+def test_a_format_of_fp8_that_nothing_trains_in_is_refused_by_name():
+    with pytest.raises(ConfigError, match="precision.format"):
+        load("shakespeare", ["precision.format=e5m2"])

@@ -1,0 +1,231 @@
+"""Whole runs under mixed_precision fp8, with a stand-in for TransformerEngine that rounds as fp8 does and is called an emulation.
+
+What only a GPU can show (speed, real fp8) is in tests/gpu; here it is wiring, bookkeeping and checkpoints.
+"""
+
+import json
+import os
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests import emulation
+from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
+from trainer.journal import read_events
+
+WHOLE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
+SHORT = {"max_steps": 8, "checkpoint": {"every_steps": 4}, "evaluation": {"every_steps": 8, "sample_tokens": 0}, "schedule": {"warmup_steps": 0}}
+FAMILIES = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
+
+
+def recipe_of(folder, family="gpt2", precision=None, **changes):
+    folder.mkdir(exist_ok=True)
+    return write_recipe(folder, model={"config": FAMILIES[family]}, precision={**WHOLE, **(precision or {})}, **{**SHORT, **changes})
+
+
+def manifest(recipe, step):
+    return json.loads((checkpoint(recipe, step) / "manifest.json").read_text())
+
+
+# Called in each rank before it runs
+
+
+def stand_in_on_rank_0_only() -> None:
+    if os.environ.get("RANK", "0") == "0":
+        emulation.install()
+
+
+def loss_gap_that_stays() -> None:
+    from trainer.precision import watch
+
+    emulation.install()
+    watch.relative_gap = lambda *_: 1.0
+
+
+def accelerate_that_replaces_layers() -> None:
+    """Brings back what `hide` keeps Accelerate from."""
+    from trainer.precision import convert
+
+    emulation.install()
+    convert.hide = lambda model: None
+
+
+def no_context() -> None:
+    """The layers' own context is empty, as if only Accelerate's were there, and that is not around a sharded model."""
+    from trainer.precision.layers import Switch
+
+    emulation.install()
+    import transformer_engine.pytorch as te
+
+    Switch.context = lambda switch: te.autocast(enabled=False, recipe=switch.made)
+
+
+def weights_that_must_be_kept() -> None:
+    """Asserts in every step that fp8 copies of the weights were made for the first of four micro-batches and used by the others."""
+    from trainer.precision.watch import PrecisionWatch
+
+    emulation.install()
+    import transformer_engine.pytorch as te
+
+    end = PrecisionWatch.end
+
+    def checked(watch, *arguments):
+        flags = [ran.first_micro_batch for ran in te.RAN if ran.first_micro_batch is not None]
+        assert flags == [True] * 8 + [False] * 24, flags
+        te.RAN.clear()
+        return end(watch, *arguments)
+
+    PrecisionWatch.end = checked
+
+
+# Tests
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_with_the_stand_in_says_in_every_place_what_it_is(tmp_path, family):
+    recipe = recipe_of(tmp_path, family, {"statistics_every_steps": 4, "shadow_every_steps": 4})
+    text = emulation.train(recipe)
+    assert "precision: fp8 emulation, current scaling, hybrid, by the tests' emulation" in text and "this is NOT fp8" in text
+    assert "100.0% of the blocks' linear arithmetic" in text
+    facts = manifest(recipe, 8)
+    assert facts["precision"] == "fp8 emulation" and facts["precision_facts"]["recipe"] == "current"
+    assert facts["precision_facts"]["block_fraction"] == 1.0 and 0.5 < facts["precision_facts"]["matmul_fraction"] < 0.8
+    assert [record["precision/fp8_coverage"] for record in steps(recipe)] == [0.0] * 8
+    with_statistics = [record["step"] for record in steps(recipe) if "precision/underflow_input/mlp_down" in record]
+    compared = {record["step"]: record["precision/loss_gap"] for record in steps(recipe) if "precision/loss_gap" in record}
+    assert with_statistics == [4, 8] and compared.keys() == {4, 8} and all(abs(gap) < 0.02 for gap in compared.values())
+    events = read_events(tmp_path / "runs" / "tiny")
+    assert [event["precision"] for event in events if event["event"] == "start"] == ["fp8 emulation"]
+
+
+def test_without_a_gpu_fp8_is_bf16_with_its_reason_and_the_same_run(tmp_path):
+    recipe, plain = recipe_of(tmp_path / "a"), recipe_of(tmp_path / "b")
+    text = emulation.train(recipe, before=None)
+    assert "precision: bf16 instead of fp8 (current scaling, hybrid), because there is no CUDA device" in text and "nothing runs in fp8" in text
+    assert "without effect, since the cluster file asks for bf16" in emulation.train(plain, precision="bf16", before=None)
+    assert final_bytes(recipe, 8) == final_bytes(plain, 8)
+    assert manifest(recipe, 8)["precision"] == "bf16" and manifest(recipe, 8)["precision_facts"]["asked"] == "fp8"
+    assert all(record["precision/fp8_coverage"] == 0.0 for record in steps(recipe))
+    assert not any("precision/fp8_coverage" in record for record in steps(plain))
+
+
+def test_a_fallback_that_is_refused_ends_before_the_first_step(tmp_path):
+    recipe = recipe_of(tmp_path, precision={"required": True})
+    text = emulation.train(recipe, before=None, exit_code=2)
+    assert "precision.required is true and fp8 (current scaling, hybrid) cannot be had: there is no CUDA device" in text
+    assert outcome(recipe)["outcome"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [({"recipe": "block"}, "no layer fits precision.recipe 'block': transformer.h.0.attn.c_attn stays in bf16"), ({"bf16_first_blocks": 2}, "leave none of the 2 blocks")],
+)
+def test_shapes_that_do_not_fit_are_told_by_name(tmp_path, precision, words):
+    text = emulation.train(recipe_of(tmp_path, precision=precision, max_steps=1))
+    assert "precision: bf16 instead of fp8" in text and words in text
+
+
+def test_an_option_that_would_be_dropped_is_refused(tmp_path):
+    recipe = recipe_of(tmp_path, precision={"recipe": "delayed", "options": {"interval": 2}})
+    assert "precision.options.interval is not an option" in emulation.train(recipe, exit_code=2)
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "words"),
+    [(accelerate_that_replaces_layers, "not the model that was built: the head is no longer tied"), (no_context, "layers did not compute in fp8 in the warm-up")],
+)
+def test_what_accelerate_does_without_a_word_ends_the_run_before_its_first_step(tmp_path, sabotage, words):
+    text = emulation.train(recipe_of(tmp_path), before=sabotage, exit_code=2)
+    assert words in text
+
+
+def test_statistics_comparisons_and_kept_weights_change_no_bit(tmp_path):
+    busy = recipe_of(tmp_path / "a", precision={"statistics_every_steps": 1, "shadow_every_steps": 1, "cache_weights": True})
+    quiet = recipe_of(tmp_path / "b", precision={"statistics_every_steps": 0, "shadow_every_steps": 0, "cache_weights": False})
+    emulation.train(busy)
+    emulation.train(quiet)
+    assert final_bytes(busy, 8) == final_bytes(quiet, 8)
+
+
+def test_fp8_weights_are_kept_over_the_micro_batches_of_a_step(tmp_path):
+    emulation.train(recipe_of(tmp_path, max_steps=3), before=weights_that_must_be_kept)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_run_in_fp8_is_resumed_to_the_last_bit(tmp_path, family):
+    reference, recipe = recipe_of(tmp_path / "a", family), recipe_of(tmp_path / "b", family)
+    emulation.train(reference)
+    run = emulation.start(recipe)
+    wait_for_step(recipe, 6, run)
+    run.kill()
+    emulation.train(recipe)
+    assert final_bytes(recipe, 8) == final_bytes(reference, 8)
+    assert [record["loss"] for record in steps(recipe)] == [record["loss"] for record in steps(reference)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_goes_from_fp8_to_bf16_and_back_by_the_cluster_file_alone(tmp_path, family):
+    constant = {"schedule": {"name": "constant", "warmup_steps": 0}}
+    recipe, plain = (recipe_of(tmp_path / name, family, **constant) for name in "ab")
+    for max_steps, precision, label in ((4, "fp8", "fp8 emulation"), (6, "bf16", "bf16"), (8, "fp8", "fp8 emulation")):
+        text = emulation.train(recipe, f"max_steps={max_steps}", precision=precision)
+        assert "it starts fresh" not in text and "does not know" not in text
+        assert manifest(recipe, max_steps)["precision"] == label
+    assert "precision is fp8 emulation now and was bf16 before" in text
+    emulation.train(plain, precision="bf16")
+    assert [record["data_digest"] for record in steps(recipe)] == [record["data_digest"] for record in steps(plain)]
+    for ours, theirs in zip(steps(recipe), steps(plain), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+    mixed, reference = (load_file(checkpoint(each, 8) / "model.safetensors") for each in (recipe, plain))
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in mixed.items()} == {name: (tensor.shape, tensor.dtype) for name, tensor in reference.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_of_an_fp8_run_has_the_form_of_a_bf16_runs(tmp_path, family):
+    exported = {}
+    for precision in ("fp8", "bf16"):
+        recipe = recipe_of(tmp_path / precision, family, max_steps=2)
+        emulation.train(recipe, precision=precision)
+        folder = tmp_path / precision / "runs" / "tiny" / "exported"
+        tensors = load_file(folder / "model.safetensors")
+        exported[precision] = (
+            {path.name for path in folder.iterdir()}, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
+            json.loads((folder / "config.json").read_text()),
+        )  # fmt: skip
+        AutoModelForCausalLM.from_pretrained(folder)
+    assert exported["fp8"] == exported["bf16"]
+
+
+def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart(tmp_path):
+    recipe = recipe_of(tmp_path, precision={"shadow_every_steps": 1})
+    text = emulation.train(recipe, "max_steps=4", before=loss_gap_that_stays)
+    assert "precision: bf16 from step 4 on" in text
+    facts = manifest(recipe, 4)
+    assert facts["precision"] == "bf16" and facts["precision_facts"]["bf16_since_step"] == 3 and facts["state"]["precision"]["switched_at"] == 3
+    assert [(event["step"], event["mode"]) for event in read_events(tmp_path / "runs" / "tiny") if event["event"] == "precision"] == [(3, "bf16")]
+    assert "since the run went back to it at step 3" in emulation.train(recipe, "max_steps=6")
+    assert manifest(recipe, 6)["precision"] == "bf16" and "precision/loss_gap" not in steps(recipe)[-1]
+    emulation.train(recipe, "max_steps=7", precision="bf16")
+    emulation.train(recipe, "max_steps=8")
+    assert manifest(recipe, 8)["precision"] == "fp8 emulation"
+
+
+def test_two_ranks_compute_in_fp8_together(tmp_path):
+    recipe, alone = recipe_of(tmp_path / "a", precision={"shadow_every_steps": 4}), recipe_of(tmp_path / "b", precision={"shadow_every_steps": 4})
+    text = emulation.train(recipe, num_processes=2)
+    emulation.train(alone)
+    assert "precision: fp8 emulation" in text and [record["step"] for record in steps(recipe)] == list(range(1, 9))
+    assert steps(recipe)[0]["loss"] == pytest.approx(steps(alone)[0]["loss"], rel=0.01)
+    assert "precision/loss_gap" in steps(recipe)[3]
+
+
+def test_one_rank_without_fp8_takes_it_from_both(tmp_path):
+    recipe = recipe_of(tmp_path, max_steps=2)
+    text = emulation.train(recipe, num_processes=2, before=stand_in_on_rank_0_only)
+    assert "precision: bf16 instead of fp8" in text and "because on rank 1 there is no CUDA device" in text
+
+
+def test_delayed_scaling_trains_with_a_warning(tmp_path):
+    text = emulation.train(recipe_of(tmp_path, precision={"recipe": "delayed", "options": {"amax_history_len": 16}}, max_steps=3), num_processes=2)
+    assert "delayed scaling has a state that no checkpoint holds" in text and "finished" in json.dumps(outcome(tmp_path / "tiny.yaml"))

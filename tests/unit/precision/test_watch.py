@@ -1,0 +1,182 @@
+import logging
+import math
+
+import pytest
+import torch
+
+from tests.unit.model.tiny import tiny_model
+from trainer.config.schema import PrecisionConfig
+from trainer.errors import PrecisionError
+from trainer.journal import Journal, read_events
+from trainer.model.flops import flops_per_token
+from trainer.optim.build import build_optimizer
+from trainer.precision import watch as watch_module
+from trainer.precision.decide import Decision
+from trainer.precision.watch import GAP_CHECKS, PrecisionWatch
+
+BF16 = Decision("bf16", "bf16", "as the cluster file asks")
+
+
+def fp8_decision(recipe="current", emulated=True):
+    return Decision("fp8", "fp8", "it can", recipe=recipe, title=recipe, format="hybrid", backend="the tests'", emulated=emulated)
+
+
+@pytest.fixture
+def attached(fp8_accelerator, tmp_path):
+    """Makes a watch over a tiny model, prepared by Accelerate, as run.py does."""
+
+    def make(decision=None, accumulation=1, compiled=False, shape="gpt2", **wanted):
+        settings = PrecisionConfig(**{"bf16_first_blocks": 0, "bf16_last_blocks": 0, "statistics_every_steps": 0, "shadow_every_steps": 0, **wanted})
+        model = tiny_model(shape)
+        watch = PrecisionWatch(decision or fp8_decision(), settings, model)
+        optimizer = build_optimizer(model, name="adamw", lr=1e-3)
+        prepared, optimizer = fp8_accelerator.prepare(model, optimizer)
+        watch.attach(
+            fp8_accelerator, prepared, optimizer, flops_per_token=flops_per_token(model, 16), journal=Journal(tmp_path), accumulation=accumulation,
+            compiled=compiled, deterministic=True,
+        )  # fmt: skip
+        return watch, prepared, model
+
+    return make
+
+
+def step(watch, model, tokens, number):
+    watch.begin(number)
+    watch.micro_batch(1)
+    model(tokens, labels=tokens).backward()
+    return watch.end(number, tokens, tokens)
+
+
+def test_without_fp8_nothing_is_done_and_nothing_is_written(tokens):
+    watch = PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2"))
+    watch.attach(None, torch.nn.Identity(), None, flops_per_token=1.0, journal=None, accumulation=4, compiled=False, deterministic=True)
+    watch.check_warm_up()
+    watch.begin(100)
+    watch.micro_batch(1)
+    assert watch.end(500, tokens, tokens) == {} and watch.label == "bf16" and watch.words == BF16.sentence
+    assert watch.facts()["bf16_since_step"] is None
+
+
+def test_a_fallback_writes_down_that_nothing_is_in_fp8(tokens):
+    watch = PrecisionWatch(Decision("fp8", "bf16", "no device"), PrecisionConfig(), tiny_model("gpt2"))
+    assert watch.end(1, tokens, tokens) == {"precision/fp8_coverage": 0.0} and watch.label == "bf16"
+
+
+def test_the_log_says_how_much_is_in_fp8_and_what_is_not(attached, caplog):
+    with caplog.at_level(logging.INFO):
+        watch, _, _ = attached(bf16_last_blocks=1)
+    assert "fp8 emulation: 4 of 8 linear layers, 50.0% of the blocks' linear arithmetic" in caplog.text
+    assert "in bf16: 4 layers, in one of the first or last blocks (transformer.h.1.attn.c_attn, transformer.h.1.attn.c_proj" in caplog.text
+    assert watch.facts()["num_layers"] == 4 and "50.0% of the blocks" in watch.words
+
+
+def test_an_emulation_covers_nothing_and_real_fp8_its_share(attached, tokens):
+    watch, model, _ = attached()
+    assert step(watch, model, tokens, 1) == {"precision/fp8_coverage": 0.0}
+    watch, model, _ = attached(fp8_decision(emulated=False))
+    assert step(watch, model, tokens, 1) == {"precision/fp8_coverage": pytest.approx(watch.facts()["matmul_fraction"])}
+
+
+def test_a_model_that_prepare_changed_is_refused(fp8_accelerator, tmp_path):
+    model = tiny_model("gpt2")
+    watch = PrecisionWatch(fp8_decision(), PrecisionConfig(bf16_first_blocks=0, bf16_last_blocks=0), model)
+    optimizer = build_optimizer(model, name="adamw", lr=1e-3)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with pytest.raises(PrecisionError, match="no longer tied"):
+        watch.attach(fp8_accelerator, model, optimizer, flops_per_token=1.0, journal=Journal(tmp_path), accumulation=1, compiled=False, deterministic=True)
+
+
+def test_a_warm_up_or_a_first_step_outside_of_fp8_is_refused(attached, tokens):
+    watch, model, bare = attached()
+    with pytest.raises(PrecisionError, match="8 of 8 layers did not compute in fp8 in the warm-up"):
+        watch.check_warm_up()
+    model(tokens, labels=tokens)
+    watch.check_warm_up()
+    with pytest.raises(PrecisionError, match="did not compute in fp8 in step 1"):
+        watch.end(1, tokens, tokens)
+
+
+def test_statistics_are_taken_when_due_of_the_first_micro_batch_only(attached, tokens):
+    watch, model, bare = attached(statistics_every_steps=2)
+    assert len(step(watch, model, tokens, 1)) == 1
+    watch.begin(2)
+    for number in (1, 2):
+        watch.micro_batch(number)
+        assert bool(bare.transformer.h[0].mlp.c_fc._forward_pre_hooks) == (number == 1)
+        model(tokens, labels=tokens).backward()
+    numbers = watch.end(2, tokens, tokens)
+    assert {"precision/amax_input/qkv", "precision/underflow_weight/mlp_down"} <= numbers.keys() and len(numbers) == 1 + 6 * 4
+    assert len(step(watch, model, tokens, 3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [({"accumulation": 2}, [True, False]), ({"accumulation": 1}, [None, None]), ({"accumulation": 2, "compiled": True}, [None, None]),
+     ({"accumulation": 2, "cache_weights": False}, [None, None]), ({"accumulation": 2, "decision": fp8_decision("delayed")}, [None, None])],
+)  # fmt: skip
+def test_fp8_weights_are_kept_where_that_changes_nothing_and_saves_something(attached, stand_in, tokens, changes, flags):
+    watch, model, _ = attached(**changes)
+    for number, flag in enumerate(flags, start=1):
+        watch.micro_batch(number)
+        stand_in.RAN.clear()
+        model(tokens, labels=tokens).backward()
+        assert {ran.first_micro_batch for ran in stand_in.RAN} == {flag}
+
+
+def test_delayed_scaling_is_warned_of(attached, caplog):
+    attached(fp8_decision("delayed"))
+    assert "its scales begin anew at each start, so a resume is not exact" in caplog.text
+
+
+# Compared with bf16
+
+
+def test_the_comparison_is_of_fp8_and_bf16_without_dropout_and_disturbs_nothing(attached, stand_in, tokens):
+    watch, model, bare = attached(shadow_every_steps=2, accumulation=2)
+    reference = tiny_model("gpt2").eval()
+    model.train()
+    step(watch, model, tokens, 1)
+    watch.micro_batch(2)
+    state = torch.get_rng_state()
+    stand_in.RAN.clear()
+    numbers = watch.end(2, tokens, tokens)
+    assert torch.equal(state, torch.get_rng_state()) and bare.training
+    assert len(stand_in.RAN) == 8 and all(ran.in_fp8 and ran.first_micro_batch is None for ran in stand_in.RAN)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = reference(tokens, labels=tokens).item()
+    assert numbers["precision/shadow_loss"] == pytest.approx(expected, abs=1e-6)
+    assert 0.0 < abs(numbers["precision/loss_gap"]) < 0.02
+    stand_in.RAN.clear()
+    model(tokens, labels=tokens)
+    assert {ran.first_micro_batch for ran in stand_in.RAN} == {False}, "the flag of the micro-batch is put back"
+
+
+def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, tokens, monkeypatch, tmp_path, caplog):
+    watch, model, _ = attached(fp8_decision(emulated=False), shadow_every_steps=1)
+    gaps = iter([0.5, 0.001, 0.5, math.inf, 0.5])
+    monkeypatch.setattr(watch_module, "relative_gap", lambda *_: next(gaps))
+    for number in range(1, 6):
+        assert watch.label == "fp8", number
+        numbers = step(watch, model, tokens, number)
+        assert (numbers["precision/fp8_coverage"] > 0.5) == (number < 5)
+    assert watch.label == "bf16" and watch.facts()["bf16_since_step"] == 5
+    assert "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons" in caplog.text
+    (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
+    assert (event["step"], event["mode"]) == (5, "bf16") and GAP_CHECKS == 3
+    stand_in.RAN.clear()
+    assert step(watch, model, tokens, 6) == {"precision/fp8_coverage": 0.0} and not stand_in.RAN
+    watch.check_warm_up()
+
+
+def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached, stand_in, tokens, caplog):
+    watch, model, _ = attached()
+    watch.load_state_dict({"switched_at": 7, "gaps_in_a_row": 3})
+    assert watch.label == "bf16" and "since the run went back to it at step 7" in caplog.text
+    step(watch, model, tokens, 8)
+    assert not stand_in.RAN
+    forgetful = PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2"))
+    forgetful.load_state_dict(watch.state_dict())
+    assert forgetful.state_dict() == {"switched_at": None, "gaps_in_a_row": 0}
+    watch.load_state_dict(forgetful.state_dict())
+    step(watch, model, tokens, 9)
+    assert stand_in.RAN and watch.label == "fp8 emulation"

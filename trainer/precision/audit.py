@@ -1,0 +1,145 @@
+"""What is true after Accelerate has prepared a model for fp8, and what really ran: each of its silent faults becomes a sentence.
+
+Accelerate's own conversion unties a head, leaves it out of the optimizer, adds biases to norms, stops at the first odd layer, and puts no
+fp8 context around a sharded model. Nothing of that may go unnoticed, since a run looks healthy with all of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.errors import PrecisionError
+from trainer.precision.convert import Layer, find_blocks
+
+
+@dataclass(frozen=True)
+class Census:
+    """The parameters of a model as objects, its keys, and its tie: what no preparation may change."""
+
+    parameters: dict[str, nn.Parameter]
+    facts: dict[str, tuple[Any, ...]]
+    """Shape, type and whether it is trained, by name."""
+    keys: tuple[str, ...]
+    """Of the state dict."""
+    is_tied: bool
+
+
+def census(model: nn.Module) -> Census:
+    """Takes the census of a transformers model."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    facts = {name: (tuple(p.shape), p.dtype, p.requires_grad) for name, p in parameters.items()}
+    return Census(parameters, facts, tuple(model.state_dict()), _is_tied(model))
+
+
+def _is_tied(model: nn.Module) -> bool:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the arithmetic is in fp8."""
+
+    num_layers: int
+    num_linear_layers: int
+    """Linear layers in all blocks."""
+    block_fraction: float
+    """Of the arithmetic of the blocks' matrices."""
+    matmul_fraction: float
+    """Of all matrix products, head and attention included."""
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{self.num_layers} of {self.num_linear_layers} linear layers, {self.block_fraction:.1%} of the blocks' linear arithmetic, "
+            f"{self.matmul_fraction:.1%} of all matrix products"
+        )
+
+
+def coverage(model: nn.Module, layers: Sequence[Layer], flops_per_token: float) -> Coverage:
+    """The share of fp8 by arithmetic.
+
+    flops_per_token   of the whole model, forward and backward: six for each weight of a matrix product, and attention (model/flops.py)
+    """
+    inside = [layer for layer in layers if layer.kept is None]
+    weights = sum(layer.num_weights for layer in inside)
+    in_blocks = sum(p.numel() for p in find_blocks(model)[1].parameters() if p.ndim >= 2)
+    return Coverage(len(inside), len(layers), weights / max(in_blocks, 1), 6.0 * weights / flops_per_token)
+
+
+def check_prepared(before: Census, model: nn.Module, converted: Mapping[str, nn.Module], *, mixed_precision: str, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses a model that is not, parameter by parameter, the one that was built, with the converted layers in it.
+
+    before            the census before the conversion
+    mixed_precision   what Accelerate says it computes in
+    optimizer         what was built on the model
+    """
+    now = census(model)
+    faults = [*_parameter_faults(before, now), *_layer_faults(model, converted), *_optimizer_faults(now, optimizer)]
+    if mixed_precision != "fp8":
+        faults.append(f"Accelerate was asked for fp8 and says {mixed_precision}")
+    if faults:
+        raise PrecisionError(
+            f"fp8: what Accelerate prepared is not the model that was built: {'; '.join(faults)}. This is a fault of this trainer or of a version "
+            "of Accelerate it was not tested with; train with a cluster file that says bf16"
+        )
+
+
+def _parameter_faults(before: Census, now: Census) -> list[str]:
+    faults = []
+    if before.is_tied and not now.is_tied:
+        faults.append("the head is no longer tied to the embedding")
+    replaced = [name for name, p in before.parameters.items() if now.parameters.get(name) is not p]
+    if replaced:
+        faults.append(f"{len(replaced)} parameters were replaced or lost ({_some(replaced)})")
+    changed = [name for name in before.facts if name in now.facts and before.facts[name] != now.facts[name]]
+    if changed:
+        faults.append(f"{len(changed)} parameters changed shape, type or training ({_some(changed)})")
+    if added := sorted(now.facts.keys() - before.facts.keys()):
+        faults.append(f"{len(added)} parameters came out of nowhere ({_some(added)})")
+    if before.keys != now.keys:
+        different = sorted(set(before.keys) ^ set(now.keys)) or ["the order"]
+        faults.append(f"a checkpoint would have other keys ({_some(different)})")
+    return faults
+
+
+def _layer_faults(model: nn.Module, converted: Mapping[str, nn.Module]) -> list[str]:
+    if not converted:
+        return ["no layer was converted to fp8"]
+    lost = [name for name, layer in converted.items() if model.get_submodule(name) is not layer]
+    return [f"{len(lost)} of {len(converted)} fp8 layers were replaced ({_some(lost)})"] if lost else []
+
+
+def _optimizer_faults(now: Census, optimizer: torch.optim.Optimizer) -> list[str]:
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    missing = [name for name, p in now.parameters.items() if p.requires_grad and id(p) not in grouped]
+    faults = [f"{len(missing)} parameters are trained by nobody ({_some(missing)})"] if missing else []
+    if strangers := set(grouped) - {id(p) for p in now.parameters.values()}:
+        faults.append(f"the optimizer trains {len(strangers)} parameters that are not the model's")
+    if len(set(grouped)) < len(grouped):
+        faults.append("the optimizer has a parameter twice")
+    return faults
+
+
+def forget_what_ran(converted: Mapping[str, nn.Module]) -> None:
+    """Begins to watch anew which layers compute in fp8."""
+    for layer in converted.values():
+        layer.ran_in_fp8 = False
+
+
+def check_ran(converted: Mapping[str, nn.Module], when: str) -> None:
+    """Refuses a run whose fp8 layers did not compute in fp8 since `forget_what_ran`."""
+    idle = [name for name, layer in converted.items() if not layer.ran_in_fp8]
+    if idle:
+        raise PrecisionError(
+            f"fp8: {len(idle)} of {len(converted)} layers did not compute in fp8 in {when} ({_some(idle)}), so the run would be called what it is "
+            "not; train with a cluster file that says bf16"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} ..."

@@ -1,0 +1,45 @@
+"""From what the cluster file asks to the one precision that all ranks compute in."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from trainer.config.schema import PrecisionConfig
+from trainer.precision.convert import misfit
+from trainer.precision.decide import Decision, agree, check_required, decide, idle_settings
+from trainer.precision.probe import look
+from trainer.precision.recipes import RECIPES, uncompiled_because
+
+log = logging.getLogger(__name__)
+
+
+def settle(
+    asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module],
+    gather: Callable[[Decision], list[Decision]],
+) -> Decision:  # fmt: skip
+    """Decides with the ranks together, on this process's current device.
+
+    model    makes the run's model on the meta device, asked for its shapes where fp8 is possible
+    gather   gives the values of all ranks
+    raises   PrecisionError where a fallback is refused, or the precision block asks for what the recipe does not have
+    """
+    if idle := idle_settings(asked, wanted):
+        log.info("%s: without effect, since the cluster file asks for %s and not for fp8", ", ".join(idle), asked)
+    facts = look(device_type, wanted if asked == "fp8" else None)
+    decision = decide(asked, facts, wanted)
+    if decision.mode == "fp8":
+        why = misfit(model(), RECIPES[decision.recipe], wanted, micro_batch=micro_batch, sequence_length=sequence_length)
+        decision = decide(asked, facts, wanted, why)
+    agreed = agree(gather(decision))
+    check_required(agreed, wanted)
+    return agreed
+
+
+def uncompiled(decision: Decision) -> str | None:
+    """Why torch.compile is left out with this precision; None when it need not be."""
+    if decision.mode != "fp8":
+        return None
+    major, minor = torch.__version__.split(".")[:2]
+    return uncompiled_because(RECIPES[decision.recipe], (int(major), int(minor)))

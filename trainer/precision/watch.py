@@ -1,0 +1,215 @@
+"""A run's precision while it runs: conversion, audit, statistics, comparison with bf16, and the way back to bf16.
+
+Built before the optimizer, on every run: without fp8 each method does nothing, and the part of the state is there all the same, so that a
+run may go from fp8 to bf16 and back over restarts.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from trainer.config.schema import PrecisionConfig
+from trainer.journal import Journal
+from trainer.precision import audit, backend
+from trainer.precision.convert import Layer, convert, survey
+from trainer.precision.decide import Decision
+from trainer.precision.layers import Switch
+from trainer.precision.recipes import RECIPES, Recipe
+from trainer.precision.statistics import Statistics, is_due, relative_gap
+
+log = logging.getLogger(__name__)
+
+GAP_CHECKS = 3
+"""So many comparisons in a row with too large a gap end fp8: one may be chance."""
+
+
+class PrecisionWatch:
+    """Every method is called on every rank, and every rank does the same; a part of the TrainState."""
+
+    def __init__(self, decision: Decision, wanted: PrecisionConfig, model: nn.Module) -> None:
+        """Converts the model where fp8 was decided.
+
+        model    the transformers model, before the optimizer is built on it
+        raises   PrecisionError where the model cannot be converted, or an option is refused
+        """
+        self.decision, self._wanted, self._bare = decision, wanted, model
+        self._converted: dict[str, nn.Module] = {}
+        self._layers: list[Layer] = []
+        self._switch: Switch | None = None
+        self._coverage: audit.Coverage | None = None
+        self._statistics: Statistics | None = None
+        self._caches = self._proven = False
+        self._switched_at: int | None = None
+        self._gaps_in_a_row = 0
+        if decision.mode == "fp8":
+            self._convert(RECIPES[decision.recipe])
+
+    def _convert(self, recipe: Recipe) -> None:
+        wanted = self._wanted
+        self._census = audit.census(self._bare)
+        self._layers = survey(self._bare, recipe, first=wanted.bf16_first_blocks, last=wanted.bf16_last_blocks)
+        made = backend.make_recipe(recipe, self.decision.format, wanted.options)
+        self._switch = Switch(backend.load().pytorch.autocast, made, around_model=not recipe.stateless)
+        self._converted = convert(self._bare, self._layers, self._switch)
+        self._recipe = recipe
+
+    # Before the first step
+
+    def attach(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *, flops_per_token: float, journal: Journal,
+        accumulation: int, compiled: bool, deterministic: bool,
+    ) -> None:  # fmt: skip
+        """Checks what `prepare` made of the model, and tells what computes in fp8; PrecisionError where it is not what was built.
+
+        model, optimizer   what `prepare` gave back
+        flops_per_token    of the model, forward and backward (model/flops.py)
+        accumulation       micro-batches of a step
+        compiled           whether the blocks are compiled: kept fp8 copies of weights would break their graphs
+        """
+        self._accelerator, self._journal = accelerator, journal
+        self._inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        if self._switch is None:
+            return
+        audit.check_prepared(self._census, self._bare, self._converted, mixed_precision=accelerator.mixed_precision, optimizer=optimizer)
+        self._caches = self._wanted.cache_weights and self._recipe.stateless and accumulation > 1 and not compiled
+        self._coverage = audit.coverage(self._bare, self._layers, flops_per_token)
+        log.info("%s: %s", self.decision.label, self._coverage.words)
+        for why, names in _kept(self._layers).items():
+            log.info("in bf16: %d layers, %s (%s)", len(names), why, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
+        if not self._recipe.stateless:
+            self._warn(
+                "delayed scaling has a state that no checkpoint holds: its scales begin anew at each start%s, and each micro-batch waits for "
+                "all ranks", ", so a resume is not exact to the last bit in spite of deterministic: true" if deterministic else "",
+            )  # fmt: skip
+
+    def check_warm_up(self) -> None:
+        """Refuses to begin where the warm-up's passes did not go through the fp8 layers in fp8."""
+        if self._switch is not None and self._switch.enabled:
+            audit.check_ran(self._converted, "the warm-up")
+            audit.forget_what_ran(self._converted)
+
+    # In a step
+
+    def begin(self, step: int) -> None:
+        """Before the micro-batches of a step, counted from 1."""
+        if self._computes_in_fp8 and self._accelerator.is_main_process and is_due(step, self._wanted.statistics_every_steps):
+            roles = {layer.name: layer.role for layer in self._layers}
+            self._statistics = Statistics(self._converted, roles, self._recipe)
+
+    def micro_batch(self, number: int) -> None:
+        """Before each micro-batch of a step, counted from 1: fp8 copies of the weights are made for the first, statistics end with it."""
+        if self._switch is None:
+            return
+        if self._caches:
+            self._switch.first_micro_batch = number == 1
+        if number > 1 and self._statistics is not None:
+            self._statistics.stop()
+
+    def end(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+        """After the update of a step, with one of its micro-batches [B, T]; returns the step's numbers by tag."""
+        if self.decision.asked != "fp8":
+            return {}
+        numbers = {}
+        if self._computes_in_fp8:
+            if not self._proven:
+                audit.check_ran(self._converted, f"step {step}")
+                self._proven = True
+            if self._statistics is not None:
+                self._statistics.stop()
+                numbers.update(self._statistics.numbers())
+                self._statistics = None
+            if is_due(step, self._wanted.shadow_every_steps):
+                numbers.update(self._compare(step, inputs, labels))
+        return {"precision/fp8_coverage": self.matmul_fraction, **numbers}
+
+    def _compare(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+        """The loss of one micro-batch in fp8 and in bf16, both without dropout, as means over the ranks; goes back to bf16 where that is due."""
+        losses = torch.stack([self._loss(inputs, labels, in_fp8) for in_fp8 in (True, False)])
+        losses = self._accelerator.reduce(losses, reduction="mean")
+        ours, reference = losses.tolist()
+        gap = relative_gap(ours, reference)
+        self._gaps_in_a_row = self._gaps_in_a_row + 1 if gap > self._wanted.max_loss_gap else 0
+        if self._gaps_in_a_row:
+            self._warn(
+                "step %d: the loss is %.4f in fp8 and %.4f in bf16, %+.2f%%: over precision.max_loss_gap (%d in a row, %d end fp8)",
+                step, ours, reference, 100 * gap, self._gaps_in_a_row, GAP_CHECKS,
+            )  # fmt: skip
+        if self._gaps_in_a_row >= GAP_CHECKS:
+            self._go_back_to_bf16(step, gap)
+        return {"precision/loss_gap": gap, "precision/shadow_loss": reference}
+
+    @torch.no_grad()
+    def _loss(self, inputs: Tensor, labels: Tensor, in_fp8: bool) -> Tensor:
+        switch, was_training, was_first = self._switch, self._bare.training, self._switch.first_micro_batch
+        self._bare.eval()
+        switch.in_evaluation, switch.first_micro_batch = in_fp8, None
+        try:
+            return self._inner(inputs, labels=labels).float()
+        finally:
+            switch.in_evaluation, switch.first_micro_batch = False, was_first
+            self._bare.train(was_training)
+
+    def _go_back_to_bf16(self, step: int, gap: float) -> None:
+        reason = f"the loss in fp8 was {100 * gap:.2f} % above bf16's in {GAP_CHECKS} comparisons up to step {step}"
+        self._switched_at, self._switch.enabled = step, False
+        self._warn("precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this", step + 1, reason)
+        if self._accelerator.is_main_process:
+            self._journal.write("precision", step=step, mode="bf16", reason=reason)
+
+    def _warn(self, words: str, *values: Any) -> None:
+        """Warns once for all ranks, which know the same."""
+        if self._accelerator.is_main_process:
+            log.warning(words, *values)
+
+    @property
+    def _computes_in_fp8(self) -> bool:
+        return self._switch is not None and self._switch.enabled
+
+    @property
+    def matmul_fraction(self) -> float:
+        """The share of all matrix products' arithmetic that is in real fp8 now."""
+        counts = self._computes_in_fp8 and self._coverage is not None and not self.decision.emulated
+        return self._coverage.matmul_fraction if counts else 0.0
+
+    @property
+    def label(self) -> str:
+        """What a record calls the precision of the run now."""
+        return "bf16" if self._switched_at is not None else self.decision.label
+
+    @property
+    def words(self) -> str:
+        """The decision and what is in fp8, for people."""
+        return f"{self.decision.sentence}\n\n{self._coverage.words}" if self._coverage else self.decision.sentence
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest states of the precision now, as plain values."""
+        numbers = {} if self._coverage is None else vars(self._coverage)
+        return {**self.decision.as_json(), "label": self.label, "bf16_since_step": self._switched_at, **numbers}
+
+    # What survives a restart
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"switched_at": self._switched_at, "gaps_in_a_row": self._gaps_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._switch is None:
+            return  # without fp8 the way back to bf16 is forgotten: whoever asks for fp8 again means it
+        self._switched_at, self._gaps_in_a_row = state["switched_at"], int(state["gaps_in_a_row"])
+        self._switch.enabled = self._switched_at is None
+        if self._switched_at is not None:
+            self._warn(
+                "precision: bf16, since the run went back to it at step %d; a launch with a cluster file that says bf16 forgets this",
+                self._switched_at,
+            )  # fmt: skip
+
+
+def _kept(layers: list[Layer]) -> dict[str, list[str]]:
+    """Names of the layers that stay in bf16, by the reason."""
+    kept: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.kept:
+            kept.setdefault(layer.kept, []).append(layer.name)
+    return kept

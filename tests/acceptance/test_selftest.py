@@ -71,7 +71,8 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing
     assert any(one["lost_steps"] > 0 for one in facts["survived"])
     assert all("resume exact" in one["verdict"] for one in facts["survived"] if one["lost_steps"])
     assert "it goes on with that" in done.err
-    assert "of 2 kills could come before the end of 9 steps: a step takes" in done.err and facts["choice"]["steps"] > 9
+    # Where the machine is so busy that steps are long in truth, the first attempt is enough.
+    assert ("kills could come before the end of 9 steps: a step takes" in done.err) == (facts["choice"]["steps"] > 9)
     left = sorted(path.name for folder in ("runs", "checkpoints") for path in (tmp_path / folder).iterdir())
     assert left == []
 

@@ -10,7 +10,10 @@ from trainer import locks
 from trainer.config.load import load
 from trainer.errors import LaunchError
 from trainer.metrics.outcome import write_outcome
-from trainer.selftest.conduct import selftest, settings_for
+from trainer.selftest import conduct
+from trainer.selftest.choose import Costs
+from trainer.selftest.conduct import MAX_ATTEMPTS, selftest, settings_for
+from trainer.selftest.result import Survived
 
 
 @dataclass
@@ -60,6 +63,45 @@ def test_a_recipe_that_does_not_run_straight_is_told_in_its_own_words(project, o
     assert ("the GPU is on fire" if outcome else "exit code 1 (last words)") in str(caught.value)
     [log] = (project / "runs").glob(".selftest-*/probe.log")
     assert str(log) in str(caught.value) and log.read_text() == "last words\n"
+
+
+QUIET, BUSY = Costs(1.0, 0.01, 0.1), Costs(1.0, 0.2, 0.1)
+LOST, KEPT = Survived(5, True, 1.0, 3, "resume exact"), Survived(6, False, 1.0, 6, None)
+
+
+def attempts(monkeypatch, *proofs):
+    """A test whose attempts come to these, each `(survived, differences)`, on a machine that was busy while it was measured."""
+    left, steps = list(proofs), []
+
+    def attempt(bench, choice, costs, dice):
+        steps.append(choice.steps)
+        survived, differences = left.pop(0)
+        return conduct._Proof(QUIET, choice, 1.0, survived, differences)
+
+    monkeypatch.setattr(conduct._Bench, "_measure", lambda bench: BUSY)
+    monkeypatch.setattr(conduct._Bench, "_attempt", attempt)
+    said = []
+    return selftest(config(), fails(None, None), seconds=1, say=said.append), steps, said
+
+
+def test_kills_that_came_too_late_are_tried_again_over_more_steps(project, monkeypatch):
+    result, steps, said = attempts(monkeypatch, ([], []), ([LOST], []), ([KEPT, KEPT], []), ([LOST, KEPT], []))
+    assert result.is_exact and steps == sorted(set(steps)) and len(steps) == 4 and result.choice.steps == steps[-1]
+    assert result.settings[0] == f"max_steps={steps[-1]}" and result.costs == QUIET
+    assert [line.split(":")[0] for line in said[-3:]] == [
+        f"only 0 of 2 kills could come before the end of {steps[0]} steps", f"only 1 of 2 kills could come before the end of {steps[1]} steps",
+        "none of 2 kills lost a step",
+    ]  # fmt: skip
+
+
+def test_when_no_attempt_is_enough_nothing_is_proved(project, monkeypatch):
+    result, steps, _ = attempts(monkeypatch, *[([KEPT], [])] * MAX_ATTEMPTS)
+    assert len(steps) == MAX_ATTEMPTS and not result.is_exact and "too little to prove anything" in result.differences[0]
+
+
+def test_what_differs_is_told_and_not_tried_again(project, monkeypatch):
+    result, steps, _ = attempts(monkeypatch, ([KEPT], ["step 3: loss is 1 in the killed run and 2 in the straight one"]))
+    assert len(steps) == 1 and result.differences == ["step 3: loss is 1 in the killed run and 2 in the straight one"]
 
 
 def test_an_interruption_leaves_nothing(project):

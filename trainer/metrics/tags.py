@@ -79,6 +79,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("weight norm by layer group", ("param_norm/.*",)),
         Chart("fp8: share of the arithmetic", ("precision/.*coverage",), FP8),
         Chart("fp8: underflow and overflow (share)", ("precision/.*flow.*",), FP8),
+        Chart("fp8: largest values", ("precision/amax.*",), FP8),
         Chart("fp8: loss against bf16", ("precision/.*gap.*",), FP8),
     ),
     "3 How fast, how far?": (

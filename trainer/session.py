@@ -75,6 +75,9 @@ def run_session(config: Config) -> int:
             _tell(folder, before, "failed", run, f"{type(error).__name__}: {error}")
             raise
         finally:
+            if run is not None:  # closed already, unless it failed
+                run.profiler.close()
+                run.reporter.abandon()
             if held is not None:
                 held.close()
 
@@ -186,9 +189,10 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
     for what, work in works.items():
         try:
             facts.update(work())
-        except (TrainerError, OSError) as error:
-            log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, error)
-            failures.append(f"its {what} failed: {error}")
+        except Exception as error:
+            words = str(error) if isinstance(error, (TrainerError, OSError)) else f"{type(error).__name__}: {error}"
+            log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, words)
+            failures.append(f"its {what} failed: {words}")
     return {**facts, "untidy": "; ".join(failures)} if failures else facts
 
 

@@ -63,6 +63,8 @@ class Profiler:
             trace.stop()
             if self._taken >= self._first:
                 self._write(trace)
+            else:
+                log.info("profile: the run ended before step %d, the first to be recorded, was whole: nothing is written", self._first)
         except (OSError, RuntimeError) as error:
             log.warning("profile: it could not be written (%s); training goes on", error)
 

@@ -105,7 +105,7 @@ class Reporter:
         self._curve: Curve | None = None
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
-        self._curve_left = False
+        self._curve_left = self._is_closed = False
         self._journal = Journal(folder)
         self.known: Known | None = None
         self.verdict: str | None = None
@@ -140,13 +140,13 @@ class Reporter:
             log.info(self._proof.announcement)
         self._smoothed = _smoothed_at(self._folder, resumed_step)
         self._curve = Curve(self._folder)
-        self._bar = ProgressBar(self._max_steps)
-        self._sampling.start()
         if resumed_step is None:
             (self._folder / SAVED).unlink(missing_ok=True)
         else:
             self._failures.guard(SAVED, (self._folder / SAVED).touch)
         self._open_trackers(settings, None if self._curve_left else resumed_step, texts, once)
+        self._sampling.start()
+        self._bar = ProgressBar(self._max_steps)
 
     def _open_trackers(
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
@@ -236,6 +236,17 @@ class Reporter:
     def close(self, *, finished: bool = False) -> None:
         """Flushes and closes every output. `finished`: the run has taken all its steps."""
         self.flush()
+        self._close(finished)
+
+    def abandon(self) -> None:
+        """Closes what is still open, when the run fails: what is known is drawn, the terminal is as it was, and no device is waited for."""
+        self._pending = None
+        self._close(finished=False)
+
+    def _close(self, finished: bool) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._sampling.close()
         if self._bar is not None:
             self._bar.close()

@@ -65,16 +65,18 @@ def test_a_run_that_is_past_the_range_says_so_once_and_records_nothing(tmp_path,
     assert told.messages == ["profile: the run stands at step 5, after the steps [3, 5]: nothing is profiled"]
 
 
-@pytest.mark.parametrize("off", [{"steps": None}, {"steps": (3, 5), "rank": 1}, {"steps": (3, 5), "end": 2}])
+@pytest.mark.parametrize("off", [{"steps": None}, {"steps": (3, 5), "rank": 1}, {"steps": (3, 5), "end": 1}])
 def test_nothing_is_recorded_where_nothing_was_asked_for(tmp_path, told, off):
     assert run(tmp_path, **off) == [] and not told.messages
 
 
-def test_a_step_that_does_not_end_is_not_written(tmp_path):
+def test_a_step_that_does_not_end_is_not_written_and_that_is_said(tmp_path, told):
     profiler = Profiler((1, 3), tmp_path, rank=0, device=CPU)
     profiler.reached(0)
     profiler.close()
+    profiler.close()
     assert not (tmp_path / FOLDER).exists()
+    assert told.messages == ["profile: the run ended before step 1, the first to be recorded, was whole: nothing is written"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, told, monkeypatch):

@@ -241,6 +241,8 @@ def _build_validation(
     if corpus.validation is None:
         log.info("no validation data: there will be no validation loss, and no best checkpoint")
         return None
+    if (wanted := config.evaluation.num_sequences or 0) > (there := corpus.validation.num_sequences):
+        log.warning("evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there)
     inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
 from tests.events import events_of
-from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, train, write_recipe
+from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, steps, train, write_recipe
 from tests.unit.model.tiny import tiny_model
 from trainer import loop, session
 from trainer.config.load import load
@@ -248,6 +248,14 @@ def test_a_run_that_fails_leaves_its_curves_whole_and_the_profile_it_had_begun(t
     folder = recipe.parent / "runs" / "tiny"
     assert sorted(path.name for path in (folder / "profile").iterdir())[1] == "rank-0-steps-3-4.pt.trace.json.gz"
     assert [event.step for event in events_of(recipe).Scalars("loss/train")] == [1, 2, 3, 4, 5]
+
+
+def test_what_writing_a_profile_takes_is_no_part_of_a_step(tmp_path):
+    recipe = write_recipe(tmp_path, profile={"steps": [2, 3]})
+    train(recipe, "max_steps=5")
+    (after,) = [record for record in steps(recipe) if "time/profile_seconds" in record]
+    parts = sum(value for key, value in after.items() if key.startswith("time/"))
+    assert after["step"] == 4 and after["step_seconds"] < parts - after["time/profile_seconds"] / 2
 
 
 def test_the_command_ends_with_the_code_that_the_outcome_states(failing, tmp_path):

@@ -31,10 +31,15 @@ class Profiler:
     def __init__(self, steps: tuple[int, int] | None, run_folder: Path, *, rank: int, device: torch.device) -> None:
         """`steps` are the first and the last; None: none."""
         self._steps = steps if rank == 0 else None
+        self._last = steps[1] if steps else None
         self._folder, self._rank, self._device = run_folder / FOLDER, rank, device
         self._trace: profile | None = None
         self._step_mark: record_function | None = None
         self._first = self._taken = 0
+
+    def is_written_after(self, step: int) -> bool:
+        """Whether what was recorded is written once this step is over; the same on every rank."""
+        return step == self._last
 
     def reached(self, step: int) -> None:
         """The run has taken `step` steps: called before the first one of a launch, and at the end of each."""

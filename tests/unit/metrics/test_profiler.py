@@ -60,6 +60,13 @@ def test_a_range_that_a_launch_sees_in_part_is_recorded_in_that_part(tmp_path, a
     assert f"rank-0-steps-{recorded}.pt.trace.json.gz" in run(tmp_path, asked, start=start, end=end)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_knows_after_which_step_the_profile_is_written(tmp_path, rank):
+    profiler = Profiler((3, 5), tmp_path, rank=rank, device=CPU)
+    assert [step for step in range(8) if profiler.is_written_after(step)] == [5]
+    assert not any(Profiler(None, tmp_path, rank=rank, device=CPU).is_written_after(step) for step in range(8))
+
+
 def test_a_run_that_is_past_the_range_says_so_once_and_records_nothing(tmp_path, told):
     assert run(tmp_path, (3, 5), start=5, end=9) == []
     assert told.messages == ["profile: the run stands at step 5, after the steps [3, 5]: nothing is profiled"]

@@ -28,6 +28,13 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
         assert words in text
 
 
+def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
+    write_outcome(tmp_path / "mine", "diverged", step=2, reason="because")
+    records = [{"step": 1, "val_loss": 2.0, "bits_per_byte": 1.5}, {"step": 2, "val_loss": None, "bits_per_byte": None}]
+    (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "validation loss             -  no finite number at step 2" in report("mine", tmp_path / "mine", store.folder, None)
+
+
 def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=2, reason="because")
     facts = [{"lines/acc": 0.2, "lines/acc_norm": 0.3, "lines/chance": 0.25}, {"lines/acc": 0.314, "lines/acc_norm": 0.29, "lines/chance": 0.25}]

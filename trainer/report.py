@@ -33,6 +33,19 @@ def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, floa
     return "\n\n".join(part for part in parts if part)
 
 
+def ending(kind: str, step: int, reason: str, folder: Path) -> str:
+    """How a run ended and what it came to, as the last line of its log."""
+    totals = totals_of(folder / CURVE)
+    parts = [f"{kind} at step {step}: {reason}"]
+    if totals.tokens_per_second:
+        parts.append(f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training, {count(totals.tokens_per_second)} tokens/s")
+    losses = [each for each in (totals.first_evaluation, totals.last_evaluation) if each and each["val_loss"] is not None]
+    if losses:
+        told = {each["step"]: f"{each['val_loss']:.4f} at step {each['step']}" for each in losses}
+        parts.append(f"validation loss {', '.join(told.values())}")
+    return "; ".join(parts)
+
+
 def _headline(name: str, outcome: dict[str, Any], totals: Totals) -> str:
     kind, step = outcome["outcome"], outcome["step"]
     if kind == "running":  # the outcome's step is the one it started from

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
 from tests.events import events_of
-from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, steps, train, write_recipe
+from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, records, steps, train, write_recipe
 from tests.unit.model.tiny import tiny_model
 from trainer import loop, session
 from trainer.config.load import load
@@ -98,6 +98,14 @@ def test_steps_that_are_taken_again_are_exported_again(recipe):
     train(recipe, *SHORT, "resume_from_checkpoint=5", "optimizer.lr=0.001")
     check_export(recipe, 10)
     assert exported(recipe).stat().st_ino != made
+
+
+def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
+    *_, model, last = (recipe.parent / "runs" / "tiny" / "train.log").read_text().splitlines()
+    assert model.endswith(f"the model is in {exported(recipe)}; let it write: .venv/bin/trainer generate {exported(recipe).parent}")
+    first, final = (record["val_loss"] for record in records(recipe) if "val_loss" in record)
+    assert "INFO finished at step 10: all 10 steps were taken; 1.28k tokens in " in last
+    assert last.endswith(f"tokens/s; validation loss {first:.4f} at step 8, {final:.4f} at step 10")
 
 
 # What goes wrong after the last step

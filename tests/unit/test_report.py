@@ -8,7 +8,7 @@ from trainer.config.folders import checkpoints_folder, find_checkpoints, find_ru
 from trainer.config.load import dump, load
 from trainer.errors import TrainerError
 from trainer.metrics.outcome import read_outcome, write_outcome, write_refusal
-from trainer.report import report
+from trainer.report import ending, report
 
 
 def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
@@ -33,6 +33,20 @@ def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
     records = [{"step": 1, "val_loss": 2.0, "bits_per_byte": 1.5}, {"step": 2, "val_loss": None, "bits_per_byte": None}]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert "validation loss             -  no finite number at step 2" in report("mine", tmp_path / "mine", store.folder, None)
+
+
+def test_a_run_ends_with_what_it_came_to(tmp_path):
+    assert ending("interrupted", 0, "SIGTERM was received", tmp_path) == "interrupted at step 0: SIGTERM was received"
+    records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 20.0} for n in (1, 2, 3)]
+    records[2:2] = [{"step": 2, "val_loss": 3.5}]
+    curve = tmp_path / "metrics.jsonl"
+    curve.write_text("".join(json.dumps(record) + "\n" for record in records))
+    came_to = "finished at step 3: done; 3k tokens in 1m 0s of training, 50 tokens/s; validation loss 3.5000 at step 2"
+    assert ending("finished", 3, "done", tmp_path) == came_to
+    curve.write_text(curve.read_text() + '{"step": 3, "val_loss": 3.25}\n')
+    assert ending("finished", 3, "done", tmp_path) == f"{came_to}, 3.2500 at step 3"
+    curve.write_text(curve.read_text() + '{"step": 3, "val_loss": null}\n')
+    assert ending("finished", 3, "done", tmp_path) == came_to
 
 
 def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, tmp_path):

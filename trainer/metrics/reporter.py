@@ -226,7 +226,7 @@ class Reporter:
 
     @contextmanager
     def pause(self, doing: str) -> Iterator[None]:
-        """The time in this block is not the step's: `evaluating`, `saving`. Every number must have arrived before it."""
+        """The time in this block is not the step's: `evaluating`, `saving` ... Every number must have arrived before it."""
         assert self._pending is None, "flush() first, and judge what arrives"
         if self._bar is not None:
             self._bar.busy(doing)
@@ -313,9 +313,10 @@ class Reporter:
             (log.info if is_exact else log.error)(verdict)
 
     def _show(self, step: int, loss: float, grad_norm: float, lr: float, speed: Speed) -> None:
-        left = self._meter.seconds_left(self._max_steps - step)
+        steps_left = self._max_steps - step
+        left = self._meter.seconds_left(steps_left) if steps_left else None
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"
-        pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}  {duration(left)} left"
+        pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}" + ("" if left is None else f"  {duration(left)} left")
         self._bar.update(step, loss=loss, tokens_per_second=speed.tokens_per_second, mfu=speed.mfu, seconds_left=left)
         self._loss_since_line.append(loss)
         if step % self._console_every_steps == 0 or step == self._max_steps:

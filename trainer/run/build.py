@@ -190,18 +190,18 @@ def _build_reporter(
     flops = flops_per_token(model, config.sequence_length)
     device = accelerator.device
     peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
-    if peak is None:
-        log.info("MFU: unknown, because the peak of this device is not known")
     parameters = parameter_counts(model)
     tokens_a_step = config.global_batch * config.sequence_length
     log.info(
-        "model: %s parameters (%s without embeddings), %sFLOP a token", count(parameters.total), count(parameters.non_embedding),
+        "model: %s parameters (%s without embeddings), %s FLOP a token", count(parameters.total), count(parameters.non_embedding),
         count(flops),
     )  # fmt: skip
     log.info(
         "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens", config.global_batch, config.sequence_length,
         count(tokens_a_step), config.max_steps, count(tokens_a_step * config.max_steps),
     )  # fmt: skip
+    if peak is None:
+        log.info("MFU: unknown, because the peak of this device is not known")
     return Reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,

@@ -124,6 +124,16 @@ def test_an_evaluation_stands_in_the_curve_and_in_the_tracker(accelerator, folde
     assert "step 1: validation loss 3.5000, bits_per_byte 1.2500 (0.5s)" in caplog.text
 
 
+def test_nothing_is_left_after_the_last_step(accelerator, folder, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = reporter_of(accelerator, folder, max_steps=2, console_every_steps=1)
+    reporter.open({}, None, {})
+    take(reporter, 1), take(reporter, 2)
+    reporter.close()
+    first, last = (message for message in caplog.messages if "tokens/s" in message)
+    assert first.endswith(" left") and "left" not in last and reporter._bar._standing.ends_at is None
+
+
 class Ready:
     """An event of a device whose numbers are late."""
 

@@ -11,7 +11,7 @@ from trainer.errors import TrainerError
 from trainer.metrics.curves import CURVE
 from trainer.metrics.outcome import read_outcome
 from trainer.metrics.totals import Totals, totals_of
-from trainer.text import count, duration, size, table
+from trainer.text import count, duration, printable, size, table
 
 
 def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None) -> str:
@@ -88,7 +88,7 @@ def _accuracies(task: str, numbers: dict[str, Any]) -> str:
 
 
 def _sample(outcome: dict[str, Any]) -> str:
-    text = re.sub(r"\n{3,}", "\n\n", (outcome.get("sample") or "").strip())
+    text = re.sub(r"\n{3,}", "\n\n", printable(outcome.get("sample") or "").strip())
     return "It writes now:\n\n" + "\n".join(f"    {line}".rstrip() for line in text.splitlines()) if text else ""
 
 

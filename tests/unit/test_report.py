@@ -14,6 +14,7 @@ from trainer.report import ending, report
 def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     folder = tmp_path / "runs" / "mine"
     facts = {"sample": "To be\nor not", "exported": "here/exported", "resume": "resume exact: 1/1"}
+    facts["sample"] += "\x1b[2J"
     write_outcome(folder, "finished", step=3, reason="all 3 steps were taken", **facts)
     records = [{"step": n, "loss": 4.0 - n, "tokens": n * 1000, "step_seconds": 20.0} for n in (1, 2, 3)]
     records.append({"step": 3, "val_loss": 2.25, "bits_per_byte": 1.5})
@@ -22,7 +23,7 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     text = report("mine", folder, store.folder, {"bigram": 5.14, "unigram": 6.27})
     for words in (
         "mine: finished at step 3 (all 3 steps were taken); 3k tokens in 1m 0s of training\nresume exact: 1/1",
-        "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not",
+        "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not\ufffd[2J",
         str(store.folder), str(folder), "here/exported", "trainer generate mine", "./launch.sh tensorboard mine", "trainer checkpoints ls mine",
     ):  # fmt: skip
         assert words in text

@@ -15,7 +15,7 @@ from trainer.checkpoint.resume import locate
 from trainer.config.folders import find_checkpoints, run_folder
 from trainer.config.load import load_resolved
 from trainer.data.assets import twelfth_night
-from trainer.data.sources import rows
+from trainer.data.kept_rows import kept_rows
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.accuracy import TaskResult
 from trainer.evaluation.exam import Exam
@@ -109,7 +109,7 @@ def _evaluate(
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
     tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted, limit, Path.cwd(), rows=rows, scenes=twelfth_night)
+        accelerator, lambda: open_tasks(wanted, limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night)
     )
     weights = checkpoint / "model.safetensors"
     model = load_model(manifest.model, weights, vocab_size=manifest.vocab_size, device=accelerator.device)

@@ -22,8 +22,8 @@ from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
 from trainer.data.assets import twelfth_night
 from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.kept_rows import kept_rows
 from trainer.data.loader import TokenLoader, validation_batches
-from trainer.data.sources import rows
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.exam import Exam
@@ -272,6 +272,6 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
     if wanted.tasks and corpus.validation is None:
         raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]")
     tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=rows, scenes=twelfth_night)
+        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=kept_rows, scenes=twelfth_night)
     )
     return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)

@@ -21,6 +21,9 @@ FOLDER = "profile"
 NUM_OPERATORS = 30
 """Rows of the table of operators."""
 
+_STAGING = ".trace-"
+"""How the folders begin in which a trace lies until it is packed."""
+
 _COMPRESSION = 3
 """Of gzip's levels, where a trace is a tenth of its size and training waits a few seconds for 100 MB of it."""
 
@@ -99,7 +102,9 @@ class Profiler:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"rank-{self._rank}-steps-{self._first}-{self._taken}"
         path = self._folder / f"{name}.pt.trace.json.gz"  # the ending by which TensorBoard's plug-in finds it
-        with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as folder:
+        for left in self._folder.glob(f"{_STAGING}*"):  # by a launch that was killed while it wrote
+            files.remove_folder(left)
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=self._folder) as folder:
             plain = Path(folder) / "trace.json"
             trace.export_chrome_trace(str(plain))
             with open(plain, "rb") as source, files.atomic_file(path) as file:

@@ -86,6 +86,12 @@ def test_a_step_that_does_not_end_is_not_written_and_that_is_said(tmp_path, told
     assert told.messages == ["profile: the run ended before step 1, the first to be recorded, was whole: nothing is written"]
 
 
+def test_what_a_launch_that_was_killed_amid_its_trace_has_left_is_removed(tmp_path):
+    (tmp_path / FOLDER / ".trace-abc").mkdir(parents=True)
+    (tmp_path / FOLDER / ".trace-abc" / "trace.json").touch()
+    assert run(tmp_path, (1, 1), end=1) == ["rank-0-steps-1-1.operators.txt", "rank-0-steps-1-1.pt.trace.json.gz"]
+
+
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, told, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import yaml
 
 from trainer.checkpoint.store import CheckpointStore
 
@@ -11,6 +12,9 @@ from trainer.checkpoint.store import CheckpointStore
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+CLUSTER = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+"""A cluster file that is right."""
 
 
 @pytest.fixture
@@ -24,3 +28,15 @@ def project(tmp_path, monkeypatch):
     """A temporary folder that the trainer takes for the project's."""
     monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Writes a cluster file with changes and gives its path; None leaves a key out."""
+
+    def write(**changes):
+        content = {key: value for key, value in {**CLUSTER, **changes}.items() if value is not None}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return str(tmp_path / "mine.yaml")
+
+    return write

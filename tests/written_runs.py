@@ -36,6 +36,7 @@ def losses(number: int = 200, *, seed: int = 0, noise: float = 0.02, memory: flo
 def write_run(
     project: Path, name: str, curve: Sequence[float], *, seed: int = 1, step_tokens: int = STEP_TOKENS, step_seconds: float = 36.0,
     evaluations: dict[int, dict[str, float]] | None = None, precision: str | None = "bf16", settings: dict[str, Any] | None = None,
+    outcome: str = "finished",
 ) -> Path:  # fmt: skip
     """Writes runs/NAME of a project; `evaluations` are facts by step. Two runs of one seed have the same batches."""
     folder = project / "runs" / name
@@ -49,7 +50,7 @@ def write_run(
         if step in (evaluations or {}):
             lines.append({"step": step, "tokens": step * step_tokens, **evaluations[step], "seconds": 1.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "outcome.json").write_text(json.dumps({"outcome": "finished", "step": len(curve)}))
+    (folder / "outcome.json").write_text(json.dumps({"outcome": outcome, "step": len(curve)}))
     start = {"event": "start", "processes": 4, "machine": "4 processes on a GPU each", **({"precision": precision} if precision else {})}
     (folder / "journal.jsonl").write_text(json.dumps(start) + "\n")
     return folder

@@ -39,7 +39,7 @@ def main() -> None:
     except _UsageError as error:
         if words := error.format_message():
             where = error.ctx.command_path if error.ctx else "trainer"
-            _refuse(f"{words} The form is shown by: {where} --help")
+            _refuse(f"{words}{'' if words.endswith(('.', '?')) else '.'} The form is shown by: {where} --help")
         sys.exit(2)  # a bare `trainer` has shown its help
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -329,7 +329,8 @@ def evaluate_command(
     from trainer.evaluate import evaluate
 
     def show_progress(task: str, fraction: float) -> None:
-        print(f"\r{task} {fraction:.0%} ", end="\n" if fraction == 1 else "", file=sys.stderr, flush=True)
+        if fraction == 1 or sys.stderr.isatty():
+            print(f"\r{task} {fraction:.0%} ", end="\n" if fraction == 1 else "", file=sys.stderr, flush=True)
 
     names = [name for words in tasks for name in words.split(",") if name]
     evaluation = evaluate(run, checkpoint, names, limit, show_progress)

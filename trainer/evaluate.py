@@ -1,10 +1,13 @@
 """`trainer eval`: tasks put to the model of a checkpoint, by one process or by all that `accelerate launch` started."""
 
 import json
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer import files, launch
 from trainer.checkpoint.manifest import Manifest, read_manifest
@@ -12,7 +15,7 @@ from trainer.checkpoint.resume import locate
 from trainer.config.folders import find_checkpoints, run_folder
 from trainer.config.load import load_resolved
 from trainer.data.assets import twelfth_night
-from trainer.data.sources import rows
+from trainer.data.kept_rows import kept_rows
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.accuracy import TaskResult
 from trainer.evaluation.exam import Exam
@@ -23,6 +26,8 @@ from trainer.model.scores import token_scores
 from trainer.precision.decide import decide
 from trainer.precision.probe import look
 from trainer.text import table
+
+log = logging.getLogger(__name__)
 
 RECORDS = "evaluations.jsonl"
 
@@ -39,16 +44,22 @@ class Evaluation:
     """Whether this process is the one that speaks and writes."""
 
     def records(self) -> list[dict[str, object]]:
-        """One record a task, plain JSON."""
+        """One record a task, plain JSON: what is not finite is None."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         facts = {"step": self.manifest.step, "tokens": self.manifest.tokens, "checkpoint": str(self.checkpoint)}
-        return [{**facts, **asdict(result), "precision": self.precision, "time": when} for result in self.results]
+        return [{**facts, **_finite(asdict(result)), "precision": self.precision, "time": when} for result in self.results]
 
     def text(self) -> str:
         """A table, under a line that says of what."""
         name = self.checkpoint.parent.name
         precision = "fp32" if self.precision == "no" else self.precision
-        return f"{name}, step {self.manifest.step}, {precision}\n{results_table(self.results)}"
+        broken = [
+            f"{result.task}: the scores of {result.num_not_finite} of {result.num_items} items are not finite: the weights are damaged or "
+            "diverged; take an older checkpoint"
+            for result in self.results
+            if result.num_not_finite
+        ]
+        return "\n".join([f"{name}, step {self.manifest.step}, {precision}", results_table(self.results), *broken])
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
@@ -101,16 +112,28 @@ def _evaluate(
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
     tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted, limit, Path.cwd(), rows=rows, scenes=twelfth_night)
+        accelerator, lambda: open_tasks(wanted, limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night)
     )
     weights = checkpoint / "model.safetensors"
     model = load_model(manifest.model, weights, vocab_size=manifest.vocab_size, device=accelerator.device)
     results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(progress if place.is_main else _in_silence)
     evaluation = Evaluation(checkpoint, manifest, precision, results, place.is_main)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
-        files.append_lines(folder / RECORDS, map(json.dumps, evaluation.records()))
+        _write_down(evaluation, folder / RECORDS)
     launch.finish_processes(accelerator, model)
     return evaluation
+
+
+def _write_down(evaluation: Evaluation, path: Path) -> None:
+    """Adds the records to a file; where that cannot be written, the numbers that took so long are shown all the same."""
+    try:
+        files.append_lines(path, map(json.dumps, evaluation.records()))
+    except OSError as error:
+        log.warning("%s cannot be written (%s), so what follows stands nowhere else", path, error.strerror)
+
+
+def _finite(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()}
 
 
 def _in_silence(task: str, fraction: float) -> None:

@@ -69,7 +69,7 @@ def train(run: Run) -> Outcome:
         if sample_is_due(run):
             sample(run)
         save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
-        run.profiler.reached(run.progress.step)
+        profile(run)
         if outcome:
             return outcome
     raise AssertionError("the loader never ends")
@@ -109,7 +109,7 @@ def report(
     )  # fmt: skip
     # Before an evaluation, a save or the end nothing may be on its way.
     needed_now = run.evaluator.due(progress.step) or sample_is_due(run) or run.checkpointer.due() or progress.step >= run.config.max_steps
-    needed_now = needed_now or any(numbers.stop_votes or numbers.save_wish for numbers in known)
+    needed_now = needed_now or run.profiler.is_written_after(progress.step) or any(numbers.stop_votes or numbers.save_wish for numbers in known)
     return known + run.reporter.flush() if needed_now else known
 
 
@@ -181,6 +181,16 @@ def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
         known = run.reporter.known
         run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
     run.stopwatch.lap("save")
+
+
+def profile(run: Run) -> None:
+    """Begins, continues or writes what the recipe wants recorded; the time of writing is not the next step's."""
+    if run.profiler.is_written_after(run.progress.step):
+        with run.reporter.pause("profiling"):
+            run.profiler.reached(run.progress.step)
+        run.stopwatch.lap("profile")
+    else:
+        run.profiler.reached(run.progress.step)
 
 
 def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> str | None:

@@ -5,40 +5,52 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from trainer import files
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.folders import typed
 from trainer.errors import TrainerError
-from trainer.metrics.curves import CURVE, read_records
+from trainer.metrics.curves import CURVE
 from trainer.metrics.outcome import read_outcome
-from trainer.text import count, duration, size, table
+from trainer.metrics.totals import Totals, totals_of
+from trainer.text import count, duration, printable, size, table
 
 
 def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None) -> str:
     """The last losses beside the baselines, the sample, where everything lies, and what one would want next."""
     outcome = read_outcome(folder)
-    records = read_records(folder / CURVE)
     if outcome is None:
         raise TrainerError(
             f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}"
         )
+    totals = totals_of(folder / CURVE)
     parts = [
-        _headline(name, outcome, records),
-        _losses(records, baselines),
-        _tasks(records),
+        _headline(name, outcome, totals),
+        _losses(totals, baselines),
+        _tasks(totals.newest),
         _sample(outcome),
         _places(folder, checkpoints, outcome),
-        _next(name, folder),
+        _next(folder),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _headline(name: str, outcome: dict[str, Any], records: list[dict[str, Any]]) -> str:
+def ending(kind: str, step: int, reason: str, folder: Path) -> str:
+    """How a run ended and what it came to, as the last line of its log."""
+    totals = totals_of(folder / CURVE)
+    parts = [f"{kind} at step {step}: {reason}"]
+    if totals.tokens_per_second:
+        parts.append(f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training, {count(totals.tokens_per_second)} tokens/s")
+    losses = [each for each in (totals.first_evaluation, totals.last_evaluation) if each and each["val_loss"] is not None]
+    if losses:
+        told = {each["step"]: f"{each['val_loss']:.4f} at step {each['step']}" for each in losses}
+        parts.append(f"validation loss {', '.join(told.values())}")
+    return "; ".join(parts)
+
+
+def _headline(name: str, outcome: dict[str, Any], totals: Totals) -> str:
     kind, step = outcome["outcome"], outcome["step"]
     if kind == "running":  # the outcome's step is the one it started from
-        kind, step = "running, or killed", max([step, *(record["step"] for record in records[-1:])])
-    steps = [record for record in records if "loss" in record]
-    seconds = sum(record["step_seconds"] for record in steps)
-    spent = f"; {count(steps[-1]['tokens'])} tokens in {duration(seconds)} of training" if steps else ""
+        kind, step = "running, or killed", max(step, totals.step)
+    spent = f"; {count(totals.tokens)} tokens in {duration(totals.seconds)} of training" if totals.tokens else ""
     resumed = f"\n{outcome['resume']}" if outcome.get("resume") else ""
     untidy = f"\n{outcome['untidy']}; start it again to repeat that" if outcome.get("untidy") else ""
     attempt = outcome.get("last_attempt")
@@ -46,14 +58,14 @@ def _headline(name: str, outcome: dict[str, Any], records: list[dict[str, Any]])
     return f"{name}: {kind} at step {step} ({outcome['reason']}){spent}{resumed}{untidy}{refused}"
 
 
-def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -> str:
-    losses = [record["loss"] for record in records if record.get("loss") is not None][-20:]
-    evaluations = [record for record in records if "val_loss" in record]
+def _losses(totals: Totals, baselines: dict[str, float] | None) -> str:
+    losses, last = totals.recent_losses, totals.last_evaluation
     rows: list[tuple[str, str, str]] = [("", "nats a token", "")]
     if losses:
         rows.append(("training loss", f"{sum(losses) / len(losses):.3f}", f"mean of the last {len(losses)} steps"))
-    if evaluations:
-        last = evaluations[-1]
+    if last and last["val_loss"] is None:
+        rows.append(("validation loss", "-", f"no finite number at step {last['step']}"))
+    elif last:
         extra = f"{last['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in last else ""
         rows.append(("validation loss", f"{last['val_loss']:.3f}", extra))
     if baselines:
@@ -62,12 +74,8 @@ def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -
     return table(rows) if len(rows) > 1 else ""
 
 
-def _tasks(records: list[dict[str, Any]]) -> str:
+def _tasks(newest: dict[str, Any]) -> str:
     """The newest accuracy of each task, beside that of guessing."""
-    newest: dict[str, Any] = {}
-    for record in records:
-        if "val_loss" in record:
-            newest.update(record)
     tasks = [key.removesuffix("/acc") for key in newest if key.endswith("/acc")]
     return "\n".join(f"  {task}  {_accuracies(task, newest)}" for task in tasks)
 
@@ -80,7 +88,7 @@ def _accuracies(task: str, numbers: dict[str, Any]) -> str:
 
 
 def _sample(outcome: dict[str, Any]) -> str:
-    text = re.sub(r"\n{3,}", "\n\n", (outcome.get("sample") or "").strip())
+    text = re.sub(r"\n{3,}", "\n\n", printable(outcome.get("sample") or "").strip())
     return "It writes now:\n\n" + "\n".join(f"    {line}".rstrip() for line in text.splitlines()) if text else ""
 
 
@@ -95,11 +103,8 @@ def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:
     return "\n".join(f"  {what:15s} {where}" for what, where in rows)
 
 
-def _next(name: str, folder: Path) -> str:
-    """Commands that find this run: by its name in the usual folder, by its path elsewhere."""
-    folder = folder.resolve()
-    is_usual = folder == (files.project_folder() / "runs" / name).resolve()
-    run = name if is_usual else shlex.quote(str(folder))
+def _next(folder: Path) -> str:
+    run = shlex.quote(typed(folder))
     return "\n".join(
         (
             "Next:",

@@ -3,13 +3,14 @@
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.config.folders import checkpoints_folder, hold, run_folder
+from trainer.config.folders import checkpoints_folder, hold, run_folder, typed
 from trainer.config.schema import Config
 from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
@@ -20,6 +21,7 @@ from trainer.loop import Outcome, train
 from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.metrics.profiler import FOLDER as PROFILES
+from trainer.report import ending
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
@@ -75,6 +77,9 @@ def run_session(config: Config) -> int:
             _tell(folder, before, "failed", run, f"{type(error).__name__}: {error}")
             raise
         finally:
+            if run is not None:  # closed already, unless it failed
+                run.profiler.close()
+                run.reporter.abandon()
             if held is not None:
                 held.close()
 
@@ -172,7 +177,9 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     facts["val_loss"] = run.evaluator.loss_at(step)
     with _told_if_full(run.folder, outcome.kind):
         write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
-    log.info("%s at step %d: %s", outcome.kind, step, outcome.reason)
+    if "exported" in facts:
+        log.info("the model is in %s; let it write: .venv/bin/trainer generate %s", facts["exported"], shlex.quote(typed(run.folder)))
+    log.info(ending(outcome.kind, step, outcome.reason, run.folder))
 
 
 def _tidy_up(run: Run, step: int) -> dict[str, Any]:
@@ -186,9 +193,10 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
     for what, work in works.items():
         try:
             facts.update(work())
-        except (TrainerError, OSError) as error:
-            log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, error)
-            failures.append(f"its {what} failed: {error}")
+        except Exception as error:
+            words = str(error) if isinstance(error, (TrainerError, OSError)) else f"{type(error).__name__}: {error}"
+            log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, words)
+            failures.append(f"its {what} failed: {words}")
     return {**facts, "untidy": "; ".join(failures)} if failures else facts
 
 

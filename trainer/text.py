@@ -33,9 +33,14 @@ def duration(seconds: float) -> str:
     return f"{days}d {hours % 24}h"
 
 
+def printable(text: str) -> str:
+    """A text that nobody vouches for as a terminal may show it: what would move the cursor or change colours becomes U+FFFD."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
 def shortened(text: str, length: int = 100) -> str:
-    """A text as one line of at most so many characters, in quotes: what is cut off is told by an ellipsis."""
-    line = " ".join(text.split())
+    """A text as one printable line of at most so many characters, in quotes: what is cut off is told by an ellipsis."""
+    line = printable(" ".join(text.split()))
     return f'"{line if len(line) <= length else line[: length - 3] + "..."}"'
 
 

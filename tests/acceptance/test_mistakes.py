@@ -197,7 +197,7 @@ TYPED = [
         "seed that is too large to generate with", "generate tiny --seed 99999999999999999999",
         ("'--seed'", "less than or equal to 9223372036854775807", "--help"),
     ),
-    Mistake("temperature without an end", "generate tiny --temperature inf", ("'--temperature'", "less than or equal to 1000000", "--help")),
+    Mistake("temperature without an end", "generate tiny --temperature inf", ("'--temperature'", "less than or equal to 1000000. The form", "--help")),
     # Cluster files
     Mistake(
         "neither cluster nor recipe", "launch 4gpu_bf61",

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
-from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, train, write_recipe
+from tests.events import events_of
+from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, records, steps, train, write_recipe
 from tests.unit.model.tiny import tiny_model
-from trainer import session
+from trainer import loop, session
 from trainer.config.load import load
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
@@ -98,6 +100,14 @@ def test_steps_that_are_taken_again_are_exported_again(recipe):
     assert exported(recipe).stat().st_ino != made
 
 
+def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
+    *_, model, last = (recipe.parent / "runs" / "tiny" / "train.log").read_text().splitlines()
+    assert model.endswith(f"the model is in {exported(recipe)}; let it write: .venv/bin/trainer generate {exported(recipe).parent}")
+    first, final = (record["val_loss"] for record in records(recipe) if "val_loss" in record)
+    assert "INFO finished at step 10: all 10 steps were taken; 1.28k tokens in " in last
+    assert last.endswith(f"tokens/s; validation loss {first:.4f} at step 8, {final:.4f} at step 10")
+
+
 # What goes wrong after the last step
 
 
@@ -111,7 +121,9 @@ def ended(tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [ConfigError("too long"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [ConfigError("too long"), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a kernel that is not there")]
+)
 @pytest.mark.parametrize("what", ["sample", "_export"])
 def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monkeypatch, caplog, what, error):
     def fails(run):
@@ -126,7 +138,8 @@ def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monk
         monkeypatch.setattr(session, name, fails if name == what else work)
     said = conclude()
     assert (said["outcome"], said["exit_code"], said["val_loss"]) == ("finished", 0, 2.5)
-    assert said["untidy"] == f"its {what.strip('_')} failed: {error}" in caplog.text
+    kind = "RuntimeError: " if isinstance(error, RuntimeError) else ""
+    assert said["untidy"] == f"its {what.strip('_')} failed: {kind}{error}" in caplog.text
     assert ("sample" in said, "exported" in said) == (what == "_export", what == "sample")
 
     monkeypatch.setattr(session, what, works[what])
@@ -190,11 +203,10 @@ def failing(tmp_path, monkeypatch):
         def raises(run):
             raise error
 
-        run = type(
-            "Run",
-            (),
-            {"progress": type("Progress", (), {"step": 7}), "reporter": type("Reporter", (), {"known": None})},
-        )
+        run = SimpleNamespace(
+            progress=SimpleNamespace(step=7), reporter=SimpleNamespace(known=None, abandon=lambda: None),
+            profiler=SimpleNamespace(close=lambda: None),
+        )  # fmt: skip
         monkeypatch.setattr(session, "begin_run", lambda config, stop: run)
         monkeypatch.setattr(session, "train", raises)
         return load(str(write_recipe(tmp_path))).config
@@ -222,6 +234,36 @@ def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(
     said = outcome(tmp_path / "tiny.yaml")
     assert (said["outcome"], said["step"], said["exit_code"]) == ("failed", 7, 1) and "exported_step" not in said
     assert caught.value.exit_code == 1
+
+
+def raise_within_step(number):
+    """What goes wrong once the numbers of this step were handed over."""
+    report = loop.report
+
+    def report_and_fail(run, *arguments):
+        known = report(run, *arguments)
+        if run.progress.step == number:
+            raise DataError("a shard was lost")
+        return known
+
+    loop.report = report_and_fail
+
+
+def test_a_run_that_fails_leaves_its_curves_whole_and_the_profile_it_had_begun(tmp_path):
+    recipe = write_recipe(tmp_path, profile={"steps": [3, 9]})
+    run = Started(recipe, SHORT, 1, partial(raise_within_step, 5))
+    assert run.wait() == 1 and paragraph(run.text()[run.text().index("error:") :]) == "error: a shard was lost"
+    folder = recipe.parent / "runs" / "tiny"
+    assert sorted(path.name for path in (folder / "profile").iterdir())[1] == "rank-0-steps-3-4.pt.trace.json.gz"
+    assert [event.step for event in events_of(recipe).Scalars("loss/train")] == [1, 2, 3, 4, 5]
+
+
+def test_what_writing_a_profile_takes_is_no_part_of_a_step(tmp_path):
+    recipe = write_recipe(tmp_path, profile={"steps": [2, 3]})
+    train(recipe, "max_steps=5")
+    (after,) = [record for record in steps(recipe) if "time/profile_seconds" in record]
+    parts = sum(value for key, value in after.items() if key.startswith("time/"))
+    assert after["step"] == 4 and after["step_seconds"] < parts - after["time/profile_seconds"] / 2
 
 
 def test_the_command_ends_with_the_code_that_the_outcome_states(failing, tmp_path):

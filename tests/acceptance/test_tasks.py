@@ -134,3 +134,20 @@ def test_a_corpus_without_held_out_data_cannot_have_tasks(tmp_path):
     data = {"corpus": str(tmp_path / "corpus"), "train": [], "validation": [], "tokenizer": None}
     recipe = write_recipe(tmp_path, data=data, evaluation=write_tasks(tmp_path))
     assert "evaluation.tasks needs held-out data" in train(recipe, exit_code=2)
+
+
+def test_more_held_out_sequences_than_there_are_is_told(tmp_path):
+    assert "evaluation.num_sequences is 99, and 12 sequences are held out: all of them are read" in train(
+        write_recipe(tmp_path), "max_steps=5", "evaluation.num_sequences=99"
+    )
+
+
+def test_evaluations_that_cannot_be_written_down_are_shown_all_the_same(finished):
+    path = finished.parent / "runs" / "tiny" / "evaluations.jsonl"
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    try:
+        text = put(finished, "--tasks", "shakespeare_lines", "--limit", "5")
+    finally:
+        path.rmdir()
+    assert f"{path} cannot be written (Is a directory), so what follows stands nowhere else" in text and "shakespeare_lines      5" in text

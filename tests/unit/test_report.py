@@ -8,12 +8,13 @@ from trainer.config.folders import checkpoints_folder, find_checkpoints, find_ru
 from trainer.config.load import dump, load
 from trainer.errors import TrainerError
 from trainer.metrics.outcome import read_outcome, write_outcome, write_refusal
-from trainer.report import report
+from trainer.report import ending, report
 
 
 def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     folder = tmp_path / "runs" / "mine"
     facts = {"sample": "To be\nor not", "exported": "here/exported", "resume": "resume exact: 1/1"}
+    facts["sample"] += "\x1b[2J"
     write_outcome(folder, "finished", step=3, reason="all 3 steps were taken", **facts)
     records = [{"step": n, "loss": 4.0 - n, "tokens": n * 1000, "step_seconds": 20.0} for n in (1, 2, 3)]
     records.append({"step": 3, "val_loss": 2.25, "bits_per_byte": 1.5})
@@ -22,10 +23,31 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     text = report("mine", folder, store.folder, {"bigram": 5.14, "unigram": 6.27})
     for words in (
         "mine: finished at step 3 (all 3 steps were taken); 3k tokens in 1m 0s of training\nresume exact: 1/1",
-        "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not",
+        "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not\ufffd[2J",
         str(store.folder), str(folder), "here/exported", "trainer generate mine", "./launch.sh tensorboard mine", "trainer checkpoints ls mine",
     ):  # fmt: skip
         assert words in text
+
+
+def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
+    write_outcome(tmp_path / "mine", "diverged", step=2, reason="because")
+    records = [{"step": 1, "val_loss": 2.0, "bits_per_byte": 1.5}, {"step": 2, "val_loss": None, "bits_per_byte": None}]
+    (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "validation loss             -  no finite number at step 2" in report("mine", tmp_path / "mine", store.folder, None)
+
+
+def test_a_run_ends_with_what_it_came_to(tmp_path):
+    assert ending("interrupted", 0, "SIGTERM was received", tmp_path) == "interrupted at step 0: SIGTERM was received"
+    records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 20.0} for n in (1, 2, 3)]
+    records[2:2] = [{"step": 2, "val_loss": 3.5}]
+    curve = tmp_path / "metrics.jsonl"
+    curve.write_text("".join(json.dumps(record) + "\n" for record in records))
+    came_to = "finished at step 3: done; 3k tokens in 1m 0s of training, 50 tokens/s; validation loss 3.5000 at step 2"
+    assert ending("finished", 3, "done", tmp_path) == came_to
+    curve.write_text(curve.read_text() + '{"step": 3, "val_loss": 3.25}\n')
+    assert ending("finished", 3, "done", tmp_path) == f"{came_to}, 3.2500 at step 3"
+    curve.write_text(curve.read_text() + '{"step": 3, "val_loss": null}\n')
+    assert ending("finished", 3, "done", tmp_path) == came_to
 
 
 def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, tmp_path):

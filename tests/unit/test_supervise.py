@@ -5,28 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.commands import trainer
 from trainer import files, locks, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
-
-GOOD = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """Writes a cluster file with changes and gives its path; None leaves a key out."""
-
-    def write(**changes):
-        content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        return str(tmp_path / "mine.yaml")
-
-    return write
-
 
 def gpus(monkeypatch, number):
     monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: number)

@@ -58,3 +58,8 @@ def test_a_table_sets_numbers_to_the_right_and_words_to_the_left():
 
 def test_a_table_of_a_heading_only_is_that_heading():
     assert text.table([("a", "b")], indent="") == "a  b"
+
+
+def test_what_a_model_writes_cannot_move_the_cursor_or_colour_the_terminal():
+    assert text.printable("a\x1b[2Jb\tc\nd\x07\x9b\u202ee\u00e9") == "a\ufffd[2Jb\tc\nd\ufffd\ufffd\ufffde\u00e9"
+    assert text.shortened("a\x1b[2J\n b\r") == '"a\ufffd[2J b"'

@@ -14,6 +14,7 @@ saving
     background.py     the trainer's side of the writer; channel.py: what the two say to each other
     writer.py         the process that writes, hashes, commits, prunes, and outlives the trainer; no torch
     plain.py          a save that training waits for
+    told.py           which of the many the log tells of
     random_states.py  the random streams of one rank, as plain JSON
     ranks.py          what the ranks tell each other
     room.py           what a run's checkpoints take, on the disk and in memory

@@ -30,11 +30,12 @@ from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.room import Room
 from trainer.checkpoint.snapshot import small_files
 from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.told import Told
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
 from trainer.state import TrainState
-from trainer.text import duration, size
+from trainer.text import duration
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Checkpointer:
         self._saved_step: int | None = None
         self._taken_at: dict[int, float] = {}
         self._failures = self._untidy = self._skipped = 0
-        self._is_still = False
+        self._is_still, self._told = False, Told()
         self._stepped_at: float | None = None
         self._wished: float = NOTHING
         self._gave_up: str | None = None
@@ -310,14 +311,14 @@ class Checkpointer:
             if done.failure:
                 self._after_failure(done)
                 continue
-            self._failures = 0
+            in_any_case, self._failures = done.reason in WAITED_FOR or self._failures > 0, 0
             now = time.monotonic()
             moment = self._taken_at.pop(done.step, now)
             is_last = self._background is None or not self._background.pending()
             self._cadence.write_committed(now, done.seconds, done.cpu_seconds, moment, is_last=is_last)
-            log.info(
-                "step %d: checkpoint (%s), %s in %s", done.step, done.reason, size(done.num_bytes), duration(now - moment)
-            )
+            facts = {"num_bytes": done.num_bytes, "seconds": now - moment, "now": now, "in_any_case": in_any_case}
+            if line := self._told.line(done.step, done.reason, **facts):
+                log.info(line)
             self._report(done.step, self._promise(done, now))
             try:
                 self._room.look(now)

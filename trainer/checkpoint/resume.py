@@ -133,6 +133,8 @@ def locate(folder: Path, wanted: str) -> Path:
         raise CheckpointError(f"--checkpoint is {wanted!r}, which names no checkpoint to read; give latest, best or a step")
     if (folder / MANIFEST).is_file():
         return _exactly(folder, "take another one, or restore it from a copy").path
+    if (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is an exported model, which transformers opens; this reads checkpoints: give the run's name or folder")
     path = resolve(CheckpointStore(folder), wanted).path
     if path is None:
         raise CheckpointError(f"{folder} holds no checkpoints; train first, or give the path of a checkpoint's folder")

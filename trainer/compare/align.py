@@ -35,8 +35,8 @@ class Segment:
 
 
 def common_tokens(*curves: Curve) -> int:
-    """The tokens that every run was trained on."""
-    return min(curve.last_tokens for curve in curves)
+    """The tokens that every run was trained on, with a loss that is a finite number at their end."""
+    return min(curve.last_finite_tokens for curve in curves)
 
 
 def common_span(*curves: Curve) -> Span:
@@ -50,7 +50,7 @@ def end_span(*curves: Curve) -> Span | None:
     start = math.ceil((1 - WINDOW_FRACTION) * whole.stop)
     for curve in curves:
         steps_to_the_end = np.cumsum(curve.counts[: whole.stop][::-1])
-        if steps_to_the_end[-1] < MIN_STEPS:
+        if not len(steps_to_the_end) or steps_to_the_end[-1] < MIN_STEPS:
             return None
         start = min(start, whole.stop - 1 - int(np.argmax(steps_to_the_end >= MIN_STEPS)))
     return Span(start, whole.stop)
@@ -104,7 +104,7 @@ def apart_since(parts: Sequence[Segment]) -> float | None:
 
 
 def losses_by_hours(curves: Sequence[Curve], number: int) -> list[tuple[float, list[float | None]]]:
-    """(hours, each run's mean loss since the row before) in equal parts of the shortest time; none where a time is unknown."""
+    """(hours, each run's mean loss since the row before) in equal parts of the shortest time that have a step; none where a time is unknown."""
     if any(curve.seconds is None for curve in curves):
         return []
     edges = np.linspace(0, min(curve.seconds for curve in curves) / 3600, number + 1)
@@ -115,7 +115,8 @@ def losses_by_hours(curves: Sequence[Curve], number: int) -> list[tuple[float, l
             inside = (curve.hours > low) & (curve.hours <= high * (1 + 1e-9))
             steps = curve.counts[inside].sum()
             losses.append(float(curve.sums["loss"][inside].sum() / steps) if steps else None)
-        rows.append((float(high), losses))
+        if any(loss is not None for loss in losses):
+            rows.append((float(high), losses))
     return rows
 
 

@@ -41,6 +41,8 @@ class Curve:
     """Tokens in a bin."""
     num_steps: int
     last_tokens: int
+    last_finite_tokens: int
+    """Tokens up to the last step whose loss is a finite number."""
     seconds: float | None
     """Time of training: step_seconds added up, without evaluations and saves; None when no step says it."""
     num_unfinite: int
@@ -161,7 +163,8 @@ class _Reading:
         self._sums = {name: np.zeros(NUM_BINS) for name in (*_METRICS, "tokens", "hours")}
         self._lowest, self._highest, self._highest_grad_norm = (np.full(NUM_BINS, np.nan) for _ in range(3))
         self._speeds: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
-        self._seconds, self._has_seconds, self._num_steps, self._num_unfinite, self._last_tokens = 0.0, False, 0, 0, 0
+        self._seconds, self._has_seconds, self._num_steps, self._num_unfinite = 0.0, False, 0, 0
+        self._last_tokens = self._last_finite_tokens = 0
         self._digests: dict[int, tuple[int, Any]] = {}
         self.evaluations: list[Evaluation] = []
 
@@ -177,6 +180,7 @@ class _Reading:
         self._num_steps += len(steps)
         self._num_unfinite += int((~finite).sum())
         self._last_tokens = max(self._last_tokens, int(columns["tokens"].max()))
+        self._last_finite_tokens = max(self._last_finite_tokens, int(columns["tokens"].max(where=finite, initial=0)))
         self._counts += np.bincount(bins[finite], minlength=NUM_BINS)
         for name, sums in self._sums.items():
             sums += np.bincount(bins[finite], columns[name][finite], minlength=NUM_BINS)
@@ -200,7 +204,8 @@ class _Reading:
         if not self._has_seconds:
             hours = np.full(NUM_BINS, np.nan)
         return Curve(
-            self._bin_tokens, self._num_steps, self._last_tokens, self._seconds if self._has_seconds else None, self._num_unfinite,
+            self._bin_tokens, self._num_steps, self._last_tokens, self._last_finite_tokens,
+            self._seconds if self._has_seconds else None, self._num_unfinite,
             self._counts, self._sums, tokens, hours, self._lowest, self._highest, self._highest_grad_norm, medians, self._digests,
             self.evaluations,
         )  # fmt: skip

@@ -77,6 +77,9 @@ class Pair:
 
     @property
     def verdict(self) -> str:
+        """What B is to A; of two runs one of which diverged that one is worse, however low its loss was before."""
+        if self.a.has_diverged != self.b.has_diverged:
+            return "worse" if self.b.has_diverged else "better"
         return self.deciding.verdict if self.deciding else "cannot be judged"
 
 
@@ -114,15 +117,21 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
     since = apart_since(parts) if "loss" in judged and judged["loss"].gap.is_beyond_noise else None
     if span and since is not None and since > span.start * a.curve.bin_tokens:
         since = None  # single parts are too noisy to date what the whole window shows
-    is_equal = bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts)
+    is_equal = bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts) and _has_same_steps(a, b)
     tokens = common_tokens(a.curve, b.curve)
     return Pair(a, b, tokens, paired, judged, parts, since, is_equal, _notes(a, b, tokens, judged))
 
 
+def _has_same_steps(a: Run, b: Run) -> bool:
+    """Whether the steps that have a finite loss are the same over the common tokens, and both runs hold or both diverge."""
+    stop = common_span(a.curve, b.curve).stop
+    return a.has_diverged == b.has_diverged and np.array_equal(a.curve.counts[:stop], b.curve.counts[:stop])
+
+
 def _mean_at(run: Run, span: Span, like: Run) -> float | None:
-    """A run's mean loss over a window, where it has been there and its loss compares with the other's."""
-    has_it = common_span(run.curve).stop >= span.stop and same_vocabulary(run, like) and same_training_data(run, like)
-    return mean_loss(run.curve, span) if has_it else None
+    """A run's mean loss over a window, where it has been there with a finite one that compares with the other's."""
+    is_there = common_span(run.curve).stop >= span.stop and run.curve.counts[span.start : span.stop].any()
+    return mean_loss(run.curve, span) if is_there and same_vocabulary(run, like) and same_training_data(run, like) else None
 
 
 def _over(span: Span, run: Run) -> str:

@@ -46,6 +46,11 @@ class Run:
     curve: Curve
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether it was ended as diverged, or its loss is no number at the last step."""
+        return self.outcome == "diverged" or self.curve.last_finite_tokens < self.curve.last_tokens
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """What makes it this recipe's run: settings that change a step, and the precision; not the seed."""
         settings = {key: value for key, value in self.settings.items() if not key.startswith(NOT_THE_RECIPE)}

@@ -137,6 +137,11 @@ def sentences(pair: Pair) -> list[str]:
     a, b = pair.a.name, pair.b.name
     if pair.is_equal:
         said = [f"{b} is {a} to the last bit: every training loss of the {count(pair.tokens)} tokens is equal"]
+    elif pair.a.has_diverged != pair.b.has_diverged:
+        diverged, held = (pair.b, a) if pair.b.has_diverged else (pair.a, b)
+        after = count(diverged.curve.last_finite_tokens)
+        said = [f"{diverged.name} diverged after {after} tokens, and {held} did not: {b} is {pair.verdict}, whatever the losses were before"]
+        said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values()]
     elif pair.deciding is None:
         said = [f"{b} and {a} cannot be judged: {_why_not(pair)}"]
     else:
@@ -148,7 +153,7 @@ def sentences(pair: Pair) -> list[str]:
 
 def _why_not(pair: Pair) -> str:
     compares = same_vocabulary(pair.a, pair.b) and same_training_data(pair.a, pair.b)
-    return "they have too few steps in common" if compares else "nothing that was measured of both compares"
+    return "they have too few steps with a finite loss in common" if compares else "nothing that was measured of both compares"
 
 
 def _verdict(pair: Pair, judged: Judged) -> str:
@@ -211,6 +216,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "outcome": run.outcome,
+        "has_diverged": run.has_diverged,
         "precision": run.precision,
         "processes": run.processes,
         "machine": run.machine,

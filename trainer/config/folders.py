@@ -70,6 +70,12 @@ def find_run(run: str) -> Path:
     raise TrainerError(f"there is no run {run!r}; {_known('runs', run)}")
 
 
+def typed(folder: Path) -> str:
+    """What a person types in a command to mean the run of this folder: its name in the usual place, its path elsewhere."""
+    folder = folder.resolve()
+    return folder.name if folder == (files.project_folder() / "runs" / folder.name).resolve() else str(folder)
+
+
 def find_checkpoints(run: str) -> Path:
     """The folder of checkpoints of a run given by name or by its folder in runs/, or that folder itself, or that of one checkpoint."""
     for folder in (files.project_folder() / "runs" / run, Path(run)):

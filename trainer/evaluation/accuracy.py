@@ -36,6 +36,8 @@ class TaskResult:
     """Accuracy of guessing."""
     perplexity: float | None
     """exp of the mean negative log-likelihood of the last word, all its tokens together."""
+    num_not_finite: int
+    """Items with a score that is no number; they count as wrong."""
 
     def facts(self) -> dict[str, float]:
         """What a run writes down, under the task's name."""
@@ -79,6 +81,7 @@ def result(task: Task, decisions: Sequence[Decision]) -> TaskResult:
         acc_norm_stderr=_standard_error(rights_norm) if has_norm else None,
         chance=task.chance,
         perplexity=_perplexity([decision.log_likelihoods[0] for decision in decisions]) if is_last_word else None,
+        num_not_finite=sum(any(map(math.isnan, decision.log_likelihoods)) for decision in decisions),
     )
 
 
@@ -92,6 +95,6 @@ def _standard_error(rights: Sequence[bool]) -> float | None:
 
 
 def _perplexity(log_likelihoods: Sequence[float]) -> float:
-    """Infinite where it is beyond a float."""
+    """Infinite where it is beyond a float, and NaN where one of them is."""
     mean = -math.fsum(log_likelihoods) / len(log_likelihoods)
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.inf if mean >= 700 else math.exp(mean)

@@ -70,6 +70,8 @@ def _open(name: str, limit: int | None, folder: Path, rows: Rows, scenes: Callab
     if name in PUBLIC:
         return _task(name, islice(rows(PUBLIC[name]), limit), PUBLIC[name])
     path = folder / Path(name).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"evaluation task {name!r} is a folder; a task is one file of items: name the files in it")
     if not path.is_file():
         raise ConfigError(
             f"evaluation task {name!r} is neither a file ({path} is not there) nor a task by name; {did_you_mean(name, [NAME, *PUBLIC])}"

@@ -1,6 +1,7 @@
 """What is known about each step, and where it is written: console, train.log, metrics.jsonl, TensorBoard.
 
 curves.py    metrics.jsonl: one JSON object a step, appended; its tail moves aside when a resume goes back
+totals.py    what a run's curve comes to, in one pass
 replay.py    replayed steps against what was written of them before: the proof that a resume was exact
 meters.py    tokens a second, MFU, time left; pure arithmetic on given clocks
 console.py   the progress bar on a terminal, plain lines elsewhere

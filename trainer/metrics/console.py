@@ -129,7 +129,7 @@ class ProgressBar:
         self._standing = Standing(step, self._max_steps, loss, tokens_per_second, mfu, ends_at, self._saved_at)
 
     def busy(self, what: str) -> None:
-        """Says what goes on until the next step: `evaluating`, `saving`, `compiling`."""
+        """Says what goes on until the next step: `evaluating`, `sampling`, `saving`, `profiling`."""
         self._standing = replace(self._standing, busy=what, busy_since=time.time())
 
     def saved(self) -> None:

@@ -3,7 +3,9 @@
 The names are those of any causal language model of transformers; what has another kind of name is in `other`, never left out.
 """
 
+import os.path
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 EMBEDDINGS, FINAL_NORM, HEAD, OTHER = "embeddings", "final_norm", "head", "other"
@@ -29,13 +31,28 @@ def group_order(groups: Iterable[str]) -> list[str]:
     return sorted(set(groups), key=lambda group: (stations.index(group if group in stations else ""), group))
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """The names as people say them: `layers.0.mlp.up_proj` for `model.layers.0.mlp.up_proj.weight`; two that would be one stay whole.
+
+    What all blocks have in front of their number but for one word is left out, of other parameters too.
+    """
+    before_number = [parts[: place - 1] for name in names if (place := _place_of_number(parts := name.split("."))) is not None and place > 1]
+    prefix = "".join(f"{part}." for part in os.path.commonprefix(before_number))
+    short = [name.removeprefix(prefix).removesuffix(".weight") for name in names]
+    seen = Counter(short)
+    return [one if seen[one] == 1 else name for name, one in zip(names, short, strict=True)]
+
+
 def _block(name: str) -> int | None:
     """The first number in a name counts the blocks (a second one, experts, say), unless it counts embeddings."""
     parts = name.split(".")
+    place = _place_of_number(parts)
+    return None if place is None else int(parts[place])
+
+
+def _place_of_number(parts: Sequence[str]) -> int | None:
     place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    if place is None or any(_EMBEDDING.search(part) for part in parts[:place]):
-        return None
-    return int(parts[place])
+    return None if place is None or any(_EMBEDDING.search(part) for part in parts[:place]) else place
 
 
 def _outside_blocks(name: str) -> str:

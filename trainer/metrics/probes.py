@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from trainer.metrics.histograms import Histogram, histogram_of
 from trainer.metrics.late import Late
-from trainer.metrics.layer_groups import group_order, layer_groups
+from trainer.metrics.layer_groups import group_order, layer_groups, short_names
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +84,10 @@ class Layout:
     def __init__(self, model: nn.Module) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and p.numel()]
         assert named, "a model without trainable parameters has nothing to measure"
-        self.names = [name for name, _ in named]
+        names = [name for name, _ in named]
+        self.names = short_names(names)
         self.parameters = [parameter for _, parameter in named]
-        of_each = layer_groups(self.names)
+        of_each = layer_groups(names)
         self.groups = group_order(of_each)
         self.device = self.parameters[0].device
         self.dtype = reduce(torch.promote_types, (p.dtype for p in self.parameters), torch.float32)

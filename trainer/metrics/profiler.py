@@ -21,6 +21,9 @@ FOLDER = "profile"
 NUM_OPERATORS = 30
 """Rows of the table of operators."""
 
+_STAGING = ".trace-"
+"""How the folders begin in which a trace lies until it is packed."""
+
 _COMPRESSION = 3
 """Of gzip's levels, where a trace is a tenth of its size and training waits a few seconds for 100 MB of it."""
 
@@ -31,10 +34,15 @@ class Profiler:
     def __init__(self, steps: tuple[int, int] | None, run_folder: Path, *, rank: int, device: torch.device) -> None:
         """`steps` are the first and the last; None: none."""
         self._steps = steps if rank == 0 else None
+        self._last = steps[1] if steps else None
         self._folder, self._rank, self._device = run_folder / FOLDER, rank, device
         self._trace: profile | None = None
         self._step_mark: record_function | None = None
         self._first = self._taken = 0
+
+    def is_written_after(self, step: int) -> bool:
+        """Whether what was recorded is written once this step is over; the same on every rank."""
+        return step == self._last
 
     def reached(self, step: int) -> None:
         """The run has taken `step` steps: called before the first one of a launch, and at the end of each."""
@@ -63,6 +71,8 @@ class Profiler:
             trace.stop()
             if self._taken >= self._first:
                 self._write(trace)
+            else:
+                log.info("profile: the run ended before step %d, the first to be recorded, was whole: nothing is written", self._first)
         except (OSError, RuntimeError) as error:
             log.warning("profile: it could not be written (%s); training goes on", error)
 
@@ -92,7 +102,9 @@ class Profiler:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"rank-{self._rank}-steps-{self._first}-{self._taken}"
         path = self._folder / f"{name}.pt.trace.json.gz"  # the ending by which TensorBoard's plug-in finds it
-        with tempfile.TemporaryDirectory(prefix=".", dir=self._folder) as folder:
+        for left in self._folder.glob(f"{_STAGING}*"):  # by a launch that was killed while it wrote
+            files.remove_folder(left)
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=self._folder) as folder:
             plain = Path(folder) / "trace.json"
             trace.export_chrome_trace(str(plain))
             with open(plain, "rb") as source, files.atomic_file(path) as file:

@@ -105,7 +105,7 @@ class Reporter:
         self._curve: Curve | None = None
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
-        self._curve_left = False
+        self._curve_left = self._is_closed = False
         self._journal = Journal(folder)
         self.known: Known | None = None
         self.verdict: str | None = None
@@ -140,13 +140,13 @@ class Reporter:
             log.info(self._proof.announcement)
         self._smoothed = _smoothed_at(self._folder, resumed_step)
         self._curve = Curve(self._folder)
-        self._bar = ProgressBar(self._max_steps)
-        self._sampling.start()
         if resumed_step is None:
             (self._folder / SAVED).unlink(missing_ok=True)
         else:
             self._failures.guard(SAVED, (self._folder / SAVED).touch)
         self._open_trackers(settings, None if self._curve_left else resumed_step, texts, once)
+        self._sampling.start()
+        self._bar = ProgressBar(self._max_steps)
 
     def _open_trackers(
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
@@ -228,7 +228,7 @@ class Reporter:
 
     @contextmanager
     def pause(self, doing: str) -> Iterator[None]:
-        """The time in this block is not the step's: `evaluating`, `saving`. Every number must have arrived before it."""
+        """The time in this block is not the step's: `evaluating`, `saving` ... Every number must have arrived before it."""
         assert self._pending is None, "flush() first, and judge what arrives"
         if self._bar is not None:
             self._bar.busy(doing)
@@ -238,6 +238,17 @@ class Reporter:
     def close(self, *, finished: bool = False) -> None:
         """Flushes and closes every output. `finished`: the run has taken all its steps."""
         self.flush()
+        self._close(finished)
+
+    def abandon(self) -> None:
+        """Closes what is still open, when the run fails: what is known is drawn, the terminal is as it was, and no device is waited for."""
+        self._pending = None
+        self._close(finished=False)
+
+    def _close(self, finished: bool) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._sampling.close()
         if self._bar is not None:
             self._bar.close()
@@ -304,9 +315,10 @@ class Reporter:
             (log.info if is_exact else log.error)(verdict)
 
     def _show(self, step: int, loss: float, grad_norm: float, lr: float, speed: Speed) -> None:
-        left = self._meter.seconds_left(self._max_steps - step)
+        steps_left = self._max_steps - step
+        left = self._meter.seconds_left(steps_left) if steps_left else None
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"
-        pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}  {duration(left)} left"
+        pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}" + ("" if left is None else f"  {duration(left)} left")
         self._bar.update(step, loss=loss, tokens_per_second=speed.tokens_per_second, mfu=speed.mfu, seconds_left=left)
         self._loss_since_line.append(loss)
         if step % self._console_every_steps == 0 or step == self._max_steps:

@@ -4,8 +4,8 @@ The loop says after each part that it is over, with one line: `stopwatch.lap("da
 event into the stream, which the device passes when it has done all that was asked of it before: so the parts are the device's time, and
 a device that waits for data waits in `data`. Nothing there waits for the device.
 
-A step ends where the next one begins, with everything that follows its update: its report, its evaluation, its save. So the last line
-of the loop's body ends it, and what it returns is read late, from wherever the step's numbers are read.
+A step begins where the step before has handed its numbers over, and ends where it hands over its own. What followed the step before, an
+evaluation or a save, has no numbers of its own to go with: it goes with those of this step.
 """
 
 import time
@@ -17,9 +17,10 @@ PARTS = {
     "data": "Waiting for the batch.",
     "forward_backward": "Forward and backward passes over the step's micro-batches, with the reduction of gradients.",
     "optimizer": "Clipping and the optimizer's update, with what is measured around it.",
-    "report": "Handing the step's numbers over, and judging them.",
-    "evaluation": "The evaluation that followed the step, where one did.",
-    "save": "What training waited for the save that followed the step, where one did.",
+    "report": "Handing the numbers of the step before over, and judging them.",
+    "evaluation": "The evaluation that followed the step before, where one did.",
+    "save": "What training waited for the save that followed the step before, where one did.",
+    "profile": "Writing the profile that ended with the step before, where one did.",
 }
 """What a stretch of time can belong to."""
 

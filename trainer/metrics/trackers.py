@@ -28,16 +28,18 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 
 
 def check_tracker_names(names: list[str]) -> None:
-    """Refuses a tracker that Accelerate does not know, and one it would leave out silently because its package is missing."""
+    """Refuses a tracker that Accelerate does not know, one that it would leave out silently for want of its package, and one named twice."""
     known = sorted(str(name) for name in LOGGER_TYPE_TO_CLASS)
     installed = {str(name) for name in get_available_trackers()}
     problems = [
         f"metrics.trackers: unknown tracker {name!r}; {did_you_mean(name, known)}"
         if name not in known
         else f"metrics.trackers: {name!r} needs its package, which is not installed; install it (pip install {name}), or leave it out"
-        for name in names
+        for name in dict.fromkeys(names)
         if name not in installed
     ]
+    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+    problems += [f"metrics.trackers names {name!r} twice, and each number would be drawn twice; name it once" for name in twice]
     if problems:
         raise ConfigError(*problems)
 
@@ -56,6 +58,8 @@ def open_trackers(
     threading.excepthook = _tell_end_of_thread
     if not accelerator.is_main_process:
         return []
+    for tracker_name in (options or {}).keys() - set(names):
+        log.warning("metrics.tracker_options: %r is not among metrics.trackers, so its options count for nothing", tracker_name)
     opened = []
     for tracker_name in names:
         position, purge_step = begin_of_drawing(folder, tracker_name, resumed_step)

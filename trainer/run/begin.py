@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 def begin_run(config: Config, stop: StopRequest) -> Run:
     """Builds a run and brings it to where it stands: freshly started, or restored from a checkpoint."""
     run = build_run(config, stop)
-    _bring_to_its_place(run)
+    try:
+        _bring_to_its_place(run)
+    except BaseException:
+        run.reporter.abandon()
+        raise
     return run
 
 

@@ -22,8 +22,8 @@ from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
 from trainer.data.assets import twelfth_night
 from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.kept_rows import kept_rows
 from trainer.data.loader import TokenLoader, validation_batches
-from trainer.data.sources import rows
 from trainer.errors import ConfigError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.exam import Exam
@@ -199,18 +199,18 @@ def _build_reporter(
     flops = flops_per_token(model, config.sequence_length)
     device = accelerator.device
     peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
-    if peak is None:
-        log.info("MFU: unknown, because the peak of this device is not known")
     parameters = parameter_counts(model)
     tokens_a_step = config.global_batch * config.sequence_length
     log.info(
-        "model: %s parameters (%s without embeddings), %sFLOP a token", count(parameters.total), count(parameters.non_embedding),
+        "model: %s parameters (%s without embeddings), %s FLOP a token", count(parameters.total), count(parameters.non_embedding),
         count(flops),
     )  # fmt: skip
     log.info(
         "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens", config.global_batch, config.sequence_length,
         count(tokens_a_step), config.max_steps, count(tokens_a_step * config.max_steps),
     )  # fmt: skip
+    if peak is None:
+        log.info("MFU: unknown, because the peak of this device is not known")
     return Reporter(
         accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
         console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
@@ -250,6 +250,8 @@ def _build_validation(
     if corpus.validation is None:
         log.info("no validation data: there will be no validation loss, and no best checkpoint")
         return None
+    if (wanted := config.evaluation.num_sequences or 0) > (there := corpus.validation.num_sequences):
+        log.warning("evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there)
     inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -279,6 +281,6 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
     if wanted.tasks and corpus.validation is None:
         raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]")
     tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=rows, scenes=twelfth_night)
+        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=kept_rows, scenes=twelfth_night)
     )
     return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)

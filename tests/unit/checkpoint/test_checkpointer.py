@@ -112,7 +112,8 @@ def test_a_failed_save_is_a_counted_warning_and_three_in_a_row_end_the_run(run, 
     assert [entry.step for entry in store.entries()] == [4, 1]
 
 
-def test_a_success_ends_the_row_of_failures(run, monkeypatch, caplog):
+def test_a_success_ends_the_row_of_failures_and_is_told(run, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     for _ in range(3):
         with monkeypatch.context() as patch:
             patch.setattr(run.store, "commit", lambda *_: (_ for _ in ()).throw(OSError("full")))
@@ -120,7 +121,9 @@ def test_a_success_ends_the_row_of_failures(run, monkeypatch, caplog):
         run.step()
         run.save()
         run.step()
-    assert caplog.text.count("(1 of 3)") == 3
+    assert caplog.text.count("(1 of 3)") == caplog.text.count(": checkpoint (periodic)") == 3
+    run.save()
+    assert caplog.text.count(": checkpoint (periodic)") == 3, "the journal has it, as it has all"
 
 
 @pytest.mark.parametrize("reason", ["final", "interrupt"])

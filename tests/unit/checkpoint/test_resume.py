@@ -119,6 +119,9 @@ def test_a_checkpoint_to_read_is_located_by_folder_or_by_word(store):
 def test_nothing_is_located_where_there_is_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoints; train first"):
         locate(tmp_path, "latest")
+    (tmp_path / "config.json").touch()
+    with pytest.raises(CheckpointError, match="is an exported model, which transformers opens; this reads checkpoints: give the run's name"):
+        locate(tmp_path, "latest")
 
 
 @pytest.mark.parametrize("word", ["none", ""])

@@ -34,6 +34,34 @@ def test_seeds_that_end_further_apart_than_assumed_are_called_that(tmp_path):
     assert found.verdict == "worse" and "are of one recipe: what sets them apart is their seed or chance" in found.notes[0]
 
 
+def broken_from(step, seed=0):
+    values = losses(seed=seed)
+    values[step:] = np.nan
+    return values
+
+
+@pytest.mark.parametrize("facts", [{"second": broken_from(100)}, {"second": losses(), "outcome": "diverged"}])
+def test_a_run_that_diverged_is_worse_whatever_its_loss_was_before(tmp_path, facts):
+    found = pair(tmp_path, losses(), **facts)
+    assert found.verdict == "worse" and not found.is_equal and found.judged["loss"].verdict == "no difference"
+
+
+def test_a_run_is_better_than_one_that_diverged(tmp_path):
+    assert pair(tmp_path, broken_from(190), losses()).verdict == "better"
+
+
+def test_two_runs_that_diverged_are_judged_by_what_they_did_before(tmp_path):
+    assert pair(tmp_path, broken_from(100), broken_from(100, seed=1)).verdict == "no difference"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_a_finite_loss_does_not_widen_the_noise_of_the_others(tmp_path):
+    a, b = write_run(tmp_path, "a", losses()), write_run(tmp_path, "b", losses() + 0.3, settings={"optimizer": {"lr": 0.002}})
+    alone = compared(a, b).pairs[0]
+    among = compared(a, b, write_run(tmp_path, "broken", broken_from(0))).pairs[0]
+    assert among.verdict == "worse" and among.judged["loss"].gap == alone.judged["loss"].gap
+
+
 @pytest.mark.parametrize(("share", "verdict"), [(0.01, "worse"), (-0.01, "better")])
 def test_one_percent_of_loss_is_found_on_the_same_batches(tmp_path, share, verdict):
     values = losses()
@@ -182,6 +210,11 @@ def test_the_window_is_the_last_fifth_or_eight_steps(tmp_path):
     assert mean_loss(short, end_span(short)) == pytest.approx(losses(20)[12:].mean())
     assert end_span(curve_of(tmp_path / "tiny", losses(7))) is None
     assert end_span(curve) == Span(NUM_BINS - NUM_BINS // 5, NUM_BINS)
+
+
+def test_losses_by_hours_have_no_row_in_which_no_run_has_a_step(tmp_path):
+    curve = curve_of(tmp_path, losses(2))
+    assert len(losses_by_hours([curve, curve], 8)) == 2
 
 
 def test_losses_by_hours_are_at_equal_time(tmp_path):

@@ -50,13 +50,17 @@ def test_a_speed_that_nobody_wrote_down_is_not_compared(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_run_without_a_finite_loss_is_shown_and_not_judged(tmp_path):
+def test_a_run_without_a_finite_loss_is_shown_as_diverged(tmp_path):
     sound, broken = write_run(tmp_path, "sound", losses(20)), write_run(tmp_path, "broken", [float("nan")] * 20)
     for order in ((sound, broken), (broken, sound)):
         comparison = compared(*order)
-        assert "cannot be judged: they have too few steps in common" in text(comparison) and "20 steps whose loss is not finite" in text(comparison)
-        assert json.loads(to_json(comparison))["pairs"][0]["verdict"] == "cannot be judged"
-        assert "cannot be judged" in write_page(comparison, tmp_path).read_text()
+        worse_or_better = "broken is worse" if order[0] is sound else "sound is better"
+        verdict = f"broken diverged after 0 tokens, and sound did not: {worse_or_better}"
+        for said in (text(comparison), write_page(comparison, tmp_path).read_text()):
+            assert verdict in said and "20 steps whose loss is not finite" in said
+        facts_told = json.loads(to_json(comparison))
+        assert facts_told["pairs"][0]["verdict"] == ("worse" if order[0] is sound else "better")
+        assert [run["has_diverged"] for run in facts_told["runs"]] == [run is broken for run in order]
 
 
 def test_only_settings_that_differ_are_shown(worse):
@@ -87,8 +91,17 @@ def test_every_verdict_is_a_sentence(tmp_path):
     assert said[0] == "twin is base to the last bit: every training loss of the 200k tokens is equal"
     assert said[1].startswith("seed and base: no difference beyond noise (gap ") and said[1].endswith("nats a token over the last 20 % of 200k tokens)")
     assert said[2].startswith("better is better than base by 0.3000 +- ")
-    assert said[3] == "short and base cannot be judged: they have too few steps in common"
+    assert said[3] == "short and base cannot be judged: they have too few steps with a finite loss in common"
     assert said[4] == "bytes and base cannot be judged: nothing that was measured of both compares"
+
+
+def test_a_run_that_diverged_is_called_that_before_its_losses_are(tmp_path):
+    values = losses()
+    values[100:] = float("nan")
+    base, broken = write_run(tmp_path, "base", losses()), write_run(tmp_path, "broken", values)
+    said = text(compared(base, broken)).split("\n\n")[-1].splitlines()
+    assert said[0] == "broken diverged after 100k tokens, and base did not: broken is worse, whatever the losses were before"
+    assert said[1].startswith("  training loss: no difference beyond noise (gap +0.0000 +- 0.0000, the last 20 % of 100k tokens)")
 
 
 def test_the_source_of_the_noise_is_said(tmp_path):

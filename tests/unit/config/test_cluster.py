@@ -1,25 +1,9 @@
 """Which cluster file fits this machine, and what one must say."""
 
 import pytest
-import yaml
 
 from trainer.config import cluster as clusters
 from trainer.errors import ConfigError
-
-GOOD = {"distributed_type": "MULTI_GPU", "num_processes": 2, "mixed_precision": "no", "use_cpu": True}
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """Writes a cluster file with changes and gives its path; None leaves a key out."""
-
-    def write(**changes):
-        content = {key: value for key, value in {**GOOD, **changes}.items() if value is not None}
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-        return str(tmp_path / "mine.yaml")
-
-    return write
-
 
 # The machine
 

@@ -40,7 +40,7 @@ def test_of_equals_the_first_is_chosen_however_many_there_are():
 
 def test_what_is_no_number_is_never_chosen():
     decisions, found = decided([choices("ab", "cd"), choices("ab", "cd")], [[NAN, -5.0], [NAN, NAN]])
-    assert [d.choice for d in decisions] == [1, None] and found.acc == 0.0
+    assert [d.choice for d in decisions] == [1, None] and found.acc == 0.0 and found.num_not_finite == 2
 
 
 def test_a_choice_that_is_impossible_loses_to_any_other():
@@ -65,6 +65,12 @@ def test_a_last_word_is_right_when_it_is_the_likeliest_and_has_a_perplexity(gree
 def test_a_perplexity_beyond_a_float_is_infinite():
     one = item("here", {"context": "a", "continuation": "b"})
     assert decided([one], [[-1e6]])[1].perplexity == decided([one], [[-INF]])[1].perplexity == INF
+
+
+def test_a_perplexity_of_what_is_no_number_is_none_either():
+    one = item("here", {"context": "a", "continuation": "b"})
+    _, found = decided([one, one], [[NAN], [-1.0]])
+    assert math.isnan(found.perplexity) and found.num_not_finite == 1
 
 
 def test_the_standard_error_is_that_of_a_mean_of_zeros_and_ones():

@@ -80,6 +80,11 @@ def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
         opened(tmp_path, "shakespear_lines")
 
 
+def test_a_folder_is_called_one(tmp_path):
+    with pytest.raises(ConfigError, match="evaluation task '.' is a folder; a task is one file of items"):
+        opened(tmp_path, ".")
+
+
 def test_an_empty_file_is_refused(tmp_path):
     write(tmp_path / "sky.jsonl", "")
     with pytest.raises(DataError, match="holds no item"):

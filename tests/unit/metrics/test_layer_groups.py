@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer.metrics.layer_groups import group_order, layer_groups
+from trainer.metrics.layer_groups import group_order, layer_groups, short_names
 
 FAMILIES = {
     "gpt2": {"n_embd": 8, "n_layer": 2, "n_head": 2},
@@ -61,3 +61,22 @@ def test_a_model_of_an_unknown_kind_is_grouped_and_nothing_is_left_out():
     names = ["stem.weight", "0.weight", "2.bias", "embeddings.0.weight", "gate"]
     assert layer_groups(names) == ["other", "block_00", "block_02", "embeddings", "other"]
     assert layer_groups([]) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_short_names_are_of_their_own_and_lack_what_all_have(family):
+    names = names_of(family, tied=False)
+    short = short_names(names)
+    assert len(set(short)) == len(names) and all(full.removesuffix(".weight").endswith(name) for full, name in zip(names, short, strict=True))
+    assert not any(name.startswith(("model.", "transformer.", "gpt_neox.", "backbone.")) or name.endswith(".weight") for name in short)
+
+
+def test_short_names_by_hand():
+    names = ["model.embed_tokens.weight", "model.layers.11.mlp.up_proj.weight", "model.layers.11.mlp.up_proj.bias", "lm_head.weight"]
+    assert short_names(names) == ["embed_tokens", "layers.11.mlp.up_proj", "layers.11.mlp.up_proj.bias", "lm_head"]
+    assert short_names(["module.model.h.0.weight", "module.model.h.1.weight"]) == ["h.0", "h.1"]
+    assert short_names(["0.weight", "2.bias", "gate"]) == ["0", "2.bias", "gate"] and short_names([]) == []
+
+
+def test_names_that_would_be_one_stay_whole():
+    assert short_names(["model.h.0.weight", "model.norm.weight", "norm.weight"]) == ["h.0", "model.norm.weight", "norm.weight"]

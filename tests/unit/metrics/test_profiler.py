@@ -60,21 +60,36 @@ def test_a_range_that_a_launch_sees_in_part_is_recorded_in_that_part(tmp_path, a
     assert f"rank-0-steps-{recorded}.pt.trace.json.gz" in run(tmp_path, asked, start=start, end=end)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_knows_after_which_step_the_profile_is_written(tmp_path, rank):
+    profiler = Profiler((3, 5), tmp_path, rank=rank, device=CPU)
+    assert [step for step in range(8) if profiler.is_written_after(step)] == [5]
+    assert not any(Profiler(None, tmp_path, rank=rank, device=CPU).is_written_after(step) for step in range(8))
+
+
 def test_a_run_that_is_past_the_range_says_so_once_and_records_nothing(tmp_path, told):
     assert run(tmp_path, (3, 5), start=5, end=9) == []
     assert told.messages == ["profile: the run stands at step 5, after the steps [3, 5]: nothing is profiled"]
 
 
-@pytest.mark.parametrize("off", [{"steps": None}, {"steps": (3, 5), "rank": 1}, {"steps": (3, 5), "end": 2}])
+@pytest.mark.parametrize("off", [{"steps": None}, {"steps": (3, 5), "rank": 1}, {"steps": (3, 5), "end": 1}])
 def test_nothing_is_recorded_where_nothing_was_asked_for(tmp_path, told, off):
     assert run(tmp_path, **off) == [] and not told.messages
 
 
-def test_a_step_that_does_not_end_is_not_written(tmp_path):
+def test_a_step_that_does_not_end_is_not_written_and_that_is_said(tmp_path, told):
     profiler = Profiler((1, 3), tmp_path, rank=0, device=CPU)
     profiler.reached(0)
     profiler.close()
+    profiler.close()
     assert not (tmp_path / FOLDER).exists()
+    assert told.messages == ["profile: the run ended before step 1, the first to be recorded, was whole: nothing is written"]
+
+
+def test_what_a_launch_that_was_killed_amid_its_trace_has_left_is_removed(tmp_path):
+    (tmp_path / FOLDER / ".trace-abc").mkdir(parents=True)
+    (tmp_path / FOLDER / ".trace-abc" / "trace.json").touch()
+    assert run(tmp_path, (1, 1), end=1) == ["rank-0-steps-1-1.operators.txt", "rank-0-steps-1-1.pt.trace.json.gz"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path, told, monkeypatch):

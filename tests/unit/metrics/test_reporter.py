@@ -7,6 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trainer.errors import TrainerError
 from trainer.metrics import reporter as reporter_module
 from trainer.metrics.curves import CURVE, LOST, read_records
 from trainer.metrics.meters import SpeedMeter
@@ -123,6 +124,16 @@ def test_an_evaluation_stands_in_the_curve_and_in_the_tracker(accelerator, folde
     assert "step 1: validation loss 3.5000, bits_per_byte 1.2500 (0.5s)" in caplog.text
 
 
+def test_nothing_is_left_after_the_last_step(accelerator, folder, caplog):
+    caplog.set_level(logging.INFO)
+    reporter = reporter_of(accelerator, folder, max_steps=2, console_every_steps=1)
+    reporter.open({}, None, {})
+    take(reporter, 1), take(reporter, 2)
+    reporter.close()
+    first, last = (message for message in caplog.messages if "tokens/s" in message)
+    assert first.endswith(" left") and "left" not in last and reporter._bar._standing.ends_at is None
+
+
 class Ready:
     """An event of a device whose numbers are late."""
 
@@ -155,6 +166,47 @@ def test_the_time_of_a_pause_is_not_the_time_of_a_step(accelerator, folder, monk
     take(reporter, 1)
     reporter.close()
     assert read_records(folder / CURVE)[0]["step_seconds"] == 1.0
+
+
+def test_a_run_that_fails_leaves_all_that_is_known_and_waits_for_no_device(accelerator, folder, monkeypatch):
+    """A device that failed may never answer."""
+
+    class Never:
+        def synchronize(self):
+            pytest.fail("the run would hang here")
+
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None, {})
+    take(reporter, 1)
+    reporter.text("samples", "To be", 1)
+    monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Never()))
+    take(reporter, 2)
+    reporter.abandon()
+    assert reporter._bar._live is None and reporter._sampling._ending.is_set()
+    reporter.abandon()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1] and events.Tensors("samples/text_summary")
+
+
+def test_a_run_whose_outputs_were_closed_has_nothing_left_to_abandon(accelerator, folder, monkeypatch):
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None, {})
+    take(reporter, 1)
+    reporter.close(finished=True)
+    monkeypatch.setattr(reporter._drawing, "close", lambda: pytest.fail("it was closed before"))
+    reporter.abandon()
+    reporter_of(accelerator, folder).abandon()  # nor has one that was never opened
+
+
+def test_a_tracker_that_cannot_be_opened_leaves_the_terminal_alone(accelerator, folder, monkeypatch):
+    def refuse(*arguments):
+        raise TrainerError("it cannot be opened")
+
+    monkeypatch.setattr(reporter_module, "open_trackers", refuse)
+    monkeypatch.setattr(reporter_module, "ProgressBar", lambda max_steps: pytest.fail("a bar over a refusal"))
+    with pytest.raises(TrainerError):
+        reporter_of(accelerator, folder).open({}, None, {})
 
 
 def test_only_the_main_process_writes(folder, tmp_path):

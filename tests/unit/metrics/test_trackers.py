@@ -109,6 +109,18 @@ def test_a_tracker_that_accelerate_does_not_know_is_refused_with_the_nearest():
     assert caught.value.problems[0] == "metrics.trackers: unknown tracker 'tensorbord'; did you mean 'tensorboard'?"
 
 
+def test_a_tracker_that_is_named_twice_is_refused():
+    with pytest.raises(ConfigError, match="metrics.trackers names 'tensorboard' twice, and each number would be drawn twice; name it once"):
+        check_tracker_names(["tensorboard", "tensorboard"])
+
+
+def test_options_that_no_tracker_takes_are_told(tmp_path, caplog):
+    (tmp_path / "run").mkdir()
+    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
+    open_trackers(accelerator, ["tensorboard"], "run", tmp_path / "run", {}, None, {"wandb": {"entity": "me"}, "tensorboard": {}})
+    assert caplog.messages == ["metrics.tracker_options: 'wandb' is not among metrics.trackers, so its options count for nothing"]
+
+
 @pytest.mark.parametrize("names", [["wandb"], ["wandb", "tensorboard"]])
 def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(names, monkeypatch):
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])

@@ -1,0 +1,33 @@
+"""What `trainer eval` says of its results; the command itself is tested in tests/acceptance/test_tasks.py."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.small_checkpoints import manifest_of
+from trainer.evaluate import Evaluation
+from trainer.evaluation.accuracy import TaskResult
+
+
+def evaluation(**changes):
+    usual = {"task": "words", "num_items": 3, "acc": 0.0, "acc_stderr": None, "acc_norm": None, "acc_norm_stderr": None, "chance": None}
+    result = TaskResult(**{**usual, "perplexity": 9.5, "num_not_finite": 0, **changes})
+    return Evaluation(Path("checkpoints/mine/step-00000010"), manifest_of(10), "no", [result], True)
+
+
+def test_results_are_a_table_under_what_they_are_of():
+    assert evaluation().text().splitlines()[0] == "mine, step 10, fp32" and len(evaluation().text().splitlines()) == 3
+
+
+def test_scores_that_are_no_numbers_are_told():
+    said = evaluation(num_not_finite=2).text().splitlines()
+    assert said[3] == "words: the scores of 2 of 3 items are not finite: the weights are damaged or diverged; take an older checkpoint"
+
+
+@pytest.mark.parametrize("perplexity", [math.nan, math.inf])
+def test_a_record_is_json_whatever_the_numbers_are(perplexity):
+    (record,) = evaluation(perplexity=perplexity).records()
+    assert json.loads(json.dumps(record), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["perplexity"] is None
+    assert (record["step"], record["task"], record["acc"]) == (10, "words", 0.0)

@@ -159,9 +159,10 @@ def check_required(decision: Decision, wanted: PrecisionConfig) -> None:
         )
 
 
-def idle_settings(asked: str, wanted: PrecisionConfig) -> list[str]:
-    """Settings of the precision block that were set and mean nothing, because the cluster file does not ask for fp8."""
-    if asked == "fp8":
-        return []
+def idle_settings(asked: str, wanted: PrecisionConfig) -> str | None:
+    """One line on what was set in the precision block and means nothing, because the cluster file does not ask for fp8; None when nothing."""
     plain = PrecisionConfig()
-    return [f"precision.{name}" for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
+    idle = [f"precision.{name}" for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
+    if asked == "fp8" or not idle:
+        return None
+    return f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
+from trainer.cli_doctor import doctor
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Language-model pretraining on Accelerate.",
 )
 app.add_typer(checkpoints_app, name="checkpoints")
+app.command()(doctor)
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""

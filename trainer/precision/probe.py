@@ -6,7 +6,7 @@ import torch
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
-from trainer.precision.decide import Facts, lacking
+from trainer.precision.decide import SETUP, Facts, lacking
 from trainer.precision.recipes import Recipe, format_of, recipe_of
 from trainer.text import one_line
 
@@ -69,8 +69,8 @@ def _with(facts: Facts, **changes: object) -> Facts:
 
 def _import_problem(error: BaseException) -> str:
     if backend.is_missing(error):
-        return "TransformerEngine is not installed (./launch.sh --setup fp8 installs it)"
-    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with ./launch.sh --setup fp8"
+        return f"TransformerEngine is not installed ({SETUP} installs it)"
+    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with {SETUP}"
 
 
 def judge(forward: float, worst: float, recipe: Recipe) -> str | None:

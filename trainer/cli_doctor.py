@@ -27,3 +27,17 @@ def doctor(
     diagnosis = replace(diagnose(), launch=launch)
     print(json.dumps(diagnosis.as_json(), indent=1) if as_json else text(diagnosis))
     sys.exit(diagnosis.exit_code)
+
+
+def install_fp8() -> None:
+    """Install TransformerEngine into this environment; what ./launch.sh --setup fp8 calls."""
+    from trainer.doctor.install import install
+    from trainer.errors import PrecisionError
+
+    if failure := install(say, again=True):
+        raise PrecisionError(f"{failure}; mend that, and start again")
+
+
+def say(line: str) -> None:
+    """Tells something on standard error while it goes on."""
+    print(line, file=sys.stderr, flush=True)

@@ -13,6 +13,8 @@ from trainer.doctor.examine import Answer
 from trainer.safety.parent import STARTED_BY
 from trainer.text import duration, shortened
 
+COMMAND = (sys.executable, "-m", "trainer.doctor.examine")
+
 PATIENCE_SECONDS = 600.0
 """How long one process may take: a first import of torch and TransformerEngine from a busy disk, and kernels that are compiled."""
 
@@ -44,7 +46,7 @@ def _ask_one_process(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said, open(here, "rb") as answers:
         with open(there, "wb"):
             process = subprocess.Popen(
-                [sys.executable, "-m", "trainer.doctor.examine", str(there)], env=variables, stdin=subprocess.PIPE,
+                [*COMMAND, str(there)], env=variables, stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL, stderr=said, pass_fds=[there], start_new_session=True, text=True,
             )  # fmt: skip
         death = None

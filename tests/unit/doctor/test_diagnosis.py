@@ -11,7 +11,7 @@ from trainer.config.load import load
 from trainer.doctor import diagnosis as room
 from trainer.doctor.diagnosis import foresee
 from trainer.errors import ConfigError
-from trainer.precision.decide import NO_DEVICE, SETUP, Decision
+from trainer.precision.decide import NO_DEVICE, Decision
 
 NOTHING_LEFT = {"left_uncompiled": None}
 
@@ -118,7 +118,3 @@ def test_settings_without_effect_are_told_with_a_launch(monkeypatch):
     answer = {"decision": asdict(Decision("bf16", "bf16", "as the cluster file asks")), **NOTHING_LEFT}
     launch = launch_of(monkeypatch, "precision.recipe=block", answer=answer, cluster="1gpu_bf16")
     assert launch.is_as_asked and launch.remarks[0].startswith("precision.recipe: without effect")
-
-
-def test_the_words_that_install_are_those_that_launch_sh_knows():
-    assert SETUP == "./launch.sh --setup fp8"

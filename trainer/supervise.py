@@ -79,7 +79,7 @@ def _is_recipe(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What a person asks to have launched: read, and right in itself; whether this machine can do it is another question."""
 
     cluster: clusters.Cluster
@@ -98,7 +98,7 @@ class Asked:
         }
 
 
-def read_words(words: Sequence[str]) -> Asked:
+def read_words(words: Sequence[str]) -> Request:
     """Reads `[CLUSTER] [RECIPE] [key=value ...]`, which by default are the file that fits this machine and the Shakespeare run."""
     cluster_name, recipe, overrides = split_words(words)
     cluster = clusters.read_cluster(cluster_name or clusters.fitting_cluster())
@@ -106,7 +106,7 @@ def read_words(words: Sequence[str]) -> Asked:
     accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
     if loaded.config.model.preset is not None:
         preset_fields(loaded.config.model.preset)
-    return Asked(cluster, recipe, overrides, loaded)
+    return Request(cluster, recipe, overrides, loaded)
 
 
 @dataclass(frozen=True)

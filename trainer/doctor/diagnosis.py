@@ -100,6 +100,11 @@ class Diagnosis:
         return next((row.asked for row in self.rows if row.asked.startswith("fp8") and row.possible == YES), None)
 
     @property
+    def has_idle_gpus(self) -> bool:
+        """Whether there are GPUs and torch can use none."""
+        return self.machine.num_visible > 0 and not self.torch.get("num_gpus")
+
+    @property
     def lacks_only_the_backend(self) -> bool:
         """Whether an installation is what one of fp8's recipes lacks, by its own reason."""
         return self.fp8 is None and any(SETUP in row.reason for row in self.rows)

@@ -41,10 +41,9 @@ def _gpus(diagnosis: Diagnosis) -> str:
     line = f"{driver}; {', '.join(kinds) or 'no GPU'}"
     if machine.num_visible < len(machine.gpus):
         line += f"; CUDA_VISIBLE_DEVICES leaves {machine.num_visible}"
-    usable = torch.get("num_gpus", 0)
-    if len(kinds) > 1 and usable:
+    if len(kinds) > 1 and not diagnosis.has_idle_gpus:
         line += "; what follows is of the first"
-    if machine.num_visible and not usable:
+    if diagnosis.has_idle_gpus:
         line += f"\ntorch can use none: {torch.get('problem') or 'it was built without CUDA'}"
     return line
 
@@ -71,6 +70,8 @@ def _launch(launch: Launch) -> str:
 
 
 def _next(diagnosis: Diagnosis) -> str:
+    if diagnosis.has_idle_gpus:
+        return "a torch for this driver, or a driver for this torch; until then ./launch.sh cpu RECIPE"
     if diagnosis.lacks_only_the_backend:
         return f"{SETUP} (compiles TransformerEngine's torch part: minutes, up to an hour on few cores), then ./launch.sh doctor again"
     if diagnosis.launch and diagnosis.launch.is_as_asked:

@@ -34,7 +34,7 @@ def test_a_machine_with_fp8_is_told_what_it_has_and_what_to_type(monkeypatch):
         (machine(A100), answers(A100, num_gpus=1), ("needs 8.9", "next: ./launch.sh 1gpu_bf16 RECIPE")),
         (machine(H100, A100), answers(H100, num_gpus=2), ("1 x NVIDIA H100", "1 x NVIDIA A100", "what follows is of the first")),
         (machine(H100, H100, num_visible=1), answers(H100, num_gpus=1), ("CUDA_VISIBLE_DEVICES leaves 1",)),
-        (machine(H100), answers(CPU, problem="RuntimeError: the driver is too old"), ("torch can use none: RuntimeError: the driver is too old",)),
+        (machine(H100), answers(CPU, problem="RuntimeError: the driver is too old"), ("torch can use none: RuntimeError: the driver is too old", "next: a torch for this driver")),
         (machine(H100), answers(CPU, cuda=None), ("torch can use none: it was built without CUDA",)),
         (machine(problem="NVMLError: mismatch"), answers(CPU), ("the NVIDIA driver does not answer (NVMLError: mismatch); no GPU",)),
         (machine(), {**answers(CPU), "torch": {"problem": "ImportError: libtorch.so"}}, ("torch does not work: ImportError: libtorch.so",)),

@@ -4,6 +4,7 @@
 #   ./launch.sh CLUSTER RECIPE [key=value ...]       any cluster file and recipe, e.g. ./launch.sh 4gpu_bf16 gpt2-124m optimizer.lr=6e-4
 #   ./launch.sh selftest [CLUSTER] RECIPE [...]      kills a short run of it, resumes it, and compares: is a resume exact on this machine?
 #   ./launch.sh tensorboard [RUN] [--port N]         opens TensorBoard, and says how to reach it from another machine
+#   ./launch.sh doctor [CLUSTER] [RECIPE] [...]      what this machine can compute in (bf16, fp8 ...), and what a launch would decide
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
 # Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to mend in
 # what was typed, 3 diverged, 75 interrupted (start it again to continue), 1 anything else.
@@ -50,6 +51,10 @@ set_up() {
     fi
 }
 
+if [ "${1:-}" = "--setup" ] && [ "${2:-}" = "fp8" ]; then
+    set_up
+    exec "$project/.venv/bin/python" -m trainer install-fp8  # which is compiled, against the torch that is there now
+fi
 if [ "${1:-}" = "--setup" ]; then
     set_up "${2:-}"
     exit 0
@@ -57,7 +62,7 @@ fi
 set_up
 command=launch
 case "${1:-}" in
-    selftest | tensorboard)
+    doctor | selftest | tensorboard)
         command="$1"
         shift
         ;;

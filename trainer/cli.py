@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
+from trainer.cli_doctor import doctor, install_fp8, say
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ app = typer.Typer(
     help="Language-model pretraining on Accelerate.",
 )
 app.add_typer(checkpoints_app, name="checkpoints")
+app.command()(doctor)
+app.command()(install_fp8)
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""
@@ -94,6 +97,7 @@ def launch(
         from trainer.data.assets import twelfth_night
         from trainer.data.corpus import open_corpus
         from trainer.data.sources import rows
+        from trainer.doctor.install import install_for
         from trainer.evaluation.tasks import open_tasks
         from trainer.files import project_folder
         from trainer.metrics.outcome import read_outcome
@@ -111,6 +115,7 @@ def launch(
                 f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n"
             )
         else:
+            install_for(plan.cluster, plan.config.precision, say)
             code = supervise.run_launch(plan)
     if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
         print_report(plan.config, plan.folder)
@@ -133,9 +138,7 @@ def selftest(
     _, recipe, overrides = supervise.split_words(typed)
     config = load(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
-    result = conduct(
-        config, lambda more: supervise.plan([*typed, *more]), seconds=seconds, say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    result = conduct(config, lambda more: supervise.plan([*typed, *more]), seconds=seconds, say=say)
     print(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
     sys.exit(0 if result.is_exact else 1)
 

@@ -316,20 +316,22 @@ def _forget_fp8_settings() -> None:
 def _choose_compiler(uncompiled: str | None) -> None:
     """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler; `uncompiled` is another reason against it."""
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if without := left_uncompiled(backend, uncompiled):
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
+        log.warning(without)
+    elif backend != "no":
+        # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
+        # variant would silently run uncompiled.
+        torch._dynamo.config.recompile_limit = 64
+
+
+def left_uncompiled(backend: str, uncompiled: str | None) -> str | None:
+    """One line on why torch.compile is left out though the cluster file asks for this backend; None when it is not."""
     if backend == "no":
-        return
-    if uncompiled:
-        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
-        log.warning("torch.compile is left out: %s", uncompiled)
-        return
-    # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
-    # variant would silently run uncompiled.
-    torch._dynamo.config.recompile_limit = 64
-    if backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
-        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
-        log.warning(
-            "torch.compile is left out: it needs a C++ compiler (g++), and none is installed; expect a slower run"
-        )
+        return None
+    if not uncompiled and backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
+        uncompiled = "it needs a C++ compiler (g++), and none is installed; expect a slower run"
+    return f"torch.compile is left out: {uncompiled}" if uncompiled else None
 
 
 def _cpp_compiler() -> str | None:

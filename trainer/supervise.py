@@ -79,6 +79,37 @@ def _is_recipe(name: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What a person asks to have launched: read, and right in itself; whether this machine can do it is another question."""
+
+    cluster: clusters.Cluster
+    recipe: str
+    overrides: list[str]
+    loaded: Loaded
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that a launch is given."""
+        return {
+            **os.environ,
+            "TRAINER_ASKED_PRECISION": self.cluster.precision,
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
+            **({"ACCELERATE_USE_CPU": "true"} if self.cluster.use_cpu else {}),
+        }
+
+
+def read_words(words: Sequence[str]) -> Request:
+    """Reads `[CLUSTER] [RECIPE] [key=value ...]`, which by default are the file that fits this machine and the Shakespeare run."""
+    cluster_name, recipe, overrides = split_words(words)
+    cluster = clusters.read_cluster(cluster_name or clusters.fitting_cluster())
+    loaded = load(recipe, overrides)
+    accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
+    if loaded.config.model.preset is not None:
+        preset_fields(loaded.config.model.preset)
+    return Request(cluster, recipe, overrides, loaded)
+
+
+@dataclass(frozen=True)
 class Plan:
     """A launch that was checked: what will be run, and where its outcome will stand."""
 
@@ -95,39 +126,24 @@ class Plan:
 
 def plan(words: Sequence[str]) -> Plan:
     """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run."""
-    cluster_name, recipe, overrides = split_words(words)
-    cluster = clusters.read_cluster(cluster_name or clusters.fitting_cluster())
-    wanted = cluster.num_processes // cluster.num_machines
-    if not cluster.use_cpu and (num_gpus := clusters.count_gpus()) < wanted:
-        here = " on each machine" if cluster.num_machines > 1 else ""
-        raise ConfigError(
-            f"cluster file {cluster.path.stem} wants {wanted} GPUs{here} and this machine has {num_gpus}; "
-            f"take {clusters.fitting_cluster()}, or set num_processes in a copy of the file"
-        )
-    loaded = load(recipe, overrides)
-    accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
+    asked = read_words(words)
+    cluster, loaded = asked.cluster, asked.loaded
+    if lacking := clusters.lacking_gpus(cluster):
+        raise ConfigError(lacking)
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
     command = [
         sys.executable, "-m", "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
-        "-m", "trainer", "train", recipe, *overrides,
+        "-m", "trainer", "train", asked.recipe, *asked.overrides,
     ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "TRAINER_ASKED_PRECISION": cluster.precision,
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
-        **({"ACCELERATE_USE_CPU": "true"} if cluster.use_cpu else {}),
-    }
     folder = run_folder(loaded.config)
     _check_run(loaded.config)
     check_not_held(folder)
-    return Plan(loaded, cluster, command, environment, folder)
+    return Plan(loaded, cluster, command, asked.environment, folder)
 
 
 def _check_run(config: Config) -> None:
     """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
-    if config.model.preset is not None:
-        preset_fields(config.model.preset)
     check_can_be_made("runs_folder", run_folder(config))
     check_can_be_made("checkpoints_folder", checkpoints_folder(config))
     resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config))

@@ -44,6 +44,12 @@ def shortened(text: str, length: int = 100) -> str:
     return f'"{line if len(line) <= length else line[: length - 3] + "..."}"'
 
 
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its kind and the beginning of its words."""
+    words = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """The known word a typing mistake most likely meant, or None."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)

@@ -90,7 +90,10 @@ def test_a_command_that_is_wrong_would_be_found():
 @pytest.mark.parametrize("command", commands("./launch.sh"))
 def test_every_launch_parses_and_names_what_is_shipped(command):
     words = words_of(command)[1:]
-    is_other = words[:1] and words[0] in ("selftest", "tensorboard")
+    if words[:1] == ["--setup"]:
+        assert f"\n{words[1]} =\n" in (PROJECT / "setup.cfg").read_text()
+        return
+    is_other = words[:1] and words[0] in ("doctor", "selftest", "tensorboard")
     assert not is_other or words[0] in (PROJECT / "launch.sh").read_text()
     context = parse(words if is_other else ["launch", *words])
     if context.command.name == "tensorboard":

@@ -29,6 +29,13 @@ class Cluster:
     precision: str
     use_cpu: bool
     num_machines: int = 1
+    compiler: str = "no"
+    """torch.compile's backend; `no` for none."""
+
+    @property
+    def num_local_processes(self) -> int:
+        """Processes on each machine."""
+        return self.num_processes // self.num_machines
 
 
 def clusters_folder() -> Path:
@@ -67,6 +74,17 @@ def count_gpus() -> int:
     return min(there, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
 
 
+def lacking_gpus(cluster: Cluster) -> str | None:
+    """Why this machine has too few GPUs for a cluster file, and what to take instead; None when it has enough."""
+    if cluster.use_cpu or (num_gpus := count_gpus()) >= cluster.num_local_processes:
+        return None
+    here = " on each machine" if cluster.num_machines > 1 else ""
+    return (
+        f"cluster file {cluster.path.stem} wants {cluster.num_local_processes} GPUs{here} and this machine has {num_gpus}; "
+        f"take {fitting_cluster()}, or set num_processes in a copy of the file"
+    )
+
+
 def read_cluster(name: str) -> Cluster:
     """A cluster file by name or path; ConfigError tells everything that is wrong with it."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else clusters_folder() / f"{name}.yaml"
@@ -87,7 +105,8 @@ def read_cluster(name: str) -> Cluster:
     if problems := _cluster_problems(path, content):
         raise ConfigError(*problems)
     return Cluster(
-        path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1)
+        path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1),
+        _compiler(content),
     )  # fmt: skip
 
 
@@ -138,3 +157,10 @@ def _precision(content: dict[str, Any]) -> str:
     """`mixed_precision`, where YAML reads a bare `no` as False."""
     value = content["mixed_precision"]
     return "no" if value is False else str(value).lower()
+
+
+def _compiler(content: dict[str, Any]) -> str:
+    """What Accelerate takes for torch.compile's backend."""
+    settings = content.get("dynamo_config")
+    backend = settings.get("dynamo_backend", "no") if isinstance(settings, dict) else "no"
+    return "no" if backend is False else str(backend).lower()

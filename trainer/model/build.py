@@ -20,6 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, Pretrain
 
 from trainer.errors import ConfigError
 from trainer.model.head import IGNORED, chunked_cross_entropy
+from trainer.model.resolve import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,15 @@ def build_model(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def build_shapes(preset: str | None, overrides: dict[str, Any], *, sequence_length: int) -> PreTrainedModel:
+    """The model of a recipe's `model` section on the meta device: every shape of its blocks, and no weights.
+
+    The vocabulary is of no meaning: what it is stands in the data, which this does not read.
+    """
+    config = resolve(preset, overrides, vocab_size=1, sequence_length=sequence_length)
+    return build_model(config, vocab_size=1, seed=0, device="meta")
 
 
 @functools.lru_cache(maxsize=None)

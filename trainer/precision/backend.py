@@ -16,6 +16,7 @@ import torch  # noqa: F401  before transformer_engine
 
 from trainer.errors import PrecisionError
 from trainer.precision.recipes import Recipe
+from trainer.text import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,11 @@ def load() -> Backend:
     return Backend(
         pytorch, importlib.import_module("transformer_engine.common.recipe"), emulation or f"TransformerEngine {version}", emulation is not None
     )
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an import of TransformerEngine failed because it is not there at all, and not because something in it is broken."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "transformer_engine"
 
 
 def is_emulated() -> bool:
@@ -71,9 +77,3 @@ def make_recipe(recipe: Recipe, form: str, options: Mapping[str, Any]) -> Any:
             f"precision.options {dict(options)} with precision.format {form!r} is refused by {recipe.te_class} of {backend.name} "
             f"({one_line(error)}); mend the option"
         ) from None
-
-
-def one_line(error: BaseException) -> str:
-    """An exception in one line: its kind and the beginning of its words."""
-    words = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from trainer.config.cluster import MODES
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.recipes import Recipe, check_options, format_of, recipe_of
 
-from trainer.config.cluster import MODES
+SETUP = "./launch.sh --setup fp8"
+"""What installs TransformerEngine."""
 
 NO_DEVICE = "there is no CUDA device, and fp8 is arithmetic of a GPU"
 
@@ -159,9 +161,10 @@ def check_required(decision: Decision, wanted: PrecisionConfig) -> None:
         )
 
 
-def idle_settings(asked: str, wanted: PrecisionConfig) -> list[str]:
-    """Settings of the precision block that were set and mean nothing, because the cluster file does not ask for fp8."""
-    if asked == "fp8":
-        return []
+def idle_settings(asked: str, wanted: PrecisionConfig) -> str | None:
+    """One line on what was set in the precision block and means nothing, because the cluster file does not ask for fp8; None when nothing."""
     plain = PrecisionConfig()
-    return [f"precision.{name}" for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
+    idle = [f"precision.{name}" for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
+    if asked == "fp8" or not idle:
+        return None
+    return f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"

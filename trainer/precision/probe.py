@@ -6,9 +6,9 @@ import torch
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
-from trainer.precision.backend import one_line
-from trainer.precision.decide import Facts, lacking
+from trainer.precision.decide import SETUP, Facts, lacking
 from trainer.precision.recipes import Recipe, format_of, recipe_of
+from trainer.text import one_line
 
 WIDTH = 256
 """The probe's layer is so wide, and so many tokens go through it."""
@@ -68,9 +68,9 @@ def _with(facts: Facts, **changes: object) -> Facts:
 
 
 def _import_problem(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "transformer_engine":
-        return "TransformerEngine is not installed (./launch.sh --setup fp8 installs it)"
-    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with ./launch.sh --setup fp8"
+    if backend.is_missing(error):
+        return f"TransformerEngine is not installed ({SETUP} installs it)"
+    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with {SETUP}"
 
 
 def judge(forward: float, worst: float, recipe: Recipe) -> str | None:

@@ -19,22 +19,35 @@ def settle(
     asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module],
     gather: Callable[[Decision], list[Decision]],
 ) -> Decision:  # fmt: skip
-    """Decides with the ranks together, on this process's current device.
+    """Decides with the ranks together.
 
-    model    makes the run's model on the meta device, asked for its shapes where fp8 is possible
     gather   gives the values of all ranks
     raises   PrecisionError where a fallback is refused, or the precision block asks for what the recipe does not have
     """
     if idle := idle_settings(asked, wanted):
-        log.info("%s: without effect, since the cluster file asks for %s and not for fp8", ", ".join(idle), asked)
+        log.info(idle)
+    proposed = propose(
+        asked, wanted, device_type=device_type, micro_batch=micro_batch, sequence_length=sequence_length, model=model
+    )  # fmt: skip
+    agreed = agree(gather(proposed))
+    check_required(agreed, wanted)
+    return agreed
+
+
+def propose(
+    asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module]
+) -> Decision:
+    """What this process's current device gives for this model and batch.
+
+    model    makes the run's model on the meta device, asked for its shapes where fp8 is possible
+    raises   PrecisionError where the precision block asks for what the recipe does not have
+    """
     facts = look(device_type, wanted if asked == "fp8" else None)
     decision = decide(asked, facts, wanted)
     if decision.mode == "fp8":
         why = misfit(model(), RECIPES[decision.recipe], wanted, micro_batch=micro_batch, sequence_length=sequence_length)
         decision = decide(asked, facts, wanted, why)
-    agreed = agree(gather(decision))
-    check_required(agreed, wanted)
-    return agreed
+    return decision
 
 
 def uncompiled(decision: Decision) -> str | None:

@@ -42,7 +42,7 @@ from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.metrics.tags import FP8, GPU, MFU, TASKS, VALIDATION
 from trainer.metrics.trackers import check_tracker_names
-from trainer.model.build import build_model
+from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
 from trainer.model.resolve import resolve
 from trainer.model.scores import token_scores
@@ -157,7 +157,7 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     device = launch.meet(place, deterministic=config.deterministic)
     decision = settle(
         place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-        model=lambda: _build_model(config, None, torch.device("meta")), gather=launch.gather,
+        model=lambda: build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length), gather=launch.gather,
     )  # fmt: skip
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
@@ -170,10 +170,8 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     return accelerator, decision
 
 
-def _build_model(config: Config, corpus: Corpus | None, device: torch.device) -> torch.nn.Module:
-    """The model of a recipe; without the corpus its blocks only, with a vocabulary of no meaning."""
-    vocab_size = corpus.vocab_size if corpus else 1
-    tokenizer = corpus.tokenizer if corpus else None
+def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
+    vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     model_config = resolve(
         config.model.preset, config.model.config, vocab_size=vocab_size, sequence_length=config.sequence_length,
         eot_id=tokenizer.eot_id if tokenizer else None,

@@ -146,8 +146,10 @@ def test_gpus_of_two_kinds_take_the_recipe_that_both_have():
 
 def test_a_precision_block_without_fp8_is_said_to_do_nothing():
     wanted = PrecisionConfig(recipe="block", required=True)
-    assert idle_settings("bf16", wanted) == ["precision.recipe", "precision.required"]
-    assert idle_settings("bf16", PrecisionConfig()) == [] and idle_settings("fp8", wanted) == []
+    assert idle_settings("bf16", wanted) == (
+        "precision.recipe, precision.required: without effect, since the cluster file asks for bf16 and not for fp8"
+    )
+    assert idle_settings("bf16", PrecisionConfig()) is None and idle_settings("fp8", wanted) is None
 
 
 def test_the_modes_are_those_that_accelerate_has_in_the_order_of_their_speed():

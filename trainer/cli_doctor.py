@@ -1,0 +1,43 @@
+"""The commands about what this machine can compute in: `trainer doctor`, and `trainer install-fp8`."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from trainer.cli_checkpoints import JsonOption
+
+
+def doctor(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine can do about precision and why; with the words of a launch also what that would decide (exit code 1: not as asked)."""
+    from dataclasses import replace
+
+    from trainer import supervise
+    from trainer.doctor.diagnosis import diagnose, foresee
+    from trainer.doctor.show import text
+
+    launch = None
+    if words:
+        asked = supervise.read_words(words)
+        launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
+    diagnosis = replace(diagnose(), launch=launch)
+    print(json.dumps(diagnosis.as_json(), indent=1) if as_json else text(diagnosis))
+    sys.exit(diagnosis.exit_code)
+
+
+def install_fp8() -> None:
+    """Install TransformerEngine into this environment; what ./launch.sh --setup fp8 calls."""
+    from trainer.doctor.install import install
+    from trainer.errors import PrecisionError
+
+    if failure := install(say, again=True):
+        raise PrecisionError(f"{failure}; mend that, and start again")
+
+
+def say(line: str) -> None:
+    """Tells something on standard error while it goes on."""
+    print(line, file=sys.stderr, flush=True)

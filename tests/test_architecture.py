@@ -218,7 +218,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["typer"], ["cli.py", "cli_checkpoints.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run/"]),
-        (["subprocess"], ["supervise.py", "selftest/victim.py", "checkpoint/background.py"]),
+        (["subprocess"], ["supervise.py", "trial/launched.py", "checkpoint/background.py"]),
         (["fsspec"], ["checkpoint/second_place.py"]),
         (["plotly"], ["compare/page.py"]),
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.cli_bench import bench_app
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
 from trainer.errors import TrainerError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Language-model pretraining on Accelerate.",
 )
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(bench_app, name="bench")
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""

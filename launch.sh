@@ -3,6 +3,7 @@
 #   ./launch.sh                                      the Shakespeare run on this machine
 #   ./launch.sh CLUSTER RECIPE [key=value ...]       any cluster file and recipe, e.g. ./launch.sh 4gpu_bf16 gpt2-124m optimizer.lr=6e-4
 #   ./launch.sh selftest [CLUSTER] RECIPE [...]      kills a short run of it, resumes it, and compares: is a resume exact on this machine?
+#   ./launch.sh bench precision [CLUSTER] RECIPE     times it in bf16 and in each fp8 recipe: which is worth taking on this machine?
 #   ./launch.sh tensorboard [RUN] [--port N]         opens TensorBoard, and says how to reach it from another machine
 #   ./launch.sh doctor [CLUSTER] [RECIPE] [...]      what this machine can compute in (bf16, fp8 ...), and what a launch would decide
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
@@ -62,7 +63,7 @@ fi
 set_up
 command=launch
 case "${1:-}" in
-    doctor | selftest | tensorboard)
+    bench | doctor | selftest | tensorboard)
         command="$1"
         shift
         ;;

@@ -158,7 +158,7 @@ def test_the_ground_imports_the_standard_library_only(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "selftest", "doctor", "cli", "cli_checkpoints", "cli_doctor", "__main__")]
+    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "trial", "selftest", "bench", "doctor", "cli", "cli_bench", "cli_checkpoints", "cli_doctor", "__main__")]
 )
 def test_what_answers_at_once_imports_nothing_heavy(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
@@ -172,7 +172,7 @@ def test_commands_that_only_look_never_load_torch(store):
     script = f"""
 import sys
 from trainer.cli import app
-for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor", "--help"], ["compare", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
+for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor", "--help"], ["bench", "precision", "--help"], ["compare", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
               ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
               ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
               ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
@@ -184,7 +184,7 @@ for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor"
         assert not end.code, (words, end.code)
     heavy = {{"torch", "accelerate", "transformers", "datasets", "pyarrow"}} & sys.modules.keys()
     assert not heavy, (words, heavy)
-import trainer.report, trainer.selftest.conduct, trainer.compare.judge, trainer.compare.page
+import trainer.report, trainer.selftest.conduct, trainer.bench.conduct, trainer.bench.survey, trainer.precision.measured, trainer.compare.judge, trainer.compare.page
 assert "torch" not in sys.modules
 """
     ended = subprocess.run(
@@ -215,10 +215,10 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
         (["yaml"], ["config/"]),
         (["pydantic"], ["config/"]),
-        (["typer"], ["cli.py", "cli_checkpoints.py", "cli_doctor.py"]),
+        (["typer"], ["cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run/"]),
-        (["subprocess"], ["supervise.py", "selftest/victim.py", "checkpoint/background.py", "doctor/ask.py", "doctor/install.py"]),
+        (["subprocess"], ["supervise.py", "trial/launched.py", "checkpoint/background.py", "doctor/ask.py", "doctor/install.py"]),
         (["fsspec"], ["checkpoint/second_place.py"]),
         (["plotly"], ["compare/page.py"]),
     ],
@@ -256,7 +256,7 @@ def test_only_launch_makes_an_accelerator():
 
 
 def test_only_the_command_line_prints():
-    assert calls("print") == {"cli.py", "cli_checkpoints.py", "cli_doctor.py"}
+    assert calls("print") == {"cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py"}
 
 
 def test_a_pickle_is_only_read_where_nothing_in_it_is_executed():

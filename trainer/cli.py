@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainer.cli_bench import bench_app
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
 from trainer.cli_doctor import doctor, install_fp8, say
 from trainer.errors import TrainerError
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(checkpoints_app, name="checkpoints")
 app.command()(doctor)
 app.command()(install_fp8)
+app.add_typer(bench_app, name="bench")
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""

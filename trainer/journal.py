@@ -5,7 +5,7 @@ One JSON object a line, only ever added to, by every process of the run (the tra
 
     start         fingerprint       a launch begins, before it looks for a checkpoint; the fingerprint stands for the code, the settings and
                                     the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
-                                    has, the precision that was decided, and the machine
+                                    has, the precision that was decided, whether blocks are compiled, and the machine
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written

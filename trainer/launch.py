@@ -4,7 +4,6 @@ import ctypes
 import logging
 import os
 import random
-import shutil
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, TERecipeKwargs, broadcast_object_list
 from accelerate.utils.launch import setup_fp8_env
 
+from trainer.config.cluster import missing_compiler
 from trainer.errors import LaunchError, TrainerError
 from trainer.text import duration
 
@@ -125,7 +125,7 @@ def start(
     _forget_fp8_settings()
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"  # the loop accumulates itself
-    _choose_compiler(uncompiled)
+    _choose_compiler(uncompiled, place.use_cpu)
     # Every rank computes the same buffers (rotary tables), so none has to be sent round; torch warns of a coming other name for that.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
     accelerator = Accelerator(
@@ -313,10 +313,10 @@ def _forget_fp8_settings() -> None:
         )  # fmt: skip
 
 
-def _choose_compiler(uncompiled: str | None) -> None:
+def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:
     """Keeps the cluster file's torch.compile where it can work: on a CPU it needs a C++ compiler; `uncompiled` is another reason against it."""
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if without := left_uncompiled(backend, uncompiled):
+    if without := left_uncompiled(backend, uncompiled, use_cpu):
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
         log.warning(without)
     elif backend != "no":
@@ -325,17 +325,12 @@ def _choose_compiler(uncompiled: str | None) -> None:
         torch._dynamo.config.recompile_limit = 64
 
 
-def left_uncompiled(backend: str, uncompiled: str | None) -> str | None:
+def left_uncompiled(backend: str, uncompiled: str | None, use_cpu: bool) -> str | None:
     """One line on why torch.compile is left out though the cluster file asks for this backend; None when it is not."""
     if backend == "no":
         return None
-    if not uncompiled and backend == "inductor" and not torch.cuda.is_available() and not _cpp_compiler():
-        uncompiled = "it needs a C++ compiler (g++), and none is installed; expect a slower run"
-    return f"torch.compile is left out: {uncompiled}" if uncompiled else None
-
-
-def _cpp_compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    why = uncompiled or (missing_compiler() if backend == "inductor" and use_cpu else None)
+    return f"torch.compile is left out: {why}" if why else None
 
 
 def finish_processes(accelerator: Accelerator, model: torch.nn.Module) -> None:

@@ -13,7 +13,7 @@ import yaml
 from tests import emulation
 from tests.acceptance.test_mistakes import launch_sh
 from tests.commands import paragraph, trainer
-from tests.launching import PROJECT, environment, outcome, write_cluster, write_recipe
+from tests.launching import PROJECT, outcome, write_cluster, write_recipe
 from trainer import supervise
 from trainer.doctor.ask import ask
 from trainer.doctor.diagnosis import foresee

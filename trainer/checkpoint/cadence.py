@@ -30,6 +30,7 @@ class Budget:
     """What protection may cost, and what it has to give."""
 
     max_loss_seconds: float = 60.0
+    """Infinity: nothing is written by the clock."""
     max_overhead_fraction: float = 0.01
     every_minutes: float | None = None
     every_tokens: int | None = None
@@ -190,6 +191,8 @@ class Cadence:
         return None
 
     def _write_interval(self) -> float:
+        if math.isinf(self._budget.max_loss_seconds):
+            return math.inf
         planned = self.plan
         wanted = planned.write_interval_seconds if planned else min(FIRST_SECONDS, self._budget.max_loss_seconds)
         return max(wanted, self._budget.max_loss_seconds) if self._has_failed else wanted
@@ -208,7 +211,7 @@ class Cadence:
     def news(self) -> str | None:
         """The interval with its reasons, when it was not said yet or has changed by more than a quarter since."""
         planned, costs = self.plan, self.costs
-        if planned is None or costs is None:
+        if planned is None or costs is None or math.isinf(self._budget.max_loss_seconds):
             return None
         problem = conflict(self._budget, costs)
         if self._said:

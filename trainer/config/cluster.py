@@ -4,6 +4,7 @@ Accelerate reads the file itself; what is read here is what has to be right befo
 """
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from trainer.text import did_you_mean
 
 MODES = ("no", "bf16", "fp16", "fp8")
 """What `mixed_precision` may be."""
+
+COMPILED = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True, "dynamo_use_dynamic": False}
+"""What the shipped cluster files say of torch.compile: the blocks, one by one, for the shapes of the run."""
 
 REQUIRED = ("distributed_type", "num_processes", "mixed_precision")
 
@@ -108,6 +112,22 @@ def read_cluster(name: str) -> Cluster:
         path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1),
         _compiler(content),
     )  # fmt: skip
+
+
+def missing_compiler() -> str | None:
+    """Why torch.compile cannot work on this machine's CPUs; None when it can."""
+    if shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++"):
+        return None
+    return "a C++ compiler (g++) is needed, and none is installed"
+
+
+def write_variant(cluster: Cluster, path: Path, *, precision: str, compiled: bool) -> None:
+    """Writes the same cluster file with another precision, compiled or not: as the file says where it compiles, and by blocks where it does not."""
+    content = yaml.safe_load(cluster.path.read_text(encoding="utf-8"))
+    own = content.pop("dynamo_config", None) or {}
+    if compiled:
+        content["dynamo_config"] = own if str(own.get("dynamo_backend", "no")).lower() != "no" else COMPILED
+    files.write_atomic(path, yaml.safe_dump({**content, "mixed_precision": precision}, sort_keys=False))
 
 
 def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:

@@ -90,7 +90,7 @@ class CheckpointConfig(Section):
     """When a checkpoint is made and which are kept."""
 
     max_loss_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """At most so many seconds of training are lost when the machine dies: sets the interval between checkpoints on disk."""
+    """At most so many seconds of training are lost when the machine dies: sets the interval between checkpoints on disk; `.inf`: none by the clock."""
     max_overhead_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of the training time that saving may cost; where both cannot be had, this one wins, and that is said with figures."""
     max_disk_bytes: Positive | None = None
@@ -181,7 +181,7 @@ class PrecisionConfig(Section):
     """fp8, where the cluster file's mixed_precision asks for it; without effect otherwise."""
 
     recipe: Literal["auto", "current", "delayed", "block", "mxfp8", "nvfp4"] = "auto"
-    """How tensors are scaled: `current`, `delayed`, `block`, `mxfp8` or `nvfp4`; `auto` is mxfp8 on Blackwell (compute capability 10) and current elsewhere."""
+    """How tensors are scaled: `current`, `delayed`, `block`, `mxfp8` or `nvfp4`; `auto` is the fastest that `bench precision` measured for such a run, and where nobody measured, mxfp8 on Blackwell (compute capability 10) and current elsewhere."""
     format: Literal["hybrid", "e4m3"] | None = None
     """`hybrid` (gradients in e5m2) or `e4m3`; empty: the recipe's own."""
     options: dict[str, Any] = {}

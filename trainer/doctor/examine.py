@@ -89,24 +89,28 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     import torch
 
     from trainer import launch
-    from trainer.model.build import build_shapes
+    from trainer.config.folders import run_folder
     from trainer.precision.decide import Decision, agree
+    from trainer.precision.measured import find
     from trainer.precision.settle import propose, uncompiled
+    from trainer.run.build import blocks_of
+    from trainer.run.identity import speed_conditions
 
     config, file = load(recipe, overrides).config, read_cluster(cluster)
     place = launch.asked()
     device = launch.meet(place, deterministic=config.deterministic)
+    measured = find(run_folder(config).parent, speed_conditions(config, file.num_processes, device)) if place.precision == "fp8" else None
 
     def proposed(rank: int) -> Decision:
         if device.type == "cuda":
             torch.cuda.set_device(rank)
         return propose(
             place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-            model=lambda: build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length),
+            model=lambda: blocks_of(config), measured=measured,
         )  # fmt: skip
 
     agreed = agree([proposed(rank) for rank in range(file.num_local_processes if device.type == "cuda" else 1)])
-    return {"decision": asdict(agreed), "left_uncompiled": launch.left_uncompiled(file.compiler, uncompiled(agreed))}
+    return {"decision": asdict(agreed), "left_uncompiled": launch.left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu)}
 
 
 def _may_be_poisoned(answer: Answer) -> bool:

@@ -2,6 +2,7 @@
 
     recipes.py      the ways to compute in fp8, and what each needs
     decide.py       facts -> one decision with its reason; the ranks' agreement (no torch)
+    measured.py     what `bench precision` found, and how a run finds it (no torch)
     probe.py        gathers the facts: device, TransformerEngine's words, a small layer computed both ways
     backend.py      the door to TransformerEngine
     convert.py      which layers compute in fp8, and their replacement before the optimizer exists

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from trainer.config.schema import PrecisionConfig
 from trainer.precision.convert import misfit
 from trainer.precision.decide import Decision, agree, check_required, decide, idle_settings
+from trainer.precision.measured import Measured
 from trainer.precision.probe import look
 from trainer.precision.recipes import RECIPES, uncompiled_because
 
@@ -17,9 +19,9 @@ log = logging.getLogger(__name__)
 
 def settle(
     asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module],
-    gather: Callable[[Decision], list[Decision]],
+    gather: Callable[[Decision], list[Decision]], measured: Measured | None = None,
 ) -> Decision:  # fmt: skip
-    """Decides with the ranks together.
+    """Decides with the ranks together, from what each of them proposes.
 
     gather   gives the values of all ranks
     raises   PrecisionError where a fallback is refused, or the precision block asks for what the recipe does not have
@@ -27,7 +29,7 @@ def settle(
     if idle := idle_settings(asked, wanted):
         log.info(idle)
     proposed = propose(
-        asked, wanted, device_type=device_type, micro_batch=micro_batch, sequence_length=sequence_length, model=model
+        asked, wanted, device_type=device_type, micro_batch=micro_batch, sequence_length=sequence_length, model=model, measured=measured
     )  # fmt: skip
     agreed = agree(gather(proposed))
     check_required(agreed, wanted)
@@ -35,18 +37,25 @@ def settle(
 
 
 def propose(
-    asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module]
-) -> Decision:
+    asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module],
+    measured: Measured | None = None,
+) -> Decision:  # fmt: skip
     """What this process's current device gives for this model and batch.
 
-    model    makes the run's model on the meta device, asked for its shapes where fp8 is possible
-    raises   PrecisionError where the precision block asks for what the recipe does not have
+    model      makes the run's model on the meta device, asked for its shapes where fp8 is possible
+    measured   what `bench precision` found for such a run, the same on every rank: `auto` takes the fastest of it
+    raises     PrecisionError where the precision block asks for what the recipe does not have
     """
+    fastest = measured.fastest if measured and wanted.recipe == "auto" else None
+    if fastest:
+        wanted = wanted.model_copy(update={"recipe": fastest})
     facts = look(device_type, wanted if asked == "fp8" else None)
     decision = decide(asked, facts, wanted)
     if decision.mode == "fp8":
         why = misfit(model(), RECIPES[decision.recipe], wanted, micro_batch=micro_batch, sequence_length=sequence_length)
         decision = decide(asked, facts, wanted, why)
+    if decision.mode == "fp8" and fastest:
+        decision = replace(decision, reason=f"{decision.reason}; {measured.words()}")
     return decision
 
 

@@ -45,7 +45,7 @@ def _bring_to_its_place(run: Run) -> None:
     if run.accelerator.is_main_process:
         Journal(run.folder).write(
             "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.precision.label,
-            machine=launch.describe(run.accelerator),
+            compiled=launch.compile_backend(run.accelerator) != "no", machine=launch.describe(run.accelerator),
         )  # fmt: skip
     wanted = resume_point(config)
     resolution = run.restorer.find(wanted)

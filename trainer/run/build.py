@@ -50,9 +50,10 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.optim.schedule import build_schedule
 from trainer.precision.decide import Decision
+from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
-from trainer.run.identity import describe, replay_key
+from trainer.run.identity import describe, replay_key, speed_conditions
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
@@ -155,9 +156,10 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
     launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
     device = launch.meet(place, deterministic=config.deterministic)
+    measured = _measured(config, place, device) if place.precision == "fp8" else None
     decision = settle(
         place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-        model=lambda: build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length), gather=launch.gather,
+        model=lambda: blocks_of(config), gather=launch.gather, measured=measured,
     )  # fmt: skip
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
@@ -167,7 +169,21 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     if config.profile.memory_history and accelerator.device.type == "cuda":
         record_memory_history()
     log.info(decision.sentence)
+    if place.is_main and measured and decision.mode == "fp8" and (warning := measured.warning(decision.recipe)):
+        log.warning(warning)
     return accelerator, decision
+
+
+def _measured(config: Config, place: launch.Asked, device: torch.device) -> Measured | None:
+    """What `bench precision` found for such a run, as rank 0 reads it; None where another rank has another device."""
+    conditions = speed_conditions(config, place.world_size, device)
+    found = launch.gather((conditions, find(run_folder(config).parent, conditions) if place.is_main else None))
+    return found[0][1] if all(others == conditions for others, _ in found) else None
+
+
+def blocks_of(config: Config) -> torch.nn.Module:
+    """The model of a recipe for its shapes only, on no device."""
+    return build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length)
 
 
 def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:

@@ -1,12 +1,10 @@
 """The whole test: a short launch that measures, the straight run, the run that is killed, and what the two left compared."""
 
 import random
-import signal
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import read_outcome
 from trainer.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, is_too_short, kills, longer
 from trainer.selftest.evidence import Ran, differences, starts
-from trainer.selftest.homes import homes_of
 from trainer.selftest.result import Result, Survived, plan_sentence
-from trainer.selftest.victim import Launchable, Victim, last_step
 from trainer.text import duration
+from trainer.trial.homes import ended_by_signals, homes_of
+from trainer.trial.launched import Launchable, Launched, how_it_failed, last_step
 
 Plan = Callable[[Sequence[str]], Launchable]
 """Checks a launch with further `key=value` words after those that were typed, and says what to run: supervise.plan."""
@@ -38,8 +36,6 @@ MAX_ATTEMPTS = 4
 
 NAMES = ("straight", "killed")
 
-_LAST_LINES = 5
-
 
 def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str], None], dice: random.Random | None = None) -> Result:
     """Proves on this machine that a run that is killed and resumed equals the one that never was; leaves nothing unless it does not.
@@ -50,7 +46,7 @@ def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str],
     raises   TrainerError when the run does not even run straight
     """
     began = time.monotonic()
-    with _ended_by_signals(), homes_of(config, say) as homes, ExitStack() as processes:
+    with ended_by_signals(), homes_of(config, "selftest", say) as homes, ExitStack() as processes:
         try:
             bench = _Bench(config, plan, homes.both, processes, say)
             result = bench.conduct(seconds, began, dice or random.Random())
@@ -59,21 +55,6 @@ def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str],
         except LaunchError:
             homes.is_kept = True
             raise
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """A SIGTERM or a closed terminal leaves this block as Ctrl+C does, so that nothing is left running."""
-
-    def end(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, earlier)
 
 
 def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
@@ -181,12 +162,12 @@ class _Bench:
         runs, checkpoints = self._homes
         return self._plan([*settings, f"name={name}", f"runs_folder={runs}", f"checkpoints_folder={checkpoints}"])
 
-    def _start(self, name: str, checked: Launchable, *, steps: int = 0, costs: Costs | None = None) -> Victim:
+    def _start(self, name: str, checked: Launchable, *, steps: int = 0, costs: Costs | None = None) -> Launched:
         """Starts a launch that may take a multiple of what was measured for so many steps."""
         limit = FIRST_SECONDS
         if costs:
             limit = HANG_FACTOR * (costs.start_seconds + steps * costs.step_seconds + costs.end_seconds) + HANG_SECONDS
-        victim = Victim(checked, self._log(name), limit_seconds=limit)
+        victim = Launched(checked, self._log(name), limit_seconds=limit)
         self._processes.callback(victim.clear_away)
         return victim
 
@@ -212,7 +193,7 @@ class _Bench:
         self._see_it_through(name, victim)
         return victim.seconds
 
-    def _see_it_through(self, name: str, victim: Victim) -> None:
+    def _see_it_through(self, name: str, victim: Launched) -> None:
         """Waits for the end of a launch that nobody kills. raises LaunchError when it fails"""
         if code := victim.wait():
             outcome = read_outcome(self._homes[0] / name)
@@ -224,13 +205,7 @@ class _Bench:
             raise error
 
     def _how_it_failed(self, name: str, code: int) -> str:
-        """How a launch ended that should not have: in its own words, or with the last that it printed."""
-        outcome = read_outcome(self._homes[0] / name)
-        if outcome and outcome["outcome"] not in ("running", "finished"):
-            return f"ended as {outcome['outcome']} ({outcome['reason']})"
-        lines = self._log(name).read_text(encoding="utf-8", errors="replace").split("\n")
-        printed = " / ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])
-        return f"ended with exit code {code} ({printed or 'it printed nothing'})"
+        return how_it_failed(self._homes[0] / name, self._log(name), code)
 
     def _run_killed(
         self, settings: list[str], choice: Choice, costs: Costs, dice: random.Random

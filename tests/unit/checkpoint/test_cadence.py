@@ -68,6 +68,17 @@ def test_the_first_write_comes_soon_so_that_costs_are_measured():
     assert not cadence.snapshot_due(999.0), "a snapshot that nobody wrote yet has cold buffers"
 
 
+def test_without_a_bound_on_what_may_be_lost_nothing_comes_by_the_clock():
+    cadence = Cadence(Budget(max_loss_seconds=float("inf"), every_tokens=10), now=0.0)
+    assert cadence.write_due(1e12) is None and cadence.write_due(20.0, tokens=11) == "tokens"
+    for _ in range(9):
+        cadence.snapshot_taken(20.0, 0.1, tokens=9, to_write=True)
+        cadence.write_committed(22.0, 2.0, 0.3)
+    assert cadence.write_due(1e12) is None and cadence.news() is None and cadence.plan.write_interval_seconds == float("inf")
+    cadence.write_failed()
+    assert cadence.write_due(1e12) is None
+
+
 def test_one_write_is_in_flight_and_the_next_one_waits():
     cadence = Cadence(Budget(every_tokens=10), now=0.0)
     cadence.snapshot_taken(10.0, 0.1, tokens=9, to_write=True)

@@ -1,7 +1,9 @@
 """Which cluster file fits this machine, and what one must say."""
 
 import pytest
+import yaml
 
+from tests.conftest import CLUSTER
 from trainer.config import cluster as clusters
 from trainer.errors import ConfigError
 
@@ -119,3 +121,40 @@ def test_what_a_cluster_file_says_about_fp8_and_nobody_hears_is_told():
     assert problem.startswith("fp8_config.amax_history_length is not read")
     (problem,) = clusters.unheard({"backend": "MSAMP"})
     assert "fp8_config.backend is 'MSAMP'" in problem
+
+
+# A cluster file with another precision
+
+
+def variant(path, **wanted):
+    target = path.parent / "variant.yaml"
+    clusters.write_variant(clusters.read_cluster(str(path)), target, **{"precision": "bf16", "compiled": False, **wanted})
+    return yaml.safe_load(target.read_text()), clusters.read_cluster(str(target))
+
+
+def test_a_variant_of_a_cluster_file_differs_in_precision_and_compilation_only(cluster, tmp_path):
+    path = tmp_path / "mine.yaml"
+    cluster(gpu_ids="all", fp8_config={"backend": "TE"})
+    content, read = variant(path, precision="fp8")
+    assert content == {**CLUSTER, "gpu_ids": "all", "fp8_config": {"backend": "TE"}, "mixed_precision": "fp8"}
+    assert (read.precision, read.num_processes, read.use_cpu) == ("fp8", 2, True)
+
+
+def test_it_compiles_as_the_file_says_and_by_blocks_where_the_file_does_not_compile(cluster, tmp_path):
+    path, own = tmp_path / "mine.yaml", {"dynamo_backend": "AOT_EAGER", "dynamo_mode": "default"}
+    for said, meant in ((own, own), (None, clusters.COMPILED), ({"dynamo_backend": "NO"}, clusters.COMPILED)):
+        cluster(dynamo_config=said)
+        assert variant(path, compiled=True)[0]["dynamo_config"] == meant
+        assert "dynamo_config" not in variant(path, compiled=False)[0]
+
+
+def test_the_shipped_cluster_files_compile_in_the_same_way():
+    said = [yaml.safe_load(path.read_text())["dynamo_config"] for path in clusters.clusters_folder().glob("*.yaml")]
+    assert len(said) >= 6 and all(each == clusters.COMPILED for each in said)
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch, tmp_path):
+    assert clusters.missing_compiler() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "a C++ compiler (g++) is needed" in clusters.missing_compiler()

@@ -6,14 +6,15 @@ from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.decide import Decision
+from trainer.precision.measured import Measured
 from trainer.precision.settle import settle, uncompiled
 
 EVERYWHERE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 
 
-def settled(asked="fp8", *, ranks=lambda decision: [decision], model=lambda: tiny_model("llama"), micro_batch=2, **wanted):
+def settled(asked="fp8", *, ranks=lambda decision: [decision], model=lambda: tiny_model("llama"), micro_batch=2, measured=None, **wanted):
     return settle(
-        asked, PrecisionConfig(**{**EVERYWHERE, **wanted}), device_type="cpu", micro_batch=micro_batch, sequence_length=32, model=model, gather=ranks
+        asked, PrecisionConfig(**{**EVERYWHERE, **wanted}), device_type="cpu", micro_batch=micro_batch, sequence_length=32, model=model, gather=ranks, measured=measured,
     )  # fmt: skip
 
 
@@ -47,6 +48,31 @@ def test_a_block_that_does_nothing_is_told(caplog):
     with caplog.at_level(logging.INFO):
         settled("bf16", recipe="block")
     assert "precision.recipe, precision.bf16_first_blocks, precision.bf16_last_blocks: without effect" in caplog.text
+
+
+MEASURED = Measured("2026-11-25T10:00:00+00:00", {"current": 0.1, "delayed": 0.2, "block": -0.1})
+
+
+def test_auto_takes_the_fastest_that_was_measured_and_the_sentence_says_so(stand_in):
+    decision = settled(measured=MEASURED)
+    assert decision.recipe == "delayed" and decision.mode == "fp8"
+    assert decision.sentence.endswith("; the fastest fp8 recipe here, as measured by bench precision on 2026-11-25T10:00:00+00:00")
+
+
+def test_without_a_measurement_or_with_one_of_no_fp8_auto_is_as_it_was(stand_in):
+    for measured in (None, Measured("2026-11-25", {})):
+        decision = settled(measured=measured)
+        assert decision.recipe == "current" and "measured" not in decision.sentence
+
+
+def test_a_recipe_that_is_named_is_taken_whatever_was_measured(stand_in):
+    decision = settled(measured=MEASURED, recipe="current")
+    assert decision.recipe == "current" and "measured" not in decision.sentence
+
+
+def test_a_fallback_says_why_and_nothing_of_what_was_measured():
+    decision = settled(measured=MEASURED)
+    assert decision.mode == "bf16" and "delayed scaling" in decision.sentence and "measured" not in decision.sentence
 
 
 def test_only_fp8_leaves_the_compiler_out():

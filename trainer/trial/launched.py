@@ -1,4 +1,4 @@
-"""A launch that is watched from outside and killed: by its curve, its journal and the system's table of processes."""
+"""A launch that is watched from outside, and killed or seen through: by its curve, its journal and the system's table of processes."""
 
 import json
 import os
@@ -14,12 +14,13 @@ import psutil
 from trainer.errors import LaunchError
 from trainer.journal import JOURNAL
 from trainer.metrics.curves import CURVE
+from trainer.metrics.outcome import read_outcome
 from trainer.safety.parent import STARTED_BY
 from trainer.text import duration
 
 WRITER = "trainer.checkpoint.writer"
-_LOOK_SECONDS = 0.005
 _TAIL_BYTES = 8192
+_LAST_LINES = 5
 
 
 class Launchable(Protocol):
@@ -30,12 +31,12 @@ class Launchable(Protocol):
     folder: Path
 
 
-class Victim:
+class Launched:
     """One launch of a run, in a session of its own; what it prints goes to a file."""
 
-    def __init__(self, plan: Launchable, log: Path, *, limit_seconds: float) -> None:
-        """`limit_seconds`: after so long it hangs, and whoever waits for it is told."""
-        self._folder, self._log, self._limit_seconds = plan.folder, log, limit_seconds
+    def __init__(self, plan: Launchable, log: Path, *, limit_seconds: float, look_seconds: float = 0.005) -> None:
+        """`limit_seconds`: after so long it hangs, and whoever waits for it is told. It is looked at every `look_seconds`."""
+        self._folder, self._log, self._limit_seconds, self._look_seconds = plan.folder, log, limit_seconds, look_seconds
         self._num_resumes = _num_resumes(self._folder)
         self._writers: list[psutil.Process] = []
         self._began = time.monotonic()
@@ -50,18 +51,22 @@ class Victim:
         """Since the command."""
         return time.monotonic() - self._began
 
+    @property
+    def code(self) -> int | None:
+        """The launcher's exit code; None while it runs."""
+        return self._process.poll()
+
     def wait_for_resume(self, reached: int) -> float | None:
         """Seconds until it stands at a checkpoint again; None when it did not, and went beyond `reached` or ended."""
-        self._watch(lambda: _num_resumes(self._folder) > self._num_resumes or last_step(self._folder) > reached)
+        self.wait_until(lambda: _num_resumes(self._folder) > self._num_resumes or last_step(self._folder) > reached)
         return self.seconds if _num_resumes(self._folder) > self._num_resumes else None
 
     def wait_for_step(self, step: int) -> bool:
         """Waits until this step was taken; False when the launch ended before."""
-        self._watch(lambda: last_step(self._folder) >= step)
-        return self._process.poll() is None
+        return self.wait_until(lambda: last_step(self._folder) >= step)
 
-    def _watch(self, happened: Callable[[], bool]) -> None:
-        """Looks until it happened or the launch ended. raises LaunchError when the launch hangs"""
+    def wait_until(self, happened: Callable[[], bool]) -> bool:
+        """Looks until it happened, or the launch ended: False. raises LaunchError when the launch hangs"""
         while not happened() and self._process.poll() is None:
             if self.seconds > self._limit_seconds:
                 error = LaunchError(
@@ -70,11 +75,12 @@ class Victim:
                 )
                 error.exit_code = 1
                 raise error
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(self._look_seconds)
+        return self._process.poll() is None
 
     def wait(self) -> int:
         """Waits for its end; returns the launcher's exit code. raises LaunchError when it hangs"""
-        self._watch(lambda: False)
+        self.wait_until(lambda: False)
         return self._process.wait()
 
     def kill(self, *, with_writer: bool) -> bool:
@@ -119,6 +125,16 @@ def _is_writer(process: psutil.Process) -> bool:
         return WRITER in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
+
+
+def how_it_failed(folder: Path, log: Path, code: int) -> str:
+    """How a launch ended that should not have: in its own words, or with the last that it printed."""
+    outcome = read_outcome(folder)
+    if outcome and outcome["outcome"] not in ("running", "finished"):
+        return f"ended as {outcome['outcome']} ({outcome['reason']})"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    printed = " / ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])
+    return f"ended with exit code {code} ({printed or 'it printed nothing'})"
 
 
 def last_step(folder: Path) -> int:

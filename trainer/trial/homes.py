@@ -1,5 +1,7 @@
-"""Where a test takes place: a folder among the runs and one among the checkpoints, and what a test that was killed left of its own."""
+"""Where it takes place: a folder among the runs and one among the checkpoints, and what an attempt that was killed left of its own."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,6 @@ from trainer import files, locks
 from trainer.config.folders import check_can_be_made
 from trainer.config.schema import Config
 
-FOLDER = ".selftest-"
 _LOCK = ".lock"
 
 
@@ -21,7 +22,7 @@ class Homes:
     runs: Path
     checkpoints: Path
     is_kept: bool = False
-    """Whether they stay when the test ends: there is something to be looked at."""
+    """Whether they stay at the end: there is something to be looked at."""
 
     @property
     def both(self) -> tuple[Path, Path]:
@@ -29,15 +30,15 @@ class Homes:
 
 
 @contextmanager
-def homes_of(config: Config, say: Callable[[str], None]) -> Iterator[Homes]:
-    """Makes the folders, after those were swept that a killed test left, and removes them at the end unless they are kept."""
+def homes_of(config: Config, command: str, say: Callable[[str], None]) -> Iterator[Homes]:
+    """Makes `.COMMAND-*`, after those were swept that a killed command left, and removes them at the end unless they are kept."""
     runs, checkpoints = (files.project_folder() / folder for folder in (config.runs_folder, config.checkpoints_folder))
     for setting, folder in (("runs_folder", runs), ("checkpoints_folder", checkpoints)):
         check_can_be_made(setting, folder)
         folder.mkdir(parents=True, exist_ok=True)
-    for name in _sweep(runs, checkpoints):
-        say(f"removed {name}, which a selftest that was killed has left")
-    home = Path(tempfile.mkdtemp(prefix=FOLDER, dir=runs))
+    for name in _sweep(f".{command}-", runs, checkpoints):
+        say(f"removed {name}, which a {command} that was killed has left")
+    home = Path(tempfile.mkdtemp(prefix=f".{command}-", dir=runs))
     homes = Homes(home, checkpoints / home.name)
     held = locks.take(home / _LOCK)
     try:
@@ -51,10 +52,25 @@ def homes_of(config: Config, say: Callable[[str], None]) -> Iterator[Homes]:
             _remove(homes.both)
 
 
-def _sweep(runs: Path, checkpoints: Path) -> list[str]:
-    """Removes the folders of tests that ended without removing them; returns their names. Where something still runs they stay."""
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A SIGTERM or a closed terminal leaves this block as Ctrl+C does, so that nothing is left running."""
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+def _sweep(prefix: str, runs: Path, checkpoints: Path) -> list[str]:
+    """Removes the folders of commands that ended without removing them; returns their names. Where something still runs they stay."""
     swept = []
-    for home in sorted(runs.glob(f"{FOLDER}*")):
+    for home in sorted(runs.glob(f"{prefix}*")):
         both = (home, checkpoints / home.name)
         taken = [home / _LOCK, *(path for folder in both for path in folder.glob(f"*/{_LOCK}"))]
         if taken[0].is_file() and not any(locks.is_held(path) for path in taken):

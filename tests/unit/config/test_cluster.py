@@ -71,6 +71,14 @@ def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
 
 
 @pytest.mark.parametrize(
+    ("written", "meant"),
+    [(None, "no"), ({}, "no"), ({"dynamo_backend": "INDUCTOR"}, "inductor"), ({"dynamo_backend": False}, "no"), ({"dynamo_backend": "no"}, "no")],
+)
+def test_the_compiler_is_read_as_accelerate_reads_it(cluster, written, meant):
+    assert clusters.read_cluster(cluster(dynamo_config=written)).compiler == meant
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"num_processes": None}, "lacks num_processes"),

@@ -16,7 +16,7 @@ def words(tmp_path, monkeypatch):
     for name, value in {**ONE_THREAD, "PYTHONPATH": str(PROJECT), "CXX": "no-such-compiler"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(conduct, "MEMORY_SECONDS", 0.0)
-    monkeypatch.setattr(conduct, "ROUNDS", 1)
+    monkeypatch.setattr(conduct, "ROUNDS", 1)  # so that no load on this machine can make them differ
     monkeypatch.setattr("trainer.config.cluster.shutil.which", lambda name: None)
     precision = {"bf16_first_blocks": 0, "bf16_last_blocks": 0, "options": {"amax_history_len": 16}}
     recipe = write_recipe(tmp_path, model={"config": TINY_GPT2}, precision=precision)

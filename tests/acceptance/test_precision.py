@@ -7,12 +7,16 @@ import json
 import os
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests import emulation
 from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
+from trainer.config.load import load
 from trainer.journal import read_events
+from trainer.precision.measured import store
+from trainer.run.identity import speed_conditions
 
 WHOLE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 SHORT = {"max_steps": 8, "checkpoint": {"every_steps": 4}, "evaluation": {"every_steps": 8, "sample_tokens": 0}, "schedule": {"warmup_steps": 0}}
@@ -229,3 +233,44 @@ def test_one_rank_without_fp8_takes_it_from_both(tmp_path):
 def test_delayed_scaling_trains_with_a_warning(tmp_path):
     text = emulation.train(recipe_of(tmp_path, precision={"recipe": "delayed", "options": {"amax_history_len": 16}}, max_steps=3), num_processes=2)
     assert "delayed scaling has a state that no checkpoint holds" in text and "finished" in json.dumps(outcome(tmp_path / "tiny.yaml"))
+
+
+@pytest.fixture
+def measured_before():
+    """Stores what a measurement of a recipe on this machine found, with the stand-in installed."""
+
+    def put(recipe, gains, num_processes=1):
+        emulation.install()
+        config = load(str(recipe)).config
+        return store(recipe.parent / "runs", speed_conditions(config, num_processes, torch.device("cpu")), "2026-11-25", gains)
+
+    yield put
+    emulation.uninstall()
+
+
+def test_auto_takes_what_was_measured_for_such_a_run_on_every_rank(tmp_path, measured_before):
+    recipe = recipe_of(tmp_path, max_steps=1)
+    measured_before(recipe, {"current": 0.1, "delayed": 0.2}, num_processes=2)
+    text = emulation.train(recipe, num_processes=2)
+    assert "delayed scaling, hybrid, by the tests' emulation" in text
+    assert text.count("the fastest fp8 recipe here, as measured by bench precision on 2026-11-25") == 1
+    assert manifest(recipe, 1)["precision_facts"]["recipe"] == "delayed"
+
+
+def test_what_was_measured_for_another_run_is_not_taken_and_neither_is_a_broken_file(tmp_path, measured_before):
+    recipe = recipe_of(tmp_path, max_steps=1)
+    path = measured_before(recipe, {"delayed": 0.2})
+    text = emulation.train(recipe, "micro_batch=4")
+    assert "current scaling" in text and "as measured" not in text
+    path.write_text("{")
+    text = emulation.train(recipe, "max_steps=2")
+    assert "current scaling" in text and "cannot be read" in text and "as measured" not in text
+
+
+@pytest.mark.parametrize(("gain", "warns"), [(-0.07, True), (0.05, False)])
+def test_fp8_that_was_measured_to_gain_nothing_runs_with_a_warning_that_has_the_figure(tmp_path, measured_before, gain, warns):
+    recipe = recipe_of(tmp_path, max_steps=1)
+    measured_before(recipe, {"current": gain})
+    text = emulation.train(recipe)
+    assert ("fp8 is not faster here: current scaling was measured at 0.93x the tokens/s of bf16" in text) is warns
+    assert manifest(recipe, 1)["precision"] == "fp8 emulation"

@@ -66,7 +66,7 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
 @pytest.mark.parametrize("command", commands(".venv/bin/trainer"))
 def test_every_trainer_command_parses(command):
     context = parse(words_of(command)[1:])
-    if context.command.name == "selftest":
+    if context.command.name in ("selftest", "precision"):
         supervise.split_words(context.params["words"])
     if context.command.name == "train":
         check_recipe_and_overrides(context.params["recipe"], context.params["overrides"] or [])
@@ -93,7 +93,7 @@ def test_every_launch_parses_and_names_what_is_shipped(command):
     if words[:1] == ["--setup"]:
         assert f"\n{words[1]} =\n" in (PROJECT / "setup.cfg").read_text()
         return
-    is_other = words[:1] and words[0] in ("doctor", "selftest", "tensorboard")
+    is_other = words[:1] and words[0] in ("bench", "doctor", "selftest", "tensorboard")
     assert not is_other or words[0] in (PROJECT / "launch.sh").read_text()
     context = parse(words if is_other else ["launch", *words])
     if context.command.name == "tensorboard":

@@ -46,7 +46,7 @@ Steps = list[dict[str, Any]]
 def bench(
     config: Config, cluster: Cluster, plan: Plan, *, steps: int, survey: Callable[[Config, Cluster], Survey], say: Callable[[str], None]
 ) -> Result:
-    """Measures the run of this config under this cluster file, stores the result, and leaves nothing else.
+    """Measures the run of this config under this cluster file, stores the result where the machine was steady, and leaves nothing else.
 
     steps    how many are timed in each launch
     survey   says what this machine can do (survey.py)
@@ -74,6 +74,8 @@ def bench(
             homes.is_kept = True
             raise
     result = _result(config, seen, steps, taken, [*table.failed, *missing], time.monotonic() - began)
+    if not result.is_steady:
+        return result
     facts = result.facts()
     runs = files.project_folder() / config.runs_folder
     stored_in = store(runs, seen.conditions, result.date, result.judgement.gains, **{name: facts[name] for name in ("verdict", "measured", "missing")})

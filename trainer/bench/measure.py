@@ -14,6 +14,9 @@ WARM_UP_STEPS = 5
 PEAKS = ("memory/peak_bytes", "memory/peak_resident_bytes")
 """The most memory of rank 0's process: on its GPU, or in the machine where it computes on a CPU."""
 
+UNSTEADY = 0.1
+"""Where rounds are further apart little can be believed: that is told, and the result is not kept for `auto`."""
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -23,7 +26,7 @@ class Measurement:
 
     variant: Variant
     step_seconds: float
-    """The median over the steps of all rounds."""
+    """The mean of the rounds' medians."""
     spread: float
     """How far the rounds' own medians are apart, as a fraction of it."""
     tokens_per_second: float
@@ -46,7 +49,7 @@ def measurement(
     """
     timed = [[record["step_seconds"] for record in steps[WARM_UP_STEPS:]] for steps in rounds]
     medians = [statistics.median(seconds) for seconds in timed]
-    middle = statistics.median(second for seconds in timed for second in seconds)
+    middle = statistics.mean(medians)
     mfus = [record["mfu"] for steps in rounds for record in steps[WARM_UP_STEPS:] if "mfu" in record]
     # The first look at memory comes before the first step, when there are no moments yet.
     peaks = [peak for steps in rounds for peak in peaks_of(steps)[1:]]

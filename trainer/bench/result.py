@@ -8,14 +8,10 @@ from typing import Any
 
 from trainer.bench.choose import Missing
 from trainer.bench.judge import Judgement, gain
-from trainer.bench.measure import Measurement
+from trainer.bench.measure import UNSTEADY, Measurement
 from trainer.text import count, duration, size, table
 
 _HEADS = ("variant", "step", "varied", "tokens/s", "to bf16", "MFU", "memory", "loss gap", "whole run")
-
-
-UNSTEADY = 0.1
-"""Rounds that are further apart are told: little can be believed then."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,11 @@ class Result:
     judgement: Judgement
     seconds: float
     stored_in: Path | None = None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the machine gave every variant about the same pace each time."""
+        return all(each.spread <= UNSTEADY for each in self.measured)
 
     def text(self) -> str:
         """The report, as it is printed."""
@@ -101,8 +102,8 @@ class Result:
             "MFU of fp8 is a share of the GPU's peak in fp8: compare tokens/s" if of_fp8 else "",
             "memory: unknown where no launch lasted long enough" if any(each.peak_bytes is None for each in self.measured) else "",
             "an emulation rounds as fp8 does and is not fp8: its pace says nothing" if any(each.variant.is_emulated for each in self.measured) else "",
-            f"the machine was not steady: rounds of {shakiest.variant.name} were {shakiest.spread:.0%} apart; measure again when nothing else runs on it"
-            if shakiest.spread > UNSTEADY else "",
+            "" if self.is_steady else f"the machine was not steady (rounds of {shakiest.variant.name} were {shakiest.spread:.0%} apart), and this is not "
+            "kept for precision.recipe: auto; measure again when nothing else runs on it",
             f"stored in {self.stored_in}, where precision.recipe: auto finds it" if self.stored_in else "",
         ]  # fmt: skip
         return "\n".join(note for note in notes if note)

@@ -104,6 +104,19 @@ def test_variants_take_turns_under_their_own_cluster_files_and_the_result_is_sto
     assert sorted(path.name for path in project.glob("*/*")) == [".measured"], "nothing else is left"
 
 
+def test_what_a_machine_that_was_not_steady_gave_is_not_kept(project):
+    machine = Machine()
+    plan = machine.plan
+
+    def slower_in_the_second_round(cluster_file, words):
+        machine.seconds = {name: (1.0 if "name=bf16-1" in words else 1.2) for name in machine.seconds}
+        return plan(cluster_file, words)
+
+    machine.plan = slower_in_the_second_round
+    result = measured_on(machine)
+    assert result.stored_in is None and find(project / "runs", CONDITIONS) is None and "was not steady" in result.text()
+
+
 def test_a_variant_whose_launch_fails_is_told_with_its_reason_and_has_no_second_turn(project):
     machine = Machine(breaks="fp8-current")
     result = measured_on(machine)

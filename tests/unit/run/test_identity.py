@@ -1,0 +1,49 @@
+"""Two runs are as fast as each other under equal conditions: what is among them, and what is not."""
+
+import pytest
+import torch
+
+from trainer.config.load import load
+from trainer.run.identity import speed_conditions
+
+
+def conditions(*overrides, recipe="gpt2-124m", processes=1, device="cpu"):
+    return speed_conditions(load(recipe, ["data.corpus=shakespeare", *overrides]).config, processes, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "micro_batch=1", "global_batch=960", "sequence_length=512", "model.config={n_layer: 6}", "model.preset=gpt2-350m", "optimizer.name=muon",
+        "model.gradient_checkpointing=true", "deterministic=false", "data.tokenizer=bytes", "precision.format=e4m3",
+        "precision.options={backward_override: dequantized}", "precision.bf16_first_blocks=0", "precision.bf16_last_blocks=2", "precision.cache_weights=false",
+    ],
+)  # fmt: skip
+def test_what_changes_the_speed_is_another_condition(override):
+    assert conditions(override) != conditions()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=other", "seed=2", "max_steps=700", "optimizer.lr=1e-4", "precision.recipe=block", "precision.required=true", "checkpoint.keep_last=9", "runs_folder=elsewhere"],
+)  # fmt: skip
+def test_what_does_not_is_none(override):
+    assert conditions(override) == conditions()
+
+
+def test_the_number_of_processes_and_the_versions_are_conditions(monkeypatch):
+    assert conditions(processes=2) != conditions()
+    before = conditions()
+    monkeypatch.setattr("trainer.run.identity.version", lambda package: "2.20.2")
+    assert conditions()["transformer_engine"] == "2.20.2" and conditions() != before
+    assert before["torch"] == torch.__version__ and before["transformer_engine"] is None
+
+
+def test_a_preset_and_its_fields_are_the_same_model():
+    fields = "model_type: gpt2, n_layer: 12, n_embd: 768, n_head: 12, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
+    assert conditions("model.preset=", f"model.config={{{fields}}}") == conditions()
+
+
+def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert conditions(device="cuda")["device"] == "NVIDIA H100 80GB HBM3"

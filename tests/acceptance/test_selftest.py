@@ -56,13 +56,13 @@ def words(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing(words, tmp_path, monkeypatch):
-    measure = conduct._Bench._measure
+    measure = conduct._Site._measure
 
-    def measure_while_busy(bench):
-        costs = measure(bench)
+    def measure_while_busy(site):
+        costs = measure(site)
         return replace(costs, step_seconds=100 * costs.step_seconds)
 
-    monkeypatch.setattr(conduct._Bench, "_measure", measure_while_busy)
+    monkeypatch.setattr(conduct._Site, "_measure", measure_while_busy)
     done = trainer(*words)
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)

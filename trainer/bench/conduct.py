@@ -68,12 +68,12 @@ def bench(
         raise LaunchError(f"there is nothing to compare with: {seen.decisions['bf16'].sentence}; take a machine that computes in bf16")
     with ended_by_signals(), homes_of(config, "bench", say) as homes, ExitStack() as processes:
         try:
-            table = _Table(config, cluster, plan, homes.runs, homes.checkpoints, processes, steps, say)
-            taken = table.launch_all(variants)
+            site = _Site(config, cluster, plan, homes.runs, homes.checkpoints, processes, steps, say)
+            taken = site.launch_all(variants)
         except LaunchError:
             homes.is_kept = True
             raise
-    result = _result(config, seen, steps, taken, [*table.failed, *missing], time.monotonic() - began)
+    result = _result(config, seen, steps, taken, [*site.failed, *missing], time.monotonic() - began)
     if not result.is_steady:
         return result
     facts = result.facts()
@@ -98,7 +98,7 @@ def _result(
     )  # fmt: skip
 
 
-class _Table:
+class _Site:
     """Where the launches take place, and what starts them."""
 
     def __init__(

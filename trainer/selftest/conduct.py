@@ -48,8 +48,8 @@ def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str],
     began = time.monotonic()
     with ended_by_signals(), homes_of(config, "selftest", say) as homes, ExitStack() as processes:
         try:
-            bench = _Bench(config, plan, homes.both, processes, say)
-            result = bench.conduct(seconds, began, dice or random.Random())
+            site = _Site(config, plan, homes.both, processes, say)
+            result = site.conduct(seconds, began, dice or random.Random())
             homes.is_kept = not result.is_exact
             return result
         except LaunchError:
@@ -99,7 +99,7 @@ def _step_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     return statistics.median([record["step_seconds"] for record in records if "step_seconds" in record][1:])
 
 
-class _Bench:
+class _Site:
     """Where the test takes place: the two folders, and what starts a launch in them."""
 
     def __init__(

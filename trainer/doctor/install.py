@@ -11,6 +11,7 @@ import configparser
 import importlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -50,13 +51,17 @@ PARTS = ("transformer-engine", "transformer-engine-torch", "transformer-engine-c
 BYTES_A_JOB = 2e9
 """Memory that one compiler may need."""
 
+_CAUSE = re.compile(r"fatal error: |: error: |: not found$|No space left on device|Killed signal|^MemoryError")
+"""In a line that names a cause, which pip buries under what followed from it."""
+
 Say = Callable[[str], None]
 
 
 def is_installed() -> bool:
     """Whether there is something under TransformerEngine's name; whether it works is asked of another process."""
     importlib.invalidate_caches()
-    return find_spec("transformer_engine") is not None
+    found = find_spec("transformer_engine")
+    return found is not None and found.origin is not None  # pip leaves empty folders behind, which Python would import
 
 
 def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
@@ -167,11 +172,11 @@ def _run(command: list[str], environment: dict[str, str], out: Any) -> int:
 
 
 def last_words(said: str) -> str | None:
-    """The line of pip's output that says why it failed: the compiler's first error, or else pip's last."""
-    lines = [line.strip() for line in said.splitlines()]
-    compiler = [line for line in lines if "fatal error:" in line or ": error: " in line]
-    pip = [line for line in lines if line.lower().startswith(("error:", "oserror:"))]
-    return next(iter(compiler), None) or next(reversed(pip), None) or next((line for line in reversed(lines) if line), None)
+    """The line of pip's output that says why it failed: the first that a compiler or the system has said, or else pip's last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    causes = [line for line in lines if _CAUSE.search(line)]
+    ends = [line for line in lines if line.startswith("ERROR:")]
+    return next(iter([*causes, *reversed(ends), *reversed(lines)]), None)
 
 
 def _headers(cuda: str) -> list[str]:

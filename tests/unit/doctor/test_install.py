@@ -69,6 +69,15 @@ def here(tmp_path, monkeypatch):
 # A launch
 
 
+def test_folders_that_pip_left_behind_are_no_installation(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    (tmp_path / "transformer_engine" / "common").mkdir(parents=True)
+    assert not room.is_installed()
+    (tmp_path / "transformer_engine" / "__init__.py").touch()
+    assert room.is_installed()
+
+
 def test_a_launch_with_fp8_installs_what_is_missing(here):
     said = here.launch()
     assert "installing TransformerEngine (transformer-engine[pytorch]" in said and "up to an hour on few cores" in said and str(here.log) in said
@@ -168,6 +177,7 @@ def test_an_environment_that_cannot_be_written_is_told(here, monkeypatch):
     [
         ("a.cpp:1: error: no\nx.cpp:2: fatal error: nv/target: No such file\nERROR: Could not build wheels", "a.cpp:1: error: no"),
         ("ERROR: Could not find a version\nERROR: No matching distribution found for x\nbye", "ERROR: No matching distribution found for x"),
+        ("  /bin/sh: 1: g++: not found\nRuntimeError: Error compiling\nERROR: Could not build wheels", "/bin/sh: 1: g++: not found"),
         ("collecting\nKilled\n\n", "Killed"),
         ("", None),
     ],

@@ -94,6 +94,7 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     from trainer.precision.settle import propose, uncompiled
 
     config, file = load(recipe, overrides).config, read_cluster(cluster)
+    model, length = config.model, config.sequence_length
     place = launch.asked()
     device = launch.meet(place, deterministic=config.deterministic)
 
@@ -101,8 +102,8 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
         if device.type == "cuda":
             torch.cuda.set_device(rank)
         return propose(
-            place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-            model=lambda: build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length),
+            place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=length,
+            model=lambda: build_shapes(model.preset, model.config, sequence_length=length),
         )  # fmt: skip
 
     agreed = agree([proposed(rank) for rank in range(file.num_local_processes if device.type == "cuda" else 1)])

@@ -34,7 +34,7 @@ class Environment:
         self.commands.append(command)
         self.variables = environment
         print(self.output, end="", file=out, flush=True)
-        if "--editable" in command:
+        if "-e" in command:
             self.there = self.after if not self.code else self.there
             return self.code
         return 0
@@ -85,7 +85,7 @@ def test_a_launch_with_fp8_installs_what_is_missing(here):
     tools, extra = here.commands
     assert tools[:4] == extra[:4] == [sys.executable, "-m", "pip", "install"]
     assert {"wheel", "packaging", "ninja"} <= set(tools)
-    assert "--no-build-isolation" in extra and "--no-cache-dir" in extra and extra[-2:] == ["--editable", f"{PROJECT}[fp8]"]
+    assert "--no-build-isolation" in extra and "--no-cache-dir" in extra and extra[-2:] == ["-e", f"{PROJECT}[fp8]"]
     assert here.log.read_text().count("Successfully installed") == 2
     here.commands.clear()
     assert here.launch() == "" and not here.commands
@@ -208,7 +208,7 @@ def test_what_is_broken_goes_before_it_comes_again(here):
 
 def test_a_torch_without_cuda_is_told_instead_of_a_build_that_cannot_be(here):
     here.cuda = None
-    assert "torch 2.11.0 has no CUDA (it was built without CUDA)" in room.install(here.said.append, again=True)
+    assert "that has no CUDA (it was built without)" in room.install(here.said.append, again=True)
     assert not here.commands
 
 

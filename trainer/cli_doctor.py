@@ -13,7 +13,7 @@ def doctor(
     words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what this machine can do about precision and why; with the words of a launch also what that would decide (exit code 1: not as asked)."""
+    """Say what this machine can compute in, and why; with the words of a launch also what that would decide (exit code 1: not as asked)."""
     from dataclasses import replace
 
     from trainer import supervise

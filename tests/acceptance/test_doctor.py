@@ -140,7 +140,7 @@ PYTHON = """\
 here="$(dirname "$0")"
 if [ "$1 $2" = "-m pip" ]; then
     echo "$*" >> "$here/pip.calls"
-    case "$*" in *--editable*) echo "a.h:3:10: fatal error: Python.h: No such file or directory"; exit 1 ;; esac
+    case "$*" in *'[fp8]') echo "a.h:3:10: fatal error: Python.h: No such file or directory"; exit 1 ;; esac
     exit 0
 fi
 if [ "$1 $2" = "-m trainer.doctor.examine" ]; then

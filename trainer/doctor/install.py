@@ -11,6 +11,7 @@ import configparser
 import importlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -50,13 +51,17 @@ PARTS = ("transformer-engine", "transformer-engine-torch", "transformer-engine-c
 BYTES_A_JOB = 2e9
 """Memory that one compiler may need."""
 
+_CAUSE = re.compile(r"fatal error: |: error: |: not found$|No space left on device|Killed signal|^MemoryError")
+"""In a line that names a cause, which pip buries under what followed from it."""
+
 Say = Callable[[str], None]
 
 
 def is_installed() -> bool:
     """Whether there is something under TransformerEngine's name; whether it works is asked of another process."""
     importlib.invalidate_caches()
-    return find_spec("transformer_engine") is not None
+    found = find_spec("transformer_engine")
+    return found is not None and found.origin is not None  # pip leaves empty folders behind, which Python would import
 
 
 def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
@@ -67,7 +72,8 @@ def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
     if not machine.num_visible:
         return
     if failed := _failed_before():
-        return say(f"TransformerEngine is not installed: {failed}. {SETUP} tries again")
+        say(f"TransformerEngine is not installed: {failed}. {SETUP} tries again")
+        return
     cuda = ask((TORCH,), None)[TORCH].get("cuda")
     gpus = [Facts("cuda", True, gpu=gpu.name, capability=gpu.capability, cuda=_pair(cuda)) for gpu in machine.gpus]
     if cuda is None or all(lacking(recipe_of(wanted.recipe, gpu.capability), gpu) for gpu in gpus):
@@ -106,22 +112,24 @@ def _install(say: Say) -> str | None:
     works = ask((BACKEND,), None)[BACKEND]
     if works.get("name"):
         _place("failed").unlink(missing_ok=True)
-        return say(f"{works['name']} is installed")
+        say(f"{works['name']} is installed")
+        return None
     torch = ask((TORCH,), None)[TORCH]
     if not torch.get("cuda"):
-        words = torch.get("problem", "it was built without CUDA")
-        return f"TransformerEngine cannot be installed: it is built for the torch that is here, and torch {torch.get('version', '')} has no CUDA ({words})"
+        words = torch.get("problem", "it was built without")
+        return f"TransformerEngine cannot be installed: it is compiled for the torch that is here, and that has no CUDA ({words})"
     log, started = _place("log"), time.monotonic()
     say(
-        f"installing TransformerEngine ({_extra()}) for fp8: part of it is compiled here unless there is a finished one for this torch, which takes "
-        f"minutes, and up to an hour on few cores; what pip says: {log}"
+        f"installing TransformerEngine ({_extra()}) for fp8: part of it is compiled here unless there is a finished one for this torch, "
+        f"which takes minutes, and up to an hour on few cores; what pip says: {log}"
     )
     failure = _pip(log, torch["cuda"], mend=is_installed())
     if failure is None:
         works = ask((BACKEND,), None)[BACKEND]
         if works.get("name"):
             _place("failed").unlink(missing_ok=True)
-            return say(f"{works['name']} was installed in {duration(time.monotonic() - started)}")
+            say(f"{works['name']} was installed in {duration(time.monotonic() - started)}")
+            return None
         failure = f"it is there and cannot be imported: {works.get('problem', 'pip installed something else')}"
     reason = f"TransformerEngine could not be installed ({failure}; all of it: {log})"
     files.write_atomic(_place("failed"), json.dumps({"for": _what(), "when": time.strftime("%Y-%m-%d %H:%M"), "why": failure}))
@@ -139,8 +147,8 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
     steps = [
         *([["uninstall", "--yes", *quiet, *PARTS]] if mend else []),
         ["install", *quiet, "--progress-bar", "off", *TOOLS, *headers],
-        # pip keeps what it compiled by its version alone, and what was compiled for another torch does not load.
-        ["install", *quiet, "--progress-bar", "off", "--no-cache-dir", "--no-build-isolation", "--editable", f"{files.project_folder()}[fp8]"],
+        # pip keeps what it compiled by its version alone, and what was compiled for another torch does not load: hence no cache.
+        ["install", *quiet, "--progress-bar", "off", "--no-cache-dir", "--no-build-isolation", "-e", f"{files.project_folder()}[fp8]"],
     ]  # fmt: skip
     with open(log, "w", encoding="utf-8") as out:
         for step in steps:
@@ -156,7 +164,8 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
 def _run(command: list[str], environment: dict[str, str], out: Any) -> int:
     """A command with all that it starts, none of which stays when this process is asked to stop."""
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=end_with_parent,
     )  # fmt: skip
     try:
         return process.wait()
@@ -167,11 +176,11 @@ def _run(command: list[str], environment: dict[str, str], out: Any) -> int:
 
 
 def last_words(said: str) -> str | None:
-    """The line of pip's output that says why it failed: the compiler's first error, or else pip's last."""
-    lines = [line.strip() for line in said.splitlines()]
-    compiler = [line for line in lines if "fatal error:" in line or ": error: " in line]
-    pip = [line for line in lines if line.lower().startswith(("error:", "oserror:"))]
-    return next(iter(compiler), None) or next(reversed(pip), None) or next((line for line in reversed(lines) if line), None)
+    """The line of pip's output that says why it failed: the first that a compiler or the system has said, or else pip's last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    causes = [line for line in lines if _CAUSE.search(line)]
+    ends = [line for line in lines if line.startswith("ERROR:")]
+    return next(iter([*causes, *reversed(ends), *reversed(lines)]), None)
 
 
 def _headers(cuda: str) -> list[str]:

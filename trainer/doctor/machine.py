@@ -74,4 +74,5 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
             return None
 
     memory, capability = said(nvml.nvmlDeviceGetMemoryInfo), said(nvml.nvmlDeviceGetCudaComputeCapability)
-    return Gpu(said(nvml.nvmlDeviceGetName) or "an unknown GPU", memory.total if memory else None, tuple(capability) if capability else None)
+    name = said(nvml.nvmlDeviceGetName) or "an unknown GPU"
+    return Gpu(name, memory.total if memory else None, tuple(capability) if capability else None)

@@ -73,13 +73,13 @@ def attempts(monkeypatch, *proofs):
     """A test whose attempts come to these, each `(survived, differences)`, on a machine that was busy while it was measured."""
     left, steps = list(proofs), []
 
-    def attempt(bench, choice, costs, dice):
+    def attempt(site, choice, costs, dice):
         steps.append(choice.steps)
         survived, differences = left.pop(0)
         return conduct._Proof(QUIET, choice, 1.0, survived, differences)
 
-    monkeypatch.setattr(conduct._Bench, "_measure", lambda bench: BUSY)
-    monkeypatch.setattr(conduct._Bench, "_attempt", attempt)
+    monkeypatch.setattr(conduct._Site, "_measure", lambda site: BUSY)
+    monkeypatch.setattr(conduct._Site, "_attempt", attempt)
     said = []
     return selftest(config(), fails(None, None), seconds=1, say=said.append), steps, said
 

@@ -40,7 +40,9 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
         able, words = False, one_line(error)
     if not able:
         return _with(facts, problem=f"{loaded.name} says: {words.rstrip('.') or 'no'}")
-    made = backend.make_recipe(recipe, format_of(recipe, wanted.format), wanted.options)
+    # Another rank may not come as far as this, so delayed scaling must not wait for it.
+    alone = {} if recipe.stateless else {"reduce_amax": False}
+    made = backend.make_recipe(recipe, format_of(recipe, wanted.format), {**wanted.options, **alone})
     try:
         forward, worst = probe_errors(made, device_type)
     except Exception as failure:

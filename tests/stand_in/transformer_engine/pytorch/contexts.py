@@ -39,7 +39,7 @@ class Scales:
 
 def reduce_and_update() -> None:
     for scales in STATE.delayed:
-        if torch.distributed.is_initialized():
+        if scales.recipe.reduce_amax and torch.distributed.is_initialized():
             torch.distributed.all_reduce(scales.amax_history[0], op=torch.distributed.ReduceOp.MAX)
         scales.update()
     if STATE.delayed:

@@ -27,7 +27,7 @@ LLAMA = {
 def _start(recipe, precision: str, log: str) -> subprocess.Popen:
     variables = {
         **os.environ,
-        "PYTHONPATH": str(PROJECT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
         "ACCELERATE_MIXED_PRECISION": precision,
         "HF_HUB_OFFLINE": "1",
     }

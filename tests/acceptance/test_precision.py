@@ -53,12 +53,16 @@ def accelerate_that_replaces_layers() -> None:
 
 def no_context() -> None:
     """The layers' own context is empty, as if only Accelerate's were there, and that is not around a sharded model."""
-    from trainer.precision.layers import Switch
+    from trainer.precision import watch
 
     emulation.install()
     import transformer_engine.pytorch as te
 
-    Switch.context = lambda switch: te.autocast(enabled=False, recipe=switch.made)
+    class Empty(watch.Switch):
+        def context(self):
+            return te.autocast(enabled=False, recipe=self.made)
+
+    watch.Switch = Empty  # the probe before it has the true one
 
 
 def weights_that_must_be_kept() -> None:
@@ -220,8 +224,9 @@ def test_two_ranks_compute_in_fp8_together(tmp_path):
     assert "precision/loss_gap" in steps(recipe)[3]
 
 
-def test_one_rank_without_fp8_takes_it_from_both(tmp_path):
-    recipe = recipe_of(tmp_path, max_steps=2)
+@pytest.mark.parametrize("name", ["current", "delayed"])  # delayed scaling's context waits for all ranks when it ends
+def test_one_rank_without_fp8_takes_it_from_both(tmp_path, name):
+    recipe = recipe_of(tmp_path, precision={"recipe": name}, max_steps=2)
     text = emulation.train(recipe, num_processes=2, before=stand_in_on_rank_0_only)
     assert "precision: bf16 instead of fp8" in text and "because on rank 1 there is no CUDA device" in text
 

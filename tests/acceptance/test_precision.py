@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests import emulation
 from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
-from trainer.journal import read_events
+from trainer.journal import precisions, read_events
 
 WHOLE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 SHORT = {"max_steps": 8, "checkpoint": {"every_steps": 4}, "evaluation": {"every_steps": 8, "sample_tokens": 0}, "schedule": {"warmup_steps": 0}}
@@ -210,6 +210,8 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     assert [(event["step"], event["mode"]) for event in read_events(tmp_path / "runs" / "tiny") if event["event"] == "precision"] == [(3, "bf16")]
     assert "since the run went back to it at step 3" in emulation.train(recipe, "max_steps=6")
     assert manifest(recipe, 6)["precision"] == "bf16" and "precision/loss_gap" not in steps(recipe)[-1]
+    assert "the run went back to it at step 3" in manifest(recipe, 6)["precision_facts"]["sentence"]
+    assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16"]
     emulation.train(recipe, "max_steps=7", precision="bf16")
     emulation.train(recipe, "max_steps=8")
     assert manifest(recipe, 8)["precision"] == "fp8 emulation"

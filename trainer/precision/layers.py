@@ -49,6 +49,11 @@ class Switch:
         """Whether the recipe refuses other inputs: NVFP4's Hadamard transform does, and a norm under autocast gives fp32."""
         return self.made.nvfp4()
 
+    @property
+    def forward_only(self) -> bool:
+        """Whether the backward pass is not in fp8, as an option of the recipe or an environment variable of TransformerEngine has it."""
+        return getattr(self.made, "backward_override", None) is not None
+
     def context(self) -> contextlib.AbstractContextManager:
         """The recipe's context, to be entered once."""
         return self.autocast(enabled=True, recipe=self.made)

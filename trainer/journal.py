@@ -30,7 +30,7 @@ import logging
 import math
 import re
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,19 @@ def precisions(events: Iterable[Mapping[str, Any]]) -> list[str]:
                 told.pop()  # what this launch decided it never computed in
             told.append(str(event["mode"]))
     return [mode for number, mode in enumerate(told) if number == 0 or told[number - 1] != mode]
+
+
+def precision_words(events: Sequence[Mapping[str, Any]]) -> str:
+    """What a run computed in, and why that is not what was asked for: `bf16 instead of fp8, because ...`; empty when nobody wrote it down."""
+    told = precisions(events)
+    starts = [event for event in events if event["event"] == "start"]
+    changes = [event for event in events if event["event"] == "precision" and not event.get("resumed")]
+    why = ""
+    if changes and told[-1] == changes[-1]["mode"]:
+        why = f", because {changes[-1]['reason']}"
+    elif starts and starts[-1].get("instead_of"):
+        why = f" instead of {starts[-1]['instead_of']}, because {starts[-1]['because']}"
+    return ", then ".join("fp32" if mode == "no" else mode for mode in told) + why if told else ""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 from trainer import files
 from trainer.checkpoint.store import CheckpointStore
 from trainer.errors import TrainerError
-from trainer.journal import precisions, read_events
+from trainer.journal import precision_words, read_events
 from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import read_outcome
 from trainer.text import count, duration, size, table
@@ -48,18 +48,8 @@ def _headline(name: str, outcome: dict[str, Any], records: list[dict[str, Any]])
 
 
 def _precision(events: list[dict[str, Any]]) -> str:
-    """What the run computed in, and why that is not what was asked for; nothing where nobody wrote it down."""
-    told = ["fp32" if mode == "no" else mode for mode in precisions(events)]
-    if not told:
-        return ""
-    changes = [event for event in events if event["event"] == "precision" and not event.get("resumed")]
-    starts = [event for event in events if event["event"] == "start"]
-    why = ""
-    if changes and told[-1] == changes[-1]["mode"]:
-        why = f", because {changes[-1]['reason']}"
-    elif starts and starts[-1].get("instead_of"):
-        why = f" instead of {starts[-1]['instead_of']}, because {starts[-1]['because']}"
-    return f"\ncomputed in {', then '.join(told)}{why}"
+    words = precision_words(events)
+    return f"\ncomputed in {words}" if words else ""
 
 
 def _losses(records: list[dict[str, Any]], baselines: dict[str, float] | None) -> str:

@@ -5,7 +5,8 @@ One JSON object a line, only ever added to, by every process of the run (the tra
 
     start         fingerprint       a launch begins, before it looks for a checkpoint; the fingerprint stands for the code, the settings and
                                     the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
-                                    has, the precision that was decided, whether blocks are compiled, and the machine
+                                    has, the precision that was decided (and instead_of which, because of what), whether blocks are
+                                    compiled, and the machine
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written
@@ -15,7 +16,7 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     verdict       exact, text       what the comparison of the replayed steps said
     writer        state             the writer process died (and another took its place), stands still, moves again, or is done without
     second_place  step, where       a copy elsewhere was made, or failed
-    precision     step, mode, reason  the run goes on in another precision than it began in
+    precision     step, mode, reason  from this step on the run is in another precision than was decided; resumed: since before this launch
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
                                     count or the last in metrics.jsonl; left out where nobody knows. cause: one of CAUSES
 
@@ -30,7 +31,7 @@ import logging
 import math
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,32 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [event for line in lines if (event := _parse(line)) is not None]
+
+
+def precisions(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a run computed in, one after another: `fp8`, `bf16`; empty when nobody wrote it down."""
+    told: list[str] = []
+    for event in events:
+        if event["event"] == "start" and event.get("precision"):
+            told.append(str(event["precision"]))
+        elif event["event"] == "precision":
+            if event.get("resumed") and told:
+                told.pop()  # what this launch decided it never computed in
+            told.append(str(event["mode"]))
+    return [mode for number, mode in enumerate(told) if number == 0 or told[number - 1] != mode]
+
+
+def precision_words(events: Sequence[Mapping[str, Any]]) -> str:
+    """What a run computed in, and why that is not what was asked for: `bf16 instead of fp8, because ...`; empty when nobody wrote it down."""
+    told = precisions(events)
+    starts = [event for event in events if event["event"] == "start"]
+    changes = [event for event in events if event["event"] == "precision" and not event.get("resumed")]
+    why = ""
+    if changes and told[-1] == changes[-1]["mode"]:
+        why = f", because {changes[-1]['reason']}"
+    elif starts and starts[-1].get("instead_of"):
+        why = f" instead of {starts[-1]['instead_of']}, because {starts[-1]['because']}"
+    return ", then ".join("fp32" if mode == "no" else mode for mode in told) + why if told else ""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

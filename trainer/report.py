@@ -8,6 +8,7 @@ from typing import Any
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.folders import typed
 from trainer.errors import TrainerError
+from trainer.journal import precision_words, read_events
 from trainer.metrics.curves import CURVE
 from trainer.metrics.outcome import read_outcome
 from trainer.metrics.totals import Totals, totals_of
@@ -23,7 +24,7 @@ def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, floa
         )
     totals = totals_of(folder / CURVE)
     parts = [
-        _headline(name, outcome, totals),
+        _headline(name, outcome, totals) + _precision(read_events(folder)),
         _losses(totals, baselines),
         _tasks(totals.newest),
         _sample(outcome),
@@ -56,6 +57,11 @@ def _headline(name: str, outcome: dict[str, Any], totals: Totals) -> str:
     attempt = outcome.get("last_attempt")
     refused = f"\nthe last start of it was refused: {attempt['reason']}" if attempt else ""
     return f"{name}: {kind} at step {step} ({outcome['reason']}){spent}{resumed}{untidy}{refused}"
+
+
+def _precision(events: list[dict[str, Any]]) -> str:
+    words = precision_words(events)
+    return f"\ncomputed in {words}" if words else ""
 
 
 def _losses(totals: Totals, baselines: dict[str, float] | None) -> str:

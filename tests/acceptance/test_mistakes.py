@@ -140,6 +140,10 @@ TYPED = [
         ("max_steps is not set", "a recipe must set it", "max_steps=..."), file("bare.yaml", "seed: 1\n"),
     ),
     Mistake("word that is no override", "train {recipe} max_steps", ("'max_steps' is not of the form key=value", "e.g. optimizer.lr=3e-4")),
+    Mistake(
+        "a section as a word", "train {recipe} precision=fp8",
+        ("precision (override) is 'fp8', but should be a section with settings: recipe, format", "is the cluster file's mixed_precision"),
+    ),
     Mistake("setting inside a setting", "train {recipe} seed.x=1", ("seed is {'x': 1}, but should be a valid integer",)),
     Mistake(
         "recipe that is not YAML", "train {tmp}/a.yaml",

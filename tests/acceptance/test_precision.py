@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests import emulation
 from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
 from trainer.config.load import load
-from trainer.journal import read_events
+from trainer.journal import precisions, read_events
 from trainer.precision.measured import store
 from trainer.run.identity import speed_conditions
 
@@ -57,12 +57,16 @@ def accelerate_that_replaces_layers() -> None:
 
 def no_context() -> None:
     """The layers' own context is empty, as if only Accelerate's were there, and that is not around a sharded model."""
-    from trainer.precision.layers import Switch
+    from trainer.precision import watch
 
     emulation.install()
     import transformer_engine.pytorch as te
 
-    Switch.context = lambda switch: te.autocast(enabled=False, recipe=switch.made)
+    class Empty(watch.Switch):
+        def context(self):
+            return te.autocast(enabled=False, recipe=self.made)
+
+    watch.Switch = Empty  # the probe before it has the true one
 
 
 def weights_that_must_be_kept() -> None:
@@ -210,6 +214,8 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     assert [(event["step"], event["mode"]) for event in read_events(tmp_path / "runs" / "tiny") if event["event"] == "precision"] == [(3, "bf16")]
     assert "since the run went back to it at step 3" in emulation.train(recipe, "max_steps=6")
     assert manifest(recipe, 6)["precision"] == "bf16" and "precision/loss_gap" not in steps(recipe)[-1]
+    assert "the run went back to it at step 3" in manifest(recipe, 6)["precision_facts"]["sentence"]
+    assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16"]
     emulation.train(recipe, "max_steps=7", precision="bf16")
     emulation.train(recipe, "max_steps=8")
     assert manifest(recipe, 8)["precision"] == "fp8 emulation"

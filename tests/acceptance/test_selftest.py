@@ -66,7 +66,7 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing
     done = trainer(*words)
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)
-    assert facts["exact"] and facts["differences"] == []
+    assert facts["exact"] and facts["differences"] == [] and facts["computed_in"] == "fp32"
     assert len(facts["survived"]) >= 2 and {one["hit_writer"] for one in facts["survived"]} == {True, False}
     assert any(one["lost_steps"] > 0 for one in facts["survived"])
     assert all("resume exact" in one["verdict"] for one in facts["survived"] if one["lost_steps"])

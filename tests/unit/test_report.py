@@ -75,6 +75,25 @@ def test_a_run_that_is_running_stands_at_the_last_step_of_its_curve(store, tmp_p
     assert "mine: interrupted at step 11 " in report("mine", tmp_path / "mine", store.folder, None)
 
 
+FALLBACK = {"event": "start", "precision": "bf16", "instead_of": "fp8", "because": "there is no CUDA device"}
+FP8 = {"event": "start", "precision": "fp8"}
+BACK = {"event": "precision", "mode": "bf16", "reason": "the loss in fp8 was above bf16's"}
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [([{"event": "start", "precision": "no"}], "computed in fp32\n"), ([FP8], "computed in fp8\n"),
+     ([FALLBACK], "computed in bf16 instead of fp8, because there is no CUDA device\n"),
+     ([FP8, BACK], "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n"),
+     ([FP8, BACK, FP8, {**BACK, "reason": "before", "resumed": True}], "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n"),
+     ([FP8, BACK, {"event": "start", "precision": "bf16"}, FP8], "computed in fp8, then bf16, then fp8\n")],
+)  # fmt: skip
+def test_what_it_computed_in_is_told_with_the_reason_where_it_is_not_what_was_asked_for(store, tmp_path, events, words):
+    write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
+    (tmp_path / "mine" / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert words in report("mine", tmp_path / "mine", store.folder, None)
+
+
 def test_a_start_that_was_refused_is_told_beside_the_outcome(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     write_refusal(tmp_path / "mine", read_outcome(tmp_path / "mine"), "there is no data")

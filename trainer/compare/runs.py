@@ -13,7 +13,7 @@ from trainer.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 from trainer.config.folders import find_run
 from trainer.config.load import read_settings
 from trainer.errors import TrainerError
-from trainer.journal import read_events
+from trainer.journal import precisions, read_events
 from trainer.metrics.outcome import read_outcome
 
 NOT_THE_RECIPE = ("name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "checkpoint.", "metrics.", "evaluation.", "micro_batch", "model.gradient_checkpointing")
@@ -35,7 +35,7 @@ class Run:
     outcome: str
     """How it ended, or `running`; `unknown` without an outcome.json."""
     precision: str
-    """What was decided, launch after launch: `bf16`, or `fp8, then bf16`; `unknown` when nobody wrote it down."""
+    """What it computed in, one after another: `bf16`, or `fp8, then bf16`; `unknown` when nobody wrote it down."""
     processes: str
     """How many processes trained it, launch after launch; `unknown` when nobody wrote it down."""
     machine: str
@@ -85,10 +85,11 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
     settings = flat(read_settings(folder / "config.yaml"))
-    events = [event for event in read_events(folder) if event["event"] == "start"]
+    journal = read_events(folder)
+    events = [event for event in journal if event["event"] == "start"]
     manifest = _newest_manifest(settings)
     outcome = read_outcome(folder)
-    precision = _one_after_another(events, "precision")
+    precision = ", then ".join(precisions(journal)) or "unknown"
     processes = _one_after_another(events, "processes")
     if manifest and precision == "unknown":
         precision = manifest.precision

@@ -262,6 +262,9 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> list[str]:
             problems.append(f"{key}{place} is {found['input']!r}, but should be a list with more values")
         elif found["type"] == "missing":
             problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...)")
+        elif found["type"] == "model_type":
+            elsewhere = "; what a run computes in is the cluster file's mixed_precision" if key == "precision" else ""
+            problems.append(f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(_settings_of(key))}{elsewhere}")
         elif found["type"] == "value_error" and not found["loc"]:
             problems.extend(str(found["ctx"]["error"]).split("\n"))
         else:
@@ -287,11 +290,15 @@ def _contradictions_besides(error: ValidationError, values: dict[str, Any]) -> l
     return []
 
 
+def _settings_of(section: str) -> list[str]:
+    return [name.rpartition(".")[2] for name, _, _ in settings_help() if name.rpartition(".")[0] == section]
+
+
 def _nearest_key(key: str) -> str:
     """Help after an unknown key: a sibling that is spelt alike, or the same last word in another section."""
     known = [name for name, _, _ in settings_help()]
     section, _, last = key.rpartition(".")
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    siblings = _settings_of(section)
     sections = sorted({name.partition(".")[0] for name in known if "." in name})
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
     if elsewhere:

@@ -59,15 +59,17 @@ class Coverage:
         )
 
 
-def coverage(model: nn.Module, layers: Sequence[Layer], flops_per_token: float) -> Coverage:
+def coverage(model: nn.Module, layers: Sequence[Layer], flops_per_token: float, *, forward_only: bool = False) -> Coverage:
     """The share of fp8 by arithmetic.
 
     flops_per_token   of the whole model, forward and backward: six for each weight of a matrix product, and attention (model/flops.py)
+    forward_only      whether two of the three products of a layer, those of its backward pass, are not in fp8
     """
     inside = [layer for layer in layers if layer.kept is None]
     weights = sum(layer.num_weights for layer in inside)
     in_blocks = sum(p.numel() for p in find_blocks(model)[1].parameters() if p.ndim >= 2)
-    return Coverage(len(inside), len(layers), weights / max(in_blocks, 1), 6.0 * weights / flops_per_token)
+    in_fp8 = (2.0 if forward_only else 6.0) * weights
+    return Coverage(len(inside), len(layers), in_fp8 / max(6.0 * in_blocks, 1.0), in_fp8 / flops_per_token)
 
 
 def check_prepared(before: Census, model: nn.Module, converted: Mapping[str, nn.Module], *, mixed_precision: str, optimizer: torch.optim.Optimizer) -> None:

@@ -44,6 +44,16 @@ class Switch:
         """Whether a layer in this mode computes in fp8."""
         return self.enabled and (training or self.in_evaluation)
 
+    @property
+    def takes_bf16_only(self) -> bool:
+        """Whether the recipe refuses other inputs: NVFP4's Hadamard transform does, and a norm under autocast gives fp32."""
+        return self.made.nvfp4()
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether the backward pass is not in fp8, as an option of the recipe or an environment variable of TransformerEngine has it."""
+        return getattr(self.made, "backward_override", None) is not None
+
     def context(self) -> contextlib.AbstractContextManager:
         """The recipe's context, to be entered once."""
         return self.autocast(enabled=True, recipe=self.made)
@@ -76,6 +86,8 @@ class Fp8Layer:
         switch = self.switch
         if not switch.applies(self.training):
             return self.plain_forward(x)
+        if switch.takes_bf16_only:
+            x = x.to(torch.bfloat16)
         with contextlib.nullcontext() if switch.around_model else switch.context():
             y = super().forward(x, is_first_microbatch=switch.first_micro_batch)
         if not self.ran_in_fp8:

@@ -3,10 +3,12 @@
 import math
 
 import torch
+from torch import nn
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
 from trainer.precision.decide import SETUP, Facts, lacking
+from trainer.precision.layers import Switch, fp8_classes
 from trainer.precision.recipes import Recipe, format_of, recipe_of
 from trainer.text import one_line
 
@@ -40,7 +42,7 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
         able, words = False, one_line(error)
     if not able:
         return _with(facts, problem=f"{loaded.name} says: {words.rstrip('.') or 'no'}")
-    # Another rank may not come as far as this, so delayed scaling must not wait for it.
+    # Each rank probes for itself: it may be the only one that comes so far, and delayed scaling would wait for the others' amax.
     alone = {} if recipe.stateless else {"reduce_amax": False}
     made = backend.make_recipe(recipe, format_of(recipe, wanted.format), {**wanted.options, **alone})
     try:
@@ -87,20 +89,22 @@ def judge(forward: float, worst: float, recipe: Recipe) -> str | None:
 def probe_errors(made: object, device_type: str) -> tuple[float, float]:
     """Relative errors of one layer [256, 256] in fp8 against fp32: of its output, and the worst of output and gradients.
 
-    made   TransformerEngine's recipe
+    made   TransformerEngine's recipe; of delayed scaling without reduce_amax where there are other ranks
+
+    The layer is of the class that a run has, and gets fp32, as a norm under autocast gives it.
 
     The random state is left as it was. Values of size one suit delayed scaling too, which knows no scale yet in its first step.
     """
-    te = backend.load().pytorch
     devices = [torch.cuda.current_device()] if device_type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(0)
         x, weight, grad = (torch.randn(WIDTH, WIDTH, device=device_type) for _ in range(3))
-        layer = te.Linear(WIDTH, WIDTH, bias=False, params_dtype=torch.float32, device=device_type)
+        plain = nn.Linear(WIDTH, WIDTH, bias=False, device=device_type)
         with torch.no_grad():
-            layer.weight.copy_(weight)
+            plain.weight.copy_(weight)
+        layer = fp8_classes()["Linear"](plain, Switch(backend.load().pytorch.autocast, made))
         x.requires_grad_()
-        with torch.autocast(device_type, torch.bfloat16), te.autocast(enabled=True, recipe=made):
+        with torch.autocast(device_type, torch.bfloat16):
             y = layer(x)
         y.backward(grad.to(y.dtype))
     pairs = ((y, x @ weight.t()), (x.grad, grad @ weight), (layer.weight.grad, grad.t() @ x))

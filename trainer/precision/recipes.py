@@ -45,7 +45,8 @@ class Recipe:
     formats: tuple[str, ...]
     """The first is its own."""
     stateless: bool = True
-    """Whether a step depends on nothing but weights and data: what makes a resume exact, recomputation right and caching harmless."""
+    """Whether a step depends on nothing but weights, data and torch's random state (which nvfp4 rounds gradients by, and a checkpoint has):
+    what makes a resume exact, recomputation right and caching harmless."""
     block: tuple[int, int] | None = None
     """Rows and columns of an activation that share a scale; None: the whole tensor."""
     largest: float = 448.0

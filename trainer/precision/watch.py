@@ -75,8 +75,10 @@ class PrecisionWatch:
             return
         audit.check_prepared(self._census, self._bare, self._converted, mixed_precision=accelerator.mixed_precision, optimizer=optimizer)
         self._caches = self._wanted.cache_weights and self._recipe.stateless and accumulation > 1 and not compiled
-        self._coverage = audit.coverage(self._bare, self._layers, flops_per_token)
+        self._coverage = audit.coverage(self._bare, self._layers, flops_per_token, forward_only=self._switch.forward_only)
         log.info("%s: %s", self.decision.label, self._coverage.words)
+        if self._switch.forward_only:
+            log.info("in bf16: the backward pass of all layers, by backward_override=%s", self._switch.made.backward_override)
         for why, names in _kept(self._layers).items():
             log.info("in bf16: %d layers, %s (%s)", len(names), why, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
         if not self._recipe.stateless:
@@ -175,19 +177,44 @@ class PrecisionWatch:
         return self._coverage.matmul_fraction if counts else 0.0
 
     @property
+    def _went_back(self) -> bool:
+        return self._switch is not None and not self._switch.enabled
+
+    @property
+    def mode(self) -> str:
+        """What the run computes in now: one of MODES."""
+        return "bf16" if self._went_back else self.decision.mode
+
+    @property
     def label(self) -> str:
         """What a record calls the precision of the run now."""
-        return "bf16" if self._switched_at is not None else self.decision.label
+        return self.mode if self._went_back else self.decision.label
+
+    @property
+    def sentence(self) -> str:
+        """What the run computes in now and why, in one line."""
+        if not self._went_back:
+            return self.decision.sentence
+        return f"precision: bf16 instead of fp8 ({self.decision.title}), because the run went back to it at step {self._switched_at}; nothing runs in fp8"
 
     @property
     def words(self) -> str:
         """The decision and what is in fp8, for people."""
-        return f"{self.decision.sentence}\n\n{self._coverage.words}" if self._coverage else self.decision.sentence
+        return f"{self.sentence}\n\n{self._coverage.words}" if self._coverage and not self._went_back else self.sentence
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest states of the precision now, as plain values."""
+        """What a manifest states of the precision now, as plain values; `arguments` is the recipe in TransformerEngine's words."""
+        now = {"mode": self.mode, "label": self.label, "sentence": self.sentence, "bf16_since_step": self._switched_at}
+        if not self._computes_in_fp8:
+            return {**self.decision.as_json(), **now}
         numbers = {} if self._coverage is None else vars(self._coverage)
-        return {**self.decision.as_json(), "label": self.label, "bf16_since_step": self._switched_at, **numbers}
+        return {**self.decision.as_json(), **now, "arguments": str(self._switch.made), **numbers}
+
+    def start_facts(self) -> dict[str, Any]:
+        """What the journal states of a launch's precision; what was asked for and why it is not that, where it is not."""
+        decision = self.decision
+        fallback = {} if decision.mode == decision.asked else {"instead_of": decision.asked, "because": decision.reason}
+        return {"precision": decision.label, **fallback}
 
     # What survives a restart
 
@@ -195,11 +222,15 @@ class PrecisionWatch:
         return {"switched_at": self._switched_at, "gaps_in_a_row": self._gaps_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._switch is None:
-            return  # without fp8 the way back to bf16 is forgotten: whoever asks for fp8 again means it
+        if self.decision.asked != "fp8":
+            return  # the way back to bf16 is forgotten: whoever asks for fp8 again means it
         self._switched_at, self._gaps_in_a_row = state["switched_at"], int(state["gaps_in_a_row"])
+        if self._switch is None:
+            return  # a launch that could not have fp8 changes nothing about it
         self._switch.enabled = self._switched_at is None
         if self._switched_at is not None:
+            if self._accelerator.is_main_process:
+                self._journal.write("precision", step=self._switched_at, mode="bf16", reason="the run went back to it before", resumed=True)
             self._warn(
                 "precision: bf16, since the run went back to it at step %d; a launch with a cluster file that says bf16 forgets this",
                 self._switched_at,

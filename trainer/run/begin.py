@@ -44,8 +44,8 @@ def _bring_to_its_place(run: Run) -> None:
     config = run.config
     if run.accelerator.is_main_process:
         Journal(run.folder).write(
-            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes, precision=run.precision.label,
-            compiled=launch.compile_backend(run.accelerator) != "no", machine=launch.describe(run.accelerator),
+            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes,
+            **run.precision.start_facts(), compiled=launch.compile_backend(run.accelerator) != "no", machine=launch.describe(run.accelerator),
         )  # fmt: skip
     wanted = resume_point(config)
     resolution = run.restorer.find(wanted)

@@ -124,7 +124,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
-    reporter = _build_reporter(config, accelerator, bare_model, decision, description)
+    reporter = _build_reporter(config, accelerator, bare_model, precision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
     restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config))
@@ -208,11 +208,12 @@ def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Opti
 
 
 def _build_reporter(
-    config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision, description: Description
+    config: Config, accelerator: Accelerator, model: torch.nn.Module, precision: PrecisionWatch, description: Description
 ) -> Reporter:
     flops = flops_per_token(model, config.sequence_length)
-    device = accelerator.device
-    peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
+    device, decision = accelerator.device, precision.decision
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, decision.mode)
     parameters = parameter_counts(model)
     tokens_a_step = config.global_batch * config.sequence_length
     log.info(
@@ -234,7 +235,7 @@ def _build_reporter(
             num_local_processes=launch.num_local_processes(),
         ).sample,
         features=_features(config, accelerator, decision, has_peak=peak is not None),
-        meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
+        meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
         replay_key=replay_key(config, accelerator, decision, description),
     )  # fmt: skip
 

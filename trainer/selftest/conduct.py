@@ -12,7 +12,7 @@ from typing import Any
 from trainer import files
 from trainer.config.schema import Config
 from trainer.errors import LaunchError
-from trainer.journal import read_events
+from trainer.journal import precision_words, read_events
 from trainer.metrics.curves import CURVE, read_records
 from trainer.metrics.outcome import read_outcome
 from trainer.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, is_too_short, kills, longer
@@ -129,7 +129,8 @@ class _Site:
         return Result(
             name=self._config.name, settings=self._settings(choice), costs=proof.costs, choice=choice,
             straight_seconds=proof.straight_seconds, survived=proof.survived, differences=found, seconds=time.monotonic() - began,
-            deterministic=self._config.deterministic, folders=[str(home) for home in self._homes],
+            deterministic=self._config.deterministic, computed_in=precision_words(read_events(self._homes[0] / "straight")),
+            folders=[str(home) for home in self._homes],
         )  # fmt: skip
 
     def _clear(self, names: Sequence[str]) -> None:

@@ -37,6 +37,8 @@ class Result:
     differences: list[str]
     seconds: float
     deterministic: bool
+    computed_in: str
+    """The precision of the run that was never killed, and why it is not what was asked for; empty when nobody wrote it down."""
     folders: list[str]
     """Where it took place: a folder among the runs, and one among the checkpoints."""
 
@@ -56,7 +58,8 @@ class Result:
     def _head(self) -> str:
         return (
             f"selftest of {self.name}: {self.choice.steps} steps straight, and the same with {len(self.survived)} kills (SIGKILL), in "
-            f"{duration(self.seconds)}\nover the recipe: {' '.join(self.settings)}\n"
+            f"{duration(self.seconds)}\ncomputed in {self.computed_in or 'a precision that nobody wrote down'}\n"
+            f"over the recipe: {' '.join(self.settings)}\n"
             f"in {' and '.join(self.folders)}, under the names straight and killed"
         )
 

@@ -86,6 +86,15 @@ def test_precision_and_processes_are_those_of_every_launch(tmp_path):
     assert (b.precision, b.processes) == ("bf16, then fp8, then bf16", "4, then 8")
 
 
+def test_a_run_that_went_back_to_bf16_is_not_called_fp8(tmp_path):
+    two(tmp_path)
+    with open(tmp_path / "runs/b/journal.jsonl", "w") as file:
+        for event in ({"event": "start", "precision": "fp8"}, {"event": "precision", "mode": "bf16"}, {"event": "start", "precision": "fp8"},
+                      {"event": "precision", "mode": "bf16", "resumed": True}):  # fmt: skip
+            file.write(json.dumps(event) + "\n")
+    assert read_runs(["a", "b"])[1].precision == "fp8, then bf16"
+
+
 def test_a_precision_that_the_journal_lacks_is_the_newest_checkpoints_or_unknown(tmp_path):
     for name in "ab":
         write_run(tmp_path, name, losses(20), precision=None)

@@ -163,5 +163,12 @@ def test_coverage_of_one_block_of_two_is_half_of_the_blocks():
     assert share.block_fraction == 0.5 and share.words.startswith("7 of 14 linear layers, 50.0% of the blocks' linear arithmetic")
 
 
+def test_coverage_of_forward_passes_alone_is_a_third():
+    model = tiny_model("llama")
+    layers, flops = survey(model, CURRENT, **ALL_BLOCKS), flops_per_token(model, 32)
+    whole, forward = coverage(model, layers, flops), coverage(model, layers, flops, forward_only=True)
+    assert (forward.block_fraction, forward.matmul_fraction) == pytest.approx((1 / 3, whole.matmul_fraction / 3))
+
+
 def test_coverage_without_blocks_is_nothing():
     assert coverage(nn.Linear(2, 2), [Layer("a", "Linear", 2, 2, "other", "why not")], 1.0).block_fraction == 0.0

@@ -42,6 +42,7 @@ def test_every_recipe_has_its_class_its_options_its_formats_and_its_predicate(lo
     for form in recipe.formats:
         made = backend.make_recipe(recipe, form, {})
         assert made.fp8_format.name == form.upper() and made.delayed() == (not recipe.stateless)
+        assert made.nvfp4() == (recipe.name == "nvfp4")
 
 
 def test_every_name_of_it_that_is_used_is_there(loaded):

@@ -87,7 +87,7 @@ def test_transformer_engines_own_refusal_is_told_in_its_words(stand_in, monkeypa
 
 
 def test_a_layer_that_cannot_be_computed_is_told(stand_in, monkeypatch):
-    monkeypatch.setattr(stand_in.Linear, "forward", lambda self, x: (_ for _ in ()).throw(ValueError("no GEMM")))
+    monkeypatch.setattr(stand_in.Linear, "forward", lambda self, x, is_first_microbatch: (_ for _ in ()).throw(ValueError("no GEMM")))
     assert "could not be computed with it (ValueError: no GEMM)" in probe.look("cpu", PrecisionConfig()).problem
 
 

@@ -70,6 +70,14 @@ def test_the_log_says_how_much_is_in_fp8_and_what_is_not(attached, caplog):
     assert watch.facts()["num_layers"] == 4 and "50.0% of the blocks" in watch.words
 
 
+def test_a_backward_pass_in_bf16_is_not_counted_as_fp8(attached, caplog):
+    with caplog.at_level(logging.INFO):
+        watch, _, _ = attached(options={"backward_override": "dequantized"})
+    assert "33.3% of the blocks' linear arithmetic" in caplog.text
+    assert "in bf16: the backward pass of all layers, by backward_override=dequantized" in caplog.text
+    assert "dequantized" in watch.facts()["arguments"]
+
+
 def test_an_emulation_covers_nothing_and_real_fp8_its_share(attached, tokens):
     watch, model, _ = attached()
     assert step(watch, model, tokens, 1) == {"precision/fp8_coverage": 0.0}
@@ -159,7 +167,9 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
         assert watch.label == "fp8", number
         numbers = step(watch, model, tokens, number)
         assert (numbers["precision/fp8_coverage"] > 0.5) == (number < 5)
-    assert watch.label == "bf16" and watch.facts()["bf16_since_step"] == 5
+    assert watch.label == watch.mode == "bf16" and watch.facts()["bf16_since_step"] == 5
+    assert watch.facts()["sentence"] == watch.words == "precision: bf16 instead of fp8 (current), because the run went back to it at step 5; nothing runs in fp8"
+    assert watch.facts()["mode"] == "bf16" and "matmul_fraction" not in watch.facts()
     assert "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons" in caplog.text
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"]) == (5, "bf16") and GAP_CHECKS == 3
@@ -168,10 +178,12 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
     watch.check_warm_up()
 
 
-def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached, stand_in, tokens, caplog):
+def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached, stand_in, tokens, caplog, tmp_path):
     watch, model, _ = attached()
     watch.load_state_dict({"switched_at": 7, "gaps_in_a_row": 3})
     assert watch.label == "bf16" and "since the run went back to it at step 7" in caplog.text
+    (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
+    assert (event["step"], event["mode"], event["resumed"]) == (7, "bf16", True)
     step(watch, model, tokens, 8)
     assert not stand_in.RAN
     forgetful = PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2"))
@@ -180,3 +192,17 @@ def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached
     watch.load_state_dict(forgetful.state_dict())
     step(watch, model, tokens, 9)
     assert stand_in.RAN and watch.label == "fp8 emulation"
+
+
+def test_a_launch_that_could_not_have_fp8_does_not_forget_the_way_back_to_bf16():
+    state = {"switched_at": 7, "gaps_in_a_row": 3}
+    for mode in ("bf16", "no"):
+        watch = PrecisionWatch(Decision("fp8", mode, "no device"), PrecisionConfig(), tiny_model("gpt2"))
+        watch.load_state_dict(state)
+        assert watch.state_dict() == state and watch.label == watch.mode == mode and "no device" in watch.words
+
+
+def test_the_journal_states_a_fallback_with_its_reason():
+    watch = PrecisionWatch(Decision("fp8", "bf16", "no device"), PrecisionConfig(), tiny_model("gpt2"))
+    assert watch.start_facts() == {"precision": "bf16", "instead_of": "fp8", "because": "no device"}
+    assert PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2")).start_facts() == {"precision": "bf16"}

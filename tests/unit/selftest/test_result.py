@@ -13,13 +13,13 @@ EXACT = Result(
         Survived(5, False, 12.0, 3, "resume exact: 2/2 replayed steps bit-identical"),
         Survived(8, True, None, 3, "resume exact: 5/5 replayed steps bit-identical"),
     ],
-    differences=[], seconds=75.0, deterministic=True, folders=["/a", "/b"],
+    differences=[], seconds=75.0, deterministic=True, computed_in="bf16 instead of fp8, because of this", folders=["/a", "/b"],
 )  # fmt: skip
 
 
 def test_an_exact_resume_is_said_with_its_kills():
     said = EXACT.text()
-    assert "selftest of mine: 9 steps straight, and the same with 2 kills (SIGKILL), in 1m 15s" in said
+    assert "selftest of mine: 9 steps straight, and the same with 2 kills (SIGKILL), in 1m 15s\ncomputed in bf16 instead of fp8, because of this\n" in said
     assert "at most 5 steps of 0.4s lost, with a checkpoint every 3; the first start took 14s and 12s at most after a kill" in said
     assert "max_steps=9\nin /a and /b, under the names straight and killed" in said and "kept" not in said
     assert "trainer and writer" in said and said.splitlines()[-1].startswith("exact: ")

@@ -26,6 +26,10 @@ class Recipe:
     def delayed(cls) -> bool:
         return issubclass(cls, DelayedScaling)
 
+    @classmethod
+    def nvfp4(cls) -> bool:
+        return issubclass(cls, NVFP4BlockScaling)
+
 
 @dataclass
 class DelayedScaling(Recipe):

@@ -96,6 +96,8 @@ def _launchers_store() -> torch.distributed.TCPStore | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) or os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     return torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+
+
 def meet(place: Asked, *, deterministic: bool) -> torch.device:
     """Forms the group of processes, in which the ranks may agree on something before the Accelerator is made; returns this process's device."""
     torch.set_num_threads(num_threads())

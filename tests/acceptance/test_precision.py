@@ -5,14 +5,18 @@ What only a GPU can show (speed, real fp8) is in tests/gpu; here it is wiring, b
 
 import json
 import os
+import re
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from transformers import AutoModelForCausalLM
 
 from tests import emulation
-from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
+from tests.boards import events_of
+from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, records, steps, wait_for_step, write_recipe
 from trainer.journal import read_events
+from trainer.metrics.tags import drawn
 
 WHOLE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 SHORT = {"max_steps": 8, "checkpoint": {"every_steps": 4}, "evaluation": {"every_steps": 8, "sample_tokens": 0}, "schedule": {"warmup_steps": 0}}
@@ -22,6 +26,14 @@ FAMILIES = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
 def recipe_of(folder, family="gpt2", precision=None, **changes):
     folder.mkdir(exist_ok=True)
     return write_recipe(folder, model={"config": FAMILIES[family]}, precision={**WHOLE, **(precision or {})}, **{**SHORT, **changes})
+
+
+def fp8_charts(recipe):
+    """TensorBoard's charts about fp8 by title: whether anything is drawn in them."""
+    layout = Layout.FromString(events_of(recipe).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    tags = {tag for record in records(recipe) for tag in drawn(record)}
+    charts = [chart for category in layout.category for chart in category.chart if chart.title.startswith("fp8: ")]
+    return {chart.title: any(re.search(pattern, tag) for pattern in chart.multiline.tag for tag in tags) for chart in charts}
 
 
 def manifest(recipe, step):
@@ -97,6 +109,16 @@ def test_a_run_with_the_stand_in_says_in_every_place_what_it_is(tmp_path, family
     assert with_statistics == [4, 8] and compared.keys() == {4, 8} and all(abs(gap) < 0.02 for gap in compared.values())
     events = read_events(tmp_path / "runs" / "tiny")
     assert [event["precision"] for event in events if event["event"] == "start"] == ["fp8 emulation"]
+    assert len(fp8_charts(recipe)) == 5 and all(fp8_charts(recipe).values())
+
+
+@pytest.mark.parametrize(
+    ("before", "precision"), [(None, {}), (emulation.install, {"statistics_every_steps": 0}), (emulation.install, {"statistics_every_steps": 100})]
+)
+def test_a_chart_about_fp8_that_would_stay_empty_is_not_there(tmp_path, before, precision):
+    recipe = recipe_of(tmp_path, precision=precision, max_steps=1)
+    emulation.train(recipe, before=before)
+    assert fp8_charts(recipe) == {"fp8: share of the arithmetic (0..1)": True}
 
 
 def test_without_a_gpu_fp8_is_bf16_with_its_reason_and_the_same_run(tmp_path):

@@ -2,19 +2,9 @@
 
 from collections import Counter
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+from tests.boards import events_of
 from tests.launching import checkpoint, records, start, steps, train, wait_for_step, write_recipe
 from trainer.metrics.tags import drawn
-
-EVERYTHING = {"scalars": 0, "tensors": 0, "histograms": 0, "images": 0}
-
-
-def events_of(recipe, name="tiny"):
-    """Every event of a run, none left out for brevity."""
-    events = EventAccumulator(str(recipe.parent / "runs" / name), size_guidance=EVERYTHING)
-    events.Reload()
-    return events
 
 
 def drawn_twice(events):

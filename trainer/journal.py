@@ -6,7 +6,8 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     start         fingerprint       a launch begins, before it looks for a checkpoint; the fingerprint stands for the code, the settings and
                                     the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
                                     has, the precision that was decided, and the machine
-    resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
+    resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json. Besides the precision it goes on in,
+                                    which is not what was decided where the run went back to bf16 before
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written
     skip          step, reason      a save by budget was left out, because the disk was behind

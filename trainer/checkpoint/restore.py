@@ -128,7 +128,7 @@ class Restorer:
         self._ranks.told_by_main(lambda: self._set_aside(resolution, leave_curve))
         if self._ranks.is_main:
             own = self._store.path(manifest.step)
-            self._journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder))
+            self._journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder), precision=self._description.precision_now)
         self._tell_changes(manifest)
 
     def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:

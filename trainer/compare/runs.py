@@ -1,6 +1,6 @@
 """What is known of a run from its folder, and which runs are of one recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ from trainer.errors import TrainerError
 from trainer.journal import read_events
 from trainer.metrics.outcome import read_outcome
 
-NOT_THE_RECIPE = ("name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "checkpoint.", "metrics.", "evaluation.", "micro_batch", "model.gradient_checkpointing")
+NOT_THE_RECIPE = (
+    "name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "checkpoint.", "metrics.",
+    "evaluation.", "micro_batch", "model.gradient_checkpointing",
+    "precision.required", "precision.cache_weights", "precision.statistics_every_steps", "precision.shadow_every_steps",
+)  # fmt: skip
 """Settings (or sections of them) that two runs of one recipe may differ in: the seed, and what changes no more of a step than its rounding."""
 
 _TEXT = ("data.corpus", "data.validation")
@@ -35,7 +39,7 @@ class Run:
     outcome: str
     """How it ended, or `running`; `unknown` without an outcome.json."""
     precision: str
-    """What was decided, launch after launch: `bf16`, or `fp8, then bf16`; `unknown` when nobody wrote it down."""
+    """What it trained in, one after another: `bf16`, or `fp8, then bf16`; `unknown` when nobody wrote it down."""
     processes: str
     """How many processes trained it, launch after launch; `unknown` when nobody wrote it down."""
     machine: str
@@ -80,16 +84,17 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
     settings = flat(read_settings(folder / "config.yaml"))
-    events = [event for event in read_events(folder) if event["event"] == "start"]
+    events = read_events(folder)
+    starts = [event for event in events if event["event"] == "start"]
     manifest = _newest_manifest(settings)
     outcome = read_outcome(folder)
-    precision = _one_after_another(events, "precision")
-    processes = _one_after_another(events, "processes")
+    precision = _one_after_another(precisions(events))
+    processes = _told(starts, "processes")
     if manifest and precision == "unknown":
         precision = manifest.precision
     return Run(
         name, folder, settings, outcome["outcome"] if outcome else "unknown", precision, processes,
-        _one_after_another(events, "machine"),
+        _told(starts, "machine"),
         manifest.versions if manifest else {}, manifest, read_curve(folder, bin_tokens),
     )  # fmt: skip
 
@@ -102,9 +107,26 @@ def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:
     return next((entry.manifest for entry in entries if entry.manifest), None)
 
 
-def _one_after_another(events: list[dict[str, Any]], fact: str) -> str:
-    """A fact of every launch, without repetitions: `fp8, then bf16`."""
-    told = [str(event[fact]) for event in events if event.get(fact) is not None]
+def precisions(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a run trained in, by its journal: what each launch decided, or went on in, and what it went over to."""
+    told: list[str | None] = []
+    for event in events:
+        if event["event"] == "start":
+            told.append(event.get("precision"))
+        elif event["event"] == "resume" and told:
+            told[-1] = event.get("precision", told[-1])  # decided before it was read that the run had gone back to bf16
+        elif event["event"] == "precision":
+            told.append(event.get("mode"))
+    return [precision for precision in told if precision is not None]
+
+
+def _told(starts: list[dict[str, Any]], fact: str) -> str:
+    """A fact of every launch."""
+    return _one_after_another([str(event[fact]) for event in starts if event.get(fact) is not None])
+
+
+def _one_after_another(told: Sequence[str]) -> str:
+    """Without repetitions: `fp8, then bf16`."""
     return ", then ".join(value for number, value in enumerate(told) if number == 0 or told[number - 1] != value) or "unknown"
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests import emulation
 from tests.boards import events_of
 from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, records, steps, wait_for_step, write_recipe
+from trainer.compare.runs import precisions
 from trainer.journal import read_events
 from trainer.metrics.tags import drawn
 
@@ -231,6 +232,9 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     emulation.train(recipe, "max_steps=7", precision="bf16")
     emulation.train(recipe, "max_steps=8")
     assert manifest(recipe, 8)["precision"] == "fp8 emulation"
+    texts = [event.tensor_proto.string_val[0].decode() for event in events_of(recipe).Tensors("run/precision/text_summary")]
+    assert ["bf16 from step 4 on" in text for text in texts] == [False, True, False, False]
+    assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16", "bf16", "bf16", "fp8 emulation"]
 
 
 def test_two_ranks_compute_in_fp8_together(tmp_path):

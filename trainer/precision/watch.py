@@ -180,9 +180,26 @@ class PrecisionWatch:
         return "bf16" if self._switched_at is not None else self.decision.label
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes result and speed: the precision, and of fp8 the settings it was made of, with the recipe that `auto` became."""
+        if self.decision.mode != "fp8":
+            return {"precision": self.label}
+        wanted = self._wanted
+        return {
+            "precision": self.label, "precision.recipe": self.decision.recipe, "precision.format": self.decision.format,
+            "precision.bf16_first_blocks": wanted.bf16_first_blocks, "precision.bf16_last_blocks": wanted.bf16_last_blocks,
+            **{f"precision.options.{name}": value for name, value in wanted.options.items()},
+        }  # fmt: skip
+
+    @property
     def words(self) -> str:
-        """The decision and what is in fp8, for people."""
-        return f"{self.decision.sentence}\n\n{self._coverage.words}" if self._coverage else self.decision.sentence
+        """The decision, what is in fp8, and whether the run went back to bf16, for people."""
+        parts = [self.decision.sentence]
+        if self._coverage is not None:
+            parts.append(self._coverage.words)
+        if self._switched_at is not None:
+            parts.append(f"bf16 from step {self._switched_at + 1} on, because the loss in fp8 stayed above bf16's")
+        return "\n\n".join(parts)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest states of the precision now, as plain values."""

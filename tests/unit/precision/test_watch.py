@@ -23,7 +23,7 @@ def fp8_decision(recipe="current", emulated=True):
 
 @pytest.fixture
 def attached(fp8_accelerator, tmp_path):
-    """Makes a watch over a tiny model, prepared by Accelerate, as run.py does."""
+    """Makes a watch over a tiny model, prepared by Accelerate, as run/build.py does."""
 
     def make(decision=None, accumulation=1, compiled=False, shape="gpt2", **wanted):
         settings = PrecisionConfig(**{"bf16_first_blocks": 0, "bf16_last_blocks": 0, "statistics_every_steps": 0, "shadow_every_steps": 0, **wanted})
@@ -54,7 +54,7 @@ def test_without_fp8_nothing_is_done_and_nothing_is_written(tokens):
     watch.begin(100)
     watch.micro_batch(1)
     assert watch.end(500, tokens, tokens) == {} and watch.label == "bf16" and watch.words == BF16.sentence
-    assert watch.facts()["bf16_since_step"] is None
+    assert watch.facts()["bf16_since_step"] is None and watch.settings == {"precision": "bf16"}
 
 
 def test_a_fallback_writes_down_that_nothing_is_in_fp8(tokens):
@@ -68,6 +68,14 @@ def test_the_log_says_how_much_is_in_fp8_and_what_is_not(attached, caplog):
     assert "fp8 emulation: 4 of 8 linear layers, 50.0% of the blocks' linear arithmetic" in caplog.text
     assert "in bf16: 4 layers, in one of the first or last blocks (transformer.h.1.attn.c_attn, transformer.h.1.attn.c_proj" in caplog.text
     assert watch.facts()["num_layers"] == 4 and "50.0% of the blocks" in watch.words
+
+
+def test_a_run_in_fp8_is_compared_by_what_its_fp8_is_made_of(attached):
+    watch, _, _ = attached(fp8_decision("delayed"), recipe="auto", options={"amax_history_len": 16}, statistics_every_steps=7)
+    assert watch.settings == {
+        "precision": "fp8 emulation", "precision.recipe": "delayed", "precision.format": "hybrid", "precision.bf16_first_blocks": 0,
+        "precision.bf16_last_blocks": 0, "precision.options.amax_history_len": 16,
+    }  # fmt: skip
 
 
 def test_an_emulation_covers_nothing_and_real_fp8_its_share(attached, tokens):
@@ -172,6 +180,7 @@ def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached
     watch, model, _ = attached()
     watch.load_state_dict({"switched_at": 7, "gaps_in_a_row": 3})
     assert watch.label == "bf16" and "since the run went back to it at step 7" in caplog.text
+    assert watch.words.endswith("\n\nbf16 from step 8 on, because the loss in fp8 stayed above bf16's") and watch.settings["precision"] == "bf16"
     step(watch, model, tokens, 8)
     assert not stand_in.RAN
     forgetful = PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2"))

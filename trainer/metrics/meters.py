@@ -1,5 +1,6 @@
 """Tokens a second, MFU and the time left: pure arithmetic on given clocks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -16,10 +17,9 @@ class Speed:
 class SpeedMeter:
     """Turns the clock at the end of each step into speeds; pauses (evaluation, a save) are not the step's time."""
 
-    def __init__(self, *, flops_per_token: float, peak_flops: float | None, num_devices: int) -> None:
-        """`peak_flops` of one device in FLOP/s, None when unknown."""
-        self._flops_per_token = flops_per_token
-        self._peak_flops = peak_flops * num_devices if peak_flops else None
+    def __init__(self, *, flops_per_token: float, peak_flops: Callable[[], float | None], num_devices: int) -> None:
+        """`peak_flops` of one device in FLOP/s, None when unknown: asked at each step, since the precision may change."""
+        self._flops_per_token, self._peak_flops, self._num_devices = flops_per_token, peak_flops, num_devices
         self._last: float | None = None
         self._smooth_seconds: float | None = None
 
@@ -35,7 +35,8 @@ class SpeedMeter:
         smooth = self._smooth_seconds
         self._smooth_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
         rate = num_tokens / seconds
-        mfu = rate * self._flops_per_token / self._peak_flops if self._peak_flops else None
+        peak = self._peak_flops()
+        mfu = rate * self._flops_per_token / (peak * self._num_devices) if peak else None
         return Speed(seconds, rate, mfu)
 
     def seconds_left(self, steps_left: int) -> float | None:

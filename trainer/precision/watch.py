@@ -175,6 +175,11 @@ class PrecisionWatch:
         return self._coverage.matmul_fraction if counts else 0.0
 
     @property
+    def mode(self) -> str:
+        """The one of MODES that the run computes in now."""
+        return "bf16" if self._switched_at is not None else self.decision.mode
+
+    @property
     def label(self) -> str:
         """What a record calls the precision of the run now."""
         return "bf16" if self._switched_at is not None else self.decision.label

@@ -123,7 +123,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
-    reporter = _build_reporter(config, accelerator, bare_model, decision, description)
+    reporter = _build_reporter(config, accelerator, bare_model, precision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
     restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config))
@@ -194,12 +194,16 @@ def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Opti
 
 
 def _build_reporter(
-    config: Config, accelerator: Accelerator, model: torch.nn.Module, decision: Decision, description: Description
+    config: Config, accelerator: Accelerator, model: torch.nn.Module, precision: PrecisionWatch, description: Description
 ) -> Reporter:
     flops = flops_per_token(model, config.sequence_length)
-    device = accelerator.device
-    peak = peak_flops(torch.cuda.get_device_name(device), decision.mode) if device.type == "cuda" else None
-    if peak is None:
+    device, decision = accelerator.device, precision.decision
+
+    def peak() -> float | None:
+        return peak_flops(torch.cuda.get_device_name(device), precision.mode) if device.type == "cuda" else None
+
+    has_peak = peak() is not None
+    if not has_peak:
         log.info("MFU: unknown, because the peak of this device is not known")
     parameters = parameter_counts(model)
     tokens_a_step = config.global_batch * config.sequence_length
@@ -219,7 +223,7 @@ def _build_reporter(
             device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
             num_local_processes=launch.num_local_processes(),
         ).sample,
-        features=_features(config, accelerator, decision, has_peak=peak is not None),
+        features=_features(config, accelerator, decision, has_peak=has_peak),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak, num_devices=accelerator.num_processes),
         replay_key=replay_key(config, accelerator, decision, description),
     )  # fmt: skip

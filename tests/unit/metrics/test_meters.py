@@ -4,7 +4,7 @@ from trainer.metrics.meters import SpeedMeter
 
 
 def meter(peak_flops=1e6, num_devices=2):
-    return SpeedMeter(flops_per_token=100.0, peak_flops=peak_flops, num_devices=num_devices)
+    return SpeedMeter(flops_per_token=100.0, peak_flops=lambda: peak_flops, num_devices=num_devices)
 
 
 def test_speed_is_tokens_over_the_time_of_the_step():
@@ -19,6 +19,13 @@ def test_a_device_of_unknown_peak_has_no_mfu():
     clock = meter(peak_flops=None)
     clock.resume(0.0)
     assert clock.step(1000, 1.0).mfu is None
+
+
+def test_a_step_is_measured_by_the_peak_of_its_own_precision():
+    peaks = iter([4e6, 1e6])
+    clock = SpeedMeter(flops_per_token=100.0, peak_flops=lambda: next(peaks), num_devices=2)
+    clock.resume(0.0)
+    assert [clock.step(1000, now).mfu for now in (1.0, 2.0)] == [pytest.approx(1e5 / 8e6), pytest.approx(1e5 / 2e6)]
 
 
 def test_a_pause_is_not_the_time_of_a_step():

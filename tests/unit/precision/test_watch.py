@@ -164,10 +164,10 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
     gaps = iter([0.5, 0.001, 0.5, math.inf, 0.5])
     monkeypatch.setattr(watch_module, "relative_gap", lambda *_: next(gaps))
     for number in range(1, 6):
-        assert watch.label == "fp8", number
+        assert watch.label == watch.mode == "fp8", number
         numbers = step(watch, model, tokens, number)
         assert (numbers["precision/fp8_coverage"] > 0.5) == (number < 5)
-    assert watch.label == "bf16" and watch.facts()["bf16_since_step"] == 5
+    assert watch.label == watch.mode == "bf16" and watch.facts()["bf16_since_step"] == 5
     assert "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons" in caplog.text
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"]) == (5, "bf16") and GAP_CHECKS == 3

@@ -155,6 +155,11 @@ def start(
     return accelerator
 
 
+def decided_precision() -> str:
+    """What `start` made the Accelerator of this process in; before that, what `accelerate launch` passed on."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
 def first_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Does `work` on rank 0, then on the others; its TrainerError there is everyone's, so that nobody waits for a rank that gave up."""
     outcome: list[Any] = [None]

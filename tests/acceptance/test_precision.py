@@ -56,6 +56,27 @@ def loss_gap_that_stays() -> None:
     watch.relative_gap = lambda *_: 1.0
 
 
+def no_memory_in_the_warm_up() -> None:
+    from trainer.run import begin
+
+    emulation.install()
+    begin._warm_up = _run_out
+
+
+def no_memory_once_back_in_bf16() -> None:
+    from trainer import loop
+
+    loss_gap_that_stays()
+    accumulate = loop.accumulate_gradients
+    loop.accumulate_gradients = lambda run, batch: _run_out() if run.progress.step == 3 else accumulate(run, batch)
+
+
+def _run_out(*_):
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def accelerate_that_replaces_layers() -> None:
     """Brings back what `hide` keeps Accelerate from."""
     from trainer.precision import convert
@@ -235,6 +256,13 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     texts = [event.tensor_proto.string_val[0].decode() for event in events_of(recipe).Tensors("run/precision/text_summary")]
     assert ["bf16 from step 4 on" in text for text in texts] == [False, True, False, False]
     assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16", "bf16", "bf16", "fp8 emulation"]
+
+
+@pytest.mark.parametrize(("before", "mode"), [(no_memory_in_the_warm_up, "fp8"), (no_memory_once_back_in_bf16, "bf16")])
+def test_a_run_without_memory_says_in_which_precision_it_ran_out(tmp_path, before, mode):
+    text = emulation.train(recipe_of(tmp_path, precision={"shadow_every_steps": 1}), before=before, exit_code=1 if mode == "bf16" else 2)
+    assert f"rank 0 ran out of GPU memory in {mode}: CUDA out of memory. Set micro_batch=1 instead of 2" in text
+    assert ("precision.cache_weights=false" in text) == (mode == "fp8")
 
 
 def test_two_ranks_compute_in_fp8_together(tmp_path):

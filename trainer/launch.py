@@ -96,6 +96,8 @@ def _launchers_store() -> torch.distributed.TCPStore | None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) or os.environ.get("WORLD_SIZE", "1") == "1":
         return None
     return torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+
+
 def meet(place: Asked, *, deterministic: bool) -> torch.device:
     """Forms the group of processes, in which the ranks may agree on something before the Accelerator is made; returns this process's device."""
     torch.set_num_threads(num_threads())
@@ -151,6 +153,11 @@ def start(
         )
     seed_streams(seed, accelerator.process_index)
     return accelerator
+
+
+def decided_precision() -> str:
+    """What `start` made the Accelerator of this process in; before that, what `accelerate launch` passed on."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def first_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:

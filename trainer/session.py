@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
 from trainer.export import export_checkpoint
 from trainer.journal import Journal, cause_of_error
-from trainer.launch import finish_processes, first_before_joining
+from trainer.launch import decided_precision, finish_processes, first_before_joining
 from trainer.loop import Outcome, train
 from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
@@ -45,9 +45,13 @@ def run_session(config: Config) -> int:
     end_with_launcher()
     held = first_before_joining(lambda: hold(folder))
     before, journal = read_outcome(folder), Journal(folder)
+
+    def precision() -> str:
+        return run.precision.mode if run else decided_precision()
+
     with StopRequest() as stop:
         try:
-            with broken_connections_explained(folder), _memory_explained(config, folder):
+            with broken_connections_explained(folder), _memory_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
                     if is_main:
                         sweep_causes(folder)
@@ -101,9 +105,9 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _memory_explained(config: Config, folder: Path) -> AbstractContextManager[None]:
+def _memory_explained(config: Config, folder: Path, precision: Callable[[], str]) -> AbstractContextManager[None]:
     return out_of_memory_explained(
-        folder / PROFILES, rank=int(os.environ.get("RANK", "0")), micro_batch=config.micro_batch,
+        folder / PROFILES, rank=int(os.environ.get("RANK", "0")), micro_batch=config.micro_batch, precision=precision,
         has_history=config.profile.memory_history,
     )  # fmt: skip
 

@@ -5,16 +5,20 @@ What only a GPU can show (speed, real fp8) is in tests/gpu; here it is wiring, b
 
 import json
 import os
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from transformers import AutoModelForCausalLM
 
 from tests import emulation
-from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
+from tests.events import events_of
+from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, records, steps, wait_for_step, write_recipe
 from trainer.config.load import load
 from trainer.journal import precisions, read_events
+from trainer.metrics.tags import drawn
 from trainer.precision.measured import store
 from trainer.run.identity import speed_conditions
 
@@ -26,6 +30,14 @@ FAMILIES = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
 def recipe_of(folder, family="gpt2", precision=None, **changes):
     folder.mkdir(exist_ok=True)
     return write_recipe(folder, model={"config": FAMILIES[family]}, precision={**WHOLE, **(precision or {})}, **{**SHORT, **changes})
+
+
+def fp8_charts(recipe):
+    """TensorBoard's charts about fp8 by title: whether anything is drawn in them."""
+    layout = Layout.FromString(events_of(recipe).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    tags = {tag for record in records(recipe) for tag in drawn(record)}
+    charts = [chart for category in layout.category for chart in category.chart if chart.title.startswith("fp8: ")]
+    return {chart.title: any(re.search(pattern, tag) for pattern in chart.multiline.tag for tag in tags) for chart in charts}
 
 
 def manifest(recipe, step):
@@ -45,6 +57,27 @@ def loss_gap_that_stays() -> None:
 
     emulation.install()
     watch.relative_gap = lambda *_: 1.0
+
+
+def no_memory_in_the_warm_up() -> None:
+    from trainer.run import begin
+
+    emulation.install()
+    begin._warm_up = _run_out
+
+
+def no_memory_once_back_in_bf16() -> None:
+    from trainer import loop
+
+    loss_gap_that_stays()
+    accumulate = loop.accumulate_gradients
+    loop.accumulate_gradients = lambda run, batch: _run_out() if run.progress.step == 3 else accumulate(run, batch)
+
+
+def _run_out(*_):
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
 def accelerate_that_replaces_layers() -> None:
@@ -105,6 +138,16 @@ def test_a_run_with_the_stand_in_says_in_every_place_what_it_is(tmp_path, family
     assert with_statistics == [4, 8] and compared.keys() == {4, 8} and all(abs(gap) < 0.02 for gap in compared.values())
     events = read_events(tmp_path / "runs" / "tiny")
     assert [event["precision"] for event in events if event["event"] == "start"] == ["fp8 emulation"]
+    assert len(fp8_charts(recipe)) == 5 and all(fp8_charts(recipe).values())
+
+
+@pytest.mark.parametrize(
+    ("before", "precision"), [(None, {}), (emulation.install, {"statistics_every_steps": 0}), (emulation.install, {"statistics_every_steps": 100})]
+)
+def test_a_chart_about_fp8_that_would_stay_empty_is_not_there(tmp_path, before, precision):
+    recipe = recipe_of(tmp_path, precision=precision, max_steps=1)
+    emulation.train(recipe, before=before)
+    assert fp8_charts(recipe) == {"fp8: share of the arithmetic (0..1)": True}
 
 
 def test_without_a_gpu_fp8_is_bf16_with_its_reason_and_the_same_run(tmp_path):
@@ -219,6 +262,16 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     emulation.train(recipe, "max_steps=7", precision="bf16")
     emulation.train(recipe, "max_steps=8")
     assert manifest(recipe, 8)["precision"] == "fp8 emulation"
+    texts = [event.tensor_proto.string_val[0].decode() for event in events_of(recipe).Tensors("run/precision/text_summary")]
+    assert ["the run went back to it at step 3" in text for text in texts] == [False, True, False, False]
+    assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16", "fp8 emulation"]
+
+
+@pytest.mark.parametrize(("before", "mode"), [(no_memory_in_the_warm_up, "fp8"), (no_memory_once_back_in_bf16, "bf16")])
+def test_a_run_without_memory_says_in_which_precision_it_ran_out(tmp_path, before, mode):
+    text = emulation.train(recipe_of(tmp_path, precision={"shadow_every_steps": 1}), before=before, exit_code=1 if mode == "bf16" else 2)
+    assert f"rank 0 ran out of GPU memory in {mode}: CUDA out of memory. Set micro_batch=1 instead of 2" in text
+    assert ("precision.cache_weights=false" in text) == (mode == "fp8")
 
 
 def test_two_ranks_compute_in_fp8_together(tmp_path):

@@ -16,7 +16,11 @@ from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
 from trainer.metrics.outcome import read_outcome
 
-NOT_THE_RECIPE = ("name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "checkpoint.", "metrics.", "evaluation.", "micro_batch", "model.gradient_checkpointing")
+NOT_THE_RECIPE = (
+    "name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "checkpoint.", "metrics.",
+    "evaluation.", "micro_batch", "model.gradient_checkpointing",
+    "precision.required", "precision.cache_weights", "precision.statistics_every_steps", "precision.shadow_every_steps",
+)  # fmt: skip
 """Settings (or sections of them) that two runs of one recipe may differ in: the seed, and what changes no more of a step than its rounding."""
 
 _TEXT = ("data.corpus", "data.validation")
@@ -85,17 +89,16 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
     settings = flat(read_settings(folder / "config.yaml"))
-    journal = read_events(folder)
-    events = [event for event in journal if event["event"] == "start"]
+    events = read_events(folder)
+    starts = [event for event in events if event["event"] == "start"]
     manifest = _newest_manifest(settings)
     outcome = read_outcome(folder)
-    precision = ", then ".join(precisions(journal)) or "unknown"
-    processes = _one_after_another(events, "processes")
+    precision = ", then ".join(precisions(events)) or "unknown"
     if manifest and precision == "unknown":
         precision = manifest.precision
     return Run(
-        name, folder, settings, outcome["outcome"] if outcome else "unknown", precision, processes,
-        _one_after_another(events, "machine"),
+        name, folder, settings, outcome["outcome"] if outcome else "unknown", precision, _one_after_another(starts, "processes"),
+        _one_after_another(starts, "machine"),
         manifest.versions if manifest else {}, manifest, read_curve(folder, bin_tokens),
     )  # fmt: skip
 
@@ -108,9 +111,9 @@ def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:
     return next((entry.manifest for entry in entries if entry.manifest), None)
 
 
-def _one_after_another(events: list[dict[str, Any]], fact: str) -> str:
-    """A fact of every launch, without repetitions: `fp8, then bf16`."""
-    told = [str(event[fact]) for event in events if event.get(fact) is not None]
+def _one_after_another(starts: list[dict[str, Any]], fact: str) -> str:
+    """A fact of every launch, without repetitions: `4, then 8`."""
+    told = [str(event[fact]) for event in starts if event.get(fact) is not None]
     return ", then ".join(value for number, value in enumerate(told) if number == 0 or told[number - 1] != value) or "unknown"
 
 

@@ -27,9 +27,12 @@ def record_memory_history() -> None:
 
 
 @contextmanager
-def out_of_memory_explained(folder: Path, *, rank: int, micro_batch: int, has_history: bool) -> Iterator[None]:
+def out_of_memory_explained(
+    folder: Path, *, rank: int, micro_batch: int, precision: Callable[[], str], has_history: bool
+) -> Iterator[None]:  # fmt: skip
     """Turns torch's OutOfMemoryError into a paragraph, and leaves in `folder` what tells who held the memory.
 
+    precision    gives the mode that the run computes in: no, bf16, fp16 or fp8
     has_history  whether `record_memory_history` was called: then a snapshot is left too
     raises       GpuMemoryError, with torch's own error as its cause
     """
@@ -42,12 +45,26 @@ def out_of_memory_explained(folder: Path, *, rank: int, micro_batch: int, has_hi
             left.append(_leave(folder / f"memory-rank-{rank}.pickle", what, _snapshot))
         else:
             left.append("profile.memory_history=true would leave a snapshot that says which line of code allocated what")
-        words = f"rank {rank} ran out of GPU memory: {_first_line(error)} {advice(micro_batch)} {'; '.join(left)}."
+        mode = precision()
+        arithmetic = "fp32" if mode == "no" else mode
+        words = f"rank {rank} ran out of GPU memory in {arithmetic}: {_first_line(error)} {advice(micro_batch, mode)} {'; '.join(left)}."
         raise GpuMemoryError(words) from error
 
 
-def advice(micro_batch: int) -> str:
-    """What to do about it, a sentence."""
+def advice(micro_batch: int, mode: str) -> str:
+    """What to do about it, a sentence or two."""
+    return f"{_smaller(micro_batch)} {_IN_MODE[mode]}" if mode in _IN_MODE else _smaller(micro_batch)
+
+
+_IN_MODE = {
+    "no": "A cluster file that says bf16 halves what is kept for the backward pass.",
+    "fp8": "fp8 keeps copies of the weights beside them: precision.cache_weights=false frees them between micro-batches, a cluster file "
+    "that says bf16 has none.",
+}  # fmt: skip
+"""What else takes memory in a precision, and how to save it."""
+
+
+def _smaller(micro_batch: int) -> str:
     checkpointing = "model.gradient_checkpointing=true (a third more time)"
     if micro_batch == 1:
         return f"micro_batch is 1 already: set {checkpointing}, a shorter sequence_length, or a smaller model."

@@ -51,7 +51,8 @@ MEANINGS = {
 }
 """What each tag is; the other modules that measure bring their own."""
 
-MFU, VALIDATION, TASKS, FP8, GPU = "mfu", "validation", "tasks", "fp8", "gpu"
+MFU, VALIDATION, TASKS, GPU = "mfu", "validation", "tasks", "gpu"
+FP8, FP8_FIT, FP8_GAP = "fp8", "fp8_fit", "fp8_gap"
 """What not every run has; a chart that needs it is left out of the others, for an empty chart looks like a fault."""
 
 
@@ -77,10 +78,11 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("gradient norm by layer group", ("grad_norm/.*",)),
         Chart("update to weight by layer group", ("update_ratio/.*",)),
         Chart("weight norm by layer group", ("param_norm/.*",)),
-        Chart("fp8: share of the arithmetic", ("precision/.*coverage",), FP8),
-        Chart("fp8: underflow and overflow (share)", ("precision/.*flow.*",), FP8),
-        Chart("fp8: largest values", ("precision/amax.*",), FP8),
-        Chart("fp8: loss against bf16", ("precision/.*gap.*",), FP8),
+        Chart("fp8: share of the arithmetic (0..1)", ("precision/fp8_coverage",), FP8),
+        Chart("fp8: underflow and overflow (share)", ("precision/(under|over)flow_.*",), FP8_FIT),
+        Chart("fp8: largest value that went into a layer", ("precision/amax_input/.*",), FP8_FIT),
+        Chart("fp8: largest weight", ("precision/amax_weight/.*",), FP8_FIT),
+        Chart("fp8: loss above bf16's (fraction)", ("precision/loss_gap",), FP8_GAP),
     ),
     "3 How fast, how far?": (
         Chart("tokens a second", ("speed/tokens_per_second",)),

@@ -9,5 +9,5 @@
     layers.py       the fp8 layers, and the classes that Accelerate's converter does not recognise
     audit.py        what is true after `prepare`, and what really ran in fp8
     statistics.py   how well tensors fit into fp8
-    watch.py        all of it for one run, as run.py and loop.py use it
+    watch.py        all of it for one run, as trainer/run/ and loop.py use it
 """

@@ -198,6 +198,18 @@ class PrecisionWatch:
         return f"precision: bf16 instead of fp8 ({self.decision.title}), because the run went back to it at step {self._switched_at}; nothing runs in fp8"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes result and speed: the precision, and of fp8 the settings it was made of, with the recipe that `auto` became."""
+        if self.decision.mode != "fp8":
+            return {"precision": self.label}
+        wanted = self._wanted
+        return {
+            "precision": self.label, "precision.recipe": self.decision.recipe, "precision.format": self.decision.format,
+            "precision.bf16_first_blocks": wanted.bf16_first_blocks, "precision.bf16_last_blocks": wanted.bf16_last_blocks,
+            **{f"precision.options.{name}": value for name, value in wanted.options.items()},
+        }  # fmt: skip
+
+    @property
     def words(self) -> str:
         """The decision and what is in fp8, for people."""
         return f"{self.sentence}\n\n{self._coverage.words}" if self._coverage and not self._went_back else self.sentence

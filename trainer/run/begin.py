@@ -70,9 +70,9 @@ def _bring_to_its_place(run: Run) -> None:
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
     """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
-    aside = ("checkpoint.", "metrics.", "evaluation.", "profile.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
+    aside = ("checkpoint.", "metrics.", "evaluation.", "profile.", "precision.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
     shown = {key: value for key, value in flatten(run.config).items() if not key.startswith(aside) and value not in (None, "", [], {})}
-    return {**shown, "precision": run.precision.label, "processes": run.accelerator.num_processes}
+    return {**shown, **run.precision.settings, "processes": run.accelerator.num_processes}
 
 
 def _texts(run: Run) -> dict[str, str]:

@@ -40,7 +40,7 @@ from trainer.metrics.profiler import Profiler
 from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import Stopwatch
-from trainer.metrics.tags import FP8, GPU, MFU, TASKS, VALIDATION
+from trainer.metrics.tags import FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
@@ -242,11 +242,17 @@ def _build_reporter(
 
 def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
     """What this run has that others lack: TensorBoard gets charts for it."""
+
+    def in_fp8(every_steps: int) -> bool:
+        return decision.mode == "fp8" and 0 < every_steps <= config.max_steps
+
     found = {
         MFU: has_peak,
         VALIDATION: bool(config.data.corpus or config.data.validation),
         TASKS: bool(config.evaluation.tasks),
-        FP8: decision.mode == "fp8",
+        FP8: decision.asked == "fp8",  # a fallback draws that nothing is in it
+        FP8_FIT: in_fp8(config.precision.statistics_every_steps),
+        FP8_GAP: in_fp8(config.precision.shadow_every_steps),
         GPU: accelerator.device.type == "cuda",
     }
     return {feature for feature, is_there in found.items() if is_there}

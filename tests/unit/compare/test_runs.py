@@ -8,6 +8,7 @@ import yaml
 from tests.written_runs import losses, write_run
 from trainer.compare.runs import (
     is_one_recipe,
+    precisions,
     read_runs,
     same_batches,
     same_held_out,
@@ -108,13 +109,17 @@ def test_a_precision_that_the_journal_lacks_is_the_newest_checkpoints_or_unknown
 
 
 def test_the_seed_the_micro_batch_and_the_cadence_of_checkpoints_do_not_make_another_recipe(tmp_path):
-    a, b = two(tmp_path, seed=2, settings={"micro_batch": 5, "checkpoint": {"keep_last": 9}})
+    cadence = {"checkpoint": {"keep_last": 9}, "precision": {"statistics_every_steps": 7, "required": True}}
+    a, b = two(tmp_path, seed=2, settings={"micro_batch": 5, **cadence})
     assert is_one_recipe(a, b) and not same_batches(a, b)
-    assert setting_differences([a, b]) == {"micro_batch": [10, 5], "seed": [1, 2], "checkpoint.keep_last": [None, 9]}
+    assert setting_differences([a, b]) == {
+        "micro_batch": [10, 5], "seed": [1, 2], "checkpoint.keep_last": [None, 9], "precision.statistics_every_steps": [None, 7],
+        "precision.required": [None, True],
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [{"precision": "fp8"}, {"settings": {"optimizer": {"lr": 0.1}}}])
-def test_precision_and_learning_rate_make_another_recipe_on_the_same_batches(tmp_path, change):
+@pytest.mark.parametrize("change", [{"precision": "fp8"}, {"settings": {"optimizer": {"lr": 0.1}}}, {"settings": {"precision": {"recipe": "block"}}}])
+def test_precision_its_recipe_and_the_learning_rate_make_another_recipe_on_the_same_batches(tmp_path, change):
     a, b = two(tmp_path, **change)
     assert not is_one_recipe(a, b) and same_batches(a, b)
 

@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import pytest
 import torch
@@ -16,9 +17,13 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": [1, 2]})
 
 
-def run_out(folder, *, has_history, micro_batch=8):
+def explained(folder, *, rank=3, micro_batch=8, has_history=True, mode="bf16"):
+    return out_of_memory_explained(folder, rank=rank, micro_batch=micro_batch, precision=lambda: mode, has_history=has_history)
+
+
+def run_out(folder, **changes):
     with pytest.raises(GpuMemoryError) as caught:
-        with out_of_memory_explained(folder, rank=3, micro_batch=micro_batch, has_history=has_history):
+        with explained(folder, **changes):
             raise torch.OutOfMemoryError(WORDS)
     return caught.value
 
@@ -28,7 +33,7 @@ def test_running_out_of_memory_leaves_a_summary_and_a_snapshot_and_says_what_to_
     summary, snapshot = tmp_path / "profile" / "memory-rank-3.txt", tmp_path / "profile" / "memory-rank-3.pickle"
     assert summary.read_text() == "| allocated | 79 GiB |" and pickle.loads(snapshot.read_bytes()) == {"segments": [1, 2]}
     paragraph = str(error)
-    assert paragraph.startswith("rank 3 ran out of GPU memory: CUDA out of memory. Tried to allocate 2.00 GiB. Set micro_batch=4 instead of 8")
+    assert paragraph.startswith("rank 3 ran out of GPU memory in bf16: CUDA out of memory. Tried to allocate 2.00 GiB. Set micro_batch=4 instead of 8")
     assert str(summary) in paragraph and str(snapshot) in paragraph and "pytorch.org/memory_viz" in paragraph and "\n" not in paragraph
     assert isinstance(error.__cause__, torch.OutOfMemoryError) and str(error.__cause__) == WORDS
 
@@ -51,16 +56,23 @@ def test_what_cannot_be_written_does_not_hide_the_error(cuda, tmp_path, monkeypa
 
 
 def test_other_errors_and_none_go_their_way(tmp_path):
-    with out_of_memory_explained(tmp_path, rank=0, micro_batch=8, has_history=True):
+    with explained(tmp_path):
         pass
-    with pytest.raises(RuntimeError, match="something else"), out_of_memory_explained(tmp_path, rank=0, micro_batch=8, has_history=True):
+    with pytest.raises(RuntimeError, match="something else"), explained(tmp_path):
         raise RuntimeError("something else")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_advice_is_a_micro_batch_that_divides_what_there_was():
-    assert "micro_batch=4 instead of 8" in advice(8) and "micro_batch=1 instead of 5" in advice(5)
-    assert "micro_batch is 1 already" in advice(1) and "gradient_checkpointing" in advice(1)
+    assert "micro_batch=4 instead of 8" in advice(8, "bf16") and "micro_batch=1 instead of 5" in advice(5, "bf16")
+    assert "micro_batch is 1 already" in advice(1, "bf16") and "gradient_checkpointing" in advice(1, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("no", "in fp32: .* says bf16 halves what is kept"), ("fp8", "in fp8: .* precision.cache_weights=false"), ("fp16", "in fp16: ")]
+)
+def test_the_precision_is_told_and_what_it_takes_of_the_memory(cuda, tmp_path, mode, words):
+    assert re.match(f"rank 3 ran out of GPU memory {words}", str(run_out(tmp_path, mode=mode)))
 
 
 def test_the_history_is_bounded(monkeypatch, caplog):

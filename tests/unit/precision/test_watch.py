@@ -23,7 +23,7 @@ def fp8_decision(recipe="current", emulated=True):
 
 @pytest.fixture
 def attached(fp8_accelerator, tmp_path):
-    """Makes a watch over a tiny model, prepared by Accelerate, as run.py does."""
+    """Makes a watch over a tiny model, prepared by Accelerate, as run/build.py does."""
 
     def make(decision=None, accumulation=1, compiled=False, shape="gpt2", **wanted):
         settings = PrecisionConfig(**{"bf16_first_blocks": 0, "bf16_last_blocks": 0, "statistics_every_steps": 0, "shadow_every_steps": 0, **wanted})
@@ -54,7 +54,7 @@ def test_without_fp8_nothing_is_done_and_nothing_is_written(tokens):
     watch.begin(100)
     watch.micro_batch(1)
     assert watch.end(500, tokens, tokens) == {} and watch.label == "bf16" and watch.words == BF16.sentence
-    assert watch.facts()["bf16_since_step"] is None
+    assert watch.facts()["bf16_since_step"] is None and watch.settings == {"precision": "bf16"}
 
 
 def test_a_fallback_writes_down_that_nothing_is_in_fp8(tokens):
@@ -76,6 +76,14 @@ def test_a_backward_pass_in_bf16_is_not_counted_as_fp8(attached, caplog):
     assert "33.3% of the blocks' linear arithmetic" in caplog.text
     assert "in bf16: the backward pass of all layers, by backward_override=dequantized" in caplog.text
     assert "dequantized" in watch.facts()["arguments"]
+
+
+def test_a_run_in_fp8_is_compared_by_what_its_fp8_is_made_of(attached):
+    watch, _, _ = attached(fp8_decision("delayed"), recipe="auto", options={"amax_history_len": 16}, statistics_every_steps=7)
+    assert watch.settings == {
+        "precision": "fp8 emulation", "precision.recipe": "delayed", "precision.format": "hybrid", "precision.bf16_first_blocks": 0,
+        "precision.bf16_last_blocks": 0, "precision.options.amax_history_len": 16,
+    }  # fmt: skip
 
 
 def test_an_emulation_covers_nothing_and_real_fp8_its_share(attached, tokens):
@@ -164,7 +172,7 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
     gaps = iter([0.5, 0.001, 0.5, math.inf, 0.5])
     monkeypatch.setattr(watch_module, "relative_gap", lambda *_: next(gaps))
     for number in range(1, 6):
-        assert watch.label == "fp8", number
+        assert watch.label == watch.mode == "fp8", number
         numbers = step(watch, model, tokens, number)
         assert (numbers["precision/fp8_coverage"] > 0.5) == (number < 5)
     assert watch.label == watch.mode == "bf16" and watch.facts()["bf16_since_step"] == 5
@@ -184,6 +192,7 @@ def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached
     assert watch.label == "bf16" and "since the run went back to it at step 7" in caplog.text
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"], event["resumed"]) == (7, "bf16", True)
+    assert watch.settings["precision"] == "bf16"
     step(watch, model, tokens, 8)
     assert not stand_in.RAN
     forgetful = PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2"))

@@ -117,7 +117,9 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
     """Whether this step is the last, by numbers that every rank has alike; None while there is more to do."""
     for numbers in known:
         if reason := run.guard.judge(numbers.step, numbers.loss, numbers.grad_norm):
-            return Outcome("diverged", reason)
+            if not run.precision.give_up_fp8(numbers.step, reason):
+                return Outcome("diverged", reason)
+            run.guard.start_over()  # what was skipped has left the weights as they were, and bf16 may do what fp8 could not
     if run.progress.step >= run.config.max_steps:
         return Outcome("finished", f"all {run.config.max_steps} steps were taken")
     if any(numbers.stop_votes for numbers in known):

@@ -59,6 +59,22 @@ def loss_gap_that_stays() -> None:
     watch.relative_gap = lambda *_: 1.0
 
 
+def gradients_that_overflow_in_fp8() -> None:
+    from trainer import loop
+
+    emulation.install()
+    accumulate = loop.accumulate_gradients
+
+    def overflowing(run, batch):
+        loss = accumulate(run, batch)
+        if run.precision.mode == "fp8" and run.progress.step >= 2:
+            for parameter in run.bare_model.parameters():
+                parameter.grad.fill_(float("inf"))
+        return loss
+
+    loop.accumulate_gradients = overflowing
+
+
 def no_memory_in_the_warm_up() -> None:
     from trainer.run import begin
 
@@ -265,6 +281,15 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     texts = [event.tensor_proto.string_val[0].decode() for event in events_of(recipe).Tensors("run/precision/text_summary")]
     assert ["the run went back to it at step 3" in text for text in texts] == [False, True, False, False]
     assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16", "fp8 emulation"]
+
+
+def test_gradients_that_overflow_in_fp8_take_the_run_to_bf16_instead_of_ending_it(tmp_path):
+    recipe = recipe_of(tmp_path, precision={"shadow_every_steps": 1}, safety={"max_bad_steps": 2}, checkpoint={"every_steps": 1})
+    text = emulation.train(recipe, before=gradients_that_overflow_in_fp8, num_processes=2)
+    assert "precision: bf16 from step 6 on, because 2 steps in a row had a gradient that is not finite" in text
+    assert [record["grad_norm"] is None for record in steps(recipe)] == [False, False, True, True, True, False, False, False]
+    assert outcome(recipe)["outcome"] == "finished" and manifest(recipe, 8)["precision"] == "bf16"
+    assert not checkpoint(recipe, 5).exists() and manifest(recipe, 6)["state"]["precision"]["switched_at"] == 5
 
 
 @pytest.mark.parametrize(("before", "mode"), [(no_memory_in_the_warm_up, "fp8"), (no_memory_once_back_in_bf16, "bf16")])

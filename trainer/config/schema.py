@@ -174,7 +174,7 @@ class SafetyConfig(Section):
     """When a run that goes wrong is ended."""
 
     max_bad_steps: Positive = 10
-    """The run ends as `diverged` after this many steps in a row whose gradient was not finite (each is skipped)."""
+    """The run ends as `diverged` after this many steps in a row whose gradient was not finite (each is skipped); in fp8 it goes on in bf16 first."""
 
 
 class PrecisionConfig(Section):

@@ -97,6 +97,8 @@ class PrecisionWatch:
 
     def begin(self, step: int) -> None:
         """Before the micro-batches of a step, counted from 1."""
+        if self._switch is not None and self._switched_at is not None:
+            self._switch.enabled = step <= self._switched_at
         if self._computes_in_fp8 and self._accelerator.is_main_process and is_due(step, self._wanted.statistics_every_steps):
             roles = {layer.name: layer.role for layer in self._layers}
             self._statistics = Statistics(self._converted, roles, self._recipe)
@@ -140,7 +142,7 @@ class PrecisionWatch:
                 step, ours, reference, 100 * gap, self._gaps_in_a_row, GAP_CHECKS,
             )  # fmt: skip
         if self._gaps_in_a_row >= GAP_CHECKS:
-            self._go_back_to_bf16(step, gap)
+            self._go_back_to_bf16(step, f"the loss in fp8 was {100 * gap:.2f} % above bf16's in {GAP_CHECKS} comparisons up to step {step}")
         return {"precision/loss_gap": gap, "precision/shadow_loss": reference}
 
     @torch.no_grad()
@@ -154,8 +156,20 @@ class PrecisionWatch:
             switch.in_evaluation, switch.first_micro_batch = False, was_first
             self._bare.train(was_training)
 
-    def _go_back_to_bf16(self, step: int, gap: float) -> None:
-        reason = f"the loss in fp8 was {100 * gap:.2f} % above bf16's in {GAP_CHECKS} comparisons up to step {step}"
+    def give_up_fp8(self, step: int, reason: str) -> bool:
+        """Takes a step that a run would end at; returns whether it goes on in bf16 instead, which it does where that step was in fp8.
+
+        reason   why it would end, half a sentence
+
+        The step after it is in fp8 too: a GPU has begun it when the numbers of this one arrive, and every device does the same.
+        """
+        if self._switch is None or (self._switched_at is not None and step > self._switched_at):
+            return False
+        if self._switched_at is None:
+            self._go_back_to_bf16(step + 1, reason)
+        return True
+
+    def _go_back_to_bf16(self, step: int, reason: str) -> None:
         self._switched_at, self._switch.enabled = step, False
         self._warn("precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this", step + 1, reason)
         if self._accelerator.is_main_process:

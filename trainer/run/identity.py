@@ -1,6 +1,7 @@
 """The facts by which a run, a replay and a launch are known again."""
 
 import json
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,10 +60,12 @@ def replay_key(config: Config, accelerator: Accelerator, decision: Decision, des
     }  # fmt: skip
     device = accelerator.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    facts = (
+    facts: tuple[Any, ...] = (
         description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, decision.recipe,
         decision.backend, launch.compile_backend(accelerator), machine, torch.__version__, version("transformers"), version("accelerate"),
     )  # fmt: skip
+    if decision.mode == "fp8":
+        facts += (sorted((name, value) for name, value in os.environ.items() if name.startswith("NVTE_")),)  # they choose among kernels
     return digest(facts)[:16]
 
 

@@ -186,6 +186,21 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
     watch.check_warm_up()
 
 
+def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_step(attached, stand_in, tokens, tmp_path, caplog):
+    watch, model, _ = attached()
+    step(watch, model, tokens, 1)
+    assert watch.give_up_fp8(1, "all was NaN") and watch.give_up_fp8(2, "NaN again"), "step 2 is in fp8 yet"
+    for number, in_fp8 in ((2, True), (3, False)):
+        stand_in.RAN.clear()
+        step(watch, model, tokens, number)
+        assert bool(stand_in.RAN) == in_fp8 and watch.mode == ("fp8" if in_fp8 else "bf16"), number
+    assert not watch.give_up_fp8(3, "NaN in bf16")
+    (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
+    assert (event["step"], event["mode"], event["reason"]) == (2, "bf16", "all was NaN")
+    assert "precision: bf16 from step 3 on, because all was NaN" in caplog.text
+    assert not PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2")).give_up_fp8(1, "NaN"), "without fp8 there is no way back"
+
+
 def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached, stand_in, tokens, caplog, tmp_path):
     watch, model, _ = attached()
     watch.load_state_dict({"switched_at": 7, "gaps_in_a_row": 3})

@@ -1,10 +1,14 @@
 """Two runs are as fast as each other under equal conditions: what is among them, and what is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 
 from trainer.config.load import load
-from trainer.run.identity import speed_conditions
+from trainer.precision.decide import Decision
+from trainer.run.identity import replay_key, speed_conditions
 
 
 def conditions(*overrides, recipe="gpt2-124m", processes=1, device="cpu"):
@@ -47,3 +51,15 @@ def test_a_preset_and_its_fields_are_the_same_model():
 def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     assert conditions(device="cuda")["device"] == "NVIDIA H100 80GB HBM3"
+
+
+def key(mode):
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision=mode, state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()))
+    description = SimpleNamespace(identity={}, model={})
+    return replay_key(load("gpt2-124m", []).config, accelerator, Decision("fp8", mode, "", recipe="current"), description)
+
+
+def test_what_chooses_among_kernels_of_fp8_is_part_of_a_replay_in_fp8_alone(monkeypatch):
+    before = key("fp8"), key("bf16")
+    monkeypatch.setenv("NVTE_FP8_DPA_BWD", "0")
+    assert key("fp8") != before[0] and key("bf16") == before[1]

@@ -20,6 +20,15 @@ def test_a_finite_gradient_of_an_infinite_loss_is_no_skipped_step():
     assert LossGuard(1).judge(1, math.inf, 1.0) is None
 
 
+def test_after_a_new_beginning_the_count_is_anew_and_the_weights_are_in_doubt_until_a_good_step():
+    guard = LossGuard(2)
+    assert guard.judge(1, math.nan, math.nan) is None and guard.judge(2, math.nan, math.nan)
+    guard.start_over()
+    assert guard.in_doubt and guard.judge(3, math.nan, math.nan) is None
+    guard.judge(4, 1.0, 1.0)
+    assert not guard.in_doubt
+
+
 def test_the_count_survives_a_restart():
     guard = LossGuard(2)
     guard.judge(1, math.nan, math.nan)

@@ -156,7 +156,8 @@ def start(scene: Scene, recipe: Path, *overrides: str, precision: str, witness: 
 def ended(recipe: Path, run: Launched | Started) -> str:
     """What a run printed, once it has finished; raises where it does not finish."""
     code = run.wait(LIMIT_SECONDS)
-    assert code == 0, f"exit code {code}; the end of what it said:\n{run.text()[-3000:]}"
+    said = run.text().strip()
+    assert code == 0, f"exit code {code}: {said.splitlines()[-1] if said else 'it said nothing'}\n{said[-3000:]}"
     assert outcome(recipe)["outcome"] == "finished", outcome(recipe)
     return run.text()
 

@@ -5,7 +5,9 @@ parts run each in a process of its own, so that one that fails hides nothing of 
 """
 
 import argparse
+import contextlib
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -68,7 +70,6 @@ def main(words: list[str] | None = None) -> int:
     out = wanted.out or (Path(tempfile.mkdtemp(prefix="gpu-emulated-")) if wanted.emulate else RESULTS)
     if len(names) == 1:
         return _measure(names[0], out, wanted)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for name in names:
         _measure_apart(name, out, wanted)
     found = {name: read(file_of(out, name)) for name in names}
@@ -123,10 +124,23 @@ def _measure_apart(name: str, out: Path, wanted: argparse.Namespace) -> None:
         print(f"{name}: ended after {PATIENCE * PARTS[name].minutes:g} minutes", flush=True)
     finally:
         if process.is_running():
-            for descendant in [*process.children(recursive=True), process]:
-                descendant.kill()
+            kill_all([*process.children(recursive=True), process])
             process.wait()
 
 
+def kill_all(processes: list[psutil.Process]) -> None:
+    """SIGKILL to each that is still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def end(*_: object) -> None:
+    """Ends this process with all that it has started: a run that outlived it would take the GPU from the next."""
+    kill_all(psutil.Process().children(recursive=True))
+    os._exit(128 + signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end)
     sys.exit(main())

@@ -210,7 +210,6 @@ def test_several_parts_run_apart_and_one_that_dies_or_hangs_hides_no_other(monke
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     monkeypatch.setitem(command.PARTS, "gap", command.Part(0.01, "ends after two seconds"))
     found, said, _ = run(capsys, *parts, "--emulate", "--fresh", "--out", tmp_path, "--work", tmp_path)
     assert found == code and "| probe | it | 1 | 1 | held |" in said
@@ -219,6 +218,14 @@ def test_several_parts_run_apart_and_one_that_dies_or_hangs_hides_no_other(monke
     if "gap" in parts:
         child = (tmp_path / "child").read_text()
         assert not command.psutil.pid_exists(int(child)) or command.psutil.Process(int(child)).status() == "zombie"
+
+
+def test_a_part_that_is_told_to_end_takes_its_runs_with_it(monkeypatch):
+    child, codes = subprocess.Popen(["sleep", "600"]), []
+    monkeypatch.setattr(command.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [child] if recursive else []))
+    monkeypatch.setattr(command.os, "_exit", codes.append)
+    command.end()
+    assert child.wait(10) == -9 and codes == [143]
 
 
 # What is started

@@ -8,7 +8,10 @@ from tests import emulation
 from tests.gpu import __main__ as command
 from tests.gpu.runs import Scene
 
-PARTS = {"share": ["block"], "gap": ["delayed"], "resume": ["current"], "switch": ["current"], "speed": ["block", "delayed"], "probe": ["current", "delayed", "block"]}
+PARTS = {
+    "probe": ["current", "delayed", "block"], "share": ["block"], "gap": ["delayed"], "resume": ["current"], "switch": ["current"],
+    "speed": ["block", "delayed"],
+}  # fmt: skip
 """By part, the recipes that are gone through here; the others differ in nothing but their name."""
 
 

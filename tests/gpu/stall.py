@@ -30,6 +30,7 @@ def _run(scene: Scene) -> dict[str, Any]:
     scene.work.mkdir(parents=True, exist_ok=True)
     path = scene.work / "checkpoint_stall.json"
     path.unlink(missing_ok=True)
-    ended = subprocess.run([sys.executable, str(BENCHMARK), "60", "--cuda", "--json", str(path)], cwd=scene.work, stderr=subprocess.PIPE, text=True, check=False)
+    words = [sys.executable, str(BENCHMARK), "60", "--cuda", "--json", str(path)]
+    ended = subprocess.run(words, cwd=scene.work, stderr=subprocess.PIPE, text=True, check=False)
     assert path.exists(), f"the benchmark ended with {ended.returncode}:\n{ended.stderr[-3000:]}"
     return json.loads(path.read_text())

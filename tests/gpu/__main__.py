@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path

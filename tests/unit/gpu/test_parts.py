@@ -3,7 +3,6 @@
 import gzip
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch

@@ -9,6 +9,9 @@ import pytest
 import typer
 import yaml
 
+from tests.gpu import __main__ as gpu_run
+from tests.gpu.record import RESULTS
+from tests.gpu.table import passage
 from tests.launching import PROJECT
 from trainer import supervise
 from trainer.cli import app
@@ -60,7 +63,7 @@ def check_recipe_and_overrides(recipe: str, overrides: list[str]) -> None:
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
     programs = {words_of(command)[0] for command in COMMANDS}
-    assert programs == {"./launch.sh", "tests/run", ".venv/bin/trainer", "accelerate", "tail"}
+    assert programs == {"./launch.sh", "tests/run", "tests/gpu/run", ".venv/bin/trainer", "accelerate", "tail"}
 
 
 @pytest.mark.parametrize("command", commands(".venv/bin/trainer"))
@@ -116,8 +119,18 @@ def test_the_bare_accelerate_launch_parses_and_names_a_shipped_cluster_file(comm
         check_recipe_and_overrides(context.params["recipe"], context.params["overrides"])
 
 
+@pytest.mark.parametrize("command", commands("tests/gpu/run"))
+def test_every_gpu_run_names_parts_that_there_are(command):
+    assert gpu_run.parse(words_of(command)[1:])
+
+
+def test_what_it_says_of_a_gpu_is_what_is_stored_or_that_nothing_is():
+    stated = README.split("<!-- GPU -->\n")[1].split("\n<!-- /GPU -->")[0]
+    assert stated == passage(RESULTS, list(gpu_run.PARTS)), "run tests/gpu/run --table and put what it prints between the two marks"
+
+
 def test_what_it_calls_besides_is_there():
-    assert (PROJECT / "tests" / "run").stat().st_mode & 0o111 and (PROJECT / "launch.sh").stat().st_mode & 0o111
+    assert all((PROJECT / program).stat().st_mode & 0o111 for program in ("tests/run", "tests/gpu/run", "launch.sh"))
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda text: text.split("\n")[0])

@@ -1,16 +1,12 @@
 """What only a GPU can show: the late reading of a step's numbers, bf16, and a resume that is exact with cuBLAS and attention kernels."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 
-from tests.launching import PROJECT, final_bytes, outcome, steps, write_recipe
+from tests.gpu.runs import Scene, ended, start
+from tests.launching import final_bytes, outcome, steps, wait_for_step, write_recipe
 from trainer.model.head import chunked_cross_entropy
 
 pytestmark = [
@@ -24,18 +20,6 @@ LLAMA = {
 }  # fmt: skip
 
 
-def _start(recipe, precision: str, log: str) -> subprocess.Popen:
-    variables = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
-        "ACCELERATE_MIXED_PRECISION": precision,
-        "HF_HUB_OFFLINE": "1",
-    }
-    words = [sys.executable, "-m", "trainer", "train", str(recipe)]
-    with open(recipe.parent / log, "wb") as output:
-        return subprocess.Popen(words, env=variables, stdout=output, stderr=output)
-
-
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_killed_on_a_gpu_resumes_to_the_same_bytes(tmp_path, precision, optimizer):
@@ -44,16 +28,12 @@ def test_a_run_killed_on_a_gpu_resumes_to_the_same_bytes(tmp_path, precision, op
     for name in ("straight", "killed"):
         (tmp_path / name).mkdir()
     straight, killed = (write_recipe(tmp_path / name, **settings) for name in ("straight", "killed"))
-    assert _start(straight, precision, "log").wait(300) == 0, (straight.parent / "log").read_text()
-
-    process = _start(killed, precision, "log-1")
-    ends = time.monotonic() + 200
-    while len(steps(killed)) < 130:
-        assert process.poll() is None and time.monotonic() < ends, (killed.parent / "log-1").read_text()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    assert _start(killed, precision, "log-2").wait(300) == 0, (killed.parent / "log-2").read_text()
+    scene = Scene(emulated=False, work=tmp_path)
+    whole, run = (start(scene, recipe, precision=precision) for recipe in (straight, killed))
+    wait_for_step(killed, 130, run)
+    run.kill()
+    ended(straight, whole)
+    ended(killed, start(scene, killed, precision=precision))
 
     assert outcome(killed)["resume"].startswith("resume exact: ")
     assert final_bytes(killed, 300) == final_bytes(straight, 300)

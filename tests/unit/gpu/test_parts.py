@@ -1,0 +1,224 @@
+"""The parts of tests/gpu/run: what they start, what they see, and how they judge. The measuring itself needs a GPU."""
+
+import gzip
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.launch import launch_command_parser
+
+from tests.gpu import gap, probe, record, resume, runs, share, speed, stall, suite, switch
+from tests.gpu.record import Record
+from tests.gpu.runs import Launched, Scene, cluster_of, words_of
+from tests.gpu.witness import Witness
+from trainer.config.cluster import MODES
+from trainer.config.load import load
+from trainer.precision.decide import Facts
+
+
+def fails():
+    raise RuntimeError("CUDA error: something")
+
+
+# What is started
+
+
+def test_a_recipe_for_a_gpu_is_one_that_the_trainer_takes(tmp_path):
+    scene = Scene(False, tmp_path)
+    for family in runs.FAMILIES:
+        model = runs.model_of(scene, family, width=768, layers=6, dropout=0.1)
+        config = load(str(runs.recipe_of(scene, family, model, 40, precision={"recipe": "block"})), []).config
+        assert config.data.corpus == "shakespeare" and config.micro_batch * config.sequence_length % 128 == 0
+        assert {value % 128 for key, value in model.items() if key in ("n_embd", "hidden_size", "intermediate_size")} == {0}
+
+
+def test_a_run_is_started_plainly_or_with_a_witness_or_through_accelerate_with_the_shipped_cluster_file(tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    assert words_of(recipe, ["a=1"])[1:] == ["-m", "trainer", "train", str(recipe), "a=1"]
+    assert words_of(recipe, [], witness=tmp_path / "n")[1:] == ["-m", "tests.gpu.witness", str(tmp_path / "n"), "train", str(recipe)]
+    cluster = cluster_of(tmp_path, "bf16")
+    words = words_of(recipe, [], cluster=cluster)
+    parsed = launch_command_parser().parse_args(words[words.index("--config_file") :])
+    assert parsed.config_file == str(cluster) and parsed.training_script == "trainer" and parsed.module
+    assert "mixed_precision: bf16" in cluster.read_text() and "dynamo" not in cluster.read_text()
+    assert [yaml.safe_load(cluster_of(tmp_path, mode).read_text())["mixed_precision"] for mode in MODES] == list(MODES)
+
+
+def test_on_a_gpu_a_run_is_a_process_that_is_told_its_precision(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "Launched", lambda words, output, environment: seen.append((words, environment)))
+    scene = Scene(False, tmp_path)
+    runs.start(scene, tmp_path / "tiny.yaml", precision="fp8")
+    runs.start(scene, tmp_path / "tiny.yaml", precision="fp8", by_cluster=True)
+    (plain, told), (launched, untold) = seen
+    assert told["ACCELERATE_MIXED_PRECISION"] == "fp8" and "ACCELERATE_MIXED_PRECISION" not in untold
+    assert plain[2] == "trainer" and launched[2] == "accelerate.commands.launch"
+
+
+def test_a_process_ends_or_is_found_to_hang_and_is_killed(tmp_path, monkeypatch):
+    python = [sys.executable, "-S", "-c"]
+    failed = Launched([*python, "import os; print(os.environ['WORD']); raise SystemExit(3)"], tmp_path / "a", {"WORD": "said"})
+    with pytest.raises(AssertionError, match="exit code 3: said\nsaid"):
+        runs.ended(tmp_path / "tiny.yaml", failed)
+    hangs = Launched([*python, "import time; time.sleep(600)"], tmp_path / "b", {})
+    assert hangs.running
+    monkeypatch.setattr(runs, "LIMIT_SECONDS", 0.2)
+    with pytest.raises(AssertionError, match="did not end in 0.2 s"):
+        runs.ended(tmp_path / "tiny.yaml", hangs)
+    assert not hangs.running
+
+
+def test_the_recipes_are_those_that_the_gpu_has(tmp_path, monkeypatch):
+    blackwell = Facts("cuda", has_bf16=True, gpu="B200", capability=(10, 0), cuda=(13, 0))
+    monkeypatch.setattr(runs, "look", lambda _: blackwell)
+    names = [[recipe.name for recipe in Scene(emulated, tmp_path).recipes()] for emulated in (True, False)]
+    assert names == [["current", "delayed", "block"], ["current", "delayed", "block", "mxfp8", "nvfp4"]]
+
+
+# What is seen
+
+
+class Layer(torch.nn.Linear):
+    """A linear layer that says whether its last pass was in fp8, as TransformerEngine's do: only where it goes through TransformerEngine."""
+
+    def __init__(self, passes):
+        super().__init__(4, 8)
+        self.fp8, self._passes = True, passes
+
+    def forward(self, x):
+        if self._passes is not None:
+            self.fp8 = self._passes
+        return super().forward(x)
+
+
+def test_the_witness_counts_what_ran_in_fp8_and_not_what_was_converted():
+    blocks = torch.nn.ModuleList(torch.nn.ModuleDict({"a": Layer(a), "b": Layer(b)}) for a, b in ((None, None), (True, False), (None, True)))
+    model = torch.nn.ModuleDict({"blocks": blocks, "tokens": torch.nn.Embedding(3, 4)})
+    witness = Witness(model["tokens"], blocks, first=1, last=0)
+    for training in (True, False):
+        model.train(training)
+        hidden = model["tokens"](torch.zeros(2, 5, dtype=torch.long))
+        for block in blocks:
+            block["a"](hidden), block["b"](hidden)
+    seen = witness.facts(flops_per_token=6 * 32 * 10)
+    assert seen["of_chosen_blocks"] == 0.5 and seen["of_all_blocks"] == pytest.approx(1 / 3) and seen["of_all_matmuls"] == pytest.approx(0.2)
+    assert seen["layers_seen"] == 6 and seen["not_in_fp8"] == ["1.b", "2.a"]
+
+
+def test_the_busiest_kernels_are_read_from_the_profile(tmp_path):
+    events = [{"cat": "kernel", "name": name, "dur": dur} for name, dur in (("e4m3", 2.0), ("norm", 3.0), ("e4m3", 4.0))]
+    content = json.dumps({"traceEvents": [*events, {"cat": "cpu_op", "name": "aten::mm", "dur": 9.0}, {"ph": "M"}]})
+    (tmp_path / "rank-0.pt.trace.json.gz").write_bytes(gzip.compress(content.encode()))
+    assert share.kernels(tmp_path) == {"e4m3": 6.0, "norm": 3.0} and share.kernels(tmp_path, most=1) == {"e4m3": 6.0}
+
+
+def test_a_way_that_fails_is_said_and_the_others_are_timed(tmp_path):
+    found = speed.time_in_turn(Scene(True, tmp_path), {"bf16": lambda: None, "bf16 compiled": fails, "block": "1600"}, 1.0)
+    assert found["bf16 compiled"] == {"failed": "RuntimeError: CUDA error: something"} and found["block"] == {"not_applicable": "1600"}
+    assert found["bf16"]["over_bf16"] == 1.0 and "over_compiled" not in found["bf16"]
+    part = Record(tmp_path / "part.json", "speed", emulated=True)
+    speed._tell(part, "step", found)
+    assert [(check["value"], check["held"]) for check in part.checks] == [("RuntimeError: CUDA error: something", False), ("n/a: 1600", True)]
+
+
+def test_each_way_is_first_in_some_round():
+    assert [speed._turned(["a", "b", "c"], number) for number in range(4)] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+
+
+# What is judged
+
+
+def verdicts(tmp_path, monkeypatch, module, measured, found):
+    """By check, whether it is held, when the part's work finds this for current scaling."""
+    only_current = [recipe for recipe in Scene(True, tmp_path).recipes() if recipe.name == "current"]
+    monkeypatch.setattr(Scene, "recipes", lambda scene: only_current)
+    monkeypatch.setattr(module, measured, lambda *_, **__: found)
+    monkeypatch.setattr(record, "hardware", lambda emulated: {})
+    part = Record(tmp_path / "part.json", "part", emulated=False)
+    module.measure(Scene(False, tmp_path), part)
+    return {check["name"]: check["held"] for check in part.checks}
+
+
+@pytest.mark.parametrize(("seen", "audited", "held"), [(0.99, 0.5, [True, True]), (0.98, 0.5, [False, True]), (1.0, 0.6, [True, False])])
+def test_a_share_is_held_against_its_bar_and_against_the_audit(tmp_path, monkeypatch, seen, audited, held):
+    found = {"of_chosen_blocks": seen, "of_all_matmuls": 0.5, "audited": audited}
+    assert list(verdicts(tmp_path, monkeypatch, share, "_run", found).values()) == held * 2
+
+
+@pytest.mark.parametrize(("training", "held"), [(2.009, True), (2.011, False), (1.989, False)])
+def test_the_gap_of_every_seed_counts_to_either_side_and_rounding_alone_has_no_bar(tmp_path, monkeypatch, training, held):
+    only_current = [recipe for recipe in Scene(True, tmp_path).recipes() if recipe.name == "current"]
+    monkeypatch.setattr(Scene, "recipes", lambda scene: only_current)
+    losses = {"bf16": 2.0, gap.NOISE: 3.0, "current": training}
+    monkeypatch.setattr(gap, "_run", lambda scene, way, seed: {"training": losses[way] if seed == 2 else 2.0, "validation": 3.0})
+    monkeypatch.setattr(record, "hardware", lambda emulated: {})
+    part = Record(tmp_path / "gap.json", "gap", emulated=False)
+    gap.measure(Scene(False, tmp_path), part)
+    assert [check["held"] for check in part.checks] == [held, True, True, True] and "no bar" in part.checks[2]["bar"]
+    assert gap._gap(None, {"training": 1.0}, "training") is None and gap._gap({"training": 1.0}, None, "training") is None
+
+
+@pytest.mark.parametrize("wrong", [None, "weights are equal", "it was killed while it ran"])
+def test_a_resume_that_differs_in_anything_is_told(tmp_path, monkeypatch, wrong):
+    holds = dict.fromkeys(("it was killed while it ran", "weights are equal"), True)
+    monkeypatch.setattr(resume, "_time", lambda *_, **__: {"step_seconds": 1.0})
+    found = verdicts(tmp_path, monkeypatch, resume, "_kill", {"holds": {**holds, **({wrong: False} if wrong else {})}, "killed_after": 70})
+    *killed, price = found.values()
+    assert killed == [wrong is None] * 2 and price and "current gpt2: killed after step 70 and resumed" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [({}, None), ({"precisions": ["bf16"] * 3}, "precisions of the launches"), ({"holds": {"same": False}}, "same"),
+     ({"largest_gap": 0.03}, "largest gap of a step's loss to bf16")],
+)  # fmt: skip
+def test_a_switch_that_loses_anything_is_told(tmp_path, monkeypatch, change, missed):
+    found = {"precisions": ["fp8", "bf16", "fp8"], "holds": {"same": True}, "largest_gap": 0.001, **change}
+    held = verdicts(tmp_path, monkeypatch, switch, "_switch", found)
+    assert {name for name, value in held.items() if not value} == ({f"{family}: {missed}" for family in runs.FAMILIES} if missed else set())
+
+
+@pytest.mark.parametrize(("mode", "held"), [("fp8", True), ("bf16", False)])
+def test_a_recipe_that_the_gpu_has_and_that_is_not_decided_for_is_told_and_one_recipe_is_too_few(tmp_path, monkeypatch, mode, held):
+    found = verdicts(tmp_path, monkeypatch, probe, "_decide", {"mode": mode, "sentence": mode})
+    assert found == {"current is decided for": held, "recipes that this GPU has": False}
+
+
+# The parts that other programs measure
+
+
+BENCHMARK = """
+import json, sys
+assert sys.argv[1:4] == ["60", "--cuda", "--json"], sys.argv
+open(sys.argv[4], "w").write(json.dumps({"checks": {"p50 seconds": 0.019, "p99 seconds": 0.31}}))
+"""
+
+
+@pytest.mark.parametrize(("program", "held"), [(BENCHMARK, [True, False]), ("raise SystemExit('no room')", [False])])
+def test_the_stall_of_a_save_is_that_of_its_benchmark_or_what_it_died_of(tmp_path, monkeypatch, capsys, program, held):
+    (tmp_path / "stall.py").write_text(program)
+    monkeypatch.setattr(stall, "BENCHMARK", tmp_path / "stall.py")
+    part = Record(tmp_path / "stall.json", "stall", emulated=True)
+    stall.measure(Scene(False, tmp_path / "work"), part)
+    assert [check["held"] for check in part.checks] == held
+    assert len(held) == 2 or "no room" in capsys.readouterr().out
+
+
+TESTS = """
+import pytest
+def test_passes(): pass
+def test_fails(): assert False
+def test_is_skipped(): pytest.skip("why")
+"""
+
+
+def test_a_test_that_fails_on_the_gpu_is_told_by_name(tmp_path, monkeypatch):
+    (tmp_path / "tests" / "gpu").mkdir(parents=True)
+    (tmp_path / "tests" / "gpu" / "test_it.py").write_text(TESTS)
+    monkeypatch.setattr(suite, "PROJECT", tmp_path)
+    part = Record(tmp_path / "suite.json", "suite", emulated=True)
+    suite.measure(Scene(False, tmp_path / "work"), part)
+    assert part.pieces["pytest"] == {"passed": 1, "failed": ["test_fails"], "skipped": ["test_is_skipped"]}
+    assert [check["held"] for check in part.checks] == [False, True]

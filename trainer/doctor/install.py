@@ -163,16 +163,26 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
 
 def _run(command: list[str], environment: dict[str, str], out: Any) -> int:
     """A command with all that it starts, none of which stays when this process is asked to stop."""
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-        preexec_fn=end_with_parent,
-    )  # fmt: skip
+    # A request that came within Popen would end this process with nobody knowing of the other: it is held back for that long.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+    def begin() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        end_with_parent()
+
     try:
-        return process.wait()
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=begin
+        )  # fmt: skip
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def last_words(said: str) -> str | None:

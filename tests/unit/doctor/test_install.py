@@ -278,6 +278,23 @@ with open({str(tmp_path / "log")!r}, "w") as out:
         time.sleep(0.02)
 
 
+def test_a_stop_that_comes_while_the_installation_is_being_started_leaves_nothing_either(tmp_path):
+    script = f"""
+import os, signal, sys
+from trainer.doctor import install
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+install.end_with_parent = lambda: os.kill(os.getppid(), signal.SIGTERM)
+with open({str(tmp_path / "log")!r}, "w") as out:
+    install._run(["sh", "-c", "echo $$ > {tmp_path}/pid; sleep 100 & wait"], dict(os.environ), out)
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=60)
+    assert process.returncode == 75
+    ends = time.monotonic() + 10
+    while (pid := tmp_path / "pid").exists() and pid.read_text().strip() and _alive(int(pid.read_text())):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
 def _alive(group: int) -> bool:
     """Whether any process of this group runs."""
     stats = []

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 from tests import emulation
 from tests.gpu import __main__ as command
@@ -10,7 +11,7 @@ from tests.gpu.runs import Scene
 
 PARTS = {
     "probe": ["current", "delayed", "block"], "share": ["block"], "gap": ["delayed"], "resume": ["current"], "switch": ["current"],
-    "speed": ["block", "delayed"],
+    "speed": ["block", "delayed"], "stall": [],
 }  # fmt: skip
 """By part, the recipes that are gone through here; the others differ in nothing but their name."""
 
@@ -23,6 +24,8 @@ def test_a_part_goes_through_emulated_and_says_so(part, tmp_path, monkeypatch, c
         code = command.main(["--emulate", part, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")])
     finally:
         emulation.uninstall()
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / f"gpu_{part}.json").read_text())
     assert code == 0, said

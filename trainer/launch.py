@@ -313,11 +313,16 @@ def _forget_fp8_settings() -> None:
         return
     unsaid = {f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"), **setup_fp8_env(launch_command_parser().parse_args(["script"]), {})}
     settings = sorted(name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name))
-    if settings:
+    if settings and _is_first_here():
         log.warning(
             "fp8_config.%s of the cluster file is not read: the recipe sets up fp8 (precision.recipe, precision.format, precision.options)",
             ", fp8_config.".join(settings),
         )  # fmt: skip
+
+
+def _is_first_here() -> bool:
+    """Whether this process speaks for its machine: what is true of a machine is told once, and by each."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:
@@ -325,7 +330,8 @@ def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if without := left_uncompiled(backend, uncompiled, use_cpu):
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
-        log.warning(without)
+        if _is_first_here():
+            log.warning(without)
     elif backend != "no":
         # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
         # variant would silently run uncompiled.

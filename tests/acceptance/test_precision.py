@@ -59,6 +59,11 @@ def loss_gap_that_stays() -> None:
     watch.relative_gap = lambda *_: 1.0
 
 
+def compiled_and_with_settings_that_nobody_reads() -> None:
+    emulation.install()
+    os.environ.update(ACCELERATE_DYNAMO_BACKEND="inductor", ACCELERATE_FP8_AMAX_HISTORY_LENGTH="7")
+
+
 def gradients_that_overflow_in_fp8() -> None:
     from trainer import loop
 
@@ -306,6 +311,11 @@ def test_two_ranks_compute_in_fp8_together(tmp_path):
     assert "precision: fp8 emulation" in text and [record["step"] for record in steps(recipe)] == list(range(1, 9))
     assert steps(recipe)[0]["loss"] == pytest.approx(steps(alone)[0]["loss"], rel=0.01)
     assert "precision/loss_gap" in steps(recipe)[3]
+
+
+def test_what_is_left_out_is_told_once_and_not_by_every_rank(tmp_path):
+    text = emulation.train(recipe_of(tmp_path, max_steps=1), num_processes=2, before=compiled_and_with_settings_that_nobody_reads)
+    assert text.count("torch.compile is left out: ") == 1 and text.count("fp8_config.amax_history_length of the cluster file is not read") == 1
 
 
 @pytest.mark.parametrize("name", ["current", "delayed"])

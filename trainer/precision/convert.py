@@ -1,11 +1,12 @@
 """Which layers of a model compute in fp8, and their replacement before the optimizer exists.
 
-The linear layers of the blocks do, but for the first and last blocks, routers, and those whose widths the recipe does not take. Embeddings,
-head, norms and attention stay as they are. Accelerate would walk the model with a converter of its own afterwards, and take every
-`nn.Linear` and `nn.LayerNorm` that is left: a head would lose its tie and its place in the optimizer by that. So these become classes that
-it does not recognise.
+The linear layers of the blocks do, but for the first and last blocks, routers, those that share a weight, and those whose widths the recipe
+does not take. Embeddings, head, norms and attention stay as they are. Accelerate would walk the model with a converter of its own
+afterwards, and take every `nn.Linear` and `nn.LayerNorm` that is left: a head would lose its tie and its place in the optimizer by that.
+So these become classes that it does not recognise.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ def survey(model: nn.Module, recipe: Recipe, *, first: int, last: int) -> list[L
     first, last   so many blocks at either end stay in bf16
     """
     name, blocks = find_blocks(model)
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     layers = []
     for number, block in enumerate(blocks):
         edge = number < first or number >= len(blocks) - last
@@ -54,7 +56,7 @@ def survey(model: nn.Module, recipe: Recipe, *, first: int, last: int) -> list[L
             if kind := _kind(module):
                 width_in, width_out = module.weight.shape if kind == "Conv1D" else reversed(module.weight.shape)
                 layer = Layer(f"{name}.{number}.{inner}", kind, width_in, width_out, role_of(inner, width_in, width_out))
-                layers.append(_with_reason(layer, recipe, edge))
+                layers.append(_with_reason(layer, recipe, edge, is_shared=uses[id(module.weight)] > 1))
     return layers
 
 
@@ -77,10 +79,12 @@ def _kind(module: nn.Module) -> str | None:
     return None
 
 
-def _with_reason(layer: Layer, recipe: Recipe, edge: bool) -> Layer:
+def _with_reason(layer: Layer, recipe: Recipe, edge: bool, is_shared: bool) -> Layer:
     kept = None
     if edge:
         kept = "in one of the first or last blocks"
+    elif is_shared:  # TransformerEngine wants a layer once in a pass, and arithmetic is counted by weights (Zamba shares a block's)
+        kept = "its weight is used in more than one place"
     elif layer.name.rsplit(".", 1)[-1] in ROUTERS:
         kept = "a router"
     elif layer.in_features % recipe.multiple or layer.out_features % recipe.multiple:

@@ -7,10 +7,11 @@ from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.model.build import build_model
+from trainer.model.flops import flops_per_token
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.precision import backend
-from trainer.precision.audit import census
+from trainer.precision.audit import census, coverage
 from trainer.precision.convert import convert, find_blocks, hide, misfit, role_of, survey
 from trainer.precision.layers import PlainLayerNorm, PlainLinear, Switch
 from trainer.precision.recipes import RECIPES
@@ -74,6 +75,27 @@ def test_a_layer_of_odd_size_stays_in_bf16_and_the_ones_after_it_do_not():
     assert kept == {"gate_proj", "up_proj", "down_proj"}
     assert layers["model.layers.0.mlp.up_proj"].kept == "its widths 32 and 40 are not both multiples of 16"
     assert layers["model.layers.1.self_attn.o_proj"].kept is None
+
+
+@pytest.mark.parametrize("shared", ["a block", "a layer of two blocks", "two names of a layer", "a weight"])
+def test_a_weight_that_is_used_in_more_than_one_place_stays_in_bf16_and_is_not_counted_twice(stand_in, tokens, shared):
+    model = tiny_model("llama", num_hidden_layers=3)
+    _, first, second = model.model.layers
+    if shared == "a block":
+        model.model.layers[2] = first
+    elif shared == "a layer of two blocks":
+        second.mlp.up_proj = first.mlp.up_proj
+    elif shared == "two names of a layer":
+        first.mlp.gate_proj = first.mlp.up_proj
+    else:
+        second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    layers = survey(model, CURRENT, **ALL_BLOCKS)
+    kept = {layer.name for layer in layers if layer.kept == "its weight is used in more than one place"}
+    assert any(".mlp." in name for name in kept) and any("q_proj" in name for name in kept) is (shared == "a block")
+    before, converted = census(model), convert(model, layers, make_switch(stand_in))
+    assert not kept & converted.keys() and census(model).keys == before.keys
+    assert coverage(model, layers, flops_per_token(model, 16)).block_fraction < 1.0
+    assert loss_and_gradients(model, tokens)[0].isfinite()
 
 
 def test_a_router_stays_in_bf16():

@@ -313,16 +313,11 @@ def _forget_fp8_settings() -> None:
         return
     unsaid = {f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"), **setup_fp8_env(launch_command_parser().parse_args(["script"]), {})}
     settings = sorted(name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name))
-    if settings and _is_first_here():
-        log.warning(
+    if settings:
+        _warn_for_the_machine(
             "fp8_config.%s of the cluster file is not read: the recipe sets up fp8 (precision.recipe, precision.format, precision.options)",
             ", fp8_config.".join(settings),
         )  # fmt: skip
-
-
-def _is_first_here() -> bool:
-    """Whether this process speaks for its machine: what is true of a machine is told once, and by each."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:
@@ -330,12 +325,17 @@ def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if without := left_uncompiled(backend, uncompiled, use_cpu):
         os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
-        if _is_first_here():
-            log.warning(without)
+        _warn_for_the_machine(without)
     elif backend != "no":
         # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
         # variant would silently run uncompiled.
         torch._dynamo.config.recompile_limit = 64
+
+
+def _warn_for_the_machine(words: str, *values: str) -> None:
+    """Warns of what all processes of a machine know alike, and those of another machine may not: the first of each says it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        log.warning(words, *values)
 
 
 def left_uncompiled(backend: str, uncompiled: str | None, use_cpu: bool) -> str | None:

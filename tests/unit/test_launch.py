@@ -106,6 +106,18 @@ def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monke
     assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no" and "torch.compile is left out: these layers cannot be compiled" in caplog.text
 
 
+@pytest.mark.parametrize(("local_rank", "told"), [("0", True), ("1", False)])
+def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them(tmp_path, monkeypatch, caplog, local_rank, told):
+    begin(tmp_path)  # a process that is alone from the start, whatever the variable says of it afterwards
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_FP8_MARGIN", "3")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    place = launch.Asked("no", True, 1, True)
+    launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason")
+    assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no" and "ACCELERATE_FP8_MARGIN" not in os.environ
+    assert ["torch.compile is left out" in caplog.text, "fp8_config.margin" in caplog.text] == [told, told]
+
+
 def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
     place = launch.Asked("no", True, 1, True)

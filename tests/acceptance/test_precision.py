@@ -288,6 +288,15 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16", "fp8 emulation"]
 
 
+def test_a_run_that_ends_before_it_is_back_in_bf16_has_not_computed_in_it(tmp_path):
+    recipe = recipe_of(tmp_path, safety={"max_bad_steps": 2}, max_steps=4)
+    assert "precision: bf16 from step 6 on" in emulation.train(recipe, before=gradients_that_overflow_in_fp8)
+    assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation"]
+    emulation.train(recipe, "max_steps=6", before=gradients_that_overflow_in_fp8)
+    assert [record["grad_norm"] is None for record in steps(recipe)] == [False, False, True, True, True, False]
+    assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16"]
+
+
 def test_gradients_that_overflow_in_fp8_take_the_run_to_bf16_instead_of_ending_it(tmp_path):
     recipe = recipe_of(tmp_path, precision={"shadow_every_steps": 1}, safety={"max_bad_steps": 2}, checkpoint={"every_steps": 1})
     text = emulation.train(recipe, before=gradients_that_overflow_in_fp8, num_processes=2)

@@ -43,6 +43,8 @@ class PrecisionWatch:
         self._statistics: Statistics | None = None
         self._caches = self._proven = False
         self._switched_at: int | None = None
+        self._untold_reason: str | None = None
+        """Why this launch goes back to bf16, until its first step in bf16 begins."""
         self._gaps_in_a_row = 0
         if decision.mode == "fp8":
             self._convert(RECIPES[decision.recipe])
@@ -99,6 +101,9 @@ class PrecisionWatch:
         """Before the micro-batches of a step, counted from 1."""
         if self._switch is not None and self._switched_at is not None:
             self._switch.enabled = step <= self._switched_at
+            if not self._switch.enabled and self._untold_reason is not None:
+                self._write_down(self._untold_reason)
+                self._untold_reason = None
         if self._computes_in_fp8 and self._accelerator.is_main_process and is_due(step, self._wanted.statistics_every_steps):
             roles = {layer.name: layer.role for layer in self._layers}
             self._statistics = Statistics(self._converted, roles, self._recipe)
@@ -116,7 +121,7 @@ class PrecisionWatch:
         """After the update of a step, with one of its micro-batches [B, T]; returns the step's numbers by tag."""
         if self.decision.asked != "fp8":
             return {}
-        numbers = {}
+        numbers = {"precision/fp8_coverage": self.matmul_fraction}
         if self._computes_in_fp8:
             if not self._proven:
                 audit.check_ran(self._converted, f"step {step}")
@@ -127,7 +132,7 @@ class PrecisionWatch:
                 self._statistics = None
             if is_due(step, self._wanted.shadow_every_steps):
                 numbers.update(self._compare(step, inputs, labels))
-        return {"precision/fp8_coverage": self.matmul_fraction, **numbers}
+        return numbers
 
     def _compare(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:
         """The loss of one micro-batch in fp8 and in bf16, both without dropout, as means over the ranks; goes back to bf16 where that is due.
@@ -173,10 +178,12 @@ class PrecisionWatch:
         return True
 
     def _go_back_to_bf16(self, step: int, reason: str) -> None:
-        self._switched_at, self._switch.enabled = step, False
+        self._switched_at, self._switch.enabled, self._untold_reason = step, False, reason
         self._warn("precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this", step + 1, reason)
+
+    def _write_down(self, reason: str, **facts: bool) -> None:
         if self._accelerator.is_main_process:
-            self._journal.write("precision", step=step, mode="bf16", reason=reason)
+            self._journal.write("precision", step=self._switched_at, mode="bf16", reason=reason, **facts)
 
     def _warn(self, words: str, *values: Any) -> None:
         """Warns once for all ranks, which know the same."""
@@ -258,8 +265,7 @@ class PrecisionWatch:
             return  # a launch that could not have fp8 changes nothing about it
         self._switch.enabled = self._switched_at is None
         if self._switched_at is not None:
-            if self._accelerator.is_main_process:
-                self._journal.write("precision", step=self._switched_at, mode="bf16", reason="the run went back to it before", resumed=True)
+            self._write_down("the run went back to it before", resumed=True)
             self._warn(
                 "precision: bf16, since the run went back to it at step %d; a launch with a cluster file that says bf16 forgets this",
                 self._switched_at,

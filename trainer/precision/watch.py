@@ -155,6 +155,7 @@ class PrecisionWatch:
 
     @torch.no_grad()
     def _loss(self, inputs: Tensor, labels: Tensor, in_fp8: bool) -> Tensor:
+        # Without gradients delayed scaling makes no new scales, but its history of largest values takes these in: a scale may become smaller.
         switch, was_training, was_first = self._switch, self._bare.training, self._switch.first_micro_batch
         self._bare.eval()
         switch.in_evaluation, switch.first_micro_batch = in_fp8, None

@@ -3,11 +3,11 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config.cluster import Cluster
-from trainer.config.schema import Config, PrecisionConfig
+from trainer.config.schema import Config, PrecisionConfig, precision_contradictions
 from trainer.errors import LaunchError, PrecisionError
 from trainer.precision.decide import Decision
 from trainer.precision.recipes import RECIPES
@@ -47,12 +47,14 @@ def _look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
 
     def settled(asked: str, wanted: PrecisionConfig) -> Decision:
         try:
-            return settle(
+            decision = settle(
                 asked, wanted, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
                 model=lambda: blocks_of(config), gather=lambda decision: [decision],
             )  # fmt: skip
         except PrecisionError as error:  # a format or an option that this recipe does not have
             return Decision(asked, "bf16", str(error))
+        excluded = precision_contradictions(config.model_copy(update={"precision": wanted}))
+        return replace(decision, mode="bf16", reason=excluded[0]) if decision.mode == "fp8" and excluded else decision
 
     decisions = {"bf16": settled("bf16", PrecisionConfig())}
     for name in RECIPES:

@@ -291,7 +291,7 @@ def contradictions(config: Config) -> list[str]:
             "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text; "
             "set both, or evaluation.tasks=[]"
         )
-    problems += _precision_contradictions(config)
+    problems += precision_contradictions(config)
     if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", config.name):
         problems.append(
             f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 200, and no leading dot"
@@ -303,7 +303,8 @@ def contradictions(config: Config) -> list[str]:
     return problems
 
 
-def _precision_contradictions(config: Config) -> list[str]:
+def precision_contradictions(config: Config) -> list[str]:
+    """What the precision block asks for and another setting excludes."""
     problems = []
     if config.precision.recipe == "delayed" and config.model.gradient_checkpointing:
         problems.append(

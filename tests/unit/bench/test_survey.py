@@ -43,6 +43,12 @@ def test_a_recipe_that_lacks_a_format_or_an_option_is_missing_in_the_words_of_th
     assert "precision.format 'hybrid' is not one that precision.recipe 'nvfp4' has" in looked("precision.format=hybrid").decisions["nvfp4"].reason
 
 
+def test_a_recipe_that_a_setting_of_the_run_excludes_is_missing_in_the_words_of_the_mistake_instead_of_ending_the_measurement(stand_in):
+    seen = looked("model.gradient_checkpointing=true")
+    assert {name: decision.mode for name, decision in seen.decisions.items()}["current"] == "fp8"
+    assert seen.decisions["delayed"].mode == "bf16" and "model.gradient_checkpointing do not go together" in seen.decisions["delayed"].reason
+
+
 def test_a_look_that_ends_its_process_is_told(monkeypatch):
     monkeypatch.setattr(survey_module, "_look", die)
     with pytest.raises(LaunchError, match="died without a word"):

@@ -50,7 +50,7 @@ CAUSES = {
     "refusal": "something has to be mended, and the error says what",
     "exception": "the trainer's own code, or a library below it, raised",
     "fault": "SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT",
-    "disk": "the disk is full, over quota or broken",
+    "disk": "the disk is full, over quota, broken or read-only",
     "peer": "another process of the launch went away, and this one with it",
     "SIGKILL": "killed, by a person, the system's out-of-memory killer or a scheduler",
     "SIGTERM": "ended by a scheduler or a person before it could save",
@@ -61,8 +61,8 @@ CAUSES = {
 """Why a process of a run ended."""
 
 FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|Input/output error")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Read-only file system")
 _PEER_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
 _PEER_WORDS = re.compile(r"Connection (closed|reset) by peer|Connection refused|Socket closed|Broken pipe|Timed out waiting")
 

@@ -90,18 +90,21 @@ def run_session(config: Config) -> int:
 
 @contextmanager
 def _disk_errors_explained(folder: Path) -> Iterator[None]:
-    """A full or broken disk in this block, before the first step, becomes a LaunchError: there is nothing that could go on without it."""
+    """A disk that takes nothing in this block, before the first step, becomes a LaunchError: there is nothing that could go on without it.
+
+    It is full, over quota, broken, read-only, or what is on it belongs to somebody else.
+    """
     try:
         yield
     except TrainerError:
         raise
     except Exception as error:
-        if cause_of_error(error) != "disk":
+        if cause_of_error(error) != "disk" and not isinstance(error, PermissionError):
             raise
         where = error.filename if isinstance(error, OSError) and error.filename else folder
         raise LaunchError(
-            f"{where} cannot be written ({getattr(error, 'strerror', None) or error}); make room there or mend that disk, or set runs_folder "
-            "and checkpoints_folder to another, and start again: no step was taken"
+            f"{where} cannot be used ({getattr(error, 'strerror', None) or error}); make room there, mend that disk or the rights on it, or set "
+            "runs_folder and checkpoints_folder to another, and start again: no step was taken"
         ) from error
 
 

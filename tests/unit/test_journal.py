@@ -136,6 +136,8 @@ class DistBackendError(RuntimeError):
         (OSError(errno.ENOSPC, "No space left on device"), "disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
         (OSError(errno.EIO, "Input/output error"), "disk"),
+        (OSError(errno.EROFS, "Read-only file system"), "disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), "exception"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "disk"),
         (raised(CheckpointError("could not be written"), while_handling=OSError(errno.ENOSPC, "full")), "disk"),
         (raised(RuntimeError("x"), cause=OSError(errno.EIO, "broken")), "disk"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer import files, locks
 from trainer.config.folders import check_can_be_made
 from trainer.config.schema import Config
+from trainer.errors import LaunchError
 
 _LOCK = ".lock"
 
@@ -35,21 +36,46 @@ def homes_of(config: Config, command: str, say: Callable[[str], None]) -> Iterat
     runs, checkpoints = (files.project_folder() / folder for folder in (config.runs_folder, config.checkpoints_folder))
     for setting, folder in (("runs_folder", runs), ("checkpoints_folder", checkpoints)):
         check_can_be_made(setting, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    for name in _sweep(f".{command}-", runs, checkpoints):
-        say(f"removed {name}, which a {command} that was killed has left")
-    home = Path(tempfile.mkdtemp(prefix=f".{command}-", dir=runs))
-    homes = Homes(home, checkpoints / home.name)
-    held = locks.take(home / _LOCK)
+    with _explained(command, runs, checkpoints):
+        swept = _sweep(f".{command}-", runs, checkpoints)
+        homes, held = _make(f".{command}-", runs, checkpoints)
     try:
-        homes.checkpoints.mkdir(exist_ok=True)
+        for name in swept:
+            say(f"removed {name}, which a {command} that was killed has left")
         yield homes
     finally:
         held.close()
         if homes.is_kept:
-            (home / _LOCK).unlink()  # without it nobody sweeps it
+            (homes.runs / _LOCK).unlink()  # without it nobody sweeps it
         else:
             _remove(homes.both)
+
+
+@contextmanager
+def _explained(command: str, runs: Path, checkpoints: Path) -> Iterator[None]:
+    """A disk that takes nothing becomes a LaunchError."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"there is no place for a {command} in {runs} and {checkpoints} ({error.strerror}); make room there, mend that disk or the rights on it, or "
+            "set runs_folder and checkpoints_folder to another"
+        ) from error
+
+
+def _make(prefix: str, runs: Path, checkpoints: Path) -> tuple[Homes, locks.Lock]:
+    """Makes both folders, and holds them; leaves nothing where that fails. raises OSError"""
+    runs.mkdir(parents=True, exist_ok=True)
+    home = Path(tempfile.mkdtemp(prefix=prefix, dir=runs))
+    homes = Homes(home, checkpoints / home.name)
+    try:
+        held = locks.take(home / _LOCK)
+        assert held is not None, "nobody else knows its name"
+        homes.checkpoints.mkdir(parents=True)
+    except OSError:
+        _remove(homes.both)
+        raise
+    return homes, held
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from trainer.config.load import flatten, load_resolved
 from trainer.errors import TrainerError
 from trainer.text import count, duration, size, table
 
-SECTIONS = ("identity", "model", "state", "versions")
+SECTIONS = ("precision_facts", "identity", "model", "state", "versions")
 """The parts of a manifest that are tables of their own."""
 
 MAX_NAMES = 8
@@ -42,6 +42,7 @@ def _section(name: str, values: Mapping[str, Any]) -> str:
 def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     on = f", on validation data {manifest.validation}" if manifest.validation else ""
     epoch = f", at the end of epoch {manifest.epoch}" if manifest.epoch is not None else ""
+    why = manifest.precision_facts.get("sentence")
     return [
         ("made", f"{duration(facts['age_seconds'])} ago ({manifest.created}), {manifest.reason}{epoch}"),
         ("kept as", tier_words(facts["tiers"], facts)),
@@ -51,6 +52,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
         ("loss", "not known" if manifest.loss is None else f"{manifest.loss:.4f}"),
         ("val loss", "not evaluated" if manifest.val_loss is None else f"{manifest.val_loss:.4f}{on}"),
         ("made with", f"world_size {manifest.world_size}, precision {manifest.precision}"),
+        *([("computes in", why.removeprefix("precision: "))] if why else []),
         ("tokenizer", f"{manifest.tokenizer or 'none'}, {manifest.vocab_size:,} token ids"),
         ("went back to", manifest.origin or "nothing"),
     ]

@@ -16,6 +16,7 @@ FACTS = {
     "validation": "abc",
     "world_size": 4,
     "precision": "bf16",
+    "precision_facts": {"asked": "fp8", "sentence": f"precision: bf16 instead of fp8, because {'of this ' * 9}", "bf16_since_step": None},
 }
 
 
@@ -37,7 +38,7 @@ def test_everything_that_a_manifest_says_is_shown(two):
     for words in (
         str(two.path(10)), "latest, rolling, best, pinned", "whole, never verified", "periodic", "step 10, 40 sequences, 320 tokens",
         "2.2500, on validation data abc", "world_size 4, precision bf16", "seed", "x" * 57 + "...", "rope.theta", "progress.step", "2.11",
-        "model.safetensors", "xxh3-128",
+        "model.safetensors", "xxh3-128", f"bf16 instead of fp8, because {'of this ' * 9}".strip(), "asked", "bf16_since_step",
     ):  # fmt: skip
         assert words in text, words
     older = show(two.folder, "5")

@@ -5,6 +5,7 @@ run may go from fp8 to bf16 and back over restarts.
 """
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -145,12 +146,14 @@ class PrecisionWatch:
         gap = relative_gap(ours, reference)
         self._gaps_in_a_row = self._gaps_in_a_row + 1 if gap > self._wanted.max_loss_gap else 0
         if self._gaps_in_a_row:
+            by = f", {100 * gap:+.2f}%" if math.isfinite(gap) else ""
             self._warn(
-                "step %d: the loss is %.4f in fp8 and %.4f in bf16, %+.2f%%: over precision.max_loss_gap (%d in a row, %d end fp8)",
-                step, ours, reference, 100 * gap, self._gaps_in_a_row, GAP_CHECKS,
+                "step %d: the loss is %.4f in fp8 and %.4f in bf16%s: over precision.max_loss_gap (%d in a row, %d end fp8)",
+                step, ours, reference, by, self._gaps_in_a_row, GAP_CHECKS,
             )  # fmt: skip
         if self._gaps_in_a_row >= GAP_CHECKS:
-            self._go_back_to_bf16(step, f"the loss in fp8 was {100 * gap:.2f} % above bf16's in {GAP_CHECKS} comparisons up to step {step}")
+            how = f"{100 * gap:.2f} % above bf16's in" if math.isfinite(gap) else "no number, and bf16's was, in the last of"
+            self._go_back_to_bf16(step, f"the loss in fp8 was {how} {GAP_CHECKS} comparisons up to step {step}")
         return {"precision/loss_gap": gap, "precision/shadow_loss": reference}
 
     @torch.no_grad()

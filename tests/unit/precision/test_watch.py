@@ -188,6 +188,15 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
     watch.check_warm_up()
 
 
+def test_a_loss_that_is_no_number_in_fp8_is_told_as_that(attached, tokens, monkeypatch, caplog):
+    watch, model, _ = attached(shadow_every_steps=1)
+    monkeypatch.setattr(watch, "_loss", lambda inputs, labels, in_fp8: torch.tensor(math.nan if in_fp8 else 2.0))
+    for number in range(1, GAP_CHECKS + 1):
+        step(watch, model, tokens, number)
+    assert "step 1: the loss is nan in fp8 and 2.0000 in bf16: over precision.max_loss_gap" in caplog.text
+    assert "because the loss in fp8 was no number, and bf16's was, in the last of 3 comparisons up to step 3" in caplog.text and "inf" not in caplog.text
+
+
 def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_step(attached, stand_in, tokens, tmp_path, caplog):
     watch, model, _ = attached()
     step(watch, model, tokens, 1)

@@ -112,20 +112,24 @@ def copy(
 
 @checkpoints_app.command()
 def fetch(
-    place: Annotated[
-        str, typer.Argument(metavar="PLACE", help="A run's folder in a second place: a path, or a URL that fsspec opens.")
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN|PLACE", help="A run with checkpoint.second_place, or a run's folder in one: a path, or a URL that fsspec opens."),
     ],
     step: Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best; without it, what is there is listed.")] = "",
     to: Annotated[
-        str, typer.Option(metavar="RUN|FOLDER", help="Where it goes; by default to the run that the last part of PLACE names.")
+        str, typer.Option(metavar="RUN|FOLDER", help="Where it goes; by default to RUN, or the run that the last part of PLACE names.")
     ] = "",
 ) -> None:
     """Bring a checkpoint back from a second place, every byte verified; without STEP, list what is there."""
     from trainer.checkpoint import fetch as fetching
-    from trainer.config.folders import home_of_checkpoints
+    from trainer.config.folders import config_of, home_of_checkpoints
 
-    where = place.rstrip("/")
+    run = run.rstrip("/")
+    config = config_of(run)
+    where = fetching.place_of(config) if config else run
     if not step:
         print(fetching.offered(where))
         return
-    print(fetching.fetch(where, step, home_of_checkpoints(to or where.rpartition("/")[2])))
+    home = run if config else run.rpartition("/")[2]
+    print(fetching.fetch(where, step, home_of_checkpoints(to or home)))

@@ -5,12 +5,24 @@ from datetime import datetime
 from pathlib import Path
 
 from trainer import locks
+from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.retention import best_first
 from trainer.checkpoint.second_place import checkpoints_at, fetch_checkpoint, open_place
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.schema import Config
 from trainer.errors import CheckpointError
 from trainer.text import count, duration, size, table
+
+
+def place_of(config: Config) -> str:
+    """Where a run's own copies are. raises CheckpointError when it makes none"""
+    place = second_place_of(config.checkpoint, config.name)
+    if place is None:
+        raise CheckpointError(
+            f"the run {config.name} has no second place of its own (checkpoint.second_place is empty); name the folder or URL that holds its step-*"
+        )
+    return str(place["where"])
 
 
 def offered(where: str) -> str:
@@ -43,7 +55,7 @@ def _found(where: str) -> list[Manifest]:
     found = checkpoints_at(where)
     if not found:
         runs = sorted(open_place(where).folders())
-        there = f"it holds the folders {', '.join(runs)}: name one of them" if runs else "name the folder that holds its step-*"
+        there = f"it holds the folders {', '.join(runs)}: name one of them" if runs else "name a run of runs/, or the folder that holds its step-*"
         raise CheckpointError(f"there are no checkpoints of a run in {where}; {there}")
     return found
 

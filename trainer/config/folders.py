@@ -98,6 +98,13 @@ def home_of_checkpoints(wanted: str) -> Path:
         return Path(wanted) if "/" in wanted else files.project_folder() / "checkpoints" / wanted
 
 
+def config_of(run: str) -> Config | None:
+    """The settings of a run given by name or by its folder in runs/; None where that is no run."""
+    folder = Path(run) if "/" in run else files.project_folder() / "runs" / run
+    is_run = (folder / "config.yaml").is_file() and not (folder / "manifest.json").is_file()
+    return load_resolved(folder / "config.yaml") if is_run else None
+
+
 def _known(kind: str, wanted: str) -> str:
     folder = files.project_folder() / kind
     names = (

@@ -1,14 +1,16 @@
 """Where a run continues from: found, warmed up, restored, and told."""
 
 import logging
+import shlex
 import time
 from typing import Any
 
 import torch
 
 from trainer import files, launch
+from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.resume import Resolution
-from trainer.config.folders import checkpoints_folder, resume_point
+from trainer.config.folders import checkpoints_folder, resume_point, typed
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
@@ -100,9 +102,12 @@ def _make_folders(run: Run) -> None:
 def _refuse_to_start_over(run: Run) -> None:
     """The run had checkpoints, and they are gone: starting over would bury what they were."""
     if (run.folder / SAVED).exists():
+        place = second_place_of(run.config.checkpoint, run.folder.name)
+        command = f".venv/bin/trainer checkpoints fetch {shlex.quote(typed(run.folder))} latest"
+        fetch = f"bring one back: {command} (from {place['where']}), " if place else ""
         raise CheckpointError(
             f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
-            "mounted?), or start over on purpose with resume_from_checkpoint=none"
+            f"mounted?), {fetch}or start over on purpose with resume_from_checkpoint=none"
         )
 
 

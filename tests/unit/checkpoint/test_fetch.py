@@ -8,6 +8,7 @@ from tests.small_checkpoints import commit, flip
 from trainer import locks
 from trainer.checkpoint.second_place import copy_checkpoint
 from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.config.load import dump, load
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -55,6 +56,30 @@ def test_it_may_go_to_another_run_or_any_folder(place, project):
     assert trainer("checkpoints", "fetch", place, "5", "--to", "other").code == 0
     assert trainer("checkpoints", "fetch", place, "5", "--to", str(project / "any" / "folder")).code == 0
     assert steps(project / "checkpoints" / "other") == steps(project / "any" / "folder") == [5]
+
+
+def trained(project, **settings):
+    """A run that the project knows, without checkpoints."""
+    folder = project / "runs" / "mine"
+    folder.mkdir(parents=True)
+    words = ["name=mine", *(f"{key}={value}" for key, value in settings.items())]
+    (folder / "config.yaml").write_text(dump(load("shakespeare", words).config))
+    return folder
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+def test_a_run_brings_back_its_own(tmp_path, project, store, by):
+    copy_checkpoint(commit(store, 5), str(tmp_path / "second" / "mine"), keep=3)
+    folder = trained(project, **{"checkpoint.second_place": "second", "checkpoints_folder": str(tmp_path / "elsewhere")})
+    run = {"name": "mine", "folder": str(folder)}[by]
+    assert trainer("checkpoints", "fetch", run).out.startswith(f"{tmp_path / 'second' / 'mine'}  (1, ")
+    assert trainer("checkpoints", "fetch", run, "latest").code == 0
+    assert steps(tmp_path / "elsewhere" / "mine") == [5]
+
+
+def test_a_run_without_a_second_place_is_told_to_name_one(project):
+    trained(project)
+    assert "mine has no second place of its own (checkpoint.second_place is empty)" in refused("mine", "latest")
 
 
 def test_what_is_not_there_is_refused_with_what_is(place, project):

@@ -39,3 +39,20 @@ def test_a_run_that_goes_back_leaves_nothing_of_the_branch_it_left(tmp_path):
     assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 21)) and drawn_twice(events) == []
     after = [event.value for event in events.Scalars("loss/train")]
     assert after[:10] == before[:10] and after[11:] != before[11:20]
+
+
+def test_a_finished_run_that_goes_on_is_not_finished_until_it_is(tmp_path):
+    recipe = write_recipe(tmp_path, max_steps=6)
+
+    def is_finished():
+        return "_hparams_/session_end_info" in events_of(recipe).PluginTagToContent("hparams")
+
+    train(recipe)
+    assert is_finished()
+    run = start(recipe, "max_steps=100000")
+    wait_for_step(recipe, 12, run)
+    run.kill()
+    assert not is_finished()
+    last = records(recipe)[-1]["step"] + 20
+    train(recipe, f"max_steps={last}")
+    assert is_finished() and drawn_twice(events_of(recipe)) == []

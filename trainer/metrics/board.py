@@ -1,9 +1,11 @@
 """What only TensorBoard can hold: settings and final metrics (HParams), the order of the charts, text, histograms."""
 
 from collections.abc import Collection, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from trainer.metrics.tags import layout
@@ -11,6 +13,9 @@ from trainer.metrics.trackers import plain
 
 FINAL_METRICS = ("loss/train_smoothed", "loss/validation", "loss/validation_bits_per_byte", "speed/tokens_per_second", "speed/mfu")
 """Tags that the HParams tab shows beside the settings: the newest value of each."""
+
+_END = ".end"
+"""How the name of the file ends that says that the run has finished."""
 
 
 class Bins(Protocol):
@@ -33,9 +38,16 @@ def write_settings(writer: SummaryWriter, settings: Mapping[str, Any]) -> None:
 
 
 def write_end(writer: SummaryWriter, step: int) -> None:
-    """Tells the HParams tab that the run has finished."""
+    """Tells the HParams tab that the run has finished, in a file of its own: no later event makes TensorBoard forget it, but a file can go."""
     _, _, session_end = hparams({}, {})
-    writer.file_writer.add_summary(session_end, global_step=step)
+    with closing(FileWriter(writer.get_logdir(), filename_suffix=_END)) as file:
+        file.add_summary(session_end, global_step=step)
+
+
+def remove_end(folder: Path) -> None:
+    """Takes back that the run in this folder has finished, since it goes on."""
+    for path in folder.glob(f"events.out.tfevents.*{_END}"):
+        path.unlink()
 
 
 def write_layout(writer: SummaryWriter, features: Collection[str]) -> None:

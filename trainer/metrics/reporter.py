@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from trainer.journal import Journal
 from trainer.metrics.console import ProgressBar
-from trainer.metrics.board import Bins, write_end, write_layout, write_settings
+from trainer.metrics.board import Bins, remove_end, write_end, write_layout, write_settings
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, read_records, records_from
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
@@ -151,6 +151,7 @@ class Reporter:
     def _open_trackers(
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
     ) -> None:  # fmt: skip
+        remove_end(self._folder)
         trackers = open_trackers(
             self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
         )  # fmt: skip

@@ -82,11 +82,10 @@ def lacking_gpus(cluster: Cluster) -> str | None:
     """Why this machine has too few GPUs for a cluster file, and what to take instead; None when it has enough."""
     if cluster.use_cpu or (num_gpus := count_gpus()) >= cluster.num_local_processes:
         return None
-    here = " on each machine" if cluster.num_machines > 1 else ""
-    return (
-        f"cluster file {cluster.path.stem} wants {cluster.num_local_processes} GPUs{here} and this machine has {num_gpus}; "
-        f"take {fitting_cluster()}, or set num_processes in a copy of the file"
-    )
+    wanted, here = cluster.num_local_processes, " on each machine" if cluster.num_machines > 1 else ""
+    fits = fitting_cluster().replace("bf16", "fp8") if cluster.precision == "fp8" else fitting_cluster()
+    fewer = ", or set num_processes in a copy of the file" if num_gpus else ""
+    return f"cluster file {cluster.path.stem} wants {wanted} GPU{'s' if wanted > 1 else ''}{here} and this machine has {num_gpus}; take {fits}{fewer}"
 
 
 def read_cluster(name: str) -> Cluster:

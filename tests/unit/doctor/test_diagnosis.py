@@ -105,7 +105,9 @@ def test_a_fallback_that_is_refused_is_told_in_the_runs_words(monkeypatch):
 
 def test_too_few_gpus_are_told_without_trying(monkeypatch):
     launch = launch_of(monkeypatch, answer=None, cluster="4gpu_fp8", num_gpus=1)
-    assert launch.refused == "cluster file 4gpu_fp8 wants 4 GPUs and this machine has 1; take 1gpu_bf16, or set num_processes in a copy of the file"
+    assert launch.refused == "cluster file 4gpu_fp8 wants 4 GPUs and this machine has 1; take 1gpu_fp8, or set num_processes in a copy of the file"
+    launch = launch_of(monkeypatch, answer=None, cluster="1gpu_fp8", num_gpus=0)
+    assert launch.refused == "cluster file 1gpu_fp8 wants 1 GPU and this machine has 0; take cpu"
 
 
 def test_what_the_machine_lacks_refuses_a_launch_and_a_mistake_ends_the_doctor(monkeypatch):

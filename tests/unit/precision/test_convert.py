@@ -2,6 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
@@ -11,7 +14,7 @@ from trainer.model.flops import flops_per_token
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.precision import backend
-from trainer.precision.audit import census, coverage
+from trainer.precision.audit import census, check_ran, coverage
 from trainer.precision.convert import convert, find_blocks, hide, misfit, role_of, survey
 from trainer.precision.layers import PlainLayerNorm, PlainLinear, Switch
 from trainer.precision.recipes import RECIPES
@@ -280,6 +283,25 @@ def test_activation_checkpointing_recomputes_in_fp8(stand_in, tokens):
     loss, gradients = loss_and_gradients(model, tokens)
     assert len(stand_in.RAN) == 2 * len(converted) and all(ran.in_fp8 for ran in stand_in.RAN)
     assert torch.equal(loss, expected[0]) and all(torch.equal(gradients[name], g) for name, g in expected[1].items())
+
+
+@pytest.fixture
+def group_of_one():
+    """A group of processes with this one in it, and none afterwards."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_sharded_blocks_as_under_fsdp2_compute_in_fp8_without_any_context_of_accelerates(stand_in, tokens, group_of_one, shape):
+    model, converted, _ = converted_model(stand_in, shape)
+    for module in (*find_blocks(model)[1], model):
+        fully_shard(module, mesh=group_of_one, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    model(tokens, labels=tokens).backward()
+    assert len(stand_in.RAN) == len(converted)
+    check_ran(converted, "the pass")
+    assert all(isinstance(p.grad, DTensor) and p.grad.full_tensor().isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama-tied"])

@@ -254,13 +254,14 @@ def test_a_run_goes_from_fp8_to_bf16_and_back_by_the_cluster_file_alone(tmp_path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_export_of_an_fp8_run_has_the_form_of_a_bf16_runs(tmp_path, family):
+def test_an_export_of_an_fp8_run_has_its_weights_in_the_form_of_a_bf16_runs(tmp_path, family):
     exported = {}
     for precision in ("fp8", "bf16"):
         recipe = recipe_of(tmp_path / precision, family, max_steps=2)
         emulation.train(recipe, precision=precision)
         folder = tmp_path / precision / "runs" / "tiny" / "exported"
-        tensors = load_file(folder / "model.safetensors")
+        tensors, stored = load_file(folder / "model.safetensors"), load_file(checkpoint(recipe, 2) / "model.safetensors")
+        assert tensors and all(torch.equal(tensor, stored[name][: len(tensor)]) for name, tensor in tensors.items())
         exported[precision] = (
             {path.name for path in folder.iterdir()}, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
             json.loads((folder / "config.json").read_text()),

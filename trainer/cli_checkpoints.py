@@ -114,7 +114,7 @@ def copy(
 def fetch(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN|PLACE", help="A run with checkpoint.second_place, or a run's folder in one: a path, or a URL that fsspec opens."),
+        typer.Argument(metavar="RUN|PLACE", help="A run with checkpoint.second_place, or its folder there: a path, or a URL that fsspec opens."),
     ],
     step: Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best; without it, what is there is listed.")] = "",
     to: Annotated[

@@ -21,7 +21,7 @@ from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, hold, resume_point, run_folder
+from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, hold, is_trained, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, LaunchError
@@ -240,11 +240,8 @@ def _what_came_of_it(
 def _wait_for_ranks(folder: Path) -> None:
     """Waits for ranks that a killed launcher left behind: they were sent a SIGTERM when it ended, and save."""
     ends = time.monotonic() + SHUTDOWN_SECONDS
-    while time.monotonic() < ends:
-        try:
-            return check_not_held(folder)
-        except LaunchError:
-            time.sleep(0.2)
+    while is_trained(folder) and time.monotonic() < ends:
+        time.sleep(0.2)
 
 
 def _reason(folder: Path, code: int, failure: Failure | None) -> str:

@@ -20,7 +20,8 @@ def place_of(config: Config) -> str:
     place = second_place_of(config.checkpoint, config.name)
     if place is None:
         raise CheckpointError(
-            f"the run {config.name} has no second place of its own (checkpoint.second_place is empty); name the folder or URL that holds its step-*"
+            f"the run {config.name} has no second place of its own (checkpoint.second_place is empty); name the folder or URL that holds its "
+            "step-*"
         )
     return str(place["where"])
 
@@ -55,7 +56,8 @@ def _found(where: str) -> list[Manifest]:
     found = checkpoints_at(where)
     if not found:
         runs = sorted(open_place(where).folders())
-        there = f"it holds the folders {', '.join(runs)}: name one of them" if runs else "name a run of runs/, or the folder that holds its step-*"
+        known = f"it holds the folders {', '.join(runs)}: name one of them"
+        there = known if runs else "name a run of runs/, or the folder that holds its step-*"
         raise CheckpointError(f"there are no checkpoints of a run in {where}; {there}")
     return found
 

@@ -49,9 +49,21 @@ def hold(folder: Path) -> locks.Lock:
     return held
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether another process trains a run; leaves no trace. raises LaunchError where nobody can know"""
+    lock = folder / ".lock"
+    try:
+        return lock.is_file() and locks.is_held(lock)
+    except OSError as error:
+        raise LaunchError(
+            f"whether another process trains {folder.name} cannot be told: {lock} cannot be locked ({error.strerror}); mend that disk or the "
+            "rights on it, or set runs_folder to another place"
+        ) from None
+
+
 def check_not_held(folder: Path) -> None:
     """Refuses a run that another process trains, and leaves no trace."""
-    if (folder / ".lock").is_file() and locks.is_held(folder / ".lock"):
+    if is_trained(folder):
         raise _held(folder)
 
 

@@ -1,3 +1,7 @@
+import errno
+import fcntl
+import os
+
 import pytest
 
 from trainer.config.folders import (
@@ -100,6 +104,20 @@ def test_a_run_is_held_by_one_process_and_a_look_leaves_no_trace(project):
         check_not_held(folder)
     held.close()
     check_not_held(folder)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_run_whose_lock_cannot_be_asked_for_is_refused(project, monkeypatch, number):
+    folder = project / "runs" / "mine"
+    hold(folder).close()
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    expected = rf"whether another process trains mine cannot be told: .*/mine/.lock cannot be locked \({os.strerror(number)}\); mend that disk"
+    with pytest.raises(LaunchError, match=expected):
+        check_not_held(folder)
 
 
 def test_a_run_that_nothing_can_be_written_of_is_refused(project):

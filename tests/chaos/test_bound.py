@@ -61,7 +61,6 @@ def stopped_somehow(recipe: Path, store: CheckpointStore, stop: str, notes: Path
     run.wait()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("is_asynchronous", "restarts"), [(True, 10), (False, 4)], ids=["background", "plain"])
 def test_restarts_with_random_stops_never_take_more_than_the_bound(tmp_path, is_asynchronous, restarts):
     first = tmp_path / "one"

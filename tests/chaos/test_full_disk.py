@@ -82,7 +82,6 @@ def wait_for_another(folder: Path, event: str, run: Started) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_a_run_whose_disk_is_filled_and_freed_three_times_finishes_and_always_has_a_checkpoint(disk, tmp_path):
     recipe = write_recipe(
         tmp_path, max_steps=MAX_STEPS, checkpoints_folder=str(disk.folder), metrics={"trackers": [], "console_every_steps": 1000},

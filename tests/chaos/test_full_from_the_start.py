@@ -82,7 +82,6 @@ def struck(folder: Path) -> str | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "resumed"),
     [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EROFS, False), (errno.EACCES, True)],

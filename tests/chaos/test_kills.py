@@ -1,7 +1,5 @@
 """Twenty random kills of the trainer, its writer, both, or a rank: the short version of kills.py."""
 
-import pytest
-
 from tests.chaos.kills import chaos
 
 

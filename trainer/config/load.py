@@ -99,6 +99,38 @@ def read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+def kept_settings(path: Path) -> dict[str, Any]:
+    """The settings of a config.yaml that a run or a checkpoint keeps, by dotted name, whatever version wrote it.
+
+    One that its version did not know yet has today's default, which is what was done before; one that is no setting any more stays.
+
+    raises  ConfigError when the file cannot be read, or is not a mapping
+    """
+    return {**_defaults(Config, ""), **_by_dotted_name(read_settings(path), Config, "")}
+
+
+def _by_dotted_name(values: dict[str, Any], section: type[BaseModel], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = section.model_fields[name].annotation if name in section.model_fields else None
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            flat.update(_by_dotted_name(value, inner, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _defaults(section: type[BaseModel], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            flat.update(_defaults(field.annotation, f"{prefix}{name}."))
+        elif not field.is_required():
+            default = field.get_default()
+            flat[f"{prefix}{name}"] = list(default) if isinstance(default, tuple) else default
+    return flat
+
+
 def flatten(config: BaseModel) -> dict[str, Any]:
     """Every setting under its dotted name, in the schema's order."""
     flat: dict[str, Any] = {}

@@ -2,33 +2,60 @@
 
 A run killed at step 87 and resumed at 50 takes the steps 51 to 87 again. Their losses, gradient norms and data must be the
 same to the last bit, and all of that was written down the first time.
+
+They must be so where everything is equal that decides about bits. Those facts have names and values; each record has only their digest,
+the `replay_key`, and what it stands for is in `runs/NAME/replay_facts.jsonl`, once for each key.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from trainer import files
+
+FACTS = "replay_facts.jsonl"
 COMPARED = ("data_digest", "loss", "grad_norm")
+
+UNRECORDED: dict[str, Any] = {}
+"""What a fact was, by its name, in every launch that did not write it down yet: for a fact that is new, and was something else before."""
+
+_SHOWN = 8
+"""How many differences a sentence names; the others are counted."""
 
 
 class ReplayProof:
     """Compares steps as they come with those that were lost, and says the verdict once."""
 
-    def __init__(self, lost: Iterable[dict[str, Any]], resumed_step: int, replay_key: str) -> None:
-        """`replay_key` names everything that must be equal for a bit-exact replay; other records are not compared."""
+    def __init__(
+        self, lost: Iterable[dict[str, Any]], resumed_step: int, replay_key: str, facts: Mapping[str, Any] | None = None,
+        earlier: Mapping[str, Mapping[str, Any]] | None = None, assumed: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """
+        replay_key  stands for everything that must be equal for a bit-exact replay; other records are not compared
+        facts       what it stands for, by name
+        earlier     what other keys stand for
+        assumed     facts of launches that wrote down a key alone, as far as the checkpoint tells them
+        """
         later = [record for record in lost if record["step"] > resumed_step and "loss" in record]
         self._expected = {record["step"]: record for record in later if record.get("replay_key") == replay_key}
-        self._other = len({record["step"] for record in later} - self._expected.keys())
+        others = {record["step"]: record for record in later if record["step"] not in self._expected}
+        self._num_others = len(others)
         self._last = max(self._expected, default=None)
         self._compared = 0
+        if others:
+            before = (earlier or {}).get(others[max(others)].get("replay_key", ""), assumed or {})
+            self._why = reason_beyond_comparison(before, facts or {})
 
     @property
     def announcement(self) -> str | None:
-        """What will be compared, said at the start; None when nothing was lost."""
+        """What will be compared and what cannot be, said at the start; None when nothing was lost."""
+        told = []
         if self._expected:
-            return f"{len(self._expected)} steps are taken again and compared with what was written of them before"
-        if self._other:
-            return f"{self._other} lost steps cannot be compared: settings, versions or processes are not those they ran with"
-        return None
+            told.append(f"{len(self._expected)} steps are taken again and compared with what was written of them before")
+        if self._num_others:
+            told.append(f"{self._num_others} lost steps cannot be compared: {self._why}")
+        return "; ".join(told) or None
 
     def compare(self, record: dict[str, Any]) -> str | None:
         """Takes one step's record; returns the verdict, once, when it is certain."""
@@ -54,3 +81,62 @@ class ReplayProof:
         else:
             cause = f"the data is the same and {self._compared} steps agreed: moments or random state, or a kernel that is not deterministic"
         return f"at step {record['step']} {values} ({cause})"
+
+
+def fact_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name before -> now` for each fact that differs; a fact that is none, or absent, is the same as one that is not there.
+
+    One that the earlier launch did not write down counts as what it was then by UNRECORDED; where that is not known, it says nothing.
+    """
+    told = []
+    for name in {**now, **before}:
+        new, old, note = now.get(name), before.get(name), ""
+        if name not in before and new is not None:
+            old, note = UNRECORDED.get(name, new), " (before this was recorded)"
+        if old != new:
+            told.append(f"{name} {_shown(old)}{note} -> {_shown(new)}")
+    return told
+
+
+def reason_beyond_comparison(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why lost steps cannot be compared: which facts have changed since, or which are not known of the launch that took them."""
+    if changes := fact_changes(before, now):
+        return f"changed since they were taken: {_listed(changes)}"
+    unknown = [name for name, value in now.items() if value is not None and name not in before]
+    return f"what the launch that took them wrote down has not changed; it did not write down: {_listed(unknown)}"
+
+
+def remember_facts(folder: Path, replay_key: str, facts: Mapping[str, Any]) -> None:
+    """Writes down in a run's folder what a key stands for, once; raises OSError."""
+    if replay_key not in read_facts(folder):
+        files.append_line(folder / FACTS, json.dumps({"replay_key": replay_key, "facts": dict(facts)}))
+
+
+def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each key of a run stands for; lines that a crash or a disk damaged are left out."""
+    try:
+        lines = (folder / FACTS).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    found = [entry for line in lines if (entry := _parse(line)) is not None]
+    return {entry["replay_key"]: entry["facts"] for entry in found}
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    is_whole = isinstance(content, dict) and isinstance(content.get("replay_key"), str) and isinstance(content.get("facts"), dict)
+    return content if is_whole else None
+
+
+def _listed(words: list[str]) -> str:
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return f"{', '.join(words[:_SHOWN])}{more}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a few characters; of a digest, its beginning."""
+    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= 40 else f"{text[:12]}..."

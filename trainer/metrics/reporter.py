@@ -24,7 +24,7 @@ from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, r
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.meters import Speed, SpeedMeter
-from trainer.metrics.replay import ReplayProof
+from trainer.metrics.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.metrics.sampling import Sampling
 from trainer.metrics.trackers import open_trackers
 from trainer.text import count, duration
@@ -87,11 +87,12 @@ class Reporter:
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
         tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str,
-        sample: Callable[[], Mapping[str, float]],
+        replay_facts: Mapping[str, Any], sample: Callable[[], Mapping[str, float]],
     ) -> None:  # fmt: skip
-        """`features` are those of tags.py that this run has; `sample` looks at the machine: numbers by tag."""
+        """`features` are those of tags.py that this run has; `replay_facts` are what the key stands for; `sample` looks at the machine: numbers by tag."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
-        self._console_every_steps, self._meter, self._replay_key = console_every_steps, meter, replay_key
+        self._console_every_steps, self._meter = console_every_steps, meter
+        self._replay_key, self._replay_facts = replay_key, replay_facts
         self._tracker_names, self._tracker_options, self._features = trackers, tracker_options, features
         self._sampling = Sampling(sample)
         self._failures = CountedFailures()
@@ -118,24 +119,30 @@ class Reporter:
             log.info("%d records of the branch that was left moved to %s", moved, LOST)
 
     def open(
-        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str] | None = None
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str] | None = None,
+        assumed_facts: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Opens every output; after a resume at `resumed_step` the curve continues there.
 
-        texts  Markdown by tag that TensorBoard shows of each launch; `once`: of the run
+        texts          Markdown by tag that TensorBoard shows of each launch; `once`: of the run
+        assumed_facts  what decided about the bits of lost steps whose launch did not write it down, as far as the checkpoint tells
         """
         if self._main:
-            self._open_outputs(settings, resumed_step, texts, once or {})
+            self._open_outputs(settings, resumed_step, texts, once or {}, assumed_facts or {})
         self._meter.resume(time.perf_counter())
 
     def _open_outputs(
-        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
+        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str],
+        assumed_facts: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
         if moved:
             log.info("%d records after step %s moved to %s", moved, resumed_step or 0, LOST)
-        self._proof = ReplayProof(read_records(self._folder / LOST), resumed_step or 0, self._replay_key)
+        self._proof = ReplayProof(
+            read_records(self._folder / LOST), resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts
+        )
+        self._failures.guard(FACTS, lambda: remember_facts(self._folder, self._replay_key, self._replay_facts))
         if self._proof.announcement:
             log.info(self._proof.announcement)
         self._smoothed = _smoothed_at(self._folder, resumed_step)

@@ -11,7 +11,7 @@ from trainer import files, launch
 from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.resume import Resolution
 from trainer.config.folders import checkpoints_folder, resume_point, typed
-from trainer.config.load import dump, flatten
+from trainer.config.load import dump, flatten, kept_settings
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
@@ -23,7 +23,7 @@ from trainer.metrics.tags import MEANINGS, guide
 from trainer.optim.groups import hyperparameters, restore_hyperparameters
 from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
-from trainer.run.identity import fingerprint, versions
+from trainer.run.identity import facts_of_checkpoint, fingerprint, versions
 from trainer.safety.stop import StopRequest
 from trainer.text import count, duration
 
@@ -57,17 +57,23 @@ def _bring_to_its_place(run: Run) -> None:
     if run.accelerator.is_main_process:
         _make_folders(run)
     _warm_up(run)
-    resumed_step = None
+    resumed_step, assumed = None, {}
     if resolution.path is None:
         launch.seed_streams(config.seed, run.accelerator.process_index)
         log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
     else:
-        resumed_step = resolution.manifest.step
+        resumed_step, assumed = resolution.manifest.step, _told_by(resolution)
         _restore(run, resolution, wanted)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
     curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE, FP8_MEANINGS)}
-    run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves)
+    run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)
     run.checkpointer.begin(resumed_step)
+
+
+def _told_by(resolution: Resolution) -> dict[str, Any]:
+    """What decides about the bits of a step, as far as the checkpoint tells it."""
+    kept = resolution.path / "config.yaml"
+    return facts_of_checkpoint(resolution.manifest, kept_settings(kept) if kept.is_file() else {})
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from trainer.precision.decide import Decision
 from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
-from trainer.run.identity import describe, replay_key, speed_conditions
+from trainer.run.identity import describe, replay_facts, replay_key, speed_conditions
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
@@ -236,7 +236,7 @@ def _build_reporter(
         ).sample,
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
-        replay_key=replay_key(config, accelerator, decision, description),
+        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description)), replay_facts=facts,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 
 import trainer
 from trainer import launch
+from trainer.checkpoint.manifest import UNSPECIFIC, Manifest
 from trainer.checkpoint.restore import Description
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
@@ -46,27 +48,69 @@ def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: 
     )
 
 
+PACKAGES = ("torch", "accelerate", "transformers")
+"""Those that may change the bits of a step."""
+
+
 def versions() -> dict[str, str]:
     """What a result may depend on, by name."""
-    packages = ("torch", "accelerate", "transformers")
-    return {"trainer": trainer.__version__, "python": platform.python_version(), **{package: version(package) for package in packages}}
+    return {"trainer": trainer.__version__, "python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
-def replay_key(config: Config, accelerator: Accelerator, decision: Decision, description: Description) -> str:
-    """Names everything that must be equal for a replay to be bit-identical; 16 hexadecimal digits."""
-    numeric = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
-    settings = {
-        key: value for key, value in flatten(config).items() if key in numeric or key.startswith(("optimizer.", "schedule.", "precision."))
-    }  # fmt: skip
+NUMERIC = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
+"""Settings that decide about the bits of a step, besides the sections in which all do."""
+
+
+def replay_facts(config: Config, accelerator: Accelerator, decision: Decision, description: Description) -> dict[str, Any]:
+    """Everything that must be equal for a replay to be bit-identical, by name, as plain values; what does not apply is None.
+
+    A new fact that was something else in the launches before it was recorded belongs into metrics.replay.UNRECORDED besides.
+    """
     device = accelerator.device
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    facts: tuple[Any, ...] = (
-        description.identity, description.model, settings, accelerator.num_processes, accelerator.mixed_precision, decision.recipe,
-        decision.backend, launch.compile_backend(accelerator), machine, torch.__version__, version("transformers"), version("accelerate"),
-    )  # fmt: skip
-    if decision.mode == "fp8":
-        facts += (sorted((name, value) for name, value in os.environ.items() if name.startswith("NVTE_")),)  # they choose among kernels
-    return digest(facts)[:16]
+    facts = {
+        **_facts_of_the_model(description.identity, description.model),
+        **_facts_of_the_settings(flatten(config)),
+        "processes": accelerator.num_processes,
+        "precision": decision.mode,
+        "fp8_recipe": decision.recipe,
+        "fp8_backend": decision.backend,
+        "compiled": launch.compile_backend(accelerator),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        **{package: version(package) for package in PACKAGES},
+    }
+    if decision.mode == "fp8":  # they choose among kernels
+        facts.update((name, value) for name, value in sorted(os.environ.items()) if name.startswith("NVTE_"))
+    return json.loads(json.dumps(facts, default=str))
+
+
+def facts_of_checkpoint(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same facts, as far as a checkpoint tells them: for steps of a launch that wrote down the digest alone.
+
+    settings  of the checkpoint's config.yaml, by dotted name
+    """
+    facts = {
+        **_facts_of_the_model(manifest.identity, manifest.model),
+        **_facts_of_the_settings(settings),
+        "processes": manifest.world_size,
+        "precision": manifest.precision.partition(" ")[0],
+        **{package: manifest.versions[package] for package in PACKAGES if package in manifest.versions},
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def _facts_of_the_model(identity: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    specific = {f"model.{field}": value for field, value in model.items() if field not in UNSPECIFIC}
+    return {name: value for name, value in identity.items() if name != "optimizer"} | specific
+
+
+def _facts_of_the_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    sections = ("optimizer.", "schedule.", "precision.")
+    return {key: value for key, value in settings.items() if key in NUMERIC or key.startswith(sections)}
+
+
+def replay_key(facts: Mapping[str, Any]) -> str:
+    """Stands for the facts of `replay_facts`, without those that do not apply; 16 hexadecimal digits."""
+    return digest({name: value for name, value in facts.items() if value is not None})[:16]
 
 
 def speed_conditions(config: Config, num_processes: int, device: torch.device) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from trainer.metrics.replay import ReplayProof
+from trainer.metrics.replay import FACTS, UNRECORDED, ReplayProof, fact_changes, read_facts, remember_facts
 
 
 def record(step, **changes):
@@ -59,10 +59,46 @@ def test_evaluations_and_earlier_steps_are_not_compared():
     assert proof.announcement is None and proof.compare(record(6)) is None
 
 
-def test_steps_of_other_settings_are_said_to_be_beyond_comparison():
-    proof = ReplayProof([record(6), record(7)], 5, "another key")
-    assert (
-        proof.announcement
-        == "2 lost steps cannot be compared: settings, versions or processes are not those they ran with"
-    )
+def test_steps_of_other_settings_are_beyond_comparison_and_the_facts_that_changed_are_named():
+    earlier = {"key": {"global_batch": 8, "optimizer.lr": 0.003, "torch": "2.12.0", "seed": 1}}
+    now = {"global_batch": 16, "optimizer.lr": 0.003, "torch": "2.13.0", "seed": 1}
+    proof = ReplayProof([record(6), record(7)], 5, "another key", now, earlier)
+    assert proof.announcement.startswith("2 lost steps cannot be compared: ")
+    assert "global_batch 8 -> 16" in proof.announcement and "torch 2.12.0 -> 2.13.0" in proof.announcement
+    assert "optimizer.lr" not in proof.announcement and "seed" not in proof.announcement
     assert proof.compare(record(6)) is None
+
+
+def test_of_a_launch_that_wrote_down_its_key_alone_the_checkpoint_tells_the_facts(monkeypatch):
+    monkeypatch.setitem(UNRECORDED, "rounding", "to zero")
+    now = {"processes": 2, "rounding": "to even", "device": "cpu, 2 threads"}
+    proof = ReplayProof([record(6)], 5, "another key", now, {}, {"processes": 1})
+    assert "processes 1 -> 2, rounding to zero (before this was recorded) -> to even" in proof.announcement
+    assert "device" not in proof.announcement
+    unknown = ReplayProof([record(6)], 5, "another key", {"processes": 2, "device": "cpu", "unused": None}, {}, {"processes": 2}).announcement
+    assert "device" in unknown and "processes" not in unknown and "unused" not in unknown
+    assert "rounding" not in ReplayProof([record(6)], 5, "other", {"rounding": None, "seed": 2}, {}, {"seed": 1}).announcement
+
+
+def test_steps_of_two_launches_are_compared_where_they_can_be_and_the_others_are_counted():
+    lost = [record(6, replay_key="other"), record(7, replay_key="other"), record(6)]
+    proof = ReplayProof(lost, 5, "key", {"seed": 1}, {"other": {"seed": 2}})
+    assert proof.announcement.startswith("1 steps are taken again") and "1 lost steps cannot be compared" in proof.announcement
+    assert "seed 2 -> 1" in proof.announcement
+    assert proof.compare(record(6)).startswith("resume exact: 1/1")
+
+
+def test_a_fact_that_does_not_apply_is_none_and_a_digest_is_shown_by_its_beginning():
+    before, now = {"a": None, "b": "f" * 64, "c": 1}, {"b": "e" * 64, "c": None}
+    assert fact_changes(before, now) == [f"b {'f' * 12}... -> {'e' * 12}...", "c 1 -> none"]
+
+
+def test_facts_are_written_down_once_a_key_and_a_damaged_line_costs_only_itself(tmp_path):
+    for key, facts in (("k1", {"seed": 1}), ("k2", {"seed": 2}), ("k1", {"seed": 1})):
+        remember_facts(tmp_path, key, facts)
+    assert len((tmp_path / FACTS).read_text().splitlines()) == 2
+    with open(tmp_path / FACTS, "a") as file:
+        file.write('{"replay_key": "k3", "fa')
+    remember_facts(tmp_path, "k4", {"seed": 4})
+    assert read_facts(tmp_path) == {"k1": {"seed": 1}, "k2": {"seed": 2}, "k4": {"seed": 4}}
+    assert read_facts(tmp_path / "absent") == {}

@@ -22,7 +22,7 @@ def folder(tmp_path):
 
 def reporter_of(accelerator, folder, **changes):
     settings = {
-        "name": "run", "max_steps": 10, "console_every_steps": 5, "trackers": ["tensorboard"], "replay_key": "key",
+        "name": "run", "max_steps": 10, "console_every_steps": 5, "trackers": ["tensorboard"], "replay_key": "key", "replay_facts": {"seed": 1},
         "meter": SpeedMeter(flops_per_token=10.0, peak_flops=lambda: 1e9, num_devices=1), "tracker_options": {}, "features": (), "sample": dict,
     }  # fmt: skip
     return Reporter(accelerator, folder, **{**settings, **changes})

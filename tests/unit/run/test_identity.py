@@ -6,9 +6,10 @@ import pytest
 import torch
 from accelerate.utils import TorchDynamoPlugin
 
-from trainer.config.load import load
+from trainer.checkpoint.manifest import Manifest
+from trainer.config.load import flatten, load
 from trainer.precision.decide import Decision
-from trainer.run.identity import replay_key, speed_conditions
+from trainer.run.identity import facts_of_checkpoint, replay_facts, replay_key, speed_conditions
 
 
 def conditions(*overrides, recipe="gpt2-124m", processes=1, device="cpu"):
@@ -53,10 +54,33 @@ def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
     assert conditions(device="cuda")["device"] == "NVIDIA H100 80GB HBM3"
 
 
-def key(mode):
+def facts(mode="bf16", *overrides):
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision=mode, state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()))
-    description = SimpleNamespace(identity={}, model={})
-    return replay_key(load("gpt2-124m", []).config, accelerator, Decision("fp8", mode, "", recipe="current"), description)
+    description = SimpleNamespace(identity={"seed": 1337, "optimizer": "adamw", "tokenizer": None}, model={"n_layer": 12, "dtype": "float32"})
+    return replay_facts(load("gpt2-124m", overrides).config, accelerator, Decision("fp8", mode, "", recipe="current"), description)
+
+
+def key(mode):
+    return replay_key(facts(mode))
+
+
+def test_the_facts_of_a_replay_have_the_names_of_the_settings_and_only_what_decides_about_bits_is_among_them():
+    found = facts("bf16", "global_batch=960", "evaluation.every_steps=7", "checkpoint.keep_last=9")
+    assert found["global_batch"] == 960 and found["optimizer.betas"] == [0.9, 0.95] and found["model.n_layer"] == 12
+    assert found["torch"] == torch.__version__ and found["processes"] == 1 and found["precision"] == "bf16"
+    assert not found.keys() & {"evaluation.every_steps", "checkpoint.keep_last", "model.dtype", "name"}
+    assert replay_key(found) != replay_key(facts("bf16"))
+    assert replay_key({**found, "new and not used": None}) == replay_key(found)
+
+
+def test_a_checkpoint_tells_the_same_facts_by_the_same_names():
+    now = facts("bf16")
+    manifest = Manifest(
+        step=3, sequences=0, tokens=0, reason="periodic", created="", world_size=1, precision="bf16", identity={"seed": 1337, "tokenizer": None},
+        model={"n_layer": 12}, versions={"torch": torch.__version__, "accelerate": "1.0"},
+    )  # fmt: skip
+    told = facts_of_checkpoint(manifest, flatten(load("gpt2-124m").config))
+    assert told.keys() < now.keys() and {name for name in told if told[name] != now[name]} == {"accelerate"}
 
 
 def test_what_chooses_among_kernels_of_fp8_is_part_of_a_replay_in_fp8_alone(monkeypatch):

@@ -32,7 +32,6 @@ def stand_in(monkeypatch):
     emulation.uninstall()
 
 
-@pytest.mark.slow
 def test_each_variant_is_launched_and_an_emulation_is_never_recommended(words, stand_in, tmp_path):
     done = trainer(*words, "--json")
     assert done.code == 0, done.out + done.err

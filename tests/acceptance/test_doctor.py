@@ -214,7 +214,6 @@ def test_a_set_up_with_fp8_that_fails_says_why_and_where(checkout):
     assert "Python.h" in (checkout / ".venv" / "fp8-install.log").read_text()
 
 
-@pytest.mark.slow
 def test_a_launch_whose_installation_fails_trains_in_bf16(checkout, tmp_path):
     """ACCELERATE_USE_CPU lets the ranks compute without the GPU that this machine only seems to have."""
     recipe = write_recipe(tmp_path, max_steps=2, schedule={"warmup_steps": 0})

@@ -72,7 +72,6 @@ def _check_interrupted(recipe: Path, number: int, said: str) -> None:
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)], ids=["one-SIGTERM", "two-SIGINT"]
 )
@@ -94,7 +93,6 @@ def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_p
     _check_interrupted(recipe, number, (tmp_path / "launcher.log").read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
     """`trainer launch` is what launch.sh becomes (by exec) once the environment is there."""
@@ -110,7 +108,6 @@ def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(t
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 4))
 
 
-@pytest.mark.slow
 def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     """One run with the shipped CPU cluster file as it is, torch.compile included; called again it says that it is finished."""
     recipe = write_recipe(tmp_path)
@@ -144,7 +141,6 @@ def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     assert (records(recipe), checkpoint(recipe, 6).stat().st_mtime_ns) == before
 
 
-@pytest.mark.slow
 def test_a_rank_that_the_system_kills_is_the_reason_that_launch_sh_states(tmp_path):
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
     launcher = _start_training(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe)
@@ -157,7 +153,6 @@ def test_a_rank_that_the_system_kills_is_the_reason_that_launch_sh_states(tmp_pa
     assert "Traceback" not in said and f"tiny: failed at step {ended['step']} ({reason})" in said
 
 
-@pytest.mark.slow
 def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path):
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 1)
     launcher = _start_training(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe)
@@ -174,7 +169,6 @@ def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path)
     _check_interrupted(recipe, signal.SIGTERM, (tmp_path / "launcher.log").read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path, num_processes):
     """Both have passed the look before the launch when the first takes the run; the second says that, and nothing else."""

@@ -54,7 +54,6 @@ def words(tmp_path, monkeypatch):
     return ["selftest", str(write_cluster(tmp_path, 1)), str(recipe), "--seconds", "1", "--json"]
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing(words, tmp_path, monkeypatch):
     measure = conduct._Site._measure
 
@@ -77,7 +76,6 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing
     assert left == []
 
 
-@pytest.mark.slow
 def test_a_random_stream_that_does_not_come_back_is_found_and_the_runs_are_kept(words, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(FAULT)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{PROJECT}")

@@ -118,7 +118,6 @@ def test_a_folder_of_the_writer_loads_to_the_bits_of_a_plain_save_state(config, 
             assert other.everything() == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [

@@ -7,7 +7,7 @@ one needs of another `run/` hands it. `tests/test_architecture.py` reads this pl
     floor 5  loop evaluate selftest bench doctor
     floor 4  run supervise export report compare trial tensorboard
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
-    floor 2  config journal state
+    floor 2  config journal state determinism
     floor 1  errors files locks text
 
 Begin with loop.py: it is what all the rest serves.

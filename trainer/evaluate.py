@@ -16,6 +16,7 @@ from trainer.config.folders import find_checkpoints, run_folder
 from trainer.config.load import load_resolved
 from trainer.data.assets import twelfth_night
 from trainer.data.kept_rows import kept_rows
+from trainer.determinism import missing_form_explained
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.accuracy import TaskResult
 from trainer.evaluation.exam import Exam
@@ -88,7 +89,8 @@ def evaluate(
         raise ConfigError("--tasks names no task; give shakespeare_lines, or the path of a file of items")
     place = launch.asked()
     try:
-        return _evaluate(place, locate(find_checkpoints(run), checkpoint), wanted, limit, progress)
+        with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
+            return _evaluate(place, locate(find_checkpoints(run), checkpoint), wanted, limit, progress)
     except TrainerError as error:
         error.was_said = not place.is_main  # the same paragraph from every rank would be said once
         raise

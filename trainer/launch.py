@@ -20,9 +20,9 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType, TERecipeKwargs, broadcast_object_list
 from accelerate.utils.launch import setup_fp8_env
 
+from trainer import determinism
 from trainer.config.cluster import missing_compiler
 from trainer.errors import LaunchError, TrainerError
-from trainer.text import duration
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def meet(place: Asked, *, deterministic: bool) -> torch.device:
     """Forms the group of processes, in which the ranks may agree on something before the Accelerator is made; returns this process's device."""
     torch.set_num_threads(num_threads())
     if deterministic:
-        _make_deterministic()
+        determinism.make_deterministic()
     return PartialState(cpu=place.use_cpu, timeout=GROUP_TIMEOUT).device
 
 
@@ -256,51 +256,12 @@ def compile_backend(accelerator: Accelerator) -> str:
     return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
-def determinism_report(accelerator: Accelerator, deterministic: bool, model: Any, batch: int, sequence_length: int) -> str:
-    """What `deterministic` costs here: attention forward and backward at the run's shape, timed both ways on a GPU.
-
-    model   the config of a transformers model
-    """
-    if not deterministic:
-        return "deterministic: off; a replay may differ in the last bits"
-    if accelerator.device.type != "cuda":
-        return "deterministic: on; a CPU computes the same either way, it costs nothing"
-    num_heads = getattr(model, "num_attention_heads", 1)
-    shape = (batch, num_heads, sequence_length, model.hidden_size // num_heads)
+def determinism_report(
+    accelerator: Accelerator, deterministic: bool, model: Any, micro_batch: int, sequence_length: int, one_pass: Callable[[], None]
+) -> str:  # fmt: skip
+    """What `deterministic` gives and costs here, in one line; see trainer/determinism.py."""
     dtype = {"no": torch.float32, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.bfloat16)
-    query = torch.randn(shape, device=accelerator.device, dtype=dtype, requires_grad=True)
-    seconds = {True: [], False: []}
-    for _ in range(8):
-        for deterministic in (True, False):
-            torch.use_deterministic_algorithms(deterministic, warn_only=True)
-            seconds[deterministic].append(_attention_seconds(query))
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    on, off = (sorted(seconds[way])[len(seconds[way]) // 2] for way in (True, False))
-    return (
-        f"deterministic: on; attention takes {duration(on)} a layer with it and {duration(off)} without ({on / off:.2f}x), "
-        "cuBLAS keeps one workspace, NCCL one algorithm"
-    )
-
-
-def _attention_seconds(query: torch.Tensor) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
-    torch.cuda.synchronize()
-    query.grad = None
-    return time.perf_counter() - started
-
-
-def _make_deterministic() -> None:
-    """The same bits from the same inputs; what a GPU needs for it must be set before its first use."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("NCCL_ALGO", "Ring")
-    os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")  # TransformerEngine's own switch
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a check for programmers that costs a pass over every buffer
-    )
-    torch.backends.cudnn.benchmark = False
+    return determinism.report(deterministic, accelerator.device, dtype, model, micro_batch, sequence_length, one_pass)
 
 
 def _forget_fp8_settings() -> None:

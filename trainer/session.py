@@ -12,6 +12,7 @@ from typing import Any
 from trainer import files
 from trainer.config.folders import checkpoints_folder, hold, run_folder, typed
 from trainer.config.schema import Config
+from trainer.determinism import SWITCH_OFF, missing_form_explained
 from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
 from trainer.export import export_checkpoint
@@ -51,7 +52,7 @@ def run_session(config: Config) -> int:
 
     with StopRequest() as stop:
         try:
-            with broken_connections_explained(folder), _memory_explained(config, folder, precision):
+            with broken_connections_explained(folder), _memory_explained(config, folder, precision), missing_form_explained(SWITCH_OFF):
                 with _disk_errors_explained(folder):
                     if is_main:
                         sweep_causes(folder)

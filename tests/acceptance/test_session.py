@@ -236,6 +236,13 @@ def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(
     assert caught.value.exit_code == 1
 
 
+def test_an_operation_without_a_deterministic_form_is_a_paragraph_that_names_the_setting(failing, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        session.run_session(failing(RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set it to be")))
+    assert all(word in str(caught.value) for word in ("cumsum_cuda_kernel", "deterministic=false"))
+    assert (outcome(tmp_path / "tiny.yaml")["outcome"], caught.value.exit_code) == ("failed", 1)
+
+
 def raise_within_step(number):
     """What goes wrong once the numbers of this step were handed over."""
     report = loop.report

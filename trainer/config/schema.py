@@ -220,7 +220,7 @@ class Config(Section):
     resume_from_checkpoint: str = "latest"
     """`latest` (newest sound one; a fresh start when the run has none), `best`, a step, a checkpoint's folder, or `none`."""
     deterministic: bool = True
-    """Whether a replay is equal to the last bit; on a GPU it restricts cuBLAS, attention and collectives, at a printed cost."""
+    """Whether a replay is equal to the last bit; on a GPU it restricts cuBLAS, attention and collectives, at a cost that is printed in percent of a step."""
     checkpoints_folder: str = "checkpoints"
     """Where `NAME/step-*` go; relative to the project."""
     runs_folder: str = "runs"

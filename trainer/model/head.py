@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from trainer.determinism import any_order
+
 IGNORED = -100
 """The label of a position that has no target: it adds nothing to the loss, to its count or to a gradient."""
 
@@ -162,7 +164,10 @@ class _Walk:
         targets = labels.masked_fill(ignored, 0).unsqueeze(1)
         log_likelihood = logits.gather(1, targets)
         if any(self.needs):
-            logits.exp_().scatter_(1, targets, torch.expm1(log_likelihood))
+            logits.exp_()
+            at_targets = torch.expm1(log_likelihood)
+            with any_order():  # one target a row
+                logits.scatter_(1, targets, at_targets)
             self._accumulate(start, hidden, ignored.unsqueeze(1))
         return -log_likelihood.squeeze(1).masked_fill(ignored, 0.0).sum(dtype=torch.float64)
 

@@ -146,11 +146,14 @@ def _warm_up(run: Run) -> None:
     device, config = run.accelerator.device, run.config
     zeros = torch.zeros((config.micro_batch, config.sequence_length), dtype=torch.int64, device=device)
     run.model.train()
-    for _ in range(2):
+
+    def one_pass() -> None:
         run.accelerator.backward(run.model(zeros, labels=zeros))
         run.optimizer.zero_grad()
+
+    for _ in range(2):
+        one_pass()
     run.precision.check_warm_up()
-    log.info(
-        launch.determinism_report(run.accelerator, config.deterministic, run.bare_model.config, config.micro_batch, config.sequence_length)
-    )
+    shape = (config.micro_batch, config.sequence_length)
+    log.info(launch.determinism_report(run.accelerator, config.deterministic, run.bare_model.config, *shape, one_pass))
     log.info("ready after %s", duration(time.perf_counter() - started))

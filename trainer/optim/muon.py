@@ -5,11 +5,20 @@ in torch's format. Two optimizers of torch do the work on it; they own nothing a
 anew before each step, so whoever loads a state dict, moves a tensor or swaps a parameter does it in one place.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
+
+STACK_BYTES = 2**20
+"""How much of one shape is iterated together: small matrices gain a tenth by it, and large ones lose a tenth in large stacks
+(`tests/benchmarks/muon.py` measures it)."""
+
+CUDA_STACK_BYTES = 512 * 2**20
+"""The same on a GPU, where fewer and larger kernels are what counts, and memory sets the bound."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -27,7 +36,7 @@ class MuonWithAdamW(Optimizer):
             own = [group for group in groups if group["algorithm"] == algorithm]
             if own:
                 # torch fills in each group's defaults; the groups it made become ours.
-                inner = Muon(own) if algorithm == "muon" else AdamW(own, fused=fused)
+                inner = StackedMuon(own) if algorithm == "muon" else AdamW(own, fused=fused)
                 self._algorithms[algorithm] = inner
                 complete += inner.param_groups
         assert len(complete) == len(groups), "each group's algorithm is muon or adamw"
@@ -45,3 +54,76 @@ class MuonWithAdamW(Optimizer):
             inner.state = self.state
             inner.step()
         return loss
+
+
+class StackedMuon(Muon):
+    """torch's Muon, with its groups and its state, that iterates equal shapes together and chooses the precision by the device."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "MuonWithAdamW has called it"
+        for group in self.param_groups:
+            for parameters in stacks([parameter for parameter in group["params"] if parameter.grad is not None]):
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Parameters of one shape and device."""
+        momentum, lr = group["momentum"], float(group["lr"])
+        gradients = [parameter.grad for parameter in parameters]
+        buffers = [self._momentum_of(parameter) for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+        directions = orthogonalize(
+            torch.stack(updates).to(iteration_dtype(updates[0].device.type)),
+            coefficients=group["ns_coefficients"], num_steps=group["ns_steps"], eps=group["eps"],
+        )  # fmt: skip
+        rows, columns = parameters[0].shape
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.add_(direction, alpha=-lr * math.sqrt(max(1, rows / columns)))
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad, memory_format=torch.preserve_format)
+        return state["momentum_buffer"]
+
+
+def iteration_dtype(device_type: str) -> torch.dtype:
+    """What the iteration computes in: bf16 on a GPU, as published; fp32 on every CPU.
+
+    A processor without bf16 arithmetic multiplies in it at a fiftieth of fp32's speed, and the precision of a
+    computation is not to depend on the processor.
+    """
+    return torch.bfloat16 if device_type == "cuda" else torch.float32
+
+
+def stacks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters, in groups of one shape and device that are iterated together."""
+    kinds: dict[tuple[Any, ...], list[Tensor]] = {}
+    for parameter in parameters:
+        kinds.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
+    for alike in kinds.values():
+        limit = CUDA_STACK_BYTES if alike[0].device.type == "cuda" else STACK_BYTES
+        most = max(1, limit // (alike[0].numel() * alike[0].element_size()))
+        for first in range(0, len(alike), most):
+            yield alike[first : first + most]
+
+
+def orthogonalize(matrices: Tensor, *, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
+    """Each of the matrices [N, rows, columns] with all its singular values brought near 1, in the dtype they came in.
+
+    The quintic Newton-Schulz iteration, whose coefficients let the singular values end anywhere between 0.5 and 1.5.
+
+    eps     least norm that a matrix is divided by
+    source  Jordan et al. 2024, kellerjordan.github.io/posts/muon; the arithmetic of torch.optim.Muon
+    """
+    a, b, c = coefficients
+    is_tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)  # spectral norm at most 1
+    for _ in range(num_steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x

@@ -149,22 +149,33 @@ def test_adamw_is_torchs_fused_adamw():
     assert equal(list(model.parameters()), list(plain.parameters()))
 
 
-def test_muon_is_torchs_muon_on_the_hidden_matrices_and_fused_adamw_on_the_rest():
+def test_muon_is_torchs_muon_in_fp32_on_the_hidden_matrices_and_fused_adamw_on_the_rest(monkeypatch):
     model, plain = tiny(), tiny()
-    optimizer = optimizer_of(model, "muon", muon_lr=0.02, muon_momentum=0.9, weight_decay=0.0)
+    optimizer = optimizer_of(model, "muon", muon_lr=0.02, muon_momentum=0.9, weight_decay=0.0, muon_weight_decay=0.1)
     hidden = [plain.up.weight, plain.down.weight]
     rest = [p for p in plain.parameters() if not any(p is h for h in hidden)]
     references = [
-        torch.optim.Muon(hidden, lr=0.02, momentum=0.9, weight_decay=0.0),
+        torch.optim.Muon(hidden, lr=0.02, momentum=0.9, weight_decay=0.1),
         torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)  # torch's own iteration, in fp32
     for step in range(3):
         gradients(model, step)
         optimizer.step()
         gradients(plain, step)
         for reference in references:
             reference.step()
-    assert equal(list(model.parameters()), list(plain.parameters()))
+    for ours, theirs in zip(everything(model, optimizer), everything_of(plain, references), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def everything_of(model, optimizers):
+    """Parameters and state as one flat list of tensors, where each optimizer has some of the parameters."""
+    tensors = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        (state,) = [optimizer.state[p] for optimizer in optimizers if p in optimizer.state]
+        tensors += [v.clone() for _, v in sorted(state.items()) if torch.is_tensor(v)]
+    return tensors
 
 
 @pytest.mark.parametrize("name", NAMES)

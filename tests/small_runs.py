@@ -5,8 +5,9 @@ from accelerate import Accelerator
 
 from tests.small_checkpoints import CONFIG
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.description import Description
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.restore import Description, Restorer
+from trainer.checkpoint.restore import Restorer
 from trainer.checkpoint.retention import Policy
 from trainer.config.schema import CheckpointConfig
 from trainer.state import Progress, TrainState
@@ -20,7 +21,7 @@ def one_layer():
 class Small:
     """A model, its optimizer, and everything that saves and restores them."""
 
-    def __init__(self, store, settings=None, *, build=one_layer, **changes):
+    def __init__(self, store, settings=None, *, build=one_layer, max_steps=100, **changes):
         torch.manual_seed(0)
         self.store, self.synced = store, []
         self.accelerator = Accelerator(cpu=True)
@@ -31,12 +32,12 @@ class Small:
         description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)
         parts = (self.accelerator, self.ranks, self.model, self.optimizer, self.state, store, description)
         self.folder = store.folder.parent.parent / "run"
-        self.restorer = Restorer(*parts, Policy(2, 1), self.folder)
+        self.restorer = Restorer(*parts, Policy(2, 1), self.folder, max_steps)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             *parts, self.restorer, settings or CheckpointConfig(every_steps=5, asynchronous=False), Policy(2, 1),
-            run_folder=self.folder, curve="metrics.jsonl", mark=".saved", max_steps=100, global_batch=4, sequences_per_epoch=40,
+            run_folder=self.folder, curve="metrics.jsonl", mark=".saved", max_steps=max_steps, global_batch=4, sequences_per_epoch=40,
             before_commit=lambda: self.synced.append(self.state.progress.step), report=lambda step, values: None,
         )  # fmt: skip
         self.checkpointer.begin(None)

@@ -8,6 +8,7 @@ One JSON object a line, only ever added to, by every process of the run (the tra
                                     has, the precision that was decided (and instead_of which, because of what), whether blocks are
                                     compiled, and the machine
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
+    change        step, changes     what is another than it was in that checkpoint, by name: [before, now]
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written
     skip          step, reason      a save by budget was left out, because the disk was behind

@@ -256,6 +256,12 @@ def compile_backend(accelerator: Accelerator) -> str:
     return accelerator.state.dynamo_plugin.backend.value.lower()
 
 
+def wait_for_device(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def determinism_report(
     accelerator: Accelerator, deterministic: bool, model: Any, micro_batch: int, sequence_length: int, one_pass: Callable[[], None]
 ) -> str:  # fmt: skip

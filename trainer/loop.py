@@ -37,11 +37,8 @@ def train(run: Run) -> Outcome:
 
     A finished or interrupted run ends with a checkpoint of its last step.
     """
-    if (step := run.progress.step) >= (wanted := run.config.max_steps):
-        return Outcome(
-            "finished",
-            f"all {wanted} steps were taken before" + (f"; it stands at step {step}" if step > wanted else ""),
-        )
+    if run.progress.step >= run.config.max_steps:
+        return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
     run.profiler.reached(run.progress.step)

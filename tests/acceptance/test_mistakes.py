@@ -497,15 +497,16 @@ REFUSED = [
         "checkpoint of another family", f"train {{recipe}} 'model.config={GPT2_FIELDS}'",
         ("model.model_type is gpt2 here and llama in the checkpoint", "undo the change"),
     ),
-    Mistake("checkpoint of other data", "train {recipe}", ("training data is", "in the checkpoint", "another name"), other_data),
+    Mistake("checkpoint of other data", "train {recipe}", ("data is ", "tiny_train_", "in the checkpoint", "another name", "resume.allow_changes=[data]"), other_data),
     Mistake("checkpoint of another seed", "train {recipe} seed=5", ("seed is 5 here and 1337 in the checkpoint", "another name")),
     Mistake(
         "checkpoint of another sequence length", "train {recipe} sequence_length=8",
-        ("sequence length is 8 here and 16 in the checkpoint", "another name"),
+        ("sequence_length is 8 here and 16 in the checkpoint", "resume.allow_changes=[sequence_length]"),
     ),
+    Mistake("fewer steps than were taken", "train {recipe} max_steps=20", ("max_steps is 20", "stands at step 24", "trainer finish")),
     Mistake(
         "checkpoint of another optimizer", "train {recipe} optimizer.name=muon",
-        ("optimizer is muon here and adamw in the checkpoint", "another name"),
+        ("optimizer is muon here and adamw in the checkpoint", "resume.allow_changes=[optimizer]"),
     ),
 ]  # fmt: skip
 

@@ -11,6 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launching import Started, checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
+from trainer.checkpoint.manifest import read_manifest
+from trainer.journal import read_events
 
 BLOWN_UP = (
     "optimizer.lr=1e30",
@@ -85,8 +87,17 @@ def test_a_recipe_whose_model_lost_a_setting_does_not_continue_another_model(tmp
     said = train(recipe, exit_code=2)
     assert "model.rms_norm_eps is 1e-06 here and 0.001 in the checkpoint" in said
     write_recipe(tmp_path, max_steps=8, model={"config": {**config, "rms_norm_eps": 1e-3, "hidden_act": "silu"}})
-    train(recipe)
+    said = train(recipe, "optimizer.name=muon", "optimizer.lr=0.001", "global_batch=4", "resume.allow_changes=[optimizer]")
     assert steps(recipe)[-1]["step"] == 8
+    (event,) = [event for event in read_events(tmp_path / "runs/tiny") if event["event"] == "change"]
+    assert event["step"] == 5 and event["changes"] == {
+        "optimizer": ["adamw", "muon"], "max_steps": [5, 8], "global_batch": [8, 4], "optimizer.lr": [0.003, 0.001],
+    }  # fmt: skip
+    assert "changed since step 5: optimizer adamw -> muon, max_steps 5 -> 8, global_batch 8 -> 4, optimizer.lr 0.003 -> 0.001" in said
+    drawn = EventAccumulator(str(tmp_path / "runs/tiny")).Reload()
+    assert b"| global_batch | `8` | `4` |" in drawn.Tensors("run/changes/text_summary")[0].tensor_proto.string_val[0]
+    assert b"muon" in drawn.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert read_manifest(checkpoint(recipe, 8)).identity["optimizer"] == "muon"
 
 
 def test_other_validation_data_does_not_compete_for_best(tmp_path):

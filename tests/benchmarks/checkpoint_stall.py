@@ -37,8 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from trainer import files  # noqa: E402
 from trainer.checkpoint.cadence import Budget, Costs, plan  # noqa: E402
 from trainer.checkpoint.checkpointer import Checkpointer  # noqa: E402
+from trainer.checkpoint.description import Description  # noqa: E402
 from trainer.checkpoint.ranks import Ranks  # noqa: E402
-from trainer.checkpoint.restore import Description, Restorer  # noqa: E402
+from trainer.checkpoint.restore import Restorer  # noqa: E402
 from trainer.checkpoint.retention import Policy  # noqa: E402
 from trainer.checkpoint.store import CheckpointStore  # noqa: E402
 from trainer.config.schema import CheckpointConfig  # noqa: E402
@@ -72,7 +73,7 @@ class Training:
         description = Description(
             identity={}, model={}, tokenizer=None, vocab_size=50257, precision="no", versions={}, config_text="name: bench\n"
         )
-        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, Policy(1, 0), folder)
+        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, Policy(1, 0), folder, 1 << 30)
         (folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, restorer, CheckpointConfig(),

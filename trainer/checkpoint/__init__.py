@@ -2,6 +2,7 @@
 
 what stands on the disk
     manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
+    description.py    what a run says of itself, for manifests and to be compared with one
     store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, prune
     retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
     lock.py           one writer a folder, and waiting for the one that the last launch left, as long as it moves
@@ -24,6 +25,7 @@ saving
 going on
     resume.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal told
     suspects.py       which checkpoints starts die from again and again, by the journal; pure
+    changes.py        what differs between a checkpoint and the run that goes on from it: refused, to be allowed, or told; pure
     restore.py        loading it, without executing anything from it
 for a person
     choose.py         the checkpoints that a person means; listing.py, show.py, pin.py, duplicate.py, fetch.py: what one does with

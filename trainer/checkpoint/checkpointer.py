@@ -22,10 +22,11 @@ from accelerate import Accelerator
 from trainer.checkpoint.background import Background, Done, Patience, WriterLost, begin_background, disk_answers
 from trainer.checkpoint.cadence import Budget, Cadence
 from trainer.checkpoint.copier import second_place_of
+from trainer.checkpoint.description import Description
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.plain import PlainSaves
 from trainer.checkpoint.ranks import Ranks, say
-from trainer.checkpoint.restore import Description, Restorer
+from trainer.checkpoint.restore import Restorer
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.room import Room
 from trainer.checkpoint.snapshot import small_files

@@ -54,7 +54,7 @@ class Manifest:
     origin: str | None = None
     """The step, path or `best` that its run was last taken back to on purpose; None when it never was."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """What must match for a resume: see `incompatibilities`."""
+    """What must match for a resume: see changes.py."""
     model: dict[str, Any] = field(default_factory=dict)
     """The transformers config, as a dict."""
     tokenizer: str | None = None
@@ -144,30 +144,6 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         )
     known = {entry.name for entry in fields(Manifest)}
     return Manifest(**{key: value for key, value in content.items() if key in known})
-
-
-def incompatibilities(manifest: Manifest, identity: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    """Why a checkpoint cannot be continued by this run: one sentence for each fact that differs; empty when none does.
-
-    Models are compared by their resolved configs, defaults included, so it does not matter how a recipe words one. A field
-    that only one of the two has came or went with a version of transformers, and says nothing.
-    """
-    pairs = [
-        (fact.replace("_", " "), identity.get(fact), manifest.identity.get(fact))
-        for fact in {**manifest.identity, **identity}
-    ]
-    shared = [field for field in model if field in manifest.model and field not in UNSPECIFIC]
-    pairs += [(f"model.{field}", model[field], manifest.model[field]) for field in shared]
-    return [
-        f"{name} is {_short(here)} here and {_short(there)} in the checkpoint"
-        for name, here, there in pairs
-        if here != there
-    ]
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from safetensors.torch import load_model
 
 from trainer import files
 from trainer.checkpoint import random_states
+from trainer.checkpoint.changes import Change, changes, refusal, sentences, settings_of
+from trainer.checkpoint.description import Description
 from trainer.checkpoint.lock import hold
-from trainer.checkpoint.manifest import Manifest, incompatibilities, manifest_digest
+from trainer.checkpoint.manifest import Manifest, manifest_digest
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.resume import Resolution, gone_on, resolve
+from trainer.checkpoint.resume import Resolution, check_not_beyond, gone_on, resolve
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.suspects import suspects
@@ -34,42 +36,24 @@ from trainer.state import TrainState
 
 log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Description:
-    """What a manifest says beside the files: facts of the run that do not change while it runs, and how to ask for the one that may."""
-
-    identity: dict[str, Any]
-    model: dict[str, Any]
-    tokenizer: str | None
-    vocab_size: int
-    precision: str
-    versions: dict[str, str]
-    config_text: str
-    validation: str | None = None
-    """Fingerprint of the held-out data."""
-    precision_facts: Callable[[], dict[str, Any]] = dict
-    """What the run computes in just now, as plain values, asked for each manifest; its `label` goes before `precision`."""
-
-    @property
-    def precision_now(self) -> str:
-        return self.precision_facts().get("label", self.precision)
-
 
 class Restorer:
     """Brings a run to a checkpoint. Every method is called on every rank; rank 0 decides and everyone is told."""
 
     def __init__(
         self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
-        store: CheckpointStore, description: Description, policy: Policy, run_folder: Path,
+        store: CheckpointStore, description: Description, policy: Policy, run_folder: Path, max_steps: int,
     ) -> None:  # fmt: skip
-        """`model` is the bare module whose keys are stored; `run_folder` has the journal."""
+        """`model` is the bare module whose keys are stored; `run_folder` has the journal; the run ends after `max_steps`."""
         self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
         self._state, self._store, self._description, self._run_folder = state, store, description, run_folder
-        self._policy, self._journal = policy, Journal(run_folder)
+        self._policy, self._journal, self._max_steps = policy, Journal(run_folder), max_steps
         self.origin: str | None = None
         """The step, path or `best` that this run was last taken back to on purpose."""
         self.held: Lock | None = None
         """The lock of the folder, on rank 0."""
+        self.changes: list[Change] = []
+        """What is not what it was in the checkpoint that was found, on rank 0."""
 
     def find(self, wanted: str) -> Resolution:
         """Sweeps leftovers and finds where to continue from, on rank 0; the same answer, or the same error, on every rank."""
@@ -83,11 +67,12 @@ class Restorer:
         for path, reason in {**resolution.refused, **resolution.suspect}.items():
             log.warning("%s is passed over: %s", path.name, reason)
             self._journal.write("refusal", step=int(path.name[5:]), reason=reason)
-        if resolution.manifest and (different := _differences(resolution.manifest, self._description)):
-            raise CheckpointError(
-                f"{resolution.path} cannot be continued by this run: {'; '.join(different)}. "
-                "Give the new run another name, or undo the change"
-            )
+        if resolution.manifest:
+            check_not_beyond(self._store, resolution.manifest.step, self._max_steps)
+            settings = settings_of(resolution.path)
+            self.changes = changes(resolution.manifest, settings, self._description, self._accelerator.num_processes)
+            if problem := refusal(self.changes, self._description.allowed_changes):
+                raise CheckpointError(f"{resolution.path} cannot be continued by this run: {problem}")
         return resolution
 
     def _suspects(self) -> dict[int, str]:
@@ -118,7 +103,8 @@ class Restorer:
         folder, manifest = resolution.path, resolution.manifest
         with _known_format(folder / "model.safetensors") as path:
             load_model(self._model, path, strict=True)
-        self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
+        if manifest.identity.get("optimizer") == self._description.identity.get("optimizer"):  # another one's moments mean something else
+            self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
         if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
             self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
         self._state.load_state_dict(manifest.state)
@@ -163,15 +149,11 @@ class Restorer:
         self._store.point_links()
 
     def _tell_changes(self, manifest: Manifest) -> None:
-        if manifest.precision != (now := self._description.precision_now):
-            log.info("precision is %s now and was %s before", now, manifest.precision)
-        for package, version in self._description.versions.items():
-            if (before := manifest.versions.get(package)) not in (None, version):
-                log.warning("%s is %s now and was %s: a replay may differ in the last bits", package, version, before)
-
-
-def _differences(manifest: Manifest, description: Description) -> list[str]:
-    return incompatibilities(manifest, description.identity, description.model)
+        if not self.changes:
+            return
+        for sentence in sentences(self.changes, manifest.step):
+            log.info(sentence)
+        self._journal.write("change", step=manifest.step, changes={each.name: [each.before, each.now] for each in self.changes})
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:

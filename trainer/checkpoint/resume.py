@@ -4,6 +4,7 @@
 reason. A run that has checkpoints never starts over silently: if none is sound that is an error, and so is `none`.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +54,27 @@ def resolve(
     return _exactly(Path(wanted), help_text, examine)
 
 
-def check(store: CheckpointStore, wanted: str) -> None:
-    """Refuses what `resolve` would refuse, as far as manifests, names and sizes tell: for before a launch.
+def check(store: CheckpointStore, wanted: str, max_steps: int) -> None:
+    """Refuses what a resume would refuse, as far as manifests, names and sizes tell: for before a launch.
 
     Whether `latest` is sound is left to the resume, which reads every byte and tells which it passes over.
     """
-    if wanted != "latest" and gone_on(store, wanted) is None:
-        resolve(store, wanted, _look)
+    if wanted == "latest" or gone_on(store, wanted) is not None:
+        newest = next(iter(store.sound_manifests()), None)
+    else:
+        newest = resolve(store, wanted, _look).manifest
+    if newest is not None:
+        check_not_beyond(store, newest.step, max_steps)
+
+
+def check_not_beyond(store: CheckpointStore, step: int, max_steps: int) -> None:
+    """Refuses to end a run before the step at which it stands: that would throw steps away, and call it finished."""
+    if step > max_steps:
+        raise CheckpointError(
+            f"max_steps is {max_steps}, and the run stands at step {step} already; set max_steps to more than {step} to train on, declare it "
+            f"finished as it is (.venv/bin/trainer finish {shlex.quote(store.folder.name)}), or go back to an earlier step with "
+            "resume_from_checkpoint=STEP"
+        )
 
 
 def gone_on(store: CheckpointStore, wanted: str) -> Manifest | None:

@@ -7,11 +7,15 @@ everywhere: a step is an optimizer step, a batch is counted in sequences, a loss
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+CHANGEABLE = ("data", "tokenizer", "sequence_length", "seed", "optimizer")
+"""What resume.allow_changes may name, besides fields of the model."""
 
 
 class Section(BaseModel):
@@ -170,6 +174,20 @@ class ProfileConfig(Section):
     """Whether each allocation on a GPU is recorded, so that running out of memory leaves a snapshot; 2 us and some kB each."""
 
 
+class ResumeConfig(Section):
+    """What may be another in a resume than it was in the checkpoint."""
+
+    allow_changes: tuple[str, ...] = ()
+    """What a resume may change that it refuses otherwise: `data`, `tokenizer`, `sequence_length`, `seed`, `optimizer` (its moments begin anew), `model.FIELD`. Shapes and vocabulary size never; all other settings may change, and are reported."""
+
+    @field_validator("allow_changes")
+    @classmethod
+    def _are_known(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if any(key not in CHANGEABLE and not re.fullmatch(r"model\.\w+", key) for key in keys):
+            raise ValueError(f"a list of these: {', '.join(CHANGEABLE)}, model.FIELD (all other settings may change anyway)")
+        return keys
+
+
 class SafetyConfig(Section):
     """When a run that goes wrong is ended."""
 
@@ -225,6 +243,7 @@ class Config(Section):
     """Where `NAME/step-*` go; relative to the project."""
     runs_folder: str = "runs"
     """Where `NAME/` with logs, metrics and TensorBoard events goes; relative to the project."""
+    resume: ResumeConfig = ResumeConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     precision: PrecisionConfig = PrecisionConfig()

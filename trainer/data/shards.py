@@ -155,10 +155,14 @@ class TokenDataset:
                 f"sequence of length {sequence_length} needs {sequence_length + 1:,} in one shard. Lower "
                 f"sequence_length, or prepare more text. {HOW_TO_PREPARE}"
             )
+        self.fingerprint: str = self.fingerprint_at(sequence_length)
+
+    def fingerprint_at(self, sequence_length: int) -> str:
+        """The fingerprint that the same shards have when they are cut at this length. Checks the blocks that are read for it."""
         digest = xxhash.xxh3_128(f"sequence_length {sequence_length}\n".encode())
         for shard in self.shards:
             self._sample(shard, digest)
-        self.fingerprint: str = digest.hexdigest()
+        return digest.hexdigest()
 
     def sequences(self, ids: np.ndarray) -> np.ndarray:
         """The tokens of sequences, ids [n] int64 -> [n, sequence_length + 1] int64.

@@ -1,18 +1,26 @@
 """What only TensorBoard can hold: settings and final metrics (HParams), the order of the charts, text, histograms."""
 
+import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from trainer import files
 from trainer.metrics.tags import layout
 from trainer.metrics.trackers import plain
 
 FINAL_METRICS = ("loss/train_smoothed", "loss/validation", "loss/validation_bits_per_byte", "speed/tokens_per_second", "speed/mfu")
 """Tags that the HParams tab shows beside the settings: the newest value of each."""
+
+SETTINGS = "events.out.tfevents.0000000000.settings"
+"""The event file with the settings of the newest launch."""
 
 _END = ".end"
 """How the name of the file ends that says that the run has finished."""
@@ -30,11 +38,20 @@ class Bins(Protocol):
     bucket_counts: Any
 
 
-def write_settings(writer: SummaryWriter, settings: Mapping[str, Any]) -> None:
-    """Writes the settings in the HParams tab's own form; Accelerate's call would make another run folder at each start."""
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes what the HParams tab shows of this launch, in place of what it showed of the one before; raises OSError.
+
+    TensorBoard keeps the first such word of a run for ever, so it stands in a file of its own, whose name comes before all others.
+    """
     experiment, session_start, _ = hparams({key: plain(value) for key, value in settings.items()}, dict.fromkeys(FINAL_METRICS, 0.0))
-    writer.file_writer.add_summary(experiment, global_step=0)
-    writer.file_writer.add_summary(session_start, global_step=0)
+    content, now = BytesIO(), time.time()
+    file = RecordWriter(content)
+    for event in (
+        Event(wall_time=now, file_version="brain.Event:2"), Event(wall_time=now, step=0, summary=experiment),
+        Event(wall_time=now, step=0, summary=session_start),
+    ):  # fmt: skip
+        file.write(event.SerializeToString())
+    files.write_atomic(folder / SETTINGS, content.getvalue())
 
 
 def write_end(writer: SummaryWriter, step: int) -> None:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from trainer.journal import Journal
 from trainer.metrics.console import ProgressBar
-from trainer.metrics.board import Bins, remove_end, write_end, write_layout, write_settings
+from trainer.metrics.board import SETTINGS, Bins, remove_end, write_end, write_layout, write_settings
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, read_records, records_from
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
@@ -163,8 +163,10 @@ class Reporter:
             self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
         )  # fmt: skip
         self._drawing = Drawing(trackers, self._failures)
+        if "tensorboard" in self._tracker_names:
+            self._failures.guard(SETTINGS, lambda: write_settings(self._folder, settings))
         if any(tracker.begins for tracker in trackers):
-            self._drawing.add(0, lambda writer: (write_settings(writer, settings), write_layout(writer, self._features)))
+            self._drawing.add(0, lambda writer: write_layout(writer, self._features))
             for tag, text in once.items():
                 self._drawing.text(tag, text, 0)
         for tag, text in texts.items():

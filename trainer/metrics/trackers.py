@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.errors import ConfigError, TrainerError
 from trainer.metrics.curves import CURVE, end_of_step, records_from
 from trainer.metrics.tags import drawn
-from trainer.text import did_you_mean
+from trainer.text import did_you_mean, one_line
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def open_trackers(
         keywords = {**defaults.get(tracker_name, {}), **(options or {}).get(tracker_name, {})}
         try:
             tracker = _open(accelerator, tracker_name, name, keywords)
-            if tracker_name != "tensorboard" and position == 0:
-                tracker.store_init_configuration({key: plain(value) for key, value in settings.items()})
+            if tracker_name != "tensorboard":
+                _show_settings(tracker, settings, is_new=position == 0)
         except Exception as error:
             problem = f"the tracker {tracker_name} could not be opened: {type(error).__name__}: {error}"
             if resumed_step is None:
@@ -79,6 +79,16 @@ def open_trackers(
         opened.append(PatientTracker(tracker, folder, position))
     accelerator.trackers, accelerator.log_with = [patient.tracker for patient in opened], names
     return opened
+
+
+def _show_settings(tracker: GeneralTracker, settings: dict[str, Any], *, is_new: bool) -> None:
+    """Gives a tracker this launch's settings; one that lets no setting of its run change keeps the earlier ones, and that is told."""
+    try:
+        tracker.store_init_configuration({key: plain(value) for key, value in settings.items()})
+    except Exception as error:
+        if is_new:
+            raise
+        log.warning("%s shows the settings of an earlier launch: %s", tracker.name, one_line(error))
 
 
 def _open(accelerator: Accelerator, tracker_name: str, run_name: str, keywords: dict[str, Any]) -> GeneralTracker:

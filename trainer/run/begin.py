@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from trainer import files, launch
+from trainer.checkpoint.changes import markdown, settings_of
 from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.resume import Resolution
 from trainer.config.folders import checkpoints_folder, resume_point, typed
-from trainer.config.load import dump, flatten, kept_settings
+from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
@@ -28,6 +29,9 @@ from trainer.safety.stop import StopRequest
 from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
+
+LONG_SECONDS = 3600.0
+"""A run of which so much is left is a long one."""
 
 
 def begin_run(config: Config, stop: StopRequest) -> Run:
@@ -56,7 +60,7 @@ def _bring_to_its_place(run: Run) -> None:
     run.checkpointer.check_room(resolution.path)
     if run.accelerator.is_main_process:
         _make_folders(run)
-    _warm_up(run)
+    step_seconds = _warm_up(run)
     resumed_step, assumed = None, {}
     if resolution.path is None:
         launch.seed_streams(config.seed, run.accelerator.process_index)
@@ -64,6 +68,7 @@ def _bring_to_its_place(run: Run) -> None:
     else:
         resumed_step, assumed = resolution.manifest.step, _told_by(resolution)
         _restore(run, resolution, wanted)
+        _offer_selftest(run, resumed_step, step_seconds)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
     curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)
@@ -72,8 +77,7 @@ def _bring_to_its_place(run: Run) -> None:
 
 def _told_by(resolution: Resolution) -> dict[str, Any]:
     """What decides about the bits of a step, as far as the checkpoint tells it."""
-    kept = resolution.path / "config.yaml"
-    return facts_of_checkpoint(resolution.manifest, kept_settings(kept) if kept.is_file() else {})
+    return facts_of_checkpoint(resolution.manifest, settings_of(resolution.path))
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
@@ -85,7 +89,9 @@ def _hyperparameters(run: Run) -> dict[str, Any]:
 
 def _texts(run: Run) -> dict[str, str]:
     """What TensorBoard's text tab says of this launch, as Markdown by tag."""
+    step, changed = run.progress.step, run.restorer.changes
     return {
+        **({"run/changes": markdown(changed, step)} if changed else {}),
         "run/config": f"```yaml\n{dump(run.config)}```",
         "run/precision": run.precision.words,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in versions().items()),
@@ -129,8 +135,20 @@ def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     )  # fmt: skip
 
 
-def _warm_up(run: Run) -> None:
-    """One forward and backward of the run's shape, thrown away before anything counts.
+def _offer_selftest(run: Run, step: int, step_seconds: float) -> None:
+    """Where a long run goes on with other versions than before, says how to prove beforehand that a resume is exact with them."""
+    versions_changed = [change.words for change in run.restorer.changes if change.is_version]
+    seconds_left = (run.config.max_steps - step) * step_seconds
+    if versions_changed and seconds_left >= LONG_SECONDS:
+        log.warning(
+            "%s since step %d, and about %s of training are left: whether a resume is exact with these versions, a short run proves before "
+            "(stop this one for that): .venv/bin/trainer selftest %s",
+            ", ".join(versions_changed), step, duration(seconds_left), shlex.quote(str(run.folder / "config.yaml")),
+        )  # fmt: skip
+
+
+def _warm_up(run: Run) -> float:
+    """One forward and backward of the run's shape, thrown away before anything counts; returns about how long a step will take, in seconds.
 
     It compiles, and it lets DistributedDataParallel settle its gradient buckets, whose
     order after the first backward would otherwise make the first step after a resume sum in another order.
@@ -152,8 +170,12 @@ def _warm_up(run: Run) -> None:
         run.optimizer.zero_grad()
 
     for _ in range(2):
+        began = time.perf_counter()
         one_pass()
+        launch.wait_for_device(device)
+        pass_seconds = time.perf_counter() - began
     run.precision.check_warm_up()
     shape = (config.micro_batch, config.sequence_length)
     log.info(launch.determinism_report(run.accelerator, config.deterministic, run.bare_model.config, *shape, one_pass))
     log.info("ready after %s", duration(time.perf_counter() - started))
+    return pass_seconds * run.loader.accumulation

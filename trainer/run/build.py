@@ -13,8 +13,9 @@ from accelerate import Accelerator
 
 from trainer import files, launch
 from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.description import Description
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.restore import Description, Restorer
+from trainer.checkpoint.restore import Restorer
 from trainer.checkpoint.retention import policy_of
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.batch import accumulation_steps
@@ -127,7 +128,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     reporter = _build_reporter(config, accelerator, bare_model, precision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
-    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config))
+    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config), config.max_steps)
     checkpointer = Checkpointer(
         accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
         policy, run_folder=run_folder(config), curve=CURVE, mark=SAVED, max_steps=config.max_steps,

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 
 import trainer
 from trainer import launch
+from trainer.checkpoint.description import Description
 from trainer.checkpoint.manifest import UNSPECIFIC, Manifest
-from trainer.checkpoint.restore import Description
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
@@ -45,6 +45,9 @@ def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: 
         versions=versions(),
         config_text=dump(config),
         validation=digest(held_out) if held_out else None,
+        settings=flatten(config),
+        allowed_changes=config.resume.allow_changes,
+        training_data_at=corpus.train.fingerprint_at,
     )
 
 
@@ -54,7 +57,10 @@ PACKAGES = ("torch", "accelerate", "transformers")
 
 def versions() -> dict[str, str]:
     """What a result may depend on, by name."""
-    return {"trainer": trainer.__version__, "python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    return {
+        "trainer": trainer.__version__, "trainer_code": code_digest(), "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }  # fmt: skip
 
 
 NUMERIC = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
@@ -140,9 +146,15 @@ def _version(package: str) -> str | None:
 
 def fingerprint(config: Config, num_processes: int) -> str:
     """Stands for this code, the settings and the packages: deaths under another one say nothing about a checkpoint."""
-    package = Path(trainer.__file__).resolve().parent
-    code = [path.read_bytes().hex() for path in sorted(package.rglob("*.py"))]
-    return digest((code, dump(config), num_processes, torch.__version__, version("accelerate")))[:16]
+    return digest((code_digest(), dump(config), num_processes, torch.__version__, version("accelerate")))[:16]
+
+
+def code_digest() -> str:
+    """Stands for this trainer's code, whose version number changes more rarely; 8 hexadecimal digits."""
+    hasher = xxhash.xxh3_128()
+    for path in sorted(Path(trainer.__file__).resolve().parent.rglob("*.py")):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()[:8]
 
 
 def digest(value: Any) -> str:

@@ -204,10 +204,31 @@ def test_what_changed_since_the_checkpoint_is_told(run, store, caplog):
     caplog.set_level(logging.INFO)
     run.save()
     Small(store, precision="bf16", versions={"torch": "2", "new": "1"}).resume()
-    assert "precision is bf16 now and was no before" in caplog.text
-    assert (
-        "torch is 2 now and was 1: a replay may differ in the last bits" in caplog.text and "new is" not in caplog.text
-    )
+    assert "changed since step 1: precision no -> bf16, torch 1 -> 2" in caplog.text
+    (event,) = [event for event in read_events(run.folder) if event["event"] == "change"]
+    assert event["step"] == 1 and event["changes"] == {"precision": ["no", "bf16"], "torch": ["1", "2"]}
+
+
+def test_another_optimizer_begins_with_moments_of_its_own_and_the_same_weights(run, store, caplog):
+    caplog.set_level(logging.INFO)
+    run.save()
+    identity = {"seed": 1, "optimizer": "other"}
+    with pytest.raises(CheckpointError, match=r"resume.allow_changes=\[optimizer\]"):
+        Small(store, identity=identity).resume()
+    again = Small(store, identity=identity, allowed_changes=("optimizer",))
+    again.resume()
+    assert "moments begin anew" in caplog.text and not again.optimizer.state
+    assert again.state.progress.step == 1 and all(map(torch.equal, again.model.state_dict().values(), run.model.state_dict().values()))
+
+
+def test_a_resume_beyond_max_steps_is_refused_with_both_numbers(run, store):
+    run.save()
+    run.step()
+    run.save()
+    Small(store, max_steps=2).restorer.find("latest")
+    with pytest.raises(CheckpointError, match="max_steps is 1, and the run stands at step 2"):
+        Small(store, max_steps=1).restorer.find("latest")
+    assert Small(store, max_steps=1).restorer.find("1").manifest.step == 1
 
 
 def test_a_checkpoint_from_elsewhere_is_continued_here(run, store, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import xxhash
 
 from tests.small_checkpoints import manifest_of
-from trainer.checkpoint.manifest import MANIFEST, describe_files, digest_file, incompatibilities, read_manifest, to_json
+from trainer.checkpoint.manifest import MANIFEST, describe_files, digest_file, read_manifest, to_json
 from trainer.errors import CheckpointError
 
 
@@ -88,21 +88,3 @@ def test_the_digest_of_the_content_is_of_the_files_and_no_pin_changes_it():
     manifest = manifest_of(7, files={"a": {"bytes": 3, "xxh3_128": "0"}})
     assert replace(manifest, pinned=True).content_digest == manifest.content_digest
     assert replace(manifest, files={"a": {"bytes": 3, "xxh3_128": "1"}}).content_digest != manifest.content_digest
-
-
-def test_what_must_match_for_a_resume_is_told_fact_by_fact():
-    manifest = manifest_of(7, identity={"seed": 1, "vocab_size": 257, "optimizer": "adamw"})
-    assert incompatibilities(manifest, {"seed": 1, "vocab_size": 257, "optimizer": "adamw"}, {}) == []
-    assert incompatibilities(manifest, {"seed": 2, "vocab_size": 257, "training_data": "x" * 99}, {}) == [
-        "seed is 2 here and 1 in the checkpoint",
-        "optimizer is null here and adamw in the checkpoint",
-        f"training data is {'x' * 57}... here and null in the checkpoint",
-    ]
-
-
-def test_models_are_compared_field_by_field_however_a_recipe_words_them():
-    manifest = manifest_of(
-        7, identity={}, model={"rope_theta": 50, "hidden_size": 8, "gone": 1, "transformers_version": "5.1"}
-    )
-    here = {"rope_theta": 10000, "hidden_size": 8, "new": 2, "transformers_version": "5.2"}
-    assert incompatibilities(manifest, {}, here) == ["model.rope_theta is 10000 here and 50 in the checkpoint"]

@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from tests.small_checkpoints import commit, flip
-from trainer.checkpoint.resume import check, locate, resolve
+from trainer.checkpoint.resume import check, check_not_beyond, locate, resolve
 from trainer.errors import CheckpointError
 
 
@@ -146,23 +146,37 @@ def test_the_folder_of_all_checkpoints_is_not_taken_for_a_damaged_one(store):
 def test_what_names_and_sizes_tell_is_refused_before_a_launch(store, wanted):
     commit(store, 5)
     with pytest.raises(CheckpointError) as caught:
-        check(store, wanted)
+        check(store, wanted, 100)
     assert str(caught.value) == refusal(store, wanted)
 
 
 def test_a_look_reads_no_file_and_leaves_latest_to_the_resume(store):
     flip(commit(store, 5, val_loss=1.0) / "optimizer.bin")
     for wanted in ("latest", "5", "best", str(store.path(5))):
-        check(store, wanted)
+        check(store, wanted, 100)
         assert "is damaged" in refusal(store, wanted)
     (store.path(5) / "optimizer.bin").unlink()
-    check(store, "latest")
+    check(store, "latest", 100)
     with pytest.raises(CheckpointError, match="optimizer.bin is missing"):
-        check(store, "5")
+        check(store, "5", 100)
 
 
 def test_going_back_to_what_was_pruned_since_is_not_refused_once_the_run_has_gone_on(store):
     commit(store, 10, origin="5")
-    check(store, "5")
+    check(store, "5", 100)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        check(store, "6")
+        check(store, "6", 100)
+
+
+@pytest.mark.parametrize("wanted", ["latest", "10", "best"])
+def test_a_run_that_stands_beyond_max_steps_is_refused_before_a_launch(store, wanted):
+    commit(store, 10, val_loss=1.0)
+    check(store, wanted, 10)
+    with pytest.raises(CheckpointError, match="max_steps is 9, and the run stands at step 10 .*trainer finish run"):
+        check(store, wanted, 9)
+    commit(store, 20, val_loss=2.0)
+    check(store, "10", 15)
+    with pytest.raises(CheckpointError, match="at step 20"):
+        check(store, "latest", 15)
+    flip(store.path(20) / "optimizer.bin")
+    check_not_beyond(store, 10, 15)

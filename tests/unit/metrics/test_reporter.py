@@ -266,3 +266,26 @@ def test_what_a_full_disk_kept_out_of_the_curve_is_written_at_the_end(accelerato
     reporter._curve._file = whole
     reporter.close()
     assert [record["step"] for record in read_records(folder / CURVE)] == [1]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_hparams_shows_the_settings_of_the_newest_launch(accelerator, folder, is_old):
+    """Also of a run whose first event file has those of its first launch, as earlier versions wrote them."""
+    if is_old:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        with SummaryWriter(str(folder)) as writer:
+            for summary in hparams({"seed": 1, "rate_of_old": 0.5}, {})[:2]:
+                writer.file_writer.add_summary(summary, global_step=0)
+    for resumed_step, settings in ((None, {"seed": 1, "rate_before": 0.5}), (1, {"seed": 1, "rate_now": 0.25})):
+        reporter = reporter_of(accelerator, folder)
+        reporter.open(settings, resumed_step, {})
+        take(reporter, 1 + (resumed_step or 0))
+        reporter.close()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    shown = events.PluginTagToContent("hparams")
+    assert b"rate_now" in shown["_hparams_/session_start_info"] and b"rate_now" in shown["_hparams_/experiment"]
+    assert b"rate_before" not in shown["_hparams_/session_start_info"] and b"rate_of_old" not in shown["_hparams_/session_start_info"]
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2]

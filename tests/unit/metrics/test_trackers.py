@@ -167,7 +167,7 @@ def open_two(folder, resumed_step, options=None):
     return open_trackers(accelerator, names, "run", folder / "run", {"seed": 1, "betas": [1]}, resumed_step, options)
 
 
-def test_another_tracker_is_given_the_settings_once_and_the_same_numbers(tmp_path, other):
+def test_another_tracker_is_given_each_launchs_settings_and_the_same_numbers(tmp_path, other):
     write_curve(tmp_path, steps_of([1, 2], 1.0))
     for resumed_step in (None, 2):
         for tracker in open_two(tmp_path, resumed_step, {"wandb": {"entity": "me"}}):
@@ -177,7 +177,7 @@ def test_another_tracker_is_given_the_settings_once_and_the_same_numbers(tmp_pat
     opened = ("open", "run", {"name": "run", "id": "run", "resume": "allow", "entity": "me"})
     numbers = {"loss/train": 1.0, "optim/lr": 2.0}
     assert first == [opened, ("settings", {"seed": 1, "betas": "[1]"}), (1, numbers), (2, numbers), "end"]
-    assert second == [opened, "end"]
+    assert second == [opened, first[1], "end"]
     assert [step for step, _ in points(tmp_path)] == [1, 2]
 
 
@@ -194,6 +194,18 @@ def test_a_tracker_that_cannot_be_opened_is_told_before_the_first_step_and_does_
         other.start = lambda self: None
     assert "the run goes on without it" in caplog.text
     assert [step for step, _ in points(tmp_path)] == [1]
+
+
+def test_a_tracker_that_lets_no_setting_change_draws_on_in_a_resume_and_that_is_told(tmp_path, other, monkeypatch, caplog):
+    write_curve(tmp_path, steps_of([1], 1.0))
+    for tracker in open_two(tmp_path, None):
+        tracker.draw()
+        tracker.close()
+    monkeypatch.setattr(other, "store_init_configuration", lambda self, values: (_ for _ in ()).throw(ValueError("not allowed to change")))
+    assert [tracker.name for tracker in open_two(tmp_path, 1)] == ["wandb", "tensorboard"]
+    assert "not allowed to change" in caplog.text
+    with pytest.raises(TrainerError, match="not allowed to change"):
+        open_two(tmp_path / "new", None)
 
 
 # A tracker that fails

@@ -255,8 +255,9 @@ def test_only_launch_makes_an_accelerator():
     assert calls("Accelerator") == {"launch.py"}
 
 
-def test_only_the_command_line_prints():
-    assert calls("print") == {"cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py"}
+def test_only_streams_prints_which_knows_what_a_print_that_fails_means():
+    assert calls("print") == {"streams.py"}
+    assert callers_of("sys.stdout", "sys.stderr") <= {"streams.py", "cli.py", "metrics/console.py"}
 
 
 def test_a_pickle_is_only_read_where_nothing_in_it_is_executed():

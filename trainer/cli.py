@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -13,8 +12,9 @@ import typer
 
 from trainer.cli_bench import bench_app
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
-from trainer.cli_doctor import doctor, install_fp8, say
+from trainer.cli_doctor import doctor, install_fp8
 from trainer.errors import TrainerError
+from trainer.streams import Unheard, answer, make_ready, need_not_be_heard, say, settle, tell
 
 if TYPE_CHECKING:
     from trainer.config.schema import Config
@@ -35,6 +35,19 @@ _UsageError = typer.BadParameter.__base__
 
 def main() -> None:
     """Runs a command; what a person has to mend becomes one paragraph on standard error and an exit code, usually 2."""
+    make_ready()
+    try:
+        try:
+            _run()
+        finally:
+            settle()
+    except Unheard as error:
+        if error.errno != errno.EPIPE:  # whoever read has enough, as `head` has
+            say(f"error: standard output cannot be written ({error.reason}); make room there, or send it elsewhere, and ask again")
+        sys.exit(error.exit_code)
+
+
+def _run() -> None:
     try:
         code = app(prog_name="trainer", standalone_mode=False)
     except TrainerError as error:
@@ -57,7 +70,7 @@ def main() -> None:
 
 
 def _refuse(words: str, code: int = 2) -> None:
-    print(f"error: {words}", file=sys.stderr, flush=True)
+    say(f"error: {words}")
     sys.exit(code)
 
 
@@ -78,8 +91,9 @@ def train(
     loaded = load(recipe, overrides or [])
     if show_config:
         rows = [(key, json.dumps(value), loaded.origins[key]) for key, value in flatten(loaded.config).items()]
-        print(table([("setting", "value", "from"), *rows], indent=""))
+        answer(table([("setting", "value", "from"), *rows], indent=""))
         return
+    need_not_be_heard()
     from trainer.session import run_session
 
     sys.exit(run_session(loaded.config))
@@ -109,19 +123,27 @@ def launch(
         asked = plan.config.evaluation
         open_tasks(asked.tasks, asked.task_items, project_folder(), rows=rows, scenes=twelfth_night, fetch=False)
         if dry_run:
-            print(" ".join(plan.command))
+            answer(" ".join(plan.command))
             return
         code = 0
         if supervise.is_finished(plan):
-            print(
-                f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n"
-            )
+            tell(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
         else:
             install_for(plan.cluster, plan.config.precision, say)
             code = supervise.run_launch(plan)
     if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
-        print_report(plan.config, plan.folder)
+        tell_report(plan.config, plan.folder)
     sys.exit(code)
+
+
+def tell_report(config: "Config", folder: Path) -> None:
+    """Prints what came of a run that has ended; one that cannot be made is told, and takes nothing from how the run ended."""
+    from trainer.text import one_line
+
+    try:
+        tell(report_of(config, folder))
+    except Exception as error:
+        say(f"what came of {config.name} cannot be told ({one_line(error)}); {folder / 'outcome.json'} says how it ended")
 
 
 @app.command()
@@ -141,17 +163,17 @@ def selftest(
     config = load(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
     result = conduct(config, lambda more: supervise.plan([*typed, *more]), seconds=seconds, say=say)
-    print(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
+    tell(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
     sys.exit(0 if result.is_exact else 1)
 
 
-def print_report(config: "Config", folder: Path) -> None:
-    """Prints what came of a run."""
+def report_of(config: "Config", folder: Path) -> str:
+    """What came of a run."""
     from trainer.config.folders import checkpoints_folder
     from trainer.data.corpus import known_baselines
     from trainer.report import report
 
-    print("\n" + report(config.name, folder, checkpoints_folder(config), known_baselines(config.data)), flush=True)
+    return "\n" + report(config.name, folder, checkpoints_folder(config), known_baselines(config.data))
 
 
 @app.command()
@@ -169,7 +191,7 @@ def tensorboard(
     else:
         folder = Path(run) if Path(run).is_dir() else find_run(run)
     opened = board(folder, port, os.environ)
-    print(opened.told, file=sys.stderr, flush=True)
+    say(opened.told)
     show(opened)
 
 
@@ -182,7 +204,7 @@ def report_command(
     from trainer.config.load import load_resolved
 
     folder = find_run(run)
-    print_report(load_resolved(folder / "config.yaml"), folder)
+    answer(report_of(load_resolved(folder / "config.yaml"), folder))
 
 
 @app.command()
@@ -199,11 +221,11 @@ def compare(
     from trainer.compare.show import text, to_json
 
     comparison = judge(read_runs(runs))
-    print(to_json(comparison) if as_json else text(comparison))
+    answer(to_json(comparison) if as_json else text(comparison))
     if html:
         from trainer.compare.page import write_page
 
-        print(f"\nplots: {write_page(comparison, html)}", file=sys.stderr if as_json else sys.stdout)
+        (say if as_json else tell)(f"\nplots: {write_page(comparison, html)}")
 
 
 @app.command()
@@ -211,7 +233,7 @@ def settings() -> None:
     """Print every setting with its default and its meaning, as the table that stands in the README."""
     from trainer.config.load import settings_table
 
-    print(settings_table())
+    answer(settings_table())
 
 
 @app.command()
@@ -239,18 +261,18 @@ def prepare(
         validation_sources=validation or (), num_workers=workers, progress=_show_progress,
     )  # fmt: skip
     found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
-    print(
+    tell(
         f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
         f"{count(report.validation_tokens)} held out ({report.validation_documents:,}), {report.bytes_per_token:.2f} bytes a token"
     )
     # From the project's folder, where data.corpus is meant from, `out` may be another place.
-    print(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
+    tell(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
 
 
 def _show_progress(documents: int, tokens: int) -> None:
     from trainer.text import count
 
-    print(f"\r{count(documents)} documents, {count(tokens)} tokens ", end="", file=sys.stderr, flush=True)
+    say(f"\r{count(documents)} documents, {count(tokens)} tokens ", end="")
 
 
 @app.command()
@@ -264,7 +286,7 @@ def export(
     from trainer.config.folders import find_checkpoints
     from trainer.export import export_checkpoint
 
-    print(export_checkpoint(locate(find_checkpoints(run), checkpoint), out))
+    tell(str(export_checkpoint(locate(find_checkpoints(run), checkpoint), out)))
 
 
 @app.command()
@@ -306,17 +328,13 @@ def generate(
     trained = open_model(folder)
     texts = [Text(words, number) for words in prompts for number in range(num_samples)]
     printer, started = TextPrinter(texts, sys.stdout, as_json=as_json), time.perf_counter()
-    try:
-        continue_texts(
-            trained.model, trained.tokenizer, texts,
-            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), seed=seed, max_new_tokens=max_new_tokens,
-            sequence_length=trained.sequence_length, vocab_size=trained.vocab_size, stops=stop or (), rows_at_once=rows_at_once,
-            show=printer.show, close=printer.close,
-        )  # fmt: skip
-    except BrokenPipeError:  # whoever read has enough, as `head` has; what is left to flush goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    print(summary(texts, time.perf_counter() - started, trained.sequence_length), file=sys.stderr, flush=True)
+    continue_texts(
+        trained.model, trained.tokenizer, texts,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), seed=seed, max_new_tokens=max_new_tokens,
+        sequence_length=trained.sequence_length, vocab_size=trained.vocab_size, stops=stop or (), rows_at_once=rows_at_once,
+        show=printer.show, close=printer.close,
+    )  # fmt: skip
+    say(summary(texts, time.perf_counter() - started, trained.sequence_length))
     sys.exit(exit_code(texts))
 
 
@@ -335,9 +353,9 @@ def evaluate_command(
 
     def show_progress(task: str, fraction: float) -> None:
         if fraction == 1 or sys.stderr.isatty():
-            print(f"\r{task} {fraction:.0%} ", end="\n" if fraction == 1 else "", file=sys.stderr, flush=True)
+            say(f"\r{task} {fraction:.0%} ", end="\n" if fraction == 1 else "")
 
     names = [name for words in tasks for name in words.split(",") if name]
     evaluation = evaluate(run, checkpoint, names, limit, show_progress)
     if evaluation.is_main:
-        print(json.dumps(evaluation.records(), indent=1) if as_json else evaluation.text())
+        answer(json.dumps(evaluation.records(), indent=1) if as_json else evaluation.text())

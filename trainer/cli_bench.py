@@ -1,12 +1,12 @@
 """The commands of `trainer bench`: they measure on this machine what a run would be like."""
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
 from trainer.cli_checkpoints import JsonOption
+from trainer.streams import say, tell
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine what a run would be like.")
 
@@ -31,6 +31,6 @@ def precision(
     result = conduct(
         config, read_cluster(cluster_name or fitting_cluster()),
         lambda cluster_file, more: supervise.plan([str(cluster_file), recipe, *overrides, *more]),
-        steps=steps, survey=survey, say=lambda line: print(line, file=sys.stderr, flush=True),
+        steps=steps, survey=survey, say=say,
     )  # fmt: skip
-    print(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
+    tell(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")

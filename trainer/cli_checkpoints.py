@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from trainer.streams import answer, tell
+
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints, and look after them.")
 
 RunArgument = Annotated[
@@ -24,7 +26,7 @@ def ls(run: RunArgument, as_json: JsonOption = False) -> None:
     from trainer.checkpoint.listing import listing
     from trainer.config.folders import find_checkpoints
 
-    print(listing(find_checkpoints(run), as_json=as_json))
+    answer(listing(find_checkpoints(run), as_json=as_json))
 
 
 @checkpoints_app.command()
@@ -39,7 +41,7 @@ def show(
 
     folder = find_checkpoints(run)
     own = str(folder) if (folder / "manifest.json").is_file() else "latest"
-    print(show_one(folder, checkpoint or own, as_json=as_json))
+    answer(show_one(folder, checkpoint or own, as_json=as_json))
 
 
 @checkpoints_app.command()
@@ -49,7 +51,7 @@ def verify(run: RunArgument) -> None:
     from trainer.config.folders import find_checkpoints
 
     text, all_sound = verification(find_checkpoints(run))
-    print(text)
+    tell(text)
     sys.exit(0 if all_sound else 1)
 
 
@@ -64,7 +66,7 @@ def diff(
     from trainer.checkpoint.show import diff as diff_two
     from trainer.config.folders import find_checkpoints
 
-    print(diff_two(find_checkpoints(run), a, b, as_json=as_json))
+    answer(diff_two(find_checkpoints(run), a, b, as_json=as_json))
 
 
 @checkpoints_app.command()
@@ -73,7 +75,7 @@ def pin(run: RunArgument, step: StepArgument) -> None:
     from trainer.checkpoint.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    print(set_pinned(find_checkpoints(run), step, pinned=True))
+    tell(set_pinned(find_checkpoints(run), step, pinned=True))
 
 
 @checkpoints_app.command()
@@ -82,7 +84,7 @@ def unpin(run: RunArgument, step: StepArgument) -> None:
     from trainer.checkpoint.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    print(set_pinned(find_checkpoints(run), step, pinned=False))
+    tell(set_pinned(find_checkpoints(run), step, pinned=False))
 
 
 @checkpoints_app.command()
@@ -94,7 +96,7 @@ def prune(
     from trainer.checkpoint.listing import pruning
     from trainer.config.folders import find_checkpoints
 
-    print(pruning(find_checkpoints(run), dry_run=dry_run))
+    tell(pruning(find_checkpoints(run), dry_run=dry_run))
 
 
 @checkpoints_app.command()
@@ -107,7 +109,7 @@ def copy(
     from trainer.checkpoint.duplicate import duplicate
     from trainer.config.folders import find_checkpoints
 
-    print(duplicate(find_checkpoints(run), step, target))
+    tell(duplicate(find_checkpoints(run), step, target))
 
 
 @checkpoints_app.command()
@@ -129,7 +131,7 @@ def fetch(
     config = config_of(run)
     where = fetching.place_of(config) if config else run
     if not step:
-        print(fetching.offered(where))
+        answer(fetching.offered(where))
         return
     home = run if config else run.rpartition("/")[2]
-    print(fetching.fetch(where, step, home_of_checkpoints(to or home)))
+    tell(fetching.fetch(where, step, home_of_checkpoints(to or home)))

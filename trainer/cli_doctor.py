@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from trainer.cli_checkpoints import JsonOption
+from trainer.streams import say, tell
 
 
 def doctor(
@@ -25,7 +26,7 @@ def doctor(
         asked = supervise.read_words(words)
         launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
     diagnosis = replace(diagnose(), launch=launch)
-    print(json.dumps(diagnosis.as_json(), indent=1) if as_json else text(diagnosis))
+    tell(json.dumps(diagnosis.as_json(), indent=1) if as_json else text(diagnosis))
     sys.exit(diagnosis.exit_code)
 
 
@@ -36,8 +37,3 @@ def install_fp8() -> None:
 
     if failure := install(say, again=True):
         raise PrecisionError(f"{failure}; mend that, and start again")
-
-
-def say(line: str) -> None:
-    """Tells something on standard error while it goes on."""
-    print(line, file=sys.stderr, flush=True)

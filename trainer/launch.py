@@ -4,7 +4,6 @@ import ctypes
 import logging
 import os
 import random
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -227,7 +226,7 @@ def open_log(folder: Path, *, is_main: bool, console: logging.Handler) -> None:
     root.addHandler(console)
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         file.addFilter(_is_news)
         root.addHandler(file)
@@ -318,7 +317,6 @@ def finish_processes(accelerator: Accelerator, model: torch.nn.Module) -> None:
     accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
         leave_group(model)
-    sys.stdout.flush()
 
 
 def leave_group(model: torch.nn.Module) -> None:

@@ -280,13 +280,15 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The folder to make; from_pretrained opens it.")],
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32 weights; as they are stored by default.")] = None,
+    license: Annotated[str, typer.Option(help="The licence that the model card names, as the hub writes it: mit, apache-2.0 ...")] = "unknown",
 ) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer open."""
     from trainer.checkpoint.resume import locate
     from trainer.config.folders import find_checkpoints
     from trainer.export import export_checkpoint
 
-    tell(str(export_checkpoint(locate(find_checkpoints(run), checkpoint), out)))
+    tell(str(export_checkpoint(locate(find_checkpoints(run), checkpoint), out, dtype=dtype, license=license)))
 
 
 @app.command()

@@ -21,7 +21,7 @@ from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.accuracy import TaskResult
 from trainer.evaluation.exam import Exam
 from trainer.evaluation.tasks import open_tasks
-from trainer.export import tokenizer_of
+from trainer.export import EVALUATIONS, tokenizer_of
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
 from trainer.precision.decide import decide
@@ -29,8 +29,6 @@ from trainer.precision.probe import look
 from trainer.text import table
 
 log = logging.getLogger(__name__)
-
-RECORDS = "evaluations.jsonl"
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def _evaluate(
     results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(progress if place.is_main else _in_silence)
     evaluation = Evaluation(checkpoint, manifest, precision, results, place.is_main)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
-        _write_down(evaluation, folder / RECORDS)
+        _write_down(evaluation, folder / EVALUATIONS)
     launch.finish_processes(accelerator, model)
     return evaluation
 

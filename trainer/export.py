@@ -17,40 +17,31 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import files
 from trainer.checkpoint.manifest import Manifest, read_manifest
+from trainer.config.load import read_settings
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
 from trainer.errors import CheckpointError, ConfigError, TrainerError
+from trainer.metrics.curves import CURVE, end_of_step, records_from
 from trainer.model.build import generation_config
+from trainer.model.card import model_card
+from trainer.model.portable import fit_positions, positions_of, write_fields_of_transformers_4
+from trainer.model.tokenizer_files import TokenizerFacts, save_tokenizer
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # one line a file of weights; ours take a second
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizerFacts:
-    """What a tiktoken encoding is made of."""
-
-    ranks: Mapping[bytes, int]
-    """Every token's bytes and its id; a lower rank merges first."""
-    pattern: str
-    """The regular expression that cuts a text into pieces before merging."""
-    eot_token: str
-    eot_id: int
-    vocab_size: int
+EVALUATIONS = "evaluations.jsonl"
+"""In runs/NAME: what `trainer eval` found."""
 
 
 def export(
@@ -60,16 +51,20 @@ def export(
     weights: Path,
     tokenizer: TokenizerFacts | None,
     vocab_size: int | None = None,
+    sequence_length: int | None = None,
     dtype: str | None = None,
     facts: Mapping[str, object] | None = None,
+    license: str = "unknown",
 ) -> Path:
     """Writes the export folder `out` from a checkpoint's `model.safetensors`; returns `out`.
 
-    vocab_size  real ids where there is no tokenizer to say it; by default all rows of the embedding
-    dtype       `float32`, `bfloat16` or `float16`; None: as stored
-    facts       lines of the model card, by name
-    raises      TrainerError when `out` has content, CheckpointError when the weights are not this config's, ConfigError
-                for an unknown dtype
+    vocab_size       real ids where there is no tokenizer to say it; by default all rows of the embedding
+    sequence_length  tokens of the sequences that it was trained on: config and tokenizer state it; None: what the config states
+    dtype            `bf16`, `fp16` or `fp32`, or torch's name of it; None: as stored
+    facts            lines of the model card, by name
+    license          of the model card, as the hub knows licences
+    raises           TrainerError when `out` has content, CheckpointError when the weights are not this config's, ConfigError
+                     for an unknown dtype
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError(f"export dtype {dtype!r} is unknown; take one of {', '.join(_DTYPES)}")
@@ -85,6 +80,8 @@ def export(
     real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
     eot_id = tokenizer.eot_id if tokenizer else config.eos_token_id
     _leave_padding_out(model, real)
+    if sequence_length is not None:
+        fit_positions(model, sequence_length)
     model.config.bos_token_id = model.config.eos_token_id = eot_id
     model.generation_config = generation_config(real, real, eot_id)
 
@@ -93,10 +90,9 @@ def export(
         files.remove_folder(staging)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(staging)
-        if tokenizer is not None:
-            _save_tokenizer(tokenizer, staging, getattr(config, "max_position_embeddings", None))
-        (staging / "README.md").write_text(model_card(model, out.name, real, facts or {}), encoding="utf-8")
+        _write(model, staging, tokenizer, sequence_length)
+        (staging / "README.md").write_text(model_card(model, out.name, real, facts or {}, license), encoding="utf-8")
+        files.follow_umask(staging)
         if out.exists():
             out.rmdir()
         files.commit_folder(staging, out)
@@ -108,6 +104,14 @@ def export(
         raise
     logger.info("export: %s, %s", out, type(model).__name__)
     return out
+
+
+def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | None, sequence_length: int | None) -> None:
+    """The model and its tokenizer, without a card."""
+    model.save_pretrained(folder)
+    write_fields_of_transformers_4(folder / "config.json")
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder, positions_of(model.config) or sequence_length)
 
 
 def _config_from_dict(fields: dict[str, Any]) -> PretrainedConfig:
@@ -152,105 +156,15 @@ def _leave_padding_out(model: PreTrainedModel, vocab_size: int) -> None:
             model.resize_token_embeddings(vocab_size)
 
 
-def _save_tokenizer(facts: TokenizerFacts, folder: Path, max_tokens: int | None) -> None:
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(facts),
-        bos_token=facts.eot_token,
-        eos_token=facts.eot_token,
-        model_max_length=max_tokens or int(1e30),
-        clean_up_tokenization_spaces=False,
-    )
-    fast.save_pretrained(folder)
-
-
-def build_tokenizer(facts: TokenizerFacts) -> Tokenizer:
-    """The `tokenizers` object that gives a text the ids a tiktoken encoding with the same facts gives it."""
-    letters = byte_letters()
-
-    def spell(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    vocabulary = {spell(token): rank for token, rank in facts.ranks.items()}
-    merges = [(spell(left), spell(right)) for left, right in recover_merges(facts.ranks)]
-    vocabulary[facts.eot_token] = facts.eot_id
-    # tiktoken takes a piece that is a token as it stands, without merging; so must this.
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(facts.pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(facts.eot_token, special=True, normalized=False)])
-    return tokenizer
-
-
-def byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in a byte-level vocabulary.
-
-    source  GPT-2's convention: printable Latin-1 stands for itself, the others for U+0100 on, in order
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The two parts each longer token was merged from, in the order of the merges.
-
-    A token's own bytes are merged again with the ranks below its own: what is left are its two parts. A token that no
-    merges reach is left out, and only ever stands for a whole piece.
-    """
-    merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(token) > 1:
-            parts = _merge(token, ranks, rank)
-            if len(parts) == 2:
-                merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _merge(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """Byte-pair merging of `token` with ranks below `below`."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 1:
-        rank, place = min((ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1))
-        if rank >= below:
-            break
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return parts
-
-
-def model_card(model: PreTrainedModel, name: str, vocab_size: int, facts: Mapping[str, object]) -> str:
-    """A short README in Markdown: what the model is, the run's facts, how to open it."""
-    rows = {
-        "architecture": type(model).__name__,
-        "parameters": f"{model.num_parameters():,}",
-        "vocabulary": f"{vocab_size:,} ids",
-        "precision": str(model.dtype).removeprefix("torch."),
-        **facts,
-    }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n\n"
-        f"A language model pretrained from random weights.\n\n| | |\n|---|---|\n{table}\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n'
-    )
-
-
-def export_checkpoint(folder: Path, out: Path, *, replace: bool = False) -> Path:
-    """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there."""
+def export_checkpoint(
+    folder: Path, out: Path, *, replace: bool = False, dtype: str | None = None, license: str = "unknown"
+) -> Path:
+    """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there. The others are as of `export`."""
     manifest = read_manifest(folder)
     tokenizer = tokenizer_of(manifest)
-    facts = {
-        "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
-        "validation loss": "not evaluated" if manifest.val_loss is None else f"{manifest.val_loss:.4f} nats a token",
-    }
     parts = dict(
-        model_config=manifest.model, weights=folder / "model.safetensors", vocab_size=manifest.vocab_size, facts=facts,
+        model_config=manifest.model, weights=folder / "model.safetensors", vocab_size=manifest.vocab_size, facts=_facts(folder, manifest),
+        sequence_length=manifest.identity.get("sequence_length"), dtype=dtype, license=license,
         tokenizer=tokenizer and TokenizerFacts(
             ranks=tokenizer.ranks, pattern=tokenizer.pattern, eot_token=END_OF_TEXT, eot_id=tokenizer.eot_id,
             vocab_size=tokenizer.vocab_size,
@@ -266,6 +180,49 @@ def export_checkpoint(folder: Path, out: Path, *, replace: bool = False) -> Path
         raise
     files.remove_folder(earlier)
     return out
+
+
+def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
+    """What the model card says of a checkpoint's training, by name."""
+    settings = read_settings(folder / "config.yaml")
+    data, optimizer, schedule = (settings.get(section, {}) for section in ("data", "optimizer", "schedule"))
+    decay = ", weight decay {weight_decay}".format_map(optimizer) if "weight_decay" in optimizer else ""
+    run = files.project_folder() / settings.get("runs_folder", "runs") / str(settings.get("name", ""))
+    return {
+        "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
+        "data": data.get("corpus") or ", ".join(data.get("train", [])),
+        "sequence length": f"{manifest.identity.get('sequence_length', settings.get('sequence_length'))} tokens",
+        "batch": f"{settings.get('global_batch')} sequences",
+        "optimizer": f"{optimizer.get('name')}{decay}",
+        "learning rate": f"{_peak_rates(optimizer)} at its peak, {schedule.get('name')}, {schedule.get('warmup_steps', 0):,} steps of warm-up",
+        "computed in": "fp32" if manifest.precision == "no" else manifest.precision,
+        "validation loss": "not evaluated" if manifest.val_loss is None else f"{manifest.val_loss:.4f} nats a token",
+        **_evaluations(run, manifest.step),
+    }
+
+
+def _peak_rates(optimizer: Mapping[str, Any]) -> str:
+    muon = f" ({optimizer['muon_lr']:g} for Muon's matrices)" if optimizer.get("name") == "muon" and "muon_lr" in optimizer else ""
+    return f"{optimizer.get('lr')}{muon}"
+
+
+def _evaluations(run: Path, step: int) -> dict[str, str]:
+    """What tasks came to at a step, during the run and by `trainer eval`, whose later word counts."""
+    found: dict[str, str] = {}
+    curve = run / CURVE
+    for _, record in records_from(curve, end_of_step(curve, step - 1)):
+        if record["step"] > step:
+            break
+        tasks = [key.removesuffix("/acc") for key in record if key.endswith("/acc")]
+        found |= {task: _accuracy({name: record.get(f"{task}/{name}") for name in ("acc", "acc_norm", "chance")}) for task in tasks}
+    for _, record in records_from(run / EVALUATIONS, 0):
+        if record["step"] == step and isinstance(record.get("acc"), float):
+            found[str(record["task"])] = _accuracy(record)
+    return found
+
+
+def _accuracy(numbers: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name in ("acc", "acc_norm", "chance") if (value := numbers.get(name)) is not None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

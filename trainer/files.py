@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,20 @@ def point_symlink(link: Path, target_name: str) -> None:
     partial.unlink(missing_ok=True)
     partial.symlink_to(target_name)
     os.replace(partial, link)
+
+
+def follow_umask(folder: Path) -> None:
+    """Gives every file in a folder the mode that a new file of this process has; some libraries make theirs readable by the owner alone."""
+    mode = 0o666 & ~_umask()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.chmod(path, mode)
+
+
+def _umask() -> int:
+    """The umask of this process. Asked of the system: setting it, the only other way, would show in what other threads write meanwhile."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)[1], 8)
 
 
 def sha256(path: Path) -> str:

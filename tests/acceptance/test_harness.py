@@ -15,7 +15,8 @@ from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.evaluation.exam import Exam
 from trainer.evaluation.next_lines import next_line_items
 from trainer.evaluation.tasks import open_tasks
-from trainer.export import TokenizerFacts, export
+from trainer.export import export
+from trainer.model.tokenizer_files import TokenizerFacts
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
 from trainer.model.scores import token_scores

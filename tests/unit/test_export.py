@@ -3,6 +3,7 @@
 import base64
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file, save_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import trainer
+from tests.small_checkpoints import CONFIG, manifest_of
 from tests.unit.model.tiny import SHAPES, tiny_config, tiny_model
+from trainer.checkpoint.manifest import to_json
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.export import TokenizerFacts, build_tokenizer, byte_letters, export, recover_merges
+from trainer.export import export, export_checkpoint
+from trainer.model.portable import fields_of_transformers_4, fit_positions
+from trainer.model.tokenizer_files import TokenizerFacts, build_tokenizer, byte_letters, recover_merges
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 END = "<|endoftext|>"
@@ -177,3 +182,120 @@ def test_an_export_that_fails_half_way_leaves_nothing_behind(tmp_path, monkeypat
     with pytest.raises(ZeroDivisionError):
         export(tmp_path / "out", model_config=model.config, weights=weights, tokenizer=None)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+# What other programs read of it
+
+
+def exported(tmp_path, shape, **arguments):
+    """An export of a tiny model and the model itself."""
+    facts = facts_of("bytes")
+    model = tiny_model(shape, facts.vocab_size).eval()
+    tmp_path.mkdir(exist_ok=True)
+    out = export(tmp_path / "out", model_config=model.config.to_dict(), weights=stored(model, tmp_path), tokenizer=facts, **arguments)
+    return out, model
+
+
+def written(out, name):
+    return json.loads((out / name).read_text())
+
+
+def test_the_written_tokenizer_is_one_that_transformers_4_and_5_open(tmp_path):
+    """The contract that was tried by hand in both: this class, no key of version 5 alone, an id to pad with."""
+    out, _ = exported(tmp_path, "llama")
+    config = written(out, "tokenizer_config.json")
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in config
+    assert config["pad_token"] == config["eos_token"] == config["bos_token"] == END
+    assert AutoTokenizer.from_pretrained(out)(["a", "bcd"], padding=True)["input_ids"] == [[256, 256, 97], [98, 99, 100]]
+    assert config["model_input_names"] == ["input_ids", "attention_mask"] and config["padding_side"] == "left"
+    assert written(out, "tokenizer.json")["added_tokens"][0]["id"] == 256
+
+
+@pytest.mark.parametrize(
+    ("rope", "fields"),
+    [
+        ({"rope_type": "default", "rope_theta": 500.0}, {"rope_theta": 500.0}),
+        (
+            {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+            {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+        ({"rope_type": "default", "rope_theta": 9.0, "partial_rotary_factor": 0.5}, {"rope_theta": 9.0, "partial_rotary_factor": 0.5}),
+        (
+            {"sliding_attention": {"rope_type": "default", "rope_theta": 1.0}, "full_attention": {"rope_type": "default", "rope_theta": 2.0}},
+            {"rope_theta": 2.0, "rope_local_base_freq": 1.0},
+        ),
+        (None, {}),
+    ],
+)
+def test_rotary_positions_are_written_in_the_words_of_transformers_4_too(rope, fields):
+    assert fields_of_transformers_4({"rope_parameters": rope}) == fields
+
+
+def test_the_config_of_an_export_has_them_beside_those_of_transformers_5(tmp_path):
+    config = written(exported(tmp_path, "llama")[0], "config.json")
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    assert "rope_theta" not in written(exported(tmp_path / "second", "gpt2")[0], "config.json")
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama-tied"])
+def test_config_and_tokenizer_state_the_sequence_length_that_was_trained_on(shape, tmp_path):
+    out, model = exported(tmp_path, shape, sequence_length=24)
+    config = AutoConfig.from_pretrained(out)
+    assert config.max_position_embeddings == written(out, "tokenizer_config.json")["model_max_length"] == 24
+    tokens = torch.randint(257, (2, 24), generator=torch.Generator().manual_seed(0))
+    opened = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert torch.equal(opened(tokens).logits, model(tokens).logits[..., :257])
+
+
+def test_positions_that_the_outputs_depend_on_stay(tmp_path):
+    model = tiny_model("llama", 257, rope_parameters={"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0})
+    before = model.config.max_position_embeddings
+    fit_positions(model, 24)
+    assert model.config.max_position_embeddings == before > 24
+    fit_positions(shorter := tiny_model("llama"), 4096)
+    assert shorter.config.max_position_embeddings == before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_the_files_of_an_export_have_the_mode_that_the_umask_gives(umask, tmp_path):
+    earlier = os.umask(umask)
+    try:
+        out, _ = exported(tmp_path, "llama")
+    finally:
+        os.umask(earlier)
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
+def test_a_dtype_has_a_short_name_and_torchs(name, tmp_path):
+    out, _ = exported(tmp_path, "llama", dtype=name)
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert "| precision | bfloat16 |" in (out / "README.md").read_text()
+
+
+def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch):
+    """Data, length, batch, optimizer, rate, evaluations; those of another step are left out, and the licence is a field."""
+    monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
+    run, folder = tmp_path / "runs" / "run", tmp_path / "step-00000010"
+    run.mkdir(parents=True)
+    folder.mkdir()
+    model = tiny_model("llama")
+    stored(model, folder)
+    (folder / "config.yaml").write_text(CONFIG + "optimizer: {name: adamw, lr: 0.0006}\nschedule: {name: cosine, warmup_steps: 7}\n")
+    (run / "metrics.jsonl").write_text("".join(
+        json.dumps({"step": step, "val_loss": 3.0, "words/acc": step / 100}) + "\n" for step in (9, 10, 11)
+    ))  # fmt: skip
+    (run / "evaluations.jsonl").write_text("".join(
+        json.dumps({"step": step, "task": "piqa", "acc": step / 40, "chance": 0.5}) + "\n" for step in (9, 10, 11)
+    ))  # fmt: skip
+    manifest = manifest_of(
+        10, model=json.loads(model.config.to_json_string(use_diff=False)), vocab_size=257, val_loss=3.0, identity={"sequence_length": 8}
+    )
+    (folder / "manifest.json").write_text(to_json(manifest))
+    card = (export_checkpoint(folder, tmp_path / "out", license="mit") / "README.md").read_text()
+    assert "\nlicense: mit\n" in card.split("---")[1]
+    rows = dict(line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "| | |")
+    assert rows["data"] == "shakespeare" and rows["sequence length"].startswith("8 ") and rows["batch"].startswith("4 ")
+    assert "adamw" in rows["optimizer"] and rows["learning rate"].startswith("0.0006 ") and "cosine, 7 " in rows["learning rate"]
+    assert rows["words"] == "acc 0.100" and rows["piqa"] == "acc 0.250, chance 0.500" and rows["validation loss"].startswith("3.0000")
+    assert written(tmp_path / "out", "config.json")["max_position_embeddings"] == 8

@@ -8,7 +8,6 @@ For a machine whose memory has no room for a snapshot, and the reference for one
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,8 +72,7 @@ def _commit(
 ) -> str | None:
     try:
         (staging / "config.yaml").write_text(config_text, encoding="utf-8")
-        for path in (path for path in staging.rglob("*") if path.is_file()):
-            os.chmod(path, 0o644)  # safetensors makes its file readable by the owner alone
+        files.follow_umask(staging)  # safetensors makes its file readable by the owner alone
         before_commit()
         store.commit(staging, replace(manifest, files=describe_files(staging)))
     except WRITE_FAILURES as error:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 VOCABULARY_MULTIPLE = 64
 """Rows of the embedding are padded to a multiple of this: matrix units want dimensions of 8 to 64, fp8 needs 16."""
 
-_POSITION_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "max_seq_length")
+POSITION_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "max_seq_length")
 
 
 def padded_vocabulary(vocab_size: int) -> int:
@@ -102,7 +102,7 @@ def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig
         elif key not in allowed:
             hint = did_you_mean(key, allowed)
             problems.append(f"model.config.{key} is not a field of {config_class.__name__} that a recipe sets; {hint}")
-        elif key in _POSITION_FIELDS and isinstance(value, int) and value < sequence_length:
+        elif key in POSITION_FIELDS and isinstance(value, int) and value < sequence_length:
             problems.append(
                 f"model.config.{key} {value} is less than sequence_length {sequence_length}; "
                 "raise the one, lower the other, or leave the field out"
@@ -115,7 +115,7 @@ def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig
 
 def _set_positions(config: PretrainedConfig, sequence_length: int) -> None:
     """Raises the number of positions to the sequence length where the class limits it and has fewer."""
-    for field in _POSITION_FIELDS:
+    for field in POSITION_FIELDS:
         limit = getattr(config, field, None)
         if isinstance(limit, int):
             if limit < sequence_length:

@@ -1,0 +1,101 @@
+"""A tokenizer's files beside an exported model, in the form that transformers 4 and 5 both open."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerFacts:
+    """What a tiktoken encoding is made of."""
+
+    ranks: Mapping[bytes, int]
+    """Every token's bytes and its id; a lower rank merges first."""
+    pattern: str
+    """The regular expression that cuts a text into pieces before merging."""
+    eot_token: str
+    eot_id: int
+    vocab_size: int
+
+
+def save_tokenizer(facts: TokenizerFacts, folder: Path, max_tokens: int | None) -> None:
+    """Writes tokenizer.json and tokenizer_config.json; max_tokens is what the model was trained on, None for no limit.
+
+    The config is written here and not by transformers: its version 5 names a class that version 4 does not know, and both
+    open this one. Padding has no id of its own: what is padded is masked, and `<|endoftext|>` stands there, before the text, so
+    that `generate` goes on from its end. Version 4 would also hand out token types, which no model of ours takes.
+    """
+    build_tokenizer(facts).save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": facts.eot_token,
+        "eos_token": facts.eot_token,
+        "pad_token": facts.eot_token,
+        "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": max_tokens or int(1e30),
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def build_tokenizer(facts: TokenizerFacts) -> Tokenizer:
+    """The `tokenizers` object that gives a text the ids a tiktoken encoding with the same facts gives it."""
+    letters = byte_letters()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    vocabulary = {spell(token): rank for token, rank in facts.ranks.items()}
+    merges = [(spell(left), spell(right)) for left, right in recover_merges(facts.ranks)]
+    vocabulary[facts.eot_token] = facts.eot_id
+    # tiktoken takes a piece that is a token as it stands, without merging; so must this.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(facts.pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(facts.eot_token, special=True, normalized=False)])
+    return tokenizer
+
+
+def byte_letters() -> list[str]:
+    """The printable letter that stands for each byte in a byte-level vocabulary.
+
+    source  GPT-2's convention: printable Latin-1 stands for itself, the others for U+0100 on, in order
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The two parts each longer token was merged from, in the order of the merges.
+
+    A token's own bytes are merged again with the ranks below its own: what is left are its two parts. A token that no
+    merges reach is left out, and only ever stands for a whole piece.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) > 1:
+            parts = _merge(token, ranks, rank)
+            if len(parts) == 2:
+                merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _merge(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
+    """Byte-pair merging of `token` with ranks below `below`."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        rank, place = min((ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1))
+        if rank >= below:
+            break
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts

@@ -4,7 +4,7 @@ The house. An import may only go down a floor (on floor 6 also to the right); ro
 one needs of another `run/` hands it. `tests/test_architecture.py` reads this plan and checks it.
 
     floor 6  __main__ cli cli_bench cli_doctor cli_checkpoints session
-    floor 5  loop evaluate selftest bench doctor
+    floor 5  loop evaluate finish selftest bench doctor
     floor 4  run supervise export report compare trial tensorboard
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config journal state determinism

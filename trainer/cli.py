@@ -127,7 +127,7 @@ def launch(
             return
         code = 0
         if supervise.is_finished(plan):
-            tell(f"{plan.config.name} is finished: raise max_steps to train on, or give a new run another name with name=...\n")
+            tell(f"{supervise.finished_words(plan)}\n")
         else:
             install_for(plan.cluster, plan.config.precision, say)
             code = supervise.run_launch(plan)
@@ -289,6 +289,16 @@ def export(
     from trainer.export import export_checkpoint
 
     tell(str(export_checkpoint(locate(find_checkpoints(run), checkpoint), out, dtype=dtype, license=license)))
+
+
+@app.command()
+def finish(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")],
+) -> None:
+    """Declare a stopped run finished where it stands: its newest sound checkpoint becomes the final one, and is exported."""
+    from trainer.finish import finish as finish_run
+
+    tell(finish_run(run).text())
 
 
 @app.command()

@@ -2,20 +2,19 @@
 
 import logging
 import os
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer import files
+from trainer.checkpoint.manifest import folder_name
 from trainer.config.folders import checkpoints_folder, hold, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained
 from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
-from trainer.export import export_checkpoint
+from trainer.finish import EXPORTED, export_final
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import decided_precision, finish_processes, first_before_joining
 from trainer.loop import Outcome, train
@@ -30,9 +29,6 @@ from trainer.safety.parent import end_with_launcher
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
-
-EXPORTED = "exported"
-_LEFT_OVER = re.compile(rf"\.earlier-{EXPORTED}(-\d+)?|\.staging-{EXPORTED}-\d+")
 
 
 def run_session(config: Config) -> int:
@@ -209,13 +205,7 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
 
 
 def _export(run: Run) -> Path:
-    """Exports the final checkpoint in place of an earlier export, and removes what exports that were killed left beside it."""
-    checkpoint = checkpoints_folder(run.config) / f"step-{run.progress.step:08d}"
-    exported = export_checkpoint(checkpoint, run.folder / EXPORTED, replace=True)
-    for path in list(run.folder.iterdir()):
-        if _LEFT_OVER.fullmatch(path.name):
-            files.remove_folder(path)
-    return exported
+    return export_final(checkpoints_folder(run.config) / folder_name(run.progress.step), run.folder)
 
 
 def sample(run: Run) -> str | None:

@@ -157,15 +157,22 @@ def newest_step(config: Config) -> int | None:
 
 
 def is_finished(checked: Plan) -> bool:
-    """Whether the run took all its steps before, left nothing undone, and nothing else is asked of it."""
+    """Whether the run took all its steps before, or was declared finished, left nothing undone, and nothing else is asked of it."""
     outcome = read_outcome(checked.folder)
-    return (
-        checked.config.resume_from_checkpoint == "latest"
-        and outcome is not None
-        and outcome["outcome"] == "finished"
-        and "untidy" not in outcome
-        and (newest_step(checked.config) or 0) >= checked.config.max_steps
-    )
+    if checked.config.resume_from_checkpoint != "latest" or outcome is None or outcome["outcome"] != "finished" or "untidy" in outcome:
+        return False
+    newest = newest_step(checked.config) or 0
+    return newest >= checked.config.max_steps or outcome.get("planned_steps") == checked.config.max_steps
+
+
+def finished_words(checked: Plan) -> str:
+    """That there is nothing to do, and what trains on."""
+    name, outcome = checked.config.name, read_outcome(checked.folder) or {}
+    planned, step = outcome.get("planned_steps"), outcome.get("step", 0)
+    if planned is not None and step < planned:
+        how = f"go on from there with resume_from_checkpoint={step}"
+        return f"{name} was declared finished at step {step} of {planned}: to train on all the same, {how}, or give a new run another name with name=..."
+    return f"{name} is finished: raise max_steps to train on, or give a new run another name with name=..."
 
 
 @contextmanager

@@ -8,14 +8,21 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
-from tests.launching import checkpoint, outcome, train, write_recipe
+from tests.launching import checkpoint, outcome, train, write_cluster, write_recipe
 from tests.small_checkpoints import flip
 from trainer import files, supervise
 from trainer.checkpoint.manifest import describe_files, read_manifest, to_json
+from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.config.folders import hold
 from trainer.config.load import flatten, load
 from trainer.data.bpe import tiktoken_lines, train_bpe
+from trainer.journal import read_events
+from trainer.metrics.curves import read_records
+from trainer.metrics.outcome import read_outcome
 
 PLAY = [
     "If music be the food of love, play on;\n",
@@ -343,3 +350,54 @@ def test_shards_whose_tokenizer_is_not_at_hand_train_a_model_that_can_be_exporte
     model = AutoModelForCausalLM.from_pretrained(project / "out")
     assert model.config.vocab_size == 257 and not model.generation_config.suppress_tokens
     assert not (project / "out" / "tokenizer.json").exists()
+
+
+# Finishing a run before its last step
+
+
+@pytest.fixture
+def stopped(finished, tmp_path, monkeypatch):
+    """The folder of a project whose run `tiny` was interrupted at step 24 of 3,000."""
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    shutil.rmtree(project / "runs/tiny/exported")
+    config = project / "runs/tiny/config.yaml"
+    config.write_text(config.read_text().replace(str(finished), str(project)).replace("max_steps: 24", "max_steps: 3000"))
+    before = json.loads((project / "runs/tiny/outcome.json").read_text())
+    kept = {key: value for key, value in before.items() if key not in ("exported", "exported_step")}
+    (project / "runs/tiny/outcome.json").write_text(json.dumps({**kept, "outcome": "interrupted", "exit_code": 75}))
+    monkeypatch.setattr(files, "project_folder", lambda: project)
+    return project
+
+
+def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(stopped):
+    flip(stopped / "checkpoints/tiny/step-00000024/model.safetensors", 2000)
+    words = said("finish", "tiny")
+    assert "step-00000024" in words and "step 20 of 3000" in words and str(stopped / "runs/tiny/exported") in words
+    ended = read_outcome(stopped / "runs/tiny")
+    assert (ended["outcome"], ended["exit_code"], ended["step"], ended["exported_step"], ended["planned_steps"]) == ("finished", 0, 20, 20, 3000)
+    store = CheckpointStore(stopped / "checkpoints/tiny")
+    assert [(manifest.step, manifest.reason) for manifest in store.sound_manifests()] == [(20, "final"), (16, "best")]
+    assert not verify(store.path(20)) and (store.folder / "latest").resolve() == store.path(20).resolve()
+    weights = load_file(stopped / "runs/tiny/exported/model.safetensors")
+    assert weights and all(torch.equal(value, load_file(store.path(20) / "model.safetensors")[name][: len(value)]) for name, value in weights.items())
+    assert read_records(stopped / "runs/tiny/metrics.jsonl")[-1]["step"] == 20
+    assert read_events(stopped / "runs/tiny")[-1]["cause"] == "finished"
+    assert said("finish", "tiny").endswith(words.splitlines()[-1] + "\n"), "once more is the same"
+
+    def planned(*overrides):
+        return supervise.plan([str(write_cluster(stopped, 1)), str(stopped / "runs/tiny/config.yaml"), *overrides])
+
+    assert supervise.is_finished(planned()), "the command that a scheduler repeats has nothing to do"
+    assert "resume_from_checkpoint=20" in supervise.finished_words(planned())
+    assert not supervise.is_finished(planned("resume_from_checkpoint=20")) and not supervise.is_finished(planned("max_steps=40"))
+
+
+def test_finish_refuses_a_run_that_is_trained_one_without_checkpoints_and_one_that_is_not_there(stopped):
+    before = read_outcome(stopped / "runs/tiny")
+    with hold(stopped / "runs/tiny"):
+        assert "another process is training tiny" in paragraph(said("finish", "tiny", code=2))
+    shutil.rmtree(stopped / "checkpoints/tiny")
+    assert "holds no checkpoints" in paragraph(said("finish", "tiny", code=2))
+    assert "there is no run" in paragraph(said("finish", "timy", code=2))
+    assert read_outcome(stopped / "runs/tiny") == before and not (stopped / "runs/tiny/exported").exists()

@@ -54,10 +54,10 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     files.write_atomic(folder / SETTINGS, content.getvalue())
 
 
-def write_end(writer: SummaryWriter, step: int) -> None:
-    """Tells the HParams tab that the run has finished, in a file of its own: no later event makes TensorBoard forget it, but a file can go."""
+def write_end(folder: Path, step: int) -> None:
+    """Tells the HParams tab that the run in this folder has finished, in a file of its own: no later event makes TensorBoard forget it, but a file can go."""
     _, _, session_end = hparams({}, {})
-    with closing(FileWriter(writer.get_logdir(), filename_suffix=_END)) as file:
+    with closing(FileWriter(str(folder), filename_suffix=_END)) as file:
         file.add_summary(session_end, global_step=step)
 
 

@@ -266,7 +266,7 @@ class Reporter:
             self._failures.guard(CURVE, self._curve.close)
         if self._drawing is not None:
             if finished:
-                self._drawing.add(self._max_steps, lambda writer: write_end(writer, self._max_steps))
+                self._drawing.add(self._max_steps, lambda _: write_end(self._folder, self._max_steps))
             self._drawing.close()
 
     def _arrive(self, pending: _Pending) -> Known:

@@ -1,0 +1,96 @@
+"""What makes a run a finished one: its exported model, and, where a person ends it before its last step, the word for that.
+
+`trainer finish RUN` takes the newest sound checkpoint for the final one. Everything that can fail comes before anything is changed, and
+the outcome is written last, so that a run is finished whole or not at all.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trainer import files
+from trainer.checkpoint.lock import hold as hold_checkpoints
+from trainer.checkpoint.manifest import MANIFEST, Manifest, to_json
+from trainer.checkpoint.resume import Resolution, resolve
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.folders import checkpoints_folder, find_run, hold
+from trainer.config.load import load_resolved
+from trainer.errors import CheckpointError
+from trainer.export import export_checkpoint
+from trainer.journal import Journal
+from trainer.metrics.board import write_end
+from trainer.metrics.curves import cut_after
+from trainer.metrics.outcome import facts_at, read_outcome, write_outcome
+
+EXPORTED = "exported"
+_LEFT_OVER = re.compile(rf"\.earlier-{EXPORTED}(-\d+)?|\.staging-{EXPORTED}-\d+")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was declared finished."""
+
+    name: str
+    step: int
+    planned_steps: int
+    """What max_steps was."""
+    checkpoint: Path
+    exported: Path
+    passed_over: dict[str, str]
+    """Newer checkpoints that are damaged, by name, and what is wrong with each."""
+
+    def text(self) -> str:
+        over = [f"{name} is passed over: {why}" for name, why in self.passed_over.items()]
+        whole = f"{self.name} is finished at step {self.step} of {self.planned_steps}: its final checkpoint is {self.checkpoint}, and the model is in {self.exported}"
+        return "\n".join([*over, whole])
+
+
+def finish(run: str) -> Finished:
+    """Declares a run finished where its newest sound checkpoint stands, and exports that.
+
+    run     its name, or its folder in runs/
+    raises  LaunchError when a process trains it, CheckpointError when it has no sound checkpoint or that cannot be rewritten
+    """
+    folder = find_run(run)
+    config = load_resolved(folder / "config.yaml")
+    store = CheckpointStore(checkpoints_folder(config))
+    if not store.entries():
+        raise CheckpointError(f"{store.folder} holds no checkpoints, so there is nothing that {config.name} could be finished with; train it first")
+    with hold(folder), hold_checkpoints(store.folder):
+        resolution = resolve(store, "latest")
+        step = resolution.manifest.step
+        exported = export_final(resolution.path, folder)
+        _make_final(store, resolution)
+        cut_after(folder, step)
+        reason = f"declared finished at step {step} of {config.max_steps}"
+        before = facts_at(read_outcome(folder), step)
+        found = {"loss": resolution.manifest.loss, "val_loss": resolution.manifest.val_loss}
+        facts = {**before, **{name: value for name, value in found.items() if value is not None}, "exported": str(exported), "exported_step": step}
+        facts.pop("untidy", None)
+        write_outcome(folder, "finished", step=step, reason=reason, **facts, planned_steps=config.max_steps)
+        Journal(folder).write("stop", cause="finished", step=step, reason=reason)
+        if "tensorboard" in config.metrics.trackers:
+            write_end(folder, step)
+    over = {path.name: why for path, why in resolution.refused.items()}
+    return Finished(config.name, step, config.max_steps, resolution.path, exported, over)
+
+
+def _make_final(store: CheckpointStore, resolution: Resolution) -> None:
+    """Marks a checkpoint as the final one, and takes newer ones, which are damaged, out of the way."""
+    final: Manifest = replace(resolution.manifest, reason="final")
+    try:
+        files.write_atomic(resolution.path / MANIFEST, to_json(final), partial_in=store.folder)
+    except OSError as error:
+        raise CheckpointError(f"the manifest of {resolution.path} cannot be rewritten ({error}); mend that and try again") from None
+    for path in resolution.refused:
+        files.set_aside(path, "damaged")
+    store.point_links()
+
+
+def export_final(checkpoint: Path, folder: Path) -> Path:
+    """Exports a run's final checkpoint into its folder, in place of an earlier export, and removes what exports that were killed left there."""
+    exported = export_checkpoint(checkpoint, folder / EXPORTED, replace=True)
+    for path in list(folder.iterdir()):
+        if _LEFT_OVER.fullmatch(path.name):
+            files.remove_folder(path)
+    return exported

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer import start
 from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import cluster as clusters
@@ -92,6 +93,7 @@ class Request:
         """The variables that a launch is given."""
         return {
             **os.environ,
+            **start.SAFE_PATH,
             "TRAINER_ASKED_PRECISION": self.cluster.precision,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
             **({"ACCELERATE_USE_CPU": "true"} if self.cluster.use_cpu else {}),
@@ -132,10 +134,10 @@ def plan(words: Sequence[str]) -> Plan:
         raise ConfigError(lacking)
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
-    command = [
-        sys.executable, "-m", "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
-        "-m", "trainer", "train", asked.recipe, *asked.overrides,
-    ]  # fmt: skip
+    command = start.command(
+        "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
+        start.SCRIPT, "trainer", "train", asked.recipe, *asked.overrides,
+    )  # fmt: skip
     folder = run_folder(loaded.config)
     _check_run(loaded.config)
     check_not_held(folder)

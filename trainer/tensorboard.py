@@ -35,7 +35,7 @@ def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Boa
     chosen = _free_port(port)
     shown = _named(folder) if any(folder.glob("events.out.tfevents.*")) else folder
     command = [
-        sys.executable, "-m", "tensorboard.main", "--logdir", str(shown), "--port", str(chosen), "--host", "127.0.0.1",
+        sys.executable, "-P", "-m", "tensorboard.main", "--logdir", str(shown), "--port", str(chosen), "--host", "127.0.0.1",
         "--samples_per_plugin", SAMPLES_PER_PLUGIN, "--reload_interval", "15", "--window_title", folder.name,
     ]  # fmt: skip
     told = (

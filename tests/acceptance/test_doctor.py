@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,14 +139,14 @@ PYTHON = """\
 #!/usr/bin/env bash
 # The Python of this environment, with an H100 to it and a pip that fails.
 here="$(dirname "$0")"
-if [ "$1 $2" = "-m pip" ]; then
+if [ "$2 $3" = "-m pip" ]; then
     echo "$*" >> "$here/pip.calls"
     case "$*" in *'[fp8]') echo "a.h:3:10: fatal error: Python.h: No such file or directory"; exit 1 ;; esac
     exit 0
 fi
-if [ "$1 $2" = "-m trainer.doctor.examine" ]; then
+if [ "$3" = trainer.doctor.examine ]; then
     case "$(cat)" in *'"launch"'*) exit 1 ;; *'"backend"'*) answer='["backend", {"name": null}]' ;; *) answer='["torch", {"version": "2.11.0", "cuda": "13.0"}]' ;; esac
-    echo "$answer" > "/proc/self/fd/$3"
+    echo "$answer" > "/proc/self/fd/$4"
     exit 0
 fi
 exec -a "$0" "REAL" "$@"
@@ -171,7 +172,8 @@ def checkout(tmp_path) -> Path:
     """This checkout in another place, with an environment of its own: this Python's packages, an H100 by the driver, and a pip that fails."""
     folder = tmp_path / "checkout"
     (folder / ".venv" / "bin").mkdir(parents=True)
-    for name in ("launch.sh", "setup.cfg", "pyproject.toml", "trainer", "accelerate_configs"):
+    shutil.copy(PROJECT / "launch.sh", folder)  # which goes by the place of the file itself
+    for name in ("setup.cfg", "pyproject.toml", "trainer", "accelerate_configs"):
         (folder / name).symlink_to(PROJECT / name)
     home, lib = Path(sys.base_prefix, "bin"), Path(torch.__file__).parents[2]
     (folder / ".venv" / "lib").mkdir()
@@ -180,8 +182,8 @@ def checkout(tmp_path) -> Path:
     python = folder / ".venv" / "bin" / "python"
     python.write_text(PYTHON.replace("REAL", str(Path(sys.executable).resolve())))
     python.chmod(0o755)
-    mark = 'echo "$(cat "$0/setup.cfg" "$0/pyproject.toml" | cksum) $0" > "$0/.venv/.installed"'
-    subprocess.run(["bash", "-c", mark, str(folder)], check=True)
+    assert launch_sh(folder, "--setup").returncode == 0
+    (folder / ".venv" / "bin" / "pip.calls").unlink()
     (tmp_path / "nvml").mkdir()
     (tmp_path / "nvml" / "pynvml.py").write_text(NVML)
     return folder

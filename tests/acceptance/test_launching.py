@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.commands import paragraph
 from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
+from trainer import start
 
 LONG = (
     "max_steps=100000",
@@ -21,11 +23,19 @@ LONG = (
 )
 
 
-def _start(words: list[str], log: Path) -> subprocess.Popen:
+def _start(words: list[str], log: Path, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
     with open(log, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, *words], env=environment(), stdout=output, stderr=output, start_new_session=True
+            [sys.executable, *words], env=environment(**variables), cwd=cwd, stdout=output, stderr=output, start_new_session=True
         )
+
+
+def _foreign(folder: Path) -> Path:
+    """A folder with another trainer, and with modules that are called like those that ours needs."""
+    (folder / "trainer").mkdir(parents=True)
+    for name in ("trainer/__init__", "yaml", "tokenize", "psutil"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong code runs')")
+    return folder
 
 
 def _trainers(recipe: Path) -> list[psutil.Process]:
@@ -37,10 +47,10 @@ def _trainers(recipe: Path) -> list[psutil.Process]:
     return found
 
 
-def _start_training(words: list[str], recipe: Path) -> subprocess.Popen:
+def _start_training(words: list[str], recipe: Path, **place: Any) -> subprocess.Popen:
     """Starts a launcher and waits until steps are taken."""
     log = recipe.parent / "launcher.log"
-    launcher = _start(words, log)
+    launcher = _start(words, log, **place)
     ends = time.monotonic() + 120
     while not (steps(recipe) and steps(recipe)[-1]["step"] >= 5):
         assert launcher.poll() is None and time.monotonic() < ends, log.read_text()
@@ -48,9 +58,9 @@ def _start_training(words: list[str], recipe: Path) -> subprocess.Popen:
     return launcher
 
 
-def _interrupt(words: list[str], recipe: Path, number: int) -> int:
+def _interrupt(words: list[str], recipe: Path, number: int, **place: Any) -> int:
     """Starts a launcher, sends it (and it alone) a signal once steps are taken, and returns its exit code."""
-    launcher = _start_training(words, recipe)
+    launcher = _start_training(words, recipe, **place)
     os.kill(launcher.pid, number)
     code = launcher.wait(60)
     assert not _trainers(recipe), "a trainer was left behind"
@@ -95,9 +105,12 @@ def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
-    """`trainer launch` is what launch.sh becomes (by exec) once the environment is there."""
+    """This is what launch.sh becomes (by exec) once the environment is there, wherever one stands and whatever PYTHONPATH holds."""
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
-    code = _interrupt(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe, number)
+    (tmp_path / "other" / "trainer").mkdir(parents=True)
+    (tmp_path / "other" / "trainer" / "__init__.py").write_text("raise SystemExit('the wrong code runs')")
+    words = start.command("trainer", "launch", str(cluster), str(recipe), *LONG)[1:]
+    code = _interrupt(words, recipe, number, cwd=_foreign(tmp_path / "foreign"), PYTHONPATH=str(tmp_path / "other"))
     said = (tmp_path / "launcher.log").read_text()
     assert code == 75
     _check_interrupted(recipe, signal.SIGTERM, said)

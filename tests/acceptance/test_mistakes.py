@@ -649,9 +649,11 @@ def checkout(place) -> Path:
     (folder / ".venv" / "bin").mkdir(parents=True)
     for name in ("launch.sh", "setup.cfg", "pyproject.toml"):
         shutil.copy(PROJECT / name, folder / name)
-    executable(folder / ".venv" / "bin" / "python", f'exec "{sys.executable}" "$@"')
-    mark = 'echo "$(cat "$0/setup.cfg" "$0/pyproject.toml" | cksum) $0" > "$0/.venv/.installed"'
-    subprocess.run(["bash", "-c", mark, str(folder)], check=True)
+    (folder / "trainer").symlink_to(PROJECT / "trainer")
+    python = folder / ".venv" / "bin" / "python"
+    executable(python, f'case "$*" in *"-m pip"*) exit 0 ;; esac; exec "{sys.executable}" "$@"')
+    assert launch_sh(folder, "--setup").returncode == 0
+    executable(python, f'exec "{sys.executable}" "$@"')
     return folder
 
 
@@ -693,7 +695,7 @@ def bare_path(place) -> str:
     """A PATH with what launch.sh itself needs, and no Python."""
     folder = place / "bin"
     folder.mkdir()
-    for name in ("dirname", "cat", "cksum", "rm", "sh"):
+    for name in ("dirname", "cat", "cksum", "mkdir", "readlink", "rm", "sh"):
         (folder / name).symlink_to(shutil.which(name))
     return str(folder)
 
@@ -716,9 +718,8 @@ def test_a_set_up_that_cannot_make_its_environment_leaves_no_half_of_one(checkou
     shutil.rmtree(checkout / ".venv")
     executable(
         Path(bare_path) / "python3",
-        '[ "$1" = -c ] && exit 0; mkdir -p "$3/bin"; echo "No space left on device" >&2; exit 1',
+        '[ "$2" = -c ] && exit 0; mkdir -p "$4/bin"; echo "No space left on device" >&2; exit 1',
     )
-    (Path(bare_path) / "mkdir").symlink_to(shutil.which("mkdir"))
     ended = launch_sh(checkout, PATH=bare_path, PYTHON="")
     assert ended.returncode == 2 and "No space left" in ended.stderr
     assert ".venv could not be made with python3" in paragraph(ended.stderr) and "free disk space" in ended.stderr
@@ -727,7 +728,8 @@ def test_a_set_up_that_cannot_make_its_environment_leaves_no_half_of_one(checkou
 
 def test_a_set_up_that_cannot_install_says_so_and_tries_again_next_time(checkout, bare_path):
     (checkout / ".venv" / ".installed").unlink()
-    executable(checkout / ".venv" / "bin" / "python", 'echo "Could not find a version" >&2; exit 1')
+    pip = 'case "$*" in *"-m pip"*) echo "Could not find a version" >&2; exit 1 ;; esac'
+    executable(checkout / ".venv" / "bin" / "python", f'{pip}; exec "{sys.executable}" "$@"')
     for _ in range(2):
         ended = launch_sh(checkout, PATH=bare_path)
         assert ended.returncode == 2 and "Could not find a version" in ended.stderr
@@ -737,7 +739,8 @@ def test_a_set_up_that_cannot_install_says_so_and_tries_again_next_time(checkout
 
 def test_a_set_up_with_an_extra_is_one_without_it_too(checkout, bare_path):
     (checkout / ".venv" / ".installed").unlink()
-    executable(checkout / ".venv" / "bin" / "python", 'echo "$*" >> "$0.calls"')
+    pip = 'case "$*" in *"-m pip"*) echo "$*" >> "$0.calls"; exit 0 ;; esac'
+    executable(checkout / ".venv" / "bin" / "python", f'{pip}; exec "{sys.executable}" "$@"')
     for words in (["--setup", "test"], ["--setup"], ["--setup", "test"]):
         assert launch_sh(checkout, *words, PATH=bare_path).returncode == 0
     assert len((checkout / ".venv" / "bin" / "python.calls").read_text().splitlines()) == 1

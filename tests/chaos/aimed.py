@@ -25,6 +25,11 @@ IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "p
 PLACES = IN_TRAINER + IN_WRITER
 TOLD, PROCESSES, STRUCK, FULL = "told.jsonl", "processes.json", "struck.json", "full"
 
+_WRITER = (
+    f"import runpy, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); runpy.run_module('tests.chaos.aimed', run_name='__main__')"
+)
+"""What Python runs in the writer's place; a line more, since a module's name alone would be looked up in the folder that one stands in."""
+
 LATE_SECONDS = 0.005
 """How late the thread that sends gets its turn, so that a copy is under way that the writer has not heard of."""
 
@@ -53,7 +58,7 @@ def arm(aim: Aim) -> None:
     if aim.place == "copy":
         Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
     elif aim.place:
-        background._COMMAND = ("-m", "tests.chaos.aimed", json.dumps(asdict(aim)))
+        background._COMMAND = [sys.executable, "-c", _WRITER, json.dumps(asdict(aim))]
 
 
 def strike(aim: Aim) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import trainer
-from trainer import files, locks, supervise
+from trainer import files, locks, start, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
@@ -56,12 +56,13 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
     path = cluster()
     plan = supervise.plan([path, "shakespeare", "name=mine", "seed=3"])
-    assert plan.command[0] == sys.executable
-    assert plan.command[3:] == [
-        "--config_file", path, "--mixed_precision", "no", "-m", "trainer", "train", "shakespeare", "name=mine", "seed=3",
-    ]  # fmt: skip
+    assert plan.command == start.command(
+        "trainer.supervise",
+        "--config_file", path, "--mixed_precision", "no", start.SCRIPT, "trainer", "train", "shakespeare", "name=mine", "seed=3",
+    )  # fmt: skip
     changed = {key: value for key, value in plan.environment.items() if os.environ.get(key) != value}
     assert changed == {
+        "PYTHONSAFEPATH": "1",
         "TRAINER_ASKED_PRECISION": "no",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
         "ACCELERATE_USE_CPU": "true",

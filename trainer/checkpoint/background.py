@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-import trainer
+from trainer import start
 from trainer.checkpoint.channel import HUNG_SECONDS, Channel, mark, to_text
 from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.manifest import Manifest
@@ -26,7 +26,7 @@ from trainer.text import duration, size
 
 log = logging.getLogger(__name__)
 
-_COMMAND = ("-m", "trainer.checkpoint.writer")
+_COMMAND = start.command("trainer.checkpoint.writer")
 
 _PROBE = "import os, sys; file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); os.write(file, b'.'); os.fsync(file); os.unlink(sys.argv[1])"
 
@@ -256,8 +256,8 @@ class Background:
         ours, theirs = socket.socketpair()
         passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
         self._process = subprocess.Popen(
-            [sys.executable, *_COMMAND, str(theirs.fileno())], pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, env=_environment(),
+            [*_COMMAND, str(theirs.fileno())], pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )  # fmt: skip
         theirs.close()
         self._bequeath()
@@ -335,7 +335,7 @@ class Background:
 
 def disk_answers(folder: Path) -> bool:
     """Whether the disk of a folder takes a byte, or refuses it, within ANSWER_SECONDS; tried in a process that may hang in our place."""
-    probe = subprocess.Popen([sys.executable, "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")], stderr=subprocess.DEVNULL)
+    probe = subprocess.Popen([sys.executable, "-I", "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")], stderr=subprocess.DEVNULL)
     try:
         probe.wait(ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
@@ -372,9 +372,3 @@ def begin_background(
         Snapshots(model, optimizer, slots, device), hello, held,
         lambda **event: journal.write("writer", **event),
     )  # fmt: skip
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, in which the writer finds this very package."""
-    package = str(Path(trainer.__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))}

@@ -4,16 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trainer import start
 from trainer.doctor.examine import Answer
 from trainer.safety.parent import STARTED_BY
 from trainer.text import duration, shortened
 
-COMMAND = (sys.executable, "-m", "trainer.doctor.examine")
+COMMAND = start.command("trainer.doctor.examine")
 
 PATIENCE_SECONDS = 600.0
 """How long one process may take: a first import of torch and TransformerEngine from a busy disk, and kernels that are compiled."""

@@ -152,7 +152,7 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
     ]  # fmt: skip
     with open(log, "w", encoding="utf-8") as out:
         for step in steps:
-            command = [sys.executable, "-m", "pip", *step]
+            command = [sys.executable, "-P", "-m", "pip", *step]
             out.write(f"{shlex.join(command)}\n")
             out.flush()
             code = _run(command, environment, out)

@@ -295,7 +295,7 @@ def test_a_writer_that_dies_is_replaced_and_nothing_that_was_promised_is_lost(ru
 
 
 def test_writers_that_die_in_a_row_are_done_without(run, store, caplog, monkeypatch):
-    monkeypatch.setattr("trainer.checkpoint.background._COMMAND", ("-c", "raise SystemExit(7)"))
+    monkeypatch.setattr("trainer.checkpoint.background._COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
     os.kill(run.checkpointer._background._process.pid, signal.SIGKILL)
     run.save("every")
     written(run)

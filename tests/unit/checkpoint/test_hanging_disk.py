@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -49,7 +50,7 @@ def disk(tmp_path):
 @pytest.fixture
 def run(store, monkeypatch, disk, tmp_path, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(background, "_COMMAND", ("-c", WRITER.format(flag=str(disk), copies=str(tmp_path / "copies hang"))))
+    monkeypatch.setattr(background, "_COMMAND", (sys.executable, "-c", WRITER.format(flag=str(disk), copies=str(tmp_path / "copies hang"))))
     monkeypatch.setattr(checkpointer, "STILL_SECONDS", 0.4)
     monkeypatch.setattr(background, "HUNG_SECONDS", 1.0)
     small = Small(store, CheckpointConfig(second_place=str(tmp_path / "second")))

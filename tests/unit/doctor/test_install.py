@@ -83,7 +83,7 @@ def test_a_launch_with_fp8_installs_what_is_missing(here):
     assert "installing TransformerEngine (transformer-engine[pytorch]" in said and "up to an hour on few cores" in said and str(here.log) in said
     assert "TransformerEngine 2.20.2 was installed in" in said
     tools, extra = here.commands
-    assert tools[:4] == extra[:4] == [sys.executable, "-m", "pip", "install"]
+    assert tools[:5] == extra[:5] == [sys.executable, "-P", "-m", "pip", "install"]
     assert {"wheel", "packaging", "ninja"} <= set(tools)
     assert "--no-build-isolation" in extra and "--no-cache-dir" in extra and extra[-2:] == ["-e", f"{PROJECT}[fp8]"]
     assert here.log.read_text().count("Successfully installed") == 2
@@ -202,7 +202,7 @@ def test_typed_by_hand_it_is_tried_again_and_a_success_takes_the_note_away(here)
 def test_what_is_broken_goes_before_it_comes_again(here):
     here.there = BROKEN
     assert room.install(here.said.append, again=True) is None
-    assert here.commands[0][2:5] == ["pip", "uninstall", "--yes"] and "transformer-engine-torch" in here.commands[0]
+    assert here.commands[0][3:6] == ["pip", "uninstall", "--yes"] and "transformer-engine-torch" in here.commands[0]
     assert here.there is WORKS
 
 

@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer import files
 from trainer.checkpoint.manifest import Manifest, read_manifest
+from trainer.checkpoint.named import first_not_finite
 from trainer.config.load import read_settings
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
@@ -74,9 +75,7 @@ def export(
             f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"
         )
     config = model_config if isinstance(model_config, PretrainedConfig) else _config_from_dict(model_config)
-    model = _load(config, Path(weights))
-    if dtype is not None:
-        model = model.to(_DTYPES[dtype])
+    model = _in_type(_load(config, Path(weights)), dtype, weights)
     real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
     eot_id = tokenizer.eot_id if tokenizer else config.eos_token_id
     _leave_padding_out(model, real)
@@ -144,6 +143,19 @@ def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
             f"unexpected {result.unexpected_keys or 'nothing'}; take the config that stands in the same checkpoint"
         )
     return model.eval()
+
+
+def _in_type(model: PreTrainedModel, dtype: str | None, weights: Path) -> PreTrainedModel:
+    """The model in another type, or as it is. raises CheckpointError that names the tensor when its numbers are not finite there"""
+    if dtype is not None:
+        model = model.to(_DTYPES[dtype])
+    if tensor := first_not_finite(model.named_parameters()):
+        kind = str(model.dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{weights} is not worth an export: {tensor} holds numbers that are not finite in {kind}; its run has diverged, or the type is too "
+            "small for it: take an earlier checkpoint, or another --dtype"
+        )
+    return model
 
 
 def _leave_padding_out(model: PreTrainedModel, vocab_size: int) -> None:

@@ -11,8 +11,10 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     change        step, changes     what is another than it was in that checkpoint, by name: [before, now]
     save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written
+    not_saved     step, tensor      there is no checkpoint of it, because a tensor of its weights or moments is not finite
     skip          step, reason      a save by budget was left out, because the disk was behind
     prune         name, reason      an old checkpoint went
+    set_aside     step, name, reason   a checkpoint lost its name, because its run has diverged
     refusal       step, reason      a checkpoint was passed over
     verdict       exact, text       what the comparison of the replayed steps said
     writer        state             the writer process died (and another took its place), stands still, moves again, or is done without

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from trainer.checkpoint.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
+from trainer.checkpoint.named import first_not_finite
 from trainer.data.loader import Batch
 from trainer.evaluation.samples import markdown, samples_due
 from trainer.metrics.reporter import Known
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
 from trainer.run.build import Run
+from trainer.safety.guard import SKIPS_IN_DOUBT
 from trainer.text import shortened
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ def train(run: Run) -> Outcome:
 
     A finished or interrupted run ends with a checkpoint of its last step.
     """
+    if tensor := first_not_finite(run.bare_model.named_parameters()):
+        step = run.progress.step
+        return Outcome("diverged", f"{tensor} is not finite at step {step}, where this launch begins; go back with resume_from_checkpoint=STEP")
     if run.progress.step >= run.config.max_steps:
         return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
@@ -63,9 +68,10 @@ def train(run: Run) -> Outcome:
         run.stopwatch.lap("report")
 
         is_best = evaluate(run) if run.evaluator.due(run.progress.step) else False
+        outcome = settle(run, outcome)
         if sample_is_due(run):
             sample(run)
-        save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
+        outcome = save(run, outcome, is_best, wish=max((numbers.save_wish for numbers in known), default=NOTHING))
         profile(run)
         if outcome:
             return outcome
@@ -124,6 +130,20 @@ def decide(run: Run, known: list[Known]) -> Outcome | None:
     return None
 
 
+def settle(run: Run, outcome: Outcome | None) -> Outcome | None:
+    """The outcome once the last step is evaluated: a run that took all its steps and ends in doubt has not finished but diverged."""
+    if outcome is None or outcome.kind != "finished":
+        return outcome
+    step, skipped = run.progress.step, run.guard.num_last_skipped
+    if skipped >= SKIPS_IN_DOUBT:
+        return Outcome("diverged", f"the updates of the last {skipped} steps up to {step} were skipped: their gradients were not finite")
+    if run.evaluator.last_step == step and run.evaluator.last_loss is None:
+        return Outcome("diverged", f"the validation loss of the last step, {step}, is not finite")
+    if skipped:
+        return Outcome("finished", f"{outcome.reason}; of the last {skipped} the update was skipped: the gradient was not finite")
+    return outcome
+
+
 def evaluate(run: Run) -> bool:
     """Takes the validation loss, asks the tasks, and writes both down; returns whether the loss is the lowest so far."""
     with run.reporter.pause("evaluating"):
@@ -164,8 +184,11 @@ def sample(run: Run) -> None:
     run.stopwatch.lap("evaluation")
 
 
-def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
-    """Saves when there is a reason to: the step's own, or what rank 0's clock has wished for."""
+def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> Outcome | None:
+    """Saves when there is a reason to: the step's own, or what rank 0's clock has wished for. Returns the outcome.
+
+    It is another when a finished run's last weights or moments are not finite: there is no checkpoint of them.
+    """
     if wish:
         run.checkpointer.heard()
     if wish >= GIVE_UP and not outcome:
@@ -175,11 +198,12 @@ def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> None:
     best = "best" if is_best and run.config.checkpoint.keep_best else None
     reason = reason_to_save(outcome, run.checkpointer.due() or best or WISHED.get(wish), in_doubt)
     if not reason:
-        return
+        return outcome
     with run.reporter.pause("saving"):
         known = run.reporter.known
-        run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
+        tensor = run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
     run.stopwatch.lap("save")
+    return Outcome("diverged", f"{tensor} is not finite after the last step, {step}") if reason == "final" and tensor else outcome
 
 
 def profile(run: Run) -> None:
@@ -196,7 +220,7 @@ def reason_to_save(outcome: Outcome | None, due: str | None, in_doubt: bool) -> 
     """Why this step gets a checkpoint: its run ends well or is interrupted, it is due; None for no checkpoint.
 
     Weights in doubt (a skipped step, a validation loss that is no number) are not saved, lest they push a good checkpoint out;
-    only the last step of a finished run is, since it is what the run was for.
+    only the last step of a finished run is, since it is what the run was for: one update in doubt does not spoil it, see `settle`.
     """
     if outcome and outcome.kind == "finished":
         return "final"

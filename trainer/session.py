@@ -57,6 +57,8 @@ def run_session(config: Config) -> int:
                 _note(folder, before, "running", run, "training")
                 outcome = train(run)
                 run.profiler.close()
+                if outcome.kind == "diverged":
+                    run.checkpointer.leave_diverged(run.guard.first_unsure_step)
                 run.checkpointer.close()
                 run.reporter.close(finished=outcome.kind == "finished")
                 conclude(run, before, outcome)

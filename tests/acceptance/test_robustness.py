@@ -14,29 +14,6 @@ from tests.launching import Started, checkpoint, outcome, records, start, steps,
 from trainer.checkpoint.manifest import read_manifest
 from trainer.journal import read_events
 
-BLOWN_UP = (
-    "optimizer.lr=1e30",
-    "optimizer.max_grad_norm=1e30",
-    "schedule.warmup_steps=0",
-    "checkpoint.every_steps=1",
-    "max_steps=60",
-)
-
-
-def test_a_run_that_diverges_keeps_its_good_checkpoints_and_can_be_resumed(tmp_path):
-    recipe = write_recipe(tmp_path, max_steps=10, checkpoint={"every_steps": 5, "keep_last": 2, "keep_best": 0})
-    train(recipe)
-    good = (checkpoint(recipe, 10) / "model.safetensors").read_bytes()
-    said = train(recipe, *BLOWN_UP, exit_code=3)
-    assert outcome(recipe)["outcome"] == "diverged" and "10 steps in a row had a gradient that is not finite" in said
-    newest = max((tmp_path / "checkpoints/tiny").glob("step-*"))
-    assert int(newest.name[5:]) <= 12, "no checkpoint may be made while steps are being skipped"
-    assert (checkpoint(recipe, 10) / "model.safetensors").read_bytes() == good
-
-    train(recipe, "resume_from_checkpoint=10", "max_steps=14")
-    assert outcome(recipe)["outcome"] == "finished" and steps(recipe)[-1]["step"] == 14
-    assert all(record["loss"] is not None for record in steps(recipe))
-
 
 @pytest.mark.parametrize("number", range(8, 25, 8))
 def test_an_evaluation_that_is_due_is_taken_also_when_the_run_is_interrupted_there(tmp_path, number):

@@ -141,6 +141,17 @@ def test_a_dtype_is_honoured_and_an_unknown_one_refused(tmp_path):
         export(tmp_path / "other", **arguments, dtype="int4")
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), None), (float("-inf"), None), (1e6, "float16")])
+def test_weights_that_are_not_finite_or_would_not_be_are_refused_by_name_and_leave_nothing(tmp_path, value, dtype):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[1] = value
+    arguments = {"model_config": model.config, "weights": stored(model, tmp_path), "tokenizer": None, "vocab_size": 257}
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
+        export(tmp_path / "out", **arguments, dtype=dtype)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_an_export_replaces_nothing(tmp_path):
     model = tiny_model("llama")
     weights, out = stored(model, tmp_path), tmp_path / "out"

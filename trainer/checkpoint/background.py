@@ -41,6 +41,9 @@ class Done:
     step: int
     reason: str
     failure: str | None
+    """Why it failed; None: it did not."""
+    not_finite: str | None = None
+    """The tensor because of which it was not made."""
     num_bytes: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -191,7 +194,7 @@ class Background:
             self._deaths = 0
             done.append(
                 Done(
-                    answer["step"], answer["reason"], answer["failure"], answer.get("bytes", 0), answer.get("seconds", 0.0),
+                    answer["step"], answer["reason"], answer["failure"], answer.get("not_finite"), answer.get("bytes", 0), answer.get("seconds", 0.0),
                     answer.get("cpu_seconds", 0.0), tuple(answer.get("untidy", ())),
                 )
             )  # fmt: skip
@@ -217,6 +220,15 @@ class Background:
                 if done.step == step:
                     return done
             patience.tell()
+
+    def forget_from(self, step: int) -> None:
+        """Takes back the snapshots from this step on, whole and on their way, but for one that is being written."""
+        self.advance(wait=True)
+        for number, held in list(self._held.items()):
+            if held.manifest.step >= step and not held.is_asked:
+                del self._held[number]
+                mark(self._snapshots.slots[number].memory, None)
+                self._channel.send({"do": "begin", "slot": number})
 
     def settle(self) -> None:
         """Makes the device's next work wait for copies that are still under way."""

@@ -161,6 +161,16 @@ class Cadence:
         self._budget = replace(self._budget, has_snapshots=False)
         self._is_writing = False
 
+    # What it comes to
+
+    def written(self, seconds: float) -> dict[str, float]:
+        """What a checkpoint cost that took so many seconds to write, by tag."""
+        return {"checkpoint/write_seconds": seconds, "checkpoint/stall_seconds": self.costs.stall_seconds if self.costs else 0.0}
+
+    def promise(self, now: float) -> dict[str, float]:
+        """What the promise comes to so far, by tag."""
+        return {"promise/worst_loss_seconds": self.meter.worst_loss_seconds(now), "promise/overhead_fraction": self.meter.overhead_fraction(now)}
+
     # What is due
 
     @property

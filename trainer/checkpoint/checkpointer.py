@@ -23,7 +23,10 @@ from trainer.checkpoint.background import Background, Done, Patience, WriterLost
 from trainer.checkpoint.cadence import Budget, Cadence
 from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.description import Description
+from trainer.checkpoint.diverged import set_diverged_aside
+from trainer.checkpoint.failures import SaveFailures
 from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.named import first_not_finite, moments
 from trainer.checkpoint.plain import PlainSaves
 from trainer.checkpoint.ranks import Ranks, say
 from trainer.checkpoint.restore import Restorer
@@ -88,12 +91,13 @@ class Checkpointer:
         self._retired: Background | None = None
         self._cadence: Cadence | None = None
         self._saved_step: int | None = None
+        self._resumed_step: int | None = None
         self._taken_at: dict[int, float] = {}
-        self._failures = self._untidy = self._skipped = 0
+        self._failures = SaveFailures(store.folder, settings.max_failures)
+        self._untidy = self._skipped = 0
         self._is_still, self._told = False, Told()
         self._stepped_at: float | None = None
         self._wished: float = NOTHING
-        self._gave_up: str | None = None
         accelerator.register_for_checkpointing(state)
 
     def check_room(self, resumed: Path | None = None) -> None:
@@ -104,7 +108,7 @@ class Checkpointer:
 
     def begin(self, resumed_step: int | None) -> None:
         """Allocates the slots and starts the writer, once the run stands where it begins."""
-        self._saved_step = resumed_step
+        self._saved_step = self._resumed_step = resumed_step
         if not self._ranks.is_main:
             return
         self._background = begin_background(
@@ -148,7 +152,7 @@ class Checkpointer:
         if self._stepped_at is not None:
             self._cadence.stepped(now - self._stepped_at)
         self._stepped_at = now
-        if self._gave_up:
+        if self._failures.gave_up:
             return GIVE_UP
         if self._wished != NOTHING:
             return NOTHING  # the ranks have not all heard of it yet
@@ -164,16 +168,18 @@ class Checkpointer:
 
     # Saving
 
-    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> None:
+    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> str | None:
         """Saves this moment, if that was not done; a final or an interrupt save is on the disk when this returns.
+
+        Returns, on every rank, the tensor whose numbers are not finite, where that is known and the reason that there is no checkpoint.
 
         reason  `final`, `interrupt`, `best`, one of `due`, `budget` for a write that was wished for, `snapshot` for memory only
         raises  CheckpointError on every rank when a final or an interrupt save fails
         """
         step = self._state.progress.step
         if self._saved_step == step:
-            return
-        started = time.perf_counter()
+            return None
+        started, not_finite = time.perf_counter(), None
         manifest = self._manifest(reason, loss, val_loss)
         how = self._ranks.told_by_main(lambda: BY_HAND if self._background is None else TAKEN)
         if how == TAKEN:
@@ -182,10 +188,15 @@ class Checkpointer:
             small = {name: content for of_rank in files_of_ranks for name, content in of_rank.items()}
             taken = self._take(manifest, small, started) if self._ranks.is_main else TAKEN
             if reason not in BY_BUDGET:  # where no writer is left to do it, all ranks do it themselves
-                how = self._ranks.told_by_main(lambda: self._wait_for(step, taken) if reason in WAITED_FOR else taken)
-        is_saved = how == TAKEN or (how == BY_HAND and reason != "snapshot" and self._save_plainly(manifest, started))
+                waits = reason in WAITED_FOR
+                how, not_finite = self._ranks.told_by_main(lambda: self._wait_for(step, taken) if waits else (taken, None))
+        is_saved = how == TAKEN
+        if how == BY_HAND and reason != "snapshot":
+            done = self._save_plainly(manifest, started)
+            is_saved, not_finite = not done.failure, done.not_finite
         self._saved_step = step if is_saved else self._saved_step
         self._stepped_at = None  # this step's time is not like the others'
+        return not_finite
 
     def _take(self, manifest: Manifest, small: dict[str, bytes], started: float) -> str:
         """Snapshots into a slot and goes on; says what became of it. Waits for a slot where this very step is wanted."""
@@ -216,7 +227,7 @@ class Checkpointer:
         if manifest.reason == "snapshot":
             return  # its turn comes with the next free slot
         self._skipped += 1
-        self._report(manifest.step, {"promise/skipped_saves": float(self._skipped), **self._promise_so_far(time.monotonic())})
+        self._report(manifest.step, {"promise/skipped_saves": float(self._skipped), **self._cadence.promise(time.monotonic())})
         if self._skipped.bit_count() == 1:
             self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
             log.warning(
@@ -224,20 +235,23 @@ class Checkpointer:
                 manifest.step, manifest.reason, self._skipped,
             )  # fmt: skip
 
-    def _wait_for(self, step: int, taken: str) -> str:
-        """Waits until a step is written; says who is left to do it where no writer is. raises CheckpointError when it cannot be written"""
+    def _wait_for(self, step: int, taken: str) -> tuple[str, str | None]:
+        """Waits until a step is written; who is left to do it where no writer is, and a tensor that kept it from being written.
+
+        raises  CheckpointError when it cannot be written
+        """
         if taken == TAKEN:
             try:
                 done = self._background.wait_for(step, self._hear)
                 if done.failure:
-                    raise CheckpointError(self._failed_text(step, done.failure))
-                return TAKEN
+                    raise CheckpointError(self._failures.text(step, done.failure))
+                return TAKEN, done.not_finite
             except WriterLost as error:
                 self._taken_at.pop(step, None)  # it is written in another way, or that is an error
                 self._do_without_writer(error)
         if not disk_answers(self._store.folder):
-            raise CheckpointError(self._failed_text(step, "its disk does not answer"))
-        return BY_HAND
+            raise CheckpointError(self._failures.text(step, "its disk does not answer"))
+        return BY_HAND, None
 
     def _do_without_writer(self, error: WriterLost) -> None:
         log.warning("saves: training waits for them from here on, because %s", error)
@@ -249,17 +263,19 @@ class Checkpointer:
         self._retired, self._background = self._background, None  # its memory stays: a GPU's copies into it may be under way
         self._cadence.writer_lost()
 
-    def _save_plainly(self, manifest: Manifest, started: float) -> bool:
-        """Saves while training waits; returns whether it is on the disk. raises CheckpointError when a waited-for save is not"""
-        done = self._plain.save(manifest)
+    def _save_plainly(self, manifest: Manifest, started: float) -> Done:
+        """Saves while training waits; what came of it. raises CheckpointError when a waited-for save failed"""
+        tensors = (*self._model.named_parameters(), *moments(self._model, self._optimizer))
+        not_finite = self._ranks.first_failure(first_not_finite(tensors))
+        done = self._plain.leave_out(manifest, not_finite) if not_finite else self._plain.save(manifest)
         if self._ranks.is_main:
             seconds = time.perf_counter() - started
             self._taken_at[done.step] = time.monotonic() - seconds
             self._cadence.snapshot_taken(time.monotonic(), seconds, tokens=manifest.tokens, to_write=True)
             self._hear([done])
         if done.failure and manifest.reason in WAITED_FOR:
-            raise CheckpointError(self._failed_text(manifest.step, done.failure))
-        return not done.failure
+            raise CheckpointError(self._failures.text(manifest.step, done.failure))
+        return done
 
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None) -> Manifest:
         progress, facts = self._state.progress, self._description
@@ -299,7 +315,7 @@ class Checkpointer:
             log.info("the writer moves again; saves are made as before (%d left out by now)", self._skipped)
             return
         now = time.monotonic()
-        self._report(self._state.progress.step, self._promise_so_far(now))
+        self._report(self._state.progress.step, self._cadence.promise(now))
         log.warning(
             "the writer has moved nothing for %s: does the disk of %s hang? Training goes on and saves are left out meanwhile; if the machine "
             "died now, %s of training would be lost", duration(still), self._store.folder, duration(self._cadence.meter.loss_seconds(now)),
@@ -309,10 +325,10 @@ class Checkpointer:
         """Takes in what was written, or failed to be."""
         for done in answers:
             self._tell_untidy(done.untidy)
-            if done.failure:
-                self._after_failure(done)
+            if done.failure or done.not_finite:
+                self._after_nothing(done)
                 continue
-            in_any_case, self._failures = done.reason in WAITED_FOR or self._failures > 0, 0
+            in_any_case, self._failures.in_a_row = done.reason in WAITED_FOR or self._failures.in_a_row > 0, 0
             now = time.monotonic()
             moment = self._taken_at.pop(done.step, now)
             is_last = self._background is None or not self._background.pending()
@@ -320,7 +336,7 @@ class Checkpointer:
             facts = {"num_bytes": done.num_bytes, "seconds": now - moment, "now": now, "in_any_case": in_any_case}
             if line := self._told.line(done.step, done.reason, **facts):
                 log.info(line)
-            self._report(done.step, self._promise(done, now))
+            self._report(done.step, {"checkpoint/bytes": float(done.num_bytes), **self._cadence.written(done.seconds), **self._cadence.promise(now)})
             try:
                 self._room.look(now)
             except OSError as error:
@@ -331,37 +347,13 @@ class Checkpointer:
                 for sentence in self._room.forecast(done.num_bytes, self._cadence.plan, self._cadence.costs, steps_left):
                     log.info("saves: %s", sentence)
 
-    def _promise(self, done: Done, now: float) -> dict[str, float]:
-        """What a checkpoint cost, and what the promise comes to so far, by tag."""
-        costs = self._cadence.costs
-        return {
-            "checkpoint/bytes": float(done.num_bytes), "checkpoint/write_seconds": done.seconds,
-            "checkpoint/stall_seconds": costs.stall_seconds if costs else 0.0,
-            **self._promise_so_far(now),
-        }  # fmt: skip
-
-    def _promise_so_far(self, now: float) -> dict[str, float]:
-        meter = self._cadence.meter
-        return {"promise/worst_loss_seconds": meter.worst_loss_seconds(now), "promise/overhead_fraction": meter.overhead_fraction(now)}
-
-    def _after_failure(self, done: Done) -> None:
-        self._failures += 1
+    def _after_nothing(self, done: Done) -> None:
         self._cadence.write_failed(done.cpu_seconds)
         self._taken_at.pop(done.step, None)
-        if self._failures >= self._settings.max_failures:
-            self._gave_up = self._failed_text(done.step, done.failure)
-        elif done.reason not in WAITED_FOR:
-            log.warning(
-                "the checkpoint of step %d could not be written to %s (%s); training goes on, and the next save tries again (%d of %d)",
-                done.step, self._store.folder, done.failure, self._failures, self._settings.max_failures,
-            )  # fmt: skip
-
-    def _failed_text(self, step: int, failure: str) -> str:
-        row = f", the {self._failures}. failure in a row" if self._failures > 1 else ""
-        return (
-            f"the checkpoint of step {step} could not be written to {self._store.folder} ({failure}){row}; the checkpoints before it are "
-            "whole: make room or mend the disk, then start again with resume_from_checkpoint=latest"
-        )
+        if done.not_finite:
+            self._failures.not_finite(done)
+        else:
+            self._failures.failed(done, is_waited_for=done.reason in WAITED_FOR)
 
     def _tell_untidy(self, failures: Iterable[str]) -> None:
         for failure in failures:
@@ -372,9 +364,21 @@ class Checkpointer:
         """Ends the run on every rank, because too many saves in a row have failed. raises CheckpointError"""
 
         def say_why() -> None:
-            raise CheckpointError(self._gave_up)
+            raise CheckpointError(self._failures.gave_up)
 
         self._ranks.told_by_main(say_why)
+
+    def leave_diverged(self, first_unsure: int) -> None:
+        """Sets aside what this launch saved from this step on, in memory and on the disk, because the run has diverged."""
+        if not self._ranks.is_main:
+            return
+        if self._background is not None:
+            self._background.forget_from(first_unsure)
+        self.close()
+        try:
+            set_diverged_aside(self._store, first_unsure, self._resumed_step, self._journal)
+        except OSError as error:
+            self._tell_untidy([f"setting aside what has diverged: {say(error)}"])
 
     def close(self) -> None:
         """Waits until everything that was promised is on the disk."""

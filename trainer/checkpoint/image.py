@@ -13,18 +13,23 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.checkpoint import finite
+from trainer.checkpoint.finite import Floats
+from trainer.checkpoint.named import moment_name
+
 PAGE_BYTES = 4096
 """What a disk is written in past the page cache: every file's image begins at a multiple of it."""
 
 # safetensors stores the tensors by type in this order, from the last to the first, and those of one type by name.
-_TYPES = {
+TYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fn: "F8_E4M3",
     torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32",
     torch.float64: "F64", torch.int64: "I64",
@@ -49,6 +54,8 @@ class FileImage:
     fixed: list[tuple[int, bytes]]
     tensors: list[tuple[int, Tensor]]
     checksums: list[Checksum]
+    floats: list[Floats] = field(default_factory=list)
+    """The tensors of floating-point numbers among them, by name."""
 
     @property
     def padded_bytes(self) -> int:
@@ -61,23 +68,26 @@ def model_image(state: Mapping[str, Tensor]) -> FileImage:
 
     source  the format's description, github.com/huggingface/safetensors
     """
-    ranks = {dtype: rank for rank, dtype in enumerate(_TYPES)}
+    ranks = {dtype: rank for rank, dtype in enumerate(TYPES)}
     ordered = sorted(state.items(), key=lambda item: (-ranks[item[1].dtype], item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, tensor in ordered:
         end = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     begin = 8 + len(text)
     tensors = [(begin + header[name]["data_offsets"][0], tensor) for name, tensor in ordered]
-    return FileImage("model.safetensors", begin + position, [(0, struct.pack("<Q", len(text)) + text)], tensors, [])
+    floats = [found for (name, tensor), (start, _) in zip(ordered, tensors, strict=True) if (found := _floats(name, tensor, start))]
+    return FileImage("model.safetensors", begin + position, [(0, struct.pack("<Q", len(text)) + text)], tensors, [], floats)
 
 
-def optimizer_image(state: Mapping[str, Any]) -> FileImage:
+def optimizer_image(state: Mapping[str, Any], owners: Mapping[int, str] = MappingProxyType({})) -> FileImage:
     """The `optimizer.bin` of an optimizer's state dict: what torch.save writes of it, with room for the tensors' bytes.
+
+    owners  the parameter that each number of the state stands for; the number itself where it is not said
 
     torch itself lays the file out, without the tensors' bytes, in memory; its records are then matched with the storages in the
     order in which they were met.
@@ -91,6 +101,7 @@ def optimizer_image(state: Mapping[str, Any]) -> FileImage:
     num_bytes = os.fstat(content.fileno()).st_size
     entries = _central_entries(content, central_directory, records)
     tensors, checksums, gaps = [], [], []
+    begins: dict[int, int] = {}
     for record, entry in zip(records, entries, strict=True):
         storage = bytes_of.pop(record.filename, None)
         if storage is None:
@@ -99,13 +110,31 @@ def optimizer_image(state: Mapping[str, Any]) -> FileImage:
         begin = _data_of(content, record)
         view = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         tensors.append((begin, view))
+        begins[storage._cdata] = begin
         # Behind the data: the signature PK\7\8, then the checksum; in the directory it is the 17th byte of the entry.
         checksums.append(Checksum(begin, record.file_size, (begin + record.file_size + 4, entry + 16)))
         gaps.append((begin, begin + record.file_size))
     assert not bytes_of, f"storages without a record: {sorted(bytes_of)}"
     fixed = [(start, _read(content, start, end - start)) for start, end in _between(gaps, num_bytes)]
     content.close()
-    return FileImage("optimizer.bin", num_bytes, fixed, tensors, checksums)
+    return FileImage("optimizer.bin", num_bytes, fixed, tensors, checksums, _moment_floats(state, owners, begins))
+
+
+def _moment_floats(state: Mapping[str, Any], owners: Mapping[int, str], begins: Mapping[int, int]) -> list[Floats]:
+    """The optimizer's moments; `begins`: where each storage begins in the file."""
+    found = []
+    for number, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                start = begins[value.untyped_storage()._cdata] + value.storage_offset() * value.element_size()
+                found.append(_floats(moment_name(owners.get(number, str(number)), key), value, start))
+    return [floats for floats in found if floats]
+
+
+def _floats(name: str, tensor: Tensor, start: int) -> Floats | None:
+    """A tensor's numbers in a file; None for one that has no floating-point numbers."""
+    kind = TYPES.get(tensor.dtype)
+    return Floats(name, start, tensor.numel() * tensor.element_size(), kind) if kind in finite.TYPES else None
 
 
 def _laid_out(state: Mapping[str, Any]):

@@ -120,7 +120,13 @@ class PlainSaves:
                 "the links latest and best": self._store.point_links,
             }
         )  # fmt: skip
-        return Done(step, manifest.reason, None, num_bytes, untidy=untidy)
+        return Done(step, manifest.reason, None, num_bytes=num_bytes, untidy=untidy)
+
+    def leave_out(self, manifest: Manifest, tensor: str) -> Done:
+        """Makes no checkpoint of this moment, because of a tensor that is not finite, and writes that down. On every rank."""
+        if self._ranks.is_main:
+            self._journal.write("not_saved", step=manifest.step, reason=manifest.reason, tensor=tensor)
+        return Done(manifest.step, manifest.reason, None, tensor)
 
     def end(self, *, wait_for_copies: bool) -> None:
         """Waits for the copies that are under way, if that is wanted."""

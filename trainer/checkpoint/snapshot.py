@@ -26,6 +26,7 @@ from torch import Tensor
 from trainer.checkpoint import random_states
 from trainer.checkpoint.channel import mark
 from trainer.checkpoint.image import PAGE_BYTES, Checksum, FileImage, model_image, optimizer_image
+from trainer.checkpoint.named import moment_owners
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,9 @@ class Layout:
         marked, self._marks = _with_marked_rates(state)
         weights = dict(model.state_dict())
         assert all(tensor.is_contiguous() for tensor in weights.values()), "a snapshot copies whole, contiguous tensors"
-        self.images = [model_image(clean_state_dict_for_safetensors(weights)), optimizer_image(marked)]
+        self.images = [model_image(clean_state_dict_for_safetensors(weights)), optimizer_image(marked, moment_owners(model, optimizer))]
+        # A buffer may hold an infinity by design, as a mask does.
+        self._looked_at = {*(name for name, _ in model.named_parameters(remove_duplicate=False)), *(f.name for f in self.images[1].floats)}
         self.starts = [0, self.images[0].padded_bytes]
         self.num_bytes = sum(image.padded_bytes for image in self.images)
         self._rates = self._places_of_rates()
@@ -111,6 +114,7 @@ class Layout:
             {
                 "name": image.name, "start": start, "num_bytes": image.num_bytes, "padded_bytes": image.padded_bytes,
                 "checksums": [(c.start, c.num_bytes, list(c.places)) for c in image.checksums],
+                "floats": [(f.name, f.start, f.num_bytes, f.type) for f in image.floats if f.name in self._looked_at],
             }
             for image, start in zip(self.images, self.starts, strict=True)
         ]  # fmt: skip

@@ -4,6 +4,7 @@
     checkpoints/NAME/.staging-*       being written; swept at the next start
     checkpoints/NAME/.removing-*      what pruning takes away, until it is gone
     checkpoints/NAME/.damaged-*       refused by a resume, kept for whoever wants to know why
+    checkpoints/NAME/.diverged-*      from after its run went wrong, in a launch that ended as diverged
     checkpoints/NAME/.abandoned-*     newer than the checkpoint a resume went back to
     checkpoints/NAME/.verified.jsonl  what the last verifications found
 
@@ -29,7 +30,7 @@ from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-ASIDE = re.compile(r"\.(damaged|abandoned)-step-([0-9]+)(?:-([0-9]+))?")
+ASIDE = re.compile(r"\.(damaged|diverged|abandoned)-step-([0-9]+)(?:-([0-9]+))?")
 """A folder that was set aside: why, its step, and its number among those of this step."""
 REMOVING = ".removing-"
 
@@ -115,9 +116,10 @@ class CheckpointStore:
         return adopted
 
     def set_aside_folders(self) -> list[Path]:
-        """The folders that a resume set aside, the least worth keeping first: the damaged, then the abandoned, each from the oldest."""
+        """The folders that were set aside, the least worth keeping first: damaged, diverged, abandoned, each from the oldest."""
         found = [(match, path) for path in self.folder.glob(".*-step-*") if (match := ASIDE.fullmatch(path.name))]
-        found.sort(key=lambda pair: (pair[0][1] == "abandoned", int(pair[0][2]), int(pair[0][3] or 1)))
+        worth = ("damaged", "diverged", "abandoned")
+        found.sort(key=lambda pair: (worth.index(pair[0][1]), int(pair[0][2]), int(pair[0][3] or 1)))
         return [path for _, path in found if path.is_dir()]
 
     def holding(self) -> Holding:
@@ -175,13 +177,18 @@ class CheckpointStore:
         return True
 
     def point_links(self) -> None:
-        """Points the links `latest` and `best`, which people follow and nothing reads; a folder that a copy left there stays."""
+        """Points the links `latest` and `best`, which people follow and nothing reads; a folder that a copy left there stays.
+
+        One that would lead nowhere goes.
+        """
         sound = self.sound_manifests()
         targets = {"latest": sound[:1], "best": best_first(sound)[:1]}
         for name, chosen in targets.items():
             link = self.folder / name
             if chosen and (link.is_symlink() or not link.exists()):
                 files.point_symlink(link, self.path(chosen[0].step).name)
+            elif not chosen and link.is_symlink():
+                link.unlink(missing_ok=True)
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left half written or half removed; returns the names."""

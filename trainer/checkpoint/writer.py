@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from isal import isal_zlib
 from trainer import files, locks
 from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
+from trainer.checkpoint.finite import FiniteLook, Floats, NotFinite
 from trainer.checkpoint.manifest import Manifest, manifest_digest, to_json
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
@@ -74,6 +75,8 @@ class Image:
     num_bytes: int
     padded_bytes: int
     checksums: list[tuple[int, int, list[int]]]
+    floats: Sequence[tuple[str, int, int, str]] = ()
+    """The weights or moments in it, as the fields of `finite.Floats`."""
 
 
 class Writer:
@@ -106,8 +109,9 @@ class Writer:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         while (slot := self._next()) is not None:
             self._answer(self._whole[slot])
-        if newest := self._newest():
-            self._save(replace(newest, manifest=replace(newest.manifest, reason=RESCUED)))
+        for snapshot in self._rescuable():
+            if not self._save(replace(snapshot, manifest=replace(snapshot.manifest, reason=RESCUED))).get("not_finite"):
+                break
         if self._copier and self._waits_for_copies:
             self._copier.finish()
 
@@ -167,11 +171,14 @@ class Writer:
                 with self._news:
                     self._ended = self._ended or "died"
 
-    def _newest(self) -> Snapshot | None:
-        """The newest whole snapshot, if it is not on the disk. One that was being overwritten when the trainer died is not whole any more."""
+    def _rescuable(self) -> list[Snapshot]:
+        """The whole snapshots newer than what is on the disk, newest first: the second is for one that cannot be kept.
+
+        One that was being overwritten when the trainer died is not whole any more.
+        """
         whole = [snapshot for snapshot in self._whole.values() if marked(self._slots[snapshot.slot]) == snapshot.manifest.step]
-        newest = max(whole, key=lambda snapshot: snapshot.manifest.step, default=None)
-        return None if newest is None or newest.manifest.step in self._committed else newest
+        newer = [snapshot for snapshot in whole if snapshot.manifest.step > max(self._committed, default=-1)]
+        return sorted(newer, key=lambda snapshot: snapshot.manifest.step, reverse=True)
 
     # Writing
 
@@ -181,7 +188,7 @@ class Writer:
         self._channel.send({"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done})
 
     def _save(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Commits one snapshot; returns what it took, or why it failed."""
+        """Commits one snapshot; returns what it took, why it failed, or which tensor is not finite: such a one is not worth a checkpoint."""
         started, cpu = time.monotonic(), time.process_time()
         step = snapshot.manifest.step
         try:
@@ -190,6 +197,10 @@ class Writer:
             self._journal.write("save_failed", step=step, reason=snapshot.manifest.reason, failure=str(error))
             self._forget(step)
             return {"failure": f"{type(error).__name__}: {error}"}
+        except NotFinite as error:
+            self._journal.write("not_saved", step=step, reason=snapshot.manifest.reason, tensor=error.tensor)
+            self._forget(step)
+            return {"failure": None, "not_finite": error.tensor}
         self._committed.add(step)
         if self._copier:
             self._copier.offer(self._store.path(step), is_last=snapshot.manifest.reason == "final")
@@ -201,7 +212,7 @@ class Writer:
         return {"failure": None, "bytes": num_bytes, "seconds": seconds, "cpu_seconds": cpu_seconds, "untidy": self._tidy()}
 
     def _commit(self, snapshot: Snapshot) -> int:
-        """Writes every file and commits the folder; returns its bytes. raises OSError"""
+        """Writes every file and commits the folder; returns its bytes. raises OSError, NotFinite"""
         self._in_flight_bytes = self._bytes_of(snapshot)
         self._keep_bound()
         staging = self._store.begin(snapshot.manifest.step)
@@ -232,17 +243,18 @@ class Writer:
         return sum(image.padded_bytes for image in self._images) + sum(map(len, snapshot.small.values())) + in_manifest
 
     def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
-        """Writes one file out of the slot's memory, filling in its checksums and hashing it on the way."""
+        """Writes one file out of the slot's memory, filling in its checksums, hashing it and looking at its numbers on the way."""
         pages = slot[image.start : image.start + image.padded_bytes]
         for start, num_bytes, places in image.checksums:
             checksum = struct.pack("<I", isal_zlib.crc32(pages[start : start + num_bytes]))
             for place in places:
                 pages[place : place + 4] = checksum
-        hasher = xxhash.xxh3_128()
+        hasher, look = xxhash.xxh3_128(), FiniteLook(pages, (Floats(*floats) for floats in image.floats))
 
         def before_block(start: int, end: int) -> None:
             self._moved()
             hasher.update(pages[start:end])
+            look.block(start, end)
 
         files.write_pages(path, pages, image.num_bytes, before_block)
         self._moved()

@@ -10,12 +10,13 @@ import torch
 from trainer import files, launch
 from trainer.checkpoint.changes import markdown, settings_of
 from trainer.checkpoint.copier import second_place_of
+from trainer.checkpoint.diverged import never_went_well
 from trainer.checkpoint.resume import Resolution
 from trainer.config.folders import checkpoints_folder, resume_point, typed
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
-from trainer.journal import Journal
+from trainer.journal import Journal, read_events
 from trainer.metrics.hardware import TAGS as MACHINE
 from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES
 from trainer.metrics.reporter import SAVED
@@ -112,8 +113,8 @@ def _make_folders(run: Run) -> None:
 
 
 def _refuse_to_start_over(run: Run) -> None:
-    """The run had checkpoints, and they are gone: starting over would bury what they were."""
-    if (run.folder / SAVED).exists():
+    """The run had checkpoints, and they are gone: starting over would bury what they were, unless all that it ever had have diverged."""
+    if (run.folder / SAVED).exists() and not never_went_well(read_events(run.folder)):
         place = second_place_of(run.config.checkpoint, run.folder.name)
         command = f".venv/bin/trainer checkpoints fetch {shlex.quote(typed(run.folder))} latest"
         fetch = f"bring one back: {command} (from {place['where']}), " if place else ""

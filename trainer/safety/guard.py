@@ -1,10 +1,57 @@
-"""Steps whose gradient is not finite are skipped on the device; too many in a row end the run."""
+"""Steps whose gradient is not finite are skipped on the device; too many in a row end the run. And since when its losses are not usual."""
 
 import logging
 import math
+import statistics
+from collections import deque
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+SKIPS_IN_DOUBT = 3
+"""A run that ends with so many skipped steps in a row is not finished: nobody knows whether its weights are worth anything."""
+
+
+class UsualLoss:
+    """Which losses are usual after those before them: a run that ends as diverged went wrong after the last one that was.
+
+    A loss is unusual that is above the median of the last WINDOW usual ones by SPREADS median deviations and by a SHARE of it. Of a few
+    the deviation is not known: then by half of the median. What stays up for NEW_LEVEL steps is usual: the data may have changed.
+    """
+
+    WINDOW, FEW, SPREADS, SHARE, SHARE_OF_FEW, NEW_LEVEL = 32, 8, 12.0, 0.1, 0.5, 100
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        """The last step with a usual loss; None before the first."""
+        self._losses: deque[float] = deque(maxlen=self.WINDOW)
+        self._unusual_in_a_row = 0
+
+    def take(self, step: int, loss: float) -> None:
+        """Takes the finite loss of a step that was not skipped."""
+        self._unusual_in_a_row = 0 if self._is_usual(loss) else self._unusual_in_a_row + 1
+        if self._unusual_in_a_row == 0 or self._unusual_in_a_row >= self.NEW_LEVEL:
+            if self._unusual_in_a_row:
+                self._losses.clear()
+                self._unusual_in_a_row = 0
+            self._losses.append(loss)
+            self.step = step
+
+    def _is_usual(self, loss: float) -> bool:
+        if not self._losses:
+            return True
+        median = statistics.median(self._losses)
+        if len(self._losses) < self.FEW:
+            return loss <= median + self.SHARE_OF_FEW * abs(median)
+        deviation = statistics.median(abs(each - median) for each in self._losses)
+        return loss <= median + max(self.SPREADS * deviation, self.SHARE * abs(median))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "losses": list(self._losses), "unusual_in_a_row": self._unusual_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self._unusual_in_a_row = state["step"], int(state["unusual_in_a_row"])
+        self._losses = deque(state["losses"], maxlen=self.WINDOW)
 
 
 class LossGuard:
@@ -15,15 +62,28 @@ class LossGuard:
         self._max_bad_steps, self._scaled = max_bad_steps, scaled
         self._in_a_row = 0
         self._in_all = 0
-        self.in_doubt = False
+        self.num_last_skipped = 0
+        """How many steps in a row were skipped up to the last one, whatever began anew in between."""
+        self._usual = UsualLoss()
+
+    @property
+    def in_doubt(self) -> bool:
         """Whether the last step was skipped: the weights may be beyond saving, and should not take a good checkpoint's place."""
+        return self.num_last_skipped > 0
+
+    @property
+    def first_unsure_step(self) -> int:
+        """The first step whose weights may have diverged already, if the run has: no later step showed that they give a usual loss."""
+        return self._usual.step or 0
 
     def judge(self, step: int, loss: float, grad_norm: float) -> str | None:
         """Takes a step's numbers, equal on every rank; returns the reason to give up, or None to go on."""
         if math.isfinite(loss if self._scaled else grad_norm):
-            self._in_a_row, self.in_doubt = 0, False
+            self._in_a_row = self.num_last_skipped = 0
+            if math.isfinite(loss):
+                self._usual.take(step, loss)
             return None
-        self.in_doubt = True
+        self.num_last_skipped += 1
         self._in_a_row += 1
         self._in_all += 1
         log.warning(
@@ -39,7 +99,10 @@ class LossGuard:
         self._in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"in_all": self._in_all}
+        return {"in_all": self._in_all, "usual": self._usual.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._in_a_row, self._in_all, self.in_doubt = 0, int(state["in_all"]), False
+        self._in_a_row, self._in_all, self.num_last_skipped = 0, int(state["in_all"]), 0
+        self._usual = UsualLoss()
+        if "usual" in state:  # earlier versions did not keep it
+            self._usual.load_state_dict(state["usual"])

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.small_runs import Small
-from trainer.checkpoint.checkpointer import NOTHING, SNAPSHOT, WRITE
+from trainer.checkpoint.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.pin import set_pinned
 from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
@@ -47,6 +48,12 @@ def written(run):
 
 def steps_on_disk(store):
     return [entry.step for entry in store.entries() if not entry.problem]
+
+
+def ignores(pid, number):
+    """Whether a process ignores a signal."""
+    lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    return bool(int(next(line for line in lines if line.startswith("SigIgn")).split()[1], 16) >> (number - 1) & 1)
 
 
 def left(run):
@@ -276,7 +283,8 @@ def test_a_final_save_is_on_the_disk_at_once(run, store):
 def test_signals_that_end_a_trainer_do_not_end_its_writer(run, store):
     pid = run.checkpointer._background._process.pid
     written(run)
-    time.sleep(0.5)  # until it listens to nothing but its socket
+    while not ignores(pid, signal.SIGHUP):  # it listens to nothing but its socket then
+        time.sleep(0.01)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(pid, number)
     run.save("final")
@@ -402,3 +410,60 @@ def test_a_relative_second_place_is_meant_from_the_project(project, store):
     small.save("final")
     small.checkpointer.end(wait_for_copies=True)
     assert steps_on_disk(CheckpointStore(project / "elsewhere" / store.folder.name)) == [1]
+
+
+def spoil(run):
+    """The weights of a diverged run."""
+    with torch.no_grad():
+        next(run.model.parameters())[1, 2] = float("nan")
+
+
+def test_weights_that_are_not_finite_make_no_checkpoint_and_training_goes_on(run, store):
+    run.save("budget")
+    run.step()
+    spoil(run)
+    run.save("budget")
+    run.step()
+    written(run)
+    assert steps_on_disk(store) == [1] and (store.folder / "latest").resolve() == store.path(1)
+    told = [(event["event"], event["step"], event.get("tensor")) for event in read_events(run.folder)]
+    assert told == [("save", 1, None), ("not_saved", 2, "weight")]
+    assert not list(store.folder.glob(".staging-*")) and run.checkpointer.wish() != GIVE_UP
+    assert run.checkpointer.save("final", loss=None, val_loss=None) == "weight"
+    assert steps_on_disk(store) == [1]
+
+
+def test_a_moment_that_is_not_finite_is_named(run, store):
+    state = next(iter(run.optimizer.state.values()))
+    state["exp_avg_sq"][0, 0] = float("-inf")
+    assert run.checkpointer.save("final", loss=None, val_loss=None) == "exp_avg_sq of weight"
+    assert steps_on_disk(store) == []
+
+
+def test_of_two_snapshots_the_newer_of_which_is_not_finite_the_older_is_rescued(run, store):
+    run.save("snapshot")
+    expected = run.everything()
+    run.step()
+    spoil(run)
+    run.save("snapshot")
+    left(run)
+    assert steps_on_disk(store) == [1] and read_manifest(store.path(1)).reason == "rescued"
+    assert [event["event"] for event in read_events(run.folder)] == ["not_saved", "save"]
+    again = Small(store)
+    again.resume()
+    assert again.everything() == expected
+
+
+def test_a_diverged_run_leaves_no_checkpoint_from_after_it_went_wrong(run, store):
+    for step in range(1, 5):
+        run.save("budget")
+        written(run)
+        run.step()
+    run.save("snapshot")
+    run.checkpointer.leave_diverged(4)
+    run.checkpointer.end(wait_for_copies=False)
+    assert steps_on_disk(store) == [3] and (store.folder / "latest").resolve() == store.path(3)
+    assert (store.folder / ".diverged-step-00000004").is_dir()
+    assert [(e["step"], e["name"], e["reason"]) for e in read_events(run.folder) if e["event"] == "set_aside"] == [
+        (4, ".diverged-step-00000004", "diverged")
+    ]

@@ -7,6 +7,7 @@ import torch
 from tests.small_checkpoints import flip
 from tests.small_runs import Small
 from trainer.checkpoint.checkpointer import GIVE_UP
+from trainer.checkpoint.diverged import never_went_well
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.room import expected_bytes
@@ -293,3 +294,41 @@ def test_room_for_the_next_is_made_before_the_first_step_where_a_bound_leaves_no
     assert [entry.step for entry in store.entries()] == [5, 2], "what is being loaded stays"
     gone = [event["name"] for event in read_events(run.folder) if event["event"] == "prune"]
     assert gone == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("what", ["weight", "exp_avg of bias"])
+def test_a_save_that_training_waits_for_is_not_made_of_what_is_not_finite(run, store, what):
+    run.save()
+    run.step()
+    with torch.no_grad():
+        broken = run.model.weight if what == "weight" else run.optimizer.state[run.model.bias]["exp_avg"]
+        broken.view(-1)[-1] = float("inf")
+    assert run.checkpointer.save("final", loss=None, val_loss=None) == what
+    assert [entry.step for entry in store.entries()] == [1]
+    assert [(e["step"], e["tensor"]) for e in read_events(run.folder) if e["event"] == "not_saved"] == [(2, what)]
+
+
+def test_only_checkpoints_of_this_launch_are_taken_for_diverged_and_a_link_that_leads_nowhere_goes(run, store):
+    run.save()
+    run.step()
+    again = Small(store)
+    again.resume()
+    again.checkpointer._resumed_step = 1
+    again.step()
+    again.save()
+    again.checkpointer.leave_diverged(0)
+    assert [entry.step for entry in store.entries()] == [1]
+    fresh = Small(store)
+    fresh.checkpointer.leave_diverged(1)
+    assert store.entries() == [] and not (store.folder / "latest").is_symlink()
+    assert [path.name for path in store.set_aside_folders()] == [".diverged-step-00000001", ".diverged-step-00000002"]
+
+
+def test_a_run_may_start_over_only_when_all_that_it_ever_saved_has_diverged():
+    def event(kind, step, **facts):
+        return {"event": kind, "step": step, **facts}
+
+    saved, aside = event("save", 1), event("set_aside", 1, reason="diverged")
+    assert never_went_well([saved, aside]) and not never_went_well([]) and not never_went_well([aside, saved])
+    assert not never_went_well([saved, event("save", 2), event("prune", 1), event("set_aside", 2, reason="diverged")])
+    assert not never_went_well([event("resume", 7), saved, aside])

@@ -137,7 +137,7 @@ def test_a_bound_holds_with_one_more_and_the_reasons_are_told(store):
 
 def test_folders_set_aside_come_the_least_worth_keeping_first(store):
     names = [
-        ".damaged-step-00000010", ".damaged-step-00000010-2", ".damaged-step-00000011",
+        ".damaged-step-00000010", ".damaged-step-00000010-2", ".damaged-step-00000011", ".diverged-step-00000003",
         ".abandoned-step-00000002", ".abandoned-step-00000010", ".abandoned-step-00000010-10",
     ]  # fmt: skip
     for name in reversed(names):

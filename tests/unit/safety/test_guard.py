@@ -1,6 +1,8 @@
 import math
 
-from trainer.safety.guard import LossGuard
+import pytest
+
+from trainer.safety.guard import LossGuard, UsualLoss
 
 
 def test_finite_steps_pass_without_a_word(caplog):
@@ -25,8 +27,9 @@ def test_after_a_new_beginning_the_count_is_anew_and_the_weights_are_in_doubt_un
     assert guard.judge(1, math.nan, math.nan) is None and guard.judge(2, math.nan, math.nan)
     guard.start_over()
     assert guard.in_doubt and guard.judge(3, math.nan, math.nan) is None
+    assert guard.num_last_skipped == 3, "what was skipped before it was started over counts at the end of a run"
     guard.judge(4, 1.0, 1.0)
-    assert not guard.in_doubt
+    assert not guard.in_doubt and guard.num_last_skipped == 0
 
 
 def test_the_count_survives_a_restart():
@@ -35,12 +38,51 @@ def test_the_count_survives_a_restart():
     assert guard.in_doubt
     again = LossGuard(2)
     again.load_state_dict(guard.state_dict())
-    assert again.state_dict() == {"in_all": 1} and not again.in_doubt
+    assert again.state_dict() == guard.state_dict() and again.state_dict()["in_all"] == 1 and not again.in_doubt
     assert again.judge(2, math.nan, math.nan) is None, "steps in a row are counted within one launch"
-    assert again.judge(3, math.nan, math.nan) is not None and again.state_dict() == {"in_all": 3}
+    assert again.judge(3, math.nan, math.nan) is not None and again.state_dict()["in_all"] == 3
+    LossGuard(2).load_state_dict({"in_all": 1})  # as earlier versions wrote it
 
 
 def test_under_a_loss_scale_only_the_loss_tells_a_bad_step():
     guard = LossGuard(1, scaled=True)
     assert guard.judge(1, 2.0, math.inf) is None and not guard.in_doubt
     assert guard.judge(2, math.nan, 1.0) is not None
+
+
+def unsure_after(*losses):
+    guard = LossGuard(99)
+    for step, loss in enumerate(losses, start=1):
+        guard.judge(step, loss, loss)
+    return guard.first_unsure_step
+
+
+NOISY = [3.0 + 0.1 * (step % 5) for step in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((), 0), ((math.nan,) * 3, 0),
+        ((5.5, math.nan, math.nan), 1), ((5.5, 5.6, 1e12, math.nan), 2), ((5.5, 1e12, 1e13, 1e14), 1),
+        ((*NOISY, math.nan), 50), ((*NOISY, 4.9, 6.0, 7.0, math.inf), 50), ((*NOISY, 6.0, 3.3, math.nan), 52),
+        ((*NOISY, *(9.0,) * 99, math.nan), 50), ((*NOISY, *(9.0,) * 100, math.nan), 150), ((*NOISY, *(9.0,) * 110, 9.1), 161),
+        (tuple(10.0 * 0.99**step for step in range(300)), 300), ((0.0,) * 40, 40),
+    ],
+)  # fmt: skip
+def test_what_may_have_diverged_begins_at_the_last_step_with_a_usual_loss(losses, expected):
+    assert unsure_after(*losses) == expected
+
+
+def test_which_losses_are_usual_survives_a_restart():
+    before = UsualLoss()
+    for step, loss in enumerate([*NOISY, 8.0, 8.0]):
+        before.take(step, loss)
+    again = UsualLoss()
+    again.load_state_dict(before.state_dict())
+    assert again.step == 49 and again.state_dict() == before.state_dict()
+    for step in range(52, 150):
+        before.take(step, 8.0)
+        again.take(step, 8.0)
+        assert again.state_dict() == before.state_dict()
+    assert again.step == 149

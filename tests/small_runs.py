@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from tests.small_checkpoints import CONFIG
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.description import Description
+from trainer.checkpoint.forecast import Course
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.restore import Restorer
 from trainer.checkpoint.retention import Policy
@@ -37,7 +38,8 @@ class Small:
         (self.folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             *parts, self.restorer, settings or CheckpointConfig(every_steps=5, asynchronous=False), Policy(2, 1),
-            run_folder=self.folder, curve="metrics.jsonl", mark=".saved", max_steps=max_steps, global_batch=4, sequences_per_epoch=40,
+            run_folder=self.folder, curve="metrics.jsonl", mark=".saved",
+            course=Course(max_steps=max_steps, global_batch=4, sequences_per_epoch=40, evaluation_every_steps=None),
             before_commit=lambda: self.synced.append(self.state.progress.step), report=lambda step, values: None,
         )  # fmt: skip
         self.checkpointer.begin(None)

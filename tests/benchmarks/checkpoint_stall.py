@@ -38,6 +38,7 @@ from trainer import files  # noqa: E402
 from trainer.checkpoint.cadence import Budget, Costs, plan  # noqa: E402
 from trainer.checkpoint.checkpointer import Checkpointer  # noqa: E402
 from trainer.checkpoint.description import Description  # noqa: E402
+from trainer.checkpoint.forecast import Course  # noqa: E402
 from trainer.checkpoint.ranks import Ranks  # noqa: E402
 from trainer.checkpoint.restore import Restorer  # noqa: E402
 from trainer.checkpoint.retention import Policy  # noqa: E402
@@ -77,8 +78,8 @@ class Training:
         (folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, restorer, CheckpointConfig(),
-            Policy(1, 0), run_folder=folder, curve="metrics.jsonl", mark=".saved", max_steps=10**6, global_batch=1,
-            sequences_per_epoch=10**9, before_commit=lambda: None, report=lambda step, values: None,
+            Policy(1, 0), run_folder=folder, curve="metrics.jsonl", mark=".saved",
+            course=Course(max_steps=10**6, global_batch=1, sequences_per_epoch=10**9, evaluation_every_steps=None), before_commit=lambda: None, report=lambda step, values: None,
         )  # fmt: skip
         self.checkpointer.begin(None)
         self.background = self.checkpointer._background

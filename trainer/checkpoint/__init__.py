@@ -20,7 +20,8 @@ saving
     ranks.py          what the ranks tell each other
     room.py           what a run's checkpoints take, on the disk and in memory
     copier.py         copies to a second place, beside the saves
-    disk.py           whether the disk can take the checkpoints: proved at the start, forecast on the way
+    disk.py           whether the disk can take the checkpoints: proved at the start
+    forecast.py       what the saves to come will write, and when the disk will be full; pure
     second_place.py   verified copies on another disk or in an object store, and the way back; the only user of fsspec
 going on
     resume.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal told

@@ -25,6 +25,7 @@ from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.description import Description
 from trainer.checkpoint.diverged import set_diverged_aside
 from trainer.checkpoint.failures import SaveFailures
+from trainer.checkpoint.forecast import Course
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.named import first_not_finite, moments
 from trainer.checkpoint.plain import PlainSaves
@@ -66,8 +67,7 @@ class Checkpointer:
     def __init__(
         self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
         store: CheckpointStore, description: Description, restorer: Restorer, settings: CheckpointConfig, policy: Policy, *,
-        run_folder: Path, curve: str, mark: str, max_steps: int, global_batch: int, sequences_per_epoch: int,
-        before_commit: Callable[[], None], report: Callable[[int, dict[str, float]], None],
+        run_folder: Path, curve: str, mark: str, course: Course, before_commit: Callable[[], None], report: Callable[[int, dict[str, float]], None],
     ) -> None:  # fmt: skip
         """
         model          the bare module whose keys are stored
@@ -83,9 +83,8 @@ class Checkpointer:
             accelerator, ranks, store, policy, description.config_text, before_commit, run_folder=run_folder, mark=self._mark,
             second_place=second_place_of(settings, store.folder.name),
         )  # fmt: skip
-        self._max_steps, self._global_batch, self._sequences_per_epoch = max_steps, global_batch, sequences_per_epoch
-        self._report = report
-        self._room = Room(model, optimizer, store, policy, max_steps)
+        self._course, self._report = course, report
+        self._room = Room(model, optimizer, store, policy, settings, course)
         self._journal = Journal(run_folder)
         self._background: Background | None = None
         self._retired: Background | None = None
@@ -139,8 +138,8 @@ class Checkpointer:
 
     def ended_epoch(self) -> int | None:
         """The epoch that the last step ended, counted from 1; None when it ended within one."""
-        now = self._state.progress.sequences // self._sequences_per_epoch
-        before = (self._state.progress.sequences - self._global_batch) // self._sequences_per_epoch
+        now = self._state.progress.sequences // self._course.sequences_per_epoch
+        before = (self._state.progress.sequences - self._course.global_batch) // self._course.sequences_per_epoch
         return now if now > before else None
 
     def wish(self) -> float:
@@ -341,11 +340,10 @@ class Checkpointer:
                 self._room.look(now)
             except OSError as error:
                 self._tell_untidy([f"looking at the free space: {say(error)}"])
-            if news := self._cadence.news():
-                log.info("saves: %s", news)
-                steps_left = self._max_steps - self._state.progress.step
-                for sentence in self._room.forecast(done.num_bytes, self._cadence.plan, self._cadence.costs, steps_left):
-                    log.info("saves: %s", sentence)
+            news = self._cadence.news()
+            forecast = self._room.forecast(done.num_bytes, self._state.progress, self._cadence.plan, self._cadence.costs, anew=news is not None)
+            for sentence in [*([news] if news else []), *forecast]:
+                log.info("saves: %s", sentence)
 
     def _after_nothing(self, done: Done) -> None:
         self._cadence.write_failed(done.cpu_seconds)

@@ -1,4 +1,4 @@
-"""Whether the disk can take what the run will write: proved before the first step, forecast during the run.
+"""Whether the disk can take what the run will write, proved before the first step; forecast.py says it during the run.
 
 The proof, in order: free space, the limit on a file's size (`ulimit -f`), the reservation of one whole checkpoint, which meets
 quotas that nobody tells of and writes nothing, and some megabytes written, read back from the disk, compared and removed.
@@ -9,24 +9,20 @@ import errno
 import logging
 import os
 import resource
-import statistics
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from trainer import files
 from trainer.errors import CheckpointError
-from trainer.text import duration, size
+from trainer.text import size
 
 log = logging.getLogger(__name__)
 
 STAGING = ".staging-preflight"
 TRIAL_BYTES = 16 << 20
-DAY_SECONDS = 86400.0
 
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _BLOCK_BYTES = 1 << 20
@@ -179,69 +175,3 @@ def _trial(path: Path, trial_bytes: int) -> float:
 def _turned(block: bytes, number: int) -> bytes:
     """The block of this number: all differ, so that two that changed places are found."""
     return block[number:] + block[:number]
-
-
-# Forecast
-
-
-class FreeSpace:
-    """The trend of free bytes, from looks at the disk during the run."""
-
-    SPACING_SECONDS = 300.0
-    MIN_SAMPLES = 6
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=48)
-
-    def look(self, now: float, free_bytes: int) -> None:
-        """Notes the free bytes at a moment, in monotonic seconds; looks that follow each other too closely are left out."""
-        if not self._samples or now - self._samples[-1][0] >= self.SPACING_SECONDS:
-            self._samples.append((now, free_bytes))
-
-    def growth_bytes_a_day(self) -> float | None:
-        """What fills the disk, by anyone: the median slope over all pairs of looks (Theil-Sen); None before half an hour of looks.
-
-        A median, because every save makes free bytes go down and every pruning makes them come back.
-        """
-        if len(self._samples) < self.MIN_SAMPLES:
-            return None
-        slopes = [(a[1] - b[1]) / (b[0] - a[0]) for a, b in combinations(self._samples, 2)]
-        return DAY_SECONDS * statistics.median(slopes)
-
-
-def permanent_bytes_a_day(checkpoint_bytes: int, step_seconds: float, keep_every_steps: int | None) -> float:
-    """What the policy adds for good: checkpoints at multiples of `keep_every_steps` are never pruned."""
-    if not keep_every_steps or step_seconds <= 0:
-        return 0.0
-    return checkpoint_bytes * DAY_SECONDS / (keep_every_steps * step_seconds)
-
-
-def days_until_full(free_bytes: int, growth_bytes_a_day: float) -> float | None:
-    """Days until the disk is full; None when it does not fill."""
-    return free_bytes / growth_bytes_a_day if growth_bytes_a_day > 0 else None
-
-
-def written_sentence(checkpoint_bytes: int, interval_seconds: float, remaining_seconds: float) -> str:
-    """What the run writes: SSDs are rated by it."""
-    a_day = checkpoint_bytes * DAY_SECONDS / interval_seconds
-    whole = a_day * remaining_seconds / DAY_SECONDS
-    return (
-        f"a checkpoint of {size(checkpoint_bytes)} every {duration(interval_seconds)} writes {size(a_day)} a day, {size(whole)} until the "
-        f"run ends in {duration(remaining_seconds)}"
-    )
-
-
-def full_sentence(
-    free_bytes: int, policy_bytes_a_day: float, measured_bytes_a_day: float | None, remaining_seconds: float
-) -> str:
-    """When the disk will be full, by the policy and by what was measured, whichever comes first."""
-    causes = {"for the checkpoints kept for good": policy_bytes_a_day, "as measured": measured_bytes_a_day or 0.0}
-    cause, growth = max(causes.items(), key=lambda item: item[1])
-    days = days_until_full(free_bytes, growth)
-    if days is None:
-        return f"{size(free_bytes)} are free on the disk of the checkpoints, and it does not fill"
-    fate = "after the run ends" if days * DAY_SECONDS >= remaining_seconds else "before the run ends: make room, or keep fewer"
-    return (
-        f"{size(free_bytes)} are free on the disk of the checkpoints, and {size(growth)} a day go ({cause}): it is full in "
-        f"{duration(days * DAY_SECONDS)}, {fate}"
-    )

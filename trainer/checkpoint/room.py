@@ -2,16 +2,20 @@
 
 import logging
 from collections.abc import Collection
+from dataclasses import asdict
 
 import torch
 
 from trainer import files
 from trainer.checkpoint.cadence import Costs, Plan
-from trainer.checkpoint.disk import FreeSpace, full_sentence, permanent_bytes_a_day, preflight, written_sentence
+from trainer.checkpoint.disk import preflight
+from trainer.checkpoint.forecast import Ahead, Course, FreeSpace, best_ahead, full_sentence, permanent_bytes_a_day, saves_ahead, written_sentence
 from trainer.checkpoint.retention import Policy, least_bytes, most_kept
 from trainer.checkpoint.snapshot import slot_bytes_for
 from trainer.checkpoint.store import CheckpointStore
+from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
+from trainer.state import Progress
 from trainer.text import size
 
 log = logging.getLogger(__name__)
@@ -21,10 +25,12 @@ class Room:
     """Rank 0's view of what there is and what will be needed."""
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, store: CheckpointStore, policy: Policy, max_steps: int
-    ) -> None:
-        self._model, self._optimizer, self._store, self._policy, self._max_steps = model, optimizer, store, policy, max_steps
-        self._free_space = FreeSpace()
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, store: CheckpointStore, policy: Policy, settings: CheckpointConfig,
+        course: Course,
+    ) -> None:  # fmt: skip
+        self._model, self._optimizer, self._store, self._policy = model, optimizer, store, policy
+        self._settings, self._course = settings, course
+        self._free_space, self._is_told = FreeSpace(), False
 
     def slot_bytes(self) -> int:
         """Bytes of memory that one snapshot takes."""
@@ -52,7 +58,7 @@ class Room:
         there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
         proof = preflight(
             self._store.folder, {"model.safetensors": parameters, "optimizer.bin": moments},
-            num_kept=most_kept(self._policy, self._max_steps), there_bytes=there, max_disk_bytes=most,
+            num_kept=most_kept(self._policy, self._course.max_steps), there_bytes=there, max_disk_bytes=most,
         )  # fmt: skip
         log.info(proof.sentence)
         return gone
@@ -61,14 +67,22 @@ class Room:
         """Remembers how much is free on the disk, at a monotonic time in seconds."""
         self._free_space.look(now, files.free_bytes(self._store.folder))
 
-    def forecast(self, checkpoint_bytes: int, plan: Plan, costs: Costs, steps_left: int) -> list[str]:
-        """What will be written until the end, and when the disk will be full, as sentences."""
-        remaining = steps_left * costs.step_seconds
-        growth = permanent_bytes_a_day(checkpoint_bytes, costs.step_seconds, self._policy.keep_every_steps)
+    def forecast(self, checkpoint_bytes: int, progress: Progress, planned: Plan | None, costs: Costs | None, *, anew: bool) -> list[str]:
+        """What will be written until the end, and when the disk will be full, as sentences: once, and `anew` where the plan has changed.
+
+        None while costs are not known, and at the end.
+        """
+        if planned is None or costs is None or costs.step_seconds <= 0 or progress.step >= self._course.max_steps or (self._is_told and not anew):
+            return []
+        self._is_told, settings = True, self._settings
+        ahead = Ahead(
+            **asdict(self._course), **asdict(progress), step_seconds=costs.step_seconds, clock_seconds=planned.write_interval_seconds
+        )  # fmt: skip
+        growth = permanent_bytes_a_day(checkpoint_bytes, ahead.step_seconds, settings.keep_every_steps, settings.max_disk_bytes)
         free, measured = files.free_bytes(self._store.folder), self._free_space.growth_bytes_a_day()
         return [
-            written_sentence(checkpoint_bytes, plan.write_interval_seconds, remaining),
-            full_sentence(free, growth, measured, remaining),
+            written_sentence(checkpoint_bytes, saves_ahead(settings, ahead), best_ahead(settings, ahead), ahead.seconds),
+            full_sentence(free, growth, measured, ahead.seconds),
         ]
 
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from trainer import files, launch
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.description import Description
+from trainer.checkpoint.forecast import Course
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.restore import Restorer
 from trainer.checkpoint.retention import policy_of
@@ -128,12 +129,14 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     reporter = _build_reporter(config, accelerator, bare_model, precision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
+    course = Course(
+        max_steps=config.max_steps, global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences,
+        evaluation_every_steps=config.evaluation.every_steps if corpus.validation else None,
+    )  # fmt: skip
     restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config), config.max_steps)
     checkpointer = Checkpointer(
         accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
-        policy, run_folder=run_folder(config), curve=CURVE, mark=SAVED, max_steps=config.max_steps,
-        global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences, before_commit=reporter.sync,
-        report=reporter.saved,
+        policy, run_folder=run_folder(config), curve=CURVE, mark=SAVED, course=course, before_commit=reporter.sync, report=reporter.saved,
     )  # fmt: skip
     return Run(
         config=config, accelerator=accelerator, precision=precision, corpus=corpus, loader=loader, model=model,

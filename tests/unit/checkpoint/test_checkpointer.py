@@ -1,4 +1,5 @@
 import logging
+import re
 import shutil
 
 import pytest
@@ -332,3 +333,17 @@ def test_a_run_may_start_over_only_when_all_that_it_ever_saved_has_diverged():
     assert never_went_well([saved, aside]) and not never_went_well([]) and not never_went_well([aside, saved])
     assert not never_went_well([saved, event("save", 2), event("prune", 1), event("set_aside", 2, reason="diverged")])
     assert not never_went_well([event("resume", 7), saved, aside])
+
+
+@pytest.mark.parametrize("max_loss_seconds", [60.0, float("inf")])
+def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_clock(store, caplog, max_loss_seconds):
+    caplog.set_level(logging.INFO)
+    settings = CheckpointConfig(every_steps=5, asynchronous=False, max_loss_seconds=max_loss_seconds)
+    run = Small(store, settings)
+    for number in range(1, 16):
+        run.step()
+        run.checkpointer.wish()
+        if number % 5 == 0:
+            run.save()
+    (told,) = [line for line in caplog.messages if "checkpoints of" in line and "until the run ends" in line]
+    assert re.search(r"(17|18|19) by checkpoint.every_steps", told) and not [line for line in caplog.messages if "0 bytes" in line]

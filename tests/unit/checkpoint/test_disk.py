@@ -10,12 +10,7 @@ import pytest
 
 from trainer.checkpoint import disk
 from trainer.checkpoint.disk import (
-    FreeSpace,
-    days_until_full,
-    full_sentence,
-    permanent_bytes_a_day,
     preflight,
-    written_sentence,
 )
 from trainer.errors import CheckpointError
 
@@ -187,51 +182,3 @@ def test_a_real_small_disk_is_refused_with_figures(tmp_path):
             assert "cannot be reserved" in refusal(tmp_path)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_the_trend_of_free_bytes_does_not_see_saves_and_prunings():
-    space = FreeSpace()
-    for number in range(40):
-        in_flight = 5_000_000_000 if number % 3 == 0 else 0
-        assert (space.growth_bytes_a_day() is None) == (number < 6)
-        space.look(number * 300.0, 10**12 - number * 1_000_000 - in_flight)
-    space.look(40 * 300.0, 10**11)  # somebody else's large file, for a moment
-    assert space.growth_bytes_a_day() == pytest.approx(1_000_000 * 288, rel=0.01)
-
-
-def test_looks_that_follow_each_other_closely_are_left_out_and_old_ones_forgotten():
-    space = FreeSpace()
-    for number in range(1000):
-        space.look(number * 1.0, 10**12)
-    assert space.growth_bytes_a_day() is None, "four looks in a thousand seconds"
-    for number in range(1, 60):
-        space.look(1000 + number * 300.0, 10**12 - number * 10**9)
-    for number in range(60, 108):
-        space.look(1000 + number * 300.0, 10**12 - 59 * 10**9 - number * 1000)
-    assert space.growth_bytes_a_day() == pytest.approx(288_000)
-
-
-def test_a_disk_that_empties_never_fills():
-    assert days_until_full(100, -5.0) is None and days_until_full(100, 0.0) is None
-    assert days_until_full(100, 5.0) == 20
-    assert full_sentence(10**12, 0.0, -5.0, 1e6) == "1 TB are free on the disk of the checkpoints, and it does not fill"
-
-
-def test_checkpoints_kept_for_good_fill_the_disk_by_the_policy():
-    assert permanent_bytes_a_day(1000, step_seconds=2.0, keep_every_steps=4320) == 10_000
-    assert permanent_bytes_a_day(1000, 2.0, None) == 0.0 and permanent_bytes_a_day(1000, 0.0, 5) == 0.0
-
-
-def test_the_sooner_of_policy_and_measurement_says_when_the_disk_is_full():
-    month = 30 * 86400.0
-    assert full_sentence(10**12, 5e10, None, month) == (
-        "1 TB are free on the disk of the checkpoints, and 50 GB a day go (for the checkpoints kept for good): it is full in 20d 0h, before the "
-        "run ends: make room, or keep fewer"
-    )
-    assert full_sentence(10**12, 5e8, 2e10, month).endswith("20 GB a day go (as measured): it is full in 50d 0h, after the run ends")
-
-
-def test_what_is_written_is_said_for_a_day_and_for_the_run():
-    assert written_sentence(1_487_000_000, 57.0, 34 * 86400.0) == (
-        "a checkpoint of 1.49 GB every 57s writes 2.25 TB a day, 76.6 TB until the run ends in 34d 0h"
-    )

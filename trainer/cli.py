@@ -85,10 +85,11 @@ def train(
     ] = False,
 ) -> None:
     """Train, or continue, a run; started by `accelerate launch --config_file CLUSTER.yaml -m trainer train RECIPE`."""
-    from trainer.config.load import flatten, load
+    from trainer.config.load import flatten
+    from trainer.supervise import load_run
     from trainer.text import table
 
-    loaded = load(recipe, overrides or [])
+    loaded = load_run(recipe, overrides or [])
     if show_config:
         rows = [(key, json.dumps(value), loaded.origins[key]) for key, value in flatten(loaded.config).items()]
         answer(table([("setting", "value", "from"), *rows], indent=""))
@@ -96,6 +97,8 @@ def train(
     need_not_be_heard()
     from trainer.session import run_session
 
+    if loaded.length and os.environ.get("RANK", "0") == "0":
+        say(loaded.length)
     sys.exit(run_session(loaded.config))
 
 
@@ -154,13 +157,12 @@ def selftest(
 ) -> None:
     """Kill a short run of this recipe on this machine, resume it, and compare it bit for bit with one that was never killed."""
     from trainer import supervise
-    from trainer.config.load import load
     from trainer.data.corpus import open_corpus
     from trainer.selftest.conduct import selftest as conduct
 
     typed = words or []
     _, recipe, overrides = supervise.split_words(typed)
-    config = load(recipe, overrides).config
+    config = supervise.load_run(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
     result = conduct(config, lambda more: supervise.plan([*typed, *more]), seconds=seconds, say=say)
     tell(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
@@ -231,7 +233,7 @@ def compare(
 @app.command()
 def settings() -> None:
     """Print every setting with its default and its meaning, as the table that stands in the README."""
-    from trainer.config.load import settings_table
+    from trainer.config.settings import settings_table
 
     answer(settings_table())
 

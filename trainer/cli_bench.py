@@ -22,11 +22,10 @@ def precision(
     from trainer.bench.conduct import bench as conduct
     from trainer.bench.survey import survey
     from trainer.config.cluster import fitting_cluster, read_cluster
-    from trainer.config.load import load
     from trainer.data.corpus import open_corpus
 
     cluster_name, recipe, overrides = supervise.split_words(words or [])
-    config = load(recipe, overrides).config
+    config = supervise.load_run(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
     result = conduct(
         config, read_cluster(cluster_name or fitting_cluster()),

@@ -79,6 +79,17 @@ def _is_recipe(name: str) -> bool:
     )
 
 
+def load_run(recipe: str, overrides: Sequence[str]) -> Loaded:
+    """Resolves a recipe and its overrides; where max_epochs says how long the run is, by the size of its data."""
+
+    def count_sequences(config: Config) -> int:
+        from trainer.data.corpus import count_sequences  # numpy, which nothing else here needs
+
+        return count_sequences(config)
+
+    return load(recipe, overrides, count_sequences)
+
+
 @dataclass(frozen=True)
 class Request:
     """What a person asks to have launched: read, and right in itself; whether this machine can do it is another question."""
@@ -97,6 +108,7 @@ class Request:
             "TRAINER_ASKED_PRECISION": self.cluster.precision,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
             **({"ACCELERATE_USE_CPU": "true"} if self.cluster.use_cpu else {}),
+            **self.cluster.environment,
         }
 
 
@@ -104,7 +116,7 @@ def read_words(words: Sequence[str]) -> Request:
     """Reads `[CLUSTER] [RECIPE] [key=value ...]`, which by default are the file that fits this machine and the Shakespeare run."""
     cluster_name, recipe, overrides = split_words(words)
     cluster = clusters.read_cluster(cluster_name or clusters.fitting_cluster())
-    loaded = load(recipe, overrides)
+    loaded = load_run(recipe, overrides)
     accumulation_steps(loaded.config.global_batch, loaded.config.micro_batch, cluster.num_processes)
     if loaded.config.model.preset is not None:
         preset_fields(loaded.config.model.preset)
@@ -136,7 +148,7 @@ def plan(words: Sequence[str]) -> Plan:
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
     command = start.command(
         "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
-        start.SCRIPT, "trainer", "train", asked.recipe, *asked.overrides,
+        *cluster.options, start.SCRIPT, "trainer", "train", asked.recipe, *asked.overrides,
     )  # fmt: skip
     folder = run_folder(loaded.config)
     _check_run(loaded.config)

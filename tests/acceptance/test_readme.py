@@ -16,7 +16,8 @@ from tests.launching import PROJECT
 from trainer import supervise
 from trainer.cli import app
 from trainer.config.cluster import cluster_names
-from trainer.config.load import load, recipe_names, settings_help, settings_table
+from trainer.config.load import load, recipe_names
+from trainer.config.settings import settings_help, settings_table
 from trainer.errors import ConfigError
 from trainer.evaluation.items import item
 from trainer.evaluation.next_lines import NAME

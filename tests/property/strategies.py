@@ -19,6 +19,7 @@ tricky = st.sampled_from(
 texts = words | tricky
 positive = st.integers(1, 10**9)
 fractions = st.floats(0, 1)
+betas = st.floats(0, 1, exclude_max=True)
 rates = st.floats(min_value=1e-300, max_value=1e300) | st.sampled_from([6e-4, 3, 1e-8])
 
 
@@ -57,7 +58,7 @@ def configs(draw) -> Config:
             "optimizer": {
                 "name": draw(st.sampled_from(["adamw", "muon"])),
                 "lr": draw(rates),
-                "betas": [draw(fractions), draw(fractions)],
+                "betas": [draw(betas), draw(betas)],
             },
             "schedule": {"warmup_steps": draw(st.integers(0, max_steps)), "min_lr_fraction": draw(fractions)},
             "evaluation": {"prompt": draw(texts), "num_sequences": draw(st.none() | positive)},

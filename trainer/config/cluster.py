@@ -1,22 +1,23 @@
 """The cluster file, Accelerate's own YAML: which processes there are, and the precision they compute in.
 
-Accelerate reads the file itself; what is read here is what has to be right before it does. Which file fits this machine is told here too.
+Accelerate reads the file itself; what is read here is what has to be right before it does, and what its launcher has to be told
+besides. Which file fits this machine is told here too; what each key may say stands in cluster_keys.py.
 """
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trainer import files
+from trainer.config.cluster_keys import KEYS, compiler_settings, gpu_ids, key_problems
+from trainer.config.plain import Document, Kind, read_document
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
-
-MODES = ("no", "bf16", "fp16", "fp8")
-"""What `mixed_precision` may be."""
 
 COMPILED = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True, "dynamo_use_dynamic": False}
 """What the shipped cluster files say of torch.compile: the blocks, one by one, for the shapes of the run."""
@@ -35,6 +36,10 @@ class Cluster:
     num_machines: int = 1
     compiler: str = "no"
     """torch.compile's backend; `no` for none."""
+    options: tuple[str, ...] = ()
+    """What `accelerate launch` is told besides the file, so that it does what the file says."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The variables that the launch is given for what the launcher does not read in the file, or refuses."""
 
     @property
     def num_local_processes(self) -> int:
@@ -96,20 +101,15 @@ def read_cluster(name: str) -> Cluster:
         raise ConfigError(
             f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file)"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError(
-            f"cluster file {path} is not readable YAML ({cause}); mend it or write one with `accelerate config`"
-        ) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"cluster file {path} holds no settings; see accelerate_configs/cpu.yaml for the form")
-    if problems := _cluster_problems(path, content):
+    document = read_document(path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "mend it or write one with `accelerate config`")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))  # which also knows merge keys, as Accelerate does
+    if problems := _cluster_problems(path, content, document):
         raise ConfigError(*problems)
+    num_processes, num_machines = content.get("num_processes", 1), content.get("num_machines", 1)
+    compiler = compiler_settings(content).get("backend", "no")
     return Cluster(
-        path, content["num_processes"], _precision(content), bool(content.get("use_cpu", False)), content.get("num_machines", 1),
-        _compiler(content),
+        path, num_processes, _precision(content), content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU", num_machines,
+        "no" if compiler is False else str(compiler).lower(), _options(content), _environment(content),
     )  # fmt: skip
 
 
@@ -123,53 +123,35 @@ def missing_compiler() -> str | None:
 def write_variant(cluster: Cluster, path: Path, *, precision: str, compiled: bool) -> None:
     """Writes the same cluster file with another precision, compiled or not: as the file says where it compiles, and by blocks where it does not."""
     content = yaml.safe_load(cluster.path.read_text(encoding="utf-8"))
-    own = content.pop("dynamo_config", None) or {}
+    own = {f"dynamo_{key}": value for key, value in compiler_settings(content).items()}
+    for key in ("dynamo_config", "dynamo_backend"):
+        content.pop(key, None)
     if compiled:
         content["dynamo_config"] = own if str(own.get("dynamo_backend", "no")).lower() != "no" else COMPILED
     files.write_atomic(path, yaml.safe_dump({**content, "mixed_precision": precision}, sort_keys=False))
 
 
-def _cluster_problems(path: Path, content: dict[str, Any]) -> list[str]:
+def _kind_of(key: str) -> Kind:
+    return KEYS[key].kind if key in KEYS else "any"
+
+
+def _cluster_problems(path: Path, content: dict[str, Any], document: Document) -> list[str]:
+    is_single = content.get("distributed_type") == "NO"  # Accelerate does not know a bare NO, which YAML reads as false, for one process
     problems = [
         f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones"
         for key in REQUIRED
-        if key not in content
+        if key not in content and not (key == "num_processes" and is_single)
     ]
-    if problems:
-        return problems
-    num_processes, num_machines = content["num_processes"], content.get("num_machines", 1)
-    for name, number in (("num_processes", num_processes), ("num_machines", num_machines)):
-        if not isinstance(number, int) or number < 1:
-            problems.append(f"cluster file {path}: {name} is {number!r}, but should be a whole number of at least 1")
-    if not problems and num_processes % num_machines:
-        problems.append(
-            f"cluster file {path}: num_processes is {num_processes}, but should be a multiple of num_machines, which is {num_machines}: it "
-            "counts the processes of all machines"
-        )
-    if _precision(content) not in MODES:
-        problems.append(
-            f"cluster file {path}: mixed_precision is {content['mixed_precision']!r}; {did_you_mean(_precision(content), MODES)}"
-        )
-    problems += [f"cluster file {path}: {what}" for what in unheard(content.get("fp8_config"))]
-    if content["distributed_type"] != "MULTI_GPU":
-        problems.append(
-            f"cluster file {path}: distributed_type is {content['distributed_type']!r}; use MULTI_GPU, also for one process (the launcher of "
-            "'NO' leaves the trainer behind on SIGTERM) and, with use_cpu: true, for CPUs (MULTI_CPU starts a single process)"
-        )
-    return problems
 
+    def place(key: str) -> str:
+        line = document.places.get(key, "").rpartition(":")[2]
+        return f"cluster file {path}{':' if line else ''}{line}: "
 
-def unheard(fp8_config: Any) -> list[str]:
-    """What a cluster file's fp8_config says and nothing would listen to, as sentences; Accelerate itself drops half of its keys."""
-    settings = fp8_config if isinstance(fp8_config, dict) else {}
-    problems = [
-        f"fp8_config.{key} is not read, since the recipe sets up fp8 (precision.recipe, precision.format, precision.options); remove it here"
-        for key in settings
-        if key != "backend"
-    ]
-    if str(backend := settings.get("backend", "TE")).upper() != "TE":
-        problems.append(f"fp8_config.backend is {backend!r}, and this trainer computes fp8 with TransformerEngine only; use TE")
-    return problems
+    if problems or content.get("compute_environment") == "AMAZON_SAGEMAKER":  # whose keys are others
+        content = {key: value for key, value in content.items() if key == "compute_environment"}
+    clear = {key: value for key, value in content.items() if key not in document.problems}
+    ambiguous = [f"cluster file {path}: {words}" for key, words in document.problems.items() if key in content]
+    return problems + ambiguous + key_problems(clear, place)
 
 
 def _precision(content: dict[str, Any]) -> str:
@@ -178,8 +160,31 @@ def _precision(content: dict[str, Any]) -> str:
     return "no" if value is False else str(value).lower()
 
 
-def _compiler(content: dict[str, Any]) -> str:
-    """What Accelerate takes for torch.compile's backend."""
-    settings = content.get("dynamo_config")
-    backend = settings.get("dynamo_backend", "no") if isinstance(settings, dict) else "no"
-    return "no" if backend is False else str(backend).lower()
+def _options(content: dict[str, Any]) -> tuple[str, ...]:
+    """What the launcher has to be told besides the file.
+
+    Its way for `NO` leaves the trainer behind on SIGTERM, and that for MULTI_CPU starts one process; both are one to it with MULTI_GPU,
+    as which the shipped files start processes on CPUs too. It takes `gpu_ids` for several GPUs only, breaks on a bare `no` for the
+    compiler, and does not read `rdzv_backend` in a file.
+    """
+    options: list[str] = []
+    if content["distributed_type"] != "MULTI_GPU":
+        options += ["--multi_gpu"]
+        if content.get("main_process_port") is None and content.get("num_machines", 1) == 1:
+            options += ["--main_process_port", "0"]
+    if content.get("gpu_ids") not in (None, "all"):
+        options += ["--gpu_ids", "all"]
+    if compiler_settings(content).get("backend") is False:
+        options += ["--dynamo_backend", "no"]
+    if content.get("rdzv_backend") not in (None, "static"):
+        options += ["--rdzv_backend", content["rdzv_backend"]]
+    return tuple(options)
+
+
+def _environment(content: dict[str, Any]) -> dict[str, str]:
+    """The variables for what the launcher does not pass on: GPUs by number for a single process, and NUMA affinity."""
+    named = content.get("gpu_ids")
+    return {
+        **({"CUDA_VISIBLE_DEVICES": ",".join(gpu_ids(named))} if named not in (None, "all") else {}),
+        **({"ACCELERATE_CPU_AFFINITY": "1"} if content.get("enable_cpu_affinity") else {}),
+    }

@@ -3,9 +3,7 @@
 Every value knows where it came from, and all mistakes are told at once.
 """
 
-import copy
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from trainer.config.explain import contradictions_besides, explain
+from trainer.config.length import LENGTHS, NOT_YET_KNOWN, length_of, length_problems, resolve_length
+from trainer.config.plain import Document, Dumper, Loader, both_readings, read_document
 from trainer.config.schema import Config, contradictions
+from trainer.config.settings import kind_of, type_of
 from trainer.errors import ConfigError
-from trainer.text import did_you_mean, nearest
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e6 and 6e-4 as the numbers they are; PyYAML's own rules want a point and a sign in them."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: text that looks like such a number goes into quotes."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
+from trainer.text import did_you_mean
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -40,6 +28,12 @@ class Loaded:
 
     config: Config
     origins: dict[str, str]
+
+    @property
+    def length(self) -> str | None:
+        """How max_steps came about, as a sentence, where it was computed."""
+        origin = self.origins["max_steps"]
+        return f"max_steps is {self.config.max_steps:,}: {origin}" if origin.startswith(("max_tokens ", "max_epochs ")) else None
 
 
 def recipe_names() -> list[str]:
@@ -64,25 +58,42 @@ def find_recipe(recipe: str, beside: Path | None = None) -> Path:
     return path
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> Loaded:
-    """Resolves a recipe (name or path) and `key=value` overrides; raises ConfigError with every problem found."""
+def load(recipe: str, overrides: Sequence[str] = (), count_sequences: Callable[[Config], int] | None = None) -> Loaded:
+    """Resolves a recipe (name or path) and `key=value` overrides; raises ConfigError with every problem found.
+
+    count_sequences   how many training sequences the data of a config has, asked where max_epochs says how long the run is
+    """
     path = find_recipe(recipe)
-    values, origins = _read_recipe(path, ())
-    problems: list[str] = []
-    for override in overrides:
-        _apply_override(override, values, origins, problems)
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(*problems, *_explain(error, origins), *_contradictions_besides(error, values)) from None
-    if problems:
-        raise ConfigError(*problems)
+    document = _read_recipe(path, ())
+    problems = _apply_overrides(overrides, document)
+    problems += document.problems.values()
+    config = _validate(document, problems, count_sequences)
     if not config.name:
         config = config.model_copy(update={"name": path.stem})
-        origins["name"] = "the recipe's name"
+        document.places["name"] = "the recipe's name"
         if unfit := contradictions(config):
             raise ConfigError(*unfit)
-    return Loaded(config, {key: _origin(key, origins) for key in flatten(config)})
+    return Loaded(config, {key: _origin(key, document.places) for key in flatten(config)})
+
+
+def _validate(document: Document, problems: list[str], count_sequences: Callable[[Config], int] | None) -> Config:
+    """The config that a recipe and its overrides say, with max_steps in place of the tokens or epochs that it may give."""
+    values, length = document.values, length_of(document.values)
+    unresolved = values if length in (None, "max_steps") else {**values, "max_steps": NOT_YET_KNOWN}
+    try:
+        config = Config.model_validate(unresolved)
+    except ValidationError as error:
+        raise ConfigError(*problems, *explain(error, document), *contradictions_besides(error, unresolved)) from None
+    if problems:
+        raise ConfigError(*problems)
+    if unresolved is values:
+        return config
+    steps, words = resolve_length(config, length, count_sequences)
+    document.places["max_steps"] = f"{words} ({document.places[length]})"
+    config = config.model_copy(update={"max_steps": steps, **dict.fromkeys(set(LENGTHS) - {"max_steps"})})
+    if unfit := contradictions(config):
+        raise ConfigError(*unfit)
+    return config
 
 
 def load_resolved(path: Path) -> Config:
@@ -95,8 +106,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     raises  ConfigError when the file cannot be read, or is not a mapping
     """
-    values, _ = _read_recipe(path, ())
-    return values
+    return _read_recipe(path, ()).values
 
 
 def kept_settings(path: Path) -> dict[str, Any]:
@@ -145,88 +155,38 @@ def flatten(config: BaseModel) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The config as YAML that `load` reads back to an equal one."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, width=120)
 
 
-def settings_help() -> list[tuple[str, str, str]]:
-    """(dotted name, default, help) of every setting, from the schema's own words."""
-    return list(_help_of(Config, ""))
-
-
-def settings_table() -> str:
-    """All settings as the Markdown table that stands in the README."""
-    rows = [("setting", "default", "meaning"), ("---", "---", "---")]
-    rows += [
-        (f"`{name}`", default if default == "required" else f"`{default}`", words)
-        for name, default, words in settings_help()
-    ]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows
-    )
-
-
-def _help_of(section: type[BaseModel], prefix: str):
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _help_of(field.annotation, f"{prefix}{name}.")
-        else:
-            default = "required" if field.is_required() else _as_yaml(field.get_default())
-            yield f"{prefix}{name}", default, field.description or ""
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).split("\n")[0]
-
-
-def _read_recipe(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_recipe(path: Path, seen: tuple[Path, ...]) -> Document:
     """One recipe over its base, with the line each value stands on."""
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise ConfigError(f"recipe {path.name} is its own base ({chain}); remove one `base:`")
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        values, origins = _read_mapping(node, path)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date of a 13th month
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise ConfigError(
-            f"recipe {path} is not readable YAML{line}: {getattr(error, 'problem', error)}; mend the file"
-        ) from None
-    base = values.pop("base", None)
-    origins.pop("base", None)
-    if base is not None:
-        base_values, base_origins = _read_recipe(find_recipe(str(base), path.parent), (*seen, path))
-        values = _merge(base_values, values)
-        origins = {**base_origins, **origins}
-    return values, origins
+    document = read_document(path, f"recipe {path}", kind_of)
+    if "base" in document.problems:
+        raise ConfigError(document.problems["base"])
+    document.problems.update(length_problems(document.values, document.places))
+    base = document.values.pop("base", None)
+    document.places.pop("base", None)
+    if base is None:
+        return document
+    below = _read_recipe(find_recipe(str(base), path.parent), (*seen, path))
+    if length_of(document.values):
+        _forget_length(below)
+    return Document(
+        _merge(below.values, document.values),
+        {**below.places, **document.places},
+        {**{key: words for key, words in below.problems.items() if key not in document.places}, **document.problems},
+    )
 
 
-def _read_mapping(node: yaml.Node | None, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"recipe {path} holds no settings; it should be a mapping of keys to values")
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    _collect(node, path.name, "", values, origins)
-    return values, origins
-
-
-def _collect(node: yaml.MappingNode, file: str, prefix: str, values: dict[str, Any], origins: dict[str, str]) -> None:
-    loader = _Loader("")
-    for key_node, value_node in node.value:
-        key = str(loader.construct_object(key_node, deep=True))
-        dotted = f"{prefix}{key}"
-        if key in values:
-            raise ConfigError(
-                f"{file}:{key_node.start_mark.line + 1}: {dotted} is set a second time; keep one of the two"
-            )
-        if isinstance(value_node, yaml.MappingNode):
-            values[key] = {}
-            _collect(value_node, file, f"{dotted}.", values[key], origins)
-        else:
-            values[key] = loader.construct_object(value_node, deep=True)
-        origins[dotted] = f"{file}:{key_node.start_mark.line + 1}"
+def _forget_length(below: Document) -> None:
+    """Takes away what a weaker place says of the run's length: one from a stronger place counts instead, whichever of the three it is."""
+    for key in LENGTHS:
+        for part in (below.values, below.places, below.problems):
+            part.pop(key, None)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -243,98 +203,59 @@ def _origin(key: str, origins: dict[str, str]) -> str:
     return ", ".join(dict.fromkeys(places)) or origins.get(key, "default")
 
 
-def _override_value(key: str, text: str) -> Any:
-    """What was typed after `key=`: read as YAML, but verbatim for a text setting, where 0123, on, # or 2026-01-01 mean themselves."""
-    kind = _type_of(key)
-    if kind in (str, str | None):
-        return None if text in ("", "null", "~") and kind != str else text
-    try:
-        return yaml.load(text, _Loader) if text else None
-    except (yaml.YAMLError, ValueError):
-        return text
+def _apply_overrides(overrides: Sequence[str], document: Document) -> list[str]:
+    """Puts `key=value` over what the recipe says; returns what is wrong with them."""
+    problems: list[str] = []
+    typed = Document()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            problems.append(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=3e-4")
+            continue
+        if key in LENGTHS:
+            typed.values[key], readings = _override_value(key, text)
+            typed.places[key] = "override"
+        else:
+            readings = _apply_override(key, text, override, document, problems)
+        for part in (document.problems, typed.problems):
+            part.pop(key, None)
+        if readings:
+            typed.problems[key] = f"{key} (override) is {readings}"
+    if length_of(typed.values):
+        _forget_length(document)
+    document.values.update(typed.values)
+    document.places.update(typed.places)
+    document.problems.update(typed.problems)
+    return problems + list(length_problems(typed.values, typed.places).values())
 
 
-def _type_of(key: str) -> Any:
-    """The declared type of a setting by its dotted name; None for one that is not declared."""
-    section: Any = Config
-    for name in key.split("."):
-        fields = getattr(section, "model_fields", {})
-        if name not in fields:
-            return None
-        section = fields[name].annotation
-    return section
-
-
-def _apply_override(override: str, values: dict[str, Any], origins: dict[str, str], problems: list[str]) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        problems.append(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=3e-4")
-        return
+def _apply_override(key: str, text: str, override: str, document: Document, problems: list[str]) -> str | None:
+    """Sets one value; returns both readings of a word that has two."""
     *sections, last = key.split(".")
-    place = values
+    place = document.values
     for section in sections:
         inner = place.setdefault(section, {})
         if not isinstance(inner, dict):
             problems.append(f"override {override!r}: {section} is a single setting and has no {last}")
-            return
+            return None
         place = inner
-    place[last] = _override_value(key, text)
-    origins[key] = "override"
+    place[last], readings = _override_value(key, text)
+    document.places[key] = "override"
+    return readings
 
 
-def _explain(error: ValidationError, origins: dict[str, str]) -> list[str]:
-    """Pydantic's findings as sentences: the dotted key with its place, what was expected, and the nearest name."""
-    problems = []
-    for found in error.errors():
-        key = ".".join(str(part) for part in found["loc"] if not isinstance(part, int))
-        place = f" ({origins[key]})" if key in origins else ""
-        if found["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key}{place}; {_nearest_key(key)}")
-        elif found["type"] == "missing" and isinstance(found["loc"][-1], int):
-            problems.append(f"{key}{place} is {found['input']!r}, but should be a list with more values")
-        elif found["type"] == "missing":
-            problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...)")
-        elif found["type"] == "model_type":
-            elsewhere = "; what a run computes in is the cluster file's mixed_precision" if key == "precision" else ""
-            problems.append(f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(_settings_of(key))}{elsewhere}")
-        elif found["type"] == "value_error" and not found["loc"]:
-            problems.extend(str(found["ctx"]["error"]).split("\n"))
-        else:
-            expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            problems.append(f"{key}{place} is {found['input']!r}, but should be {expected}")
-    return problems
+def _override_value(key: str, text: str) -> tuple[Any, str | None]:
+    """What was typed after `key=`, and both readings of a word that has two.
 
-
-def _contradictions_besides(error: ValidationError, values: dict[str, Any]) -> list[str]:
-    """What else does not fit together once the settings that are wrong by themselves are left out; empty when that cannot be told."""
-    remaining = copy.deepcopy(values)
-    for found in error.errors():
-        *sections, last = [part for part in found["loc"] if not isinstance(part, int)] or [None]
-        place: Any = remaining
-        for section in sections:
-            place = place.get(section, {}) if isinstance(place, dict) else {}
-        if not isinstance(place, dict) or place.pop(last, None) is None:
-            return []
+    It is read as YAML, but verbatim for a text setting, where 0123, on, # or 2026-01-01 mean themselves.
+    """
+    kind = type_of(key)
+    if kind in (str, str | None):
+        return None if text in ("", "null", "~") and kind != str else text, None
+    if not text:
+        return None, None
     try:
-        Config.model_validate(remaining)
-    except ValidationError as second:
-        return _explain(second, {}) if all(not found["loc"] for found in second.errors()) else []
-    return []
-
-
-def _settings_of(section: str) -> list[str]:
-    return [name.rpartition(".")[2] for name, _, _ in settings_help() if name.rpartition(".")[0] == section]
-
-
-def _nearest_key(key: str) -> str:
-    """Help after an unknown key: a sibling that is spelt alike, or the same last word in another section."""
-    known = [name for name, _, _ in settings_help()]
-    section, _, last = key.rpartition(".")
-    siblings = _settings_of(section)
-    sections = sorted({name.partition(".")[0] for name in known if "." in name})
-    elsewhere = [name for name in known if name.rpartition(".")[2] == last]
-    if elsewhere:
-        return f"did you mean {elsewhere[0]}?"
-    if close := nearest(last, siblings + (sections if not section else [])):
-        return f"did you mean {section + '.' if section else ''}{close}?"
-    return f"known {'in ' + section if section else 'at the top'} are: {', '.join(siblings or known)}"
+        node = yaml.compose(text, Loader)
+        return yaml.load(text, Loader), both_readings(node, kind_of(key), Loader(""))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text, None

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 CHANGEABLE = ("data", "tokenizer", "sequence_length", "seed", "optimizer")
@@ -59,19 +62,19 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: Muon for the hidden matrices and AdamW for everything else."""
-    lr: Annotated[float, Field(gt=0)] = 6e-4
+    lr: Rate = 6e-4
     """Peak learning rate of AdamW."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's decay of the first and second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Rate = 1e-8
     """AdamW's epsilon."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Decay = 0.1
     """Decoupled weight decay of AdamW's matrices; vectors (norms, biases) have none."""
-    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    muon_lr: Rate = 0.02
     """Peak learning rate of Muon."""
-    muon_momentum: Fraction = 0.95
+    muon_momentum: Beta = 0.95
     """Muon's momentum."""
-    muon_weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    muon_weight_decay: Decay = 0.0
     """Decoupled weight decay of Muon's matrices."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this total norm when theirs is larger."""
@@ -228,7 +231,11 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Seeds the weights, the order of the data and every random stream."""
     max_steps: Positive
-    """Optimizer steps in the whole run."""
+    """Optimizer steps in the whole run; or set `max_tokens` or `max_epochs` instead, from which it is computed."""
+    max_tokens: Positive | None = None
+    """Tokens in the whole run, instead of `max_steps`: as many steps as take at least so many."""
+    max_epochs: Rate | None = None
+    """Passes over the training data in the whole run, instead of `max_steps`, from the size of the data; may have a fraction."""
     global_batch: Positive
     """Sequences in one optimizer step, over all processes."""
     micro_batch: Positive

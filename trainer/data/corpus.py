@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer import files
-from trainer.config.schema import DataConfig
+from trainer.config.schema import Config, DataConfig
 from trainer.data.manifest import missing_shards, read_manifest
 from trainer.data.prepare import EMBEDDED, prepare_embedded
 from trainer.data.shards import TokenDataset, resolve_shards
@@ -91,6 +91,11 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
         for split in ("train", "validation")
     )
     return _open(data, sequence_length, train, validation, tokenizer, manifest.get("baselines"))
+
+
+def count_sequences(config: Config) -> int:
+    """How many training sequences a config's data has: what an epoch of `max_epochs` is; raises DataError as `open_corpus` does."""
+    return open_corpus(config.data, config.sequence_length).train.num_sequences
 
 
 def _open(

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainer.config.cluster import MODES, read_cluster
+from trainer.config.cluster import read_cluster
+from trainer.config.cluster_keys import MODES
 from trainer.config.load import load
 from trainer.errors import ConfigError, PrecisionError, TrainerError
 from trainer.precision.recipes import RECIPES
@@ -90,13 +91,14 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
 
     from trainer import launch
     from trainer.config.folders import run_folder
+    from trainer.data.corpus import count_sequences
     from trainer.precision.decide import Decision, agree
     from trainer.precision.measured import find
     from trainer.precision.settle import propose, uncompiled
     from trainer.run.build import blocks_of
     from trainer.run.identity import speed_conditions
 
-    config, file = load(recipe, overrides).config, read_cluster(cluster)
+    config, file = load(recipe, overrides, count_sequences).config, read_cluster(cluster)
     place = launch.asked()
     device = launch.meet(place, deterministic=config.deterministic)
     measured = find(run_folder(config).parent, speed_conditions(config, file.num_processes, device)) if place.precision == "fp8" else None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from trainer.config.cluster import MODES
+from trainer.config.cluster_keys import MODES
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.recipes import Recipe, check_options, format_of, recipe_of

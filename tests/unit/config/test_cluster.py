@@ -5,6 +5,7 @@ import yaml
 
 from tests.conftest import CLUSTER
 from trainer.config import cluster as clusters
+from trainer.config.cluster_keys import unheard
 from trainer.errors import ConfigError
 
 # The machine
@@ -92,8 +93,8 @@ def test_the_compiler_is_read_as_accelerate_reads_it(cluster, written, meant):
             "num_processes is 3, but should be a multiple of num_machines, which is 2",
         ),
         ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
-        ({"distributed_type": "NO"}, "distributed_type is 'NO'; use MULTI_GPU"),
-        ({"distributed_type": "MULTI_CPU"}, "distributed_type is 'MULTI_CPU'; use MULTI_GPU"),
+        ({"distributed_type": "NO"}, "distributed_type is 'NO', which is one process, and num_processes is 2; use MULTI_GPU"),
+        ({"distributed_type": "MULTI_XPU"}, "distributed_type is 'MULTI_XPU', and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU"),
     ],
 )
 def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, words):
@@ -104,7 +105,7 @@ def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, wo
 
 def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
     with pytest.raises(ConfigError) as caught:
-        clusters.read_cluster(cluster(num_processes=0, mixed_precision="x", distributed_type="NO"))
+        clusters.read_cluster(cluster(num_processes=0, mixed_precision="x", distributed_type="FSDP"))
     assert len(caught.value.problems) == 3
 
 
@@ -124,10 +125,10 @@ def test_an_unknown_cluster_file_is_answered_with_the_nearest():
 
 
 def test_what_a_cluster_file_says_about_fp8_and_nobody_hears_is_told():
-    assert clusters.unheard({"backend": "TE"}) == clusters.unheard(None) == clusters.unheard({}) == []
-    (problem,) = clusters.unheard({"backend": "TE", "amax_history_length": 16})
+    assert unheard({"backend": "TE"}) == unheard(None) == unheard({}) == []
+    (problem,) = unheard({"backend": "TE", "amax_history_length": 16})
     assert problem.startswith("fp8_config.amax_history_length is not read")
-    (problem,) = clusters.unheard({"backend": "MSAMP"})
+    (problem,) = unheard({"backend": "MSAMP"})
     assert "fp8_config.backend is 'MSAMP'" in problem
 
 

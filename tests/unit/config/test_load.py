@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from trainer.config.load import dump, find_recipe, flatten, kept_settings, load, load_resolved, recipe_names, settings_help
+from trainer.config.load import dump, find_recipe, flatten, kept_settings, load, load_resolved, recipe_names
+from trainer.config.settings import settings_help
 from trainer.errors import ConfigError
 
 WHOLE = """\

@@ -13,7 +13,7 @@ from tests.gpu import gap, probe, record, resume, runs, share, speed, stall, sui
 from tests.gpu.record import Record
 from tests.gpu.runs import Launched, Scene, cluster_of, words_of
 from tests.gpu.witness import Witness
-from trainer.config.cluster import MODES
+from trainer.config.cluster_keys import MODES
 from trainer.config.load import load
 from trainer.precision.decide import Facts
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from trainer.config.cluster import MODES
+from trainer.config.cluster_keys import MODES
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.decide import NO_DEVICE, Facts, agree, check_required, decide, idle_settings

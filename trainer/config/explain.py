@@ -1,0 +1,74 @@
+"""What pydantic finds wrong with a config, as sentences for the person who wrote it."""
+
+import copy
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.config.plain import Document
+from trainer.config.schema import Config
+from trainer.config.settings import nearest_key, settings_of
+from trainer.config.synonyms import SECTIONS, synonym_of
+
+
+def explain(error: ValidationError, document: Document) -> list[str]:
+    """Pydantic's findings as sentences: the dotted key with its place, what was expected, and the nearest name."""
+    problems = []
+    for found in error.errors():
+        key = ".".join(str(part) for part in found["loc"] if not isinstance(part, int))
+        place = _place(key, document)
+        if key in document.problems:  # which says more
+            continue
+        if found["type"] == "extra_forbidden":
+            problems += [f"unknown key {name}{_place(name, document)}; {_help_for(name)}" for name in _unknown_keys(key, found["input"])]
+        elif found["type"] == "missing" and isinstance(found["loc"][-1], int):
+            problems.append(f"{key}{place} is {found['input']!r}, but should be a list with more values")
+        elif found["type"] == "missing":
+            instead = ", or max_tokens or max_epochs instead" if key == "max_steps" else ""
+            problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...){instead}")
+        elif found["type"] == "model_type":
+            elsewhere = "; what a run computes in is the cluster file's mixed_precision" if key == "precision" else ""
+            problems.append(f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(settings_of(key))}{elsewhere}")
+        elif found["type"] == "value_error" and not found["loc"]:
+            if not document.problems:  # what a word with two readings contradicts cannot be told
+                problems.extend(str(found["ctx"]["error"]).split("\n"))
+        else:
+            expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            problems.append(f"{key}{place} is {found['input']!r}, but should be {expected}")
+    return problems
+
+
+def _place(key: str, document: Document) -> str:
+    return f" ({document.places[key]})" if key in document.places else ""
+
+
+def _unknown_keys(key: str, value: Any) -> list[str]:
+    """An unknown key itself; for a section of another trainer, the keys that it holds."""
+    if key.partition(".")[0] not in SECTIONS or not isinstance(value, dict) or not value:
+        return [key]
+    return [name for inner, inside in value.items() for name in _unknown_keys(f"{key}.{inner}", inside)]
+
+
+def _help_for(key: str) -> str:
+    """Help after an unknown key: what another trainer's name is here, or the nearest of ours."""
+    synonym = synonym_of(key)
+    return synonym.words if synonym else nearest_key(key)
+
+
+def contradictions_besides(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    """What else does not fit together once the settings that are wrong by themselves are left out; empty when that cannot be told."""
+    remaining = copy.deepcopy(values)
+    for found in error.errors():
+        *sections, last = [part for part in found["loc"] if not isinstance(part, int)] or [None]
+        place: Any = remaining
+        for section in sections:
+            place = place.get(section, {}) if isinstance(place, dict) else {}
+        if not isinstance(place, dict) or place.pop(last, None) is None:
+            return []
+    try:
+        Config.model_validate(remaining)
+    except ValidationError as second:
+        return explain(second, Document()) if all(not found["loc"] for found in second.errors()) else []
+    return []
+
+

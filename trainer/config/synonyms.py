@@ -1,0 +1,127 @@
+"""What other trainers call a setting, and how its value translates: the Trainer of Hugging Face, nanoGPT, torchtitan and litgpt.
+
+Nothing is taken by such a name, since a value may mean something else there; the refusal of an unknown key says what to write.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Synonym:
+    """One setting of this trainer under another trainer's name."""
+
+    ours: str
+    """Our key; empty where there is none and none is needed."""
+    rule: str
+    """How the value translates, as words."""
+    in_cluster_file: bool = False
+
+    @property
+    def words(self) -> str:
+        """The second half of a refusal."""
+        if not self.ours:
+            return self.rule
+        return f"here it is {self.ours}{' of the cluster file' if self.in_cluster_file else ''}: {self.rule}"
+
+
+SAME = "the value stays the same"
+PER_STEP = "a number of optimizer steps, as there"
+PRECISION = "no (fp32), bf16, fp16 or fp8"
+SHARDING = "this version trains with data parallelism only, where each process holds the whole model; leave it out"
+
+_SETTINGS: tuple[tuple[str, str, str], ...] = (
+    # How long
+    ("max_iters lr_decay_iters num_steps total_steps train_steps num_train_steps training.steps steps lr_max_steps", "max_steps", SAME),
+    ("train.max_tokens total_tokens train_tokens max_train_tokens", "max_tokens", SAME),
+    ("num_train_epochs num_epochs epochs epoch train.epochs", "max_epochs", SAME),
+    # Batches; here they are counted in sequences
+    ("per_device_train_batch_size per_gpu_train_batch_size micro_batch_size local_batch_size device_batch_size batch_size train_batch_size",
+     "micro_batch", "sequences that one process takes at once; all processes and accumulation together are global_batch"),
+    ("global_batch_size total_batch_size", "global_batch", "in sequences; a number of tokens is divided by sequence_length"),
+    ("gradient_accumulation_steps gradient_accumulation_iters accumulate_grad_batches grad_accum_steps", "global_batch",
+     "micro_batch x processes x accumulation steps (nanoGPT's count is over all processes already: micro_batch x accumulation steps)"),
+    ("block_size seq_len seq_length max_seq_length max_seq_len context_length ctx_len max_length n_ctx", "sequence_length", SAME),
+    ("per_device_eval_batch_size eval_batch_size", "micro_batch", "evaluation takes as many sequences at once as training"),
+    # Optimizer
+    ("learning_rate max_lr peak_lr base_lr", "optimizer.lr", SAME),
+    ("beta1 adam_beta1", "optimizer.betas", "the first of the two, e.g. [0.9, 0.95]"),
+    ("beta2 adam_beta2", "optimizer.betas", "the second of the two, e.g. [0.9, 0.95]"),
+    ("adam_epsilon epsilon", "optimizer.eps", SAME),
+    ("grad_clip max_norm clip_grad gradient_clip_val gradient_clipping clip_grad_norm", "optimizer.max_grad_norm", f"{SAME}; .inf for no clipping"),
+    ("optim optimizer_name", "optimizer.name", "adamw (for adamw_torch, adamw_torch_fused and AdamW) or muon"),
+    ("wd", "optimizer.weight_decay", SAME),
+    # Schedule
+    ("lr_scheduler_type decay_type scheduler lr_schedule", "schedule.name",
+     "cosine, linear or constant (for constant_with_warmup) or wsd (for warmup_stable_decay)"),
+    ("warmup_iters lr_warmup_steps num_warmup_steps lr_warmup_iters", "schedule.warmup_steps", PER_STEP),
+    ("warmup_ratio lr_warmup_fraction warmup_fraction", "schedule.warmup_steps", "the fraction x max_steps"),
+    ("min_lr lr_end", "schedule.min_lr_fraction", "the lowest learning rate / optimizer.lr"),
+    ("min_lr_factor min_lr_ratio min_lr_rate", "schedule.min_lr_fraction", SAME),
+    ("decay_ratio", "schedule.decay_fraction", SAME),
+    ("decay_lr", "schedule.name", "constant for false, cosine for true"),
+    # Checkpoints
+    ("save_steps save_interval checkpoint.interval checkpoint_interval save_every ckpt_interval", "checkpoint.every_steps", PER_STEP),
+    ("save_total_limit keep_latest_k", "checkpoint.keep_last", SAME),
+    ("load_best_model_at_end save_best", "checkpoint.keep_best", "how many of the best are kept (1 by default); `--checkpoint best` names it"),
+    ("async_mode", "checkpoint.asynchronous", "false for disabled, true for the others"),
+    ("save_strategy always_save_checkpoint", "checkpoint.every_steps", "a number of steps; checkpoints by the clock are made anyway"),
+    ("init_from resume resume_from overwrite_output_dir", "resume_from_checkpoint", "latest, best, a step, a checkpoint's folder, or none (for scratch)"),
+    ("output_dir out_dir job.dump_folder dump_folder save_dir", "name",
+     "a name, by which there are runs/NAME and checkpoints/NAME; other places are runs_folder and checkpoints_folder"),
+    ("checkpoint.folder", "checkpoints_folder", SAME),
+    ("logging_dir log_dir", "runs_folder", SAME),
+    # Evaluation and log
+    ("eval_steps eval_interval eval.interval validation.freq val_check_interval eval_every", "evaluation.every_steps", PER_STEP),
+    ("eval_iters eval.max_iters validation.steps max_eval_samples", "evaluation.num_sequences", "in sequences: the number of batches x their size"),
+    ("eval_strategy evaluation_strategy", "evaluation.every_steps", "a number of steps"),
+    ("max_new_tokens", "evaluation.sample_tokens", SAME),
+    ("logging_steps log_interval log_freq log_every log_every_n_steps", "metrics.console_every_steps",
+     "a number of steps; metrics.jsonl and TensorBoard have every step"),
+    ("report_to logger_name", "metrics.trackers", "a list: [tensorboard], [wandb] ..., [] for none"),
+    ("wandb_log enable_wandb", "metrics.trackers", "[tensorboard, wandb] for true"),
+    ("enable_tensorboard", "metrics.trackers", "[tensorboard] for true, [] for false"),
+    ("wandb_project", "metrics.tracker_options", "{wandb: {project: NAME}}"),
+    ("run_name wandb_run_name exp_name experiment_name", "name", SAME),
+    ("enable_profiling", "profile.steps", "the first and the last step to record, e.g. [100, 105]"),
+    # Data and model
+    ("dataset dataset_name dataset_path train_data", "data.corpus", "shakespeare, or a folder that `trainer prepare` wrote; data.train names shards"),
+    ("tokenizer_name tokenizer_path tokenizer_dir hf_assets_path", "data.tokenizer", "gpt2, shakespeare, bytes, or a .tiktoken file"),
+    ("model_name model_name_or_path config_name flavor model.name", "model.preset", "a preset, e.g. gpt2-124m, llama-124m, llama-1b"),
+    ("n_layer n_head n_embd dropout bias hidden_size num_hidden_layers num_attention_heads tie_embeddings", "model.config",
+     "a field of the transformers config, under its name there, e.g. model.config.num_hidden_layers=12"),
+    ("activation_checkpointing activation_checkpoint.mode activation_checkpoint", "model.gradient_checkpointing", "true or false"),
+    ("data_seed", "seed", SAME),
+    ("full_determinism", "deterministic", SAME),
+    ("float8_recipe fp8_recipe", "precision.recipe", "auto, current, delayed, block, mxfp8 or nvfp4; mixed_precision: fp8 in the cluster file asks for it"),
+    # What needs no setting
+    ("dataloader_num_workers num_workers dataloader_pin_memory", "", "shards are read without workers of their own; leave it out"),
+    ("fsdp fsdp_config deepspeed tensor_parallel_degree pipeline_parallel_degree data_parallel_shard_degree context_parallel_degree", "", SHARDING),
+)  # fmt: skip
+"""(their names, our key, how the value translates). A name with a section means that setting only."""
+
+_CLUSTER_KEYS: tuple[tuple[str, str, str], ...] = (
+    ("mixed_precision dtype mixed_precision_param precision_type", "mixed_precision", PRECISION),
+    ("bf16", "mixed_precision", "bf16 for true"),
+    ("fp16", "mixed_precision", "fp16 for true"),
+    ("fp8 float8", "mixed_precision", "fp8 for true"),
+    ("compile torch_compile compile.enable compile_model", "dynamo_config", "as in accelerate_configs/"),
+    ("device use_cpu no_cuda accelerator", "use_cpu", "true for CPUs"),
+    ("devices num_gpus n_gpu nproc_per_node num_processes world_size", "num_processes", "the processes of all machines"),
+    ("num_nodes nnodes num_machines", "num_machines", SAME),
+)
+"""The same for what the cluster file says."""
+
+SYNONYMS: dict[str, Synonym] = {
+    name: Synonym(ours, rule, in_cluster_file)
+    for rows, in_cluster_file in ((_SETTINGS, False), (_CLUSTER_KEYS, True))
+    for names, ours, rule in rows
+    for name in names.split()
+}
+
+SECTIONS = {"training", "train", "eval", "lr_scheduler", "activation_checkpoint", "parallelism", "compile", "float8", "profiling", "validation", "job", "quantize"}
+"""The sections of torchtitan and litgpt that this trainer has under other names."""
+
+
+def synonym_of(key: str) -> Synonym | None:
+    """What another trainer's key is here, by its whole name or by its last word."""
+    return SYNONYMS.get(key) or SYNONYMS.get(key.rpartition(".")[2])

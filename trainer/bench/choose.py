@@ -82,7 +82,7 @@ def settings_for(config: Config, variant: Variant) -> list[str]:
     steps = max(config.max_steps, OUT_OF_REACH)
     fp8 = [f"precision.recipe={variant.recipe}", "precision.required=true"] if variant.recipe else []
     return [
-        *fp8, f"max_steps={steps}", "resume_from_checkpoint=none",
+        *fp8, f"max_steps={steps}", "max_tokens=", "max_epochs=", "resume_from_checkpoint=none",
         "checkpoint.max_loss_seconds=.inf", "checkpoint.asynchronous=false", "checkpoint.every_steps=", "checkpoint.every_minutes=",
         "checkpoint.every_tokens=", "checkpoint.keep_every_steps=", "checkpoint.keep_epochs=0", "checkpoint.keep_last=1",
         "checkpoint.second_place=", f"evaluation.every_steps={steps}", "evaluation.samples_every_steps=0", "evaluation.tasks=[]",

@@ -160,6 +160,7 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
     launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
     device = launch.meet(place, deterministic=config.deterministic)
+    _check_length(config)
     measured = _measured(config, place, device) if place.precision == "fp8" else None
     decision = settle(
         place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
@@ -176,6 +177,15 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     if place.is_main and measured and decision.mode == "fp8" and (warning := measured.warning(decision.recipe)):
         log.warning(warning)
     return accelerator, decision
+
+
+def _check_length(config: Config) -> None:
+    """Refuses processes that would take different numbers of steps, as machines whose recipe or data differ make of max_epochs."""
+    by_rank = launch.gather(config.max_steps)
+    if len(set(by_rank)) > 1:
+        raise ConfigError(
+            f"max_steps is not the same in all processes, but by rank: {', '.join(map(str, by_rank))}; give all machines the same recipe and data"
+        )
 
 
 def _measured(config: Config, place: launch.Asked, device: torch.device) -> Measured | None:

@@ -62,7 +62,7 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
     warmup = [f"schedule.warmup_steps={steps}"] if config.schedule.warmup_steps > steps else []
     held_out = min(config.evaluation.num_sequences or config.global_batch, config.global_batch)
     return [
-        f"max_steps={steps}", *warmup, f"checkpoint.every_steps={every_steps}", "checkpoint.keep_every_steps=",
+        f"max_steps={steps}", "max_tokens=", "max_epochs=", *warmup, f"checkpoint.every_steps={every_steps}", "checkpoint.keep_every_steps=",
         "checkpoint.second_place=", f"evaluation.every_steps={steps}", f"evaluation.num_sequences={held_out}",
         "evaluation.sample_tokens=0", "evaluation.tasks=[]", "evaluation.tasks_every_steps=", "metrics.trackers=[]", "profile.steps=",
         "resume_from_checkpoint=latest",

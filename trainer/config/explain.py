@@ -10,6 +10,12 @@ from trainer.config.schema import Config
 from trainer.config.settings import nearest_key, settings_of
 from trainer.config.synonyms import SECTIONS, synonym_of
 
+ELSEWHERE = {
+    "precision": "; what a run computes in is the cluster file's mixed_precision",
+    "resume": "; where it continues from is resume_from_checkpoint",
+}
+"""What a person who writes one value for a section means by it."""
+
 
 def explain(error: ValidationError, document: Document) -> list[str]:
     """Pydantic's findings as sentences: the dotted key with its place, what was expected, and the nearest name."""
@@ -27,7 +33,7 @@ def explain(error: ValidationError, document: Document) -> list[str]:
             instead = ", or max_tokens or max_epochs instead" if key == "max_steps" else ""
             problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...){instead}")
         elif found["type"] == "model_type":
-            elsewhere = "; what a run computes in is the cluster file's mixed_precision" if key == "precision" else ""
+            elsewhere = ELSEWHERE.get(key, "")
             problems.append(f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(settings_of(key))}{elsewhere}")
         elif found["type"] == "value_error" and not found["loc"]:
             if not document.problems:  # what a word with two readings contradicts cannot be told

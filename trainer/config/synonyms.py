@@ -65,7 +65,7 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     ("load_best_model_at_end save_best", "checkpoint.keep_best", "how many of the best are kept (1 by default); `--checkpoint best` names it"),
     ("async_mode", "checkpoint.asynchronous", "false for disabled, true for the others"),
     ("save_strategy always_save_checkpoint", "checkpoint.every_steps", "a number of steps; checkpoints by the clock are made anyway"),
-    ("init_from resume resume_from overwrite_output_dir", "resume_from_checkpoint", "latest, best, a step, a checkpoint's folder, or none (for scratch)"),
+    ("init_from resume_from overwrite_output_dir", "resume_from_checkpoint", "latest, best, a step, a checkpoint's folder, or none (for scratch)"),
     ("output_dir out_dir job.dump_folder dump_folder save_dir", "name",
      "a name, by which there are runs/NAME and checkpoints/NAME; other places are runs_folder and checkpoints_folder"),
     ("checkpoint.folder", "checkpoints_folder", SAME),

@@ -290,7 +290,9 @@ def export(
     from trainer.config.folders import find_checkpoints
     from trainer.export import export_checkpoint
 
-    tell(str(export_checkpoint(locate(find_checkpoints(run), checkpoint), out, dtype=dtype, license=license)))
+    located = locate(find_checkpoints(run), checkpoint)
+    say(located.words)
+    tell(str(export_checkpoint(located.path, out, dtype=dtype, license=license)))
 
 
 @app.command()
@@ -334,14 +336,15 @@ def generate(
     from trainer.evaluation.prompts import gather_prompts
 
     prompts = gather_prompts(prompt or [], prompts_file, sys.stdin)
-    folder = locate(find_checkpoints(run), checkpoint)
+    located = locate(find_checkpoints(run), checkpoint)
+    say(located.words)
     from trainer.evaluation.generate import Sampling
     from trainer.evaluation.texts import Text, TextPrinter, continue_texts, exit_code, summary
     from trainer.export import open_model
 
-    trained = open_model(folder)
+    trained = open_model(located.path)
     texts = [Text(words, number) for words in prompts for number in range(num_samples)]
-    printer, started = TextPrinter(texts, sys.stdout, as_json=as_json), time.perf_counter()
+    printer, started = TextPrinter(texts, sys.stdout, as_json=as_json, facts=located.facts()), time.perf_counter()
     continue_texts(
         trained.model, trained.tokenizer, texts,
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), seed=seed, max_new_tokens=max_new_tokens,

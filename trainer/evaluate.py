@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files, launch
-from trainer.checkpoint.manifest import Manifest, read_manifest
-from trainer.checkpoint.resume import locate
+from trainer.checkpoint.resume import Located, locate
 from trainer.config.folders import find_checkpoints, run_folder
 from trainer.config.load import load_resolved
 from trainer.data.assets import twelfth_night
@@ -35,8 +34,7 @@ log = logging.getLogger(__name__)
 class Evaluation:
     """What a checkpoint came to."""
 
-    checkpoint: Path
-    manifest: Manifest
+    located: Located
     precision: str
     results: list[TaskResult]
     is_main: bool
@@ -45,12 +43,12 @@ class Evaluation:
     def records(self) -> list[dict[str, object]]:
         """One record a task, plain JSON: what is not finite is None."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        facts = {"step": self.manifest.step, "tokens": self.manifest.tokens, "checkpoint": str(self.checkpoint)}
+        facts = {**self.located.facts(), "tokens": self.located.manifest.tokens}
         return [{**facts, **_finite(asdict(result)), "precision": self.precision, "time": when} for result in self.results]
 
     def text(self) -> str:
         """A table, under a line that says of what."""
-        name = self.checkpoint.parent.name
+        name, over = self.located.path.parent.name, self.located.passed_over
         precision = "fp32" if self.precision == "no" else self.precision
         broken = [
             f"{result.task}: the scores of {result.num_not_finite} of {result.num_items} items are not finite: the weights are damaged or "
@@ -58,7 +56,8 @@ class Evaluation:
             for result in self.results
             if result.num_not_finite
         ]
-        return "\n".join([f"{name}, step {self.manifest.step}, {precision}", results_table(self.results), *broken])
+        passed_over = [f"{other} is passed over: {why}" for other, why in over.items()]
+        return "\n".join([f"{name}, step {self.located.manifest.step}, {precision}", *passed_over, results_table(self.results), *broken])
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
@@ -95,9 +94,9 @@ def evaluate(
 
 
 def _evaluate(
-    place: launch.Asked, checkpoint: Path, wanted: Sequence[str], limit: int | None, progress: Callable[[str, float], None]
+    place: launch.Asked, located: Located, wanted: Sequence[str], limit: int | None, progress: Callable[[str, float], None]
 ) -> Evaluation:
-    manifest = read_manifest(checkpoint)
+    checkpoint, manifest = located.path, located.manifest
     tokenizer = tokenizer_of(manifest)
     if tokenizer is None:
         raise TrainerError(
@@ -117,7 +116,7 @@ def _evaluate(
     weights = checkpoint / "model.safetensors"
     model = load_model(manifest.model, weights, vocab_size=manifest.vocab_size, device=accelerator.device)
     results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(progress if place.is_main else _in_silence)
-    evaluation = Evaluation(checkpoint, manifest, precision, results, place.is_main)
+    evaluation = Evaluation(located, precision, results, place.is_main)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
         _write_down(evaluation, folder / EVALUATIONS)
     launch.finish_processes(accelerator, model)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.commands import trainer
 from tests.launching import train, write_recipe
+from tests.small_checkpoints import flip
 from trainer import files
 from trainer.cli import main
 from trainer.streams import Unheard
@@ -76,7 +77,7 @@ def test_generate_reads_what_is_piped_into_it_and_says_how_fast_and_why_it_ended
     with open(tmp_path / "prompt") as piped, mock.patch("sys.stdin", piped):
         done = trainer(*words)
     assert done.out == said(*words, "--prompt", "Enter")
-    assert re.match(r"10 tokens in .*: .* tokens/s; the text ended because the model was trained on sequences of 16 tokens", done.err)
+    assert re.search(r"^10 tokens in .*: .* tokens/s; the text ended because the model was trained on sequences of 16 tokens", done.err, re.M)
 
 
 def test_generate_ends_at_a_stop(finished):
@@ -114,4 +115,20 @@ def test_generate_ends_quietly_when_nobody_reads_on(finished):
     with mock.patch("sys.argv", ["trainer", "generate", "tiny", "--prompt", "Enter"]):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
             main()
-    assert ended.value.code == 141 and err.getvalue() == ""
+    assert ended.value.code == 141 and "error:" not in err.getvalue() and "Traceback" not in err.getvalue()
+
+
+def test_a_damaged_newest_checkpoint_is_told_with_the_step_that_is_taken_and_refused_where_it_was_named(finished, tmp_path):
+    weights = finished / "checkpoints/tiny/step-00000024/model.safetensors"
+    flip(weights, 2000)
+    try:
+        done = trainer("generate", "tiny", "--prompt", "a", "--max-new-tokens", "2", "--json")
+        (text,) = map(json.loads, done.out.splitlines())
+        assert done.code == 0 and text["step"] == 20 and list(text["passed_over"]) == ["step-00000024"]
+        assert "step-00000024" in done.err and "step 20" in done.err
+        for number, (word, code) in enumerate((("latest", 0), ("24", 2))):
+            done = trainer("export", "tiny", "--out", str(tmp_path / str(number)), "--checkpoint", word)
+            assert (done.code, (tmp_path / str(number)).exists()) == (code, code == 0) and "step-00000024" in done.err
+        assert "--checkpoint 20" in done.err
+    finally:
+        flip(weights, 2000)

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.small_checkpoints import manifest_of
+from trainer.checkpoint.resume import Located
 from trainer.evaluate import Evaluation
 from trainer.evaluation.accuracy import TaskResult
 
 
-def evaluation(**changes):
+def evaluation(passed_over=None, **changes):
     usual = {"task": "words", "num_items": 3, "acc": 0.0, "acc_stderr": None, "acc_norm": None, "acc_norm_stderr": None, "chance": None}
     result = TaskResult(**{**usual, "perplexity": 9.5, "num_not_finite": 0, **changes})
-    return Evaluation(Path("checkpoints/mine/step-00000010"), manifest_of(10), "no", [result], True)
+    located = Located(Path("checkpoints/mine/step-00000010"), manifest_of(10), passed_over or {})
+    return Evaluation(located, "no", [result], True)
 
 
 def test_results_are_a_table_under_what_they_are_of():
@@ -31,3 +33,10 @@ def test_a_record_is_json_whatever_the_numbers_are(perplexity):
     (record,) = evaluation(perplexity=perplexity).records()
     assert json.loads(json.dumps(record), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["perplexity"] is None
     assert (record["step"], record["task"], record["acc"]) == (10, "words", 0.0)
+
+
+def test_newer_checkpoints_that_were_passed_over_stand_in_the_table_and_in_the_records():
+    passed_over = {"step-00000020": "optimizer.bin is missing"}
+    said = evaluation(passed_over)
+    assert all(word in said.text() for word in ("step-00000020", "optimizer.bin is missing", "step 10"))
+    assert [(record["step"], record["passed_over"]) for record in said.records()] == [(10, passed_over)]

@@ -1,11 +1,14 @@
 """The checkpoints that a person means, by what was typed; a look at manifests, names and sizes, no byte of a file is read."""
 
+import logging
 from pathlib import Path
 
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.retention import best_first
 from trainer.checkpoint.store import CheckpointStore, Entry
 from trainer.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 def all_of(folder: Path) -> list[Entry]:
@@ -38,13 +41,29 @@ def _named(folder: Path, wanted: str) -> Entry:
     entries = all_of(folder)
     if wanted.isdecimal():
         return _of_step(folder, entries, int(wanted))
-    whole = [entry for entry in entries if entry.manifest and not entry.problem]
-    manifests = [entry.manifest for entry in whole]
-    chosen = best_first(manifests)[:1] if wanted == "best" else manifests[:1]
-    if not chosen:
-        missing = "has a validation loss and is whole, so none is best" if wanted == "best" else "is whole"
-        raise CheckpointError(f"no checkpoint in {folder} {missing}; name a step: {_steps(entries)}")
-    return next(entry for entry in whole if entry.step == chosen[0].step)
+    return _best(folder, entries) if wanted == "best" else _latest(folder, entries)
+
+
+def _latest(folder: Path, entries: list[Entry]) -> Entry:
+    """The newest that is whole; newer ones that are not are told."""
+    for entry in entries:
+        if entry.manifest and not entry.problem:
+            return entry
+        log.warning("%s is passed over: %s", entry.path.name, entry.problem)
+    raise CheckpointError(f"no checkpoint in {folder} is whole; name a step: {_steps(entries)}")
+
+
+def _best(folder: Path, entries: list[Entry]) -> Entry:
+    """The one with the lowest validation loss, and no other in its place where it is not whole."""
+    ranked = [manifest.step for manifest in best_first([entry.manifest for entry in entries if entry.manifest])]
+    by_step = {entry.step: entry for entry in entries}
+    if not ranked:
+        raise CheckpointError(f"no checkpoint in {folder} has a validation loss, so none is best; name a step: {_steps(entries)}")
+    if problem := by_step[ranked[0]].problem:
+        others = [step for step in ranked if not by_step[step].problem]
+        instead = f"the next best is that of step {others[0]}" if others else "no other with a validation loss is whole"
+        raise CheckpointError(f"{by_step[ranked[0]].path} is the best and not whole ({problem}); restore it from a copy, or name a step: {instead}")
+    return by_step[ranked[0]]
 
 
 def _of_step(folder: Path, entries: list[Entry], step: int) -> Entry:

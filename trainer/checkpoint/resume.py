@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.retention import best_first
@@ -112,11 +113,11 @@ def _first_sound(
 
 
 def _best(store: CheckpointStore, entries: list[Entry], examine: Callable[[Path], list[str]]) -> Resolution:
-    """The lowest validation loss among the sound; the next best where that one is damaged."""
-    evaluated = best_first([entry.manifest for entry in entries if entry.manifest and not entry.problem])
+    """The lowest validation loss among the sound; the next best where that one is damaged, which is told as refused."""
+    evaluated = best_first([entry.manifest for entry in entries if entry.manifest])
     if not evaluated:
         raise CheckpointError(
-            f"{store.folder} has no whole checkpoint with a validation loss, so none is best; resume from latest instead"
+            f"{store.folder} has no checkpoint with a validation loss, so none is best; take latest instead"
         )
     by_step = {entry.step: entry for entry in entries}
     return _first_sound(store, [by_step[manifest.step] for manifest in evaluated], examine, {})
@@ -142,15 +143,71 @@ def _steps_text(entries: list[Entry], store: CheckpointStore) -> str:
     return f"take one of the steps in {store.folder}: {', '.join(str(entry.step) for entry in entries)}"
 
 
-def locate(folder: Path, wanted: str) -> Path:
-    """The folder of one sound checkpoint, for reading: `folder` itself, or the latest, the best or a step of those in it."""
+@dataclass(frozen=True)
+class Located:
+    """One sound checkpoint, for reading."""
+
+    path: Path
+    manifest: Manifest
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """Checkpoints that were not looked at further, by name, and why: newer ones that are damaged, and those of which nothing is known."""
+
+    @property
+    def words(self) -> str:
+        """Which it is, and which it is not."""
+        over = [f"{name} is passed over: {why}" for name, why in self.passed_over.items()]
+        return "\n".join([*over, f"step {self.manifest.step:,} ({self.path})"])
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain values, for programs."""
+        return {"step": self.manifest.step, "checkpoint": str(self.path), "passed_over": self.passed_over}
+
+
+def locate(folder: Path, wanted: str) -> Located:
+    """One sound checkpoint, for reading: `folder` itself, or the latest, the best or a step of those in it.
+
+    Only `latest` may be an older one than it says; one that is meant by its step or as the best is that one or an error.
+    """
     if wanted in ("", "none"):
         raise CheckpointError(f"--checkpoint is {wanted!r}, which names no checkpoint to read; give latest, best or a step")
     if (folder / MANIFEST).is_file():
-        return _exactly(folder, "take another one, or restore it from a copy").path
+        return _located(_exactly(folder, "take another one, or restore it from a copy"))
     if (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is an exported model, which transformers opens; this reads checkpoints: give the run's name or folder")
-    path = resolve(CheckpointStore(folder), wanted).path
-    if path is None:
+    store = CheckpointStore(folder)
+    if wanted == "best":
+        return _located_best(store)
+    if wanted.isdecimal() and store.path(int(wanted)).is_dir():
+        return _located_step(store, int(wanted))
+    resolution = resolve(store, wanted)
+    if resolution.path is None:
         raise CheckpointError(f"{folder} holds no checkpoints; train first, or give the path of a checkpoint's folder")
-    return path
+    return _located(resolution)
+
+
+def _located(resolution: Resolution) -> Located:
+    return Located(resolution.path, resolution.manifest, {path.name: why for path, why in resolution.refused.items()})
+
+
+def _located_best(store: CheckpointStore) -> Located:
+    resolution = resolve(store, "best")
+    if not resolution.refused:
+        unknown = {e.path.name: f"whether it is the best is not known: {e.problem}" for e in store.entries() if e.manifest is None}
+        return Located(resolution.path, resolution.manifest, unknown)
+    damaged = "; ".join(f"{path}: {why}" for path, why in resolution.refused.items())
+    raise CheckpointError(
+        f"the best checkpoint is not sound ({damaged}); restore it from a copy, or take the next best: --checkpoint {resolution.manifest.step} "
+        f"(validation loss {resolution.manifest.val_loss:.4f})"
+    )
+
+
+def _located_step(store: CheckpointStore, step: int) -> Located:
+    path = store.path(step)
+    problems = verify(path)
+    if not problems:
+        return Located(path, read_manifest(path))
+    others = [entry for entry in store.entries() if entry.step != step and not entry.problem]
+    nearest = sorted(others, key=lambda entry: (entry.step > step, abs(entry.step - step)))
+    sound = next((entry.step for entry in nearest if not verify(entry.path)), None)
+    instead = "no other one is sound" if sound is None else f"or take the next one that is sound: --checkpoint {sound}"
+    raise CheckpointError(f"{path} is not sound ({'; '.join(problems)}); restore it from a copy, {instead}")

@@ -1,9 +1,10 @@
 """Texts that a model continues, shown as they come: prompts in, pieces of text out."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol, TextIO
+from types import MappingProxyType
+from typing import Any, Protocol, TextIO
 
 import torch
 from torch import nn
@@ -86,8 +87,9 @@ def continue_texts(
 class TextPrinter:
     """Prints texts as they come, for `continue_texts`: one alone as it is, several each under its number, for programs a JSON object each."""
 
-    def __init__(self, texts: Sequence[Text], out: TextIO, *, as_json: bool) -> None:
-        self._texts, self._out, self._as_json = texts, out, as_json
+    def __init__(self, texts: Sequence[Text], out: TextIO, *, as_json: bool, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`facts`: of what wrote the texts, for programs: a part of each object."""
+        self._texts, self._out, self._as_json, self._facts = texts, out, as_json, facts
         self._num_begun = 0
 
     def show(self, text: Text, piece: str) -> None:
@@ -98,7 +100,7 @@ class TextPrinter:
     def close(self, text: Text) -> None:
         if not self._as_json:
             self._begin(text)
-        self._write(f"{json.dumps(asdict(text))}\n" if self._as_json else "\n")
+        self._write(f"{json.dumps({**asdict(text), **self._facts})}\n" if self._as_json else "\n")
 
     def _begin(self, text: Text) -> None:
         """Writes what stands before a text, once."""

@@ -20,12 +20,14 @@ def test_a_checkpoint_is_named_by_a_word_a_step_or_a_path(three, tmp_path):
     assert {word: one_of(three.folder, word).step for word in wanted} == wanted
 
 
-def test_latest_and_best_are_whole_and_a_step_may_be_damaged(three):
-    for step in (5, 15):
-        (three.path(step) / "optimizer.bin").unlink()
-    assert one_of(three.folder, "latest").step == 10
+def test_latest_is_whole_and_tells_which_it_passes_over_the_best_is_whole_or_refused_and_a_step_may_be_damaged(three, caplog):
+    (three.path(5) / "optimizer.bin").unlink()
+    with pytest.raises(CheckpointError, match="step-00000005 is the best and not whole .*: the next best is that of step 15"):
+        one_of(three.folder, "best")
+    (three.path(15) / "optimizer.bin").unlink()
+    assert one_of(three.folder, "latest").step == 10 and "step-00000015" in caplog.text
     assert one_of(three.folder, "15").problem == "optimizer.bin is missing"
-    with pytest.raises(CheckpointError, match="has a validation loss and is whole, so none is best; name a step: 15, 10, 5"):
+    with pytest.raises(CheckpointError, match="no other with a validation loss is whole"):
         one_of(three.folder, "best")
     (three.path(10) / "optimizer.bin").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint in .* is whole; name a step"):

@@ -108,12 +108,43 @@ def test_a_path_is_that_folder(store, tmp_path):
 def test_a_checkpoint_to_read_is_located_by_folder_or_by_word(store):
     for step, val_loss in ((5, 1.0), (10, 2.0)):
         commit(store, step, val_loss=val_loss)
-    assert locate(store.path(5), "latest") == store.path(5)
-    assert locate(store.folder, "latest") == store.path(10)
-    assert locate(store.folder, "best") == store.path(5)
+    places = ((store.path(5), "latest", 5), (store.folder, "latest", 10), (store.folder, "best", 5), (store.folder, "05", 5))
+    for folder, word, step in places:
+        located = locate(folder, word)
+        assert (located.path, located.manifest.step, located.passed_over) == (store.path(step), step, {})
     flip(store.path(5) / "optimizer.bin")
     with pytest.raises(CheckpointError, match="restore it from a copy"):
         locate(store.path(5), "latest")
+
+
+def harm(path, how):
+    """Makes a checkpoint one that is not sound, in one of the ways in which a disk does it."""
+    if how == "flip":
+        flip(path / "model.safetensors", 7)
+    elif how == "cut":
+        (path / "model.safetensors").write_bytes(b"")
+    else:
+        flip(path / "manifest.json", 20)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "manifest"])
+def test_a_damaged_checkpoint_that_was_named_is_refused_with_the_next_one_and_latest_tells_what_it_passes_over(store, how):
+    for step, val_loss in ((5, 3.0), (10, 2.0), (15, 2.5), (20, 1.0)):
+        commit(store, step, val_loss=val_loss)
+    harm(store.path(20), how)
+    with pytest.raises(CheckpointError, match=r"step-00000020 .*--checkpoint 15"):
+        locate(store.folder, "20")
+    latest = locate(store.folder, "latest")
+    assert latest.manifest.step == 15 and list(latest.passed_over) == ["step-00000020"]
+    assert latest.facts() == {"step": 15, "checkpoint": str(store.path(15)), "passed_over": latest.passed_over}
+    assert "step-00000020" in latest.words and "15" in latest.words
+    if how == "manifest":  # nobody knows what its validation loss was
+        best = locate(store.folder, "best")
+        assert best.manifest.step == 10 and list(best.passed_over) == ["step-00000020"]
+    else:
+        with pytest.raises(CheckpointError, match="step-00000020.*--checkpoint 10"):
+            locate(store.folder, "best")
+        assert list(resolve(store, "best").refused) == [store.path(20)], "a resume tells it too"
 
 
 def test_nothing_is_located_where_there_is_nothing(tmp_path):

@@ -16,10 +16,19 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of this package."""
+
+
+def checkout_folder() -> Path | None:
+    """The checkout that this package lies in; None where it was installed from a wheel."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "setup.cfg").is_file() else None
+
+
 def project_folder() -> Path:
     """The folder that relative paths of a recipe are meant from: the checkout, or the current folder for an installed wheel."""
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "setup.cfg").is_file() else Path.cwd()
+    return checkout_folder() or Path.cwd()
 
 
 def fsync_file(path: Path) -> None:

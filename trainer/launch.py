@@ -143,7 +143,7 @@ def start(
     if accelerator.num_processes != place.world_size:
         raise LaunchError(
             f"{place.world_size} processes were launched, but this one found itself in a group of {accelerator.num_processes}; "
-            "for several processes on CPUs use accelerate_configs/cpu_2proc.yaml as the pattern"
+            "for several processes on CPUs use the shipped cluster file cpu_2proc as the pattern"
         )
     if accelerator.distributed_type not in SUPPORTED:
         raise LaunchError(

@@ -15,7 +15,7 @@ def test_the_project_folder_is_the_checkout_that_holds_setup_cfg():
 
 
 def test_the_project_folder_of_an_installed_wheel_is_the_current_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "trainer" / "files.py"))
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "site-packages" / "trainer")
     monkeypatch.chdir(tmp_path)
     assert files.project_folder() == tmp_path
 

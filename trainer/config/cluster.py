@@ -48,8 +48,8 @@ class Cluster:
 
 
 def clusters_folder() -> Path:
-    """Where the cluster files are."""
-    return files.project_folder() / "accelerate_configs"
+    """Where the cluster files are: in the checkout, or in the package, whose link to them became copies when a wheel was built."""
+    return (files.checkout_folder() or files.PACKAGE) / "accelerate_configs"
 
 
 def cluster_names() -> list[str]:
@@ -99,7 +99,8 @@ def read_cluster(name: str) -> Cluster:
     if not path.is_file():
         known = cluster_names()
         raise ConfigError(
-            f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file)"
+            f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file; the shipped ones are in "
+            f"{clusters_folder()})"
         )
     document = read_document(path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "mend it or write one with `accelerate config`")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))  # which also knows merge keys, as Accelerate does
@@ -138,7 +139,7 @@ def _kind_of(key: str) -> Kind:
 def _cluster_problems(path: Path, content: dict[str, Any], document: Document) -> list[str]:
     is_single = content.get("distributed_type") == "NO"  # Accelerate does not know a bare NO, which YAML reads as false, for one process
     problems = [
-        f"cluster file {path} lacks {key}; see accelerate_configs/ for complete ones"
+        f"cluster file {path} lacks {key}; see {clusters_folder()} for complete ones"
         for key in REQUIRED
         if key not in content and not (key == "num_processes" and is_single)
     ]

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def is_installed() -> bool:
 
 def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
     """Installs TransformerEngine where a launch asks for fp8, lacks nothing else for it, and did not fail at it before."""
-    if cluster.precision != "fp8" or cluster.use_cpu or is_installed() or _extra() is None:
+    if cluster.precision != "fp8" or cluster.use_cpu or is_installed() or requirement() is None:
         return
     machine = read_machine()
     if not machine.num_visible:
@@ -120,7 +120,7 @@ def _install(say: Say) -> str | None:
         return f"TransformerEngine cannot be installed: it is compiled for the torch that is here, and that has no CUDA ({words})"
     log, started = _place("log"), time.monotonic()
     say(
-        f"installing TransformerEngine ({_extra()}) for fp8: part of it is compiled here unless there is a finished one for this torch, "
+        f"installing TransformerEngine ({requirement()}) for fp8: part of it is compiled here unless there is a finished one for this torch, "
         f"which takes minutes, and up to an hour on few cores; what pip says: {log}"
     )
     failure = _pip(log, torch["cuda"], mend=is_installed())
@@ -148,7 +148,7 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
         *([["uninstall", "--yes", *quiet, *PARTS]] if mend else []),
         ["install", *quiet, "--progress-bar", "off", *TOOLS, *headers],
         # pip keeps what it compiled by its version alone, and what was compiled for another torch does not load: hence no cache.
-        ["install", *quiet, "--progress-bar", "off", "--no-cache-dir", "--no-build-isolation", "-e", f"{files.project_folder()}[fp8]"],
+        ["install", *quiet, "--progress-bar", "off", "--no-cache-dir", "--no-build-isolation", *what_to_install()],
     ]  # fmt: skip
     with open(log, "w", encoding="utf-8") as out:
         for step in steps:
@@ -214,19 +214,25 @@ def _build_variables(*, from_packages: bool) -> dict[str, str]:
     }
 
 
-def _extra() -> str | None:
-    """What setup.cfg requires for fp8; None where there is no checkout to install from."""
-    path = files.project_folder() / "setup.cfg"
-    if not path.is_file():
-        return None
-    setup = configparser.ConfigParser()
-    setup.read(path, encoding="utf-8")
-    return setup.get("options.extras_require", "fp8").strip()
+def requirement() -> str | None:
+    """What this package requires for fp8, by its setup.cfg or by what a wheel took over from that; None where neither is there."""
+    if (checkout := files.checkout_folder()) is not None:
+        setup = configparser.ConfigParser()
+        setup.read(checkout / "setup.cfg", encoding="utf-8")
+        return setup.get("options.extras_require", "fp8").strip()
+    noted = [line for found in distributions(name="accelerate-trainer", path=[str(files.PACKAGE.parent)]) for line in found.requires or ()]
+    return next((line.partition(";")[0].strip() for line in noted if re.search(r"extra *== *.fp8.", line)), None)
+
+
+def what_to_install() -> list[str]:
+    """pip's words for it: the extra of this checkout, or the requirement itself."""
+    checkout = files.checkout_folder()
+    return ["-e", f"{checkout}[fp8]"] if checkout else [requirement() or ""]
 
 
 def _what() -> str:
     """What a failure is of: with another torch, Python or requirement it is tried again."""
-    return f"{_extra()}, torch {version('torch')}, Python {sys.version_info.major}.{sys.version_info.minor}"
+    return f"{requirement()}, torch {version('torch')}, Python {sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _failed_before() -> str | None:

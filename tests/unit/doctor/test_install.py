@@ -121,10 +121,18 @@ def test_a_cluster_file_for_cpus_installs_nothing(here, tmp_path):
     assert here.launch(str(path)) == "" and not here.commands
 
 
-def test_without_a_checkout_there_is_nothing_to_install_from(here, project):
-    path = project / "mine.yaml"
+@pytest.mark.parametrize("requirement", [None, "transformer-engine[pytorch]<3,>=2.20"])
+def test_without_a_checkout_the_package_itself_says_what_is_required(here, tmp_path, monkeypatch, requirement):
+    packages = tmp_path / "site-packages"
+    monkeypatch.setattr("trainer.files.PACKAGE", packages / "trainer")
+    if requirement:
+        (packages / "accelerate_trainer-0.1.0.dist-info").mkdir(parents=True)
+        noted = f'Requires-Dist: pytest; extra == "test"\nRequires-Dist: {requirement}; extra == "fp8"\n'
+        (packages / "accelerate_trainer-0.1.0.dist-info" / "METADATA").write_text(f"Name: accelerate-trainer\nVersion: 0.1.0\n{noted}")
+    path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 1\nmixed_precision: fp8\n")
-    assert here.launch(str(path)) == "" and not here.commands
+    said = here.launch(str(path))
+    assert [command[-1] for command in here.commands][1:] == ([requirement] if requirement else []) and (requirement or "") in said
 
 
 # Failures

@@ -241,7 +241,7 @@ def settings() -> None:
 @app.command()
 def prepare(
     sources: Annotated[
-        list[str], typer.Argument(help="txt, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG].")
+        list[str], typer.Argument(help="txt, md, rst, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG].")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
     tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",
@@ -249,23 +249,32 @@ def prepare(
         str | None, typer.Option(help="The field that holds the text; text or content by default.")
     ] = None,
     validation: Annotated[
-        list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the documents.")
+        list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the text.")
     ] = None,
-    validation_fraction: Annotated[float, typer.Option(help="Share of the documents to hold out.")] = 0.005,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.005,
+    suffix: Annotated[
+        list[str] | None, typer.Option(help="Other files to read as text, of a folder these alone: .py,.c (also given several times).")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Go on without what is there and cannot be read; each is named.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Threads that encode; all cores by default.")] = None,
 ) -> None:
     """Turn text into shards that a recipe's data.corpus names."""
     from trainer.data.prepare import prepare as prepare_corpus
+    from trainer.data.sources import suffixes
     from trainer.text import count, duration
 
     report = prepare_corpus(
         sources, out, tokenizer, text_key=text_key, validation_fraction=validation_fraction,
-        validation_sources=validation or (), num_workers=workers, progress=_show_progress,
+        validation_sources=validation or (), suffixes=suffixes(suffix or ()), skip_unreadable=skip_unreadable, num_workers=workers,
+        progress=_show_progress,
     )  # fmt: skip
     found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
     tell(
         f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
-        f"{count(report.validation_tokens)} held out ({report.validation_documents:,}), {report.bytes_per_token:.2f} bytes a token"
+        f"{count(report.validation_tokens)} held out ({report.validation_documents:,}, "
+        f"{report.validation_tokens / (report.train_tokens + report.validation_tokens):.2%}), {report.bytes_per_token:.2f} bytes a token"
     )
     # From the project's folder, where data.corpus is meant from, `out` may be another place.
     tell(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
@@ -274,7 +283,7 @@ def prepare(
 def _show_progress(documents: int, tokens: int) -> None:
     from trainer.text import count
 
-    say(f"\r{count(documents)} documents, {count(tokens)} tokens ", end="")
+    say(f"\r{count(documents)} documents, {f'{count(tokens)} tokens' if tokens else 'measured'} ", end="")
 
 
 @app.command()

@@ -350,7 +350,7 @@ TYPED = [
     # Sources of text
     Mistake(
         "source that is not there", "prepare {tmp}/none.txt --out {tmp}/out",
-        ("source '{tmp}/none.txt' stands for no file of text", "Known are"),
+        ("source '{tmp}/none.txt' is not there", "Known are"),
     ),
     Mistake(
         "folder with a name that is too long", f"prepare {{tmp}}/a.txt --out {{tmp}}/{'x' * 300} --tokenizer bytes",

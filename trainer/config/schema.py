@@ -44,6 +44,8 @@ class DataConfig(Section):
     """Number of token ids, for shards whose tokenizer is not at hand; otherwise the tokenizer says it."""
     dtype: Literal["uint16", "uint32"] | None = None
     """Type of the tokens in shards without a header (nanoGPT's and OLMo's); shards with a header say it themselves."""
+    skip_unreadable: bool = False
+    """Whether shards that are there and cannot be read (a dangling link, no right to read) are left out, each named; otherwise they are refused."""
 
 
 class ModelConfig(Section):

@@ -1,5 +1,6 @@
 """The tokens a run trains on and those it is judged by: an embedded corpus, a prepared folder, or shards already on disk."""
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 
 from trainer import files
 from trainer.config.schema import Config, DataConfig
-from trainer.data.manifest import missing_shards, read_manifest
+from trainer.data.manifest import missing_shards, read_manifest, repeats_text
 from trainer.data.prepare import EMBEDDED, prepare_embedded
 from trainer.data.shards import TokenDataset, resolve_shards
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.errors import DataError
 from trainer.text import did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
         raise DataError(
             f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again"
         )
+    if words := repeats_text(manifest, "held_out_in_train"):
+        log.warning("%s: %s", folder, words)
     train, validation = (
         [str(folder / shard["file"]) for shard in manifest["shards"] if shard["split"] == split]
         for split in ("train", "validation")
@@ -110,17 +115,37 @@ def _open(
 
     def dataset(patterns: list[str], split: str) -> TokenDataset:
         try:
-            paths = resolve_shards(patterns, files.project_folder(), split)
+            paths = resolve_shards(patterns, files.project_folder(), split, skip_unreadable=data.skip_unreadable)
             return TokenDataset(paths, sequence_length=sequence_length, vocab_size=vocab_size, dtype=data.dtype)
         except DataError as error:
             if f"{split} shards" in str(error):
                 raise
             raise DataError(f"{'training' if split == 'train' else split} data: {error}") from None
 
+    trained_on, held_out = dataset(train, "train"), dataset(validation, "validation") if validation else None
+    if held_out and (words := _shared(trained_on, held_out)):
+        log.warning(words)
     return Corpus(
-        train=dataset(train, "train"),
-        validation=dataset(validation, "validation") if validation else None,
+        train=trained_on,
+        validation=held_out,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         baselines=baselines,
+    )
+
+
+def _shared(train: TokenDataset, validation: TokenDataset) -> str | None:
+    """How much of the held-out data is trained on, as far as whole shards tell: by their real paths and by their content; None: nothing."""
+    sizes = {shard.num_tokens for shard in train.shards} & {shard.num_tokens for shard in validation.shards}
+    if not sizes:
+        return None
+    by_content = dict(zip(train.contents(), train.shards, strict=True))
+    same = [(shard, by_content[content]) for shard, content in zip(validation.shards, validation.contents(), strict=True) if content in by_content]
+    if not same:
+        return None
+    num_tokens = sum(shard.num_tokens for shard, _ in same)
+    return (
+        f"validation data: {len(same)} of {len(validation.shards)} shards ({num_tokens:,} of {validation.num_tokens:,} tokens, "
+        f"{num_tokens / validation.num_tokens:.0%}) are trained on too, e.g. {same[0][0].path} is {same[0][1].path}: the validation loss is too "
+        "low; name other shards in data.validation"
     )

@@ -4,6 +4,8 @@ format_version      1
 name, tokenizer, tokenizer_sha256, vocab_size, eot_id, eot_placement ("before" each document), dtype
 documents, tokens, text_bytes, bytes_per_token       over both splits; `<|endoftext|>` counts as a token of 0 bytes
 splits              the same four for "train" and for "validation"
+repeats             documents and text_bytes: held_out_in_train, of what is held out, those that are trained on too; within_train, of
+                    what is trained on, those that repeat an earlier one; not in manifests of earlier versions
 baselines           {"unigram", "bigram"} in nats a validation token, or null
 shards              file, split, tokens, documents (that begin in it), num_bytes, sha256
 request             what was asked for: the same request is not prepared twice
@@ -13,7 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer import files
+import numpy as np
+
+from trainer import files, text
 from trainer.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -80,3 +84,31 @@ def verify_corpus(folder: Path) -> dict[str, Any]:
     if problems:
         raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}. {_AGAIN}")
     return manifest
+
+
+def repeats(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]) -> dict[str, dict[str, int]]:
+    """How many documents, of how much text, are not new; both splits as hash (uint64) and bytes of text (int64) a document."""
+    is_known = np.isin(validation[0], train[0])
+    is_repeat = np.ones(train[0].size, dtype=bool)
+    is_repeat[np.unique(train[0], return_index=True)[1]] = False
+
+    def amount(mask: np.ndarray, sizes: np.ndarray) -> dict[str, int]:
+        return {"documents": int(mask.sum()), "text_bytes": int(sizes[mask].sum())}
+
+    return {"held_out_in_train": amount(is_known, validation[1]), "within_train": amount(is_repeat, train[1])}
+
+
+def repeats_text(manifest: dict[str, Any], what: str) -> str | None:
+    """How much text repeats, as a sentence; None where none does, or an earlier version wrote the manifest.
+
+    what  `held_out_in_train` or `within_train`
+    """
+    amount = manifest.get("repeats", {}).get(what, {"documents": 0})
+    if not amount["documents"]:
+        return None
+    whole = manifest["splits"]["validation" if what == "held_out_in_train" else "train"]
+    share = amount["text_bytes"] / whole["text_bytes"] if whole["text_bytes"] else 1.0
+    how_much = f"{amount['documents']:,} of {whole['documents']:,} documents ({text.size(amount['text_bytes'])}, {share:.1%} of the text)"
+    if what == "held_out_in_train":
+        return f"{how_much} of what is held out are trained on too, so the validation loss is too low; hold out other text"
+    return f"{how_much} of what is trained on repeat an earlier one, and are trained on as often as they stand there"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ from trainer.data.assets import asset_sha256
 from trainer.data.baselines import unigram_bigram
 from trainer.data.bpe import tiktoken_lines
 from trainer.data.encode import EncodedBatch, encode_in_threads
-from trainer.data.manifest import FORMAT_VERSION, MANIFEST, VOCABULARY, missing_shards, read_manifest, verify_corpus
+from trainer.data.hold_out import HoldOut
+from trainer.data.manifest import (
+    FORMAT_VERSION, MANIFEST, VOCABULARY, missing_shards, read_manifest, repeats, repeats_text, verify_corpus,
+)  # fmt: skip
 from trainer.data.shards import dtype_for, open_shard
-from trainer.data.sources import documents, estimated_text_bytes, source_identity
+from trainer.data.sources import Source, estimated_text_bytes, open_source, source_identity
 from trainer.data.split_writer import SplitWriter
+from trainer.data.texts import each_file_once, labelled, measured
 from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
 from trainer.errors import DataError
 
@@ -71,6 +76,8 @@ def prepare(
     text_key: str | None = None,
     validation_fraction: float = 0.005,
     validation_sources: Sequence[str] = (),
+    suffixes: Sequence[str] = (),
+    skip_unreadable: bool = False,
     tokens_per_shard: int = 100_000_000,
     num_workers: int | None = None,
     name: str | None = None,
@@ -78,8 +85,9 @@ def prepare(
 ) -> PrepareReport:
     """Tokenizes sources into shards and a manifest in `out`.
 
-    validation_fraction  share of the documents held out, chosen by a hash of their text: whatever their order, and the
-                         same text is never on both sides. Not used when validation_sources are given
+    validation_fraction  share of the text held out, at least one document or the end of one, chosen by a hash of their text:
+                         whatever their order, and the same text is never on both sides. Not used with validation_sources
+    suffixes, skip_unreadable  as of `open_source`
     num_workers          threads that encode; None takes every core allowed
     name                 what the shards' names begin with; None takes the folder's name
     progress             called with documents and tokens so far, batch by batch
@@ -93,25 +101,28 @@ def prepare(
     out = Path(out)
     chosen = load_tokenizer(tokenizer)
     name = name or re.sub(r"[^\w\-]", "-", out.resolve().name)
+    opened, held = (
+        [open_source(source, suffixes=suffixes, skip_unreadable=skip_unreadable) for source in names] for names in (sources, validation_sources)
+    )
     request = {
-        "sources": [source_identity(source) for source in sources],
-        "validation_sources": [source_identity(source) for source in validation_sources],
+        "sources": [source_identity(source) for source in opened],
+        "validation_sources": [source_identity(source) for source in held],
         "validation_fraction": None if validation_sources else validation_fraction,
         "text_key": text_key,
         "tokens_per_shard": tokens_per_shard,
         "tokenizer_sha256": chosen.sha256,
         "name": name,
+        **{key: value for key, value in (("suffixes", list(suffixes)), ("skip_unreadable", skip_unreadable)) if value},
     }
     if finished := _finished(out, request):
         return _report(out, finished, started, reused=True)
-    _check_space(out, [*sources, *validation_sources], chosen)
+    _check_space(out, [*opened, *held], chosen)
+    rule, texts = _divided(each_file_once(opened), held, text_key, validation_fraction, progress)
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with _claimed(out):
             _remove_leftovers(out)
-            held_out = None if validation_sources else validation_fraction
-            texts = _labelled_documents(sources, validation_sources, text_key)
-            batches = encode_in_threads(texts, chosen, held_out, num_workers or len(os.sched_getaffinity(0)))
+            batches = encode_in_threads(texts, chosen, rule, num_workers or len(os.sched_getaffinity(0)))
             splits = _write_splits(batches, out, name, tokens_per_shard, chosen, progress)
             manifest = _write_manifest(out, name, tokenizer, chosen, splits, request)
             (out / _MARKER).unlink()
@@ -193,7 +204,7 @@ def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     if manifest is None:
         return None
     found = manifest["request"]
-    different = [key for key, value in request.items() if found.get(key) != value]
+    different = [key for key in {**request, **found} if found.get(key) != request.get(key)]
     if different:
         raise DataError(
             f"{out} already holds the corpus {manifest['name']!r}, which was made with another {', '.join(different)}. "
@@ -205,7 +216,16 @@ def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def _check_space(out: Path, sources: Sequence[str], tokenizer: Tokenizer) -> None:
+def _divided(
+    sources: Sequence[Source], held: Sequence[Source], text_key: str | None, fraction: float, progress: Callable[[int, int], None] | None
+) -> tuple[HoldOut, Iterator[tuple[str | None, str]]]:
+    """All documents, with the split they belong to where other sources are held out, or the rule that decides it."""
+    if not held:
+        return measured(sources, text_key, fraction, progress)
+    return HoldOut(), chain(labelled(sources, "train", text_key), labelled(held, "validation", text_key))
+
+
+def _check_space(out: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> None:
     text_bytes = sum(estimated_text_bytes(source) for source in sources)
     # A token of a trained vocabulary stands for three bytes and more; a byte vocabulary's for one.
     bytes_a_token = 1 if tokenizer.vocab_size < 1024 else 3
@@ -253,18 +273,6 @@ def _remove_leftovers(out: Path) -> None:
         path.unlink()
 
 
-def _labelled_documents(
-    sources: Sequence[str], validation_sources: Sequence[str], text_key: str | None
-) -> Iterator[tuple[str | None, str]]:
-    """Documents with the split they belong to; None where their hash decides."""
-    for source in sources:
-        for document in documents(source, text_key):
-            yield ("train" if validation_sources else None), document
-    for source in validation_sources:
-        for document in documents(source, text_key, split="validation"):
-            yield "validation", document
-
-
 def _write_splits(
     batches: Iterable[EncodedBatch],
     out: Path,
@@ -280,8 +288,8 @@ def _write_splits(
     }
     with writers["train"], writers["validation"]:
         for encoded in batches:
-            for split, (tokens, num_documents, text_bytes) in encoded.splits.items():
-                writers[split].write(tokens, num_documents, text_bytes)
+            for split, texts in encoded.items():
+                writers[split].write(texts)
             if progress:
                 progress(sum(w.documents for w in writers.values()), sum(w.tokens for w in writers.values()))
     if writers["train"].tokens == 0:
@@ -313,6 +321,7 @@ def _write_manifest(
         "text_bytes": text_bytes,
         "bytes_per_token": text_bytes / tokens,
         "splits": {split: writer.summary() for split, writer in splits.items()},
+        "repeats": repeats(splits["train"].known(), splits["validation"].known()),
         "baselines": _baselines(out, splits, tokenizer.vocab_size),
         "shards": [{"split": split, **shard} for split, writer in splits.items() for shard in writer.shards],
         "request": request,
@@ -334,6 +343,9 @@ def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int) -> di
 
 def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool) -> PrepareReport:
     splits, baselines = manifest["splits"], manifest["baselines"] or {}
+    for what in ("held_out_in_train", "within_train"):
+        if words := repeats_text(manifest, what):
+            logger.warning("%s: %s", out, words)
     return PrepareReport(
         folder=out,
         name=manifest["name"],

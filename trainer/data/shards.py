@@ -1,11 +1,12 @@
 """Shards of tokens: found by their names, written in llm.c's layout, and read as one long list of sequences."""
 
-import glob
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -14,6 +15,7 @@ import numpy as np
 import xxhash
 
 from trainer import files
+from trainer.data.find import bracket_hint, find, natural_key, readable, tell_left_out
 from trainer.data.layouts import HEADER_BYTES, HOW_TO_PREPARE, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, open_shard
 from trainer.errors import DataError
 
@@ -77,17 +79,18 @@ def dtype_for(vocab_size: int) -> str:
 
 
 def resolve_shards(
-    patterns: Sequence[str], base: Path, split: Literal["train", "validation"] | None = None
+    patterns: Sequence[str], base: Path, split: Literal["train", "validation"] | None = None, *, skip_unreadable: bool = False
 ) -> list[Path]:
     """The files that patterns (files, folders, globs; relative ones from `base`) stand for, in natural order a pattern.
 
-    split   which files of a *folder* are meant: "validation" those whose names say val, valid, validation or test,
-            "train" the others, None all. Files and globs are taken as they are given.
-    raises  DataError when a pattern stands for nothing
+    split            which files of a *folder* are meant: "validation" those whose names say val, valid, validation or test,
+                     "train" the others, None all. Files and globs are taken as they are given.
+    skip_unreadable  goes on without what is there and cannot be read; each is named in a warning
+    raises           DataError when a pattern stands for nothing, or something cannot be read
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        matches = _expand(pattern, Path(base), split)
+        matches = _expand(pattern, Path(base), split, skip_unreadable)
         repeated = [path.name for path in matches if path in found]
         if repeated:
             logger.warning("%d shards of %s were named before and count once (%s)", len(repeated), pattern, repeated[0])
@@ -97,26 +100,23 @@ def resolve_shards(
     return list(found)
 
 
-def _expand(pattern: str, base: Path, split: str | None) -> list[Path]:
-    path = base / Path(pattern).expanduser()
-    if path.is_dir():
-        inside = [p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")]
-        matches = [p for p in inside if split is None or bool(_HELD_OUT.search(p.stem)) == (split == "validation")]
-        if not matches:
-            what = f"{split} shards" if inside else "shards"
-            raise DataError(f"folder {path} holds no {what} ({', '.join(SUFFIXES)}). {HOW_TO_PREPARE}")
-    elif path.exists():
-        matches = [path]
-    else:
-        matches = [Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
-        if not matches:
-            raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder. {HOW_TO_PREPARE}")
-    return sorted(matches, key=natural_key)
-
-
-def natural_key(path: Path) -> list[tuple[int, int | str]]:
-    """A sorting key under which part-2 comes before part-10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path)) if part]
+def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) -> list[Path]:
+    path = base / os.path.expanduser(pattern)
+    is_folder = path.is_dir()
+    found = find(pattern, base, lambda path: path.suffix in SUFFIXES if is_folder else True, deep=False)
+    inside = readable(found, f"data {pattern!r}", skip_unreadable=skip_unreadable, remedy="data.skip_unreadable=true")
+    what = f"folder {path}" if is_folder else f"pattern {pattern!r}"
+    tell_left_out(replace(found, others=Counter()), what, "name it, or its files, besides")
+    if not is_folder:
+        if not inside:
+            raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {HOW_TO_PREPARE}")
+        return inside
+    matches = [p for p in inside if split is None or bool(_HELD_OUT.search(p.stem)) == (split == "validation")]
+    if not matches:
+        kind = f"{split} shards" if inside else "shards"
+        others = f" (it was not looked into: {'; '.join(found.aside)})" if found.aside else ""
+        raise DataError(f"folder {path} holds no {kind} ({', '.join(SUFFIXES)}){others}. {HOW_TO_PREPARE}")
+    return matches
 
 
 class TokenDataset:
@@ -164,6 +164,16 @@ class TokenDataset:
             self._sample(shard, digest)
         return digest.hexdigest()
 
+    def contents(self) -> list[str]:
+        """What the tokens of each shard are known by, whatever its name: 32 hex digits of count, type and the same sample of it."""
+        return [self._content(shard) for shard in self.shards]
+
+    def _content(self, shard: Shard) -> str:
+        digest = xxhash.xxh3_128(f"{shard.num_tokens} {np.dtype(shard.dtype).str}\n".encode())
+        for _, sample in _sampled(shard):
+            digest.update(sample.tobytes())
+        return digest.hexdigest()
+
     def sequences(self, ids: np.ndarray) -> np.ndarray:
         """The tokens of sequences, ids [n] int64 -> [n, sequence_length + 1] int64.
 
@@ -193,10 +203,9 @@ class TokenDataset:
     def _sample(self, shard: Shard, digest: "xxhash.xxh3_128") -> None:
         """Adds a shard to the fingerprint and checks the blocks that are read for it."""
         tokens = shard.tokens()
+        sampled = list(_sampled(shard))
+        starts, blocks = [start for start, _ in sampled], [sample for _, sample in sampled]
         block = _BLOCK_BYTES // tokens.dtype.itemsize
-        last = max(0, shard.num_tokens - block)
-        starts = sorted({last * i // (_BLOCKS_PER_SHARD - 1) for i in range(_BLOCKS_PER_SHARD)})
-        blocks = [tokens[start : start + block] for start in starts]
         digest.update(f"{shard.path.name} {shard.num_tokens} {tokens.dtype.str}\n".encode())
         for sample in blocks:
             digest.update(sample.tobytes())
@@ -221,3 +230,12 @@ class TokenDataset:
                     "It was probably made with another tokenizer, or is stored as another type than it is read as "
                     f"({np.dtype(shard.dtype)}, layout {shard.layout}): name its tokenizer, or set data.dtype."
                 )
+
+
+def _sampled(shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
+    """The blocks of a shard that are looked at, each with the number of its first token."""
+    tokens = shard.tokens()
+    block = _BLOCK_BYTES // tokens.dtype.itemsize
+    last = max(0, shard.num_tokens - block)
+    for start in sorted({last * i // (_BLOCKS_PER_SHARD - 1) for i in range(_BLOCKS_PER_SHARD)}):
+        yield start, tokens[start : start + block]

@@ -2,12 +2,11 @@
 
 embedded:shakespeare[@SPLIT]     the corpus in this package
 hf:NAME[:CONFIG][@SPLIT]         a dataset of the Hugging Face hub, streamed
-notes.txt                        one document
-*.jsonl *.ndjson *.json *.parquet    a document an object or row, under text_key; .txt, JSON also as .gz or .zst
-a folder, or a glob              every such file in it, in natural order; or a dataset that save_to_disk wrote
+notes.txt *.md *.rst             one document; other text files (source code) by their suffixes
+*.jsonl *.ndjson *.json *.parquet    a document an object or row, under text_key; text and JSON also as .gz or .zst
+a folder, or a pattern           every such file in it, in natural order; or a dataset that save_to_disk wrote
 """
 
-import glob
 import gzip
 import io
 import json
@@ -15,45 +14,123 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.data.assets import asset_sha256, embedded_documents
-from trainer.data.shards import natural_key
+from trainer.data.find import Found, bracket_hint, find, kinds_text, natural_key, readable, tell_left_out
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 TEXT_KEYS = ("text", "content")
+_TEXT = (".txt", ".md", ".rst")
 _LINES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".zst")
 _DAMAGE = (OSError, EOFError, zlib.error)
 """What reading a packed file raises where it is cut short or its bytes have changed."""
 _ROWS_AT_ONCE = 1024
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-_KNOWN = "embedded:shakespeare, hf:NAME, or files and folders of .txt, .jsonl, .json (also .gz, .zst) and .parquet"
+_KNOWN = "embedded:shakespeare, hf:NAME, or files and folders of .txt, .md, .rst, .jsonl, .json (also .gz, .zst) and .parquet"
 
 
-def documents(source: str, text_key: str | None = None, split: str = "train") -> Iterator[str]:
+class UnreadableError(DataError):
+    """A file is there, and what is in it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as it is typed, and the files that it stands for now, each real file once, in natural order."""
+
+    name: str
+    files: tuple[Path, ...] | None
+    """None for what is no files of text: the hub, an embedded corpus, a dataset that was saved."""
+    suffixes: tuple[str, ...] = ()
+    """Of files that are read as text besides those known for it."""
+    skip_unreadable: bool = False
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether reading it twice means fetching it twice."""
+        return self.name.startswith("hf:")
+
+
+def open_source(name: str, *, suffixes: Sequence[str] = (), skip_unreadable: bool = False) -> Source:
+    """Finds out what a source stands for.
+
+    suffixes         of files that are read as text: in a folder these alone, elsewhere besides the kinds that are known
+    skip_unreadable  goes on without what cannot be read; each is named in a warning
+    raises           DataError when it stands for nothing, a file is of an unknown kind, or something cannot be read
+    """
+    if name.startswith(("embedded:", "hf:")) or _is_saved_dataset(Path(os.path.expanduser(name))):
+        return Source(name, None)
+    path, suffixes = Path(os.path.expanduser(name)), tuple(suffixes)
+    known = (*suffixes, *_TEXT, *_LINES, ".parquet")
+    wanted = suffixes if suffixes and path.is_dir() else known  # a pattern says itself which files are meant
+    found = find(name, Path(), lambda path: _suffix(path) in wanted, deep=True)
+    files = readable(found, f"source {name!r}", skip_unreadable=skip_unreadable, remedy="--skip-unreadable")
+    if files == [path] and _suffix(path) not in known:
+        raise DataError(f"source {name!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}; other text files by --suffix.")
+    if not files:
+        raise DataError(_nothing(name, found))
+    tell_left_out(found, f"source {name!r}", "name folders as sources of their own, and other files of text with --suffix .py,.c")
+    # Folders reach the same file by several links (documentation trees do): its text must not count twice.
+    unique = {p.resolve(): p for p in reversed(files)}
+    return Source(name, tuple(sorted(unique.values(), key=natural_key)), suffixes, skip_unreadable)
+
+
+def suffixes(words: Iterable[str]) -> tuple[str, ...]:
+    """Suffixes as a person types them, several by commas, with or without the dot."""
+    typed = [suffix.strip() for word in words for suffix in word.split(",") if suffix.strip()]
+    return tuple(dict.fromkeys(suffix if suffix.startswith(".") else f".{suffix}" for suffix in typed))
+
+
+def _nothing(name: str, found: Found) -> str:
+    """Why a source stands for no file of text."""
+    if not found.is_there:
+        hint = f" For a dataset of the hub write hf:{name}." if re.fullmatch(r"[\w.\-]+/[\w.\-]+", name) else ""
+        return f"source {name!r} is not there: no file or folder has this name, and no pattern matches.{bracket_hint(name)} Known are {_KNOWN}.{hint}"
+    inside = "; ".join(found.aside + ([f"files of other kinds: {kinds_text(found.others)}"] if found.others else []))
+    return (
+        f"source {name!r} is there, and holds no file of text that can be read{f' ({inside})' if inside else ''}. Known are {_KNOWN}; "
+        "other text files by --suffix .py,.c"
+    )
+
+
+def documents(source: Source, text_key: str | None = None, split: str = "train", *, quiet: bool = False) -> Iterator[str]:
     """The documents of a source, in its order. Empty ones are left out, and counted in a warning.
 
     text_key  where an object or a row holds its text; None takes `text`, else `content`
     split     of a dataset and of the embedded corpus; "@SPLIT" at the end of the source goes before it
-    raises    DataError when there is no such source, it cannot be read, or a document has no text under the key
+    quiet     without warnings, where they are read a second time
+    raises    DataError when it cannot be read (with `skip_unreadable` what a file holds before the damage is taken, and that
+              is told), or a document has no text under the key
     """
-    kind, _, name = source.partition(":")
-    if kind == "embedded":
+    kind, _, name = source.name.partition(":")
+    if source.files is not None:
+        found: Iterable[str] = (text for path in source.files for text in _told_documents(source, path, text_key, quiet))
+    elif kind == "embedded":
         name, _, named_split = name.partition("@")
-        found: Iterable[str] = embedded_documents(name, named_split or split)
+        found = embedded_documents(name, named_split or split)
     elif kind == "hf":
         name, _, named_split = name.partition("@")
-        found = _texts(_hub_rows(name, named_split or split), source, text_key)
-    elif _is_saved_dataset(Path(source).expanduser()):
-        found = _texts(_saved_rows(Path(source).expanduser(), split), source, text_key)
+        found = _texts(_hub_rows(name, named_split or split), source.name, text_key)
     else:
-        found = (text for path in source_files(source) for text in _file_documents(path, text_key))
-    return _without_empty(found, source)
+        found = _texts(_saved_rows(Path(os.path.expanduser(source.name)), split), source.name, text_key)
+    return _without_empty(found, source.name, quiet)
+
+
+def _told_documents(source: Source, path: Path, text_key: str | None, quiet: bool) -> Iterator[str]:
+    """The documents of a file; where it is damaged and the source goes on without, those before the damage."""
+    try:
+        yield from _file_documents(path, text_key, _suffix(path) in (*_TEXT, *source.suffixes))
+    except UnreadableError as error:
+        if not source.skip_unreadable:
+            raise
+        if not quiet:
+            logger.warning("source %r: left out from the damage on: %s", source.name, error)
 
 
 def rows(source: str) -> Iterator[tuple[str, Any]]:
@@ -66,8 +143,8 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
         name, _, split = name.partition("@")
         yield from _hub_rows(name, split or "train")
         return
-    path = Path(source).expanduser()
-    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+    path = Path(os.path.expanduser(source))
+    suffix = _suffix(path)
     if suffix not in _LINES:
         raise DataError(f"{path} is a {path.suffix or 'nameless'} file; {', '.join(_LINES)} were expected (also .gz, .zst), an object a line.")
     try:
@@ -77,76 +154,48 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
         raise DataError(_damaged(str(path), error)) from None
 
 
-def source_files(source: str) -> list[Path]:
-    """The files that a path, a folder or a glob stands for, in natural order, each real file once.
-
-    raises  DataError when there are none, or one is of an unknown kind
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        if not _is_readable(path):
-            raise DataError(f"source {source!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}.")
-        return [path]
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if _is_readable(p) and p.is_file() and not p.name.startswith(".")]
-    else:
-        found = [Path(p) for p in glob.glob(str(path), recursive=True)]
-        found = [p for p in found if _is_readable(p) and p.is_file()]
-    if not found:
-        hint = f" For a dataset of the hub write hf:{source}." if re.fullmatch(r"[\w.\-]+/[\w.\-]+", source) else ""
-        raise DataError(f"source {source!r} stands for no file of text. Known are {_KNOWN}.{hint}")
-    # Folders reach the same file by several links (documentation trees do): its text must not count twice.
-    unique = {p.resolve(): p for p in sorted(found, key=natural_key, reverse=True)}
-    return sorted(unique.values(), key=natural_key)
-
-
-def source_identity(source: str) -> list[Any]:
+def source_identity(source: Source) -> list[Any]:
     """What tells a source from another without reading it: its name, and the names and sizes of its files."""
-    kind, _, name = source.partition(":")
-    if kind == "embedded":
-        return [source, asset_sha256(f"{name.partition('@')[0]}.jsonl.xz")]
-    if kind == "hf" or _is_saved_dataset(Path(source).expanduser()):
-        return [source]
-    return [source, *([path.name, path.stat().st_size] for path in source_files(source))]
+    if source.files is not None:
+        return [source.name, *([path.name, path.stat().st_size] for path in source.files)]
+    kind, _, name = source.name.partition(":")
+    return [source.name, asset_sha256(f"{name.partition('@')[0]}.jsonl.xz")] if kind == "embedded" else [source.name]
 
 
-def estimated_text_bytes(source: str) -> int:
+def estimated_text_bytes(source: Source) -> int:
     """Roughly how much text a source of files holds, compression undone; 0 when it cannot be told."""
-    if source.startswith(("embedded:", "hf:")) or _is_saved_dataset(Path(source).expanduser()):
-        return 0
     # Text packs to about a third of its size.
-    return sum(p.stat().st_size * (3 if p.suffix in (*_PACKED, ".parquet") else 1) for p in source_files(source))
+    return sum(p.stat().st_size * (3 if p.suffix in (*_PACKED, ".parquet") else 1) for p in source.files or ())
 
 
-def _without_empty(texts: Iterable[str], source: str) -> Iterator[str]:
+def _without_empty(texts: Iterable[str], source: str, quiet: bool) -> Iterator[str]:
     num_empty = 0
     for text in texts:
         if text:
             yield text
         else:
             num_empty += 1
-    if num_empty:
+    if num_empty and not quiet:
         logger.warning("%s: %d documents without text were left out", source, num_empty)
 
 
-def _is_readable(path: Path) -> bool:
-    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-    return suffix in (".txt", *_LINES) or path.suffix == ".parquet"
+def _suffix(path: Path) -> str:
+    """What kind of file it is, compression undone."""
+    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
 
 
-def _file_documents(path: Path, text_key: str | None) -> Iterator[str]:
-    if path.suffix == ".parquet":
+def _file_documents(path: Path, text_key: str | None, is_text: bool) -> Iterator[str]:
+    if path.suffix == ".parquet" and not is_text:
         yield from _parquet_texts(path, text_key)
         return
-    suffix = Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
     try:
         with _open(path) as file:
-            if suffix == ".txt":
+            if is_text:
                 yield _utf8(file.read(), str(path))
             else:
-                yield from _texts(_json_rows(file, path, suffix), str(path), text_key)
+                yield from _texts(_json_rows(file, path, _suffix(path)), str(path), text_key)
     except _DAMAGE as error:
-        raise DataError(_damaged(str(path), error)) from None
+        raise UnreadableError(_damaged(str(path), error)) from None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -171,14 +220,14 @@ def _numbered(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(file, start=1):
             yield f"{path}, line {number}", line
     except _DAMAGE as error:
-        raise DataError(_damaged(f"{path}, line {number + 1},", error)) from None
+        raise UnreadableError(_damaged(f"{path}, line {number + 1},", error)) from None
 
 
 def _utf8(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
+        raise UnreadableError(
             f"{where} is not UTF-8: byte {content[error.start]:#04x} at {error.start:,}. Convert it, e.g. with iconv."
         ) from None
 
@@ -252,12 +301,21 @@ def _parquet_texts(path: Path, text_key: str | None) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             key = choose_text_key(file.schema_arrow.names, str(path), text_key)
             column_type = file.schema_arrow.field(key).type
-            if not (pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)):
+            if not _is_text(column_type):
                 raise DataError(f"{path}: column {key!r} holds {column_type}, not text. Name another with --text-key.")
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[key]):
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}. Copy it again; it may be truncated.") from None
+        raise UnreadableError(f"{path} cannot be read as parquet: {error}. Copy it again; it may be truncated.") from None
+
+
+def _is_text(column_type: Any) -> bool:
+    """Whether an arrow type holds text, in whatever form."""
+    from pyarrow import types
+
+    if types.is_dictionary(column_type):
+        return _is_text(column_type.value_type)
+    return types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)
 
 
 def _is_saved_dataset(path: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from trainer import files
+from trainer.data.encode import EncodedTexts
 from trainer.data.shards import ShardWriter
 
 
@@ -25,15 +26,20 @@ class SplitWriter:
         self._tokens_per_shard, self._vocab_size, self._eot_id = tokens_per_shard, vocab_size, eot_id
         self._open: ShardWriter | None = None
         self._documents_in_shard = 0
+        self._hashes: list[np.ndarray] = []
+        self._sizes: list[np.ndarray] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def write(self, tokens: np.ndarray, num_documents: int, text_bytes: int) -> None:
-        """Appends whole documents, each with its `<|endoftext|>` before it: tokens [n], and what they amount to."""
-        self.documents += num_documents
-        self.tokens += tokens.size
-        self.text_bytes += text_bytes
+    def write(self, texts: EncodedTexts) -> None:
+        """Appends whole documents."""
+        self._hashes.append(texts.hashes)
+        self._sizes.append(texts.sizes)
+        self.documents += len(texts.sizes)
+        self.tokens += texts.tokens.size
+        self.text_bytes += int(texts.sizes.sum())
+        tokens = texts.tokens
         while tokens.size:
             if self._open is None:
                 self._open = ShardWriter(self._folder / (self._pattern % self._number), self._vocab_size).__enter__()
@@ -44,6 +50,11 @@ class SplitWriter:
             tokens = tokens[fitting.size :]
             if self._open.num_tokens == self._tokens_per_shard:
                 self._finish(None, None, None)
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hash (uint64) and bytes of text (int64) of each document so far, both [documents]."""
+        empty_hashes, empty_sizes = np.empty(0, np.uint64), np.empty(0, np.int64)
+        return np.concatenate([empty_hashes, *self._hashes]), np.concatenate([empty_sizes, *self._sizes])
 
     def summary(self) -> dict[str, Any]:
         """What the split amounts to, for the manifest."""

@@ -76,3 +76,28 @@ def test_a_split_that_is_named_already_is_not_named_twice(tmp_path):
     large = shard(tmp_path / "data" / "a_train.bin", 500)
     with pytest.raises(DataError, match="^folder .* holds no validation shards"):
         open_corpus(DataConfig(train=[large], validation=[str(tmp_path / "data")], vocab_size=257), 16)
+
+
+def test_a_shard_on_both_sides_is_told_with_its_share_by_path_and_by_content(tmp_path, caplog):
+    first, second = shard(tmp_path / "a.bin", 500), shard(tmp_path / "b.bin", 300)
+    (tmp_path / "copy.bin").write_bytes((tmp_path / "a.bin").read_bytes())
+    (tmp_path / "linked.bin").symlink_to(first)
+    for held_out in (first, str(tmp_path / "copy.bin"), str(tmp_path / "linked.bin")):
+        caplog.clear()
+        open_corpus(DataConfig(train=[first], validation=[held_out, second], vocab_size=257), 16)
+        assert "1 of 2 shards (500 of 800 tokens, 62%)" in caplog.text and held_out in caplog.text
+    caplog.clear()
+    other = tmp_path / "other.bin"
+    with ShardWriter(other, 257) as writer:
+        writer.write(np.arange(500) % 7)
+    open_corpus(DataConfig(train=[first], validation=[str(other)], vocab_size=257), 16)
+    assert not caplog.text
+
+
+def test_a_shard_that_cannot_be_read_is_left_out_where_the_recipe_says_so(tmp_path, caplog):
+    shard(tmp_path / "data" / "a.bin", 500)
+    (tmp_path / "data" / "b.bin").symlink_to(tmp_path / "gone")
+    data = {"train": [str(tmp_path / "data")], "vocab_size": 257}
+    with pytest.raises(DataError, match="b.bin"):
+        open_corpus(DataConfig(**data), 16)
+    assert names(open_corpus(DataConfig(**data, skip_unreadable=True), 16).train) == ["a.bin"] and "b.bin" in caplog.text

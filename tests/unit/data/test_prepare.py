@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from trainer import files
+from trainer.config.schema import DataConfig
 from trainer.data import prepare as module
 from trainer.data.assets import embedded_documents
+from trainer.data.corpus import open_corpus
 from trainer.data.bpe import tiktoken_lines, train_bpe
-from trainer.data.encode import is_held_out
+from trainer.data.hold_out import choose
 from trainer.data.prepare import prepare, prepare_embedded, read_manifest, verify_corpus
 from trainer.data.shards import TokenDataset, open_shard, resolve_shards
 from trainer.data.tokenizer import load_tokenizer
@@ -47,9 +49,9 @@ def test_shards_hold_the_documents_in_order_each_after_its_end_of_text(source, t
         [source], out, "gpt2", validation_fraction=0.1, tokens_per_shard=1000, name="web", num_workers=2,
         progress=lambda documents, tokens: seen.append((documents, tokens)),
     )  # fmt: skip
-    held_out = [text for text in TEXTS if is_held_out(text.encode(), 0.1)]
-    kept = [text for text in TEXTS if not is_held_out(text.encode(), 0.1)]
-    assert 10 < len(held_out) < 60
+    rule = choose(TEXTS, 0.1)
+    held_out, kept = ([text for text in TEXTS if rule.parts(text) == [(split, text)]] for split in ("validation", "train"))
+    assert 10 < len(held_out) < 60 and len(held_out) + len(kept) == len(TEXTS)
     assert stream(out, "train") == expected(kept)
     assert stream(out, "validation") == expected(held_out)
     manifest = verify_corpus(out)
@@ -334,3 +336,106 @@ def test_a_corpus_that_cannot_be_committed_is_an_error(tmp_path, monkeypatch):
 def test_an_unknown_embedded_corpus_is_answered_with_the_nearest(tmp_path):
     with pytest.raises(DataError, match="did you mean 'shakespeare'"):
         prepare_embedded("shakspere", "gpt2", tmp_path)
+
+
+# What is held out
+
+
+def write_texts(folder, sizes):
+    """A text of as many words as it says a file; no two are equal."""
+    folder.mkdir()
+    for number, size in enumerate(sizes):
+        (folder / f"{number}.txt").write_text(" ".join(f"word{number}x{i}" for i in range(size)))
+    return str(folder)
+
+
+UNEVEN = [3000 if number % 25 == 0 else 20 + number for number in range(151)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction"), [(UNEVEN, 0.005), (UNEVEN, 0.05), ([400] * 151, 0.005), ([5000, 5000], 0.02), ([9000], 0.05), ([9000], 0.5)]
+)
+def test_the_share_held_out_is_one_of_tokens(tmp_path, sizes, fraction):
+    report = prepare([write_texts(tmp_path / "texts", sizes)], tmp_path / "out", "bytes", validation_fraction=fraction)
+    share = report.validation_tokens / (report.validation_tokens + report.train_tokens)
+    assert report.validation_documents >= 1 and report.train_documents >= 1
+    assert 0.5 * fraction <= share <= 1.5 * fraction
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["repeats"] == {what: {"documents": 0, "text_bytes": 0} for what in ("held_out_in_train", "within_train")}
+
+
+def test_one_long_document_is_divided_and_loses_nothing(tmp_path):
+    source = write_texts(tmp_path / "texts", [500])
+    prepare([source], tmp_path / "out", "bytes", validation_fraction=0.1)
+    begin, end = (load_tokenizer("bytes").decode(stream(tmp_path / "out", split)[1:]) for split in ("train", "validation"))
+    assert begin + end == (tmp_path / "texts" / "0.txt").read_text() and begin.endswith(" ")
+
+
+def test_with_nothing_to_divide_there_is_a_warning_and_no_validation(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("a")
+    assert prepare([str(tmp_path / "a.txt")], tmp_path / "out", "bytes").validation_tokens == 0
+    assert "no document fell to validation" in caplog.text
+
+
+def test_the_choice_is_bounded_in_memory_and_stays_a_share_of_the_text(monkeypatch):
+    monkeypatch.setattr("trainer.data.hold_out._MAX_KEPT", 200)
+    texts = [f"{i} " * (1 + i % 40) for i in range(5000)]
+    for fraction in (0.005, 0.2):
+        rule = choose(texts, fraction)
+        held = sum(len(text) for text in texts if rule.parts(text)[0][0] == "validation")
+        assert 0.7 * fraction < held / sum(map(len, texts)) < 1.3 * fraction
+
+
+def test_what_is_fetched_is_fetched_once(tmp_path, monkeypatch):
+    fetched = []
+
+    def hub_rows(name, split):
+        for number in range(60):
+            fetched.append(number)
+            yield f"row {number}", {"text": f"document {number} of the hub " * 9}
+
+    monkeypatch.setattr("trainer.data.sources._hub_rows", hub_rows)
+    monkeypatch.setattr("trainer.data.texts._MAX_MEASURED_BYTES", 3000)
+    report = prepare(["hf:some/set"], tmp_path / "out", "bytes", validation_fraction=0.2)
+    assert fetched == list(range(60)) and report.train_documents + report.validation_documents == 60
+    assert 0.05 < report.validation_tokens / (report.train_tokens + report.validation_tokens) < 0.5
+
+
+# Text that is on both sides, or there twice
+
+
+def test_held_out_text_that_is_trained_on_is_told_with_its_share(source, tmp_path, caplog):
+    copied = tmp_path / "copied.jsonl"
+    copied.write_text("".join(open(source).readlines()[:30]) + '{"text": "new text"}\n')
+    prepare([source], tmp_path / "all", "bytes", validation_sources=[source])
+    assert "300 of 300 documents" in caplog.text and "100.0%" in caplog.text
+    caplog.clear()
+    for _ in range(2):  # also where it was prepared before
+        prepare([source], tmp_path / "some", "bytes", validation_sources=[str(copied)])
+    assert caplog.text.count("30 of 31 documents") == 2
+    assert read_manifest(tmp_path / "some")["repeats"]["held_out_in_train"]["documents"] == 30
+    caplog.clear()
+    open_corpus(DataConfig(corpus=str(tmp_path / "some")), 16)
+    assert "30 of 31 documents" in caplog.text
+
+
+def test_a_file_that_is_given_twice_counts_once_and_is_told(source, tmp_path, caplog):
+    (tmp_path / "linked.jsonl").symlink_to(source)
+    report = prepare([source, str(tmp_path / "*.jsonl")], tmp_path / "out", "bytes", validation_fraction=0.0)
+    assert report.train_documents == len(TEXTS) and "1 of its 1 files" in caplog.text
+    caplog.clear()
+    (tmp_path / "copy.jsonl").write_bytes(open(source, "rb").read())
+    prepare([source, str(tmp_path / "copy.jsonl")], tmp_path / "copies", "bytes", validation_fraction=0.0)
+    assert "300 of 600 documents" in caplog.text and "50.0%" in caplog.text
+
+
+def test_a_request_of_an_earlier_version_is_known_again(source, tmp_path):
+    out = tmp_path / "out"
+    prepare([source], out, "gpt2")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert not {"suffixes", "skip_unreadable"} & manifest["request"].keys()
+    del manifest["repeats"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert prepare([source], out, "gpt2").reused
+    with pytest.raises(DataError, match="another skip_unreadable"):
+        prepare([source], out, "gpt2", skip_unreadable=True)

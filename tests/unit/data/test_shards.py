@@ -171,6 +171,32 @@ def test_a_shard_named_twice_counts_once_and_is_told(folder, caplog):
     assert "1 shards" in caplog.text
 
 
+@pytest.mark.parametrize("pattern", ["corpus", "corpus/*.bin", "corp*/*_train_*", "corpus/c_train_000099.bin"])
+def test_a_shard_that_is_there_and_cannot_be_read_is_named_and_left_out_only_when_told_to(folder, caplog, pattern):
+    (folder / "corpus" / "c_train_000099.bin").symlink_to(folder / "gone.bin")
+    with pytest.raises(DataError, match="c_train_000099.bin .*gone.bin.*data.skip_unreadable"):
+        resolve_shards([pattern], folder)
+    with caplog.at_level(logging.WARNING):
+        found = resolve_shards(["corpus/*_val_*", pattern], folder, skip_unreadable=True) if "99" not in pattern else ["left out"]
+    assert len(found) >= 1 and ("99" in pattern or "c_train_000099.bin" in caplog.text)
+
+
+def test_subfolders_of_a_folder_of_shards_are_told(folder, caplog):
+    (folder / "corpus" / "more").mkdir()
+    (folder / "corpus" / "more" / "d_train_000001.bin").touch()
+    (folder / "corpus" / "notes").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert len(resolve_shards(["corpus"], folder)) == 3
+    assert str(folder / "corpus" / "more") in caplog.text and "notes" not in caplog.text
+
+
+def test_a_project_folder_with_brackets_has_shards(folder):
+    project = folder.rename(folder.with_name("project[1]"))
+    assert len(resolve_shards(["corpus/*.bin"], project)) == 3
+    with pytest.raises(DataError, match=r"\[\[\]"):
+        resolve_shards(["corpus[2]/*.bin"], project)
+
+
 def test_what_stands_for_no_shard_says_how_to_make_some(folder):
     (folder / "empty").mkdir()
     for pattern in ("empty", "none", "none/*.bin"):

@@ -1,19 +1,39 @@
 """Documents come out of every kind of source, and what is wrong with one is said with its place."""
 
+import errno
 import gzip
 import json
 import logging
+import os
 import sys
+from pathlib import Path
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from trainer.data.sources import documents, estimated_text_bytes, rows, source_files, source_identity
+from trainer.data import sources
+from trainer.data.sources import open_source, rows, suffixes
 from trainer.errors import DataError
 
 TEXTS = ["To be, or not to be", "naive caf\u00e9 \U0001f600\nsecond line", "x" * 5000, "<|endoftext|>"]
+
+
+def documents(source, text_key=None, split="train", **found):
+    return sources.documents(open_source(source, **found), text_key, split)
+
+
+def source_files(source, **found):
+    return list(open_source(source, **found).files)
+
+
+def source_identity(source):
+    return sources.source_identity(open_source(source))
+
+
+def estimated_text_bytes(source):
+    return sources.estimated_text_bytes(open_source(source))
 
 
 def json_lines(texts, key="text") -> bytes:
@@ -67,7 +87,7 @@ def source(request, tmp_path) -> str:
             write_parquet(path / "10.parquet", TEXTS[2:3])
             (path / "inner" / "a.txt").write_text(TEXTS[3])
             (path / "inner" / "b.txt").symlink_to(path / "inner" / "a.txt")
-            (path / "readme.md").write_text("not read")
+            (path / "readme.html").write_text("not read")
         case "saved":
             path = tmp_path / "saved"
             datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(path)
@@ -155,11 +175,13 @@ def test_a_column_that_is_not_text_is_refused(tmp_path):
 
 
 def test_a_source_that_is_nothing_is_told_what_there_is(tmp_path):
-    with pytest.raises(DataError, match="no file of text. Known are .* For a dataset of the hub write hf:roneneldan/T"):
+    with pytest.raises(DataError, match="is not there: .* Known are .* For a dataset of the hub write hf:roneneldan/T"):
         documents("roneneldan/TinyStories")
-    (tmp_path / "readme.md").touch()
-    with pytest.raises(DataError, match="stands for no file of text"):
+    (tmp_path / "readme.html").touch()
+    with pytest.raises(DataError, match="is there, and holds no file of text .*1 .html.*--suffix"):
         documents(str(tmp_path))
+    with pytest.raises(DataError, match=r"is not there: .*\[\[\]"):
+        documents(f"{tmp_path}/none[1]/*.txt")
 
 
 def test_the_embedded_corpus_has_two_splits():
@@ -257,3 +279,133 @@ def test_rows_of_the_hub_are_those_of_the_named_split(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(rows("hf:allenai/ai2_arc:ARC-Easy@test")) == [("hf:allenai/ai2_arc:ARC-Easy@test, row 1", {"a": 1})]
     assert asked == [("allenai/ai2_arc", "ARC-Easy", "test", True)]
+
+
+# What is there and cannot be read
+
+
+def broken_folder(tmp_path):
+    """Good texts among dangling links, one of them in a folder below."""
+    folder = tmp_path / "texts"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "1.txt").write_text("one")
+    (folder / "inner" / "2.txt").write_text("two")
+    (folder / "3.txt").symlink_to(tmp_path / "gone.txt")
+    (folder / "inner" / "more").symlink_to(tmp_path / "gone")
+    return folder
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*"])
+def test_a_dangling_link_is_named_and_left_out_only_when_told_to(tmp_path, caplog, pattern):
+    folder = broken_folder(tmp_path)
+    with pytest.raises(DataError, match="2 of .*3.txt .*link to .*gone.txt.*inner/more .*--skip-unreadable"):
+        documents(f"{folder}{pattern}")
+    assert list(documents(f"{folder}{pattern}", skip_unreadable=True)) == ["one", "two"]
+    assert caplog.text.count("left out") == 2 and str(folder / "3.txt") in caplog.text and str(folder / "inner" / "more") in caplog.text
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    folder = broken_folder(tmp_path)
+    (folder / "3.txt").unlink()
+    (folder / "inner" / "more").unlink()
+    listed = os.listdir
+
+    def refused(path):
+        if Path(path).name == "inner":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr("os.listdir", refused)
+    for source in (folder, f"{folder}/**/*.txt", f"{folder}/*/*.txt"):
+        with pytest.raises(DataError, match=f"{folder / 'inner'} .Permission denied"):
+            documents(str(source))
+    assert list(documents(str(folder), skip_unreadable=True)) == ["one"]
+
+
+def test_a_file_that_is_none_or_may_not_be_opened_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match="pipe.txt .neither a file nor a folder"):
+        documents(str(tmp_path))
+    (tmp_path / "pipe.txt").unlink()
+    opened = os.open
+
+    def refused(path, flags, *rest):
+        if str(path).endswith("a.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest)
+
+    monkeypatch.setattr("os.open", refused)
+    for source in (tmp_path, tmp_path / "a.txt", f"{tmp_path}/*.txt"):
+        with pytest.raises(DataError, match="a.txt .Permission denied"):
+            documents(str(source))
+
+
+def test_a_damaged_file_is_gone_past_when_told_to_and_what_stands_before_the_damage_is_kept(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n{"text": "\xff"}\n')
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 no more")
+    assert list(documents(str(tmp_path), skip_unreadable=True)) == ["x", "b"]
+    assert "a.jsonl, line 2" in caplog.text and "c.parquet" in caplog.text
+
+
+def test_what_a_folder_holds_besides_is_told(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.csv").touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "c.txt").write_text("c")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.txt").write_text("d")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert list(documents(str(tmp_path))) == ["a", "d"]
+    assert all(words in caplog.text for words in (str(tmp_path / ".git"), str(tmp_path / "inside" / "linked"), "1 .csv"))
+    caplog.clear()
+    assert list(documents(f"{tmp_path}/*")) == ["a"]
+    assert str(tmp_path / "elsewhere") in caplog.text
+
+
+# Which files are text
+
+
+def test_md_and_rst_are_text_and_other_files_by_their_suffix(tmp_path):
+    for name in ("a.md", "b.rst", "c.py", "d.C", "e.json", "f.py.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"packed") if name.endswith("gz") else b"import x")
+    assert [path.name for path in source_files(f"{tmp_path}/*.[mr][ds]*")] == ["a.md", "b.rst"]
+    assert [path.name for path in source_files(str(tmp_path), suffixes=[".py", ".json"])] == ["c.py", "e.json", "f.py.gz"]
+    assert list(documents(str(tmp_path), suffixes=[".py", ".json"])) == ["import x", "import x", "packed"]
+    assert list(documents(str(tmp_path / "c.py"), suffixes=[".py"])) == ["import x"]
+    with pytest.raises(DataError, match="c.py' is a .py file.*--suffix"):
+        documents(str(tmp_path / "c.py"))
+    assert suffixes([".py,c", " .h , "]) == (".py", ".c", ".h")
+
+
+def test_brackets_in_a_name_that_is_there_are_meant_literally(tmp_path):
+    for name in ("data[1]", "data1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    assert list(documents(f"{tmp_path}/data[1]/*.txt")) == ["data[1]"]
+    assert list(documents(f"{tmp_path}/data[12]/*.txt")) == ["data1"]
+
+
+def test_a_link_that_leads_back_ends_no_search(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_text("one")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    assert list(documents(f"{tmp_path}/**/*.txt")) == ["one"]
+
+
+@pytest.mark.parametrize("form", ["dictionary", "string_view", "large dictionary"])
+def test_every_form_of_text_in_parquet_is_text(tmp_path, form):
+    column = pyarrow.array(["a", None, "b", "a"])
+    match form:
+        case "dictionary":
+            column = column.dictionary_encode()
+        case "string_view":
+            column = column.cast(pyarrow.string_view())
+        case "large dictionary":
+            column = column.cast(pyarrow.large_string()).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    stored = pyarrow.parquet.read_schema(tmp_path / "a.parquet").field("text").type
+    assert pyarrow.types.is_string_view(stored) or pyarrow.types.is_dictionary(stored)
+    assert list(documents(str(tmp_path / "a.parquet"))) == ["a", "b", "a"]

@@ -134,7 +134,7 @@ def test_training_keeps_bytes_that_the_text_does_not_contain():
 
 def test_tokenizing_and_shards_need_neither_torch_nor_datasets_nor_pyarrow():
     code = (
-        "import sys, trainer.data.prepare, trainer.data.shards, trainer.data.sources as s; list(s.documents("
-        "'embedded:shakespeare')); print(sorted({'torch', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules)))"
+        "import sys, trainer.data.prepare, trainer.data.shards, trainer.data.sources as s; list(s.documents(s.open_source("
+        "'embedded:shakespeare'))); print(sorted({'torch', 'datasets', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -36,6 +36,9 @@ FP8_SETTINGS = "ACCELERATE_FP8_"
 GROUP_TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for each other: rank 0 alone verifies and commits checkpoints, and those of large models take minutes."""
 
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What `accelerate launch` says that a cluster file asks for, in variables ACCELERATE_USE_*."""
+
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
@@ -50,7 +53,16 @@ class Asked:
 
 
 def asked() -> Asked:
-    """Reads what `accelerate launch` put into the environment; a plain `python -m trainer` is one process in fp32."""
+    """Reads what `accelerate launch` put into the environment; a plain `python -m trainer` is one process in fp32.
+
+    raises  LaunchError when it asks for what is not done here, or for GPUs that torch cannot use
+    """
+    for name in SHARDING:  # on CPUs Accelerate would make data parallelism of it without a word
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise LaunchError(
+                f"the cluster file asks for {name}, and this version trains with data parallelism only, where each process holds the whole "
+                "model; write distributed_type: MULTI_GPU, and remove its section"
+            )
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1") or not torch.cuda.is_available()
     if use_cpu and ASKED_PRECISION in os.environ and "ACCELERATE_USE_CPU" not in os.environ:
         raise LaunchError(

@@ -53,6 +53,17 @@ def test_the_cluster_file_is_heard_through_the_environment(monkeypatch):
     assert launch.asked() == launch.Asked("fp8", True, 4, False)
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_accelerate_would_drop_it(monkeypatch, name):
+    """On CPUs Accelerate makes FSDP plain data parallelism, and says nothing."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    launch.asked()
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(LaunchError) as caught:
+        launch.asked()
+    assert name in str(caught.value) and "MULTI_GPU" in str(caught.value) and caught.value.exit_code == 2
+
+
 def test_processes_that_did_not_find_each_other_are_refused(tmp_path):
     with pytest.raises(LaunchError, match="2 processes were launched, but this one found itself in a group of 1"):
         begin(tmp_path, world_size=2)

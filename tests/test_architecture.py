@@ -158,7 +158,7 @@ def test_the_ground_imports_the_standard_library_only(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "trial", "selftest", "bench", "doctor", "cli", "cli_bench", "cli_checkpoints", "cli_doctor", "__main__")]
+    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "trial", "selftest", "bench", "doctor", "cli", "cli_bench", "cli_checkpoints", "cli_doctor", "cli_runs", "runs", "__main__")]
 )
 def test_what_answers_at_once_imports_nothing_heavy(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
@@ -215,7 +215,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
         (["yaml"], ["config/"]),
         (["pydantic"], ["config/"]),
-        (["typer"], ["cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py"]),
+        (["typer"], ["cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py", "cli_runs.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run/"]),
         (["subprocess"], ["supervise.py", "trial/launched.py", "checkpoint/background.py", "doctor/ask.py", "doctor/install.py"]),

@@ -13,6 +13,7 @@ import typer
 from trainer.cli_bench import bench_app
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
 from trainer.cli_doctor import doctor, install_fp8
+from trainer.cli_runs import runs_app
 from trainer.errors import TrainerError
 from trainer.streams import Unheard, answer, make_ready, need_not_be_heard, say, settle, tell
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Language-model pretraining on Accelerate.",
 )
 app.add_typer(checkpoints_app, name="checkpoints")
+app.add_typer(runs_app, name="runs")
 app.command()(doctor)
 app.command()(install_fp8)
 app.add_typer(bench_app, name="bench")

@@ -91,12 +91,34 @@ def unpin(run: RunArgument, step: StepArgument) -> None:
 def prune(
     run: RunArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and why, and stop.")] = False,
+    keep_last: Annotated[int | None, typer.Option(min=1, help="Instead of the settings' checkpoint.keep_last, this once.")] = None,
+    keep_best: Annotated[int | None, typer.Option(min=0, help="The same for keep_best.")] = None,
+    keep_every_steps: Annotated[int | None, typer.Option(min=1, help="The same for keep_every_steps.")] = None,
+    keep_epochs: Annotated[int | None, typer.Option(min=0, help="The same for keep_epochs.")] = None,
+    max_disk_bytes: Annotated[float | None, typer.Option(min=1, help="The same for max_disk_bytes; may be written 5e9.")] = None,
 ) -> None:
-    """Remove what the newest checkpoint's settings do not keep, as a run does after every commit."""
+    """Remove what the newest checkpoint's settings, or these rules in their place, do not keep, as a run does after every commit."""
     from trainer.checkpoint.listing import pruning
     from trainer.config.folders import find_checkpoints
 
-    tell(pruning(find_checkpoints(run), dry_run=dry_run))
+    given = {
+        "keep_last": keep_last, "keep_best": keep_best, "keep_every_steps": keep_every_steps, "keep_epochs": keep_epochs,
+        "max_disk_bytes": max_disk_bytes,
+    }  # fmt: skip
+    rules = {name: int(value) for name, value in given.items() if value is not None}
+    tell(pruning(find_checkpoints(run), dry_run=dry_run, rules=rules))
+
+
+@checkpoints_app.command()
+def rm(
+    run: RunArgument,
+    checkpoint: Annotated[str, typer.Option(metavar="STEP", help="A step, latest, best, or the name of one that was set aside, as ls shows it.")],
+) -> None:
+    """Remove one checkpoint; not a pinned one, nor the last, nor while the run is trained."""
+    from trainer.checkpoint.remove import remove
+    from trainer.config.folders import find_checkpoints
+
+    tell(remove(find_checkpoints(run), checkpoint))
 
 
 @checkpoints_app.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import files, launch
 from trainer.checkpoint.resume import Located, locate
-from trainer.config.folders import find_checkpoints, run_folder
+from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
 from trainer.config.load import load_resolved
 from trainer.data.assets import twelfth_night
 from trainer.data.kept_rows import kept_rows
@@ -106,7 +106,7 @@ def _evaluate(
     device = launch.meet(place, deterministic=True)
     asked = "bf16" if place.precision == "fp8" else place.precision  # as in the loop: what is not trained does not run in fp8
     precision = decide(asked, look(device.type, None)).mode
-    folder = run_folder(load_resolved(checkpoint / "config.yaml"))
+    folder = folder_of_run(checkpoint) or run_folder(load_resolved(checkpoint / "config.yaml"))
     accelerator = launch.start(
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )

@@ -15,6 +15,9 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     skip          step, reason      a save by budget was left out, because the disk was behind
     prune         name, reason      an old checkpoint went
     set_aside     step, name, reason   a checkpoint lost its name, because its run has diverged
+    remove        name              a person removed a checkpoint
+    rename        name, was         a person gave the run another name
+    lost_history  step, lacking     it goes on at this step, and these files of runs/NAME, of the steps before, were gone
     refusal       step, reason      a checkpoint was passed over
     verdict       exact, text       what the comparison of the replayed steps said
     writer        state             the writer process died (and another took its place), stands still, moves again, or is done without

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launching import Started, checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
+from trainer.journal import read_events
 from trainer.checkpoint.manifest import read_manifest
 from trainer.journal import read_events
 
@@ -35,6 +36,12 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path):
     shutil.move(tmp_path / "unmounted", tmp_path / "checkpoints")
     train(recipe, "max_steps=12")
     assert [record["step"] for record in steps(recipe)] == list(range(1, 13))
+    assert "lost_history" not in [event["event"] for event in read_events(tmp_path / "runs/tiny")]
+
+    shutil.rmtree(tmp_path / "runs/tiny")
+    train(recipe, "max_steps=13")
+    lost = [event for event in read_events(tmp_path / "runs/tiny") if event["event"] == "lost_history"]
+    assert [(event["step"], event["lacking"]) for event in lost] == [(12, ["metrics.jsonl", "journal.jsonl"])]
 
 
 def test_a_run_killed_inside_its_very_first_save_starts_again_by_itself(tmp_path):

@@ -3,8 +3,10 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trainer import locks
@@ -77,14 +79,15 @@ def policy_of_newest(folder: Path) -> Policy:
     )
 
 
-def pruning(folder: Path, *, dry_run: bool) -> str:
+def pruning(folder: Path, *, dry_run: bool, rules: Mapping[str, int] = MappingProxyType({})) -> str:
     """Says what goes by the newest checkpoint's policy and why; removes it unless this is a dry run.
 
+    rules   fields of the policy that are another this once
     raises CheckpointError while a trainer or its writer has the folder: it prunes after every commit itself
     """
     if (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} is one checkpoint, and pruning is of a whole run; name the run or its folder")
-    policy, store = policy_of_newest(folder), CheckpointStore(folder)
+    policy, store = replace(policy_of_newest(folder), **rules), CheckpointStore(folder)
     if dry_run:
         going = store.removals(policy)
         what = f"would go, {size(sum(removal.num_bytes for removal in going))} in all"

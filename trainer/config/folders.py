@@ -117,6 +117,21 @@ def config_of(run: str) -> Config | None:
     return load_resolved(folder / "config.yaml") if is_run else None
 
 
+def folder_of_run(checkpoint: Path) -> Path | None:
+    """The folder in runs/ of the run that a checkpoint's folder belongs to; None where there is none.
+
+    The run's name is that of the folder which the checkpoint lies in: a renamed run's settings are not rewritten in it.
+    """
+    names, runs = [checkpoint.resolve().parent.name], files.project_folder() / "runs"
+    try:
+        config = load_resolved(checkpoint / "config.yaml")
+    except (TrainerError, OSError):
+        pass  # it is damaged, and its place tells
+    else:
+        names, runs = [*names, config.name], files.project_folder() / config.runs_folder
+    return next((runs / name for name in names if (runs / name / "config.yaml").is_file()), None)
+
+
 def _known(kind: str, wanted: str) -> str:
     folder = files.project_folder() / kind
     names = (

@@ -320,15 +320,20 @@ def contradictions(config: Config) -> list[str]:
             "set both, or evaluation.tasks=[]"
         )
     problems += precision_contradictions(config)
-    if config.name and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", config.name):
-        problems.append(
-            f"name {config.name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 200, and no leading dot"
-        )
+    if config.name and (problem := name_problem(config.name)):
+        problems.append(problem)
     if not config.resume_from_checkpoint:
         problems.append(
             "resume_from_checkpoint is empty; give latest, best, a step, the path of a checkpoint's folder, or none for a fresh start"
         )
     return problems
+
+
+def name_problem(name: str) -> str | None:
+    """Why a run cannot have this name, which is its folders'; None when it can."""
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{,199}", name):
+        return None
+    return f"name {name!r} cannot name a folder; use letters, digits, '-', '_' and '.', at most 200, and no leading dot"
 
 
 def precision_contradictions(config: Config) -> list[str]:

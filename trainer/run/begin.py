@@ -3,6 +3,7 @@
 import logging
 import shlex
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from trainer.config.folders import checkpoints_folder, resume_point, typed
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
-from trainer.journal import Journal, read_events
+from trainer.journal import JOURNAL, Journal, read_events
+from trainer.metrics.curves import CURVE
 from trainer.metrics.hardware import TAGS as MACHINE
 from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES
 from trainer.metrics.reporter import SAVED
@@ -48,7 +50,7 @@ def begin_run(config: Config, stop: StopRequest) -> Run:
 
 def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
-    config = run.config
+    config, lacking = run.config, [name for name in (CURVE, JOURNAL) if not (run.folder / name).is_file()]
     if run.accelerator.is_main_process:
         Journal(run.folder).write(
             "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes,
@@ -69,11 +71,26 @@ def _bring_to_its_place(run: Run) -> None:
     else:
         resumed_step, assumed = resolution.manifest.step, _told_by(resolution)
         _restore(run, resolution, wanted)
+        if lacking and resolution.path.parent.resolve() == checkpoints_folder(config).resolve():
+            _tell_lost_history(run, lacking)
         _offer_selftest(run, resumed_step, step_seconds)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
     curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)
     run.checkpointer.begin(resumed_step)
+
+
+def _tell_lost_history(run: Run, lacking: Sequence[str]) -> None:
+    """The run's own checkpoint is there, and what runs/NAME held of the steps before is not: that is said, for nobody else would."""
+    if not run.accelerator.is_main_process:
+        return
+    step = run.progress.step
+    Journal(run.folder).write("lost_history", step=step, lacking=list(lacking))
+    log.warning(
+        "%s lacks %s, which earlier launches wrote: the history up to step %d is lost. The curves begin after it, no step of before can be "
+        "compared, and why launches ended is not known any more; weights and moments are whole. Put the folder back to have it again",
+        run.folder, " and ".join(lacking), step,
+    )  # fmt: skip
 
 
 def _told_by(resolution: Resolution) -> dict[str, Any]:

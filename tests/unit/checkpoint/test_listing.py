@@ -160,6 +160,14 @@ def test_pruning_removes_what_the_dry_run_said(six):
     assert pruning(six.folder, dry_run=False) == f"{six.folder}: nothing to remove"
 
 
+def test_rules_of_the_command_line_take_the_place_of_the_settings_this_once(six):
+    before = [entry.step for entry in six.entries()]
+    pruning(six.folder, dry_run=True, rules={"keep_last": 1})
+    assert [entry.step for entry in six.entries()] == before
+    pruning(six.folder, dry_run=False, rules={"keep_last": 1, "keep_best": 0, "keep_every_steps": None})
+    assert [entry.step for entry in six.entries()] == before[:1]
+
+
 def test_nothing_is_pruned_while_another_process_writes_there(six):
     with locks.take(six.folder / ".lock"):
         with pytest.raises(CheckpointError, match="another process writes checkpoints to .*; wait for it or stop it, or look"):

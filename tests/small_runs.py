@@ -56,6 +56,7 @@ class Small:
     def resume(self, wanted="latest"):
         resolution = self.restorer.find(wanted)
         self.restorer.restore(resolution, wanted, lambda: None)
+        self.restorer.tell_changes()
         self.checkpointer._saved_step = resolution.manifest.step  # as begin() would have been told
 
     def everything(self):

@@ -55,7 +55,7 @@ def run_session(config: Config) -> int:
                     _note(folder, before, "running", run, "starting")
                     run = begin_run(config, stop)
                 _note(folder, before, "running", run, "training")
-                outcome = train(run)
+                outcome = declared_finished(config, before, run.progress.step) or train(run)
                 run.profiler.close()
                 if outcome.kind == "diverged":
                     run.checkpointer.leave_diverged(run.guard.first_unsure_step)
@@ -204,6 +204,13 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
             log.warning("the run has finished, but its %s failed: %s; start it again to repeat that", what, words)
             failures.append(f"its {what} failed: {words}")
     return {**facts, "untidy": "; ".join(failures)} if failures else facts
+
+
+def declared_finished(config: Config, before: dict[str, Any] | None, step: int) -> Outcome | None:
+    """The end of a run that a person has declared finished at this step, and of which nothing else is asked since; else None."""
+    if config.resume_from_checkpoint != "latest" or before is None or (before["step"], before.get("planned_steps")) != (step, config.max_steps):
+        return None
+    return Outcome("finished", f"declared finished at step {step} of {config.max_steps}")
 
 
 def _export(run: Run) -> Path:

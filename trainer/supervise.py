@@ -160,7 +160,7 @@ def _check_run(config: Config) -> None:
     """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
     check_can_be_made("runs_folder", run_folder(config))
     check_can_be_made("checkpoints_folder", checkpoints_folder(config))
-    resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps)
+    resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps, run_folder(config))
 
 
 def newest_step(config: Config) -> int | None:

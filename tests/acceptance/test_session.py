@@ -108,6 +108,14 @@ def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
     assert last.endswith(f"tokens/s; validation loss {first:.4f} at step 8, {final:.4f} at step 10")
 
 
+def test_a_run_that_was_declared_finished_takes_no_step_until_something_else_is_asked_of_it():
+    config, before = load("shakespeare", ["max_steps=3000"]).config, {"step": 20, "planned_steps": 3000}
+    assert session.declared_finished(config, before, 20).kind == "finished"
+    assert session.declared_finished(config, before, 16) is session.declared_finished(config, {"step": 20}, 20) is session.declared_finished(config, None, 0) is None
+    for override in ("max_steps=3001", "resume_from_checkpoint=20"):
+        assert session.declared_finished(load("shakespeare", ["max_steps=3000", override]).config, before, 20) is None
+
+
 # What goes wrong after the last step
 
 

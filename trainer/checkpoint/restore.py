@@ -68,7 +68,7 @@ class Restorer:
             log.warning("%s is passed over: %s", path.name, reason)
             self._journal.write("refusal", step=int(path.name[5:]), reason=reason)
         if resolution.manifest:
-            check_not_beyond(self._store, resolution.manifest.step, self._max_steps)
+            check_not_beyond(self._run_folder, resolution.manifest.step, self._max_steps)
             settings = settings_of(resolution.path)
             self.changes = changes(resolution.manifest, settings, self._description, self._accelerator.num_processes)
             if problem := refusal(self.changes, self._description.allowed_changes):
@@ -115,7 +115,6 @@ class Restorer:
         if self._ranks.is_main:
             own = self._store.path(manifest.step)
             self._journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder))
-        self._tell_changes(manifest)
 
     def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:
         accelerator = self._accelerator
@@ -148,12 +147,13 @@ class Restorer:
             log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
         self._store.point_links()
 
-    def _tell_changes(self, manifest: Manifest) -> None:
-        if not self.changes:
-            return
-        for sentence in sentences(self.changes, manifest.step):
+    def tell_changes(self) -> None:
+        """Says what is another than it was in the checkpoint that was restored, in the log and the journal."""
+        step = self._state.progress.step
+        for sentence in sentences(self.changes, step):
             log.info(sentence)
-        self._journal.write("change", step=manifest.step, changes={each.name: [each.before, each.now] for each in self.changes})
+        if self.changes:
+            self._journal.write("change", step=step, changes={each.name: [each.before, each.now] for each in self.changes})
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:

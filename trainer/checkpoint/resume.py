@@ -14,6 +14,7 @@ from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.retention import best_first
 from trainer.checkpoint.store import CheckpointStore, Entry, verify
 from trainer.checkpoint.suspects import all_suspect_text
+from trainer.config.folders import typed
 from trainer.errors import CheckpointError
 
 
@@ -55,7 +56,7 @@ def resolve(
     return _exactly(Path(wanted), help_text, examine)
 
 
-def check(store: CheckpointStore, wanted: str, max_steps: int) -> None:
+def check(store: CheckpointStore, wanted: str, max_steps: int, run_folder: Path) -> None:
     """Refuses what a resume would refuse, as far as manifests, names and sizes tell: for before a launch.
 
     Whether `latest` is sound is left to the resume, which reads every byte and tells which it passes over.
@@ -65,15 +66,15 @@ def check(store: CheckpointStore, wanted: str, max_steps: int) -> None:
     else:
         newest = resolve(store, wanted, _look).manifest
     if newest is not None:
-        check_not_beyond(store, newest.step, max_steps)
+        check_not_beyond(run_folder, newest.step, max_steps)
 
 
-def check_not_beyond(store: CheckpointStore, step: int, max_steps: int) -> None:
+def check_not_beyond(run_folder: Path, step: int, max_steps: int) -> None:
     """Refuses to end a run before the step at which it stands: that would throw steps away, and call it finished."""
     if step > max_steps:
         raise CheckpointError(
             f"max_steps is {max_steps}, and the run stands at step {step} already; set max_steps to more than {step} to train on, declare it "
-            f"finished as it is (.venv/bin/trainer finish {shlex.quote(store.folder.name)}), or go back to an earlier step with "
+            f"finished as it is (.venv/bin/trainer finish {shlex.quote(typed(run_folder))}), or go back to an earlier step with "
             "resume_from_checkpoint=STEP"
         )
 

@@ -151,6 +151,7 @@ def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
         "resumed from %s: step %d of %d, %s tokens, epoch %.2f", resolution.path, progress.step, run.config.max_steps,
         count(progress.tokens), run.loader.epoch_at(progress.sequences),
     )  # fmt: skip
+    run.restorer.tell_changes()
 
 
 def _offer_selftest(run: Run, step: int, step_seconds: float) -> None:

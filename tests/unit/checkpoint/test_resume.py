@@ -177,37 +177,37 @@ def test_the_folder_of_all_checkpoints_is_not_taken_for_a_damaged_one(store):
 def test_what_names_and_sizes_tell_is_refused_before_a_launch(store, wanted):
     commit(store, 5)
     with pytest.raises(CheckpointError) as caught:
-        check(store, wanted, 100)
+        check(store, wanted, 100, store.folder)
     assert str(caught.value) == refusal(store, wanted)
 
 
 def test_a_look_reads_no_file_and_leaves_latest_to_the_resume(store):
     flip(commit(store, 5, val_loss=1.0) / "optimizer.bin")
     for wanted in ("latest", "5", "best", str(store.path(5))):
-        check(store, wanted, 100)
+        check(store, wanted, 100, store.folder)
         assert "is damaged" in refusal(store, wanted)
     (store.path(5) / "optimizer.bin").unlink()
-    check(store, "latest", 100)
+    check(store, "latest", 100, store.folder)
     with pytest.raises(CheckpointError, match="optimizer.bin is missing"):
-        check(store, "5", 100)
+        check(store, "5", 100, store.folder)
 
 
 def test_going_back_to_what_was_pruned_since_is_not_refused_once_the_run_has_gone_on(store):
     commit(store, 10, origin="5")
-    check(store, "5", 100)
+    check(store, "5", 100, store.folder)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        check(store, "6", 100)
+        check(store, "6", 100, store.folder)
 
 
 @pytest.mark.parametrize("wanted", ["latest", "10", "best"])
 def test_a_run_that_stands_beyond_max_steps_is_refused_before_a_launch(store, wanted):
     commit(store, 10, val_loss=1.0)
-    check(store, wanted, 10)
-    with pytest.raises(CheckpointError, match="max_steps is 9, and the run stands at step 10 .*trainer finish run"):
-        check(store, wanted, 9)
+    check(store, wanted, 10, store.folder)
+    with pytest.raises(CheckpointError, match="max_steps is 9, and the run stands at step 10 already.*trainer finish .*run"):
+        check(store, wanted, 9, store.folder)
     commit(store, 20, val_loss=2.0)
-    check(store, "10", 15)
+    check(store, "10", 15, store.folder)
     with pytest.raises(CheckpointError, match="at step 20"):
-        check(store, "latest", 15)
+        check(store, "latest", 15, store.folder)
     flip(store.path(20) / "optimizer.bin")
-    check_not_beyond(store, 10, 15)
+    check_not_beyond(store.folder, 10, 15)

@@ -370,20 +370,23 @@ def generate(
 def evaluate_command(
     run: RunArgument,
     tasks: Annotated[
-        list[str], typer.Option(help="shakespeare_lines, files of items (JSONL), or hellaswag, piqa ... from the hub; several by commas.")
-    ],
+        list[str] | None, typer.Option(help="shakespeare_lines, files of items (JSONL), or hellaswag, piqa ... from the hub; several by commas.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Take the loss on this: a folder of trainer prepare, or shards; the run's own held-out text by default.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task, from the front; all by default.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task, or sequences of held-out text, from the front.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put tasks to a checkpoint: multiple choice and last words, with accuracy, its standard error, and what guessing gives."""
-    from trainer.evaluate import evaluate
+    """Take the validation loss of a checkpoint, in nats a token and bits a byte; with --tasks put tasks to it, with their accuracies."""
+    from trainer.evaluate import Asked, evaluate
 
     def show_progress(task: str, fraction: float) -> None:
         if fraction == 1 or sys.stderr.isatty():
             say(f"\r{task} {fraction:.0%} ", end="\n" if fraction == 1 else "")
 
-    names = [name for words in tasks for name in words.split(",") if name]
-    evaluation = evaluate(run, checkpoint, names, limit, show_progress)
+    names = None if tasks is None else [name for words in tasks for name in words.split(",") if name]
+    evaluation = evaluate(run, checkpoint, Asked(tasks=names, data=data, limit=limit), show_progress)
     if evaluation.is_main:
         answer(json.dumps(evaluation.records(), indent=1) if as_json else evaluation.text())

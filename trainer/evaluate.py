@@ -1,33 +1,72 @@
-"""`trainer eval`: tasks put to the model of a checkpoint, by one process or by all that `accelerate launch` started."""
+"""`trainer eval`: the loss on held-out text and tasks, of the model of a checkpoint, by one process or by all that `accelerate launch` started."""
 
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
 from trainer import files, launch
+from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.resume import Located, locate
 from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
 from trainer.config.load import load_resolved
+from trainer.config.schema import Config
 from trainer.data.assets import twelfth_night
+from trainer.data.corpus import held_out_shards, label_bytes
 from trainer.data.kept_rows import kept_rows
+from trainer.data.loader import validation_batches
+from trainer.data.shards import TokenDataset, resolve_shards
+from trainer.data.tokenizer import Tokenizer
 from trainer.determinism import missing_form_explained
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.accuracy import TaskResult
 from trainer.evaluation.exam import Exam
+from trainer.evaluation.loss import validation_loss
 from trainer.evaluation.tasks import open_tasks
 from trainer.export import EVALUATIONS, tokenizer_of
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
 from trainer.precision.decide import decide
 from trainer.precision.probe import look
+from trainer.run.identity import digest
 from trainer.text import table
 
 log = logging.getLogger(__name__)
+
+LOSS = "validation_loss"
+"""What a record of the loss has as its task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of a checkpoint."""
+
+    tasks: Sequence[str] | None = None
+    """Names of tasks, and paths of files from the current folder; None: the loss on held-out text."""
+    data: str | None = None
+    """Whose loss is asked besides or instead: a folder of `trainer prepare`, or shards, from the current folder; None: the run's own."""
+    limit: int | None = None
+    """Items of each task, and sequences of held-out text, from the front; None: all, of the run's own text those that the run reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The loss on held-out text."""
+
+    data: str
+    loss: float
+    """Nats a token."""
+    perplexity: float
+    bits_per_byte: float | None
+    """None without a tokenizer: how many bytes a token stands for is not known then."""
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -39,12 +78,15 @@ class Evaluation:
     results: list[TaskResult]
     is_main: bool
     """Whether this process is the one that speaks and writes."""
+    loss: Loss | None = None
 
     def records(self) -> list[dict[str, object]]:
-        """One record a task, plain JSON: what is not finite is None."""
+        """One record for the loss and one a task, plain JSON: what is not finite is None."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         facts = {**self.located.facts(), "tokens": self.located.manifest.tokens}
-        return [{**facts, **_finite(asdict(result)), "precision": self.precision, "time": when} for result in self.results]
+        found = [{"task": LOSS, **asdict(self.loss)}] if self.loss else []
+        found += [asdict(result) for result in self.results]
+        return [{**facts, **_finite(one), "precision": self.precision, "time": when} for one in found]
 
     def text(self) -> str:
         """A table, under a line that says of what."""
@@ -56,8 +98,18 @@ class Evaluation:
             for result in self.results
             if result.num_not_finite
         ]
+        if self.loss and not math.isfinite(self.loss.loss):
+            broken.append(f"the loss is {self.loss.loss}: the weights are damaged or diverged; take an older checkpoint")
+        tables = ([loss_table(self.loss)] if self.loss else []) + ([results_table(self.results)] if self.results else [])
         passed_over = [f"{other} is passed over: {why}" for other, why in over.items()]
-        return "\n".join([f"{name}, step {self.located.manifest.step}, {precision}", *passed_over, results_table(self.results), *broken])
+        return "\n".join([f"{name}, step {self.located.manifest.step}, {precision}", *passed_over, *tables, *broken])
+
+
+def loss_table(loss: Loss) -> str:
+    """The loss in the three ways that it is told."""
+    bits = "-" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.4f}"
+    shown = (loss.data, f"{loss.num_tokens}", f"{loss.loss:.4f}", f"{loss.perplexity:.4g}", bits)
+    return table([("held-out text", "tokens", "loss", "perplexity", "bits a byte"), shown])
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
@@ -71,34 +123,29 @@ def results_table(results: Sequence[TaskResult]) -> str:
     return table(rows_)
 
 
-def evaluate(
-    run: str, checkpoint: str, wanted: Sequence[str], limit: int | None, progress: Callable[[str, float], None]
-) -> Evaluation:
-    """Puts tasks to a checkpoint of a run, and adds what came of it to the run's evaluations.jsonl.
+def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, float], None]) -> Evaluation:
+    """Takes the loss and puts tasks to a checkpoint of a run, and adds what came of it to the run's evaluations.jsonl.
 
     run, checkpoint  as a person names them
-    wanted           names of tasks, and paths of files from the current folder
-    limit            items of each task, from the front; None: all
     progress         hears a task's name and how much of it is done; called on the main process only
-    raises           TrainerError when the model has no tokenizer, and whatever is wrong with run, checkpoint or tasks
+    raises           TrainerError when there is no held-out text, or no tokenizer to read a task, and whatever is wrong with run,
+                     checkpoint, data or tasks
     """
-    if not wanted:
-        raise ConfigError("--tasks names no task; give shakespeare_lines, or the path of a file of items")
+    if wanted.tasks is not None and not wanted.tasks:
+        raise ConfigError("--tasks names no task; give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss")
     place = launch.asked()
     try:
         with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
-            return _evaluate(place, locate(find_checkpoints(run), checkpoint), wanted, limit, progress)
+            return _evaluate(place, locate(find_checkpoints(run), checkpoint), wanted, progress)
     except TrainerError as error:
         error.was_said = not place.is_main  # the same paragraph from every rank would be said once
         raise
 
 
-def _evaluate(
-    place: launch.Asked, located: Located, wanted: Sequence[str], limit: int | None, progress: Callable[[str, float], None]
-) -> Evaluation:
+def _evaluate(place: launch.Asked, located: Located, wanted: Asked, progress: Callable[[str, float], None]) -> Evaluation:
     checkpoint, manifest = located.path, located.manifest
     tokenizer = tokenizer_of(manifest)
-    if tokenizer is None:
+    if tokenizer is None and wanted.tasks:
         raise TrainerError(
             f"{checkpoint} was trained without a tokenizer, so it cannot read the text of a task; name one with data.tokenizer in the recipe "
             "of a new run"
@@ -106,21 +153,79 @@ def _evaluate(
     device = launch.meet(place, deterministic=True)
     asked = "bf16" if place.precision == "fp8" else place.precision  # as in the loop: what is not trained does not run in fp8
     precision = decide(asked, look(device.type, None)).mode
-    folder = folder_of_run(checkpoint) or run_folder(load_resolved(checkpoint / "config.yaml"))
+    config = load_resolved(checkpoint / "config.yaml")
+    folder = folder_of_run(checkpoint) or run_folder(config)
     accelerator = launch.start(
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
+    is_loss_wanted = wanted.tasks is None or wanted.data is not None
+    data = launch.first_on_main(accelerator, lambda: _held_out(config, manifest, wanted.data)) if is_loss_wanted else None
     tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted, limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night)
+        accelerator, lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night)
     )
-    weights = checkpoint / "model.safetensors"
-    model = load_model(manifest.model, weights, vocab_size=manifest.vocab_size, device=accelerator.device)
-    results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(progress if place.is_main else _in_silence)
-    evaluation = Evaluation(located, precision, results, place.is_main)
+    model = load_model(manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device)
+    told = progress if place.is_main else _in_silence
+    loss = None
+    if data is not None:
+        num_sequences = wanted.limit or (None if wanted.data else config.evaluation.num_sequences)
+        is_runs_own = wanted.data is None and num_sequences == config.evaluation.num_sequences
+        if is_runs_own and manifest.validation != digest((data.fingerprint, num_sequences)):
+            _warn(place, "the run's held-out text is not what it was when this checkpoint was made: its validation loss does not compare")
+        loss = _loss(accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, told)
+    results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(told)
+    evaluation = Evaluation(located, precision, results, place.is_main, loss)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
         _write_down(evaluation, folder / EVALUATIONS)
     launch.finish_processes(accelerator, model)
     return evaluation
+
+
+def _held_out(config: Config, manifest: Manifest, data: str | None) -> TokenDataset:
+    """The held-out text that is asked for, cut as the model was trained."""
+    trained_with = manifest.identity.get("tokenizer")
+    if data is not None:
+        paths = held_out_shards(data, Path.cwd(), trained_with)
+    elif config.data.corpus:
+        paths = held_out_shards(config.data.corpus, files.project_folder(), trained_with)
+    elif config.data.validation:
+        paths = resolve_shards(config.data.validation, files.project_folder(), "validation", skip_unreadable=config.data.skip_unreadable)
+    else:
+        raise ConfigError(f"{config.name} has no held-out text of its own; name some with --data FOLDER, or what to ask with --tasks")
+    return TokenDataset(paths, sequence_length=manifest.identity["sequence_length"], vocab_size=manifest.vocab_size, dtype=config.data.dtype)
+
+
+def _name(config: Config) -> str:
+    """What the run's own held-out text is called in a table."""
+    return config.data.corpus or ", ".join(config.data.validation)
+
+
+def _loss(
+    accelerator: Accelerator, model: torch.nn.Module, data: TokenDataset, name: str, tokenizer: Tokenizer | None, num_sequences: int | None,
+    micro_batch: int, progress: Callable[[str, float], None],
+) -> Loss:  # fmt: skip
+    """The mean loss on the first `num_sequences` sequences (None: all), as a run takes it; the same on every rank."""
+    total = min(num_sequences or data.num_sequences, data.num_sequences)
+    at_once = micro_batch * accelerator.num_processes
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        micro_batches = validation_batches(
+            data, num_sequences=total, micro_batch=micro_batch, rank=accelerator.process_index, world_size=accelerator.num_processes,
+            device=accelerator.device,
+        )  # fmt: skip
+        for number, batch in enumerate(micro_batches, start=1):
+            yield batch.inputs, batch.labels
+            progress(LOSS, min(1.0, number * at_once / total))
+
+    with accelerator.autocast():
+        found = validation_loss(model, batches(), lambda totals: accelerator.reduce(totals, reduction="sum"))
+    bits = found.bits_per_byte(label_bytes(data, tokenizer, total)) if tokenizer else None
+    perplexity = math.exp(found.loss) if found.loss < 700 else math.inf
+    return Loss(data=name, loss=found.loss, perplexity=perplexity, bits_per_byte=bits, num_tokens=found.num_tokens)
+
+
+def _warn(place: launch.Asked, words: str) -> None:
+    if place.is_main:
+        log.warning(words)
 
 
 def _write_down(evaluation: Evaluation, path: Path) -> None:

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainer import files
 from trainer.checkpoint.manifest import Manifest, read_manifest
 from trainer.checkpoint.named import first_not_finite
+from trainer.config.folders import folder_of_run
 from trainer.config.load import read_settings
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
@@ -199,7 +200,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
     settings = read_settings(folder / "config.yaml")
     data, optimizer, schedule = (settings.get(section, {}) for section in ("data", "optimizer", "schedule"))
     decay = ", weight decay {weight_decay}".format_map(optimizer) if "weight_decay" in optimizer else ""
-    run = files.project_folder() / settings.get("runs_folder", "runs") / str(settings.get("name", ""))
+    run = folder_of_run(folder) or files.project_folder() / settings.get("runs_folder", "runs") / str(settings.get("name", ""))
     return {
         "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
         "data": data.get("corpus") or ", ".join(data.get("train", [])),
@@ -230,6 +231,9 @@ def _evaluations(run: Path, step: int) -> dict[str, str]:
     for _, record in records_from(run / EVALUATIONS, 0):
         if record["step"] == step and isinstance(record.get("acc"), float):
             found[str(record["task"])] = _accuracy(record)
+        elif record["step"] == step and isinstance(record.get("loss"), float):
+            bits = f", {record['bits_per_byte']:.4f} bits a byte" if record.get("bits_per_byte") else ""
+            found[f"loss on {record.get('data')}"] = f"{record['loss']:.4f} nats a token{bits}"
     return found
 
 

@@ -1,9 +1,11 @@
 """Tasks in the loop and by command: no trace on the run, the same numbers for one and two ranks, mistakes told before the first step."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.commands import paragraph, trainer
 from tests.launching import Started, checkpoint, final_bytes, outcome, records, train, write_recipe
@@ -96,6 +98,33 @@ def test_the_numbers_of_the_loop_are_those_of_the_command(finished):
     last = evaluations(finished)[-1]
     assert (lines["acc"], lines["acc_norm"]) == (last["shakespeare_lines/acc"], last["shakespeare_lines/acc_norm"])
     assert (words["acc"], words["perplexity"]) == (last["words/acc"], last["words/perplexity"])
+
+
+# The loss on held-out text
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_without_tasks_the_command_takes_the_validation_loss_that_the_run_had_there(finished, num_processes):
+    text = put(finished, "--checkpoint", "16", "--json", num_processes=num_processes)
+    (record,) = json.loads(text[text.index("[\n") :])
+    (in_the_run,) = (one for one in evaluations(finished) if one["step"] == 16)
+    assert record["loss"] == pytest.approx(in_the_run["val_loss"], abs=1e-6) and record["num_tokens"] > 0
+    assert record["bits_per_byte"] == pytest.approx(in_the_run["bits_per_byte"], abs=1e-6)
+    assert (record["step"], record["task"], record["precision"]) == (16, "validation_loss", "no")
+    assert json.loads((finished.parent / "runs" / "tiny" / "evaluations.jsonl").read_text().splitlines()[-1]) == record
+    assert "is not what it was" not in text
+
+
+def test_the_loss_on_other_text_is_that_of_its_held_out_shards_and_comes_beside_tasks(finished, tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 200)
+    words = ("--out", str(tmp_path / "corpus"), "--tokenizer", "bytes", "--validation-fraction", "0.5")
+    assert trainer("prepare", str(tmp_path / "text.txt"), *words).code == 0
+    text = put(finished, "--data", str(tmp_path / "corpus"), "--tasks", "shakespeare_lines", "--limit", "5", "--json")
+    loss, lines = json.loads(text[text.index("[\n") :])
+    assert (loss["task"], loss["data"], lines["task"]) == ("validation_loss", str(tmp_path / "corpus"), "shakespeare_lines")
+    sequence_length = yaml.safe_load(finished.read_text())["sequence_length"]
+    assert loss["num_tokens"] == 5 * sequence_length and loss["perplexity"] == pytest.approx(math.exp(loss["loss"]))
+    assert loss["bits_per_byte"] == pytest.approx(loss["loss"] / math.log(2), rel=0.05)  # a byte a token
 
 
 # Mistakes

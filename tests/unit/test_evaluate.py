@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.small_checkpoints import manifest_of
 from trainer.checkpoint.resume import Located
-from trainer.evaluate import Evaluation
+from trainer.evaluate import Evaluation, Loss
 from trainer.evaluation.accuracy import TaskResult
 
 
@@ -40,3 +41,12 @@ def test_newer_checkpoints_that_were_passed_over_stand_in_the_table_and_in_the_r
     said = evaluation(passed_over)
     assert all(word in said.text() for word in ("step-00000020", "optimizer.bin is missing", "step 10"))
     assert [(record["step"], record["passed_over"]) for record in said.records()] == [(10, passed_over)]
+
+
+def test_a_loss_stands_before_the_tasks_in_table_and_records():
+    loss = Loss(data="mine", loss=math.inf, perplexity=math.inf, bits_per_byte=None, num_tokens=8)
+    told = replace(evaluation(), loss=loss)
+    assert [record["task"] for record in told.records()] == ["validation_loss", "words"] and told.records()[0]["loss"] is None
+    lines = told.text().splitlines()
+    assert lines[1].split()[:2] == ["held-out", "text"] and lines[2].split() == ["mine", "8", "inf", "inf", "-"]
+    assert "diverged" in lines[-1] and len(replace(told, results=[]).text().splitlines()) == 4

@@ -11,8 +11,8 @@ from trainer import files
 from trainer.config.schema import Config, DataConfig
 from trainer.data.manifest import missing_shards, read_manifest, repeats_text
 from trainer.data.prepare import EMBEDDED, prepare_embedded
-from trainer.data.shards import TokenDataset, resolve_shards
-from trainer.data.tokenizer import Tokenizer, load_tokenizer
+from trainer.data.shards import TokenDataset, is_held_out_name, resolve_shards
+from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
 from trainer.errors import DataError
 from trainer.text import did_you_mean
 
@@ -36,11 +36,12 @@ class Corpus:
         """Bytes of text that the targets of the first `num_sequences` held-out sequences stand for; None without a tokenizer."""
         if self.validation is None or self.tokenizer is None:
             return None
-        return _label_bytes(self.validation, self.tokenizer, num_sequences)
+        return label_bytes(self.validation, self.tokenizer, num_sequences)
 
 
 @lru_cache
-def _label_bytes(dataset: TokenDataset, tokenizer: Tokenizer, num_sequences: int | None) -> int:
+def label_bytes(dataset: TokenDataset, tokenizer: Tokenizer, num_sequences: int | None) -> int:
+    """Bytes of text that the targets of the first `num_sequences` sequences stand for."""
     total = dataset.num_sequences if num_sequences is None else min(num_sequences, dataset.num_sequences)
     blocks = (np.arange(first, min(first + 1024, total), dtype=np.int64) for first in range(0, total, 1024))
     return sum(tokenizer.num_bytes(dataset.sequences(block)[:, 1:]) for block in blocks)
@@ -132,6 +133,34 @@ def _open(
         vocab_size=vocab_size,
         baselines=baselines,
     )
+
+
+def held_out_shards(where: str, base: Path, trained_with: str | None) -> list[Path]:
+    """The held-out shards of an embedded corpus, of a folder that `trainer prepare` wrote, or of shards in the forms of data.validation.
+
+    A folder that has none that is called so is held out as a whole.
+
+    base          where a relative path or pattern is meant from
+    trained_with  sha256 of the tokenizer that the model knows; None: not known
+    raises        DataError when there are no shards, or they were made with another tokenizer
+    """
+    folder = base / where
+    if where in EMBEDDED and not folder.exists():
+        name = next((name for name in NAMES if load_tokenizer(name).sha256 == trained_with), where)
+        folder = prepare_embedded(where, name, files.project_folder() / ".data")
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        found = resolve_shards([where], base)
+        return [path for path in found if is_held_out_name(path)] or found
+    if trained_with and manifest["tokenizer_sha256"] != trained_with:
+        raise DataError(
+            f"{folder} was prepared with the tokenizer {manifest['tokenizer']} (sha256 {manifest['tokenizer_sha256'][:12]}), and the model was "
+            f"trained with another ({trained_with[:12]}); prepare the text again with the model's"
+        )
+    if problems := missing_shards(folder, manifest):
+        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again")
+    names = [shard["file"] for shard in manifest["shards"] if shard["split"] == "validation"] or [shard["file"] for shard in manifest["shards"]]
+    return [folder / name for name in names]
 
 
 def _shared(train: TokenDataset, validation: TokenDataset) -> str | None:

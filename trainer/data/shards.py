@@ -111,12 +111,17 @@ def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) 
         if not inside:
             raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {HOW_TO_PREPARE}")
         return inside
-    matches = [p for p in inside if split is None or bool(_HELD_OUT.search(p.stem)) == (split == "validation")]
+    matches = [p for p in inside if split is None or is_held_out_name(p) == (split == "validation")]
     if not matches:
         kind = f"{split} shards" if inside else "shards"
         others = f" (it was not looked into: {'; '.join(found.aside)})" if found.aside else ""
         raise DataError(f"folder {path} holds no {kind} ({', '.join(SUFFIXES)}){others}. {HOW_TO_PREPARE}")
     return matches
+
+
+def is_held_out_name(path: Path) -> bool:
+    """Whether a shard's name says val, valid, validation or test."""
+    return bool(_HELD_OUT.search(path.stem))
 
 
 class TokenDataset:

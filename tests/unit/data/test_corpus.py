@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from trainer.config.schema import DataConfig
-from trainer.data.corpus import open_corpus
+from trainer.data.corpus import held_out_shards, open_corpus
 from trainer.data.prepare import prepare
 from trainer.data.shards import ShardWriter
+from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import DataError
 
 
@@ -101,3 +102,18 @@ def test_a_shard_that_cannot_be_read_is_left_out_where_the_recipe_says_so(tmp_pa
     with pytest.raises(DataError, match="b.bin"):
         open_corpus(DataConfig(**data), 16)
     assert names(open_corpus(DataConfig(**data, skip_unreadable=True), 16).train) == ["a.bin"] and "b.bin" in caplog.text
+
+
+def test_held_out_shards_are_those_of_the_manifest_or_of_their_names_or_all(corpus, tmp_path):
+    folder = corpus("mine")
+    held = [path.name for path in held_out_shards("mine", tmp_path, None)]
+    assert held == ["mine_val_000000.bin", "mine_val_000001.bin"]
+    with pytest.raises(DataError, match="another"):
+        held_out_shards("mine", tmp_path, "0" * 64)
+    (folder / "manifest.json").unlink()
+    assert [path.name for path in held_out_shards(str(folder), tmp_path, None)] == held
+    for name in held:
+        (folder / name).unlink()
+    assert len(held_out_shards(str(folder), tmp_path, None)) == 3
+    bytes_of = load_tokenizer("bytes").sha256
+    assert held_out_shards("shakespeare", tmp_path, bytes_of)[0].parent.name == "shakespeare-bytes"

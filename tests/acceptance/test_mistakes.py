@@ -212,7 +212,7 @@ TYPED = [
     Mistake("three names", "launch cpu {recipe} gpt2-124m", ("too many names", "the form is: ./launch.sh [CLUSTER] [RECIPE]")),
     Mistake(
         "cluster file lacking a key", "launch {tmp}/cluster.yaml {recipe}",
-        ("{tmp}/cluster.yaml lacks num_processes", "see accelerate_configs/"), cluster(without="num_processes"),
+        ("{tmp}/cluster.yaml lacks num_processes", "accelerate_configs for complete ones"), cluster(without="num_processes"),
     ),
     Mistake(
         "cluster file of another kind", "launch {tmp}/cluster.yaml {recipe}",

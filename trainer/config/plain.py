@@ -52,7 +52,7 @@ def read_document(
     what      what the file is, for a person: `recipe mine.yaml`
     kind_of   what the setting of a dotted name takes
     remedy    what to do about a file that cannot be read
-    raises    ConfigError when it is no YAML, or no mapping, or sets a key twice
+    raises    ConfigError when it cannot be read, or is no YAML, or no mapping, or sets a key twice
     """
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=loader)
@@ -60,6 +60,8 @@ def read_document(
             raise ConfigError(f"{what} holds no settings; it should be a mapping of keys to values")
         document = Document()
         _collect(node, path.name, "", document, kind_of, loader(""))
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read ({error.strerror}); mend the rights on it, or that disk") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date of a 13th month
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""

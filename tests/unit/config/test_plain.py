@@ -5,6 +5,7 @@ import math
 import pytest
 import yaml
 
+from trainer.config.cluster import read_cluster
 from trainer.config.load import dump, flatten, load, load_resolved
 from trainer.config.settings import kind_of
 from trainer.errors import ConfigError
@@ -110,6 +111,19 @@ def test_all_of_them_are_told_at_once_beside_other_mistakes(tmp_path):
 def test_an_alias_to_what_holds_it_is_refused_in_a_sentence(tmp_path):
     (problem,) = problems_of(tmp_path, "model: &a {config: *a}")
     assert "not readable YAML" in problem
+
+
+def test_a_file_that_may_not_be_read_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_text", denied)
+    for read in (load, read_cluster):
+        with pytest.raises(ConfigError) as caught:
+            read(str(tmp_path / "mine.yaml"))
+        assert "Permission denied" in str(caught.value) and str(tmp_path / "mine.yaml") in str(caught.value)
 
 
 @pytest.mark.parametrize(

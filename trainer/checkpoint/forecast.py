@@ -102,11 +102,12 @@ def _crossings(begin: int, each: int, every: int, steps: int) -> int:
 def written_sentence(checkpoint_bytes: int, counts: Mapping[str, int], num_best: int, remaining_seconds: float) -> str:
     """What the run writes until it ends, and in a day: SSDs are rated by it."""
     number = sum(counts.values())
+    what = "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
     causes = ", ".join(f"{each:,} by {cause}" for cause, each in counts.items())
     best = f", and up to {num_best:,} more for a best validation loss" if num_best else ""
     a_day = f", {size(number * checkpoint_bytes * DAY_SECONDS / remaining_seconds)} a day" if remaining_seconds > DAY_SECONDS else ""
     return (
-        f"until the run ends in {duration(remaining_seconds)} about {number:,} checkpoints of {size(checkpoint_bytes)} are written ({causes}{best}): "
+        f"until the run ends in {duration(remaining_seconds)} about {what} of {size(checkpoint_bytes)} will be written ({causes}{best}): "
         f"{size(number * checkpoint_bytes)}{a_day}"
     )
 

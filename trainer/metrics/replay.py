@@ -52,9 +52,11 @@ class ReplayProof:
         """What will be compared and what cannot be, said at the start; None when nothing was lost."""
         told = []
         if self._expected:
-            told.append(f"{len(self._expected)} steps are taken again and compared with what was written of them before")
+            number = len(self._expected)
+            again = "taken again and compared with what was written of"
+            told.append(f"1 step is {again} it before" if number == 1 else f"{number} steps are {again} them before")
         if self._num_others:
-            told.append(f"{self._num_others} lost steps cannot be compared: {self._why}")
+            told.append(f"{self._num_others} lost step{'' if self._num_others == 1 else 's'} cannot be compared: {self._why}")
         return "; ".join(told) or None
 
     def compare(self, record: dict[str, Any]) -> str | None:

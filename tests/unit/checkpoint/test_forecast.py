@@ -34,7 +34,7 @@ def test_saves_at_steps_are_counted():
 
 def test_there_is_always_the_last_one_and_what_is_written_is_never_less_than_it():
     assert saves() == {FINAL: 1} and saves(step=300) == {} and saves(clock_seconds=math.inf) == {FINAL: 1}
-    assert "about 1 checkpoints of 246 kB" in written_sentence(246_000, saves(), 0, 3.0) and written_sentence(246_000, saves(), 0, 3.0).endswith(": 246 kB")
+    assert "about 1 checkpoint of 246 kB" in written_sentence(246_000, saves(), 0, 3.0) and written_sentence(246_000, saves(), 0, 3.0).endswith(": 246 kB")
 
 
 def test_the_clock_fills_the_gaps_between_the_others():

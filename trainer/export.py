@@ -209,7 +209,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
         "optimizer": f"{optimizer.get('name')}{decay}",
         "learning rate": f"{_peak_rates(optimizer)} at its peak, {schedule.get('name')}, {schedule.get('warmup_steps', 0):,} steps of warm-up",
         "computed in": "fp32" if manifest.precision == "no" else manifest.precision,
-        "validation loss": "not evaluated" if manifest.val_loss is None else f"{manifest.val_loss:.4f} nats a token",
+        "validation loss": "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words} (nats a token)",
         **_evaluations(run, manifest.step),
     }
 

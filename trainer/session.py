@@ -181,6 +181,8 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     if run.reporter.verdict:
         facts["resume"] = run.reporter.verdict
     facts["val_loss"] = run.evaluator.loss_at(step)
+    if run.evaluator.last_loss is not None:  # of an interrupted run it is that of an earlier step
+        facts["last_val_loss"], facts["last_val_step"] = run.evaluator.last_loss, run.evaluator.last_step
     with _told_if_full(run.folder, outcome.kind):
         write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
     if "exported" in facts:

@@ -63,6 +63,8 @@ def test_ls_as_json_is_one_object_a_line(finished):
     assert [entry["step"] for entry in entries] == [24, 20, 16]
     assert all(entry["problem"] is None and entry["bytes"] > 0 and Path(entry["path"]).is_dir() for entry in entries)
     assert entries[0]["reason"] == "final" and entries[0]["val_loss"] and entries[0]["tiers"]
+    assert [(entry["val_loss"] is None, entry["last_val_step"]) for entry in entries] == [(False, 24), (True, 16), (False, 16)]
+    assert entries[1]["last_val_loss"] == entries[2]["val_loss"], "a checkpoint between two evaluations states the one before it"
 
 
 def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tmp_path):

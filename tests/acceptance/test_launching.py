@@ -14,11 +14,12 @@ import pytest
 from tests.commands import paragraph
 from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
 from trainer import start
+from trainer.checkpoint.manifest import read_manifest
 
 LONG = (
     "max_steps=100000",
     "checkpoint.every_steps=1000",
-    "evaluation.every_steps=100000",
+    "evaluation.every_steps=5",
     "metrics.console_every_steps=1000",
 )
 
@@ -78,6 +79,10 @@ def _check_interrupted(recipe: Path, number: int, said: str) -> None:
     assert ended["outcome"] == "interrupted" and ended["step"] == last, ended
     assert ended["reason"] in (f"{signal.Signals(number).name} was received", "another process was asked to stop")
     assert checkpoint(recipe, last).is_dir()
+    evaluated = [(record["step"], record["val_loss"]) for record in records(recipe) if "val_loss" in record]
+    manifest = read_manifest(checkpoint(recipe, last))
+    for step, loss in ((ended.get("last_val_step"), ended.get("last_val_loss")), (manifest.last_val_step, manifest.last_val_loss)):
+        assert (step, loss) == (evaluated[-1] if evaluated else (None, None))
     assert f"step {last}: checkpoint (interrupt)" in said
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 1))
 

@@ -26,7 +26,7 @@ from trainer.checkpoint.description import Description
 from trainer.checkpoint.diverged import set_diverged_aside
 from trainer.checkpoint.failures import SaveFailures
 from trainer.checkpoint.forecast import Course
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.manifest import Manifest, last_evaluation
 from trainer.checkpoint.named import first_not_finite, moments
 from trainer.checkpoint.plain import PlainSaves
 from trainer.checkpoint.ranks import Ranks, say
@@ -277,13 +277,13 @@ class Checkpointer:
         return done
 
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None) -> Manifest:
-        progress, facts = self._state.progress, self._description
+        progress, facts, state = self._state.progress, self._description, self._state.state_dict()
         return Manifest(
             step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason, epoch=self.ended_epoch(),
             created=datetime.now(UTC).isoformat(timespec="seconds"), loss=loss, val_loss=val_loss,
             validation=facts.validation, world_size=self._ranks.count, precision=facts.precision_now, identity=facts.identity,
             origin=self._restorer.origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size,
-            state=self._state.state_dict(), versions=facts.versions, precision_facts=facts.precision_facts(),
+            state=state, **last_evaluation(state), versions=facts.versions, precision_facts=facts.precision_facts(),
         )  # fmt: skip
 
     # What came of it

@@ -74,5 +74,5 @@ def _step_of(where: str, found: list[Manifest], wanted: str) -> int:
 
 def _row(manifest: Manifest) -> tuple[str, ...]:
     age = time.time() - datetime.fromisoformat(manifest.created).timestamp()
-    losses = ("-" if value is None else f"{value:.4f}" for value in (manifest.loss, manifest.val_loss))
+    losses = ("-" if manifest.loss is None else f"{manifest.loss:.4f}", manifest.val_loss_words or "-")
     return str(manifest.step), duration(age), *losses, count(manifest.tokens), size(manifest.num_bytes)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer import locks
 from trainer.checkpoint.choose import all_of
-from trainer.checkpoint.manifest import MANIFEST
+from trainer.checkpoint.manifest import MANIFEST, val_loss_words
 from trainer.checkpoint.retention import Policy, Removal, policy_of, tiers
 from trainer.checkpoint.store import CheckpointStore, Entry, folder_bytes, verify
 from trainer.checkpoint.verified import Verification, found_damaged, last_verification, last_verifications, remember
@@ -142,7 +142,7 @@ def _kept(entries: list[Entry]) -> tuple[dict[int, list[str]], str | None]:
 def entry_facts(entry: Entry, kept_as: Sequence[str]) -> dict[str, Any]:
     """What a listing says of one checkpoint, as plain values."""
     manifest = entry.manifest
-    said = ("reason", "epoch", "pinned", "loss", "val_loss", "tokens", "created")
+    said = ("reason", "epoch", "pinned", "loss", "val_loss", "last_val_loss", "last_val_step", "tokens", "created")
     last = last_verification(manifest, last_verifications(entry.path.parent)) if manifest else None
     return {
         "step": entry.step,
@@ -178,7 +178,7 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
         duration(facts["age_seconds"]) if facts["age_seconds"] is not None else "?",
         tier_words(facts["tiers"], facts),
         _loss(facts["loss"]),
-        _loss(facts["val_loss"]),
+        val_loss_words(*(facts[name] for name in ("val_loss", "last_val_loss", "last_val_step"))) or "-",
         count(facts["tokens"]) if facts["tokens"] is not None else "?",
         size(facts["bytes"]),
         facts["sound"],

@@ -42,6 +42,10 @@ class Manifest:
     """Fingerprint of what val_loss was taken on: only equals compare."""
     val_loss: float | None = None
     """Validation loss at exactly this step, nats a token; None when it was not evaluated here."""
+    last_val_loss: float | None = None
+    """The last validation loss up to this step, for people: `best` compares `val_loss` only. None before the first."""
+    last_val_step: int | None = None
+    """The step of that one."""
     world_size: int = 1
     precision: str = "no"
     """What its run computed in by then: no, bf16, fp16, fp8 or fp8 emulation."""
@@ -73,9 +77,21 @@ class Manifest:
         return sum(int(entry["bytes"]) for entry in self.files.values())
 
     @property
+    def val_loss_words(self) -> str | None:
+        """See `val_loss_words`."""
+        return val_loss_words(self.val_loss, self.last_val_loss, self.last_val_step)
+
+    @property
     def content_digest(self) -> str:
         """Digest of what its files should be, which no pin changes: what a verification is remembered by."""
         return _digest({"step": self.step, "files": self.files})
+
+
+def val_loss_words(val_loss: float | None, last_val_loss: float | None, last_val_step: int | None) -> str | None:
+    """The last validation loss, with its step where that is another: `3.4102` or `3.4102 at 300`; None before the first."""
+    if val_loss is not None:
+        return f"{val_loss:.4f}"
+    return None if last_val_loss is None else f"{last_val_loss:.4f} at {last_val_step}"
 
 
 def folder_name(step: int) -> str:
@@ -143,7 +159,14 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
             f"{path} has format {content.get('format')}, and this trainer reads format {FORMAT}; use the version that wrote it"
         )
     known = {entry.name for entry in fields(Manifest)}
-    return Manifest(**{key: value for key, value in content.items() if key in known})
+    of_state = last_evaluation(content.get("state") or {})  # earlier versions stated it there only
+    return Manifest(**{**of_state, **{key: value for key, value in content.items() if key in known}})
+
+
+def last_evaluation(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a TrainState's values say of the last validation loss, as fields of a manifest; empty before the first."""
+    found = state.get("evaluation") or {}
+    return {} if found.get("last_loss") is None else {"last_val_loss": found["last_loss"], "last_val_step": found["last_step"]}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
         ("size", f"{size(facts['bytes'])}, {len(manifest.files)} files"),
         ("progress", f"step {manifest.step}, {manifest.sequences:,} sequences, {count(manifest.tokens)} tokens"),
         ("loss", "not known" if manifest.loss is None else f"{manifest.loss:.4f}"),
-        ("val loss", "not evaluated" if manifest.val_loss is None else f"{manifest.val_loss:.4f}{on}"),
+        ("val loss", "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words}{on}"),
         ("made with", f"world_size {manifest.world_size}, precision {manifest.precision}"),
         *([("computes in", why.removeprefix("precision: "))] if why else []),
         ("tokenizer", f"{manifest.tokenizer or 'none'}, {manifest.vocab_size:,} token ids"),

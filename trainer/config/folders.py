@@ -129,7 +129,7 @@ def folder_of_run(checkpoint: Path) -> Path | None:
         pass  # it is damaged, and its place tells
     else:
         names, runs = [*names, config.name], files.project_folder() / config.runs_folder
-    return next((runs / name for name in names if (runs / name / "config.yaml").is_file()), None)
+    return next((runs / name for name in names if (runs / name).is_dir()), None)
 
 
 def _known(kind: str, wanted: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import xxhash
 
 from tests.small_checkpoints import manifest_of
-from trainer.checkpoint.manifest import MANIFEST, describe_files, digest_file, read_manifest, to_json
+from trainer.checkpoint.manifest import MANIFEST, _digest, describe_files, digest_file, read_manifest, to_json
 from trainer.errors import CheckpointError
 
 
@@ -32,6 +32,26 @@ def test_a_loss_that_is_no_number_is_not_written_as_one(tmp_path):
     json.loads((tmp_path / MANIFEST).read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     manifest = read_manifest(tmp_path)
     assert manifest.loss is None and manifest.val_loss is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, (None, None, None)),
+        ({"val_loss": 3.0, "last_val_loss": 3.0, "last_val_step": 7}, (7, 3.0, "3.0000")),
+        ({"last_val_loss": 3.5, "last_val_step": 4}, (4, 3.5, "3.5000 at 4")),
+        ({"state": {"evaluation": {"last_step": 4, "last_loss": 3.5}}}, (4, 3.5, "3.5000 at 4")),
+        ({"state": {"evaluation": {"last_step": 4, "last_loss": None}}}, (None, None, None)),
+    ],
+)
+def test_the_last_validation_loss_is_stated_with_its_step_also_by_what_earlier_versions_wrote(tmp_path, facts, expected):
+    write(tmp_path, manifest_of(7, **facts))
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    if "state" in facts:  # as earlier versions wrote it, without the two fields
+        content = {key: value for key, value in content.items() if key not in ("digest", "last_val_loss", "last_val_step")}
+        (tmp_path / MANIFEST).write_text(json.dumps({**content, "digest": _digest(content)}))
+    manifest = read_manifest(tmp_path)
+    assert (manifest.last_val_step, manifest.last_val_loss, manifest.val_loss_words) == expected
 
 
 def test_a_file_is_described_by_its_size_and_digest(tmp_path):

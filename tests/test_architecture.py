@@ -251,6 +251,12 @@ def test_each_delicate_function_has_one_door(names, doors):
     assert inside(callers_of(*names), *doors), callers_of(*names)
 
 
+def test_a_tilde_is_read_by_what_leaves_one_of_nobody_as_it_is():
+    """os.path.expanduser, so that the path is told as missing; Path.expanduser ends in a traceback."""
+    texts = [ast.unparse(node) for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    assert {text for text in texts if text.endswith(".expanduser")} == {"os.path.expanduser"}
+
+
 def test_only_launch_makes_an_accelerator():
     assert calls("Accelerator") == {"launch.py"}
 

@@ -25,6 +25,7 @@ from trainer.config.batch import accumulation_steps
 from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, hold, is_trained, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
+from trainer.config.settings import settings_help
 from trainer.errors import ConfigError, LaunchError
 from trainer.journal import Journal, cause_of_signal
 from trainer.metrics.curves import CURVE, read_records
@@ -51,8 +52,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     """`[CLUSTER] [RECIPE] [key=value ...]` taken apart: the cluster file (None: the one that fits), the recipe, the overrides."""
-    overrides = [word for word in words if "=" in word]
-    names = [word for word in words if "=" not in word]
+    overrides = [word for word in words if is_override(word)]
+    names = [word for word in words if not is_override(word)]
     if len(names) > 2:
         raise ConfigError(
             f"too many names: {' '.join(names)}; the form is: ./launch.sh [CLUSTER] [RECIPE] [key=value ...]"
@@ -61,6 +62,17 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
         names.insert(0, "")
     cluster, recipe = (*names, "", "")[:2]
     return cluster or None, recipe or "shakespeare", overrides
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is `key=value`, and not the path of a file in whose name or folders an = stands, as `sweep/lr=3e-4/mine.yaml`."""
+    key, equals, _ = word.partition("=")
+    is_yaml, is_file = word.endswith((".yaml", ".yml")), Path(word).is_file()
+    if "/" in key:
+        is_path = is_yaml or is_file
+    else:
+        is_path = is_yaml and is_file and key not in {name for name, _, _ in settings_help()}
+    return bool(equals) and not is_path
 
 
 def _is_recipe(name: str) -> bool:

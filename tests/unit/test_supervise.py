@@ -34,6 +34,21 @@ def test_the_words_are_cluster_recipe_and_overrides(words, split):
     assert supervise.split_words(words) == split
 
 
+def test_an_equals_sign_in_the_path_of_a_file_makes_no_override(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep" / "lr=3e-4").mkdir(parents=True)
+    for name in ("lr=3.yaml", "sweep/lr=3e-4/mine.yaml", "seed=1.yaml"):
+        (tmp_path / name).write_text("seed: 1\n")
+    (tmp_path / "gpus=4.yaml").write_text("distributed_type: MULTI_GPU\n")
+    recipe, there, unknown = "sweep/lr=3e-4/mine.yaml", f"{tmp_path}/lr=3.yaml", "sweep/lr=1/mine.yaml"
+    assert supervise.split_words([recipe]) == (None, recipe, [])
+    assert supervise.split_words(["gpus=4.yaml", there, "seed=2"]) == ("gpus=4.yaml", there, ["seed=2"])
+    assert supervise.split_words(["cpu", "lr=3.yaml"]) == ("cpu", "lr=3.yaml", [])
+    assert supervise.split_words(["cpu", unknown]) == ("cpu", unknown, []), "which is told as missing"
+    overrides = ["seed=1.yaml", "data.corpus=a/b", "data.train=[a/b.bin]", "data.tokenizer=sweep/lr=1/mine.tiktoken", "typo/lr=1"]
+    assert supervise.split_words(overrides) == (None, "shakespeare", overrides), "the name of a setting stays one"
+
+
 def test_a_third_name_is_refused():
     with pytest.raises(ConfigError, match="too many names: cpu shakespeare resume"):
         supervise.split_words(["cpu", "shakespeare", "resume"])

@@ -24,6 +24,7 @@ from torch import Tensor
 from trainer.checkpoint import finite
 from trainer.checkpoint.finite import Floats
 from trainer.checkpoint.named import moment_name
+from trainer.errors import CheckpointError
 
 PAGE_BYTES = 4096
 """What a disk is written in past the page cache: every file's image begins at a multiple of it."""
@@ -106,7 +107,8 @@ def optimizer_image(state: Mapping[str, Any], owners: Mapping[int, str] = Mappin
         storage = bytes_of.pop(record.filename, None)
         if storage is None:
             continue
-        assert record.file_size == storage.nbytes(), f"{record.filename} has {record.file_size} bytes"
+        if record.file_size != storage.nbytes():
+            raise unknown_form(f"{record.filename} has {record.file_size} bytes, and its tensors {storage.nbytes()}")
         begin = _data_of(content, record)
         view = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         tensors.append((begin, view))
@@ -114,7 +116,8 @@ def optimizer_image(state: Mapping[str, Any], owners: Mapping[int, str] = Mappin
         # Behind the data: the signature PK\7\8, then the checksum; in the directory it is the 17th byte of the entry.
         checksums.append(Checksum(begin, record.file_size, (begin + record.file_size + 4, entry + 16)))
         gaps.append((begin, begin + record.file_size))
-    assert not bytes_of, f"storages without a record: {sorted(bytes_of)}"
+    if bytes_of:
+        raise unknown_form(f"it has no record for {', '.join(sorted(bytes_of))}")
     fixed = [(start, _read(content, start, end - start)) for start, end in _between(gaps, num_bytes)]
     content.close()
     return FileImage("optimizer.bin", num_bytes, fixed, tensors, checksums, _moment_floats(state, owners, begins))
@@ -135,6 +138,14 @@ def _floats(name: str, tensor: Tensor, start: int) -> Floats | None:
     """A tensor's numbers in a file; None for one that has no floating-point numbers."""
     kind = TYPES.get(tensor.dtype)
     return Floats(name, start, tensor.numel() * tensor.element_size(), kind) if kind in finite.TYPES else None
+
+
+def unknown_form(what: str) -> CheckpointError:
+    """Where torch.save writes a file in another way than the one that is known here."""
+    return CheckpointError(
+        f"torch {torch.__version__} writes an optimizer's file in a way that saves in the background do not know ({what}); set "
+        "checkpoint.asynchronous=false, or install a torch that setup.cfg names"
+    )
 
 
 def _laid_out(state: Mapping[str, Any]):
@@ -180,7 +191,8 @@ def _central_entries(file, start: int, records: list[zipfile.ZipInfo]) -> list[i
     for _ in records:
         places.append(start)
         signature, *_, name, extra, comment = struct.unpack("<4s6H3I3H", _read(file, start, 34))
-        assert signature == b"PK\1\2", "not an entry of a zip's directory"
+        if signature != b"PK\1\2":
+            raise unknown_form("its directory is not that of a zip file")
         start += 46 + name + extra + comment
     return places
 

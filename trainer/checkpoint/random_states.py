@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.errors import CheckpointError
+
 
 def capture(device: torch.device) -> dict[str, Any]:
     """The state of every stream now."""
@@ -50,7 +52,7 @@ def to_bytes(value: Any) -> bytes:
 
 
 def restore(states: dict[str, Any], device: torch.device) -> None:
-    """Puts every stream back and checks that it took; asserts, because anything else would be a silent loss of exactness."""
+    """Puts every stream back and checks that it took. raises CheckpointError: anything else would be a silent loss of exactness"""
     version, words, gaussian = states["python"]
     random.setstate((version, tuple(words), gaussian))
     name, keys, position, has_gaussian, cached = states["numpy"]
@@ -60,7 +62,11 @@ def restore(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(_to_tensor(states["cuda"]), device)
     now = capture(device)
     differing = [stream for stream in states if states[stream] is not None and now[stream] != states[stream]]
-    assert not differing, f"random streams that did not come back as stored: {differing}"
+    if differing:
+        raise CheckpointError(
+            f"the random streams {', '.join(differing)} did not come back as the checkpoint has them, so that this run would not go on as it was; "
+            "resume with the versions of torch, numpy and Python that wrote it, or from another checkpoint: resume_from_checkpoint=STEP"
+        )
 
 
 def seed_anew(seed: int, step: int, rank: int) -> None:

@@ -109,7 +109,11 @@ class Restorer:
             self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
         self._state.load_state_dict(manifest.state)
         self._restore_random_states(folder, manifest)
-        assert self._state.progress.step == manifest.step, "the state and the manifest disagree about the step"
+        if self._state.progress.step != manifest.step:
+            raise CheckpointError(
+                f"{folder} contradicts itself: its manifest is of step {manifest.step}, and the state in it of step {self._state.progress.step}; "
+                "somebody has changed it: resume from another checkpoint, resume_from_checkpoint=STEP"
+            )
         self.origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
         self._ranks.told_by_main(lambda: self._set_aside(resolution, leave_curve))
         if self._ranks.is_main:

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from trainer.checkpoint import random_states
 from trainer.checkpoint.channel import mark
-from trainer.checkpoint.image import PAGE_BYTES, Checksum, FileImage, model_image, optimizer_image
+from trainer.checkpoint.image import PAGE_BYTES, Checksum, FileImage, model_image, optimizer_image, unknown_form
 from trainer.checkpoint.named import moment_owners
+from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,10 @@ class Layout:
         self._hyperparameters = _hyperparameters(state)
         marked, self._marks = _with_marked_rates(state)
         weights = dict(model.state_dict())
-        assert all(tensor.is_contiguous() for tensor in weights.values()), "a snapshot copies whole, contiguous tensors"
+        if strided := [name for name, tensor in weights.items() if not tensor.is_contiguous()]:
+            raise CheckpointError(
+                f"a save in the background copies whole, contiguous tensors, and these are not: {', '.join(strided)}; set checkpoint.asynchronous=false"
+            )
         self.images = [model_image(clean_state_dict_for_safetensors(weights)), optimizer_image(marked, moment_owners(model, optimizer))]
         # A buffer may hold an infinity by design, as a mask does.
         self._looked_at = {*(name for name, _ in model.named_parameters(remove_duplicate=False)), *(f.name for f in self.images[1].floats)}
@@ -146,7 +150,8 @@ class Layout:
         places = []
         for mark in self._marks:
             found = [(offset + content.index(mark)) for offset, content in image.fixed if mark in content]
-            assert len(found) == 1, f"a learning rate stands in {len(found)} places of the optimizer's file"
+            if len(found) != 1:
+                raise unknown_form(f"a learning rate stands in {len(found)} places of it")
             places.append(start + found[0])
         image.checksums.append(_pickle_checksum(image))
         return places
@@ -208,7 +213,10 @@ class Snapshots:
     def lay_out(self) -> None:
         """Lays the files out, and writes into every slot what stays the same; what the slots held is gone."""
         self.layout = Layout(self._model, self._optimizer)
-        assert self.layout.num_bytes <= len(self.slots[0].pages) - PAGE_BYTES, "a snapshot is larger than what was foreseen"
+        if self.layout.num_bytes > len(self.slots[0].pages) - PAGE_BYTES:
+            raise CheckpointError(
+                f"a snapshot of {self.layout.num_bytes:,} bytes is larger than the memory that was set aside for it; set checkpoint.asynchronous=false"
+            )
         for slot in self.slots:
             slot.step = None
             mark(slot.memory, None)

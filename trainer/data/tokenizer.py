@@ -6,6 +6,7 @@ special token `<|endoftext|>` after the last rank. Text never encodes to that id
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             f"unknown tokenizer {name!r}: {words.did_you_mean(name, NAMES)} A vocabulary of your own is given by the "
             "path of its .tiktoken file."
         )
-    path = Path(name).expanduser().resolve()
+    path = Path(os.path.expanduser(name)).resolve()
     try:
         status = path.stat()
     except OSError:

@@ -1,5 +1,6 @@
 """What a name in `evaluation.tasks` stands for: the built-in task, a file of items, or a public set of the hub."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -69,7 +70,7 @@ def _open(name: str, limit: int | None, folder: Path, rows: Rows, scenes: Callab
         return Task(NAME, next_line_items(scenes())[:limit])
     if name in PUBLIC:
         return _task(name, islice(rows(PUBLIC[name]), limit), PUBLIC[name])
-    path = folder / Path(name).expanduser()
+    path = folder / os.path.expanduser(name)
     if path.is_dir():
         raise ConfigError(f"evaluation task {name!r} is a folder; a task is one file of items: name the files in it")
     if not path.is_file():

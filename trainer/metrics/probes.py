@@ -3,14 +3,13 @@
 A probe looks at one update: the weights after it, an even sample of them from before and after, and the gradients it was made from. It
 returns a tensor that stays on the device; all probes' numbers travel to the host together, and are read late. To add one, write it below:
 
-    @probe("zero_gradients/{group}", unit="fraction")
+    @probe("zero_gradients/{group}", "Gradient elements that are exactly zero, of an even sample.", unit="fraction")
     def zero_gradients(update: Update) -> Tensor:
-        '''Gradient elements that are exactly zero, of an even sample.'''
         zeros = [(sample == 0).float().mean() for sample in update.split(update.gradient_sample)]
         return update.sums(torch.stack(zeros) * update.sizes) / update.sums(update.sizes)
 
-A tag with `{group}` wants one number a layer group, in their order [G]; one without wants a single number [0-d]. The first line of the
-docstring is the help. A probe changes nothing and draws no random number. One that raises is counted and told, and training goes on.
+A tag with `{group}` wants one number a layer group, in their order [G]; one without wants a single number [0-d]. The sentence
+is the help. A probe changes nothing and draws no random number. One that raises is counted and told, and training goes on.
 """
 
 import logging
@@ -61,13 +60,12 @@ PROBES: dict[str, Probe] = {}
 """Every probe by its tag."""
 
 
-def probe(tag: str, *, unit: str) -> Callable[[Callable[["Update"], Tensor]], Callable[["Update"], Tensor]]:
-    """Registers a function as a probe."""
+def probe(tag: str, help: str, *, unit: str) -> Callable[[Callable[["Update"], Tensor]], Callable[["Update"], Tensor]]:
+    """Registers a function as a probe; its help is given, and not read of a docstring, which `python -OO` leaves out."""
 
     def register(measure: Callable[["Update"], Tensor]) -> Callable[["Update"], Tensor]:
         assert tag not in PROBES, f"there is a probe with the tag {tag!r} already"
-        assert measure.__doc__, f"the docstring of {measure.__name__} is the help of {tag!r}"
-        PROBES[tag] = Probe(tag, unit, measure, measure.__doc__.strip().split("\n")[0])
+        PROBES[tag] = Probe(tag, unit, measure, help)
         return measure
 
     return register
@@ -169,21 +167,24 @@ class Update:
         return self.sums(norms.square()).sqrt()
 
 
-@probe("grad_norm/{group}", unit="nats a token")
+@probe(
+    "grad_norm/{group}", "L2 norm of a layer group's gradient as the update saw it, after clipping (the total before it is optim/grad_norm).",
+    unit="nats a token",
+)  # fmt: skip
 def grad_norm(update: Update) -> Tensor:
-    """L2 norm of a layer group's gradient as the update saw it, after clipping (the total before it is optim/grad_norm)."""
     return update.group_norms(update.norms(update.gradients))
 
 
-@probe("param_norm/{group}", unit="1")
+@probe("param_norm/{group}", "L2 norm of a layer group's weights after the update.", unit="1")
 def param_norm(update: Update) -> Tensor:
-    """L2 norm of a layer group's weights after the update."""
     return update.group_norms(update.norms(update.weights))
 
 
-@probe("update_ratio/{group}", unit="ratio")
+@probe(
+    "update_ratio/{group}", "L2 norm of the update over that of the weights before it, of an even sample of at most 16,384 elements a tensor.",
+    unit="ratio",
+)  # fmt: skip
 def update_ratio(update: Update) -> Tensor:
-    """L2 norm of the update over that of the weights before it, of an even sample of at most 16,384 elements a tensor."""
     change = update.group_norms(update.sample_norms(update.sample - update.old_sample))
     return change / update.group_norms(update.sample_norms(update.old_sample))
 

@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from trainer.errors import CheckpointError, ConfigError
+
 GROUP_NAMES = ("hidden", "embeddings", "matrices", "vectors")
 
 
@@ -48,13 +50,17 @@ def _embeddings_and_head(model: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def check_groups(model: nn.Module, optimizer: Optimizer) -> None:
-    """Asserts that every trainable parameter is in exactly one group, and nothing else is."""
+    """Checks that every trainable parameter is in exactly one group, and nothing else is. raises ConfigError: a model may be made otherwise"""
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in grouped]
     strangers = set(grouped) - {id(p) for p in model.parameters() if p.requires_grad}
-    assert not missing, f"parameters that no optimizer group trains: {missing}"
-    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
-    assert not strangers, f"{len(strangers)} parameters of the optimizer are not the model's"
+    problems = [
+        *([f"there are parameters that no optimizer group trains: {', '.join(missing)}"] if missing else []),
+        *(["a parameter is in two optimizer groups"] if len(grouped) != len(set(grouped)) else []),
+        *([f"{len(strangers)} parameters of the optimizer are not the model's"] if strangers else []),
+    ]
+    if problems:
+        raise ConfigError(f"a {type(model).__name__} cannot be trained as it is: {'; '.join(problems)}; set model.config.model_type to another")
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
@@ -73,8 +79,16 @@ def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def restore_hyperparameters(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
-    """Puts back what `hyperparameters` returned before a checkpoint was loaded: the config wins over the checkpoint."""
+    """Puts back what `hyperparameters` returned before a checkpoint was loaded: the config wins over the checkpoint.
+
+    raises CheckpointError when the checkpoint's groups are others
+    """
     names = [group["name"] for group in optimizer.param_groups]
-    assert names == [group["name"] for group in saved], f"groups {names} are not those of the saved hyperparameters"
+    expected = [group["name"] for group in saved]
+    if names != expected:
+        raise CheckpointError(
+            f"the checkpoint's optimizer has the parameter groups {', '.join(map(str, names))}, and this run's has {', '.join(map(str, expected))}; "
+            "resume with the settings and the version that wrote it, or start a new run: name=..."
+        )
     for group, values in zip(optimizer.param_groups, saved, strict=True):
         group.update(values)

@@ -90,7 +90,11 @@ def decide(asked: str, facts: Facts, wanted: PrecisionConfig = PrecisionConfig()
     misfit   why the shapes of model and batch leave nothing for fp8
     raises   PrecisionError for a format or an option that the recipe does not have
     """
-    assert asked in MODES, asked
+    if asked not in MODES:
+        raise PrecisionError(
+            f"this process is asked to compute in {asked!r} (by TRAINER_ASKED_PRECISION or ACCELERATE_MIXED_PRECISION of its environment); take one "
+            f"of {', '.join(MODES)}"
+        )
     if asked == "fp8":
         return _decide_fp8(facts, wanted, misfit)
     if asked == "fp16" and facts.device_type == "cpu":

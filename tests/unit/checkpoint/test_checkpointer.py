@@ -188,6 +188,14 @@ def test_damaged_and_newer_folders_are_taken_out_of_the_way(run, store, caplog):
     ]
 
 
+def test_a_checkpoint_whose_state_is_of_another_step_than_its_manifest_is_refused(run, store):
+    run.save()
+    resolution = run.restorer.find("latest")
+    object.__setattr__(resolution.manifest, "step", resolution.manifest.step + 1)
+    with pytest.raises(CheckpointError, match="resume_from_checkpoint"):
+        Small(store).restorer.restore(resolution, "latest", lambda: None)
+
+
 def test_another_number_of_processes_starts_the_streams_anew_and_says_so(run, store, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     run.save()

@@ -10,7 +10,9 @@ import torch
 from isal import isal_zlib
 from torch import nn
 
+from trainer.checkpoint import image
 from trainer.checkpoint.image import PAGE_BYTES, FileImage, model_image, optimizer_image
+from trainer.errors import CheckpointError
 from trainer.optim.muon import MuonWithAdamW
 
 
@@ -93,3 +95,14 @@ def test_a_storage_that_two_entries_share_is_stored_once():
     assert len(image.tensors) == 1
     loaded = torch.load(io.BytesIO(filled(image)), weights_only=True)["state"][0]
     assert loaded["a"].tolist() == shared.tolist() and loaded["b"].tolist() == shared.view(2, 3).tolist()
+
+
+def test_a_torch_that_writes_the_file_in_another_way_is_refused(monkeypatch):
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    laid_out = image._laid_out
+    monkeypatch.setattr(image, "_laid_out", lambda state: laid_out({**state, "state": {}}))
+    with pytest.raises(CheckpointError, match="checkpoint.asynchronous=false"):
+        optimizer_image(optimizer.state_dict())

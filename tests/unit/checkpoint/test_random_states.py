@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trainer.checkpoint import random_states
+from trainer.errors import CheckpointError
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def test_a_stream_that_does_not_come_back_ends_the_start(stream, monkeypatch):
     draw()
     setter = {"python": "random.setstate", "numpy": "numpy.random.set_state", "torch": "torch.set_rng_state"}[stream]
     monkeypatch.setattr(setter, lambda state: None)
-    with pytest.raises(AssertionError, match=stream):
+    with pytest.raises(CheckpointError, match=stream):
         random_states.restore(stored, CPU)
     monkeypatch.undo()
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from trainer.checkpoint.image import PAGE_BYTES
 from trainer.checkpoint.snapshot import Layout, Snapshots, free_memory_bytes, make_slot, slot_bytes_for, slots_that_fit
+from trainer.errors import CheckpointError
 
 CPU = torch.device("cpu")
 
@@ -87,3 +88,16 @@ def test_room_is_foreseen_before_the_optimizer_has_its_moments(trained):
     model, optimizer = trained
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     assert Layout(model, optimizer).num_bytes + PAGE_BYTES <= slot_bytes_for(parameters, 2 * parameters, 4 * 4)
+
+
+def test_weights_that_lie_otherwise_in_memory_are_refused_by_name():
+    model = nn.Linear(3, 2)
+    model.weight = nn.Parameter(torch.ones(3, 2).t())
+    with pytest.raises(CheckpointError, match="weight.*checkpoint.asynchronous=false"):
+        Layout(model, torch.optim.AdamW(model.parameters()))
+
+
+def test_a_snapshot_for_which_too_little_memory_was_set_aside_is_refused(trained):
+    model, optimizer = trained
+    with pytest.raises(CheckpointError, match="checkpoint.asynchronous=false"):
+        Snapshots(model, optimizer, [make_slot(0, PAGE_BYTES, torch.device("cpu"))], torch.device("cpu")).lay_out()

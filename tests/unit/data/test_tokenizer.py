@@ -119,6 +119,8 @@ def test_unknown_names_are_answered_with_the_nearest(tmp_path):
         load_tokenizer("gtp2")
     with pytest.raises(DataError, match="there is no file"):
         load_tokenizer(str(tmp_path / "none.tiktoken"))
+    with pytest.raises(DataError, match="there is no file.*~nosuch/"):
+        load_tokenizer("~nosuch/mine.tiktoken")
 
 
 def test_a_vocabulary_needs_room_for_all_bytes():

@@ -78,6 +78,8 @@ def test_two_files_of_one_name_are_refused(tmp_path):
 def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match=r"'shakespear_lines' is neither a file .* did you mean 'shakespeare_lines'\?"):
         opened(tmp_path, "shakespear_lines")
+    with pytest.raises(ConfigError, match=r"~nosuch/mine.jsonl' is neither a file"):
+        opened(tmp_path, "~nosuch/mine.jsonl")
 
 
 def test_a_folder_is_called_one(tmp_path):

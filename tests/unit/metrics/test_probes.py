@@ -337,16 +337,18 @@ def test_the_example_in_the_docstring_is_a_probe(registry):
 
 
 def test_a_probe_of_a_single_number_needs_no_groups(registry):
-    @probe("largest_weight", unit="1")
+    @probe("largest_weight", "The largest absolute weight.", unit="1")
     def largest_weight(update):
-        """The largest absolute weight."""
         return torch.stack([weight.abs().max() for weight in update.weights]).max()
 
     assert read(probes_of(Bare(a=torch.tensor([1.0, -7.0])), probes=registry)).numbers()["largest_weight"] == 7.0
 
 
-def test_two_probes_of_one_tag_and_one_without_help_are_mistakes_in_the_program(registry):
+def test_two_probes_of_one_tag_are_a_mistake_in_the_program(registry):
     with pytest.raises(AssertionError, match="already"):
-        probe("grad_norm/{group}", unit="1")(broken)
-    with pytest.raises(AssertionError, match="docstring"):
-        probe("new", unit="1")(lambda update: update)
+        probe("grad_norm/{group}", "The same again.", unit="1")(broken)
+
+
+def test_a_probe_needs_no_docstring_which_python_leaves_out_when_it_optimizes(registry):
+    probe("new", "What it is.", unit="1")(lambda update: update)
+    assert registry["new"].help == "What it is." and all(known.help.endswith(".") for known in registry.values())

@@ -90,6 +90,12 @@ def test_embedding_and_head_are_one_parameter_exactly_when_the_config_ties_them(
     assert tied == model.config.tie_word_embeddings
 
 
+def test_a_model_that_does_not_say_where_its_head_is_is_refused(monkeypatch):
+    monkeypatch.setattr("transformers.LlamaForCausalLM.get_output_embeddings", lambda model: None)
+    with pytest.raises(ConfigError, match="model.config.model_type"):
+        tiny_model("llama", seed=5)
+
+
 FAMILIES = {
     "cohere": {"intermediate_size": 48},
     "granite": {"intermediate_size": 48, "logits_scaling": 8.0},

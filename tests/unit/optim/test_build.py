@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.optim.build import build_optimizer, step_if_finite
 from trainer.optim.groups import (
     check_groups,
@@ -117,13 +117,13 @@ def test_a_parameter_in_no_group_or_in_two_is_caught():
     model = tiny()
     optimizer = optimizer_of(model, "adamw")
     lost = optimizer.param_groups[-1]["params"].pop()
-    with pytest.raises(AssertionError, match="no optimizer group"):
+    with pytest.raises(ConfigError, match="no optimizer group"):
         check_groups(model, optimizer)
     optimizer.param_groups[-1]["params"] += [lost, lost]
-    with pytest.raises(AssertionError, match="two optimizer groups"):
+    with pytest.raises(ConfigError, match="two optimizer groups"):
         check_groups(model, optimizer)
     optimizer.param_groups[-1]["params"][-1] = nn.Parameter(torch.zeros(1))
-    with pytest.raises(AssertionError, match="not the model's"):
+    with pytest.raises(ConfigError, match="not the model's"):
         check_groups(model, optimizer)
 
 
@@ -243,7 +243,7 @@ def test_hyperparameters_of_other_groups_are_refused():
     adamw, muon = optimizer_of(tiny(), "adamw"), optimizer_of(tiny(), "muon")
     saved = hyperparameters(adamw)
     saved[0]["name"] = "other"
-    with pytest.raises(AssertionError, match="groups"):
+    with pytest.raises(CheckpointError, match="groups"):
         restore_hyperparameters(muon, saved)
 
 

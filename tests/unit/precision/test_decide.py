@@ -109,8 +109,8 @@ def test_an_option_of_the_recipe_is_taken():
     assert decide("fp8", H100, PrecisionConfig(recipe="delayed", options={"amax_history_len": 16})).mode == "fp8"
 
 
-def test_a_mode_that_is_none_is_a_mistake_in_the_program():
-    with pytest.raises(AssertionError):
+def test_a_mode_that_is_none_is_refused():
+    with pytest.raises(PrecisionError, match="TRAINER_ASKED_PRECISION"):
         decide("fp4", CPU)
 
 

@@ -278,6 +278,8 @@ def prepare(
         f"{count(report.validation_tokens)} held out ({report.validation_documents:,}, "
         f"{report.validation_tokens / (report.train_tokens + report.validation_tokens):.2%}), {report.bytes_per_token:.2f} bytes a token"
     )
+    for words in report.repeats:
+        say(words)
     # From the project's folder, where data.corpus is meant from, `out` may be another place.
     tell(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
 

@@ -54,8 +54,9 @@ def find(name: str, base: Path, wanted: Callable[[Path], bool], *, deep: bool) -
     elif os.path.lexists(path):
         search.file(path)
     else:
-        parts = path.parts
-        matches = list(dict.fromkeys(search.matches(Path(parts[0]), parts[1:])))
+        start = Path(path.anchor)  # the current folder for a relative path
+        parts = path.parts[1:] if path.anchor else path.parts
+        matches = list(dict.fromkeys(search.matches(start, parts)))
         for match in sorted(matches, key=natural_key):
             search.match(match, is_tree="**" in parts)
         search.is_there = bool(matches or search.found.unreadable)

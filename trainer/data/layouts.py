@@ -12,6 +12,7 @@
 All little-endian. What a header or a sidecar counts is checked against the size of the file.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def _open_npy(path: Path, num_bytes: int) -> Shard:
 
 
 def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
-    layout, said, num_tokens = _read_sidecar(path)
+    try:
+        layout, said, num_tokens = _read_sidecar(path)
+    except OSError as error:
+        raise DataError(f"{error.filename}, which says how shard {path} is stored, cannot be read: {error.strerror}. Mend that.") from None
     said = said or dtype
     if said is None:
         raise DataError(
@@ -142,12 +146,12 @@ def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
 def _read_sidecar(path: Path) -> tuple[str, str | None, int | None]:
     """What a file beside a headerless one says: layout, dtype and number of tokens, None where it says nothing."""
     index, metadata = path.with_suffix(".idx"), path.with_name(path.name + ".metadata")
-    if path.suffix == ".bin" and index.is_file():
+    if path.suffix == ".bin" and os.path.lexists(index):
         with open(index, "rb") as file:
             head = file.read(18)
         if head.startswith(b"MMIDIDX\0\0") and len(head) == 18 and head[17] in _MEGATRON_DTYPES:
             return "Megatron", _MEGATRON_DTYPES[head[17]], None
-    if path.suffix == ".ds" and metadata.is_file():
+    if path.suffix == ".ds" and os.path.lexists(metadata):
         found = re.match(r"[^\n]*\|([24])\n(\d+)", metadata.read_text(errors="replace"))
         if found:
             return "datatrove", "uint16" if found[1] == "2" else "uint32", int(found[2])

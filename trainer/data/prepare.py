@@ -66,6 +66,8 @@ class PrepareReport:
     bigram: float | None
     seconds: float
     reused: bool
+    repeats: tuple[str, ...]
+    """What is held out and trained on too, or stands there more than once: each as a sentence."""
 
 
 def prepare(
@@ -117,7 +119,7 @@ def prepare(
     if finished := _finished(out, request):
         return _report(out, finished, started, reused=True)
     _check_space(out, [*opened, *held], chosen)
-    rule, texts = _divided(each_file_once(opened), held, text_key, validation_fraction, progress)
+    rule, texts = _divided(each_file_once(opened), each_file_once(held), text_key, validation_fraction, progress)
     with _disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with _claimed(out):
@@ -343,9 +345,6 @@ def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int) -> di
 
 def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool) -> PrepareReport:
     splits, baselines = manifest["splits"], manifest["baselines"] or {}
-    for what in ("held_out_in_train", "within_train"):
-        if words := repeats_text(manifest, what):
-            logger.warning("%s: %s", out, words)
     return PrepareReport(
         folder=out,
         name=manifest["name"],
@@ -360,4 +359,5 @@ def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool
         bigram=baselines.get("bigram"),
         seconds=time.monotonic() - started,
         reused=reused,
+        repeats=tuple(words for what in ("held_out_in_train", "within_train") if (words := repeats_text(manifest, what))),
     )

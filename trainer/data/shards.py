@@ -94,6 +94,10 @@ def resolve_shards(
         repeated = [path.name for path in matches if path in found]
         if repeated:
             logger.warning("%d shards of %s were named before and count once (%s)", len(repeated), pattern, repeated[0])
+        real = {path.resolve() for path in found}
+        linked = [path for path in matches if path not in found and (path.resolve() in real or real.add(path.resolve()))]
+        if linked:
+            logger.warning("%d shards of %s are files that were named before by another path, and count again (%s)", len(linked), pattern, linked[0])
         found.update(dict.fromkeys(matches))
     if not found:
         raise DataError(f"no shards are named. {HOW_TO_PREPARE}")
@@ -102,7 +106,7 @@ def resolve_shards(
 
 def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) -> list[Path]:
     path = base / os.path.expanduser(pattern)
-    is_folder = path.is_dir()
+    is_folder = os.path.isdir(path)
     found = find(pattern, base, lambda path: path.suffix in SUFFIXES if is_folder else True, deep=False)
     inside = readable(found, f"data {pattern!r}", skip_unreadable=skip_unreadable, remedy="data.skip_unreadable=true")
     what = f"folder {path}" if is_folder else f"pattern {pattern!r}"

@@ -68,11 +68,11 @@ def open_source(name: str, *, suffixes: Sequence[str] = (), skip_unreadable: boo
         return Source(name, None)
     path, suffixes = Path(os.path.expanduser(name)), tuple(suffixes)
     known = (*suffixes, *_TEXT, *_LINES, ".parquet")
-    wanted = suffixes if suffixes and path.is_dir() else known  # a pattern says itself which files are meant
+    wanted = suffixes if suffixes and os.path.isdir(path) else known  # a pattern says itself which files are meant
     found = find(name, Path(), lambda path: _suffix(path) in wanted, deep=True)
     files = readable(found, f"source {name!r}", skip_unreadable=skip_unreadable, remedy="--skip-unreadable")
     if files == [path] and _suffix(path) not in known:
-        raise DataError(f"source {name!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}; other text files by --suffix.")
+        raise DataError(f"source {name!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}; other text files by --suffix {path.suffix or '.py'}.")
     if not files:
         raise DataError(_nothing(name, found))
     tell_left_out(found, f"source {name!r}", "name folders as sources of their own, and other files of text with --suffix .py,.c")
@@ -350,7 +350,10 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def _saved_rows(path: Path, split: str) -> Iterator[tuple[str, Any]]:
-    dataset = _datasets().load_from_disk(os.fspath(path))
+    try:
+        dataset = _datasets().load_from_disk(os.fspath(path))
+    except (OSError, ValueError, KeyError) as error:  # a file of it is gone, or is not what was saved
+        raise UnreadableError(f"the dataset {path} cannot be read: {' '.join(str(error).split())[:400]}. Copy it again.") from None
     if (path / "dataset_dict.json").is_file():
         if split not in dataset:
             raise DataError(f"{path} has no split {split!r}; it has: {', '.join(dataset)}. Name one folder of them.")

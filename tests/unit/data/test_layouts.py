@@ -82,3 +82,11 @@ def test_a_sidecar_that_says_another_type_is_not_overruled_silently(tmp_path):
     (tmp_path / "a.ds.metadata").write_text("gpt2|2\n4\n4 T")
     with pytest.raises(DataError, match="beside it says uint16, but data.dtype is uint32"):
         open_shard(tmp_path / "a.ds", "uint32")
+
+
+@pytest.mark.parametrize(("name", "beside"), [("a.bin", "a.idx"), ("a.ds", "a.ds.metadata")])
+def test_a_sidecar_that_is_there_and_cannot_be_read_is_told(tmp_path, name, beside):
+    (tmp_path / name).write_bytes(bytes(8))
+    (tmp_path / beside).symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=beside):
+        open_shard(tmp_path / name, "uint16")

@@ -407,26 +407,24 @@ def test_what_is_fetched_is_fetched_once(tmp_path, monkeypatch):
 def test_held_out_text_that_is_trained_on_is_told_with_its_share(source, tmp_path, caplog):
     copied = tmp_path / "copied.jsonl"
     copied.write_text("".join(open(source).readlines()[:30]) + '{"text": "new text"}\n')
-    prepare([source], tmp_path / "all", "bytes", validation_sources=[source])
-    assert "300 of 300 documents" in caplog.text and "100.0%" in caplog.text
-    caplog.clear()
+    (told,) = prepare([source], tmp_path / "all", "bytes", validation_sources=[source]).repeats
+    assert "300 of 300 documents" in told and "100.0%" in told
     for _ in range(2):  # also where it was prepared before
-        prepare([source], tmp_path / "some", "bytes", validation_sources=[str(copied)])
-    assert caplog.text.count("30 of 31 documents") == 2
+        (told,) = prepare([source], tmp_path / "some", "bytes", validation_sources=[str(copied)]).repeats
+        assert "30 of 31 documents" in told
     assert read_manifest(tmp_path / "some")["repeats"]["held_out_in_train"]["documents"] == 30
-    caplog.clear()
     open_corpus(DataConfig(corpus=str(tmp_path / "some")), 16)
     assert "30 of 31 documents" in caplog.text
 
 
 def test_a_file_that_is_given_twice_counts_once_and_is_told(source, tmp_path, caplog):
     (tmp_path / "linked.jsonl").symlink_to(source)
-    report = prepare([source, str(tmp_path / "*.jsonl")], tmp_path / "out", "bytes", validation_fraction=0.0)
-    assert report.train_documents == len(TEXTS) and "1 of its 1 files" in caplog.text
-    caplog.clear()
+    report = prepare([source, str(tmp_path / "*.jsonl")], tmp_path / "out", "bytes", validation_sources=[source, source])
+    assert (report.train_documents, report.validation_documents) == (len(TEXTS), len(TEXTS))
+    assert caplog.text.count("1 of its 1 files") == 2
     (tmp_path / "copy.jsonl").write_bytes(open(source, "rb").read())
-    prepare([source, str(tmp_path / "copy.jsonl")], tmp_path / "copies", "bytes", validation_fraction=0.0)
-    assert "300 of 600 documents" in caplog.text and "50.0%" in caplog.text
+    (told,) = prepare([source, str(tmp_path / "copy.jsonl")], tmp_path / "copies", "bytes", validation_fraction=0.0).repeats
+    assert "300 of 600 documents" in told and "50.0%" in told
 
 
 def test_a_request_of_an_earlier_version_is_known_again(source, tmp_path):

@@ -181,6 +181,13 @@ def test_a_shard_that_is_there_and_cannot_be_read_is_named_and_left_out_only_whe
     assert len(found) >= 1 and ("99" in pattern or "c_train_000099.bin" in caplog.text)
 
 
+def test_a_shard_that_counts_again_under_another_path_is_told(folder, caplog):
+    (folder / "again.bin").symlink_to(folder / "corpus" / "c_train_000002.bin")
+    with caplog.at_level(logging.WARNING):
+        assert len(resolve_shards(["corpus", "again.bin"], folder)) == 4
+    assert "1 shards of again.bin" in caplog.text
+
+
 def test_subfolders_of_a_folder_of_shards_are_told(folder, caplog):
     (folder / "corpus" / "more").mkdir()
     (folder / "corpus" / "more" / "d_train_000001.bin").touch()

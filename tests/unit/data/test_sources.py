@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -386,6 +387,24 @@ def test_brackets_in_a_name_that_is_there_are_meant_literally(tmp_path):
         (tmp_path / name / "a.txt").write_text(name)
     assert list(documents(f"{tmp_path}/data[1]/*.txt")) == ["data[1]"]
     assert list(documents(f"{tmp_path}/data[12]/*.txt")) == ["data1"]
+
+
+def test_relative_names_and_patterns_are_meant_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_text("one")
+    for source in ("a", "a/1.txt", "a/*.txt", "*/*.txt", "**/*.txt", "../*/a/1.txt"):
+        assert list(documents(source)) == ["one"]
+    for source in ("none", "none/*.txt", "~nosuch/none"):
+        with pytest.raises(DataError, match=f"'{re.escape(source)}' is not there"):
+            documents(source)
+
+
+def test_a_saved_dataset_that_lost_a_file_is_told(tmp_path):
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
+    next((tmp_path / "saved").glob("*.arrow")).unlink()
+    with pytest.raises(DataError, match="saved cannot be read"):
+        list(documents(str(tmp_path / "saved")))
 
 
 def test_a_link_that_leads_back_ends_no_search(tmp_path):

@@ -11,13 +11,13 @@ from trainer.checkpoint.show import flat
 from trainer.checkpoint.store import CheckpointStore
 from trainer.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 from trainer.config.folders import find_run
-from trainer.config.load import read_settings
+from trainer.config.load import default_settings, read_settings
 from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
 from trainer.metrics.outcome import read_outcome
 
 NOT_THE_RECIPE = (
-    "name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "checkpoint.", "metrics.",
+    "name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "resume.", "checkpoint.", "metrics.",
     "evaluation.", "micro_batch", "model.gradient_checkpointing",
     "precision.required", "precision.cache_weights", "precision.statistics_every_steps", "precision.shadow_every_steps",
 )  # fmt: skip
@@ -56,8 +56,11 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What makes it this recipe's run: settings that change a step, and the precision; not the seed."""
-        settings = {key: value for key, value in self.settings.items() if not key.startswith(NOT_THE_RECIPE)}
+        """What makes it this recipe's run: settings that change a step, and the precision; not the seed.
+
+        One that its version did not know yet has today's default, which is what was done before.
+        """
+        settings = {key: value for key, value in {**flat(default_settings()), **self.settings}.items() if not key.startswith(NOT_THE_RECIPE)}
         return {**settings, "precision": self.precision}
 
 

@@ -116,7 +116,12 @@ def kept_settings(path: Path) -> dict[str, Any]:
 
     raises  ConfigError when the file cannot be read, or is not a mapping
     """
-    return {**_defaults(Config, ""), **_by_dotted_name(read_settings(path), Config, "")}
+    return {**default_settings(), **_by_dotted_name(read_settings(path), Config, "")}
+
+
+def default_settings() -> dict[str, Any]:
+    """The default of every setting that has one, by dotted name."""
+    return _defaults(Config, "")
 
 
 def _by_dotted_name(values: dict[str, Any], section: type[BaseModel], prefix: str) -> dict[str, Any]:

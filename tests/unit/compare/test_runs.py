@@ -118,6 +118,15 @@ def test_the_seed_the_micro_batch_and_the_cadence_of_checkpoints_do_not_make_ano
     }  # fmt: skip
 
 
+def test_a_setting_that_came_in_between_does_not_make_another_recipe(tmp_path):
+    a, b = two(tmp_path)
+    config = b.folder / "config.yaml"
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "max_tokens": None, "resume": {"allow_changes": ["seed"]}, "profile": {"memory_history": False}}))
+    assert is_one_recipe(*read_runs(["a", "b"]))
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "deterministic": False}))
+    assert not is_one_recipe(*read_runs(["a", "b"]))
+
+
 @pytest.mark.parametrize("change", [{"precision": "fp8"}, {"settings": {"optimizer": {"lr": 0.1}}}, {"settings": {"precision": {"recipe": "block"}}}])
 def test_precision_its_recipe_and_the_learning_rate_make_another_recipe_on_the_same_batches(tmp_path, change):
     a, b = two(tmp_path, **change)

@@ -58,7 +58,7 @@ def key_problems(content: Content, place: Callable[[str], str]) -> list[str]:
     place   where a key (`fp8_config.margin`) stands, as words before a sentence about it
     """
     problems = []
-    for name, value in content.items():
+    for name, value in ((str(key), value) for key, value in content.items()):
         if name not in KEYS:
             problems.append(f"{place(name)}unknown key {name}; {_where_it_belongs(name)}")
         elif words := KEYS[name].check(value, content):
@@ -70,7 +70,7 @@ def key_problems(content: Content, place: Callable[[str], str]) -> list[str]:
 
 def unheard(fp8_config: Any) -> list[str]:
     """What a cluster file's fp8_config says and nothing would listen to, as sentences; Accelerate itself drops half of its keys."""
-    settings = fp8_config if isinstance(fp8_config, dict) else {}
+    settings = {str(key): value for key, value in fp8_config.items()} if isinstance(fp8_config, dict) else {}
     problems = [
         f"fp8_config.{key} is not read, since the recipe sets up fp8 (precision.recipe, precision.format, precision.options); remove it here"
         for key, value in settings.items()
@@ -129,7 +129,7 @@ def _whole(least: int, most: int | None = None) -> Check:
 
 
 def _truth(value: Any, content: Content) -> str | None:
-    return None if isinstance(value, bool) else ", but should be true or false"
+    return None if value is None or isinstance(value, bool) else ", but should be true or false"
 
 
 def _one_of(words: tuple[str, ...]) -> Check:

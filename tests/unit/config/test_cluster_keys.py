@@ -167,6 +167,8 @@ REFUSED = [
     ({"downcast_bf16": True}, "downcast_bf16 is True"),
     ({"tpu_env": ["A=1"]}, "tpu_env is"),
     ({"fp16": True}, "fp16 is True"),
+    ({"fp8_config": {1: 2}}, "fp8_config.1"),
+    ({"dynamo_config": {False: 2}}, "dynamo_config.False"),
     ({"fp8_config": "TE"}, "fp8_config is 'TE'"),
     ({"fp8_config": {"margin": 2}}, "fp8_config.margin"),
     ({"dynamo_config": {"dynamo_backend": "INDUKTOR"}}, "dynamo_config.dynamo_backend is 'INDUKTOR'; did you mean 'INDUCTOR'"),
@@ -190,6 +192,7 @@ def test_a_dry_run_refuses_it_with_exit_code_2_and_the_line(cluster):
 WRONG_WORDS = [
     ("num_processes: 2\nnum_processes: 1", ["num_processes", "a second time"]),
     ("num_processes: 2\ndynamo_config:\n  dynamo_mode: default\n  dynamo_mode: max-autotune", ["dynamo_config.dynamo_mode", "a second time"]),
+    ("num_processes: 2\n1: 2", ["unknown key 1"]),
     ("num_processes: 010", ["num_processes", "010", "8 (octal)", "10"]),
     ("num_processes: yes", ["num_processes", "yes", "true"]),
     ("num_processes: 2\nmain_process_port: 1:30", ["main_process_port", "1:30", "90 (base 60)"]),

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Sets up what is missing, then trains:
+# Sets up what is missing, then trains, or does what a command says; -h lists every command:
 #   ./launch.sh                                      the Shakespeare run on this machine
 #   ./launch.sh CLUSTER RECIPE [key=value ...]       any cluster file and recipe, e.g. ./launch.sh 4gpu_bf16 gpt2-124m optimizer.lr=6e-4
+#   ./launch.sh CLUSTER RECIPE [...] --dry-run       what that would run, and what would be refused
 #   ./launch.sh selftest [CLUSTER] RECIPE [...]      kills a short run of it, resumes it, and compares: is a resume exact on this machine?
 #   ./launch.sh bench precision [CLUSTER] RECIPE     times it in bf16 and in each fp8 recipe: which is worth taking on this machine?
-#   ./launch.sh tensorboard [RUN] [--port N]         opens TensorBoard, and says how to reach it from another machine
 #   ./launch.sh doctor [CLUSTER] [RECIPE] [...]      what this machine can compute in (bf16, fp8 ...), and what a launch would decide
+#   ./launch.sh report | tensorboard | generate ...  each command of .venv/bin/trainer
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
 # Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to mend in
 # what was typed, 3 diverged, 75 interrupted (start it again to continue), 1 anything else.
@@ -117,14 +118,17 @@ if [ "${1:-}" = "--setup" ] && [ "${2:-}" = "fp8" ]; then
 fi
 if [ "${1:-}" = "--setup" ]; then
     set_up "${2:-}"
+    echo "set up: $venv has all packages${2:+, those of the extra $2 included}; train with: $0" >&2
     exit 0
 fi
-set_up
-command=launch
 case "${1:-}" in
-    bench | doctor | selftest | tensorboard)
-        command="$1"
-        shift
+    -h | --help)
+        if [ ! -x "$venv/bin/python" ]; then  # which is asked before anything is installed
+            sed -n '2,/^set /{/^# /s/^# //p}' "${BASH_SOURCE[0]}"
+            exit 0
+        fi
         ;;
 esac
-exec "$venv/bin/python" -P "$project/trainer/start.py" trainer "$command" "$@"
+set_up
+export TRAINER_DOOR="$0"
+exec "$venv/bin/python" -P "$project/trainer/start.py" trainer "$@"

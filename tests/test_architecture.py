@@ -158,7 +158,7 @@ def test_the_ground_imports_the_standard_library_only(module):
 
 
 @pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "trial", "selftest", "bench", "doctor", "cli", "cli_bench", "cli_checkpoints", "cli_doctor", "cli_runs", "runs", "__main__")]
+    "module", [m for m in MODULES if m.split(".")[0] in ("config", "journal", "state", "supervise", "report", "trial", "selftest", "bench", "doctor", "cli", "cli_bench", "cli_checkpoints", "cli_doctor", "cli_launch", "cli_runs", "runs", "__main__")]
 )
 def test_what_answers_at_once_imports_nothing_heavy(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module], at_module_level=True)}
@@ -172,7 +172,7 @@ def test_commands_that_only_look_never_load_torch(store):
     script = f"""
 import sys
 from trainer.cli import app
-for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor", "--help"], ["bench", "precision", "--help"], ["compare", "--help"], ["train", "shakespeare", "--show-config"], ["launch", "cpu", "shakespeare", "--dry-run"],
+for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor", "--help"], ["bench", "precision", "--help"], ["compare", "--help"], ["train", "shakespeare", "--show-config"], 
               ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
               ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
               ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
@@ -215,7 +215,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
         (["yaml"], ["config/"]),
         (["pydantic"], ["config/"]),
-        (["typer"], ["cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py", "cli_runs.py"]),
+        (["typer"], ["cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py", "cli_launch.py", "cli_runs.py"]),
         (["rich"], ["cli.py", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run/"]),
         (["subprocess"], ["supervise.py", "trial/launched.py", "checkpoint/background.py", "doctor/ask.py", "doctor/install.py"]),

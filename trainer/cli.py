@@ -6,31 +6,36 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from trainer.cli_bench import bench_app
 from trainer.cli_checkpoints import JsonOption, RunArgument, checkpoints_app
 from trainer.cli_doctor import doctor, install_fp8
+from trainer.cli_launch import launch, report_command
 from trainer.cli_runs import runs_app
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.streams import Unheard, answer, make_ready, need_not_be_heard, say, settle, tell
-
-if TYPE_CHECKING:
-    from trainer.config.schema import Config
+from trainer.text import nearest
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Language-model pretraining on Accelerate.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Language-model pretraining on Accelerate. Without a command: launch CLUSTER RECIPE KEY=VALUE..., all of which may be left out.",
 )
 app.add_typer(checkpoints_app, name="checkpoints")
 app.add_typer(runs_app, name="runs")
+app.command()(launch)
+app.command(name="report")(report_command)
 app.command()(doctor)
 app.command()(install_fp8)
 app.add_typer(bench_app, name="bench")
+
+DOOR = "TRAINER_DOOR"
+"""Set by launch.sh to how it was called: then these commands are its own."""
 
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""
@@ -50,17 +55,25 @@ def main() -> None:
 
 
 def _run() -> None:
+    door = os.environ.pop(DOOR, None)
+    command = typer.main.get_command(app)
     try:
-        code = app(prog_name="trainer", standalone_mode=False)
+        words = with_command(sys.argv[1:], list(command.commands), is_launch_sh=door is not None)
+        code = command.main(words, prog_name=door or "trainer", standalone_mode=False)
     except TrainerError as error:
         if error.was_said:
             sys.exit(error.exit_code)
         _refuse(str(error), error.exit_code)
     except _UsageError as error:
         if words := error.format_message():
-            where = error.ctx.command_path if error.ctx else "trainer"
+            where = error.ctx.command_path if error.ctx else door or "trainer"
             _refuse(f"{words}{'' if words.endswith(('.', '?')) else '.'} The form is shown by: {where} --help")
         sys.exit(2)  # a bare `trainer` has shown its help
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU, which is not imported here
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _refuse(f"the memory does not hold what this needs ({said}); end what else uses it, or take a smaller model or fewer at once", 1)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -69,6 +82,26 @@ def _run() -> None:
     except typer.Abort:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def with_command(words: list[str], commands: list[str], *, is_launch_sh: bool) -> list[str]:
+    """The words with the command that they leave out: those of a run alone mean `launch`.
+
+    raises  ConfigError for a first word that is most likely a command with a typing mistake
+    """
+    from trainer.config.cluster import cluster_names
+    from trainer.config.load import recipe_names
+
+    first = words[0] if words else ""
+    if not first:
+        return ["launch"] if is_launch_sh else []
+    if first in (*commands, "-h", "--help"):
+        return words
+    names = [*cluster_names(), *recipe_names()]
+    is_of_a_run = first in names or "=" in first or "/" in first or first.endswith((".yaml", ".yml")) or first.startswith("-")
+    if not is_of_a_run and (meant := nearest(first, [*commands, *names])) in commands:
+        raise ConfigError(f"No such command {first!r}; did you mean {meant!r}? All are shown by: --help")
+    return ["launch", *words] if is_of_a_run or is_launch_sh else words
 
 
 def _refuse(words: str, code: int = 2) -> None:
@@ -97,58 +130,13 @@ def train(
         answer(table([("setting", "value", "from"), *rows], indent=""))
         return
     need_not_be_heard()
+    if os.environ.get("RANK", "0") == "0":
+        say("importing torch, accelerate and transformers")
     from trainer.session import run_session
 
     if loaded.length and os.environ.get("RANK", "0") == "0":
         say(loaded.length)
     sys.exit(run_session(loaded.config))
-
-
-@app.command()
-def launch(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check what needs no torch, print the command, and stop.")
-    ] = False,
-) -> None:
-    """Check a run, start it with `accelerate launch`, and report; what ./launch.sh calls."""
-    from trainer import supervise
-
-    with supervise.stopped_early():
-        from trainer.data.assets import twelfth_night
-        from trainer.data.corpus import open_corpus
-        from trainer.data.sources import rows
-        from trainer.doctor.install import install_for
-        from trainer.evaluation.tasks import open_tasks
-        from trainer.files import project_folder
-        from trainer.metrics.outcome import read_outcome
-
-        plan = supervise.plan(words or [])
-        open_corpus(plan.config.data, plan.config.sequence_length)
-        asked = plan.config.evaluation
-        open_tasks(asked.tasks, asked.task_items, project_folder(), rows=rows, scenes=twelfth_night, fetch=False)
-        if dry_run:
-            answer(" ".join(plan.command))
-            return
-        code = 0
-        if supervise.is_finished(plan):
-            tell(f"{supervise.finished_words(plan)}\n")
-        else:
-            install_for(plan.cluster, plan.config.precision, say)
-            code = supervise.run_launch(plan)
-    if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
-        tell_report(plan.config, plan.folder)
-    sys.exit(code)
-
-
-def tell_report(config: "Config", folder: Path) -> None:
-    """Prints what came of a run that has ended; one that cannot be made is told, and takes nothing from how the run ended."""
-    from trainer.text import one_line
-
-    try:
-        tell(report_of(config, folder))
-    except Exception as error:
-        say(f"what came of {config.name} cannot be told ({one_line(error)}); {folder / 'outcome.json'} says how it ended")
 
 
 @app.command()
@@ -171,15 +159,6 @@ def selftest(
     sys.exit(0 if result.is_exact else 1)
 
 
-def report_of(config: "Config", folder: Path) -> str:
-    """What came of a run."""
-    from trainer.config.folders import checkpoints_folder
-    from trainer.data.corpus import known_baselines
-    from trainer.report import report
-
-    return "\n" + report(config.name, folder, checkpoints_folder(config), known_baselines(config.data))
-
-
 @app.command()
 def tensorboard(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name, or any folder of runs; all of runs/ without it.")] = None,
@@ -197,18 +176,6 @@ def tensorboard(
     opened = board(folder, port, os.environ)
     say(opened.told)
     show(opened)
-
-
-@app.command(name="report")
-def report_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")],
-) -> None:
-    """Say what came of a run: losses beside the baselines, a sample, and where everything lies."""
-    from trainer.config.folders import find_run
-    from trainer.config.load import load_resolved
-
-    folder = find_run(run)
-    answer(report_of(load_resolved(folder / "config.yaml"), folder))
 
 
 @app.command()

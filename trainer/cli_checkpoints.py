@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.errors import ConfigError
 from trainer.streams import answer, tell
 
 checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints, and look after them.")
@@ -14,10 +15,21 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")
 ]
 
-StepArgument = Annotated[
-    str, typer.Argument(metavar="STEP", help="A step, latest, best, or the path of a checkpoint.")
-]
+CheckpointOption = Annotated[str, typer.Option("--checkpoint", metavar="STEP", help="A step, latest, best, or the path of a checkpoint.")]
+StepAlias = Annotated[str, typer.Argument(metavar="[STEP]", hidden=True)]
+"""The form of earlier versions: a step without `--checkpoint` before it."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def _chosen(*named: str, number: int = 1) -> list[str]:
+    """The checkpoints that were named in either form, so many; ConfigError when there are more or fewer."""
+    chosen = [name for name in named if name]
+    if len(chosen) != number:
+        form = " ".join(["--checkpoint STEP"] * number)
+        told = f"{len(chosen)} {'is' if len(chosen) == 1 else 'are'} named ({', '.join(chosen)})" if chosen else "none is named"
+        raise ConfigError(f"{'one checkpoint is' if number == 1 else f'{number} checkpoints are'} wanted, and {told}; give {form}, where STEP is a step, latest or best")
+    return chosen
 
 
 @checkpoints_app.command()
@@ -32,7 +44,7 @@ def ls(run: RunArgument, as_json: JsonOption = False) -> None:
 @checkpoints_app.command()
 def show(
     run: RunArgument,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, a step, or the path of a checkpoint.")] = "",
+    checkpoint: CheckpointOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Show everything that a checkpoint's manifest says."""
@@ -58,33 +70,34 @@ def verify(run: RunArgument) -> None:
 @checkpoints_app.command()
 def diff(
     run: RunArgument,
-    a: Annotated[str, typer.Argument(metavar="A", help="A step, latest, best, or the path of a checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    steps: Annotated[list[str] | None, typer.Argument(metavar="[A B]", hidden=True)] = None,
+    checkpoint: Annotated[list[str] | None, typer.Option(metavar="STEP", help="Each of the two: a step, latest, best, or a path.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what differs between two checkpoints: facts, settings, files, and which tensors of the model."""
     from trainer.checkpoint.show import diff as diff_two
     from trainer.config.folders import find_checkpoints
 
+    a, b = _chosen(*(checkpoint or []), *(steps or []), number=2)
     answer(diff_two(find_checkpoints(run), a, b, as_json=as_json))
 
 
 @checkpoints_app.command()
-def pin(run: RunArgument, step: StepArgument) -> None:
+def pin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
     """Keep a checkpoint whatever the tiers say; may be done while the run trains."""
     from trainer.checkpoint.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    tell(set_pinned(find_checkpoints(run), step, pinned=True))
+    tell(set_pinned(find_checkpoints(run), *_chosen(checkpoint, step), pinned=True))
 
 
 @checkpoints_app.command()
-def unpin(run: RunArgument, step: StepArgument) -> None:
+def unpin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
     """Take a pin away: the tiers decide again."""
     from trainer.checkpoint.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    tell(set_pinned(find_checkpoints(run), step, pinned=False))
+    tell(set_pinned(find_checkpoints(run), *_chosen(checkpoint, step), pinned=False))
 
 
 @checkpoints_app.command()
@@ -124,14 +137,15 @@ def rm(
 @checkpoints_app.command()
 def copy(
     run: RunArgument,
-    step: StepArgument,
-    target: Annotated[Path, typer.Argument(metavar="DEST", help="The folder that gets step-*: on another disk.")],
+    places: Annotated[list[str], typer.Argument(metavar="DEST", help="The folder that gets step-*: on another disk.")],
+    checkpoint: CheckpointOption = "",
 ) -> None:
     """Copy a checkpoint to another folder, read every byte back, and only then give it its name."""
     from trainer.checkpoint.duplicate import duplicate
     from trainer.config.folders import find_checkpoints
 
-    tell(duplicate(find_checkpoints(run), step, target))
+    *steps, target = places  # before --checkpoint a step stood between the run and DEST
+    tell(duplicate(find_checkpoints(run), *_chosen(checkpoint, *steps), Path(target)))
 
 
 @checkpoints_app.command()
@@ -140,20 +154,21 @@ def fetch(
         str,
         typer.Argument(metavar="RUN|PLACE", help="A run with checkpoint.second_place, or its folder there: a path, or a URL that fsspec opens."),
     ],
-    step: Annotated[str, typer.Argument(metavar="[STEP]", help="A step, latest or best; without it, what is there is listed.")] = "",
+    step: StepAlias = "",
+    checkpoint: Annotated[str, typer.Option(metavar="STEP", help="A step, latest or best; without it, what is there is listed.")] = "",
     to: Annotated[
         str, typer.Option(metavar="RUN|FOLDER", help="Where it goes; by default to RUN, or the run that the last part of PLACE names.")
     ] = "",
 ) -> None:
-    """Bring a checkpoint back from a second place, every byte verified; without STEP, list what is there."""
+    """Bring a checkpoint back from a second place, every byte verified; without --checkpoint, list what is there."""
     from trainer.checkpoint import fetch as fetching
     from trainer.config.folders import config_of, home_of_checkpoints
 
     run = run.rstrip("/")
     config = config_of(run)
     where = fetching.place_of(config) if config else run
-    if not step:
+    if not (step or checkpoint):
         answer(fetching.offered(where))
         return
     home = run if config else run.rpartition("/")[2]
-    tell(fetching.fetch(where, step, home_of_checkpoints(to or home)))
+    tell(fetching.fetch(where, *_chosen(checkpoint, step), home_of_checkpoints(to or home)))

@@ -7,11 +7,14 @@
       LaunchError             the processes that started are not those the cluster file describes
       RankLostError           another process of the run failed, or is gone
       PrecisionError          the precision asked for cannot be had, and a fallback was refused
-      GpuMemoryError          a GPU's memory does not hold what the run needs
+      OutOfMemoryError        a GPU's memory, or the machine's, does not hold what the run needs
 
 A message says what is wrong with its name and value, what was expected, and what to do. Programmers get `assert` and a
 traceback instead.
 """
+
+import errno
+import re
 
 
 class TrainerError(Exception):
@@ -56,5 +59,15 @@ class PrecisionError(TrainerError):
     """The precision asked for cannot be had, and a fallback was refused."""
 
 
-class GpuMemoryError(TrainerError):
-    """A GPU's memory does not hold what the run needs."""
+class OutOfMemoryError(TrainerError):
+    """A GPU's memory, or the machine's, does not hold what the run needs."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the machine's own memory is used up: Python's, torch's for CPUs, the C++ library's, the system's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error))))
+
+
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: |std::bad_alloc|Cannot allocate memory")

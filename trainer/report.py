@@ -2,11 +2,12 @@
 
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.folders import typed
+from trainer.config.folders import is_trained, typed
 from trainer.errors import TrainerError
 from trainer.journal import precision_words, read_events
 from trainer.metrics.curves import CURVE
@@ -15,21 +16,27 @@ from trainer.metrics.totals import Totals, totals_of
 from trainer.text import count, duration, printable, size, table
 
 
-def report(name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None) -> str:
-    """The last losses beside the baselines, the sample, where everything lies, and what one would want next."""
+def report(
+    name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None, *, prompt: str = "", command: str = ""
+) -> str:
+    """The last losses beside the baselines, the sample, where everything lies, and what one would want next.
+
+    prompt   how the recipe's samples begin
+    command  what starts the run again; by default what its journal says of the last launch
+    """
     outcome = read_outcome(folder)
     if outcome is None:
         raise TrainerError(
             f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}"
         )
-    totals = totals_of(folder / CURVE)
+    totals, events = totals_of(folder / CURVE), read_events(folder)
     parts = [
-        _headline(name, outcome, totals) + _precision(read_events(folder)),
+        _headline(name, outcome, totals) + _precision(events),
         _losses(totals, baselines),
         _tasks(totals.newest),
         _sample(outcome),
         _places(folder, checkpoints, outcome),
-        _next(folder),
+        _next(outcome, folder, CheckpointStore(checkpoints), prompt, command or last_command(folder, events)),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -109,13 +116,36 @@ def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:
     return "\n".join(f"  {what:15s} {where}" for what, where in rows)
 
 
-def _next(folder: Path) -> str:
-    run = shlex.quote(typed(folder))
-    return "\n".join(
-        (
-            "Next:",
-            f"  .venv/bin/trainer generate {run} --prompt 'To be, or not'",
-            f"  ./launch.sh tensorboard {run}",
-            f"  .venv/bin/trainer checkpoints ls {run}",
-        )
-    )
+def last_command(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
+    """What starts a run again: what was typed at its last launch, or a launch of the settings that it keeps."""
+    typed_before = [event for event in events if event["event"] == "launch" and "command" in event]
+    if not typed_before:
+        return f"./launch.sh {shlex.quote(str(folder / 'config.yaml'))}"
+    command, place = str(typed_before[-1]["command"]), str(typed_before[-1].get("folder", ""))
+    return f"cd {shlex.quote(place)} && {command}" if place and place != str(Path.cwd()) else command
+
+
+def _next(outcome: dict[str, Any], folder: Path, store: CheckpointStore, prompt: str, command: str) -> str:
+    """Commands, the likeliest wanted first: a run that ended before its time is to go on, one that goes on is to be watched."""
+    run, kind = shlex.quote(typed(folder)), outcome["outcome"]
+    steps = [entry.step for entry in store.entries()]
+    lines = []
+    if kind == "running" and is_trained(folder):
+        lines.append(f"tail -f {shlex.quote(str(folder / 'train.log'))}")
+    elif kind != "finished":
+        lines.append(_again(command, kind, max(steps, default=None)))
+    if steps:
+        words = f" --prompt {shlex.quote(prompt)}" if prompt else ""
+        lines.append(f".venv/bin/trainer generate {run}{words}")
+    lines.append(f"./launch.sh tensorboard {run}")
+    if steps:
+        lines.append(f".venv/bin/trainer checkpoints ls {run}")
+    return "\n".join(["Next:", *(f"  {line}" for line in lines)])
+
+
+def _again(command: str, kind: str, newest: int | None) -> str:
+    """The command that goes on, and what it does."""
+    does = "starts from the beginning: no checkpoint was made" if newest is None else f"goes on from step {newest}"
+    if kind == "diverged":
+        return f"{command} optimizer.lr=...    # {does}; with a lower rate, or it diverges again"
+    return f"{command}    # {does}"

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer import start
+from trainer import files, start
 from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import cluster as clusters
@@ -29,11 +29,15 @@ from trainer.config.settings import settings_help
 from trainer.errors import ConfigError, LaunchError
 from trainer.journal import Journal, cause_of_signal
 from trainer.metrics.curves import CURVE, read_records
+from trainer.metrics.memory_advice import advice
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.model.presets import preset_fields
 from trainer.safety.failures import FAILURE_PIPE, Failure, how_it_ended, read_cause, receive_failure, send_failure
 from trainer.safety.parent import STARTED_BY, end_with_parent
 from trainer.text import did_you_mean
+
+if TYPE_CHECKING:
+    from trainer.data.corpus import Corpus
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,8 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
         )
     if len(names) == 1 and _is_recipe(names[0]):
         names.insert(0, "")
+    if len(names) == 2 and _is_cluster(names[1]) and not _is_cluster(names[0]):
+        raise ConfigError(f"did you swap them? {names[1]} is a cluster file, and comes before the recipe: {' '.join([names[1], names[0], *overrides])}")
     cluster, recipe = (*names, "", "")[:2]
     return cluster or None, recipe or "shakespeare", overrides
 
@@ -80,15 +86,19 @@ def _is_recipe(name: str) -> bool:
     if name in clusters.cluster_names():
         return False
     if name.endswith((".yaml", ".yml")):
-        return not Path(name).is_file() or "distributed_type" not in Path(name).read_text(
-            encoding="utf-8", errors="replace"
-        )
+        return not _is_cluster(name)
     if name in recipe_names():
         return True
     raise ConfigError(
         f"{name!r} is neither a cluster file nor a recipe; {did_you_mean(name, [*clusters.cluster_names(), *recipe_names()])} "
         "(or give the path of a YAML file)"
     )
+
+
+def _is_cluster(name: str) -> bool:
+    """Whether a name is that of a cluster file: a shipped one, or a YAML file that says `distributed_type`."""
+    is_file = name.endswith((".yaml", ".yml")) and Path(name).is_file()
+    return "distributed_type" in Path(name).read_text(encoding="utf-8", errors="replace") if is_file else name in clusters.cluster_names()
 
 
 def load_run(recipe: str, overrides: Sequence[str]) -> Loaded:
@@ -153,19 +163,24 @@ class Plan:
 def plan(words: Sequence[str]) -> Plan:
     """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run."""
     asked = read_words(words)
-    cluster, loaded = asked.cluster, asked.loaded
-    if lacking := clusters.lacking_gpus(cluster):
+    if lacking := clusters.lacking_gpus(asked.cluster):
         raise ConfigError(lacking)
+    planned = plan_elsewhere(asked)
+    check_not_held(planned.folder)
+    return planned
+
+
+def plan_elsewhere(asked: Request) -> Plan:
+    """The same but for what may be otherwise on another machine or at another time: the GPUs that are here, and whether the run is alive."""
+    cluster, loaded = asked.cluster, asked.loaded
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
     command = start.command(
         "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
         *cluster.options, start.SCRIPT, "trainer", "train", asked.recipe, *asked.overrides,
     )  # fmt: skip
-    folder = run_folder(loaded.config)
     _check_run(loaded.config)
-    check_not_held(folder)
-    return Plan(loaded, cluster, command, asked.environment, folder)
+    return Plan(loaded, cluster, command, asked.environment, run_folder(loaded.config))
 
 
 def _check_run(config: Config) -> None:
@@ -173,6 +188,19 @@ def _check_run(config: Config) -> None:
     check_can_be_made("runs_folder", run_folder(config))
     check_can_be_made("checkpoints_folder", checkpoints_folder(config))
     resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps, run_folder(config))
+
+
+def check_data(config: Config) -> "Corpus":
+    """Opens the data and the tasks of a run as its processes will; DataError and ConfigError say what is wrong with them."""
+    from trainer.data.assets import twelfth_night
+    from trainer.data.corpus import open_corpus
+    from trainer.data.sources import rows
+    from trainer.evaluation.tasks import open_tasks
+
+    corpus = open_corpus(config.data, config.sequence_length)
+    asked = config.evaluation
+    open_tasks(asked.tasks, asked.task_items, files.project_folder(), rows=rows, scenes=twelfth_night, fetch=False)
+    return corpus
 
 
 def newest_step(config: Config) -> int | None:
@@ -226,14 +254,18 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 def run_launch(checked: Plan) -> int:
-    """Runs `accelerate launch`, forwards signals to it (SIGHUP and SIGQUIT as SIGTERM), and returns the run's own exit code."""
+    """Runs `accelerate launch`, forwards signals to it, and returns the run's own exit code.
+
+    SIGQUIT goes on as SIGTERM, since a process that does not handle it yet would dump its core. A second signal is another one only when it
+    is Ctrl+C: who stops a service sends SIGTERM and SIGHUP, and two of them would end the launcher's wait for the last save.
+    """
     before = read_outcome(checked.folder)
     child: subprocess.Popen | None = None
     forwarded: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
-        sent = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-        if sent not in forwarded or sent == signal.SIGINT:
+        sent = signal.SIGTERM if number == signal.SIGQUIT else number
+        if sent == signal.SIGINT or all(earlier == signal.SIGINT for earlier in forwarded):
             forwarded.append(sent)
             if child is not None:
                 child.send_signal(sent)
@@ -266,7 +298,7 @@ def _what_came_of_it(
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == "failed" and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
-        _speak_for_the_dead(checked.folder, _reason(checked.folder, code, failure), failure)
+        _speak_for_the_dead(checked.folder, _reason(checked, code, failure), failure)
     return exit_code(code, said)
 
 
@@ -277,14 +309,17 @@ def _wait_for_ranks(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def _reason(folder: Path, code: int, failure: Failure | None) -> str:
+def _reason(checked: Plan, code: int, failure: Failure | None) -> str:
     """Why a launch failed: in the words that the rank left, or by what ended it."""
     if failure is None:
         return how_it_ended("the launcher", code)
-    cause = read_cause(folder, failure.rank)
+    cause = read_cause(checked.folder, failure.rank)
     if cause and cause.pid == failure.pid:
         return f"rank {cause.rank}: {cause.reason}"
-    return how_it_ended(f"rank {failure.rank}", failure.exit_code)
+    ended = how_it_ended(f"rank {failure.rank}", failure.exit_code)
+    if failure.exit_code != -signal.SIGKILL:
+        return ended
+    return f"{ended}; if memory was short: {advice(checked.config.micro_batch, checked.cluster.precision)}"
 
 
 def _speak_for_the_dead(folder: Path, reason: str, failure: Failure | None) -> None:
@@ -314,7 +349,7 @@ def accelerate_launch() -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    quiet_elastic()
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # threads are counted by launch.num_threads
     try:
         main()
@@ -325,6 +360,16 @@ def accelerate_launch() -> int:
         send_failure(Failure(rank, first.pid, first.exitcode))
         return 1
     return 0
+
+
+def quiet_elastic() -> None:
+    """Silences the launcher's modules, which warn of each stop; every one of their loggers has a level of its own."""
+    import torch.distributed.run  # all that a launch will load
+
+    assert torch.distributed.run
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":

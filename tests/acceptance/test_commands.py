@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.commands import paragraph, trainer
 from tests.launching import checkpoint, outcome, train, write_cluster, write_recipe
 from tests.small_checkpoints import flip
-from trainer import files, supervise
+from trainer import files, locks, supervise
 from trainer.checkpoint.manifest import describe_files, read_manifest, to_json
 from trainer.checkpoint.store import CheckpointStore, verify
 from trainer.config.folders import hold
@@ -239,16 +239,87 @@ def test_settings_prints_the_readmes_table():
     )
 
 
-def test_a_dry_run_checks_and_prints_the_command_and_starts_nothing(finished, monkeypatch):
-    monkeypatch.setattr(
-        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
-    )
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    """The shipped cluster files, no GPU, and nothing is launched."""
+    shipped = Path(supervise.__file__).parent.parent / "accelerate_configs"
+    monkeypatch.setattr(supervise.clusters, "clusters_folder", lambda: shipped)
+    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: 0)
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
-    before = sorted(finished.rglob("*"))
-    printed = said("launch", "cpu_2proc", finished / "tiny.yaml", "max_steps=48", "--dry-run").split()
-    assert printed[-5:] == ["-m", "trainer", "train", str(finished / "tiny.yaml"), "max_steps=48"]
-    assert "--config_file" in printed and printed[printed.index("--config_file") + 1].endswith("cpu_2proc.yaml")
-    assert sorted(finished.rglob("*")) == before
+
+
+def looked(finished: Path, *words: str, cluster: str = "cpu_2proc", code: int = 0) -> dict[str, str]:
+    """What a dry run says: rows by their name (`changed` by what it is since), notes under `note`, a refusal under `error`."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    done = trainer("launch", cluster, str(finished / "tiny.yaml"), *words, "--dry-run")
+    assert done.code == code, done
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    if code:
+        return {"error": paragraph(done.err)}
+    found = {}
+    for line in done.out.splitlines()[1:]:
+        name, _, text = line.partition(": " if line.startswith("note: ") else " ")
+        key = f"changed since {text.split('since ')[1].split(':')[0]}" if name == "changed" else name
+        found[key] = text.strip()
+    return found
+
+
+def test_a_dry_run_shows_what_would_run_and_starts_nothing(finished, nothing_starts):
+    shown = looked(finished, "max_steps=48", "optimizer.lr=0.002")
+    assert shown["cluster"].startswith("cpu_2proc: 2 processes on CPUs, fp32")
+    trained = re.search(r"model: (\S+ parameters \(.*?\))", (finished / "runs" / "tiny" / "train.log").read_text())[1]
+    assert shown["model"] == f"llama, {trained}"
+    assert "8 sequences = 128 tokens: 2 at once on each process, 2 times" in shown["a"]
+    assert "48 steps, 6.14k tokens," in shown["the"]
+    assert shown["from"].startswith("step 24 (") and "24 steps are left" in shown["from"]
+    assert shown["changed since the last launch"].endswith("max_steps 24 -> 48, optimizer.lr 0.003 -> 0.002")
+    assert "processes 1 -> 2" in shown["changed since step 24"] and "max_steps" not in shown["changed since step 24"]
+    assert "tokens/s" in shown["takes"] and str(finished / "runs" / "tiny") in shown["folders"]
+    command = shown["command"].split()
+    assert command[-5:] == ["trainer", "train", str(finished / "tiny.yaml"), "max_steps=48", "optimizer.lr=0.002"]
+    assert command[command.index("--config_file") + 1].endswith("cpu_2proc.yaml") and "note" not in shown
+
+
+def test_a_dry_run_of_a_finished_run_and_of_a_new_one_says_so(finished, nothing_starts):
+    assert "nothing would run: tiny is finished" in looked(finished)["from"]
+    new = looked(finished, "name=new")
+    assert new["from"].startswith("the beginning") and not any(key.startswith(("changed", "takes")) for key in new)
+
+
+def test_a_dry_run_for_another_machine_or_of_a_run_that_is_alive_is_a_note(finished, nothing_starts):
+    assert "wants 4 GPUs" in looked(finished, "name=new", "micro_batch=1", cluster="4gpu_bf16")["note"]
+    with locks.take(finished / "runs" / "tiny" / ".lock"):
+        assert "is being trained right now" in looked(finished, "max_steps=48")["note"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["micro_batch=80000000", "global_batch=160000000"], "micro_batch 80000000 sequences of 16 tokens need"),
+        (["seed=5", "max_steps=48"], "seed is 5 here and 1337 in the checkpoint"),
+        (["max_steps=20"], "max_steps is 20"),
+        (["resume_from_checkpoint=7"], "step-00000007"),
+        (["name=new", "checkpoint.keep_last=1000000000000", "max_steps=10000000000000"], "are free; keep fewer (checkpoint.keep_last)"),
+        (["name=new", "model.config={model_type: lama}"], "model_type 'lama' is unknown"),
+        (["name=new", "metrics.trackers=[tensorbord]"], "did you mean 'tensorboard'?"),
+        (["name=new", "evaluation.sample_tokens=8", f"evaluation.prompt={'x' * 100}"], "evaluation.sample_prompts has"),
+        (["name=new", "global_batch=3"], "nearest"),
+        (["name=new", "data.train=[none.bin]"], "no shard matches"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_launch_would_refuse(finished, nothing_starts, words, expected):
+    assert expected in looked(finished, *words, code=2)["error"]
+
+
+def test_a_checkpoint_may_be_named_by_the_option_as_everywhere(copied, tmp_path):
+    assert said("checkpoints", "pin", copied, "--checkpoint", "16").strip().endswith("is pinned")
+    said("checkpoints", "unpin", copied, "--checkpoint", "16")
+    said("checkpoints", "copy", copied, tmp_path / "disk", "--checkpoint", "20")
+    assert [path.name for path in (tmp_path / "disk").glob("step-*")] == ["step-00000020"]
+    text = said("checkpoints", "diff", copied, "--checkpoint", "16", "--checkpoint", "24")
+    assert text == said("checkpoints", "diff", copied, "16", "24")
+    said("checkpoints", "fetch", tmp_path / "disk", "--checkpoint", "20", "--to", tmp_path / "back")
+    assert [path.name for path in (tmp_path / "back").glob("step-*")] == ["step-00000020"]
 
 
 def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monkeypatch):

@@ -108,7 +108,7 @@ def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_p
     _check_interrupted(recipe, number, (tmp_path / "launcher.log").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
     """This is what launch.sh becomes (by exec) once the environment is there, wherever one stands and whatever PYTHONPATH holds."""
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
@@ -118,8 +118,9 @@ def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(t
     code = _interrupt(words, recipe, number, cwd=_foreign(tmp_path / "foreign"), PYTHONPATH=str(tmp_path / "other"))
     said = (tmp_path / "launcher.log").read_text()
     assert code == 75
-    _check_interrupted(recipe, signal.SIGTERM, said)
-    assert "tiny: interrupted at step" in said and "Traceback" not in said
+    _check_interrupted(recipe, number, said)
+    assert "tiny: interrupted at step" in said and "Traceback" not in said and "death signal" not in said
+    assert f"{recipe} max_steps=100000" in said.partition("Next:\n")[2].splitlines()[0]
 
     last = steps(recipe)[-1]["step"]
     train(recipe, f"max_steps={last + 3}", num_processes=2)

@@ -193,7 +193,8 @@ TYPED = [
     Mistake("empty place to resume from", "train {recipe} resume_from_checkpoint=", ("resume_from_checkpoint is empty", "give latest, best, a step")),
     Mistake("name that is no folder", "train {recipe} name=../elsewhere", ("name '../elsewhere' cannot name a folder", "use letters")),
     # The command line itself
-    Mistake("unknown command", "trian shakespeare", ("No such command 'trian'", "--help")),
+    Mistake("unknown command", "trian shakespeare", ("No such command 'trian'", "did you mean 'train'?", "--help")),
+    Mistake("command that nobody knows", "xyzzy mine", ("No such command 'xyzzy'", "--help")),
     Mistake("unknown option", "train shakespeare --resume", ("No such option: --resume", "trainer train --help")),
     Mistake("option left out", "export tiny", ("Missing option '--out'", "trainer export --help")),
     Mistake("option out of range", "generate tiny --temperature -1", ("'--temperature'", "greater than or equal to 0", "--help")),
@@ -209,6 +210,8 @@ TYPED = [
     ),
     Mistake("unknown cluster file", "launch cpu_3proc {recipe}", ("unknown cluster file 'cpu_3proc'", "did you mean 'cpu_2proc'?")),
     Mistake("cluster file that is not there", "launch {tmp}/none.yaml {recipe}", ("unknown cluster file '{tmp}/none.yaml'", "give the path")),
+    Mistake("swapped names", "launch {recipe} cpu seed=1", ("did you swap them?", "cpu {tmp}/tiny.yaml seed=1")),
+    Mistake("swapped files", "launch {recipe} {tmp}/cluster.yaml", ("did you swap them?", "{tmp}/cluster.yaml {tmp}/tiny.yaml"), cluster()),
     Mistake("three names", "launch cpu {recipe} gpt2-124m", ("too many names", "the form is: ./launch.sh [CLUSTER] [RECIPE]")),
     Mistake(
         "cluster file lacking a key", "launch {tmp}/cluster.yaml {recipe}",
@@ -292,7 +295,10 @@ TYPED = [
     Mistake("show of a step that is not there", "checkpoints show tiny --checkpoint 7", ("there is no checkpoint of step 7", "24, 20")),
     Mistake("show of an unknown word", "checkpoints show tiny --checkpoint newest", ("there is no checkpoint newest", "give latest, best, a step")),
     Mistake("diff with a step that is not there", "checkpoints diff tiny 24 7", ("there is no checkpoint of step 7", "24, 20")),
-    Mistake("diff with one checkpoint", "checkpoints diff tiny 24", ("Missing argument 'B'", "checkpoints diff --help")),
+    Mistake("diff with one checkpoint", "checkpoints diff tiny 24", ("2 checkpoints are wanted, and 1 is named (24)", "--checkpoint STEP --checkpoint STEP")),
+    Mistake("pin of nothing", "checkpoints pin tiny", ("one checkpoint is wanted, and none is named", "--checkpoint STEP")),
+    Mistake("pin of two", "checkpoints pin tiny 24 --checkpoint 20", ("one checkpoint is wanted, and 2 are named (20, 24)", "--checkpoint STEP")),
+    Mistake("copy of nothing", "checkpoints copy tiny {tmp}/copy", ("one checkpoint is wanted, and none is named", "--checkpoint STEP")),
     Mistake("pin of a step that is not there", "checkpoints pin tiny 7", ("there is no checkpoint of step 7", "24, 20")),
     Mistake("unpin in an unknown run", "checkpoints unpin tinny 24", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
     Mistake(
@@ -458,7 +464,7 @@ REFUSED = [
     Mistake("unknown tracker", "train {recipe} metrics.trackers=[tensorbord]", ("unknown tracker 'tensorbord'", "did you mean 'tensorboard'?")),
     Mistake(
         "tracker that is not installed", "train {recipe} metrics.trackers=[aim,tensorboard]",
-        ("'aim' needs its package, which is not installed", "pip install aim"),
+        ("'aim' needs its package, which is not installed", f"{sys.executable} -m pip install aim"),
     ),
     # Where to continue from
     Mistake(

@@ -6,7 +6,9 @@ import pytest
 from tests.small_checkpoints import commit
 from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
 from trainer.config.load import dump, load
+from trainer import locks
 from trainer.errors import TrainerError
+from trainer.journal import Journal
 from trainer.metrics.outcome import read_outcome, write_outcome, write_refusal
 from trainer.report import ending, report
 
@@ -124,6 +126,7 @@ def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, sett
     folder = run_folder(config)
     write_outcome(folder, "finished", step=10, reason="because")
     (folder / "config.yaml").write_text(dump(config))
+    (checkpoints_folder(config) / "step-00000010").mkdir(parents=True)
     lines = report("mine", folder, checkpoints_folder(config), None).split("Next:\n")[1].splitlines()
     generate, tensorboard, checkpoints = map(shlex.split, lines)
     assert generate[2] == checkpoints[3] == ("mine" if config.runs_folder == "runs" else str(folder))
@@ -134,3 +137,52 @@ def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, sett
 def test_a_run_that_never_was_is_an_error(store, tmp_path):
     with pytest.raises(TrainerError, match="there is no run mine in"):
         report("mine", tmp_path / "mine", store.folder, None)
+
+
+# What one wants next
+
+
+def next_lines(folder, store, **changes):
+    said = report("mine", folder, store.folder, None, **{"prompt": "1. Remove the cover", "command": "./launch.sh cpu mine.yaml", **changes})
+    return [line.strip() for line in said.partition("Next:\n")[2].splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "failed", "diverged", "refused", "running"])
+def test_what_continues_a_run_that_ended_early_comes_first(store, project, kind):
+    folder = project / "runs" / "mine"
+    write_outcome(folder, kind, step=0, reason="because")
+    lines = next_lines(folder, store)
+    assert lines[0].startswith("./launch.sh cpu mine.yaml") and "no checkpoint was made" in lines[0]
+    assert lines[1:] == ["./launch.sh tensorboard mine"], "there is nothing to generate with, and nothing to list"
+    commit(store, 5)
+    lines = next_lines(folder, store)
+    assert lines[0].startswith("./launch.sh cpu mine.yaml") and "from step 5" in lines[0] and ("optimizer.lr=" in lines[0]) == (kind == "diverged")
+    assert lines[1] == ".venv/bin/trainer generate mine --prompt '1. Remove the cover'"
+
+
+def test_a_finished_run_is_asked_with_the_recipes_own_prompt(store, project):
+    folder = project / "runs" / "mine"
+    write_outcome(folder, "finished", step=5, reason="because")
+    commit(store, 5)
+    assert next_lines(folder, store)[0] == ".venv/bin/trainer generate mine --prompt '1. Remove the cover'"
+    assert next_lines(folder, store, prompt="")[0] == ".venv/bin/trainer generate mine"
+
+
+def test_a_run_that_is_alive_is_to_be_watched(store, project):
+    folder = project / "runs" / "mine"
+    write_outcome(folder, "running", step=0, reason="training")
+    with locks.take(folder / ".lock"):
+        assert next_lines(folder, store)[0] == f"tail -f {folder / 'train.log'}"
+
+
+def test_the_command_is_what_was_typed_at_the_last_launch(store, project, tmp_path, monkeypatch):
+    folder = project / "runs" / "mine"
+    write_outcome(folder, "interrupted", step=5, reason="because")
+    settings = folder / "config.yaml"
+    assert next_lines(folder, store, command="")[0].startswith(f"./launch.sh {settings}")
+    journal = Journal(folder)
+    journal.write("launch", command="./launch.sh cpu a.yaml", folder=str(tmp_path))
+    journal.write("launch", command="./launch.sh cpu 'my b.yaml'", folder=str(tmp_path))
+    assert next_lines(folder, store, command="")[0].startswith(f"cd {tmp_path} && ./launch.sh cpu 'my b.yaml'")
+    monkeypatch.chdir(tmp_path)
+    assert next_lines(folder, store, command="")[0].startswith("./launch.sh cpu 'my b.yaml'")

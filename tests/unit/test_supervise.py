@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from tests.commands import trainer
 from trainer import files, locks, start, supervise
 from trainer.config.load import load
 from trainer.errors import ConfigError
+from trainer.metrics.memory_advice import advice
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
 
 def gpus(monkeypatch, number):
@@ -213,9 +215,10 @@ raise SystemExit(1)"""
 TOLD = """
 import os, signal, sys, time
 def heard(number, _):
+    open({heard!r}, "a").write(signal.Signals(number).name)
     {leave}
     sys.exit(44)
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, heard)
 os.kill(os.getppid(), signal.{name})
 time.sleep(10)
@@ -241,9 +244,10 @@ def writes(plan, outcome, reason="new"):
 def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(project, caplog, name, left, code, said):
     plan = planned(project)
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
-    plan.command[2] = TOLD.format(name=name, leave=writes(plan, *left) if left else "pass")
+    plan.command[2] = TOLD.format(name=name, leave=writes(plan, *left) if left else "pass", heard=str(project / "heard"))
     before = [signal.getsignal(number) for number in supervise.SIGNALS]
     assert supervise.run_launch(plan) == code
+    assert (project / "heard").read_text() == ("SIGTERM" if name == "SIGQUIT" else name)
     assert [said in message for message in caplog.messages] == ([True] if said else [])
     assert before == [signal.getsignal(number) for number in supervise.SIGNALS]
 
@@ -265,6 +269,37 @@ def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):
         signal.signal(signal.SIGHUP, before)
 
 
+TWICE = """
+import os, signal, time
+heard = []
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, _: heard.append(signal.Signals(number).name))
+for name in {names!r}:
+    os.kill(os.getppid(), signal.Signals[name])
+    time.sleep(0.3)
+open({path!r}, "w").write(" ".join(heard))
+"""
+
+
+@pytest.mark.parametrize("names", [["SIGHUP", "SIGTERM"], ["SIGTERM", "SIGHUP"], ["SIGTERM", "SIGTERM"]])
+def test_a_second_signal_does_not_end_the_wait_for_the_last_save(project, names):
+    assert supervise.run_launch(planned(project, TWICE.format(names=names, path=str(project / "heard")))) == 75
+    assert (project / "heard").read_text() == names[0]
+
+
+def test_the_launchers_modules_say_nothing_of_a_stop():
+    import torch.distributed.elastic.agent.server.api  # as a launch has it
+
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    levels = {logger: logger.level for logger in loggers}
+    try:
+        supervise.quiet_elastic()
+        assert not torch.distributed.elastic.agent.server.api.logger.isEnabledFor(logging.WARNING)
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
 # What no rank could say
 
 
@@ -281,7 +316,10 @@ def curve(plan, step):
 @pytest.mark.parametrize(
     ("exit_code", "reason"),
     [
-        (-signal.SIGKILL, "rank 1 was killed by SIGKILL (out of memory? the kernel's log says: dmesg); start it again to continue"),
+        (
+            -signal.SIGKILL,
+            f"rank 1 was killed by SIGKILL (out of memory? the kernel's log says: dmesg); start it again to continue; if memory was short: {advice(8, 'no')}",
+        ),
         (-signal.SIGSEGV, "rank 1 was killed by SIGSEGV; start it again to continue"),
         (1, "rank 1 ended with exit code 1 before it could note why; what it printed says more"),
     ],

@@ -64,21 +64,8 @@ def preflight(
     raises          CheckpointError with figures
     """
     one = sum(file_bytes.values())
-    if max_disk_bytes is not None and max_disk_bytes < 2 * one:
-        raise CheckpointError(
-            f"checkpoint.max_disk_bytes is {size(max_disk_bytes)}, and the run needs {size(2 * one)} at least (one checkpoint of "
-            f"{size(one)} and the next one while it is written); raise it"
-        )
-    whole = min(one * (num_kept + 1), max_disk_bytes or one * (num_kept + 1))
-    needed = max(0, whole - there_bytes)
+    needed, free = check_free(folder, one, num_kept=num_kept, there_bytes=there_bytes, max_disk_bytes=max_disk_bytes)
     with _disk_errors(folder):
-        free = files.free_bytes(folder)
-        if needed > free:
-            raise CheckpointError(
-                f"the checkpoints of this run need {size(needed)} more in {folder} ({num_kept} kept and one being written, {size(one)} each), "
-                f"and {size(free)} are free; keep fewer (checkpoint.keep_last), set checkpoint.max_disk_bytes, make room, or set "
-                "checkpoints_folder to a larger disk"
-            )
         _check_file_limit(file_bytes)
         staging = folder / STAGING
         if staging.exists():
@@ -93,6 +80,29 @@ def preflight(
         finally:
             files.remove_folder(staging)
     return Preflight(one, needed, free, is_reserved, speed, trial_bytes)
+
+
+def check_free(folder: Path, one: int, *, num_kept: int, there_bytes: int, max_disk_bytes: int | None) -> tuple[int, int]:
+    """(bytes that are needed besides those that are there, bytes that are free) for checkpoints of `one` bytes each; nothing is written.
+
+    raises  CheckpointError with figures where that is too little; the other arguments are those of `preflight`
+    """
+    if max_disk_bytes is not None and max_disk_bytes < 2 * one:
+        raise CheckpointError(
+            f"checkpoint.max_disk_bytes is {size(max_disk_bytes)}, and the run needs {size(2 * one)} at least (one checkpoint of "
+            f"{size(one)} and the next one while it is written); raise it"
+        )
+    whole = min(one * (num_kept + 1), max_disk_bytes or one * (num_kept + 1))
+    needed = max(0, whole - there_bytes)
+    with _disk_errors(folder):
+        free = files.free_bytes(folder)
+    if needed > free:
+        raise CheckpointError(
+            f"the checkpoints of this run need {size(needed)} more in {folder} ({num_kept} kept and one being written, {size(one)} each), "
+            f"and {size(free)} are free; keep fewer (checkpoint.keep_last), set checkpoint.max_disk_bytes, make room, or set "
+            "checkpoints_folder to a larger disk"
+        )
+    return needed, free
 
 
 @contextmanager

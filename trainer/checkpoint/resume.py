@@ -64,9 +64,14 @@ def check(store: CheckpointStore, wanted: str, max_steps: int, run_folder: Path)
     if wanted == "latest" or gone_on(store, wanted) is not None:
         newest = next(iter(store.sound_manifests()), None)
     else:
-        newest = resolve(store, wanted, _look).manifest
+        newest = look(store, wanted).manifest
     if newest is not None:
         check_not_beyond(run_folder, newest.step, max_steps)
+
+
+def look(store: CheckpointStore, wanted: str) -> Resolution:
+    """What a resume would find, as far as manifests, names and sizes tell; CheckpointError where it would be refused."""
+    return resolve(store, "latest" if gone_on(store, wanted) else wanted, _look)
 
 
 def check_not_beyond(run_folder: Path, step: int, max_steps: int) -> None:

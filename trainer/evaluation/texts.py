@@ -9,7 +9,7 @@ from typing import Any, Protocol, TextIO
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.evaluation.generate import NOT_FINITE, SEQUENCE_LENGTH, Row, Sampling, check_prompt_length, generate
 from trainer.evaluation.stream import InOrder, TextStream
 from trainer.text import count, duration
@@ -77,10 +77,14 @@ def continue_texts(
         except KeyboardInterrupt:
             scribe.interrupt()
             return
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            on_gpu = isinstance(error, torch.OutOfMemoryError)
+            whose = "the GPU's" if on_gpu else "this machine's"
+            if not on_gpu and not is_out_of_memory(error):
+                raise
             raise TrainerError(
-                f"{min(rows_at_once, len(texts))} texts at once do not fit into the GPU's memory beside what is in it; lower --rows-at-once, or "
-                "compute on the CPU: CUDA_VISIBLE_DEVICES= before the command"
+                f"{min(rows_at_once, len(texts))} texts at once do not fit into {whose} memory beside what is "
+                f"in it; lower --rows-at-once{', or compute on the CPU: CUDA_VISIBLE_DEVICES= before the command' if on_gpu else ''}"
             ) from None
 
 

@@ -14,6 +14,6 @@ stopwatch.py where a step's time goes, part by part
 probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms, late serve it)
 hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
 profiler.py  torch's profiler over the steps asked for
-out_of_memory.py  what is left behind when a GPU runs out of memory
+out_of_memory.py  what is left behind when a GPU or the machine runs out of memory; memory_advice.py: what to do then
 outcome.py   outcome.json: how a run ended, for people and for launch.sh
 """

@@ -1,7 +1,8 @@
-"""What is left behind when a GPU runs out of memory: who held it, and a paragraph that says what to do."""
+"""What is left behind when a GPU or the machine runs out of memory: who held it, and a paragraph that says what to do."""
 
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import torch
 
 from trainer import files
-from trainer.errors import GpuMemoryError
+from trainer.errors import OutOfMemoryError, is_out_of_memory
+from trainer.metrics.memory_advice import advice
+from trainer.text import size
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +33,11 @@ def record_memory_history() -> None:
 def out_of_memory_explained(
     folder: Path, *, rank: int, micro_batch: int, precision: Callable[[], str], has_history: bool
 ) -> Iterator[None]:  # fmt: skip
-    """Turns torch's OutOfMemoryError into a paragraph, and leaves in `folder` what tells who held the memory.
+    """Turns running out of memory into a paragraph; for a GPU's, leaves in `folder` what tells who held it.
 
     precision    gives the mode that the run computes in: no, bf16, fp16 or fp8
     has_history  whether `record_memory_history` was called: then a snapshot is left too
-    raises       GpuMemoryError, with torch's own error as its cause
+    raises       OutOfMemoryError, with the error itself as its cause
     """
     try:
         yield
@@ -46,33 +49,24 @@ def out_of_memory_explained(
         else:
             left.append("profile.memory_history=true would leave a snapshot that says which line of code allocated what")
         mode = precision()
-        arithmetic = "fp32" if mode == "no" else mode
-        words = f"rank {rank} ran out of GPU memory in {arithmetic}: {_first_line(error)} {advice(micro_batch, mode)} {'; '.join(left)}."
-        raise GpuMemoryError(words) from error
+        words = f"rank {rank} ran out of GPU memory in {_arithmetic(mode)}: {_first_line(error)} {advice(micro_batch, mode)} {'; '.join(left)}."
+        raise OutOfMemoryError(words) from error
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        mode = precision()
+        words = f"rank {rank} ran out of this machine's memory in {_arithmetic(mode)} ({_what_was_asked(error)})."
+        raise OutOfMemoryError(f"{words} {advice(micro_batch, mode)}") from error
 
 
-def advice(micro_batch: int, mode: str) -> str:
-    """What to do about it, a sentence or two."""
-    return f"{_smaller(micro_batch)} {_IN_MODE[mode]}" if mode in _IN_MODE else _smaller(micro_batch)
+def _arithmetic(mode: str) -> str:
+    return "fp32" if mode == "no" else mode
 
 
-_IN_MODE = {
-    "no": "A cluster file that says bf16 halves what is kept for the backward pass.",
-    "fp8": "fp8 keeps copies of the weights beside them: precision.cache_weights=false frees them between micro-batches, a cluster file "
-    "that says bf16 has none.",
-}  # fmt: skip
-"""What else takes memory in a precision, and how to save it."""
-
-
-def _smaller(micro_batch: int) -> str:
-    checkpointing = "model.gradient_checkpointing=true (a third more time)"
-    if micro_batch == 1:
-        return f"micro_batch is 1 already: set {checkpointing}, a shorter sequence_length, or a smaller model."
-    smaller = micro_batch // 2 if micro_batch % 2 == 0 else 1
-    return (
-        f"Set micro_batch={smaller} instead of {micro_batch}: the same global_batch is then taken in more pieces, and what is learned is the "
-        f"same; or set {checkpointing}."
-    )
+def _what_was_asked(error: BaseException) -> str:
+    """How much could not be had, where torch says it; else the error's own words."""
+    found = re.search(r"tried to allocate (\d+) bytes", str(error))
+    return f"{size(int(found[1]))} more could not be had" if found else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ step and drawing it, or a tracker that failed for an hour, costs no point: the n
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def check_tracker_names(names: list[str]) -> None:
     problems = [
         f"metrics.trackers: unknown tracker {name!r}; {did_you_mean(name, known)}"
         if name not in known
-        else f"metrics.trackers: {name!r} needs its package, which is not installed; install it (pip install {name}), or leave it out"
+        else f"metrics.trackers: {name!r} needs its package, which is not installed; install it ({sys.executable} -m pip install {name}), or leave it out"
         for name in dict.fromkeys(names)
         if name not in installed
     ]
@@ -63,9 +64,7 @@ def open_trackers(
     opened = []
     for tracker_name in names:
         position, purge_step = begin_of_drawing(folder, tracker_name, resumed_step)
-        same_run = {"name": name, "resume": "allow"}
-        defaults = {"tensorboard": {"purge_step": purge_step}, "wandb": {"id": name, **same_run}, "trackio": same_run}
-        keywords = {**defaults.get(tracker_name, {}), **(options or {}).get(tracker_name, {})}
+        keywords = {**opening(tracker_name, name, folder, purge_step), **(options or {}).get(tracker_name, {})}
         try:
             tracker = _open(accelerator, tracker_name, name, keywords)
             if tracker_name != "tensorboard":
@@ -89,6 +88,18 @@ def _show_settings(tracker: GeneralTracker, settings: dict[str, Any], *, is_new:
         if is_new:
             raise
         log.warning("%s shows the settings of an earlier launch: %s", tracker.name, one_line(error))
+
+
+def opening(tracker_name: str, name: str, folder: Path, purge_step: int) -> dict[str, Any]:
+    """What a tracker's own opening call is given: the same run after a resume, and the run's folder for the files that it would leave where one stands."""
+    same_run = {"name": name, "resume": "allow"}
+    return {
+        "tensorboard": {"purge_step": purge_step},
+        "wandb": {"id": name, "dir": str(folder), **same_run},
+        "trackio": same_run,
+        "dvclive": {"dir": str(folder / "dvclive")},
+        "swanlab": {"logdir": str(folder / "swanlog")},
+    }.get(tracker_name, {})
 
 
 def _open(accelerator: Accelerator, tracker_name: str, run_name: str, keywords: dict[str, Any]) -> GeneralTracker:

@@ -66,7 +66,9 @@ def build_model(
         if model.head_reason:
             logger.info("loss: plain, with all logits in memory, because %s", model.head_reason)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Newer versions of transformers warn of the older name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model.train()
 
 

@@ -4,6 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,9 +58,10 @@ def _bring_to_its_place(run: Run) -> None:
             **run.precision.start_facts(), compiled=launch.compile_backend(run.accelerator) != "no", machine=launch.describe(run.accelerator),
         )  # fmt: skip
     wanted = resume_point(config)
+    log.info("looking for a checkpoint to go on from; every byte of it is read")
     resolution = run.restorer.find(wanted)
     if resolution.path is None and wanted == "latest":
-        _refuse_to_start_over(run)
+        refuse_to_start_over(run.config, run.folder)
     run.checkpointer.check_room(resolution.path)
     if run.accelerator.is_main_process:
         _make_folders(run)
@@ -129,14 +131,14 @@ def _make_folders(run: Run) -> None:
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
 
-def _refuse_to_start_over(run: Run) -> None:
+def refuse_to_start_over(config: Config, folder: Path) -> None:
     """The run had checkpoints, and they are gone: starting over would bury what they were, unless all that it ever had have diverged."""
-    if (run.folder / SAVED).exists() and not never_went_well(read_events(run.folder)):
-        place = second_place_of(run.config.checkpoint, run.folder.name)
-        command = f".venv/bin/trainer checkpoints fetch {shlex.quote(typed(run.folder))} latest"
+    if (folder / SAVED).exists() and not never_went_well(read_events(folder)):
+        place = second_place_of(config.checkpoint, folder.name)
+        command = f".venv/bin/trainer checkpoints fetch {shlex.quote(typed(folder))} --checkpoint latest"
         fetch = f"bring one back: {command} (from {place['where']}), " if place else ""
         raise CheckpointError(
-            f"{run.folder.name} has saved checkpoints before, but {checkpoints_folder(run.config)} holds none; put them back (is the disk "
+            f"{folder.name} has saved checkpoints before, but {checkpoints_folder(config)} holds none; put them back (is the disk "
             f"mounted?), {fetch}or start over on purpose with resume_from_checkpoint=none"
         )
 
@@ -144,6 +146,7 @@ def _refuse_to_start_over(run: Run) -> None:
 def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
     chosen = hyperparameters(run.optimizer)
+    log.info("restoring %s", resolution.path)
     run.restorer.restore(resolution, wanted, run.reporter.leave_curve)
     restore_hyperparameters(run.optimizer, chosen)
     progress = run.progress

@@ -55,6 +55,7 @@ from trainer.precision.decide import Decision
 from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
+from trainer.run.memory import check_memory
 from trainer.run.identity import describe, replay_facts, replay_key, speed_conditions
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
@@ -107,14 +108,20 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     """Builds a run as it starts, before anything is restored."""
     check_tracker_names(config.metrics.trackers)
     accelerator, decision = _join(config)
+    log.info("opening the data")
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
         corpus.train, global_batch=config.global_batch, micro_batch=config.micro_batch, rank=accelerator.process_index,
         world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
     )  # fmt: skip
-    bare_model = _build_model(config, corpus, accelerator.device)
+    log.info("building the model")
+    bare_model = model_of(config, corpus, accelerator.device)
+    check_memory(
+        bare_model, accelerator.device, micro_batch=config.micro_batch, sequence_length=config.sequence_length, precision=decision.mode,
+        num_local_processes=launch.num_local_processes(),
+    )  # fmt: skip
     precision = PrecisionWatch(decision, config.precision, bare_model)
-    optimizer = _build_optimizer(config, bare_model)
+    optimizer = optimizer_of(config, bare_model)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     precision.attach(
         accelerator, model, optimizer, flops_per_token=flops_per_token(bare_model, config.sequence_length), journal=Journal(run_folder(config)),
@@ -200,7 +207,8 @@ def blocks_of(config: Config) -> torch.nn.Module:
     return build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length)
 
 
-def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
+def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
+    """The model of a recipe, for its data; ConfigError with what is wrong with it, or with the prompts of its samples."""
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     model_config = resolve(
         config.model.preset, config.model.config, vocab_size=vocab_size, sequence_length=config.sequence_length,
@@ -213,7 +221,8 @@ def _build_model(config: Config, corpus: Corpus, device: torch.device) -> torch.
     )  # fmt: skip
 
 
-def _build_optimizer(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a recipe."""
     wanted = config.optimizer
     return build_optimizer(
         model, name=wanted.name, lr=wanted.lr, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay,

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -21,10 +21,18 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.model.presets import preset_fields
 from trainer.precision.decide import Decision
-from trainer.precision.watch import PrecisionWatch
 
 
-def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: PrecisionWatch) -> Description:
+class Precision(Protocol):
+    """What a description says of the precision: PrecisionWatch's, or what a launch is expected to have."""
+
+    @property
+    def label(self) -> str: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+
+def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: Precision) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again."""
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(

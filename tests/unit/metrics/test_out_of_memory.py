@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from trainer.errors import GpuMemoryError
+from trainer.errors import OutOfMemoryError
 from trainer.metrics.out_of_memory import MAX_ENTRIES, advice, out_of_memory_explained, record_memory_history
 
 WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation for Memory Management"
@@ -22,7 +22,7 @@ def explained(folder, *, rank=3, micro_batch=8, has_history=True, mode="bf16"):
 
 
 def run_out(folder, **changes):
-    with pytest.raises(GpuMemoryError) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         with explained(folder, **changes):
             raise torch.OutOfMemoryError(WORDS)
     return caught.value
@@ -82,3 +82,29 @@ def test_the_history_is_bounded(monkeypatch, caplog):
     record_memory_history()
     assert asked == {"stacks": "python", "max_entries": MAX_ENTRIES}
     assert "the last 100,000 allocations" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 314000000000 bytes. Error code 12"), "314 GB"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
+    ],
+)  # fmt: skip
+def test_the_machines_memory_running_out_has_the_same_advice(tmp_path, error, told):
+    with pytest.raises(OutOfMemoryError) as caught:
+        with explained(tmp_path, mode="no"):
+            raise error
+    words = str(caught.value)
+    assert told in words and advice(8, "no") in words and "\n" not in words and caught.value.__cause__ is error
+    assert list(tmp_path.iterdir()) == [], "there is no GPU to tell of"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError(28, "No space left on device")])
+def test_what_is_not_about_memory_stays_what_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as caught:
+        with explained(tmp_path):
+            raise error
+    assert caught.value is error

@@ -3,7 +3,9 @@ import errno
 import itertools
 import json
 import logging
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from trainer.errors import ConfigError, TrainerError
 from trainer.metrics import trackers
 from trainer.metrics.curves import CURVE, cut_after
-from trainer.metrics.trackers import PatientTracker, check_tracker_names, open_trackers
+from trainer.metrics.trackers import PatientTracker, check_tracker_names, open_trackers, opening
 
 
 def write_curve(folder, records):
@@ -124,7 +126,7 @@ def test_options_that_no_tracker_takes_are_told(tmp_path, caplog):
 @pytest.mark.parametrize("names", [["wandb"], ["wandb", "tensorboard"]])
 def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(names, monkeypatch):
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
-    with pytest.raises(ConfigError, match="'wandb' needs its package, which is not installed; .*pip install wandb"):
+    with pytest.raises(ConfigError, match=f"'wandb' needs its package, which is not installed; .*{sys.executable} -m pip install wandb"):
         check_tracker_names(names)
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB])
     check_tracker_names(names)
@@ -174,7 +176,7 @@ def test_another_tracker_is_given_each_launchs_settings_and_the_same_numbers(tmp
             tracker.draw()
             tracker.close()
     first, second = (tracker.calls for tracker in other.made)
-    opened = ("open", "run", {"name": "run", "id": "run", "resume": "allow", "entity": "me"})
+    opened = ("open", "run", {"name": "run", "id": "run", "dir": str(tmp_path / "run"), "resume": "allow", "entity": "me"})
     numbers = {"loss/train": 1.0, "optim/lr": 2.0}
     assert first == [opened, ("settings", {"seed": 1, "betas": "[1]"}), (1, numbers), (2, numbers), "end"]
     assert second == [opened, first[1], "end"]
@@ -283,3 +285,8 @@ def test_an_error_of_another_thread_is_told(capsys):
     thread = threading.Thread(name="ours")
     trackers._tell_end_of_thread(threading.ExceptHookArgs([OSError, OSError("ours"), None, thread]))
     assert "ours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("tracker", "key"), [("wandb", "dir"), ("dvclive", "dir"), ("swanlab", "logdir")])
+def test_files_of_a_tracker_go_into_the_runs_folder_and_not_where_one_stands(tmp_path, tracker, key):
+    assert tmp_path in [Path(opening(tracker, "mine", tmp_path, 0)[key]), *Path(opening(tracker, "mine", tmp_path, 0)[key]).parents]

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 
 import pytest
 import torch
@@ -188,3 +189,10 @@ def test_a_saved_model_is_opened_by_transformers_alone(tmp_path):
 def test_a_model_on_the_meta_device_has_shapes_and_no_weights():
     model = build_model(tiny_config("llama"), vocab_size=257, seed=1, device="meta")
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_gradient_checkpointing_is_asked_for_by_the_name_that_transformers_has_now():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = build_model(tiny_config("llama"), vocab_size=257, seed=1, device="cpu", gradient_checkpointing=True)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -1,0 +1,82 @@
+"""Both doors, `./launch.sh` and `trainer`, take the same words, and one form names a checkpoint."""
+
+import pytest
+import typer
+
+from tests.commands import paragraph, trainer
+from trainer import cli, supervise
+from trainer.cli import DOOR, app, with_command
+from trainer.errors import ConfigError
+
+COMMANDS = list(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize(
+    ("words", "through_launch_sh", "through_trainer"),
+    [
+        ([], ["launch"], []),
+        (["shakespeare"], ["launch", "shakespeare"], ["launch", "shakespeare"]),
+        (["cpu", "mine.yaml", "seed=1"], ["launch", "cpu", "mine.yaml", "seed=1"], ["launch", "cpu", "mine.yaml", "seed=1"]),
+        (["seed=1"], ["launch", "seed=1"], ["launch", "seed=1"]),
+        (["--dry-run", "cpu"], ["launch", "--dry-run", "cpu"], ["launch", "--dry-run", "cpu"]),
+        (["recipes/report.yaml"], ["launch", "recipes/report.yaml"], ["launch", "recipes/report.yaml"]),
+        (["report", "mine"], ["report", "mine"], ["report", "mine"]),
+        (["-h"], ["-h"], ["-h"]),
+        (["nothing-known"], ["launch", "nothing-known"], ["nothing-known"]),
+    ],
+)
+def test_words_without_a_command_are_those_of_a_launch(words, through_launch_sh, through_trainer):
+    assert with_command(words, COMMANDS, is_launch_sh=True) == through_launch_sh
+    assert with_command(words, COMMANDS, is_launch_sh=False) == through_trainer
+
+
+@pytest.mark.parametrize("is_launch_sh", [True, False])
+def test_a_command_with_a_typing_mistake_is_no_cluster_file(is_launch_sh):
+    with pytest.raises(ConfigError, match="'reprot'; did you mean 'report'"):
+        with_command(["reprot", "mine"], COMMANDS, is_launch_sh=is_launch_sh)
+
+
+@pytest.fixture(params=[None, "./launch.sh"], ids=["trainer", "launch.sh"])
+def door(request, monkeypatch):
+    """Which of the two was called."""
+    monkeypatch.delenv(DOOR, raising=False)
+    if request.param:
+        monkeypatch.setenv(DOOR, request.param)
+    return request.param or "trainer"
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_shows_every_command_under_the_name_that_was_called(door, word):
+    said = trainer(word)
+    assert said.code == 0 and f"Usage: {door} " in said.out
+    assert all(f" {command} " in said.out for command in COMMANDS)
+
+
+def test_every_command_is_there_through_both_doors(door, monkeypatch):
+    for command in COMMANDS:
+        if door != "trainer":
+            monkeypatch.setenv(DOOR, door)
+        said = trainer(command, "-h")
+        assert said.code == 0 and f"Usage: {door} {command}" in said.out, command
+
+
+def test_a_mistake_names_the_door_that_was_called(door):
+    assert f"{door} report --help" in paragraph(trainer("report", "--bogus").err)
+
+
+@pytest.mark.parametrize("words", [["shakespeare", "seed=3"], ["launch", "shakespeare", "seed=3"]])
+def test_a_run_is_started_through_both_doors(door, words, monkeypatch):
+    asked = []
+
+    def plan(words):
+        asked.append(words)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(supervise, "plan", plan)
+    assert trainer(*words).code == 2 and asked == [["shakespeare", "seed=3"]]
+
+
+def test_the_door_is_not_handed_on_to_processes_that_a_command_starts(monkeypatch):
+    monkeypatch.setenv(DOOR, "./launch.sh")
+    trainer("settings")
+    assert DOOR not in cli.os.environ

@@ -1,0 +1,170 @@
+"""`trainer launch --dry-run`: what a launch of these words would run, and where it would be refused. Nothing is started, no run touched.
+
+Everything is checked that a launch checks before its first step and that needs no other process: words, data, tasks, the model, memory,
+disk, and the checkpoint to go on from with all that has changed since (its bytes are read by the launch alone). What may be otherwise at
+another place or time (the number of GPUs, a run that is alive) is a note.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer import supervise
+from trainer.checkpoint.changes import Change, changes, refusal, settings_of
+from trainer.checkpoint.disk import check_free
+from trainer.checkpoint.resume import Resolution, check_not_beyond, look
+from trainer.checkpoint.retention import most_kept, policy_of
+from trainer.checkpoint.room import expected_bytes
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.cluster import lacking_gpus
+from trainer.config.folders import checkpoints_folder, is_trained, resume_point
+from trainer.config.load import flatten, kept_settings
+from trainer.config.schema import Config
+from trainer.data.corpus import Corpus
+from trainer.errors import CheckpointError
+from trainer.metrics.curves import CURVE
+from trainer.metrics.totals import totals_of
+from trainer.metrics.trackers import check_tracker_names
+from trainer.model.flops import parameter_counts
+from trainer.run.begin import refuse_to_start_over
+from trainer.run.build import model_of, optimizer_of
+from trainer.run.identity import describe
+from trainer.run.memory import check_memory
+from trainer.text import count, duration, table
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """What a launch is expected to compute in, as `describe` asks for it."""
+
+    label: str
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def dry_run(asked: supervise.Request, say: Say) -> str:
+    """What would run, as a table with notes under it and the command at its end.
+
+    say     hears what takes a while
+    raises  TrainerError with the words with which the launch would be refused
+    """
+    plan = supervise.plan_elsewhere(asked)
+    config = plan.config
+    corpus = supervise.check_data(config)
+    say("importing torch, accelerate and transformers")
+    check_tracker_names(config.metrics.trackers)
+    model = model_of(config, corpus, torch.device("meta"))
+    notes = [note for note in (lacking_gpus(plan.cluster), _alive(plan)) if note]
+    if device := _device(plan):
+        check_memory(
+            model, device, micro_batch=config.micro_batch, sequence_length=config.sequence_length, precision=plan.cluster.precision,
+            num_local_processes=plan.cluster.num_local_processes,
+        )  # fmt: skip
+    store = CheckpointStore(checkpoints_folder(config))
+    _check_disk(config, model, store)
+    found, changed = _where_from(plan, corpus, model, store)
+    step = found.manifest.step if found.manifest else 0
+    rows = [
+        *_what(plan, corpus, model),
+        ("from", _from(plan, found, changed)),
+        *_time_left(plan, step),
+        *_changed(plan, changed, step),
+        ("folders", f"{plan.folder}, {store.folder}"),
+        ("command", shlex.join(plan.command)),
+    ]
+    return "\n".join([table([(f"{config.name}:", ""), *rows], indent=""), *(f"note: {note}" for note in notes)])
+
+
+def _alive(plan: supervise.Plan) -> str | None:
+    return f"{plan.config.name} is being trained right now, and a launch would be refused as long as it is" if is_trained(plan.folder) else None
+
+
+def _device(plan: supervise.Plan) -> torch.device | None:
+    """What it would compute on here; None where it is for another machine."""
+    if plan.cluster.use_cpu or (lacking_gpus(plan.cluster) is None and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    return None if lacking_gpus(plan.cluster) else torch.device("cuda", 0)
+
+
+def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) -> None:
+    """Refuses what the disk has no room for; nothing is written."""
+    policy = policy_of(config.checkpoint)
+    there = sum(manifest.num_bytes for manifest in store.sound_manifests())
+    folder = next(path for path in (store.folder, *store.folder.parents) if path.is_dir())
+    one = sum(expected_bytes(model, optimizer_of(config, model)))
+    check_free(folder, one, num_kept=most_kept(policy, config.max_steps), there_bytes=there, max_disk_bytes=policy.max_disk_bytes)
+
+
+def _where_from(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore) -> tuple[Resolution, list[Change]]:
+    """The checkpoint that it would go on from, and what has changed since; raises CheckpointError where that is refused."""
+    config, wanted = plan.config, resume_point(plan.config)
+    found = look(store, wanted)
+    if found.manifest is None:
+        if wanted == "latest":
+            refuse_to_start_over(config, plan.folder)
+        return found, []
+    check_not_beyond(plan.folder, found.manifest.step, config.max_steps)
+    asked = plan.cluster.precision
+    label = found.manifest.precision if found.manifest.precision.partition(" ")[0] == asked else asked
+    present = describe(config, corpus, model, _Precision(label))
+    changed = changes(found.manifest, settings_of(found.path), present, plan.cluster.num_processes)
+    if problem := refusal(changed, present.allowed_changes):
+        raise CheckpointError(f"{found.path} cannot be continued by this run: {problem}")
+    return found, changed
+
+
+def _what(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module) -> list[tuple[str, str]]:
+    """The model, the data, a step, and the whole run."""
+    config, cluster = plan.config, plan.cluster
+    parameters, processes = parameter_counts(model), cluster.num_processes
+    step_tokens = config.global_batch * config.sequence_length
+    accumulated = config.global_batch // (config.micro_batch * processes)
+    epochs = config.max_steps * config.global_batch / corpus.train.num_sequences
+    held_out = f"{count(corpus.validation.num_sequences)} held out" if corpus.validation else "none held out"
+    arithmetic = "fp32" if cluster.precision == "no" else cluster.precision
+    places = "on CPUs" if cluster.use_cpu else "on GPUs" if processes > 1 else "on a GPU"
+    return [
+        ("cluster", f"{cluster.path.stem}: {processes} process{'es' if processes > 1 else ''} {places}, {arithmetic}"),
+        ("model", f"{model.config.model_type}, {count(parameters.total)} parameters ({count(parameters.non_embedding)} without embeddings)"),
+        ("data", f"{count(corpus.train.num_sequences)} sequences of {config.sequence_length} tokens to train on, {held_out}"),
+        ("a step", f"{config.global_batch} sequences = {count(step_tokens)} tokens: {config.micro_batch} at once on each process, {accumulated} times"),
+        ("the run", f"{config.max_steps:,} steps, {count(step_tokens * config.max_steps)} tokens, {epochs:.3g} epochs"),
+    ]  # fmt: skip
+
+
+def _from(plan: supervise.Plan, found: Resolution, changed: list[Change]) -> str:
+    """Where it would begin; that a finished run has nothing to do."""
+    if supervise.is_finished(plan):
+        return f"nothing would run: {supervise.finished_words(plan)}"
+    if found.manifest is None:
+        return "the beginning: there is no checkpoint"
+    left = plan.config.max_steps - found.manifest.step
+    return f"step {found.manifest.step} ({found.path}), {left:,} steps are left; a launch reads every byte of it first"
+
+
+def _time_left(plan: supervise.Plan, step: int) -> list[tuple[str, str]]:
+    """How long it would take, where this run has shown how fast it is."""
+    speed = totals_of(plan.folder / CURVE).tokens_per_second
+    tokens = (plan.config.max_steps - step) * plan.config.global_batch * plan.config.sequence_length
+    return [("takes", f"about {duration(tokens / speed)} at the {count(speed)} tokens/s of its last steps")] if speed and tokens > 0 else []
+
+
+def _changed(plan: supervise.Plan, since_checkpoint: list[Change], step: int) -> list[tuple[str, str]]:
+    """What is not as it was in the last launch, and in the checkpoint."""
+    kept = plan.folder / "config.yaml"
+    before: Mapping[str, Any] = kept_settings(kept) if kept.is_file() else {}
+    now = {key: _plain(value) for key, value in flatten(plan.config).items()}
+    settings = [Change(key, before[key], value).words for key, value in now.items() if key in before and _plain(before[key]) != value]
+    rows = [("changed", f"since the last launch: {', '.join(settings) or 'no setting'}")] if before else []
+    rest = [change.words for change in since_checkpoint if change.words not in settings]
+    return rows + ([("changed", f"since step {step}: {', '.join(rest)}")] if rest else [])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,53 @@
+"""Whether a memory can hold a run at all: a bound from below, told before the first step instead of by the system's out-of-memory killer."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from trainer.errors import OutOfMemoryError
+from trainer.metrics.memory_advice import advice
+from trainer.text import size
+
+_BYTES = {"no": 4, "fp8": 1}
+"""Bytes in which a precision keeps a number for the backward pass; 2 where it is not named."""
+
+
+def least_bytes(model: torch.nn.Module, *, micro_batch: int, sequence_length: int, precision: str) -> int:
+    """Bytes that one process needs at the least: fp32 weights and gradients, one moment, and each block's input for the backward pass."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    layers, width = (getattr(model.config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    kept = layers * width * micro_batch * sequence_length if isinstance(layers, int) and isinstance(width, int) else 0
+    return 12 * parameters + _BYTES.get(precision, 2) * kept
+
+
+def machine_bytes() -> int:
+    """Bytes of memory that this machine has, swap included, or a container's limit where that is less."""
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            there = min(there, int(Path("/sys/fs/cgroup", limit).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue  # no such limit here, or the word `max`
+    return there
+
+
+def check_memory(
+    model: torch.nn.Module, device: torch.device, *, micro_batch: int, sequence_length: int, precision: str, num_local_processes: int
+) -> None:
+    """Refuses a run that this device's memory cannot hold.
+
+    model                of the run, on any device, the meta device included
+    num_local_processes  that share the machine's memory, where the device is a CPU
+    raises               OutOfMemoryError with figures
+    """
+    one = least_bytes(model, micro_batch=micro_batch, sequence_length=sequence_length, precision=precision)
+    if device.type == "cuda":
+        needed, there, whose = one, torch.cuda.get_device_properties(device).total_memory, "GPU"
+    else:
+        needed, there, whose = one * num_local_processes, machine_bytes(), "machine"
+    if needed > there:
+        raise OutOfMemoryError(
+            f"micro_batch {micro_batch} sequences of {sequence_length} tokens need {size(needed)} of memory at the least, and this {whose} has "
+            f"{size(there)}. {advice(micro_batch, precision)}"
+        )

@@ -3,7 +3,7 @@
     refused always             shapes of the parameters, size of the vocabulary: nothing could be loaded
     refused unless allowed     data, tokenizer, sequence_length, seed, optimizer, model.FIELD (any field of the resolved model); a name in
                                `resume.allow_changes` allows it
-    told                       every other setting, the number of processes, the precision, versions
+    told                       every other setting, the number of processes, the precision, what it is computed on and how, versions
 """
 
 import json
@@ -39,7 +39,7 @@ class Change:
     """One thing that is not what it was when the checkpoint was made."""
 
     name: str
-    """A setting by its dotted name, `data`, `tokenizer`, `model.FIELD`, `processes`, `precision`, or a package."""
+    """A setting by its dotted name, `data`, `tokenizer`, `model.FIELD`, `processes`, `precision`, a condition, or a package."""
     before: Any
     now: Any
     key: str | None = None
@@ -128,6 +128,11 @@ def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Descr
         found.append(Change("processes", manifest.world_size, processes))
     if manifest.precision != present.precision_now:
         found.append(Change("precision", manifest.precision, present.precision_now))
+    found += [
+        Change(name, manifest.conditions[name], now)
+        for name, now in present.conditions.items()
+        if name in manifest.conditions and manifest.conditions[name] != now
+    ]
     versions = [(name, manifest.versions[name], number) for name, number in present.versions.items() if name in manifest.versions]
     return found + [Change(name, before, now, is_version=True) for name, before, now in versions if before != now]
 

@@ -284,6 +284,7 @@ class Checkpointer:
             validation=facts.validation, world_size=self._ranks.count, precision=facts.precision_now, identity=facts.identity,
             origin=self._restorer.origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size,
             state=state, **last_evaluation(state), versions=facts.versions, precision_facts=facts.precision_facts(),
+            conditions=dict(facts.conditions),
         )  # fmt: skip
 
     # What came of it

@@ -23,6 +23,8 @@ class Description:
     """What the run computes in just now, as plain values, asked for each manifest; its `label` goes before `precision`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """By dotted name."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """What it computes on and how, by name, as plain values: the device, whether blocks are compiled."""
     allowed_changes: tuple[str, ...] = ()
     """Names of what may be another than it was in the checkpoint: see changes.py."""
     training_data_at: Callable[[int], str] | None = None

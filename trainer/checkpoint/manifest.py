@@ -68,6 +68,8 @@ class Manifest:
     state: dict[str, Any] = field(default_factory=dict)
     """The registered TrainState's values."""
     versions: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+    """What it was computed on and how, beside the precision, by name; what does not apply is None."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """File name -> {"bytes", "xxh3_128"}."""
     format: int = FORMAT

@@ -15,7 +15,7 @@ from trainer.config.load import flatten, load_resolved
 from trainer.errors import TrainerError
 from trainer.text import count, duration, size, table
 
-SECTIONS = ("precision_facts", "identity", "model", "state", "versions")
+SECTIONS = ("precision_facts", "conditions", "identity", "model", "state", "versions")
 """The parts of a manifest that are tables of their own."""
 
 MAX_NAMES = 8

@@ -56,7 +56,7 @@ from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
 from trainer.run.memory import check_memory
-from trainer.run.identity import describe, replay_facts, replay_key, speed_conditions
+from trainer.run.identity import computing_conditions, describe, replay_facts, replay_key, speed_conditions
 from trainer.safety.guard import LossGuard
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
@@ -129,7 +129,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     )  # fmt: skip
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
-    description = describe(config, corpus, bare_model, precision)
+    description = describe(config, corpus, bare_model, precision, computing_conditions(accelerator, decision))
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)

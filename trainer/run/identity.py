@@ -32,8 +32,10 @@ class Precision(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
 
-def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: Precision) -> Description:
-    """The facts that a manifest states; `identity` are those that a resume must find again."""
+def describe(
+    config: Config, corpus: Corpus, model: torch.nn.Module, precision: Precision, computed_on: Mapping[str, Any] | None = None
+) -> Description:
+    """The facts that a manifest states; `identity` are those that a resume must find again, `computed_on` those of `computing_conditions`, where known."""
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(
         identity={
@@ -54,6 +56,7 @@ def describe(config: Config, corpus: Corpus, model: torch.nn.Module, precision: 
         config_text=dump(config),
         validation=digest(held_out) if held_out else None,
         settings=flatten(config),
+        conditions=computed_on or {},
         allowed_changes=config.resume.allow_changes,
         training_data_at=corpus.train.fingerprint_at,
     )
@@ -80,21 +83,28 @@ def replay_facts(config: Config, accelerator: Accelerator, decision: Decision, d
 
     A new fact that was something else in the launches before it was recorded belongs into metrics.replay.UNRECORDED besides.
     """
-    device = accelerator.device
     facts = {
         **_facts_of_the_model(description.identity, description.model),
         **_facts_of_the_settings(flatten(config)),
         "processes": accelerator.num_processes,
         "precision": decision.mode,
-        "fp8_recipe": decision.recipe,
-        "fp8_backend": decision.backend,
-        "compiled": launch.compile_backend(accelerator),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        **computing_conditions(accelerator, decision),
         **{package: version(package) for package in PACKAGES},
     }
-    if decision.mode == "fp8":  # they choose among kernels
-        facts.update((name, value) for name, value in sorted(os.environ.items()) if name.startswith("NVTE_"))
     return json.loads(json.dumps(facts, default=str))
+
+
+def computing_conditions(accelerator: Accelerator, decision: Decision) -> dict[str, Any]:
+    """What a run computes on and how, beside its precision, by name, as plain values; what does not apply is None."""
+    device = accelerator.device
+    kernels = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")}  # they choose among those of fp8
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "compiled": launch.compile_backend(accelerator),
+        "fp8_recipe": decision.recipe,
+        "fp8_backend": decision.backend,
+        **(kernels if decision.mode == "fp8" else {}),
+    }
 
 
 def facts_of_checkpoint(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +117,7 @@ def facts_of_checkpoint(manifest: Manifest, settings: Mapping[str, Any]) -> dict
         **_facts_of_the_settings(settings),
         "processes": manifest.world_size,
         "precision": manifest.precision.partition(" ")[0],
+        **manifest.conditions,
         **{package: manifest.versions[package] for package in PACKAGES if package in manifest.versions},
     }
     return json.loads(json.dumps(facts, default=str))

@@ -95,6 +95,11 @@ def test_other_versions_are_told_where_both_are_known():
     assert told == [Change("torch", "2.12.0", "2.13.0", is_version=True)]
 
 
+def test_what_it_is_computed_on_and_how_is_told_where_both_are_known():
+    told = found(conditions={"device": "H200", "compiled": "inductor", "new": 1}, manifest=before(conditions={"device": "H100", "compiled": "inductor"}))
+    assert told == [Change("device", "H100", "H200")]
+
+
 def test_held_out_data_of_another_content_are_told_where_no_setting_says_it():
     assert [change.name for change in found(validation="bb")] == ["held-out data"]
     assert [change.name for change in found(validation="bb", settings={"data.corpus": "large"})] == ["data.corpus"]

@@ -74,6 +74,12 @@ def write_atomic(path: Path, content: bytes | str, partial_in: Path | None = Non
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Gives a durable file its final name, in place of one that has it, and makes the name durable."""
+    os.replace(source, target)
+    fsync_folder(target.parent)
+
+
 def move_folder(source: Path, target: Path) -> None:
     """Renames a folder beside its parent and makes the new name durable. The target must not exist: nothing is replaced."""
     if target.exists():
@@ -158,7 +164,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     with open(path, "a+b") as file:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
-        file.write("".join(f"{line}\n" for line in lines).encode())
+        file.writelines(f"{line}\n".encode() for line in lines)
         fsync_open_file(file)
     fsync_folder(path.parent)
 

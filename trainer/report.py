@@ -29,7 +29,7 @@ def report(
         raise TrainerError(
             f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}"
         )
-    totals, events = totals_of(folder / CURVE), read_events(folder)
+    totals, events = totals_of(folder / CURVE), read_events(folder, "launch", "start", "precision")
     parts = [
         _headline(name, outcome, totals) + _precision(events),
         _losses(totals, baselines),

@@ -28,7 +28,7 @@ from trainer.config.schema import Config
 from trainer.config.settings import settings_help
 from trainer.errors import ConfigError, LaunchError
 from trainer.journal import Journal, cause_of_signal
-from trainer.metrics.curves import CURVE, read_records
+from trainer.metrics.curves import CURVE, last_record
 from trainer.metrics.memory_advice import advice
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.model.presets import preset_fields
@@ -330,8 +330,8 @@ def _speak_for_the_dead(folder: Path, reason: str, failure: Failure | None) -> N
         return
     try:
         with hold(folder):  # or another launch trains this run by now, and the outcome is that one's
-            records = read_records(folder / CURVE)
-            step = records[-1]["step"] if records else now["step"]
+            last = last_record(folder / CURVE)
+            step = last["step"] if last else now["step"]
             write_outcome(folder, "failed", step=step, reason=reason, **facts_at(now, step))
             if failure and failure.was_killed:
                 Journal(folder).write("stop", cause=cause_of_signal(-failure.exit_code), step=step, reason=reason)

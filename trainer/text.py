@@ -20,6 +20,10 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} bytes"
 
 
+SKEW_SECONDS = 60.0
+"""By so much two clocks may differ without anybody being told."""
+
+
 def duration(seconds: float) -> str:
     """Seconds in the two largest units: 93784 -> "1d 2h"."""
     seconds = max(0.0, seconds)
@@ -31,6 +35,16 @@ def duration(seconds: float) -> str:
     if hours < 24:
         return f"{hours}h {minutes % 60}m"
     return f"{days}d {hours % 24}h"
+
+
+def age(seconds: float) -> str:
+    """An age: "3m 4s". What this clock has not reached yet, because it or the one that wrote the time is set wrong, is "in the future"."""
+    return "in the future" if seconds <= -SKEW_SECONDS else duration(seconds)
+
+
+def ago(seconds: float) -> str:
+    """When something of this age was: "3m 4s ago"."""
+    return age(seconds) if seconds <= -SKEW_SECONDS else f"{duration(seconds)} ago"
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from trainer.checkpoint.second_place import checkpoints_at, fetch_checkpoint, op
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
-from trainer.text import count, duration, size, table
+from trainer.text import age, count, duration, size, table
 
 
 def place_of(config: Config) -> str:
@@ -73,6 +73,6 @@ def _step_of(where: str, found: list[Manifest], wanted: str) -> int:
 
 
 def _row(manifest: Manifest) -> tuple[str, ...]:
-    age = time.time() - datetime.fromisoformat(manifest.created).timestamp()
+    seconds = time.time() - datetime.fromisoformat(manifest.created).timestamp()
     losses = ("-" if manifest.loss is None else f"{manifest.loss:.4f}", manifest.val_loss_words or "-")
-    return str(manifest.step), duration(age), *losses, count(manifest.tokens), size(manifest.num_bytes)
+    return str(manifest.step), age(seconds), *losses, count(manifest.tokens), size(manifest.num_bytes)

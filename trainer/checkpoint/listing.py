@@ -17,7 +17,7 @@ from trainer.checkpoint.store import CheckpointStore, Entry, folder_bytes, verif
 from trainer.checkpoint.verified import Verification, found_damaged, last_verification, last_verifications, remember
 from trainer.config.load import load_resolved
 from trainer.errors import CheckpointError, TrainerError
-from trainer.text import count, duration, size, table
+from trainer.text import age, ago, count, duration, size, table
 
 
 def listing(folder: Path, *, as_json: bool = False) -> str:
@@ -163,8 +163,8 @@ def sound_words(entry: Entry, last: Verification | None) -> str:
         return entry.problem
     if last is None:
         return "whole, never verified"
-    ago = f"{duration(last.age_seconds)} ago"
-    return f"DAMAGED, found {ago}: {'; '.join(last.problems)}" if last.problems else f"whole, verified {ago}"
+    when = ago(last.age_seconds)
+    return f"DAMAGED, found {when}: {'; '.join(last.problems)}" if last.problems else f"whole, verified {when}"
 
 
 def tier_words(kept_as: Sequence[str], manifest_facts: Mapping[str, Any]) -> str:
@@ -175,7 +175,7 @@ def tier_words(kept_as: Sequence[str], manifest_facts: Mapping[str, Any]) -> str
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(facts["step"]),
-        duration(facts["age_seconds"]) if facts["age_seconds"] is not None else "?",
+        age(facts["age_seconds"]) if facts["age_seconds"] is not None else "?",
         tier_words(facts["tiers"], facts),
         _loss(facts["loss"]),
         val_loss_words(*(facts[name] for name in ("val_loss", "last_val_loss", "last_val_step"))) or "-",

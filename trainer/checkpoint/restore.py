@@ -30,7 +30,7 @@ from trainer.checkpoint.retention import Policy
 from trainer.checkpoint.store import CheckpointStore
 from trainer.checkpoint.suspects import suspects
 from trainer.errors import CheckpointError
-from trainer.journal import Journal, read_events
+from trainer.journal import Journal, events_from
 from trainer.locks import Lock
 from trainer.state import TrainState
 
@@ -78,7 +78,7 @@ class Restorer:
     def _suspects(self) -> dict[int, str]:
         """The checkpoints from which starts die again and again, by the journal."""
         sound = [entry.path for entry in self._store.entries() if not entry.problem]
-        return suspects(read_events(self._run_folder), {int(path.name[5:]): manifest_digest(path) for path in sound})
+        return suspects(events_from(self._run_folder, "start", "resume", "save", "stop"), {int(path.name[5:]): manifest_digest(path) for path in sound})
 
     def _unless_gone_on(self, wanted: str) -> str:
         """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.

@@ -13,7 +13,7 @@ from trainer.checkpoint.store import Entry
 from trainer.checkpoint.tensors import differing_tensors
 from trainer.config.load import flatten, load_resolved
 from trainer.errors import TrainerError
-from trainer.text import count, duration, size, table
+from trainer.text import ago, count, size, table
 
 SECTIONS = ("precision_facts", "conditions", "identity", "model", "state", "versions")
 """The parts of a manifest that are tables of their own."""
@@ -44,7 +44,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
     epoch = f", at the end of epoch {manifest.epoch}" if manifest.epoch is not None else ""
     why = manifest.precision_facts.get("sentence")
     return [
-        ("made", f"{duration(facts['age_seconds'])} ago ({manifest.created}), {manifest.reason}{epoch}"),
+        ("made", f"{ago(facts['age_seconds'])} ({manifest.created}), {manifest.reason}{epoch}"),
         ("kept as", tier_words(facts["tiers"], facts)),
         ("sound?", facts["sound"]),
         ("size", f"{size(facts['bytes'])}, {len(manifest.files)} files"),

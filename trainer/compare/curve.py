@@ -1,7 +1,7 @@
-"""A run's metrics.jsonl in one pass, as means over bins of tokens: a month of records takes seconds a gigabyte, and a few megabytes.
+"""A run's metrics.jsonl as means over bins of tokens: of a long one from its index, whose blocks are small beside the run.
 
 Every run of a comparison is cut at the same tokens, so that what stands in one bin was trained on as many tokens. A short run has a bin
-for each step, and nothing is lost; a long one has the mean, the least and the greatest of each bin.
+for each step, and nothing is lost; a long one has the mean, the least and the greatest of each bin, and beyond a million steps of each block.
 """
 
 import json
@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from trainer.metrics.curves import CURVE
+from trainer.metrics.curves import CURVE, records_backward
+from trainer.metrics.index import SUMMED, Block, is_number, scan
 
 NUM_BINS = 1 << 14
 """Bins from the first token to the last of the longest run; the last fifth of it has 3,000."""
 
+MOST_STEPS_READ = 1_000_000
+"""A run of more is read from its index: a thousand blocks then, and ever finer ones beside the run."""
+
 _METRICS = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
-_CHUNK_BYTES = 4 << 20
-_TAIL_BYTES = 1 << 16
+_CHUNK_BYTES, _CHUNK_RECORDS = 4 << 20, 10_000
 _NO_FACTS = frozenset({"step", "tokens", "epoch", "seconds"})
 _FACT_ENDINGS = ("val_loss", "bits_per_byte", "/acc", "/acc_norm")
 
@@ -73,33 +76,45 @@ class Curve:
 
 def last_tokens(folder: Path) -> int | None:
     """The tokens of the last whole record, from the end of the file; None when there is none."""
-    path = folder / CURVE
-    if not path.is_file():
-        return None
-    num_bytes = path.stat().st_size
-    length = _TAIL_BYTES
-    while True:
-        with open(path, "rb") as file:
-            file.seek(max(0, num_bytes - length))
-            lines = file.read(length).splitlines(keepends=True)
-        for line in reversed(lines):
-            for record in _parse([line]):
-                if _is_step(record):
-                    return int(record["tokens"])
-        if length >= num_bytes:
-            return None
-        length *= 8
+    last = next((record for _, record in records_backward(folder / CURVE) if _is_step(record)), None)
+    return int(last["tokens"]) if last else None
 
 
 def read_curve(folder: Path, bin_tokens: float) -> Curve:
     """Reads a run's curve; lines that are damaged or cut short are left out, as are keys that nobody here knows."""
     reading = _Reading(bin_tokens)
-    for records in _chunks(folder / CURVE):
-        steps = [record for record in records if _is_step(record)]
-        if steps:
-            reading.add(steps)
+    for found in _found(folder / CURVE):
+        if isinstance(found, Block):
+            reading.add_block(found)
+            records = found.evaluations
+        else:
+            records = found
+            if steps := [record for record in records if _is_step(record)]:
+                reading.add(steps)
         reading.evaluations += [evaluation for record in records if (evaluation := _evaluation(record))]
     return reading.curve()
+
+
+def _found(path: Path) -> Iterator[Block | list[dict[str, Any]]]:
+    """What a curve has, in its order: blocks of many steps where it is long, and otherwise records, many at once."""
+    last = next((record["step"] for _, record in records_backward(path)), 0)
+    if last <= MOST_STEPS_READ:
+        yield from _chunks(path)
+        return
+    records: list[dict[str, Any]] = []
+    for found in scan(path):
+        if isinstance(found, Block) and records:
+            yield records
+            records = []
+        if isinstance(found, Block):
+            yield found
+        else:
+            records.append(found)
+            if len(records) == _CHUNK_RECORDS:
+                yield records
+                records = []
+    if records:
+        yield records
 
 
 def _chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
@@ -129,17 +144,13 @@ def _parse_one(line: bytes) -> Any:
 
 
 def _is_step(record: dict[str, Any]) -> bool:
-    return "loss" in record and _is_number(record.get("tokens"))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+    return "loss" in record and is_number(record.get("tokens"))
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation | None:
-    if "loss" in record or not any(key.endswith(_FACT_ENDINGS) for key in record) or not _is_number(record.get("tokens")):
+    if "loss" in record or not any(key.endswith(_FACT_ENDINGS) for key in record) or not is_number(record.get("tokens")):
         return None
-    facts = {key: float(value) for key, value in record.items() if key not in _NO_FACTS and _is_number(value)}
+    facts = {key: float(value) for key, value in record.items() if key not in _NO_FACTS and is_number(value)}
     return Evaluation(int(record["tokens"]), facts) if facts else None
 
 
@@ -149,9 +160,20 @@ def _column(records: list[dict[str, Any]], key: str) -> np.ndarray:
     try:
         column = np.array(values, dtype=float)
     except (TypeError, ValueError):
-        column = np.array([value if _is_number(value) else None for value in values], dtype=float)
+        column = np.array([value if is_number(value) else None for value in values], dtype=float)
     column[~np.isfinite(column)] = np.nan
     return column
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> float | None:
+    """The median of values [N] that stand for as many as their weights say; None of none."""
+    if not len(values):
+        return None
+    if (weights == 1).all():
+        return float(np.median(values))
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
 
 
 class _Reading:
@@ -163,6 +185,7 @@ class _Reading:
         self._sums = {name: np.zeros(NUM_BINS) for name in (*_METRICS, "tokens", "hours")}
         self._lowest, self._highest, self._highest_grad_norm = (np.full(NUM_BINS, np.nan) for _ in range(3))
         self._speeds: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
+        self._speed_weights: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
         self._seconds, self._has_seconds, self._num_steps, self._num_unfinite = 0.0, False, 0, 0
         self._last_tokens = self._last_finite_tokens = 0
         self._digests: dict[int, tuple[int, Any]] = {}
@@ -175,7 +198,7 @@ class _Reading:
         seconds = self._seconds + np.cumsum(np.nan_to_num(columns["step_seconds"]))
         self._seconds = float(seconds[-1])
         columns["hours"] = seconds / 3600
-        bins = np.clip(np.ceil(columns["tokens"] / self._bin_tokens - 1e-9).astype(int) - 1, 0, NUM_BINS - 1)
+        bins = self._bin(columns["tokens"])
         finite = np.isfinite(columns["loss"])
         self._num_steps += len(steps)
         self._num_unfinite += int((~finite).sum())
@@ -189,16 +212,47 @@ class _Reading:
         np.fmax.at(self._highest_grad_norm, bins, columns["grad_norm"])
         for name, parts in self._speeds.items():
             parts.append(columns[name].astype(np.float32))
+            self._speed_weights[name].append(np.ones(len(steps), np.float32))
         digests = ((int(record["tokens"]), record.get("data_digest")) for record in steps)
         self._digests.update(zip(bins.tolist(), digests, strict=True))
+
+    def add_block(self, block: Block) -> None:
+        """Adds a block of steps, all of them where its last one belongs."""
+        before = self._seconds
+        place = min(max(math.ceil(block.tokens / self._bin_tokens - 1e-9) - 1, 0), NUM_BINS - 1)
+        self._has_seconds |= block.seconds is not None
+        self._seconds += block.seconds or 0.0
+        self._num_steps += block.num_steps
+        self._num_unfinite += block.num_unfinite
+        self._last_tokens = max(self._last_tokens, block.tokens)
+        self._last_finite_tokens = max(self._last_finite_tokens, block.finite_tokens)
+        num_finite = block.num_steps - block.num_unfinite
+        self._counts[place] += num_finite
+        for name in SUMMED:
+            if num_finite:
+                self._sums[name][place] += block.sums.get(name, np.nan)
+        self._sums["hours"][place] += (num_finite * before + block.elapsed) / 3600
+        for array, value, choose in (
+            (self._lowest, block.lowest, np.fmin),
+            (self._highest, block.highest, np.fmax),
+            (self._highest_grad_norm, block.highest_grad_norm, np.fmax),
+        ):
+            array[place] = choose(array[place], np.nan if value is None else value)
+        for name, value in block.medians.items():
+            self._speeds[name].append(np.array([value], np.float32))
+            self._speed_weights[name].append(np.array([block.num_steps], np.float32))
+        self._digests[place] = (block.tokens, block.digest)
+
+    def _bin(self, tokens: np.ndarray) -> np.ndarray:
+        return np.clip(np.ceil(tokens / self._bin_tokens - 1e-9).astype(int) - 1, 0, NUM_BINS - 1)
 
     def curve(self) -> Curve:
         """What was read."""
         medians = {}
         for name, parts in self._speeds.items():
-            values = np.concatenate(parts) if parts else np.zeros(0)
-            values = values[np.isfinite(values)]
-            medians[name] = float(np.median(values)) if len(values) else None
+            values, weights = (np.concatenate(each) if each else np.zeros(0) for each in (parts, self._speed_weights[name]))
+            is_there = np.isfinite(values)
+            medians[name] = _median(values[is_there], weights[is_there])
         with np.errstate(invalid="ignore", divide="ignore"):
             tokens, hours = (self._sums.pop(name) / self._counts for name in ("tokens", "hours"))
         if not self._has_seconds:

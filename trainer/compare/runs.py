@@ -92,7 +92,7 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
     settings = flat(read_settings(folder / "config.yaml"))
-    events = read_events(folder)
+    events = read_events(folder, "start", "precision")
     starts = [event for event in events if event["event"] == "start"]
     manifest = _newest_manifest(settings)
     outcome = read_outcome(folder)

@@ -159,13 +159,13 @@ class MetricsConfig(Section):
     """What is written down about each step, and where."""
 
     console_every_steps: Positive = 10
-    """Steps between two lines in the log; metrics.jsonl and TensorBoard have every step."""
+    """Steps between two lines in the log; metrics.jsonl has every step."""
     trackers: list[str] = ["tensorboard"]
     """Trackers of Accelerate, by name: tensorboard, wandb, trackio, mlflow ..."""
     tracker_options: dict[str, dict[str, Any]] = {}
     """What a tracker's own opening call is given, by the tracker's name: `{wandb: {entity: me}}`."""
-    detail_every_steps: NotNegative = 10
-    """Steps between two looks at each layer group (norms of gradients and weights, update over weights); 0: none."""
+    detail_every_steps: NotNegative | None = None
+    """Steps between two looks at the details (each layer group's norms, where a step's time goes); empty: a hundred-thousandth of the run, and at least 10; 0: none of layer groups."""
     histogram_every_steps: NotNegative | None = None
     """Steps between two histograms of every weight and gradient; empty: a hundredth of the run, and at least 100; 0: none."""
 

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import FileWriter, SummaryWriter
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from trainer import files
+from trainer.metrics.event_files import EventFile, new_event_file
 from trainer.metrics.tags import layout
 from trainer.metrics.trackers import plain
 
@@ -57,8 +58,8 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def write_end(folder: Path, step: int) -> None:
     """Tells the HParams tab that the run in this folder has finished, in a file of its own: no later event makes TensorBoard forget it, but a file can go."""
     _, _, session_end = hparams({}, {})
-    with closing(FileWriter(str(folder), filename_suffix=_END)) as file:
-        file.add_summary(session_end, global_step=step)
+    with closing(EventFile(new_event_file(folder, _END))) as file:
+        file.add_event(Event(wall_time=time.time(), step=step, summary=session_end))
 
 
 def remove_end(folder: Path) -> None:

@@ -43,7 +43,7 @@ class TerminalHandler(logging.Handler):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the bar knows; times are seconds since the epoch, None is what is not known."""
+    """What the bar knows; times are seconds of a clock that nobody sets, None is what is not known."""
 
     step: int
     max_steps: int
@@ -57,9 +57,12 @@ class Standing:
     busy_since: float = 0.0
 
 
-def bar_line(standing: Standing, width: int, now: float, *, ascii_only: bool = False) -> Text:
-    """The bar as one line of at most `width` columns: what there is no room for is left out, the least needed first."""
-    parts = _parts(standing, now)
+def bar_line(standing: Standing, width: int, now: float, *, clock: float | None = None, ascii_only: bool = False) -> Text:
+    """The bar as one line of at most `width` columns: what there is no room for is left out, the least needed first.
+
+    now, clock  the time of the clock that nobody sets, and that of the one on the wall
+    """
+    parts = _parts(standing, now, now if clock is None else clock)
     room, kept = width, {}
     for name in ("step", "busy", "loss", "left", "speed", "bar", "percent", "ends", "saved", "mfu"):
         needed = _MIN_BAR if name == "bar" else len(parts.get(name, ""))
@@ -78,7 +81,7 @@ def bar_line(standing: Standing, width: int, now: float, *, ascii_only: bool = F
     return line
 
 
-def _parts(standing: Standing, now: float) -> dict[str, str]:
+def _parts(standing: Standing, now: float, clock: float) -> dict[str, str]:
     """What is known, as words."""
     known = {
         "step": f"step {standing.step}/{standing.max_steps}",
@@ -87,7 +90,7 @@ def _parts(standing: Standing, now: float) -> dict[str, str]:
         "speed": standing.tokens_per_second is not None and f"{count(standing.tokens_per_second)} tokens/s",
         "mfu": standing.mfu is not None and f"mfu {standing.mfu:.1%}",
         "left": standing.ends_at is not None and f"{duration(int(standing.ends_at - now))} left",
-        "ends": standing.ends_at is not None and f"ends {clock_time(standing.ends_at, now)}",
+        "ends": standing.ends_at is not None and f"ends {clock_time(clock + standing.ends_at - now, clock)}",
         "saved": standing.saved_at is not None and f"saved {duration(int(now - standing.saved_at))} ago",
         "busy": standing.busy and f"{standing.busy} {duration(int(now - standing.busy_since))}",
     }
@@ -114,7 +117,7 @@ class ProgressBar:
     def __init__(self, max_steps: int, console: Console = _CONSOLE) -> None:
         self._max_steps, self._console = max_steps, console
         self._saved_at: float | None = None
-        self._standing = Standing(0, max_steps, busy="starting", busy_since=time.time())
+        self._standing = Standing(0, max_steps, busy="starting", busy_since=time.monotonic())
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(console=console, transient=True, refresh_per_second=_REFRESH_HZ, get_renderable=self._line)
@@ -125,16 +128,16 @@ class ProgressBar:
         seconds_left: float | None = None,
     ) -> None:  # fmt: skip
         """A step was taken: nothing else goes on any more."""
-        ends_at = None if seconds_left is None else time.time() + seconds_left
+        ends_at = None if seconds_left is None else time.monotonic() + seconds_left
         self._standing = Standing(step, self._max_steps, loss, tokens_per_second, mfu, ends_at, self._saved_at)
 
     def busy(self, what: str) -> None:
         """Says what goes on until the next step: `evaluating`, `sampling`, `saving`, `profiling`."""
-        self._standing = replace(self._standing, busy=what, busy_since=time.time())
+        self._standing = replace(self._standing, busy=what, busy_since=time.monotonic())
 
     def saved(self) -> None:
         """A checkpoint is on the disk, as of now."""
-        self._saved_at = time.time()
+        self._saved_at = time.monotonic()
         self._standing = replace(self._standing, saved_at=self._saved_at)
 
     def close(self) -> None:
@@ -150,4 +153,4 @@ class ProgressBar:
     def _line(self) -> Text:
         ascii_only = not self._console.encoding.startswith("utf")
         # A column is left free: a terminal that is full to the last one may wrap.
-        return bar_line(self._standing, self._console.width - 1, time.time(), ascii_only=ascii_only)
+        return bar_line(self._standing, self._console.width - 1, time.monotonic(), clock=time.time(), ascii_only=ascii_only)

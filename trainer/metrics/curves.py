@@ -2,10 +2,15 @@
 
 When a resume goes back to an earlier step, the records after it move to metrics.lost.jsonl: no step stands twice in the
 curve, and what was lost is what the replay is compared with. Trackers are drawings of this file (drawing.py).
+
+A month of short steps has fifteen million records. So what reads here takes the end (`end_of_step`, `last_record`) or one record after
+another, and whoever wants to know of all of them takes the index (index.py). What is the same in record after record is written now and
+then: the `replay_key` stands where it changes and in every KEY_EVERY_RECORDS-th record; each of the others has the one before it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,17 @@ from trainer import files
 CURVE = "metrics.jsonl"
 LOST = "metrics.lost.jsonl"
 
+KEY_EVERY_RECORDS = 256
+"""At least every so many steps a record has its `replay_key`."""
+
+MAX_COMPARED = 50_000
+"""Lost steps after a resume that are compared with their replay; what was lost beyond is kept, and read by nobody."""
+
+_SEPARATORS = (",", ":")
 _BLOCK_BYTES = 1 << 20
+_LONGEST_LINE_BYTES = 1 << 24
+_LOST_BYTES = 1 << 24
+"""How far back the lost records of earlier resumes are looked through."""
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -22,9 +37,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in records_from(path, 0)]
 
 
-def records_from(path: Path, position: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte after the record, record) of every whole line that begins at a byte or later; a damaged one is left out, those after it count."""
-    if not path.is_file():
+def records_from(path: Path, position: int, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte after the record, record) of every whole line that begins at a byte or later, and before `stop`; a damaged one is left out."""
+    if (stop is not None and position >= stop) or not path.is_file():
         return
     with open(path, "rb") as file:
         file.seek(position)
@@ -33,17 +48,35 @@ def records_from(path: Path, position: int) -> Iterator[tuple[int, dict[str, Any
             record = _record(line)
             if record is not None:
                 yield position, record
+            if stop is not None and position >= stop:
+                return
+
+
+def records_backward(path: Path, end: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte after the record, record) of every whole line up to byte `end` or the file's, the last first; only what is asked for is read."""
+    if not path.is_file():
+        return
+    for position, line in _lines_backward(path, end):
+        record = _record(line)
+        if record is not None:
+            yield position, record
 
 
 def end_of_step(path: Path, step: int) -> int:
-    """The byte after the last record of `step` or an earlier one; 0 when there is none.
+    """The byte after the last record of `step` or an earlier one; 0 when there is none. Read from the end of the file."""
+    return next((end for end, record in records_backward(path) if record["step"] <= step), 0)
 
-    The file is read from its end: a resume into a run of millions of steps reads the last few.
-    """
-    if not path.is_file():
-        return 0
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last whole record; None where there is none. Read from the end of the file."""
+    return next((record for _, record in records_backward(path)), None)
+
+
+def _lines_backward(path: Path, end: int | None) -> Iterator[tuple[int, bytes]]:
+    """(byte after the line, line) of the whole lines of a file up to a byte, the last first."""
     with open(path, "rb") as file:
         begin, tail = file.seek(0, 2), b""
+        begin = begin if end is None else min(begin, end)
         while begin:
             length = min(_BLOCK_BYTES, begin)
             begin -= length
@@ -52,23 +85,14 @@ def end_of_step(path: Path, step: int) -> int:
             # The first line of a block may begin before it: it is read with the block before.
             first = tail.find(b"\n") + 1 if begin else 0
             if begin and not first:
+                tail = tail if len(tail) < _LONGEST_LINE_BYTES else b""  # no record: a disk that lost power left a hole
                 continue
-            if end := _last_end(tail[first:], step):
-                return begin + first + end
+            *whole, unfinished = tail[first:].split(b"\n")
+            line_end = begin + len(tail) - len(unfinished)
+            for line in reversed(whole):
+                yield line_end, line + b"\n"
+                line_end -= len(line) + 1
             tail = tail[:first]
-    return 0
-
-
-def _last_end(lines: bytes, step: int) -> int:
-    """The byte after the last record of `step` or an earlier one in these lines; 0 when there is none."""
-    *whole, unfinished = lines.split(b"\n")
-    end = len(lines) - len(unfinished)
-    for line in reversed(whole):
-        record = _record(line + b"\n")
-        if record is not None and record["step"] <= step:
-            return end
-        end -= len(line) + 1
-    return 0
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -90,13 +114,48 @@ def cut_after(folder: Path, step: int) -> int:
     curve = folder / CURVE
     if not curve.is_file():
         return 0
-    keep_bytes = end_of_step(curve, step)
-    lost = [json.dumps(record) for _, record in records_from(curve, keep_bytes)]
-    if lost:
-        files.append_lines(folder / LOST, lost)
+    keep_bytes, num_moved = end_of_step(curve, step), 0
+
+    def moved() -> Iterator[str]:
+        nonlocal num_moved
+        for record in _with_keys((record for _, record in records_from(curve, keep_bytes)), _key_at(curve, keep_bytes)):
+            num_moved += 1
+            yield json.dumps(record, separators=_SEPARATORS)
+
+    lines = moved()
+    if first := next(lines, None):
+        files.append_lines(folder / LOST, chain((first,), lines))
     if keep_bytes != curve.stat().st_size:
         files.truncate_file(curve, keep_bytes)
-    return len(lost)
+    return num_moved
+
+
+def _key_at(curve: Path, position: int) -> str | None:
+    """The replay key that holds at a byte of a curve; None where no record before it has one."""
+    before = (record for _, record in records_backward(curve, position) if "loss" in record)
+    # Records of earlier versions have it each or never: those that can be carried over stand not far back.
+    nearest = (record["replay_key"] for _, record in zip(range(2 * KEY_EVERY_RECORDS), before) if "replay_key" in record)
+    return next(nearest, None)
+
+
+def _with_keys(records: Iterable[dict[str, Any]], key: str | None) -> Iterator[dict[str, Any]]:
+    """The records of successive steps, each with its own replay key; `key` holds before the first."""
+    for record in records:
+        key = record.get("replay_key", key)
+        yield {**record, "replay_key": key} if key is not None and "loss" in record else record
+
+
+def lost_records(folder: Path, resumed_step: int, newest_at: int) -> Iterator[dict[str, Any]]:
+    """Of the lost steps those that a resume takes again first, in the order in which they were lost; bounded, however many were.
+
+    newest_at  the byte of the lost records at which those begin that this resume has moved
+    """
+    wanted = range(resumed_step + 1, resumed_step + MAX_COMPARED + 1)
+    for end, record in records_from(folder / LOST, max(0, newest_at - _LOST_BYTES)):
+        if record["step"] in wanted and "loss" in record:
+            yield record
+        elif end > newest_at and record["step"] >= wanted.stop:
+            return
 
 
 class Curve:
@@ -105,14 +164,26 @@ class Curve:
     def __init__(self, folder: Path) -> None:
         self._file = open(folder / CURVE, "ab", buffering=0)
         self._unwritten = b""
+        self._key: str | None = None
+        self._num_without_key = 0
 
     def append(self, record: dict[str, Any]) -> None:
         """Writes one record; it survives the end of this process at once, and of the machine after `sync`.
 
         raises OSError when the disk is full; what could not be written is kept and written with the next record
         """
-        self._unwritten += (json.dumps(record) + "\n").encode()
+        self._unwritten += (json.dumps(self._without_known_key(record), separators=_SEPARATORS) + "\n").encode()
         self._write()
+
+    def _without_known_key(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record without a replay key that a record shortly before it has."""
+        if "replay_key" not in record:
+            return record
+        key, self._num_without_key = record["replay_key"], self._num_without_key + 1
+        if key != self._key or self._num_without_key >= KEY_EVERY_RECORDS:
+            self._key, self._num_without_key = key, 0
+            return record
+        return {name: value for name, value in record.items() if name != "replay_key"}
 
     def sync(self) -> None:
         """Waits until everything appended is on the disk."""

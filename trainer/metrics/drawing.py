@@ -1,4 +1,4 @@
-"""The thread that draws: trackers follow metrics.jsonl beside training, which never waits for them.
+"""The thread that draws: trackers, and the index, follow metrics.jsonl beside training, which never waits for them.
 
 Training appends a record to the curve and goes on; a few times a second this thread hands each tracker the records it has not drawn yet.
 What is no number (text, histograms) comes through a queue.
@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.metrics.board import Bins, write_histogram
 from trainer.metrics.failures import CountedFailures
+from trainer.metrics.index import CurveIndex
 from trainer.metrics.trackers import PatientTracker
 
 log = logging.getLogger(__name__)
@@ -28,9 +29,9 @@ MAX_EXTRAS = 200
 
 
 class Drawing:
-    """The trackers of a run and the thread that hands them what is new."""
+    """The trackers of a run, what else follows its curve, and the thread that hands them what is new."""
 
-    def __init__(self, trackers: Sequence[PatientTracker], failures: CountedFailures) -> None:
+    def __init__(self, trackers: Sequence[PatientTracker | CurveIndex], failures: CountedFailures) -> None:
         self._trackers, self._failures = trackers, failures
         self._board = next((tracker for tracker in trackers if tracker.writer is not None), None)
         self._extras: deque[tuple[int, Callable[[], Callable[[SummaryWriter], object]]]] = deque()
@@ -94,4 +95,9 @@ class Drawing:
     def _draw_extra(self) -> None:
         step, prepare = self._extras.popleft()
         write = prepare()
-        self._board.attempt(step, lambda: write(self._board.writer))
+
+        def draw() -> None:
+            write(self._board.writer)
+            self._board.writer.flush()
+
+        self._board.attempt(step, draw)

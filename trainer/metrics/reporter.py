@@ -20,12 +20,15 @@ from accelerate import Accelerator
 from trainer.journal import Journal
 from trainer.metrics.console import ProgressBar
 from trainer.metrics.board import SETTINGS, Bins, remove_end, write_end, write_layout, write_settings
-from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, read_records, records_from
+from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
+from trainer.metrics.details import FEWEST_STEPS, Details
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
+from trainer.metrics.index import CurveIndex
 from trainer.metrics.meters import Speed, SpeedMeter
 from trainer.metrics.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.metrics.sampling import Sampling
+from trainer.metrics.stopwatch import RARE
 from trainer.metrics.trackers import open_trackers
 from trainer.text import count, duration
 
@@ -87,14 +90,14 @@ class Reporter:
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
         tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str,
-        replay_facts: Mapping[str, Any], sample: Callable[[], Mapping[str, float]],
+        replay_facts: Mapping[str, Any], sample: Callable[[], Mapping[str, float]], detail_every_steps: int = FEWEST_STEPS,
     ) -> None:  # fmt: skip
         """`features` are those of tags.py that this run has; `replay_facts` are what the key stands for; `sample` looks at the machine: numbers by tag."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
         self._console_every_steps, self._meter = console_every_steps, meter
         self._replay_key, self._replay_facts = replay_key, replay_facts
         self._tracker_names, self._tracker_options, self._features = trackers, tracker_options, features
-        self._sampling = Sampling(sample)
+        self._sampling, self._details = Sampling(sample), Details(detail_every_steps)
         self._failures = CountedFailures()
         self._drawing: Drawing | None = None
         self._beside: dict[str, float] = {}
@@ -136,12 +139,12 @@ class Reporter:
         assumed_facts: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self._folder.mkdir(parents=True, exist_ok=True)
+        lost_before = (self._folder / LOST).stat().st_size if (self._folder / LOST).is_file() else 0
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
         if moved:
             log.info("%d records after step %s moved to %s", moved, resumed_step or 0, LOST)
-        self._proof = ReplayProof(
-            read_records(self._folder / LOST), resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts
-        )
+        lost = lost_records(self._folder, resumed_step or 0, lost_before)
+        self._proof = ReplayProof(lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts)
         self._failures.guard(FACTS, lambda: remember_facts(self._folder, self._replay_key, self._replay_facts))
         if self._proof.announcement:
             log.info(self._proof.announcement)
@@ -162,7 +165,7 @@ class Reporter:
         trackers = open_trackers(
             self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
         )  # fmt: skip
-        self._drawing = Drawing(trackers, self._failures)
+        self._drawing = Drawing([*trackers, CurveIndex(self._folder)], self._failures)
         if "tensorboard" in self._tracker_names:
             self._failures.guard(SETTINGS, lambda: write_settings(self._folder, settings))
         if any(tracker.begins for tracker in trackers):
@@ -192,8 +195,8 @@ class Reporter:
         Returns the steps whose numbers have reached the host by now: this one on a CPU, the one before on a GPU.
         """
         speed = self._meter.step(step_tokens, time.perf_counter())
-        record = {"step": step, "tokens": tokens, "lr": lr, "epoch": epoch, "data_digest": data_digest}
-        record.update({tag: _short(value) for tag, value in (facts or {}).items()})
+        record = {"step": step, "tokens": tokens, "lr": _rounded(lr, 9), "epoch": _rounded(epoch), "data_digest": data_digest}
+        record.update({tag: _rounded(value) for tag, value in self._details.changed(facts or {}, step).items()})
         arrived = self.flush()
         self._pending = _Pending(record, speed, *_send_to_host(numbers), laps, reading)
         return arrived if self._pending.ready else arrived + self.flush()
@@ -285,7 +288,7 @@ class Reporter:
         full = {
             **pending.record,
             "loss": _finite(loss),
-            "loss_smoothed": self._smoothed,
+            "loss_smoothed": None if self._smoothed is None else _rounded(self._smoothed),
             "grad_norm": _finite(grad_norm),
             "tokens_per_second": round(speed.tokens_per_second, 1),
             "step_seconds": round(speed.step_seconds, 6),
@@ -300,15 +303,19 @@ class Reporter:
         self._show(step, loss, grad_norm, pending.record["lr"], speed)
 
     def _measured(self, pending: _Pending) -> dict[str, float | None]:
-        """What was measured beside the step's core numbers, by tag."""
+        """What was measured beside the step's core numbers, by tag: of what every step has the mean since the last look at the details."""
+        step = pending.record["step"]
         beside, self._beside = self._beside, {}
-        if self._saved_at is not None:
-            beside["checkpoint/age_seconds"] = time.perf_counter() - self._saved_at
         if pending.laps is not None:
-            beside.update({f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()})
+            times = {f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()}
+            # The times of a step that was another than most are its own.
+            beside.update(times) if pending.laps.seconds().keys() & RARE else self._details.add(times)
+        if self._saved_at is not None and self._details.is_due(step):
+            beside["checkpoint/age_seconds"] = time.perf_counter() - self._saved_at
+        beside = {**self._details.take(step), **beside}
         if pending.reading is not None:
             beside.update(pending.reading.numbers())
-        return {tag: _short(value) for tag, value in {**beside, **self._sampling.take()}.items()}
+        return {tag: _rounded(value) for tag, value in {**beside, **self._sampling.take()}.items()}
 
     def _put(self, record: dict[str, Any]) -> None:
         """Writes to the curve, where the trackers find it. A full disk does not end the run here: its checkpoints decide that."""
@@ -359,9 +366,9 @@ def _smoothed_at(folder: Path, step: int | None) -> float | None:
     return next((value for value in found if value is not None), None)
 
 
-def _short(value: float) -> float | None:
-    """Six digits are enough for what no replay compares; None for what is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+def _rounded(value: float, digits: int = 6) -> float | None:
+    """A few digits are enough for what no replay compares; None for what is not finite."""
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def _finite(value: float) -> float | None:

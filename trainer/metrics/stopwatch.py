@@ -24,6 +24,9 @@ PARTS = {
 }
 """What a stretch of time can belong to."""
 
+RARE = frozenset({"evaluation", "save", "profile"})
+"""Parts that few steps have."""
+
 TAGS = {f"time/{part}_seconds": ("seconds", help) for part, help in PARTS.items()}
 """Tag -> (unit, help)."""
 

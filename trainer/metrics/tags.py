@@ -51,6 +51,18 @@ MEANINGS = {
 }
 """What each tag is; the other modules that measure bring their own."""
 
+COUNTERS = frozenset({"data/tokens", "data/epoch", "loss/train_smoothed", "optim/lr"})
+"""Tags of which the last of some steps is drawn where they are drawn as one point; of others it is the mean."""
+
+EXTREMES = ("loss/train", "optim/grad_norm", "speed/step_seconds")
+"""Tags of which the least and the greatest are drawn besides, as TAG_min and TAG_max."""
+
+MEANINGS.update(
+    (f"{tag}_{which}", Meaning(MEANINGS[tag].unit, f"the {word} of the steps that one point of {tag} stands for (after step 20,000)"))
+    for tag in EXTREMES
+    for which, word in (("min", "least"), ("max", "greatest"))
+)
+
 MFU, VALIDATION, TASKS, GPU = "mfu", "validation", "tasks", "gpu"
 FP8, FP8_FIT, FP8_GAP = "fp8", "fp8_fit", "fp8_gap"
 """What not every run has; a chart that needs it is left out of the others, for an empty chart looks like a fault."""
@@ -67,14 +79,14 @@ class Chart(NamedTuple):
 
 CHARTS: dict[str, tuple[Chart, ...]] = {
     "1 Is it learning?": (
-        Chart("training loss (nats a token)", ("loss/train", "loss/train_smoothed")),
+        Chart("training loss (nats a token)", ("loss/train", "loss/train_smoothed", "loss/train_(min|max)")),
         Chart("validation loss (nats a token)", ("loss/validation",), VALIDATION),
         Chart("validation (bits a byte)", ("loss/validation_bits_per_byte",), VALIDATION),
         Chart("tasks (share right)", ("evaluation/.*/acc.*",), TASKS),
         Chart("learning rate", ("optim/lr",)),
     ),
     "2 Is it healthy?": (
-        Chart("gradient norm", ("optim/grad_norm",)),
+        Chart("gradient norm", ("optim/grad_norm", "optim/grad_norm_max")),
         Chart("gradient norm by layer group", ("grad_norm/.*",)),
         Chart("update to weight by layer group", ("update_ratio/.*",)),
         Chart("weight norm by layer group", ("param_norm/.*",)),

@@ -1,14 +1,17 @@
-"""What a run's curve comes to, in one pass over metrics.jsonl: the records of a month are never in memory together."""
+"""What a run's curve comes to, from its index and its end: the records of a month are never in memory together."""
 
-from collections import deque
+from itertools import islice
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.metrics.curves import records_from
+from trainer.metrics.curves import records_backward
+from trainer.metrics.index import Block, scan
 
 NUM_RECENT = 20
 """Steps whose mean is the training loss at the end."""
+_LOOKED_BACK = 10_000
+"""Records among which they are looked for."""
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Totals:
     """Trained on by the last step; 0 when there is no step."""
     seconds: float = 0.0
     """Of training, without evaluations and saves."""
-    recent_losses: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_RECENT))
+    recent_losses: list[float] = field(default_factory=list)
     """Of the last steps, nats a token; those that are no number are left out."""
     first_evaluation: dict[str, Any] | None = None
     last_evaluation: dict[str, Any] | None = None
@@ -33,14 +36,24 @@ class Totals:
         """Of all processes, over the whole run; None where no time was written down."""
         return self.tokens / self.seconds if self.seconds else None
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Takes the next record."""
-        self.step = record["step"]
-        if "loss" in record:
-            self.tokens = record.get("tokens", self.tokens)
-            self.seconds += record.get("step_seconds", 0.0)
-            if record["loss"] is not None:
-                self.recent_losses.append(record["loss"])
+    def add(self, found: Block | dict[str, Any]) -> None:
+        """Takes the next block or record."""
+        if isinstance(found, Block):
+            self._add_steps(found.step, found.tokens, found.seconds)
+            for record in found.evaluations:
+                self._add_evaluation(record)
+            return
+        self.step = found["step"]
+        if "loss" in found:
+            self._add_steps(found["step"], found.get("tokens"), found.get("step_seconds"))
+        self._add_evaluation(found)
+
+    def _add_steps(self, step: int, tokens: int | None, seconds: float | None) -> None:
+        self.step = step
+        self.tokens = self.tokens if tokens is None else tokens
+        self.seconds += seconds or 0.0
+
+    def _add_evaluation(self, record: dict[str, Any]) -> None:
         if "val_loss" in record:
             self.first_evaluation = self.first_evaluation or record
             self.last_evaluation = record
@@ -50,6 +63,8 @@ class Totals:
 def totals_of(curve: Path) -> Totals:
     """What a curve comes to; an absent or damaged one as far as it goes."""
     totals = Totals()
-    for _, record in records_from(curve, 0):
-        totals.add(record)
+    for found in scan(curve):
+        totals.add(found)
+    losses = (record["loss"] for _, record in islice(records_backward(curve), _LOOKED_BACK) if record.get("loss") is not None)
+    totals.recent_losses = list(islice(losses, NUM_RECENT))[::-1]
     return totals

@@ -7,7 +7,6 @@ step and drawing it, or a tracker that failed for an hour, costs no point: the n
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +14,22 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from torch.utils.tensorboard import SummaryWriter
 
 from trainer.errors import ConfigError, TrainerError
 from trainer.metrics.curves import CURVE, end_of_step, records_from
+from trainer.metrics.event_files import BoardTracker, BoardWriter
+from trainer.metrics.history import History
 from trainer.metrics.tags import drawn
+from trainer.metrics.thinning import Point, Thinning
 from trainer.text import did_you_mean, one_line
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 """How long a tracker that failed is left alone; each further failure doubles it."""
+
+_AT_ONCE = 256
+"""Records that TensorBoard is given at once; the place is remembered after them."""
 
 
 def check_tracker_names(names: list[str]) -> None:
@@ -56,7 +60,6 @@ def open_trackers(
 
     A resumed run goes on in the same TensorBoard folder, and in the same run of trackers that know such a thing.
     """
-    threading.excepthook = _tell_end_of_thread
     if not accelerator.is_main_process:
         return []
     for tracker_name in (options or {}).keys() - set(names):
@@ -75,7 +78,7 @@ def open_trackers(
                 raise TrainerError(f"{problem}; mend that, or take it out of metrics.trackers") from error
             log.warning("%s; the run goes on without it, and the next start draws what it missed", problem)
             continue
-        opened.append(PatientTracker(tracker, folder, position))
+        opened.append((BoardPatience if isinstance(tracker, BoardTracker) else PatientTracker)(tracker, folder, position))
     accelerator.trackers, accelerator.log_with = [patient.tracker for patient in opened], names
     return opened
 
@@ -104,7 +107,9 @@ def opening(tracker_name: str, name: str, folder: Path, purge_step: int) -> dict
 
 def _open(accelerator: Accelerator, tracker_name: str, run_name: str, keywords: dict[str, Any]) -> GeneralTracker:
     """Opens one of Accelerate's trackers; one that fails takes no other with it."""
-    accelerator.trackers, accelerator.log_with = [], [tracker_name]
+    is_board = tracker_name == BoardTracker.name
+    accelerator.trackers = []
+    accelerator.log_with = [BoardTracker(run_name, accelerator.logging_dir, **keywords) if is_board else tracker_name]
     accelerator.init_trackers(run_name, config=None, init_kwargs={tracker_name: keywords})
     (tracker,) = accelerator.trackers
     return tracker
@@ -136,13 +141,17 @@ def _mark(folder: Path, tracker_name: str) -> Path:
 
 
 class PatientTracker:
-    """A tracker that may fail: it is left alone for a while, longer after each failure, and then draws what it missed."""
+    """A tracker that may fail: it is left alone for a while, longer after each failure, and then draws what it missed.
+
+    It draws the curve as thinning.py thins it.
+    """
 
     def __init__(self, tracker: GeneralTracker, folder: Path, position: int) -> None:
         """`position` is the byte of the curve in `folder` that it draws from; at 0 it `begins`, and knows nothing of the run yet."""
         self.tracker = tracker
         self._curve, self._position = folder / CURVE, position
         self.begins = position == 0
+        self._thinning, self._taken = Thinning(), position
         self._pause_seconds = 0.0
         self._retry_at = 0.0
         self._mark = os.open(_mark(folder, self.name), os.O_WRONLY | os.O_CREAT, 0o644)
@@ -153,10 +162,9 @@ class PatientTracker:
         return str(self.tracker.name)
 
     @property
-    def writer(self) -> SummaryWriter | None:
+    def writer(self) -> BoardWriter | None:
         """TensorBoard's own writer; None for other trackers."""
-        writer = getattr(self.tracker, "writer", None)
-        return writer if isinstance(writer, SummaryWriter) else None
+        return None
 
     @property
     def is_paused(self) -> bool:
@@ -168,12 +176,25 @@ class PatientTracker:
             return
         begin = self._position
         try:
-            for end, record in records_from(self._curve, begin):
-                self.attempt(record["step"], lambda record=record: self.tracker.log(drawn(record), step=record["step"]))
-                self._position = end
+            self._draw_on()
         finally:
             if self._position != begin:
                 self._remember()
+
+    def _draw_on(self) -> None:
+        for end, record in records_from(self._curve, self._taken):
+            if self._thinning.is_over(record["step"]):
+                self._log(self._thinning.flush(), self._taken)
+            points = self._thinning.add(record)
+            self._taken = end
+            if self._thinning.is_empty:
+                self._log(points, end)
+
+    def _log(self, points: list[Point], position: int) -> None:
+        """Draws points, with which everything before this byte of the curve is drawn."""
+        for step, values in points:
+            self.attempt(step, lambda step=step, values=values: self.tracker.log(values, step=step))
+        self._position = position
 
     def attempt(self, step: int, write: Callable[[], None]) -> None:
         """Writes something of this step; after a failure, which is raised, it is paused."""
@@ -182,36 +203,68 @@ class PatientTracker:
         except Exception:
             self._pause_seconds = min(max(FIRST_PAUSE_SECONDS, 2 * self._pause_seconds), LONGEST_PAUSE_SECONDS)
             self._retry_at = time.monotonic() + self._pause_seconds
-            self._drop_writer(step)
+            self._forget(step)
             raise
         if self._pause_seconds:
             log.info("%s is written again, and draws what it missed", self.name)
         self._pause_seconds = 0.0
 
     def close(self) -> None:
-        """Ends the tracker; raises what it raises."""
-        os.close(self._mark)
-        self.tracker.finish()
+        """Ends the tracker, with what waited for more steps to become a point; raises what it raises."""
+        try:
+            if not self._thinning.is_empty:
+                self._log(self._thinning.flush(), self._taken)
+                self._remember()
+        finally:
+            os.close(self._mark)
+            self.tracker.finish()
 
     def _remember(self) -> None:
         os.pwrite(self._mark, f"{self._position:020d}\n".encode(), 0)
 
-    def _drop_writer(self, step: int) -> None:
-        """Lets go of TensorBoard's writer, whose thread has died and would raise the same error for ever.
-
-        The next call opens another file, which begins by forgetting what of this step and later was drawn.
-        """
-        if self.writer is not None:
-            self.writer.file_writer = self.writer.all_writers = None
-            self.writer.purge_step = step
-            self._position = end_of_step(self._curve, step - 1)
+    def _forget(self, step: int) -> None:
+        """What was not drawn is read again."""
+        self._thinning, self._taken = Thinning(), self._position
 
 
-def _tell_end_of_thread(args: Any) -> None:
-    """What Python prints of an error that ends a thread, but for TensorBoard's writers: theirs is raised again by the next call."""
-    is_writer = "event_file_writer" in type(args.thread).__module__
-    if not (is_writer and isinstance(args.exc_value, OSError)):
-        threading.__excepthook__(args)
+class BoardPatience(PatientTracker):
+    """TensorBoard, which can take back what it has drawn: it has the last steps one by one, and only what is before them thinned."""
+
+    def __init__(self, tracker: BoardTracker, folder: Path, position: int) -> None:
+        super().__init__(tracker, folder, position)
+        self._history = History(folder)
+
+    @property
+    def writer(self) -> BoardWriter:
+        return self.tracker.writer
+
+    def _draw_on(self) -> None:
+        undrawn: list[tuple[int, dict[str, Any]]] = []
+        for end, record in records_from(self._curve, self._position):
+            undrawn.append((end, record))
+            if len(undrawn) == _AT_ONCE:
+                self._draw_records(undrawn)
+                undrawn = []
+        if undrawn:
+            self._draw_records(undrawn)
+
+    def _draw_records(self, undrawn: list[tuple[int, dict[str, Any]]]) -> None:
+        first, last = undrawn[0][1]["step"], undrawn[-1][1]["step"]
+
+        def write() -> None:
+            for _, record in undrawn:
+                self.tracker.log(drawn(record), step=record["step"])
+            self.writer.flush()
+
+        self.attempt(first, write)
+        self._position = undrawn[-1][0]
+        if self._history.is_due(last):
+            self.attempt(last + 1, lambda: self._history.thin(self.writer, last))
+
+    def _forget(self, step: int) -> None:
+        """Lets go of the writer: the next call opens another file, which begins by forgetting what of this step and later was drawn."""
+        self.writer.drop(step)
+        self._position = end_of_step(self._curve, step - 1)
 
 
 def plain(value: Any) -> int | float | str | bool:

@@ -35,6 +35,7 @@ from trainer.evaluation.tasks import open_tasks
 from trainer.journal import Journal
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
+from trainer.metrics.details import detail_interval
 from trainer.metrics.hardware import HardwareSampler
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.out_of_memory import record_memory_history
@@ -260,6 +261,7 @@ def _build_reporter(
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
         replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description)), replay_facts=facts,
+        detail_every_steps=_detail_interval(config),
     )  # fmt: skip
 
 
@@ -281,9 +283,13 @@ def _features(config: Config, accelerator: Accelerator, decision: Decision, *, h
     return {feature for feature, is_there in found.items() if is_there}
 
 
+def _detail_interval(config: Config) -> int:
+    return detail_interval(config.metrics.detail_every_steps, config.max_steps)
+
+
 def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
     return Probes(
-        model, detail_every_steps=config.metrics.detail_every_steps, is_main=accelerator.is_main_process,
+        model, detail_every_steps=_detail_interval(config), is_main=accelerator.is_main_process,
         histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
     )  # fmt: skip
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from tests.written_runs import losses, write_run
+from tests.written_runs import STEP_TOKENS, losses, write_run
 from trainer.compare import curve as curves
 from trainer.compare.curve import NUM_BINS, Evaluation, last_tokens, read_curve
+from trainer.metrics.index import CurveIndex
 
 
 def read(folder):
@@ -38,7 +39,7 @@ def test_bins_do_not_depend_on_how_the_file_is_cut_into_chunks(tmp_path, monkeyp
     folder = write_run(tmp_path, "a", losses(), evaluations={100: {"val_loss": 3.0}})
     whole = read(folder)
     monkeypatch.setattr(curves, "_CHUNK_BYTES", 500)
-    monkeypatch.setattr(curves, "_TAIL_BYTES", 50)
+    monkeypatch.setattr("trainer.metrics.curves._BLOCK_BYTES", 50)
     parts = read(folder)
     assert parts.sums["loss"].tolist() == whole.sums["loss"].tolist() and parts.seconds == pytest.approx(whole.seconds)
     assert parts.digests == whole.digests and parts.evaluations == whole.evaluations == [Evaluation(100_000, {"val_loss": 3.0})]
@@ -82,3 +83,19 @@ def test_the_last_tokens_of_a_run_without_a_step_are_none(tmp_path):
     assert last_tokens(folder) is None
     (folder / "metrics.jsonl").unlink()
     assert last_tokens(folder) is None
+
+
+def test_a_long_run_is_read_from_its_index_and_comes_to_the_same(tmp_path, monkeypatch):
+    folder = write_run(tmp_path, "a", losses(), evaluations={50: {"val_loss": 3.5}, 100: {"val_loss": 3.0}})
+    read_whole = read_curve(folder, 10 * STEP_TOKENS)
+    monkeypatch.setattr("trainer.metrics.index.BLOCK_STEPS", 10)
+    monkeypatch.setattr(curves, "MOST_STEPS_READ", 100)
+    CurveIndex(folder).draw()
+    monkeypatch.setattr(curves, "_chunks", lambda path: pytest.fail("the whole curve was read"))
+    found = read_curve(folder, 10 * STEP_TOKENS)
+    for name in ("counts", "hours", "tokens", "lowest", "highest", "highest_grad_norm"):
+        np.testing.assert_allclose(getattr(found, name), getattr(read_whole, name), err_msg=name)
+    for metric, sums in read_whole.sums.items():
+        np.testing.assert_allclose(found.sums[metric], sums, err_msg=metric)
+    for name in ("num_steps", "last_tokens", "last_finite_tokens", "seconds", "num_unfinite", "medians", "digests", "evaluations"):
+        assert getattr(found, name) == pytest.approx(getattr(read_whole, name)) if name in ("seconds", "medians") else getattr(found, name) == getattr(read_whole, name)

@@ -51,7 +51,7 @@ def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, f
     drawing.text("run/config", "```yaml\nseed: 1\n```", 0)
     write(folder, {"step": 1, "loss": 2.0, "grad_norm/blocks.00": 0.5}, {"step": 1, "val_loss": 3.0, "play/acc": 0.25})
     drawing.histograms(1, lambda: {"parameters/head": BINS})
-    drawing.add(1, lambda _: write_end(folder / "run", 1))
+    drawing.add(1, lambda _: write_end(folder, 1))
     drawing.close()
     events = events_of(folder)
     tags = events.Tags()

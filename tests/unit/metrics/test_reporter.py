@@ -289,3 +289,56 @@ def test_hparams_shows_the_settings_of_the_newest_launch(accelerator, folder, is
     assert b"rate_now" in shown["_hparams_/session_start_info"] and b"rate_now" in shown["_hparams_/experiment"]
     assert b"rate_before" not in shown["_hparams_/session_start_info"] and b"rate_of_old" not in shown["_hparams_/session_start_info"]
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2]
+
+
+class Times:
+    def seconds(self):
+        return dict.fromkeys(("data", "forward_backward", "optimizer", "report"), 0.0123456789)
+
+
+def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all_the_same(accelerator, folder):
+    """With every number as long as at the end of a month, and the details of a model with 30 layer groups as often as then."""
+    reporter = reporter_of(accelerator, folder, replay_key="0123456789abcdef", detail_every_steps=147, trackers=[])
+    reporter.open({}, None, {})
+    groups = {f"{what}/block_{number:02}": 0.123456 for what in ("grad_norm", "param_norm", "update_ratio") for number in range(30)}
+    for step in range(14_700_000, 14_700_600):
+        reading = SimpleNamespace(numbers=lambda: groups, has_histograms=False) if step % 147 == 0 else None
+        reporter.step(
+            step=step, tokens=step * 65536, step_tokens=65536, lr=0.1 / 3, epoch=100 / 3, data_digest="0123456789abcdef",
+            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]), facts={"precision/fp8_coverage": 0.98765}, laps=Times(), reading=reading,
+        )  # fmt: skip
+    reporter.close()
+    assert (folder / CURVE).stat().st_size / 600 <= 300
+    records = read_records(folder / CURVE)
+    assert records[300]["loss"] == float(torch.tensor(10 / 3)) and records[300]["lr"] == pytest.approx(0.1 / 3, rel=1e-8)
+    assert [record["step"] for record in records if "time/data_seconds" in record] == [step for step in range(14_700_000, 14_700_600) if step % 147 == 0]
+    again = reporter_of(accelerator, folder, replay_key="0123456789abcdef", detail_every_steps=147, trackers=[])
+    again.open({}, 14_700_299, {})
+    for step in range(14_700_300, 14_700_600):
+        again.step(
+            step=step, tokens=step, step_tokens=65536, lr=0.1, epoch=1.0, data_digest="0123456789abcdef",
+            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]),
+        )  # fmt: skip
+    again.close()
+    assert again.verdict == "resume exact: 300/300 replayed steps bit-identical"
+
+
+def test_a_curve_of_an_earlier_version_is_gone_on_with_and_its_lost_steps_are_compared(accelerator, folder):
+    """Its records were fat: spaces, every number in full, and a replay key each."""
+    folder.mkdir()
+    old = [
+        {"step": step, "tokens": step * 32, "lr": 0.5, "epoch": step / 100, "data_digest": f"d{step}", "loss": 4.0 / step, "loss_smoothed": 4.0 / step,
+         "grad_norm": 1.0, "tokens_per_second": 10.0, "step_seconds": 0.1, "replay_key": "key", "time/data_seconds": 0.1}
+        for step in (1, 2, 4, 8)
+    ]  # fmt: skip
+    (folder / CURVE).write_text("".join(json.dumps(record) + "\n" for record in old))
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, 2, {})
+    for step in (4, 8, 16):
+        take(reporter, step)
+    reporter.close()
+    assert reporter.verdict == "resume exact: 2/2 replayed steps bit-identical"
+    assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 4, 8, 16]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 4, 8, 16]

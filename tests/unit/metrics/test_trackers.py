@@ -13,10 +13,9 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from trainer.errors import ConfigError, TrainerError
-from trainer.metrics import trackers
+from trainer.metrics import event_files, trackers
 from trainer.metrics.curves import CURVE, cut_after
 from trainer.metrics.trackers import PatientTracker, check_tracker_names, open_trackers, opening
 
@@ -210,6 +209,25 @@ def test_a_tracker_that_lets_no_setting_change_draws_on_in_a_resume_and_that_is_
         open_two(tmp_path / "new", None)
 
 
+def test_another_tracker_of_a_long_run_is_given_ever_fewer_points_in_their_order_and_its_end(tmp_path, other, monkeypatch):
+    monkeypatch.setattr("trainer.metrics.thinning.DENSE_STEPS", 10)
+    write_curve(tmp_path, [])
+    for first in range(1, 1000, 100):
+        cut_after(tmp_path / "run", first - 1)
+        (tracker, board) = open_two(tmp_path, first - 1 if first > 1 else None)
+        for step in range(first, first + 110, 10):
+            write_curve(tmp_path, [{"step": each, "loss": 1.0 + each % 2} for each in range(step, step + 10)])
+            tracker.draw()
+        tracker.close()
+        board.close()
+    drawn = [call for each in other.made for call in each.calls if isinstance(call[0], int)]
+    steps = [step for step, _ in drawn]
+    assert len(steps) < 150 and steps[:19] == list(range(1, 20)) and steps[-1] == 1010
+    assert all(1.0 <= values["loss/train"] <= 2.0 for _, values in drawn)
+    last = [call[0] for call in other.made[-1].calls if isinstance(call[0], int)]
+    assert last == sorted(last)
+
+
 # A tracker that fails
 
 
@@ -225,15 +243,14 @@ def now(monkeypatch):
 def disk(monkeypatch):
     """The disk that events are written to; while it is full, a write gets half of its bytes there."""
     state = SimpleNamespace(full=False)
-    append = LocalFileSystem.append
 
-    def half(self, filename, content, binary_mode=False):
+    def half(file, content):
         if state.full:
-            append(self, filename, content[: len(content) // 2], binary_mode)
+            file.write(content[: len(content) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
-        append(self, filename, content, binary_mode)
+        return file.write(content)
 
-    monkeypatch.setattr(LocalFileSystem, "append", half)
+    monkeypatch.setattr(event_files, "write_some", half)
     return state
 
 
@@ -279,12 +296,6 @@ def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(tmp_path, now):
             tracker.draw()
     pauses = [after - before for before, after in itertools.pairwise(asked)]
     assert pauses[:4] == [1, 2, 4, 8] and set(pauses[10:]) == {trackers.LONGEST_PAUSE_SECONDS}
-
-
-def test_an_error_of_another_thread_is_told(capsys):
-    thread = threading.Thread(name="ours")
-    trackers._tell_end_of_thread(threading.ExceptHookArgs([OSError, OSError("ours"), None, thread]))
-    assert "ours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("tracker", "key"), [("wandb", "dir"), ("dvclive", "dir"), ("swanlab", "logdir")])

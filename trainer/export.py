@@ -233,7 +233,7 @@ def _evaluations(run: Path, step: int) -> dict[str, str]:
             found[str(record["task"])] = _accuracy(record)
         elif record["step"] == step and isinstance(record.get("loss"), float):
             bits = f", {record['bits_per_byte']:.4f} bits a byte" if record.get("bits_per_byte") else ""
-            found[f"loss on {record.get('data')}"] = f"{record['loss']:.4f} nats a token{bits}"
+            found[f"loss on {record.get('data')}"] = f"{record['loss']:.4f} nats a token{bits} ({record.get('num_tokens', 0):,} tokens)"
     return found
 
 

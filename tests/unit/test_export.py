@@ -299,6 +299,8 @@ def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch)
     (run / "evaluations.jsonl").write_text("".join(
         json.dumps({"step": step, "task": "piqa", "acc": step / 40, "chance": 0.5}) + "\n" for step in (9, 10, 11)
     ))  # fmt: skip
+    with open(run / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps({"step": 10, "task": "validation_loss", "data": "other", "loss": 2.5, "bits_per_byte": 1.25, "num_tokens": 640}) + "\n")
     manifest = manifest_of(
         10, model=json.loads(model.config.to_json_string(use_diff=False)), vocab_size=257, val_loss=3.0, identity={"sequence_length": 8}
     )
@@ -309,4 +311,5 @@ def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch)
     assert rows["data"] == "shakespeare" and rows["sequence length"].startswith("8 ") and rows["batch"].startswith("4 ")
     assert "adamw" in rows["optimizer"] and rows["learning rate"].startswith("0.0006 ") and "cosine, 7 " in rows["learning rate"]
     assert rows["words"] == "acc 0.100" and rows["piqa"] == "acc 0.250, chance 0.500" and rows["validation loss"].startswith("3.0000")
+    assert all(number in rows["loss on other"] for number in ("2.5000", "1.2500", "640"))
     assert written(tmp_path / "out", "config.json")["max_position_embeddings"] == 8

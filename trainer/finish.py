@@ -65,9 +65,12 @@ def finish(run: str) -> Finished:
         reason = f"declared finished at step {step} of {config.max_steps}"
         before = facts_at(read_outcome(folder), step)
         found = {"loss": resolution.manifest.loss, "val_loss": resolution.manifest.val_loss}
-        facts = {**before, **{name: value for name, value in found.items() if value is not None}, "exported": str(exported), "exported_step": step}
-        facts.pop("untidy", None)
-        write_outcome(folder, "finished", step=step, reason=reason, **facts, planned_steps=config.max_steps)
+        facts = {
+            **{name: value for name, value in before.items() if name != "untidy"},
+            **{name: value for name, value in found.items() if value is not None},
+            "exported": str(exported), "exported_step": step, "planned_steps": config.max_steps,
+        }  # fmt: skip
+        write_outcome(folder, "finished", step=step, reason=reason, **facts)
         Journal(folder).write("stop", cause="finished", step=step, reason=reason)
         if "tensorboard" in config.metrics.trackers:
             write_end(folder, step)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -248,7 +249,7 @@ def prepare(
     for words in report.repeats:
         say(words)
     # From the project's folder, where data.corpus is meant from, `out` may be another place.
-    tell(f"Train on it with data.corpus={out.resolve()} in a recipe or on the command line.")
+    tell(f"Train on it with {shlex.quote(f'data.corpus={out.resolve()}')} on the command line, or {out.resolve()} as data.corpus of a recipe.")
 
 
 def _show_progress(documents: int, tokens: int) -> None:

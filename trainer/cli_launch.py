@@ -49,10 +49,12 @@ def launch(
 
 def _as_typed(context: typer.Context, words: list[str]) -> str:
     """The command that starts this launch again, for a shell."""
+    from trainer.config.folders import command_line
+
     door = context.find_root().info_name or ""
     started = Path(sys.argv[0])
-    program = [door if "/" in door else f"./{door}"] if door.endswith(".sh") else [str(started), "launch"] if started.name == "trainer" else ["./launch.sh"]
-    return shlex.join([*program, *words])
+    program = [door if "/" in door else f"./{door}"] if door.endswith(".sh") else [str(started), "launch"] if started.name == "trainer" else None
+    return shlex.join([*program, *words]) if program else command_line(*words)
 
 
 def tell_report(config: "Config", folder: Path, command: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.folders import is_trained, typed
+from trainer.config.folders import command_line, is_trained, typed
 from trainer.errors import TrainerError
 from trainer.journal import precision_words, read_events
 from trainer.metrics.curves import CURVE
@@ -27,7 +27,7 @@ def report(
     outcome = read_outcome(folder)
     if outcome is None:
         raise TrainerError(
-            f"there is no run {name} in {folder.parent}; start one with: ./launch.sh CLUSTER RECIPE name={name}"
+            f"there is no run {name} in {folder.parent}; start one with: {command_line('CLUSTER', 'RECIPE', f'name={name}')}"
         )
     totals, events = totals_of(folder / CURVE), read_events(folder, "launch", "start", "precision")
     parts = [
@@ -120,14 +120,14 @@ def last_command(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
     """What starts a run again: what was typed at its last launch, or a launch of the settings that it keeps."""
     typed_before = [event for event in events if event["event"] == "launch" and "command" in event]
     if not typed_before:
-        return f"./launch.sh {shlex.quote(str(folder / 'config.yaml'))}"
+        return command_line(str(folder / "config.yaml"))
     command, place = str(typed_before[-1]["command"]), str(typed_before[-1].get("folder", ""))
     return f"cd {shlex.quote(place)} && {command}" if place and place != str(Path.cwd()) else command
 
 
 def _next(outcome: dict[str, Any], folder: Path, store: CheckpointStore, prompt: str, command: str) -> str:
     """Commands, the likeliest wanted first: a run that ended before its time is to go on, one that goes on is to be watched."""
-    run, kind = shlex.quote(typed(folder)), outcome["outcome"]
+    run, kind = typed(folder), outcome["outcome"]
     steps = [entry.step for entry in store.entries()]
     lines = []
     if kind == "running" and is_trained(folder):
@@ -135,11 +135,10 @@ def _next(outcome: dict[str, Any], folder: Path, store: CheckpointStore, prompt:
     elif kind != "finished":
         lines.append(_again(command, kind, max(steps, default=None)))
     if steps:
-        words = f" --prompt {shlex.quote(prompt)}" if prompt else ""
-        lines.append(f".venv/bin/trainer generate {run}{words}")
-    lines.append(f"./launch.sh tensorboard {run}")
+        lines.append(command_line("generate", run, *(["--prompt", prompt] if prompt else [])))
+    lines.append(command_line("tensorboard", run))
     if steps:
-        lines.append(f".venv/bin/trainer checkpoints ls {run}")
+        lines.append(command_line("checkpoints", "ls", run))
     return "\n".join(["Next:", *(f"  {line}" for line in lines)])
 
 

@@ -2,14 +2,13 @@
 
 import logging
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import folder_name
-from trainer.config.folders import checkpoints_folder, hold, run_folder, typed
+from trainer.config.folders import checkpoints_folder, command_line, hold, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained
 from trainer.errors import LaunchError, RankLostError, TrainerError
@@ -186,7 +185,7 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     with _told_if_full(run.folder, outcome.kind):
         write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
     if "exported" in facts:
-        log.info("the model is in %s; let it write: .venv/bin/trainer generate %s", facts["exported"], shlex.quote(typed(run.folder)))
+        log.info("the model is in %s; let it write: %s", facts["exported"], command_line("generate", typed(run.folder)))
     log.info(ending(outcome.kind, step, outcome.reason, run.folder))
 
 

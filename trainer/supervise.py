@@ -22,7 +22,7 @@ from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, hold, is_trained, resume_point, run_folder
+from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, command_line, hold, is_trained, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.config.settings import settings_help
@@ -60,12 +60,12 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     names = [word for word in words if not is_override(word)]
     if len(names) > 2:
         raise ConfigError(
-            f"too many names: {' '.join(names)}; the form is: ./launch.sh [CLUSTER] [RECIPE] [key=value ...]"
+            f"too many names: {' '.join(names)}; the form is: {command_line()} [CLUSTER] [RECIPE] [key=value ...]"
         )
     if len(names) == 1 and _is_recipe(names[0]):
         names.insert(0, "")
     if len(names) == 2 and _is_cluster(names[1]) and not _is_cluster(names[0]):
-        raise ConfigError(f"did you swap them? {names[1]} is a cluster file, and comes before the recipe: {' '.join([names[1], names[0], *overrides])}")
+        raise ConfigError(f"did you swap them? {names[1]} is a cluster file, and comes before the recipe: {command_line(names[1], names[0], *overrides)}")
     cluster, recipe = (*names, "", "")[:2]
     return cluster or None, recipe or "shakespeare", overrides
 

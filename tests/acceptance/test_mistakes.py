@@ -509,7 +509,7 @@ REFUSED = [
         "checkpoint of another sequence length", "train {recipe} sequence_length=8",
         ("sequence_length is 8 here and 16 in the checkpoint", "resume.allow_changes=[sequence_length]"),
     ),
-    Mistake("fewer steps than were taken", "train {recipe} max_steps=20", ("max_steps is 20", "stands at step 24", "trainer finish")),
+    Mistake("fewer steps than were taken", "train {recipe} max_steps=20", ("max_steps is 20", "stands at step 24", "launch.sh finish")),
     Mistake(
         "checkpoint of another optimizer", "train {recipe} optimizer.name=muon",
         ("optimizer is muon here and adamw in the checkpoint", "resume.allow_changes=[optimizer]"),

@@ -15,7 +15,7 @@ def test_a_run_whose_checkpoints_are_lost_says_how_they_come_back_and_goes_on_ex
     shutil.rmtree(tmp_path / "checkpoints")
 
     said = paragraph(train(recipe, exit_code=2))
-    typed = said.split("bring one back: .venv/bin/trainer ")[1].split(" (")[0]
+    typed = said.split("bring one back: ./launch.sh ")[1].split(" (")[0]
     assert trainer(*shlex.split(typed.replace("latest", "20"))).code == 0
     said = train(recipe)
     assert f"resumed from {checkpoint(recipe, 20)}" in said and "resume exact: 4/4 replayed steps bit-identical" in said

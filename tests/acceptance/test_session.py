@@ -18,6 +18,7 @@ from trainer import loop, session
 from trainer.config.load import load
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
+from trainer.config.folders import command_line
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.generate import Row, Sampling, generate
 from trainer.loop import Outcome
@@ -102,7 +103,7 @@ def test_steps_that_are_taken_again_are_exported_again(recipe):
 
 def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
     *_, model, last = (recipe.parent / "runs" / "tiny" / "train.log").read_text().splitlines()
-    assert model.endswith(f"the model is in {exported(recipe)}; let it write: .venv/bin/trainer generate {exported(recipe).parent}")
+    assert model.endswith(f"the model is in {exported(recipe)}; let it write: {command_line('generate', str(exported(recipe).parent))}")
     first, final = (record["val_loss"] for record in records(recipe) if "val_loss" in record)
     assert "INFO finished at step 10: all 10 steps were taken; 1.28k tokens in " in last
     assert last.endswith(f"tokens/s; validation loss {first:.4f} at step 8, {final:.4f} at step 10")

@@ -26,7 +26,7 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     for words in (
         "mine: finished at step 3 (all 3 steps were taken); 3k tokens in 1m 0s of training\nresume exact: 1/1",
         "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not\ufffd[2J",
-        str(store.folder), str(folder), "here/exported", "trainer generate mine", "./launch.sh tensorboard mine", "trainer checkpoints ls mine",
+        str(store.folder), str(folder), "here/exported", "launch.sh generate mine", "launch.sh tensorboard mine", "launch.sh checkpoints ls mine",
     ):  # fmt: skip
         assert words in text
 
@@ -131,7 +131,7 @@ def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, sett
     generate, tensorboard, checkpoints = map(shlex.split, lines)
     assert generate[2] == checkpoints[3] == ("mine" if config.runs_folder == "runs" else str(folder))
     assert find_checkpoints(generate[2]) == checkpoints_folder(config) and find_run(generate[2]) == folder
-    assert tensorboard == ["./launch.sh", "tensorboard", generate[2]]
+    assert tensorboard == [generate[0], "tensorboard", generate[2]]
 
 
 def test_a_run_that_never_was_is_an_error(store, tmp_path):
@@ -157,15 +157,15 @@ def test_what_continues_a_run_that_ended_early_comes_first(store, project, kind)
     commit(store, 5)
     lines = next_lines(folder, store)
     assert lines[0].startswith("./launch.sh cpu mine.yaml") and "from step 5" in lines[0] and ("optimizer.lr=" in lines[0]) == (kind == "diverged")
-    assert lines[1] == ".venv/bin/trainer generate mine --prompt '1. Remove the cover'"
+    assert lines[1] == "./launch.sh generate mine --prompt '1. Remove the cover'"
 
 
 def test_a_finished_run_is_asked_with_the_recipes_own_prompt(store, project):
     folder = project / "runs" / "mine"
     write_outcome(folder, "finished", step=5, reason="because")
     commit(store, 5)
-    assert next_lines(folder, store)[0] == ".venv/bin/trainer generate mine --prompt '1. Remove the cover'"
-    assert next_lines(folder, store, prompt="")[0] == ".venv/bin/trainer generate mine"
+    assert next_lines(folder, store)[0] == "./launch.sh generate mine --prompt '1. Remove the cover'"
+    assert next_lines(folder, store, prompt="")[0] == "./launch.sh generate mine"
 
 
 def test_a_run_that_is_alive_is_to_be_watched(store, project):

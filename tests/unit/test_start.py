@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +107,23 @@ def test_the_command_of_an_environment_runs_what_is_installed_there(tmp_path, mo
         assert ended.value.code == 2 and became == []
     else:
         assert became == [[sys.executable, "-P", str(root / "trainer" / "start.py"), "trainer", "report", "mine"]]
+
+
+def test_under_oo_which_has_no_docstrings_the_command_starts_again_with_o(monkeypatch):
+    """transformers cannot be imported without its docstrings."""
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(optimize=2))
+    monkeypatch.setattr(sys, "argv", ["trainer", "report", "mine"])
+    monkeypatch.setattr("trainer.cli.main", lambda: pytest.fail("it went on without docstrings"))
+    became = []
+
+    def become(program, words, environment):
+        became.append((words, environment["PYTHONOPTIMIZE"]))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execve", become)
+    with pytest.raises(SystemExit):
+        main()
+    assert became == [(start.command("trainer", "report", "mine"), "1")]
 
 
 def test_every_start_of_ours_goes_through_it_or_is_told_to_look_nowhere_else():

@@ -4,7 +4,6 @@
 reason. A run that has checkpoints never starts over silently: if none is sound that is an error, and so is `none`.
 """
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from trainer.checkpoint.retention import best_first
 from trainer.checkpoint.store import CheckpointStore, Entry, verify
 from trainer.checkpoint.suspects import all_suspect_text
-from trainer.config.folders import typed
+from trainer.config.folders import command_line, typed
 from trainer.errors import CheckpointError
 
 
@@ -79,7 +78,7 @@ def check_not_beyond(run_folder: Path, step: int, max_steps: int) -> None:
     if step > max_steps:
         raise CheckpointError(
             f"max_steps is {max_steps}, and the run stands at step {step} already; set max_steps to more than {step} to train on, declare it "
-            f"finished as it is (.venv/bin/trainer finish {shlex.quote(typed(run_folder))}), or go back to an earlier step with "
+            f"finished as it is ({command_line('finish', typed(run_folder))}), or go back to an earlier step with "
             "resume_from_checkpoint=STEP"
         )
 

@@ -1,6 +1,9 @@
 """Where a run's folders are, from its config or from what a person types."""
 
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from trainer import files, locks
@@ -86,6 +89,15 @@ def typed(folder: Path) -> str:
     """What a person types in a command to mean the run of this folder: its name in the usual place, its path elsewhere."""
     folder = folder.resolve()
     return folder.name if folder == (files.project_folder() / "runs" / folder.name).resolve() else str(folder)
+
+
+def command_line(*words: str) -> str:
+    """What a person types to give the trainer these words, quoted for a shell: by launch.sh in a checkout, else by the installed `trainer`."""
+    if (checkout := files.checkout_folder()) is not None:
+        program = "./launch.sh" if Path.cwd().resolve() == checkout else str(checkout / "launch.sh")
+    else:
+        program = "trainer" if shutil.which("trainer") else str(Path(sys.prefix, "bin", "trainer"))
+    return shlex.join([program, *words])
 
 
 def find_checkpoints(run: str) -> Path:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from trainer import files
 from trainer.config.cluster_keys import MODES
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.recipes import Recipe, check_options, format_of, recipe_of
 
-SETUP = "./launch.sh --setup fp8"
+SETUP = "./launch.sh --setup fp8" if files.checkout_folder() else "trainer install-fp8"
 """What installs TransformerEngine."""
 
 NO_DEVICE = "there is no CUDA device, and fp8 is arithmetic of a GPU"

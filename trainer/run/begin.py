@@ -1,7 +1,6 @@
 """Where a run continues from: found, warmed up, restored, and told."""
 
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from trainer.checkpoint.changes import markdown, settings_of
 from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.diverged import never_went_well
 from trainer.checkpoint.resume import Resolution
-from trainer.config.folders import checkpoints_folder, resume_point, typed
+from trainer.config.folders import checkpoints_folder, command_line, resume_point, typed
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
@@ -135,7 +134,7 @@ def refuse_to_start_over(config: Config, folder: Path) -> None:
     """The run had checkpoints, and they are gone: starting over would bury what they were, unless all that it ever had have diverged."""
     if (folder / SAVED).exists() and not never_went_well(read_events(folder)):
         place = second_place_of(config.checkpoint, folder.name)
-        command = f".venv/bin/trainer checkpoints fetch {shlex.quote(typed(folder))} --checkpoint latest"
+        command = command_line("checkpoints", "fetch", typed(folder), "--checkpoint", "latest")
         fetch = f"bring one back: {command} (from {place['where']}), " if place else ""
         raise CheckpointError(
             f"{folder.name} has saved checkpoints before, but {checkpoints_folder(config)} holds none; put them back (is the disk "
@@ -164,8 +163,8 @@ def _offer_selftest(run: Run, step: int, step_seconds: float) -> None:
     if versions_changed and seconds_left >= LONG_SECONDS:
         log.warning(
             "%s since step %d, and about %s of training are left: whether a resume is exact with these versions, a short run proves before "
-            "(stop this one for that): .venv/bin/trainer selftest %s",
-            ", ".join(versions_changed), step, duration(seconds_left), shlex.quote(str(run.folder / "config.yaml")),
+            "(stop this one for that): %s",
+            ", ".join(versions_changed), step, duration(seconds_left), command_line("selftest", str(run.folder / "config.yaml")),
         )  # fmt: skip
 
 

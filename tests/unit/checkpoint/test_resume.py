@@ -203,7 +203,7 @@ def test_going_back_to_what_was_pruned_since_is_not_refused_once_the_run_has_gon
 def test_a_run_that_stands_beyond_max_steps_is_refused_before_a_launch(store, wanted):
     commit(store, 10, val_loss=1.0)
     check(store, wanted, 10, store.folder)
-    with pytest.raises(CheckpointError, match="max_steps is 9, and the run stands at step 10 already.*trainer finish .*run"):
+    with pytest.raises(CheckpointError, match="max_steps is 9, and the run stands at step 10 already.*launch.sh finish .*run"):
         check(store, wanted, 9, store.folder)
     commit(store, 20, val_loss=2.0)
     check(store, "10", 15, store.folder)

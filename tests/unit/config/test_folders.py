@@ -1,9 +1,14 @@
 import errno
 import fcntl
 import os
+import shlex
+import sys
+from pathlib import Path
 
 import pytest
 
+from trainer import files
+from trainer.config import folders
 from trainer.config.folders import (
     check_can_be_made,
     check_not_held,
@@ -124,3 +129,16 @@ def test_a_run_that_nothing_can_be_written_of_is_refused(project):
     (project / "runs").write_text("a file")
     with pytest.raises(LaunchError, match="runs/mine cannot be written .*set runs_folder to another place"):
         hold(project / "runs" / "mine")
+
+
+def test_a_command_is_printed_for_a_shell_and_for_where_one_stands(tmp_path, monkeypatch):
+    checkout = files.checkout_folder()
+    monkeypatch.chdir(checkout)
+    words = ["generate", "/a b/runs/$mine", "--prompt", "it's"]
+    assert shlex.split(folders.command_line(*words)) == ["./launch.sh", *words]
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(folders.command_line(*words)) == [str(checkout / "launch.sh"), *words]
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "site-packages" / "trainer")
+    for found, program in (("/bin/trainer", "trainer"), (None, str(Path(sys.prefix, "bin", "trainer")))):
+        monkeypatch.setattr("shutil.which", lambda name, found=found: found)
+        assert shlex.split(folders.command_line(*words)) == [program, *words]

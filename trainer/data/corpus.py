@@ -121,7 +121,8 @@ def _open(
         except DataError as error:
             if f"{split} shards" in str(error):
                 raise
-            raise DataError(f"{'training' if split == 'train' else split} data: {error}") from None
+            more = " Or hold out more: trainer prepare --validation-fraction 0.05, or --validation SOURCE." if data.corpus and split == "validation" else ""
+            raise DataError(f"{'training' if split == 'train' else split} data: {error}{more}") from None
 
     trained_on, held_out = dataset(train, "train"), dataset(validation, "validation") if validation else None
     if held_out and (words := _shared(trained_on, held_out)):

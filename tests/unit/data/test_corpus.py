@@ -117,3 +117,11 @@ def test_held_out_shards_are_those_of_the_manifest_or_of_their_names_or_all(corp
     assert len(held_out_shards(str(folder), tmp_path, None)) == 3
     bytes_of = load_tokenizer("bytes").sha256
     assert held_out_shards("shakespeare", tmp_path, bytes_of)[0].parent.name == "shakespeare-bytes"
+
+
+def test_held_out_text_that_is_shorter_than_a_sequence_is_refused_with_how_to_hold_out_more(tmp_path):
+    (tmp_path / "text.txt").write_text("All the world's a stage. " * 200)
+    prepare([str(tmp_path / "text.txt")], tmp_path / "mine", "bytes")
+    with pytest.raises(DataError, match="^validation data: .*--validation-fraction"):
+        open_corpus(DataConfig(corpus=str(tmp_path / "mine")), 64)
+    assert open_corpus(DataConfig(corpus=str(tmp_path / "mine")), 16).validation.num_sequences == 1

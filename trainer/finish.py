@@ -64,7 +64,7 @@ def finish(run: str) -> Finished:
         cut_after(folder, step)
         reason = f"declared finished at step {step} of {config.max_steps}"
         before = facts_at(read_outcome(folder), step)
-        found = {"loss": resolution.manifest.loss, "val_loss": resolution.manifest.val_loss}
+        found = {name: getattr(resolution.manifest, name) for name in ("loss", "val_loss", "last_val_loss", "last_val_step")}
         facts = {
             **{name: value for name, value in before.items() if name != "untidy"},
             **{name: value for name, value in found.items() if value is not None},

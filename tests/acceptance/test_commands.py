@@ -449,6 +449,7 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
     assert "step-00000024" in words and "step 20 of 3000" in words and str(stopped / "runs/tiny/exported") in words
     ended = read_outcome(stopped / "runs/tiny")
     assert (ended["outcome"], ended["exit_code"], ended["step"], ended["exported_step"], ended["planned_steps"]) == ("finished", 0, 20, 20, 3000)
+    assert ended["last_val_step"] == 16
     store = CheckpointStore(stopped / "checkpoints/tiny")
     assert [(manifest.step, manifest.reason) for manifest in store.sound_manifests()] == [(20, "final"), (16, "best")]
     assert not verify(store.path(20)) and (store.folder / "latest").resolve() == store.path(20).resolve()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainer.streams import answer, say, tell
+from trainer.text import numbered
 
 if TYPE_CHECKING:
     from trainer.config.schema import Config
@@ -39,8 +40,7 @@ def launch(
         else:
             install_for(plan.cluster, plan.config.precision, say)
             Journal(plan.folder).write("launch", command=command, folder=str(Path.cwd()))
-            processes = plan.cluster.num_processes
-            say(f"starting accelerate launch with {processes} process{'es' if processes > 1 else ''}")
+            say(f"starting accelerate launch with {numbered(plan.cluster.num_processes, 'process')}")
             code = supervise.run_launch(plan)
     if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
         tell_report(plan.config, plan.folder, command)

@@ -33,7 +33,7 @@ from trainer.run.begin import refuse_to_start_over
 from trainer.run.build import model_of, optimizer_of
 from trainer.run.identity import describe
 from trainer.run.memory import check_memory
-from trainer.text import count, duration, table
+from trainer.text import count, duration, numbered, table
 
 Say = Callable[[str], None]
 
@@ -130,11 +130,11 @@ def _what(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module) -> list[
     arithmetic = "fp32" if cluster.precision == "no" else cluster.precision
     places = "on CPUs" if cluster.use_cpu else "on GPUs" if processes > 1 else "on a GPU"
     return [
-        ("cluster", f"{cluster.path.stem}: {processes} process{'es' if processes > 1 else ''} {places}, {arithmetic}"),
+        ("cluster", f"{cluster.path.stem}: {numbered(processes, 'process')} {places}, {arithmetic}"),
         ("model", f"{model.config.model_type}, {count(parameters.total)} parameters ({count(parameters.non_embedding)} without embeddings)"),
         ("data", f"{count(corpus.train.num_sequences)} sequences of {config.sequence_length} tokens to train on, {held_out}"),
         ("a step", f"{config.global_batch} sequences = {count(step_tokens)} tokens: {config.micro_batch} at once on each process, {accumulated} times"),
-        ("the run", f"{config.max_steps:,} steps, {count(step_tokens * config.max_steps)} tokens, {epochs:.3g} epochs"),
+        ("the run", f"{numbered(config.max_steps, 'step')}, {count(step_tokens * config.max_steps)} tokens, {epochs:.3g} epochs"),
     ]  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def _from(plan: supervise.Plan, found: Resolution, changed: list[Change]) -> str
     if found.manifest is None:
         return "the beginning: there is no checkpoint"
     left = plan.config.max_steps - found.manifest.step
-    return f"step {found.manifest.step} ({found.path}), {left:,} steps are left; a launch reads every byte of it first"
+    return f"step {found.manifest.step} ({found.path}), {numbered(left, 'step')} to go; a launch reads every byte of it first"
 
 
 def _time_left(plan: supervise.Plan, step: int) -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from accelerate.utils.launch import setup_fp8_env
 from trainer import determinism
 from trainer.config.cluster import missing_compiler
 from trainer.errors import LaunchError, TrainerError
+from trainer.text import numbered
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def start(
     )
     if accelerator.num_processes != place.world_size:
         raise LaunchError(
-            f"{place.world_size} processes were launched, but this one found itself in a group of {accelerator.num_processes}; "
+            f"the launch is of {numbered(place.world_size, 'process')}, but this one found itself in a group of {accelerator.num_processes}; "
             "for several processes on CPUs use the shipped cluster file cpu_2proc as the pattern"
         )
     if accelerator.distributed_type not in SUPPORTED:
@@ -259,7 +260,7 @@ def describe(accelerator: Accelerator) -> str:
         else f"CPU with {threads} thread{'s' if threads > 1 else ''}"
     )
     processes = accelerator.num_processes
-    return f"{processes} process{'es' if processes > 1 else ''} on {name}{' each' if processes > 1 else ''}"
+    return f"{numbered(processes, 'process')} on {name}{' each' if processes > 1 else ''}"
 
 
 def compile_backend(accelerator: Accelerator) -> str:

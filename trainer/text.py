@@ -12,6 +12,11 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def numbered(number: int, noun: str) -> str:
+    """A number with its noun: "1 process", "2 processes", "1,200 steps"."""
+    return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
 def size(num_bytes: float) -> str:
     """Bytes with a decimal unit: 1487000000 -> "1.49 GB"."""
     for limit, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

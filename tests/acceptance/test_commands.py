@@ -271,7 +271,7 @@ def test_a_dry_run_shows_what_would_run_and_starts_nothing(finished, nothing_sta
     assert shown["model"] == f"llama, {trained}"
     assert "8 sequences = 128 tokens: 2 at once on each process, 2 times" in shown["a"]
     assert "48 steps, 6.14k tokens," in shown["the"]
-    assert shown["from"].startswith("step 24 (") and "24 steps are left" in shown["from"]
+    assert shown["from"].startswith("step 24 (") and "24 steps to go" in shown["from"]
     assert shown["changed since the last launch"].endswith("max_steps 24 -> 48, optimizer.lr 0.003 -> 0.002")
     assert "processes 1 -> 2" in shown["changed since step 24"] and "max_steps" not in shown["changed since step 24"]
     assert "tokens/s" in shown["takes"] and str(finished / "runs" / "tiny") in shown["folders"]

@@ -748,5 +748,14 @@ def test_a_set_up_with_an_extra_is_one_without_it_too(checkout, bare_path):
     pip = 'case "$*" in *"-m pip"*) echo "$*" >> "$0.calls"; exit 0 ;; esac'
     executable(checkout / ".venv" / "bin" / "python", f'{pip}; exec "{sys.executable}" "$@"')
     for words in (["--setup", "test"], ["--setup"], ["--setup", "test"]):
-        assert launch_sh(checkout, *words, PATH=bare_path).returncode == 0
+        ended = launch_sh(checkout, *words, PATH=bare_path)
+        assert ended.returncode == 0 and str(checkout / ".venv") in ended.stderr.splitlines()[-1], "its end is told"
     assert len((checkout / ".venv" / "bin" / "python.calls").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_of_launch_sh_needs_no_environment_and_makes_none(checkout, word):
+    shutil.rmtree(checkout / ".venv")
+    ended = launch_sh(checkout, word)
+    assert ended.returncode == 0 and ended.stderr == "" and not (checkout / ".venv").exists()
+    assert all(words in ended.stdout for words in ("--dry-run", "selftest", "report", "--setup"))

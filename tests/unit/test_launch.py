@@ -65,7 +65,7 @@ def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_acce
 
 
 def test_processes_that_did_not_find_each_other_are_refused(tmp_path):
-    with pytest.raises(LaunchError, match="2 processes were launched, but this one found itself in a group of 1"):
+    with pytest.raises(LaunchError, match="the launch is of 2 processes, but this one found itself in a group of 1"):
         begin(tmp_path, world_size=2)
 
 

@@ -28,6 +28,11 @@ def test_a_size_has_a_decimal_unit(number, words):
     assert text.size(number) == words
 
 
+@pytest.mark.parametrize(("number", "noun", "words"), [(1, "process", "1 process"), (2, "process", "2 processes"), (0, "step", "0 steps"), (1200, "step", "1,200 steps")])
+def test_a_number_and_its_noun_agree(number, noun, words):
+    assert text.numbered(number, noun) == words
+
+
 @pytest.mark.parametrize("almost", [999_700, 999_999, 999_600_000])
 def test_a_number_just_below_a_unit_has_no_exponent(almost):
     assert "e+" not in text.count(almost) and "e+" not in text.size(almost)

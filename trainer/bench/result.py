@@ -9,7 +9,7 @@ from typing import Any
 from trainer.bench.choose import Missing
 from trainer.bench.judge import Judgement, gain
 from trainer.bench.measure import UNSTEADY, Measurement
-from trainer.text import count, duration, size, table
+from trainer.text import count, duration, numbered, size, table
 
 _HEADS = ("variant", "step", "varied", "tokens/s", "to bf16", "MFU", "memory", "loss gap", "whole run")
 
@@ -72,7 +72,7 @@ class Result:
     def _head(self) -> str:
         processes = self.conditions["processes"]
         return (
-            f"bench precision of {self.name}: {processes} process{'es' * (processes != 1)} on {self.conditions['device']}, {self.rounds} rounds of "
+            f"bench precision of {self.name}: {numbered(processes, 'process')} on {self.conditions['device']}, {self.rounds} rounds of "
             f"{self.steps} steps, in {duration(self.seconds)}"
         )
 

@@ -33,6 +33,7 @@ from trainer.errors import CheckpointError
 from trainer.journal import Journal, events_from
 from trainer.locks import Lock
 from trainer.state import TrainState
+from trainer.text import numbered
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +130,9 @@ class Restorer:
             return
         random_states.seed_anew(self._description.identity["seed"], manifest.step, rank)
         log.info(
-            "%d processes now, %d before: order and batches of the data are the same; random streams start anew from "
+            "%s now, %d before: order and batches of the data are the same; random streams start anew from "
             "(seed, step, rank), and losses agree up to the order of summation",
-            accelerator.num_processes, manifest.world_size,
+            numbered(accelerator.num_processes, "process"), manifest.world_size,
         )  # fmt: skip
 
     def _set_aside(self, resolution: Resolution, leave_curve: Callable[[], object]) -> None:

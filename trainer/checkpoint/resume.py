@@ -15,6 +15,7 @@ from trainer.checkpoint.store import CheckpointStore, Entry, verify
 from trainer.checkpoint.suspects import all_suspect_text
 from trainer.config.folders import command_line, typed
 from trainer.errors import CheckpointError
+from trainer.text import numbered
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def resolve(
     if wanted == "none":
         if entries:
             raise CheckpointError(
-                f"{store.folder} already holds {len(entries)} checkpoints, the newest of step {entries[0].step}, and "
+                f"{store.folder} already holds {numbered(len(entries), 'checkpoint')}, the newest of step {entries[0].step}, and "
                 "resume_from_checkpoint is none; give this run another name, or move that folder away, or resume from latest"
             )
         return Resolution(None, None)
@@ -112,7 +113,7 @@ def _first_sound(
         raise CheckpointError(all_suspect_text(store.folder, {int(path.name[5:]): reason for path, reason in suspect.items()}))
     reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
     raise CheckpointError(
-        f"{store.folder} holds {len(refused)} checkpoints and none is sound ({reasons}); restore one from a copy, "
+        f"{store.folder} holds {numbered(len(refused), 'checkpoint')} and none is sound ({reasons}); restore one from a copy, "
         "or move the folder away to start over"
     )
 

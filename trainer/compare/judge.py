@@ -21,7 +21,7 @@ from trainer.compare.align import (
 )
 from trainer.compare.noise import Gap, Spread
 from trainer.compare.runs import Run, is_one_recipe, same_batches, same_held_out, same_text, same_training_data, same_vocabulary
-from trainer.text import count
+from trainer.text import count, numbered
 
 
 MAX_SEGMENTS = 40
@@ -226,7 +226,7 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
         )
     for run in (a, b):
         if run.curve.num_unfinite:
-            notes.append(f"{run.name} has {run.curve.num_unfinite} steps whose loss is not finite; they count in no mean")
+            notes.append(f"{run.name} has {numbered(run.curve.num_unfinite, 'step')} whose loss is not finite, left out of every mean")
     return notes
 
 

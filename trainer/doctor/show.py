@@ -5,7 +5,7 @@ from collections import Counter
 from trainer.doctor.diagnosis import Diagnosis, Launch
 from trainer.doctor.machine import Gpu
 from trainer.precision.decide import SETUP
-from trainer.text import size, table
+from trainer.text import numbered, size, table
 
 
 def text(diagnosis: Diagnosis) -> str:
@@ -61,7 +61,7 @@ def _backend(diagnosis: Diagnosis) -> str:
 
 
 def _launch(launch: Launch) -> str:
-    processes = f"{launch.num_processes} process{'es' if launch.num_processes > 1 else ''}"
+    processes = numbered(launch.num_processes, "process")
     said = [launch.decision.sentence] if launch.decision and not launch.refused else []
     if launch.refused:
         said.append(f"would not train: {launch.refused}")

@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from trainer import files
+from trainer.text import numbered
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class HardwareSampler:
             return
         there = torch.cuda.device_count()
         if there < num_local_processes:
-            log.info("hardware: %d processes run here, and this one sees %d GPUs: only those are sampled", num_local_processes, there)
+            log.info("hardware: %s here, and this one sees %s: nothing else is sampled", numbered(num_local_processes, "process"), numbered(there, "GPU"))
         for number in range(min(there, num_local_processes)):
             with self._told_once(f"GPU {number}"):
                 self._gpus[number] = gpu_handle(self._nvml, str(torch.cuda.get_device_properties(number).uuid))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.text import numbered
 
 FACTS = "replay_facts.jsonl"
 COMPARED = ("data_digest", "loss", "grad_norm")
@@ -81,7 +82,7 @@ class ReplayProof:
         elif self._compared == 0:
             cause = "the data is the same: weights or random state were not restored, or the machine computes otherwise"
         else:
-            cause = f"the data is the same and {self._compared} steps agreed: moments or random state, or a kernel that is not deterministic"
+            cause = f"the data is the same and {numbered(self._compared, 'step')} agreed: moments or random state, or a kernel that is not deterministic"
         return f"at step {record['step']} {values} ({cause})"
 
 

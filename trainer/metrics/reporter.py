@@ -30,7 +30,7 @@ from trainer.metrics.replay import FACTS, ReplayProof, read_facts, remember_fact
 from trainer.metrics.sampling import Sampling
 from trainer.metrics.stopwatch import RARE
 from trainer.metrics.trackers import open_trackers
-from trainer.text import count, duration
+from trainer.text import count, duration, numbered
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Reporter:
         """Moves everything written so far to the lost records: what follows continues another run or branch."""
         self._curve_left = True
         if moved := cut_after(self._folder, -1):
-            log.info("%d records of the branch that was left moved to %s", moved, LOST)
+            log.info("%s of the branch that was left moved to %s", numbered(moved, "record"), LOST)
 
     def open(
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str] | None = None,
@@ -142,7 +142,7 @@ class Reporter:
         lost_before = (self._folder / LOST).stat().st_size if (self._folder / LOST).is_file() else 0
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
         if moved:
-            log.info("%d records after step %s moved to %s", moved, resumed_step or 0, LOST)
+            log.info("%s after step %s moved to %s", numbered(moved, "record"), resumed_step or 0, LOST)
         lost = lost_records(self._folder, resumed_step or 0, lost_before)
         self._proof = ReplayProof(lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts)
         self._failures.guard(FACTS, lambda: remember_facts(self._folder, self._replay_key, self._replay_facts))

@@ -207,7 +207,7 @@ def test_another_number_of_processes_starts_the_streams_anew_and_says_so(run, st
         torch.manual_seed(len(states))
         again.restorer.restore(resolution, "latest", lambda: None)
         states.append(torch.get_rng_state().tolist())
-    assert states[0] == states[1] and "1 processes now, 2 before" in caplog.text
+    assert states[0] == states[1] and "1 process now, 2 before" in caplog.text
 
 
 def test_what_changed_since_the_checkpoint_is_told(run, store, caplog):

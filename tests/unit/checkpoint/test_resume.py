@@ -48,7 +48,7 @@ def test_a_run_none_of_whose_checkpoints_is_sound_never_starts_over_silently(sto
 
 def test_none_never_starts_over_beside_checkpoints(store):
     commit(store, 5)
-    assert "already holds 1 checkpoints, the newest of step 5" in refusal(store, "none")
+    assert "already holds 1 checkpoint, the newest of step 5" in refusal(store, "none")
 
 
 def test_best_is_the_lowest_validation_loss_that_is_sound(store):

@@ -134,7 +134,7 @@ def test_losses_that_are_not_finite_are_told(tmp_path):
     broken = values.copy()
     broken[50] = np.inf
     found = pair(tmp_path, values, broken)
-    assert found.judged["loss"].gap.value == 0.0 and found.notes == ["b has 1 steps whose loss is not finite; they count in no mean"]
+    assert found.judged["loss"].gap.value == 0.0 and found.notes == ["b has 1 step whose loss is not finite, left out of every mean"]
 
 
 def test_a_run_of_a_few_steps_is_not_judged(tmp_path):

@@ -91,7 +91,7 @@ def test_only_as_many_gpus_as_processes_are_sampled(machine, caplog):
     sample = HardwareSampler(CUDA, {}, num_local_processes=1).sample()
     assert gpu_values(sample, 0) and not gpu_values(sample, 1) and not caplog.text
     HardwareSampler(CUDA, {}, num_local_processes=4)
-    assert "4 processes run here, and this one sees 2 GPUs" in caplog.text
+    assert "4 processes here, and this one sees 2 GPUs" in caplog.text
 
 
 def test_a_slice_of_a_gpu_has_what_nvml_says_of_it_and_nothing_else(machine, caplog):

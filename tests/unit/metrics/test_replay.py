@@ -33,8 +33,8 @@ def test_steps_that_agree_to_the_last_bit_prove_an_exact_resume():
             "at step 6 data_digest other instead of d6, loss 9.0 instead of 2.0 (other data was read)",
         ),
         (6, {"loss": 2.0000000000000004}, "weights or random state were not restored"),
-        (7, {"loss": math.nextafter(7 / 3, 3)}, "1 steps agreed: moments or random state"),
-        (7, {"grad_norm": None}, "at step 7 grad_norm None instead of 1.0 (the data is the same and 1 steps agreed"),
+        (7, {"loss": math.nextafter(7 / 3, 3)}, "1 step agreed: moments or random state"),
+        (7, {"grad_norm": None}, "at step 7 grad_norm None instead of 1.0 (the data is the same and 1 step agreed"),
     ],
 )
 def test_the_first_difference_is_named_with_its_likely_cause(at, changes, words):

@@ -130,7 +130,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     )  # fmt: skip
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
-    description = describe(config, corpus, bare_model, precision, computing_conditions(accelerator, decision))
+    description = describe(config, corpus, bare_model, precision, computing_conditions(accelerator, decision, optimizer=config.optimizer.name))
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)

@@ -20,6 +20,7 @@ from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.model.presets import preset_fields
+from trainer.optim.muon import iteration_dtype
 from trainer.precision.decide import Decision
 
 
@@ -88,23 +89,29 @@ def replay_facts(config: Config, accelerator: Accelerator, decision: Decision, d
         **_facts_of_the_settings(flatten(config)),
         "processes": accelerator.num_processes,
         "precision": decision.mode,
-        **computing_conditions(accelerator, decision),
+        **computing_conditions(accelerator, decision, optimizer=config.optimizer.name),
         **{package: version(package) for package in PACKAGES},
     }
     return json.loads(json.dumps(facts, default=str))
 
 
-def computing_conditions(accelerator: Accelerator, decision: Decision) -> dict[str, Any]:
+def computing_conditions(accelerator: Accelerator, decision: Decision, *, optimizer: str) -> dict[str, Any]:
     """What a run computes on and how, beside its precision, by name, as plain values; what does not apply is None."""
     device = accelerator.device
     kernels = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")}  # they choose among those of fp8
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "muon_iteration": str(iteration_dtype(device.type)).removeprefix("torch.") if optimizer == "muon" else None,
         "compiled": launch.compile_backend(accelerator),
         "fp8_recipe": decision.recipe,
         "fp8_backend": decision.backend,
         **(kernels if decision.mode == "fp8" else {}),
     }
+
+
+def _processor() -> str:
+    """The instructions that torch's own code takes here, and the threads that share a sum: both decide about the order of summation."""
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
 
 
 def facts_of_checkpoint(manifest: Manifest, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from accelerate.utils import TorchDynamoPlugin
 
 from trainer.checkpoint.manifest import Manifest
 from trainer.config.load import flatten, load
+from trainer.metrics.replay import fact_changes
 from trainer.precision.decide import Decision
 from trainer.run.identity import facts_of_checkpoint, replay_facts, replay_key, speed_conditions
 
@@ -71,6 +72,13 @@ def test_the_facts_of_a_replay_have_the_names_of_the_settings_and_only_what_deci
     assert not found.keys() & {"evaluation.every_steps", "checkpoint.keep_last", "model.dtype", "name"}
     assert replay_key(found) != replay_key(facts("bf16"))
     assert replay_key({**found, "new and not used": None}) == replay_key(found)
+
+
+def test_what_muons_iteration_computes_in_is_a_fact_of_runs_with_muon():
+    with_muon = facts("bf16", "optimizer.name=muon")
+    assert with_muon["muon_iteration"] == "float32" and facts("bf16")["muon_iteration"] is None
+    of_before = {name: value for name, value in with_muon.items() if name != "muon_iteration"}
+    assert fact_changes(of_before, with_muon) == ["muon_iteration bfloat16 (before this was recorded) -> float32"]
 
 
 def test_a_checkpoint_tells_the_same_facts_by_the_same_names():

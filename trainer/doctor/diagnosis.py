@@ -40,7 +40,9 @@ class Row:
         """Why; nothing for a precision that needs no reason."""
         if self.decision is None:
             return self.problem or ""
-        return self.decision.reason if self.possible != YES or self.decision.asked == "fp8" else ""
+        if self.possible == YES and self.decision.asked != "fp8":
+            return self.decision.speed_words
+        return self.decision.reason
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values."""

@@ -79,10 +79,13 @@ def _row(asked: str, recipe: str | None = None) -> Answer:
     from trainer.config.schema import PrecisionConfig
     from trainer.precision.decide import decide
     from trainer.precision.probe import look
+    from trainer.precision.timing import timed
 
     wanted = PrecisionConfig(recipe=recipe) if recipe else None
-    facts = look("cuda" if torch.cuda.is_available() else "cpu", wanted)
-    return {"decision": asdict(decide(asked, facts, wanted or PrecisionConfig())), "probe_error": facts.probe_error}
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = look(device_type, wanted)
+    decision = decide(asked, facts, wanted or PrecisionConfig())
+    return {"decision": asdict(timed(decision, device_type)), "probe_error": facts.probe_error}
 
 
 def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:

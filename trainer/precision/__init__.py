@@ -4,6 +4,7 @@
     decide.py       facts -> one decision with its reason; the ranks' agreement (no torch)
     measured.py     what `bench precision` found, and how a run finds it (no torch)
     probe.py        gathers the facts: device, TransformerEngine's words, a small layer computed both ways
+    timing.py       how fast a mode is on this device beside fp32: one small product
     backend.py      the door to TransformerEngine
     convert.py      which layers compute in fp8, and their replacement before the optimizer exists
     layers.py       the fp8 layers, and the classes that Accelerate's converter does not recognise

@@ -18,6 +18,9 @@ from trainer.precision.recipes import Recipe, check_options, format_of, recipe_o
 SETUP = "./launch.sh --setup fp8" if files.checkout_folder() else "trainer install-fp8"
 """What installs TransformerEngine."""
 
+SLOW = 0.8
+"""A precision whose products have less than this of fp32's speed is warned of."""
+
 NO_DEVICE = "there is no CUDA device, and fp8 is arithmetic of a GPU"
 
 
@@ -63,6 +66,23 @@ class Decision:
     format: str | None = None
     backend: str | None = None
     emulated: bool = False
+    speed: float | None = None
+    """How many times as fast as in fp32 one small product is on this device; None where it was not timed."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether fp32 would be faster."""
+        return self.speed is not None and self.speed < SLOW
+
+    @property
+    def speed_words(self) -> str:
+        """The speed, as half a sentence; nothing where it was not timed."""
+        if self.speed is None:
+            return ""
+        if self.is_slow:
+            share = f"1/{1 / self.speed:.0f}" if self.speed < 0.4 else f"{self.speed:.0%}"
+            return f"at {share} of fp32's speed here: this device has no {self.mode} arithmetic of its own"
+        return f"{self.speed:.1f} times fp32's speed in a small product"
 
     @property
     def label(self) -> str:
@@ -74,10 +94,11 @@ class Decision:
         """One line for people."""
         mode = "fp32 (mixed_precision: no)" if self.mode == "no" else self.label
         asked = f"{self.asked} ({self.title})" if self.title else self.asked
+        slow = f"; {self.speed_words}" if self.is_slow else ""
         if self.mode == self.asked:
-            return f"precision: {mode}, {self.reason}"
+            return f"precision: {mode}, {self.reason}{slow}"
         nothing = "; nothing runs in fp8" if self.asked == "fp8" else ""
-        return f"precision: {mode} instead of {asked}, because {self.reason}{nothing}"
+        return f"precision: {mode} instead of {asked}, because {self.reason}{nothing}{slow}"
 
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values, with its sentence."""

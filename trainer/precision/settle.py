@@ -13,6 +13,7 @@ from trainer.precision.decide import Decision, agree, check_required, decide, id
 from trainer.precision.measured import Measured
 from trainer.precision.probe import look
 from trainer.precision.recipes import RECIPES, uncompiled_because
+from trainer.precision.timing import timed
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def propose(
         decision = decide(asked, facts, wanted, why)
     if decision.mode == "fp8" and fastest:
         decision = replace(decision, reason=f"{decision.reason}; {measured.words()}")
-    return decision
+    return timed(decision, device_type)
 
 
 def uncompiled(decision: Decision) -> str | None:

@@ -1,0 +1,62 @@
+"""How fast a precision is on a device, and what is made of it."""
+
+import pytest
+import torch
+
+from trainer.config.schema import PrecisionConfig
+from trainer.precision import timing
+from trainer.precision.decide import Decision, decide
+from trainer.precision.probe import look
+from trainer.precision.settle import settle
+from trainer.precision.timing import product_seconds, speed_over_fp32, timed
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """Lets a product take as long as it is told, by its dtype."""
+
+    def put(**by_name):
+        monkeypatch.setattr(timing, "product_seconds", lambda dtype, device_type, width: by_name[str(dtype).removeprefix("torch.")])
+
+    return put
+
+
+def settled(asked="bf16"):
+    return settle(asked, PrecisionConfig(), device_type="cpu", micro_batch=2, sequence_length=8, model=lambda: None, gather=lambda value: [value])
+
+
+def test_a_launch_in_a_precision_that_is_slower_here_decides_for_it_and_says_how_slow(seconds):
+    seconds(float32=0.001, bfloat16=0.06)
+    decision = settled()
+    assert decision.mode == "bf16" and decision.speed == pytest.approx(1 / 60) and decision.is_slow
+    assert "1/60" in decision.sentence and decision.as_json()["speed"] == decision.speed
+
+
+def test_one_that_is_faster_is_told_by_the_doctor_alone(seconds):
+    seconds(float32=0.004, bfloat16=0.002)
+    decision = settled()
+    assert not decision.is_slow and "2.0" in decision.speed_words and decision.speed_words not in decision.sentence
+
+
+def test_fp32_and_a_fallback_to_it_are_not_timed(seconds):
+    seconds()
+    assert settled("no").speed is None and settled("fp16").speed is None and settled("no").speed_words == ""
+
+
+def test_a_fallback_from_fp8_to_a_slow_bf16_says_so_too(seconds):
+    seconds(float32=0.001, bfloat16=0.002)
+    decision = settled("fp8")
+    assert decision.mode == "bf16" and decision.is_slow and "50%" in decision.sentence
+
+
+def test_a_decision_without_a_time_reads_as_before():
+    decision = decide("bf16", look("cpu"))
+    assert decision.speed is None and not decision.is_slow
+    assert timed(Decision("no", "no", ""), "cpu").speed is None
+
+
+def test_products_of_this_device_are_timed_and_leave_the_random_state_alone():
+    before = torch.get_rng_state()
+    assert 0 < product_seconds(torch.float32, "cpu", 32) < 10
+    assert speed_over_fp32(torch.bfloat16, "cpu") > 0
+    assert torch.equal(before, torch.get_rng_state())

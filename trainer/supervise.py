@@ -26,6 +26,7 @@ from trainer.config.folders import check_can_be_made, checkpoints_folder, check_
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.config.settings import settings_help
+from trainer.config.waiting import waiting
 from trainer.errors import ConfigError, LaunchError
 from trainer.journal import Journal, cause_of_signal
 from trainer.metrics.curves import CURVE, last_record
@@ -127,6 +128,7 @@ class Request:
         return {
             **os.environ,
             **start.SAFE_PATH,
+            **waiting(os.environ),
             "TRAINER_ASKED_PRECISION": self.cluster.precision,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
             **({"ACCELERATE_USE_CPU": "true"} if self.cluster.use_cpu else {}),

@@ -10,6 +10,7 @@ import pytest
 from tests.commands import trainer
 from trainer import files, locks, start, supervise
 from trainer.config.load import load
+from trainer.config.waiting import CHOSEN_BY, WAITING
 from trainer.errors import ConfigError
 from trainer.metrics.memory_advice import advice
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
@@ -70,7 +71,8 @@ def test_a_batch_that_does_not_divide_among_the_processes_of_the_cluster_file_is
 
 
 def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypatch):
-    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", *CHOSEN_BY):
+        monkeypatch.delenv(name, raising=False)
     path = cluster()
     plan = supervise.plan([path, "shakespeare", "name=mine", "seed=3"])
     assert plan.command == start.command(
@@ -80,6 +82,7 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
     changed = {key: value for key, value in plan.environment.items() if os.environ.get(key) != value}
     assert changed == {
         "PYTHONSAFEPATH": "1",
+        **WAITING,
         "TRAINER_ASKED_PRECISION": "no",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
         "ACCELERATE_USE_CPU": "true",

@@ -24,6 +24,8 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     writer        state             the writer process died (and another took its place), stands still, moves again, or is done without
     second_place  step, where       a copy elsewhere was made, or failed
     precision     step, mode, reason  the step after this one begins in another precision than was decided; resumed: it was so before this launch
+    slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
+    slow_over     step, seconds     they no longer do; seconds: how long they did
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
                                     count or the last in metrics.jsonl; left out where nobody knows. cause: one of CAUSES
 

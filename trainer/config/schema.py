@@ -168,6 +168,8 @@ class MetricsConfig(Section):
     """Steps between two looks at the details (each layer group's norms, where a step's time goes); empty: a hundred-thousandth of the run, and at least 10; 0: none of layer groups."""
     histogram_every_steps: NotNegative | None = None
     """Steps between two histograms of every weight and gradient; empty: a hundredth of the run, and at least 100; 0: none."""
+    slow_ratio: Annotated[float, Field(gt=1)] | None = 2.0
+    """A warning comes once steps take this many times as long as in the best stretch of the launch (medians of 20 steps and 60 s at least); empty: never."""
 
 
 class ProfileConfig(Section):

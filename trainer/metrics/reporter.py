@@ -28,6 +28,7 @@ from trainer.metrics.index import CurveIndex
 from trainer.metrics.meters import Speed, SpeedMeter
 from trainer.metrics.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.metrics.sampling import Sampling
+from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.stopwatch import RARE
 from trainer.metrics.trackers import open_trackers
 from trainer.text import count, duration, numbered
@@ -90,14 +91,14 @@ class Reporter:
     def __init__(
         self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
         tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str,
-        replay_facts: Mapping[str, Any], sample: Callable[[], Mapping[str, float]], detail_every_steps: int = FEWEST_STEPS,
+        replay_facts: Mapping[str, Any], sample: Callable[[], Mapping[str, float]], slow_alarm: SlowAlarm, detail_every_steps: int = FEWEST_STEPS,
     ) -> None:  # fmt: skip
         """`features` are those of tags.py that this run has; `replay_facts` are what the key stands for; `sample` looks at the machine: numbers by tag."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
         self._console_every_steps, self._meter = console_every_steps, meter
         self._replay_key, self._replay_facts = replay_key, replay_facts
         self._tracker_names, self._tracker_options, self._features = trackers, tracker_options, features
-        self._sampling, self._details = Sampling(sample), Details(detail_every_steps)
+        self._sampling, self._slow_alarm, self._details = Sampling(sample), slow_alarm, Details(detail_every_steps)
         self._failures = CountedFailures()
         self._drawing: Drawing | None = None
         self._beside: dict[str, float] = {}
@@ -296,6 +297,7 @@ class Reporter:
             "replay_key": self._replay_key,
             **self._measured(pending),
         }
+        self._slow_alarm.step(step, speed.step_seconds)
         self._prove(full)
         self._put(full)
         if pending.reading is not None and pending.reading.has_histograms:
@@ -315,7 +317,9 @@ class Reporter:
         beside = {**self._details.take(step), **beside}
         if pending.reading is not None:
             beside.update(pending.reading.numbers())
-        return {tag: _rounded(value) for tag, value in {**beside, **self._sampling.take()}.items()}
+        if machine := self._sampling.take():
+            beside.update(machine, **self._slow_alarm.values(machine))
+        return {tag: _rounded(value) for tag, value in beside.items()}
 
     def _put(self, record: dict[str, Any]) -> None:
         """Writes to the curve, where the trackers find it. A full disk does not end the run here: its checkpoints decide that."""

@@ -39,6 +39,7 @@ MEANINGS = {
     "data/epoch": Meaning("passes", "over the training data, all sources alike, since they are mixed"),
     "speed/tokens_per_second": Meaning("tokens/s", "of all processes, without evaluations and saves"),
     "speed/step_seconds": Meaning("s", "a step without evaluations and saves"),
+    "speed/slowdown": Meaning("times", "median step of the last 60 seconds (20 steps at least) over the best such median of the launch; 1 is as fast as ever"),
     "speed/mfu": Meaning("0..1", "share of the devices' peak arithmetic that the model's own arithmetic reaches; under fp8 it is fp8's peak for all of it"),
     "precision/fp8_coverage": Meaning("0..1", "share of the matrix products' arithmetic that runs in fp8"),
     "checkpoint/bytes": Meaning("bytes", "size of the newest checkpoint"),

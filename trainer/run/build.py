@@ -42,6 +42,7 @@ from trainer.metrics.out_of_memory import record_memory_history
 from trainer.metrics.profiler import Profiler
 from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.reporter import SAVED, Reporter
+from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.metrics.tags import FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
 from trainer.metrics.trackers import check_tracker_names
@@ -59,6 +60,7 @@ from trainer.precision.watch import PrecisionWatch
 from trainer.run.memory import check_memory
 from trainer.run.identity import computing_conditions, describe, replay_facts, replay_key, speed_conditions
 from trainer.safety.guard import LossGuard
+from trainer.safety.parent import launcher_pid
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
 from trainer.text import count
@@ -181,7 +183,7 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     log.info("%s: %s", config.name, launch.describe(accelerator))
     if config.profile.memory_history and accelerator.device.type == "cuda":
         record_memory_history()
-    log.info(decision.sentence)
+    (log.warning if decision.is_slow else log.info)(decision.sentence)
     if place.is_main and measured and decision.mode == "fp8" and (warning := measured.warning(decision.recipe)):
         log.warning(warning)
     return accelerator, decision
@@ -258,6 +260,7 @@ def _build_reporter(
             device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
             num_local_processes=launch.num_local_processes(),
         ).sample,
+        slow_alarm=SlowAlarm(config.metrics.slow_ratio, Journal(run_folder(config)), launcher_pid=launcher_pid()),
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
         replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description)), replay_facts=facts,

@@ -27,3 +27,11 @@ def end_with_launcher() -> None:
     """The same for a rank, whose parent is torch's agent, under a bare `accelerate launch` too; anyone else's parent is a person's."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
+
+
+def launcher_pid() -> int:
+    """The process id of the launcher that started this rank; this process's own where there is none."""
+    started_by = os.environ.get(STARTED_BY)
+    if started_by:
+        return int(started_by)
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()

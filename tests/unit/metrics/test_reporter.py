@@ -8,10 +8,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import TrainerError
+from trainer.journal import Journal
 from trainer.metrics import reporter as reporter_module
 from trainer.metrics.curves import CURVE, LOST, read_records
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import Known, Reporter
+from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.trackers import PatientTracker
 
 
@@ -23,7 +25,7 @@ def folder(tmp_path):
 def reporter_of(accelerator, folder, **changes):
     settings = {
         "name": "run", "max_steps": 10, "console_every_steps": 5, "trackers": ["tensorboard"], "replay_key": "key", "replay_facts": {"seed": 1},
-        "meter": SpeedMeter(flops_per_token=10.0, peak_flops=lambda: 1e9, num_devices=1), "tracker_options": {}, "features": (), "sample": dict,
+        "slow_alarm": SlowAlarm(2.0, Journal(folder)), "meter": SpeedMeter(flops_per_token=10.0, peak_flops=lambda: 1e9, num_devices=1), "tracker_options": {}, "features": (), "sample": dict,
     }  # fmt: skip
     return Reporter(accelerator, folder, **{**settings, **changes})
 

@@ -1,0 +1,165 @@
+"""When a run counts as slow, when no longer, and what never counts."""
+
+import json
+import logging
+import time
+
+import pytest
+
+from trainer.journal import Journal
+from trainer.metrics.machine_load import Counters, descends, look, reasons
+from trainer.metrics.slow_alarm import TAG, SlowAlarm
+from trainer.metrics.slowdown import SlowdownWatch
+
+FAST = 2.0
+"""Seconds of a step: 30 of them are a stretch."""
+
+
+def changes(seconds, slow_ratio=2.0):
+    """(number of the step, slow?) for each change."""
+    watch = SlowdownWatch(slow_ratio)
+    found = [(number, watch.step(value)) for number, value in enumerate(seconds, start=1)]
+    return [(number, change.is_slow) for number, change in found if change]
+
+
+def test_thirty_slow_steps_are_told_once_and_their_end_once():
+    found = changes([FAST] * 60 + [3 * FAST] * 30 + [FAST] * 60)
+    assert [is_slow for _, is_slow in found] == [True, False]
+    (begins, _), (ends, _) = found
+    assert 60 < begins <= 90 < ends <= 120
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        [FAST] * 60 + [100 * FAST] + [FAST] * 60,  # one slow step
+        [FAST] * 60 + [5 * FAST] * 9 + [FAST] * 60,  # a few, as beside a checkpoint that is written
+        [9 * FAST] * 200,  # slow from the start: nothing faster is known
+        [5 * FAST] + [FAST] * 100,  # a first step that compiles
+        [FAST] * 60 + [1.9 * FAST] * 100,
+        [1.6 * FAST, FAST] * 100,
+        [1e-9] * 50,
+    ],
+)
+def test_single_slow_steps_slow_starts_and_less_than_the_ratio_are_not(seconds):
+    assert changes(seconds) == []
+
+
+def test_it_is_over_below_one_and_a_half_times_the_best_and_not_before():
+    found = changes([FAST] * 60 + [3 * FAST] * 60 + [1.7 * FAST] * 100 + [1.4 * FAST] * 100)
+    assert [is_slow for _, is_slow in found] == [True, False] and found[1][0] > 220
+    assert [is_slow for _, is_slow in changes([FAST] * 60 + [1.4 * FAST] * 60 + [FAST] * 60, slow_ratio=1.2)] == [True, False]
+
+
+def test_a_stretch_has_at_least_twenty_steps_and_sixty_seconds():
+    ((begins, _),) = changes([0.01] * 12000 + [0.05] * 3000)
+    assert 12000 + 900 < begins < 12000 + 1300  # half of the steps of sixty seconds
+    ((begins, _),) = changes([100.0] * 40 + [300.0] * 40)
+    assert begins == 40 + 10  # half of twenty steps
+
+
+def test_without_a_ratio_nothing_is_slow_and_the_curve_goes_on():
+    watch = SlowdownWatch(None)
+    assert [watch.step(seconds) for seconds in [FAST] * 60 + [9 * FAST] * 60] == [None] * 120
+    assert watch.ratio == pytest.approx(9.0)
+
+
+def test_the_ratio_is_unknown_before_a_whole_stretch_and_one_at_best():
+    watch = SlowdownWatch(2.0)
+    watch.step(FAST)
+    assert watch.ratio is None
+    for _ in range(60):
+        watch.step(FAST)
+    assert watch.ratio == 1.0
+
+
+# The alarm
+
+
+def counters(at, **changes):
+    return Counters(at=at, num_cores=2, **changes)
+
+
+@pytest.fixture
+def alarm_of(tmp_path):
+    def make(*looks):
+        remaining = list(looks)
+        return SlowAlarm(2.0, Journal(tmp_path), look=lambda root: remaining.pop(0), look_seconds=0.0)
+
+    return make
+
+
+def events(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_the_warning_names_step_ratio_and_reasons_and_the_end_is_told(alarm_of, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    busy = {7: ("other", 0.0), 8: ("trainer", 0.0)}
+    later = {7: ("other", 18.0), 8: ("trainer", 2.0)}
+    alarm = alarm_of(counters(0.0, processes=busy, own=frozenset({8})), counters(10.0, processes=later, own=frozenset({8})))
+    for step in range(1, 151):
+        alarm.step(step, 3 * FAST if 60 < step <= 90 else FAST)
+    alarm.wait()
+    slow, over = events(tmp_path)
+    assert (slow["event"], over["event"]) == ("slow", "slow_over") and 60 < slow["step"] <= 90 < over["step"]
+    assert slow["ratio"] == pytest.approx(3.0) and len(slow["reasons"]) == 1 and "other 1.8" in slow["reasons"][0]
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "other 1.8" in warnings[0].getMessage()
+    assert alarm.values({"host/load": 1.0}) == {TAG: 1.0}
+
+
+def test_where_the_machine_shows_nothing_that_is_said(alarm_of, tmp_path):
+    alarm = alarm_of(counters(0.0), counters(10.0))
+    for step in range(1, 91):
+        alarm.step(step, 3 * FAST if step > 60 else FAST)
+    alarm.wait()
+    assert [event["reasons"] for event in events(tmp_path)] == [[]]
+
+
+# What the machine shows
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steal_seconds": 6.0}, "30%"),
+        ({"throttled_seconds": 4.0}, "40%"),
+        ({"heat_events": 3}, "heat"),
+        ({"swapped_bytes": 10**9}, "100 MB/s"),
+    ],
+)
+def test_each_thing_that_slows_a_machine_down_is_a_reason(changes, named):
+    (reason,) = reasons(counters(0.0), counters(10.0, **changes))
+    assert named in reason
+    assert reasons(counters(0.0, **changes), counters(10.0, **changes)) == []
+
+
+def test_a_gpu_that_heat_or_power_holds_down_is_a_reason_with_its_clock():
+    gpus = {"gpu/slowed_by_heat/0": 0.0, "gpu/slowed_by_power/0": 0.0, "gpu/slowed_by_heat/1": 1.0, "gpu/sm_clock_hertz/1": 6e8}
+    (reason,) = reasons(counters(0.0), counters(1.0), gpus)
+    assert "GPU 1" in reason and "600 MHz" in reason and "heat" in reason
+
+
+def test_the_runs_own_work_and_little_work_of_others_is_no_reason():
+    before = counters(0.0, processes={1: ("own", 0.0), 2: ("other", 0.0)}, own=frozenset({1}))
+    after = counters(10.0, processes={1: ("own", 20.0), 2: ("other", 1.0)}, own=frozenset({1}))
+    assert reasons(before, after) == []
+
+
+def test_descendants_are_found_through_their_parents():
+    parents = {3: 2, 2: 1, 1: 0, 9: 1, 5: 5}
+    assert descends(3, 2, parents) and descends(2, 2, parents) and not descends(9, 2, parents) and not descends(5, 2, parents)
+
+
+def test_a_look_at_this_machine_finds_this_process_and_counts_its_time():
+    import os
+
+    before = look(os.getpid())
+    ends = time.process_time() + 0.05
+    while time.process_time() < ends:
+        pass
+    after = look(os.getpid())
+    assert os.getpid() in before.own and after.processes[os.getpid()][1] > before.processes[os.getpid()][1]
+    assert after.at > before.at and os.getppid() not in after.own

@@ -1,0 +1,79 @@
+"""Says when a run has become slow, with what the machine shows of the reason, and when that is over."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from trainer.journal import Journal
+from trainer.metrics.machine_load import LOOK_SECONDS, Counters, look, reasons
+from trainer.metrics.slowdown import MIN_SECONDS, MIN_STEPS, SlowdownWatch, SpeedChange
+from trainer.text import duration
+
+log = logging.getLogger(__name__)
+
+TAG = "speed/slowdown"
+UNKNOWN = "nothing that this machine counts shows why"
+
+
+class SlowAlarm:
+    """Takes the seconds of each step; the machine is looked at on a thread of its own, and training waits for nothing."""
+
+    def __init__(
+        self, slow_ratio: float | None, journal: Journal, *, launcher_pid: int | None = None,
+        look: Callable[[int], Counters] = look, look_seconds: float = LOOK_SECONDS,
+    ) -> None:  # fmt: skip
+        """`launcher_pid`: the process whose descendants are this run's; by default this one."""
+        self._watch, self._journal = SlowdownWatch(slow_ratio), journal
+        self._root, self._look, self._look_seconds = launcher_pid or os.getpid(), look, look_seconds
+        self._gpus: Mapping[str, float] = {}
+        self._slow_since = 0.0
+        self._telling: threading.Thread | None = None
+
+    def step(self, step: int, seconds: float) -> None:
+        """One step took so long."""
+        change = self._watch.step(seconds)
+        if change is None:
+            return
+        if change.is_slow:
+            self._slow_since = time.monotonic()
+            self._tell_beside(self._tell_slow, step, change)
+        else:
+            self._tell_beside(self._tell_over, step, change, time.monotonic() - self._slow_since)
+
+    def values(self, machine: Mapping[str, float]) -> dict[str, float]:
+        """What goes beside a sample of the machine, which may tell a reason later: the ratio of now, where there is one."""
+        self._gpus = machine
+        return {} if self._watch.ratio is None else {TAG: self._watch.ratio}
+
+    def wait(self) -> None:
+        """Until all has been told."""
+        if self._telling is not None:
+            self._telling.join()
+
+    def _tell_beside(self, tell: Callable[..., None], *facts: object) -> None:
+        """On a thread, in the order of the calls."""
+        before = self._telling
+
+        def go() -> None:
+            if before is not None:
+                before.join()
+            tell(*facts)
+
+        self._telling = threading.Thread(target=go, name="slow-alarm", daemon=True)
+        self._telling.start()
+
+    def _tell_slow(self, step: int, change: SpeedChange) -> None:
+        before = self._look(self._root)
+        time.sleep(self._look_seconds)
+        found = reasons(before, self._look(self._root), self._gpus)
+        log.warning(
+            "slow: a step takes %s, %.1f times the %s of this launch's best stretch (medians of %d steps and %.0f s at least); %s",
+            duration(change.step_seconds), change.ratio, duration(change.best_seconds), MIN_STEPS, MIN_SECONDS, "; ".join(found) or UNKNOWN,
+        )  # fmt: skip
+        self._journal.write("slow", step=step, ratio=round(change.ratio, 3), step_seconds=change.step_seconds, reasons=found)
+
+    def _tell_over(self, step: int, change: SpeedChange, lasted: float) -> None:
+        log.info("no longer slow: a step takes %s; it was slow for %s", duration(change.step_seconds), duration(lasted))
+        self._journal.write("slow_over", step=step, ratio=round(change.ratio, 3), step_seconds=change.step_seconds, seconds=round(lasted, 1))

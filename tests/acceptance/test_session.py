@@ -123,7 +123,7 @@ def test_a_run_that_was_declared_finished_takes_no_step_until_something_else_is_
 @pytest.fixture
 def ended(tmp_path):
     """A run that took its ten steps, as far as its end looks at it."""
-    evaluator = SimpleNamespace(loss_at=lambda step: 2.5)
+    evaluator = SimpleNamespace(loss_at=lambda step: 2.5, last_loss=2.5, last_step=10)
     return SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True), progress=SimpleNamespace(step=10), folder=tmp_path / "runs" / "tiny",
         reporter=SimpleNamespace(known=None, verdict=None), evaluator=evaluator,

@@ -1,11 +1,19 @@
 """Fixtures that several rooms share."""
 
+import os
 import signal
 
 import pytest
 import yaml
 
-from trainer.checkpoint.store import CheckpointStore
+from trainer.config.waiting import waiting
+
+# Two tests run at a time, on machines of two cores: a computation of the tests' size is fastest in one thread, and threads that wait for
+# each other must not spin in vain. OpenMP reads both when torch is first imported, so no import of torch may come before this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(waiting(os.environ))
+
+from trainer.checkpoint.store import CheckpointStore  # noqa: E402
 
 # A shell starts what it puts into the background with SIGINT and SIGQUIT ignored, nohup what it starts with SIGHUP ignored, and
 # everything below would inherit that.

@@ -28,9 +28,12 @@ class Installed:
     folder: Path
 
     def trainer(self, *words: object) -> subprocess.CompletedProcess:
+        return self.run("trainer", *words)
+
+    def run(self, program: str, *words: object) -> subprocess.CompletedProcess:
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ONE_THREAD
         return subprocess.run(
-            [self.environment / "bin" / "trainer", *map(str, words)], cwd=self.folder, env=variables, capture_output=True, text=True, timeout=400,
+            [self.environment / "bin" / program, *map(str, words)], cwd=self.folder, env=variables, capture_output=True, text=True, timeout=400,
             check=False,
         )  # fmt: skip
 
@@ -67,10 +70,12 @@ def test_the_wheel_holds_what_the_package_reads_and_nothing_beside_it(installed)
 
 
 def test_it_knows_the_cluster_files_and_launches_from_any_folder(installed):
-    said = installed.trainer("launch", "cpu", "shakespeare", "--dry-run")
+    """What a launch checks before it imports torch."""
+    script = "from trainer import supervise; plan = supervise.plan(['cpu', 'shakespeare']); supervise.check_data(plan.config); print(plan.command)"
+    said = installed.run("python", "-c", script)
     assert said.returncode == 0, said.stderr
     assert (installed.folder / ".data").is_dir() and str(installed.environment) in said.stdout
-    said = installed.trainer("launch", "cpux", "shakespeare", "--dry-run")
+    said = installed.trainer("launch", "cpux", "shakespeare")
     assert said.returncode == 2 and "'cpu'" in paragraph(said.stderr)
 
 
@@ -78,15 +83,15 @@ def test_another_projects_setup_cfg_in_the_folder_is_no_checkout_of_ours(install
     """What fp8 needs is told by the package itself, and nobody else's is installed for it."""
     (installed.folder / "setup.cfg").write_text("[metadata]\nname = somebody-elses\n[options.extras_require]\nfp8 = somebody-elses-package\n")
     script = "from trainer.doctor import install; import json; print(json.dumps([install.requirement(), install.what_to_install()]))"
-    python = installed.environment / "bin" / "python"
-    said = subprocess.run([python, "-c", script], cwd=installed.folder, capture_output=True, text=True, check=True).stdout
-    requirement, words = json.loads(said)
+    requirement, words = json.loads(installed.run("python", "-c", script).stdout)
     assert requirement.startswith("transformer-engine[pytorch]") and words == [requirement]
     (installed.folder / "setup.cfg").unlink()
 
 
 @pytest.mark.long
 def test_it_trains_three_steps_in_any_folder(installed):
+    said = installed.trainer("cpu", "shakespeare", "--dry-run")
+    assert said.returncode == 0, said.stderr
     recipe = write_recipe(installed.folder, max_steps=3, schedule={"warmup_steps": 0}, runs_folder="runs", checkpoints_folder="checkpoints")
     ended = installed.trainer("launch", "cpu", recipe)
     assert ended.returncode == 0, ended.stderr

@@ -134,7 +134,7 @@ def foreign(tmp_path) -> Path:
 def test_the_folder_one_stands_in_pythonpath_cdpath_and_a_link_do_not_decide_which_code_runs(clone, foreign, tmp_path):
     (tmp_path / "link").symlink_to(clone / "launch.sh")
     (foreign / clone.name).mkdir()  # where CDPATH would lead to
-    words = [shutil.which("bash"), "../link", "cpu", "shakespeare", "name=of_this_clone", "--dry-run"]
+    words = [shutil.which("bash"), "../link", "train", "shakespeare", "name=of_this_clone", "--show-config"]
     variables = environment(PYTHONPATH=str(foreign.parent / "nothing"), CDPATH=str(foreign))
     (foreign.parent / "nothing" / "trainer").mkdir(parents=True)
     (foreign.parent / "nothing" / "trainer" / "__init__.py").write_text("raise SystemExit('the wrong code runs')")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedModel, masking_utils
 
 from trainer.errors import ConfigError
 from trainer.model.head import IGNORED, chunked_cross_entropy
@@ -27,6 +27,17 @@ logger = logging.getLogger(__name__)
 _PROBE_TOKENS = 8
 _PROBE_HEAD_SCALE = 2.0**8
 """Fresh logits are near zero, where soft caps are the identity; a power of two comes off again to the last bit."""
+
+
+def _not_packed(position_ids: Tensor) -> None:
+    """The answer for batches whose rows are one sequence each, as all of this trainer's are.
+
+    transformers would find it by reading a number back from the device in every forward pass, for which the host waits each time. It gives
+    the same answer, but under a torch.compile of the whole model, where it cannot read and makes a mask that keeps attention from its fast kernels.
+    """
+
+
+masking_utils.find_packed_sequence_indices = _not_packed
 
 
 def build_model(

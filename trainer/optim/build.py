@@ -1,7 +1,5 @@
 """From a recipe's `optimizer` section to one torch optimizer with named groups, and the step that may be refused."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -11,6 +9,7 @@ from torch.optim import AdamW, Optimizer
 from trainer.errors import ConfigError
 from trainer.optim.groups import check_groups, named_groups
 from trainer.optim.muon import MuonWithAdamW
+from trainer.optim.verdict import refusing, takes_a_verdict, verdict
 from trainer.text import did_you_mean
 
 
@@ -56,9 +55,8 @@ def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
     optimizer  a torch optimizer, or Accelerate's wrapper around one
     grad_norm  0-d, on the device, as clipping returned it
 
-    Fused AdamW gets the verdict as a tensor, in the two attributes by which torch's GradScaler tells it, and the host
-    waits for nothing. Other optimizers wait for the verdict. Under fp16 the scaler has seen the gradients before they
-    were clipped and judges by itself.
+    The optimizer gets the verdict as a tensor, so that the host waits for nothing; only one that cannot read it (AdamW that is not
+    fused) is waited for. Under fp16 the scaler has seen the gradients before they were clipped and judges by itself.
     """
     if getattr(optimizer, "scaler", None) is not None:
         optimizer.step()
@@ -66,23 +64,8 @@ def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
     inner = getattr(optimizer, "optimizer", optimizer)
     if hasattr(grad_norm, "full_tensor"):
         grad_norm = grad_norm.full_tensor()
-    if _takes_a_verdict(inner):
-        with _verdict(inner, (~torch.isfinite(grad_norm)).to(torch.float32)):
+    if takes_a_verdict(inner):
+        with verdict(inner, refusing(grad_norm)):
             optimizer.step()
     elif bool(torch.isfinite(grad_norm)):
         optimizer.step()
-
-
-def _takes_a_verdict(inner: Optimizer) -> bool:
-    """Whether the optimizer reads `found_inf`; sharded parameters do not go together with a plain tensor."""
-    sharded = any(hasattr(p, "full_tensor") for group in inner.param_groups for p in group["params"])
-    return getattr(inner, "_step_supports_amp_scaling", False) and not sharded
-
-
-@contextlib.contextmanager
-def _verdict(inner: Optimizer, found_inf: Tensor) -> Iterator[None]:
-    inner.grad_scale, inner.found_inf = None, found_inf
-    try:
-        yield
-    finally:
-        del inner.grad_scale, inner.found_inf

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from trainer.optim.verdict import takes_a_verdict, verdict, verdict_of
+
 STACK_BYTES = 2**20
 """How much of one shape is iterated together: small matrices gain a tenth by it, and large ones lose a tenth in large stacks
 (`tests/benchmarks/muon.py` measures it)."""
@@ -42,9 +44,14 @@ class MuonWithAdamW(Optimizer):
         assert len(complete) == len(groups), "each group's algorithm is muon or adamw"
         super().__init__(complete, {})
 
+    @property
+    def takes_a_verdict(self) -> bool:
+        """Whether a step that is refused on the device changes nothing; AdamW has that when it is fused."""
+        return all(takes_a_verdict(inner) for inner in self._algorithms.values())
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every group that has gradients."""
+        """One update of every group that has gradients, unless it is refused."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -52,34 +59,43 @@ class MuonWithAdamW(Optimizer):
         for algorithm, inner in self._algorithms.items():
             inner.param_groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
             inner.state = self.state
-            inner.step()
+            with verdict(inner, verdict_of(self)):
+                inner.step()
         return loss
 
 
 class StackedMuon(Muon):
     """torch's Muon, with its groups and its state, that iterates equal shapes together and chooses the precision by the device."""
 
+    takes_a_verdict = True
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient; bits of what it changes stay as they are where the step is refused."""
         assert closure is None, "MuonWithAdamW has called it"
+        found_inf = verdict_of(self)
+        is_taken = None if found_inf is None else found_inf == 0
         for group in self.param_groups:
             for parameters in stacks([parameter for parameter in group["params"] if parameter.grad is not None]):
-                self._update(group, parameters)
+                self._update(group, parameters, is_taken)
 
-    def _update(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
-        """Parameters of one shape and device."""
+    def _update(self, group: dict[str, Any], parameters: Sequence[Tensor], is_taken: Tensor | None) -> None:
+        """Parameters of one shape and device; `is_taken` is 0-d on it, None for a step that cannot be refused."""
         momentum, lr = group["momentum"], float(group["lr"])
         gradients = [parameter.grad for parameter in parameters]
         buffers = [self._momentum_of(parameter) for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+        moved = _move(buffers, gradients, 1 - momentum, is_taken)
+        updates = torch._foreach_lerp(gradients, moved, momentum) if group["nesterov"] else moved
         directions = orthogonalize(
             torch.stack(updates).to(iteration_dtype(updates[0].device.type)),
             coefficients=group["ns_coefficients"], num_steps=group["ns_steps"], eps=group["eps"],
         )  # fmt: skip
         rows, columns = parameters[0].shape
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        decay = 1 - lr * group["weight_decay"]
+        if is_taken is not None:  # adding -0.0, and multiplying by 1, change no bit
+            directions = torch.where(is_taken, directions, 0.0)
+            decay = torch.where(is_taken, torch.full_like(is_taken, decay, dtype=parameters[0].dtype), 1.0)
+        torch._foreach_mul_(parameters, decay)
         for parameter, direction in zip(parameters, directions, strict=True):
             parameter.add_(direction, alpha=-lr * math.sqrt(max(1, rows / columns)))
 
@@ -88,6 +104,17 @@ class StackedMuon(Muon):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad, memory_format=torch.preserve_format)
         return state["momentum_buffer"]
+
+
+def _move(buffers: list[Tensor], gradients: list[Tensor], weight: float, is_taken: Tensor | None) -> list[Tensor]:
+    """The buffers moved towards the gradients, in place unless the step is refused: then only what is returned has moved."""
+    if is_taken is None:
+        torch._foreach_lerp_(buffers, gradients, weight)
+        return buffers
+    moved = torch._foreach_lerp(buffers, gradients, weight)
+    for buffer, new in zip(buffers, moved, strict=True):
+        torch.where(is_taken, new, buffer, out=buffer)
+    return list(moved)
 
 
 def iteration_dtype(device_type: str) -> torch.dtype:

@@ -196,3 +196,17 @@ def test_gradient_checkpointing_is_asked_for_by_the_name_that_transformers_has_n
         warnings.simplefilter("error", FutureWarning)
         model = build_model(tiny_config("llama"), vocab_size=257, seed=1, device="cpu", gradient_checkpointing=True)
     assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_transformers_asks_us_whether_sequences_are_packed_and_is_told_that_none_is(shape, monkeypatch):
+    from transformers import masking_utils
+
+    asked = masking_utils.find_packed_sequence_indices
+    assert asked.__module__ == "trainer.model.build" and asked(torch.arange(4)[None]) is None
+    calls = []
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: calls.append(position_ids))
+    inputs, labels = batch()
+    tiny_model(shape)(inputs, labels=labels)
+    rows_in_order = torch.arange(inputs.shape[1]).expand(calls[-1].shape)
+    assert calls and torch.equal(calls[-1], rows_in_order), "which is what it would have found"

@@ -277,6 +277,22 @@ def test_a_step_with_a_norm_that_is_not_finite_leaves_every_bit_as_it_was(name, 
     assert not equal(before, everything(model, optimizer))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_step_keeps_the_sign_of_a_zero_too(name):
+    model = tiny()
+    optimizer = optimizer_of(model, name, muon_weight_decay=0.1, muon_lr=0.5)
+    train(model, optimizer, 1)
+    state = optimizer.state[model.up.weight]
+    with torch.no_grad():
+        for tensor in (model.up.weight, *(value for value in state.values() if value.ndim)):
+            tensor[0] = -0.0
+    before = [tensor.view(torch.int32) for tensor in everything(model, optimizer)]
+    gradients(model, 1)
+    model.down.weight.grad[0, 0] = float("nan")
+    step_if_finite(optimizer, torch.tensor(float("nan")))
+    assert equal(before, [tensor.view(torch.int32) for tensor in everything(model, optimizer)])
+
+
 @pytest.mark.parametrize("wrapper", ["plain", "accelerated"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_with_a_finite_norm_is_the_plain_step_to_the_last_bit(name, wrapper, wrap):

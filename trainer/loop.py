@@ -113,7 +113,10 @@ def report(
     # Before an evaluation, a save or the end nothing may be on its way.
     needed_now = run.evaluator.due(progress.step) or sample_is_due(run) or run.checkpointer.due() or progress.step >= run.config.max_steps
     needed_now = needed_now or run.profiler.is_written_after(progress.step) or any(numbers.stop_votes or numbers.save_wish for numbers in known)
-    return known + run.reporter.flush() if needed_now else known
+    known = known + run.reporter.flush() if needed_now else known
+    if known and (seconds := run.reporter.step_seconds) is not None:
+        run.checkpointer.stepped(seconds)
+    return known
 
 
 def decide(run: Run, known: list[Known]) -> Outcome | None:

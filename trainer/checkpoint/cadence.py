@@ -130,7 +130,7 @@ class Cadence:
     # What happened
 
     def stepped(self, seconds: float) -> None:
-        """A step was taken, without a save in it."""
+        """A step took so long, without saves and evaluations."""
         self._step.append(seconds)
 
     def snapshot_taken(self, now: float, stall_seconds: float, *, tokens: int = 0, to_write: bool) -> None:

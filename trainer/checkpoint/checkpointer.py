@@ -95,7 +95,6 @@ class Checkpointer:
         self._failures = SaveFailures(store.folder, settings.max_failures)
         self._untidy = self._skipped = 0
         self._is_still, self._told = False, Told()
-        self._stepped_at: float | None = None
         self._wished: float = NOTHING
         accelerator.register_for_checkpointing(state)
 
@@ -147,19 +146,20 @@ class Checkpointer:
         if not self._ranks.is_main:
             return NOTHING
         self._poll()
-        now = time.monotonic()
-        if self._stepped_at is not None:
-            self._cadence.stepped(now - self._stepped_at)
-        self._stepped_at = now
         if self._failures.gave_up:
             return GIVE_UP
         if self._wished != NOTHING:
             return NOTHING  # the ranks have not all heard of it yet
+        now = time.monotonic()
         if self._cadence.write_due(now, self._state.progress.tokens):
             self._wished = WRITE
         elif self._background and self._background.writing is None and self._cadence.snapshot_due(now):
             self._wished = SNAPSHOT  # while one slot is being written, a snapshot would go over the newest that is whole
         return self._wished
+
+    def stepped(self, seconds: float) -> None:
+        """A step took so long, without the saves and evaluations after it; called on rank 0."""
+        self._cadence.stepped(seconds)
 
     def heard(self) -> None:
         """Every rank has heard of the wish; it may be granted, or not: weights in doubt are not saved."""
@@ -194,7 +194,6 @@ class Checkpointer:
             done = self._save_plainly(manifest, started)
             is_saved, not_finite = not done.failure, done.not_finite
         self._saved_step = step if is_saved else self._saved_step
-        self._stepped_at = None  # this step's time is not like the others'
         return not_finite
 
     def _take(self, manifest: Manifest, small: dict[str, bytes], started: float) -> str:

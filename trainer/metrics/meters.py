@@ -1,4 +1,4 @@
-"""Tokens a second, MFU and the time left: pure arithmetic on given clocks."""
+"""Tokens a second, MFU and the time left: pure arithmetic on times that were measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +15,16 @@ class Speed:
 
 
 class SpeedMeter:
-    """Turns the clock at the end of each step into speeds; pauses (evaluation, a save) are not the step's time."""
+    """Turns the time that each step took into speeds."""
 
     def __init__(self, *, flops_per_token: float, peak_flops: Callable[[], float | None], num_devices: int) -> None:
         """`peak_flops` of one device in FLOP/s, None when unknown; asked at each step, since a run may change its precision."""
         self._flops_per_token, self._peak_flops, self._num_devices = flops_per_token, peak_flops, num_devices
-        self._last: float | None = None
         self._smooth_seconds: float | None = None
 
-    def resume(self, now: float) -> None:
-        """The clock starts, or starts again after a pause."""
-        self._last = now
-
-    def step(self, num_tokens: int, now: float) -> Speed:
-        """One step ended now."""
-        assert self._last is not None, "resume() starts the clock"
-        seconds = max(now - self._last, 1e-9)
-        self._last = now
+    def step(self, num_tokens: int, seconds: float) -> Speed:
+        """One step took so long, without pauses."""
+        seconds = max(seconds, 1e-9)
         smooth = self._smooth_seconds
         self._smooth_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
         rate = num_tokens / seconds

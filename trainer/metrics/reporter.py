@@ -62,6 +62,8 @@ class Laps(Protocol):
 
     def seconds(self) -> Mapping[str, float]: ...
 
+    def step_seconds(self) -> float: ...
+
 
 class Reading(Protocol):
     """What the probes took of a step, on its way from the device."""
@@ -78,10 +80,10 @@ class _Pending:
     """A step whose numbers are on their way from the device."""
 
     record: dict[str, Any]
-    speed: Speed
+    num_tokens: int
     numbers: torch.Tensor
     ready: torch.cuda.Event | None
-    laps: Laps | None
+    laps: Laps
     reading: Reading | None
 
 
@@ -113,6 +115,8 @@ class Reporter:
         self._curve_left = self._is_closed = False
         self._journal = Journal(folder)
         self.known: Known | None = None
+        self.step_seconds: float | None = None
+        """What the newest known step took, on the main process; None elsewhere."""
         self.verdict: str | None = None
         """What the replay after the last resume proved, as one sentence; None while it is open."""
 
@@ -133,7 +137,6 @@ class Reporter:
         """
         if self._main:
             self._open_outputs(settings, resumed_step, texts, once or {}, assumed_facts or {})
-        self._meter.resume(time.perf_counter())
 
     def _open_outputs(
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str],
@@ -187,19 +190,18 @@ class Reporter:
         epoch: float,
         data_digest: str,
         numbers: torch.Tensor,
+        laps: Laps,
         facts: Mapping[str, float] | None = None,
-        laps: Laps | None = None,
         reading: Reading | None = None,
     ) -> list[Known]:
         """Hands over one step; `numbers` [4] on the device: loss, gradient norm, votes to stop, wish for a save. `facts` by tag are known already.
 
         Returns the steps whose numbers have reached the host by now: this one on a CPU, the one before on a GPU.
         """
-        speed = self._meter.step(step_tokens, time.perf_counter())
         record = {"step": step, "tokens": tokens, "lr": _rounded(lr, 9), "epoch": _rounded(epoch), "data_digest": data_digest}
         record.update({tag: _rounded(value) for tag, value in self._details.changed(facts or {}, step).items()})
         arrived = self.flush()
-        self._pending = _Pending(record, speed, *_send_to_host(numbers), laps, reading)
+        self._pending = _Pending(record, step_tokens, *_send_to_host(numbers), laps, reading)
         return arrived if self._pending.ready else arrived + self.flush()
 
     def flush(self) -> list[Known]:
@@ -247,7 +249,6 @@ class Reporter:
         if self._bar is not None:
             self._bar.busy(doing)
         yield
-        self._meter.resume(time.perf_counter())
 
     def close(self, *, finished: bool = False) -> None:
         """Flushes and closes every output. `finished`: the run has taken all its steps."""
@@ -283,7 +284,8 @@ class Reporter:
         return self.known
 
     def _write(self, pending: _Pending, loss: float, grad_norm: float) -> None:
-        step, speed = pending.record["step"], pending.speed
+        step, speed = pending.record["step"], self._meter.step(pending.num_tokens, pending.laps.step_seconds())
+        self.step_seconds = speed.step_seconds
         if math.isfinite(loss):
             self._smoothed = loss if self._smoothed is None else self._smoothed + (loss - self._smoothed) / SMOOTHING_STEPS
         full = {
@@ -308,10 +310,9 @@ class Reporter:
         """What was measured beside the step's core numbers, by tag: of what every step has the mean since the last look at the details."""
         step = pending.record["step"]
         beside, self._beside = self._beside, {}
-        if pending.laps is not None:
-            times = {f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()}
-            # The times of a step that was another than most are its own.
-            beside.update(times) if pending.laps.seconds().keys() & RARE else self._details.add(times)
+        times = {f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()}
+        # The times of a step that was another than most are its own.
+        beside.update(times) if pending.laps.seconds().keys() & RARE else self._details.add(times)
         if self._saved_at is not None and self._details.is_due(step):
             beside["checkpoint/age_seconds"] = time.perf_counter() - self._saved_at
         beside = {**self._details.take(step), **beside}

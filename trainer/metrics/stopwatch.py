@@ -5,7 +5,7 @@ event into the stream, which the device passes when it has done all that was ask
 a device that waits for data waits in `data`. Nothing there waits for the device.
 
 A step begins where the step before has handed its numbers over, and ends where it hands over its own. What followed the step before, an
-evaluation or a save, has no numbers of its own to go with: it goes with those of this step.
+evaluation or a save, has no numbers of its own to go with: it goes with those of this step, and is no part of the time that it took.
 """
 
 import time
@@ -17,7 +17,7 @@ PARTS = {
     "data": "Waiting for the batch.",
     "forward_backward": "Forward and backward passes over the step's micro-batches, with the reduction of gradients.",
     "optimizer": "Clipping and the optimizer's update, with what is measured around it.",
-    "report": "Handing the numbers of the step before over, and judging them.",
+    "report": "Handing the numbers of a step over (waiting for the slowest rank's), and judging those that have arrived.",
     "evaluation": "The evaluation that followed the step before, where one did.",
     "save": "What training waited for the save that followed the step before, where one did.",
     "profile": "Writing the profile that ended with the step before, where one did.",
@@ -25,7 +25,7 @@ PARTS = {
 """What a stretch of time can belong to."""
 
 RARE = frozenset({"evaluation", "save", "profile"})
-"""Parts that few steps have."""
+"""Parts that few steps have: pauses, and not the step\'s own time."""
 
 TAGS = {f"time/{part}_seconds": ("seconds", help) for part, help in PARTS.items()}
 """Tag -> (unit, help)."""
@@ -63,6 +63,10 @@ class Laps:
             self._marks.clear()
         return self._seconds
 
+    def step_seconds(self) -> float:
+        """What the step took by the device's clock, without pauses; waits as `seconds` does."""
+        return sum(seconds for part, seconds in self.seconds().items() if part not in RARE)
+
 
 class Stopwatch:
     """Divides the loop's time among the parts of its steps."""
@@ -83,9 +87,11 @@ class Stopwatch:
         self._laps.add(part, self._mark())
 
     def end_step(self) -> Laps:
-        """Ends a step and begins the next; call it after the step's last lap."""
+        """Ends a step, whose time since its last lap belongs to `report`, and begins the next."""
         assert self._laps is not None, "start() begins the first step"
-        ended, self._laps = self._laps, Laps(self._mark(), self._pool)
+        ended = self._laps
+        ended.add("report", self._mark())
+        self._laps = Laps(self._mark(), self._pool)
         return ended
 
     def _mark(self) -> Mark:

@@ -350,6 +350,7 @@ def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_c
     run = Small(store, settings)
     for number in range(1, 16):
         run.step()
+        run.checkpointer.stepped(0.01)
         run.checkpointer.wish()
         if number % 5 == 0:
             run.save()

@@ -30,12 +30,25 @@ def reporter_of(accelerator, folder, **changes):
     return Reporter(accelerator, folder, **{**settings, **changes})
 
 
-def take(reporter, step, loss=None, grad_norm=1.0, votes=0.0):
+class Laps:
+    """Where the time of a step went, 0.25 seconds if nothing is said."""
+
+    def __init__(self, **seconds):
+        self._seconds = seconds or {"forward_backward": 0.25}
+
+    def seconds(self):
+        return self._seconds
+
+    def step_seconds(self):
+        return sum(seconds for part, seconds in self._seconds.items() if part != "save")
+
+
+def take(reporter, step, loss=None, grad_norm=1.0, votes=0.0, laps=None):
     """One step whose loss is a function of the step."""
     loss = 4.0 / step if loss is None else loss
     return reporter.step(
         step=step, tokens=step * 32, step_tokens=32, lr=0.5, epoch=step / 100, data_digest=f"d{step}",
-        numbers=torch.tensor([loss, grad_norm, votes, 0.0]),
+        numbers=torch.tensor([loss, grad_norm, votes, 0.0]), laps=laps or Laps(),
     )  # fmt: skip
 
 
@@ -157,17 +170,21 @@ def test_numbers_that_are_late_are_known_with_the_next_step_and_after_a_flush(ac
     assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 3]
 
 
-def test_the_time_of_a_pause_is_not_the_time_of_a_step(accelerator, folder, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(reporter_module.time, "perf_counter", lambda: now[0])
-    reporter = reporter_of(accelerator, folder)
+def test_speed_is_that_of_the_time_that_the_stopwatch_saw_however_late_the_numbers_come(accelerator, folder, monkeypatch):
+    monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Ready()))
+    reporter = reporter_of(accelerator, folder, max_steps=4)
     reporter.open({}, None, {})
-    with reporter.pause("saving"):
-        now[0] = 100.0
-    now[0] = 101.0
-    take(reporter, 1)
+    for step in (1, 2, 3):
+        if step == 3:
+            reporter.flush()
+            with reporter.pause("saving"):
+                pass
+        take(reporter, step, laps=Laps(forward_backward=2.0, report=2.0, save=100.0))
+    assert reporter.step_seconds == 4.0
     reporter.close()
-    assert read_records(folder / CURVE)[0]["step_seconds"] == 1.0
+    for record in read_records(folder / CURVE):
+        assert (record["step_seconds"], record["tokens_per_second"], record["mfu"]) == (4.0, 8.0, 0.0)
+    assert reporter._meter.seconds_left(1) == 4.0
 
 
 def test_a_run_that_fails_leaves_all_that_is_known_and_waits_for_no_device(accelerator, folder, monkeypatch):
@@ -293,21 +310,17 @@ def test_hparams_shows_the_settings_of_the_newest_launch(accelerator, folder, is
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2]
 
 
-class Times:
-    def seconds(self):
-        return dict.fromkeys(("data", "forward_backward", "optimizer", "report"), 0.0123456789)
-
-
 def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all_the_same(accelerator, folder):
     """With every number as long as at the end of a month, and the details of a model with 30 layer groups as often as then."""
     reporter = reporter_of(accelerator, folder, replay_key="0123456789abcdef", detail_every_steps=147, trackers=[])
     reporter.open({}, None, {})
     groups = {f"{what}/block_{number:02}": 0.123456 for what in ("grad_norm", "param_norm", "update_ratio") for number in range(30)}
+    long = Laps(**dict.fromkeys(("data", "forward_backward", "optimizer", "report"), 0.0123456789))
     for step in range(14_700_000, 14_700_600):
         reading = SimpleNamespace(numbers=lambda: groups, has_histograms=False) if step % 147 == 0 else None
         reporter.step(
             step=step, tokens=step * 65536, step_tokens=65536, lr=0.1 / 3, epoch=100 / 3, data_digest="0123456789abcdef",
-            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]), facts={"precision/fp8_coverage": 0.98765}, laps=Times(), reading=reading,
+            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]), facts={"precision/fp8_coverage": 0.98765}, laps=long, reading=reading,
         )  # fmt: skip
     reporter.close()
     assert (folder / CURVE).stat().st_size / 600 <= 300
@@ -319,7 +332,7 @@ def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all
     for step in range(14_700_300, 14_700_600):
         again.step(
             step=step, tokens=step, step_tokens=65536, lr=0.1, epoch=1.0, data_digest="0123456789abcdef",
-            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]),
+            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]), laps=Laps(),
         )  # fmt: skip
     again.close()
     assert again.verdict == "resume exact: 300/300 replayed steps bit-identical"

@@ -82,10 +82,29 @@ def make_slot(number: int, slot_bytes: int, device: torch.device) -> Slot:
         log.info("snapshots: this kernel does not fill memory in advance; the first ones take longer")
     pages = torch.frombuffer(memory, dtype=torch.uint8)
     if device.type == "cuda":
-        code = torch.cuda.cudart().cudaHostRegister(pages.data_ptr(), slot_bytes, 0)
-        if int(code) != 0:
-            log.warning("snapshots: their memory cannot be pinned (CUDA error %d); copies from the GPU hold the training up", int(code))
+        _pin(pages, device)
     return Slot(number, descriptor, memory, pages)
+
+
+def _pin(pages: Tensor, device: torch.device) -> None:
+    """Registers memory with CUDA, so that copies into it run beside the training; where that is refused they hold it up, and that is told.
+
+    CUDA keeps the refusal as its last error, and torch would raise it at the next kernel that it starts, in the middle of a step: so one is
+    started here that takes the error away.
+    """
+    code = int(torch.cuda.cudart().cudaHostRegister(pages.data_ptr(), pages.numel(), 0))
+    if code == 0:
+        return
+    log.warning("snapshots: their memory cannot be pinned (CUDA error %d); copies from the GPU hold the training up", code)
+    try:
+        _start_kernel(device)
+    except RuntimeError as error:
+        log.info("snapshots: what CUDA said of it: %s", str(error).splitlines()[0])
+    _start_kernel(device)  # raises where the device itself has failed
+
+
+def _start_kernel(device: torch.device) -> None:
+    torch.empty(1, device=device).fill_(0.0)
 
 
 class Layout:

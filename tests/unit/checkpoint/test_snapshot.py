@@ -1,9 +1,11 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from trainer.checkpoint import snapshot
 from trainer.checkpoint.image import PAGE_BYTES
 from trainer.checkpoint.snapshot import Layout, Snapshots, free_memory_bytes, make_slot, slot_bytes_for, slots_that_fit
 from trainer.errors import CheckpointError
@@ -101,3 +103,34 @@ def test_a_snapshot_for_which_too_little_memory_was_set_aside_is_refused(trained
     model, optimizer = trained
     with pytest.raises(CheckpointError, match="checkpoint.asynchronous=false"):
         Snapshots(model, optimizer, [make_slot(0, PAGE_BYTES, torch.device("cpu"))], torch.device("cpu")).lay_out()
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_memory_that_cannot_be_pinned_is_told_and_leaves_no_error_behind_for_the_next_kernel(monkeypatch, caplog, refused):
+    """As CUDA does it: a refusal stays its last error until something asks for that, and what asks first is a kernel's start."""
+    pending, kernels = [], []
+
+    def register(*_):
+        pending.extend(["out of memory"] if refused else [])
+        return 2 if refused else 0
+
+    def start_kernel(device):
+        kernels.append(device)
+        if pending:
+            raise RuntimeError(f"CUDA error: {pending.pop()}")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=register))
+    monkeypatch.setattr(snapshot, "_start_kernel", start_kernel)
+    slot = snapshot.make_slot(0, PAGE_BYTES, torch.device("cuda"))
+    assert not pending and len(kernels) == (2 if refused else 0) and len(slot.pages) == PAGE_BYTES
+    assert ("CUDA error 2" in caplog.text) == refused
+
+
+def test_a_device_that_has_failed_for_another_reason_is_not_taken_for_that(monkeypatch):
+    def start_kernel(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *_: 2))
+    monkeypatch.setattr(snapshot, "_start_kernel", start_kernel)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        snapshot.make_slot(0, PAGE_BYTES, torch.device("cuda"))

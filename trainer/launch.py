@@ -128,10 +128,12 @@ def gather(value: T) -> list[T]:
 
 
 def start(
-    place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path, uncompiled: str | None = None
-) -> Accelerator:
+    place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path, uncompiled: str | None = None,
+    tf32: bool = False,
+) -> Accelerator:  # fmt: skip
     """Makes the one Accelerator of this process, in a group of exactly the size that was launched.
 
+    tf32         whether matrix products in fp32 may take a GPU's TF32
     uncompiled   why torch.compile is left out though the cluster file may ask for it
     raises       LaunchError when the processes did not find each other, or form a kind of group this trainer does not train in
     """
@@ -153,6 +155,8 @@ def start(
             *([TERecipeKwargs()] if precision == "fp8" else []),  # or it would take whichever fp8 library it finds first
         ],
     )
+    if accelerator.device.type == "cuda":  # Accelerate allows TF32 where it compiles and mixed_precision is no, and forbids it nowhere
+        torch.backends.cuda.matmul.allow_tf32 = tf32
     if accelerator.num_processes != place.world_size:
         raise LaunchError(
             f"the launch is of {numbered(place.world_size, 'process')}, but this one found itself in a group of {accelerator.num_processes}; "
@@ -309,6 +313,9 @@ def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:
         # Accelerate's regional compilation runs all regions, in training and in evaluation, through one code object, whose eighth
         # variant would silently run uncompiled.
         torch._dynamo.config.recompile_limit = 64
+        # Or every compiled block would be split where DistributedDataParallel's buckets end (the first holds 1 MB), also with one process:
+        # gradients leave block by block as it is.
+        torch._dynamo.config.optimize_ddp = False
 
 
 def _warn_for_the_machine(words: str, *values: str) -> None:

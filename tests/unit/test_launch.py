@@ -4,9 +4,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._dynamo
 from accelerate.state import AcceleratorState
 
 from tests import emulation
@@ -134,6 +136,32 @@ def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_pat
     place = launch.Asked("no", True, 1, True)
     launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason")
     assert "torch.compile" not in caplog.text
+
+
+def test_compiled_blocks_are_not_split_where_buckets_of_gradients_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    monkeypatch.setattr(launch, "left_uncompiled", lambda *_: None)
+    launch._choose_compiler(None, use_cpu=True)
+    assert torch._dynamo.config.optimize_ddp is True, "nothing is compiled"
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    launch._choose_compiler(None, use_cpu=True)
+    assert torch._dynamo.config.optimize_ddp is False and torch._dynamo.config.recompile_limit == 64
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_what_the_recipe_says_whatever_accelerate_has_set(tmp_path, monkeypatch, allowed):
+    class OnAGpu(SimpleNamespace):
+        def __init__(self, **_):
+            torch.backends.cuda.matmul.allow_tf32 = not allowed  # Accelerate does so where it compiles and mixed_precision is no
+            super().__init__(device=torch.device("cuda"), num_processes=1, distributed_type=launch.DistributedType.MULTI_GPU, process_index=0)
+
+    monkeypatch.setattr(launch, "Accelerator", OnAGpu)
+    place = launch.Asked("no", True, 1, True)
+    try:
+        launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, tf32=allowed)
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_one_process_meets_on_its_device_and_gathers_its_own_value():

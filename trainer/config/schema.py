@@ -203,7 +203,7 @@ class SafetyConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """fp8, where the cluster file's mixed_precision asks for it; without effect otherwise."""
+    """fp8, where the cluster file's mixed_precision asks for it, and what fp32 means on a GPU."""
 
     recipe: Literal["auto", "current", "delayed", "block", "mxfp8", "nvfp4"] = "auto"
     """How tensors are scaled: `current`, `delayed`, `block`, `mxfp8` or `nvfp4`; `auto` is the fastest that `bench precision` measured for such a run, and where nobody measured, mxfp8 on Blackwell (compute capability 10) and current elsewhere."""
@@ -225,6 +225,8 @@ class PrecisionConfig(Section):
     """Steps between two comparisons of the loss with bf16's on one micro-batch, which cost two forward passes of it; 0: none."""
     max_loss_gap: Annotated[float, Field(gt=0)] = 0.02
     """The run goes back to bf16 once the loss in fp8 is more than this fraction above bf16's in three comparisons in a row."""
+    tf32: bool = False
+    """Whether matrix products in fp32 on a GPU (all under `mixed_precision: no`, the head's under fp16) may take TF32: several times as fast, with 10 bits of mantissa instead of 23."""
 
 
 class Config(Section):

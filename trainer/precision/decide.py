@@ -188,9 +188,24 @@ def check_required(decision: Decision, wanted: PrecisionConfig) -> None:
 
 
 def idle_settings(asked: str, wanted: PrecisionConfig) -> str | None:
-    """One line on what was set in the precision block and means nothing, because the cluster file does not ask for fp8; None when nothing."""
+    """One line on what was set in the precision block and means nothing under what the cluster file asks for; None when nothing."""
     plain = PrecisionConfig()
-    idle = [f"precision.{name}" for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
-    if asked == "fp8" or not idle:
+    changed = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
+    idle = [f"precision.{name}" for name in changed if name != "tf32" and asked != "fp8"]
+    told = [f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"] if idle else []
+    if "tf32" in changed and asked not in IN_FP32:
+        told.append(f"precision.tf32: without effect, since the cluster file asks for {asked}, which computes nothing large in fp32")
+    return "; ".join(told) or None
+
+
+IN_FP32 = ("no", "fp16")
+"""Modes with large matrix products in fp32: all of them, or the head's."""
+
+
+def tf32_sentence(mode: str, device_type: str, allowed: bool) -> str | None:
+    """What fp32 means on a GPU, in one line; None where nothing large is computed in it."""
+    if device_type != "cuda" or mode not in IN_FP32:
         return None
-    return f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"
+    if allowed:
+        return "matrix products in fp32 take TF32 (precision.tf32), 10 bits of mantissa instead of 23"
+    return "matrix products in fp32 are fp32's; precision.tf32=true allows TF32, several times as fast with 10 bits of mantissa instead of 23"

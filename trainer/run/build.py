@@ -53,7 +53,7 @@ from trainer.model.scores import token_scores
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.optim.schedule import build_schedule
-from trainer.precision.decide import Decision
+from trainer.precision.decide import Decision, tf32_sentence
 from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
@@ -179,11 +179,14 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     accelerator = launch.start(
         place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
         trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder, uncompiled=uncompiled(decision),
+        tf32=config.precision.tf32,
     )  # fmt: skip
     log.info("%s: %s", config.name, launch.describe(accelerator))
     if config.profile.memory_history and accelerator.device.type == "cuda":
         record_memory_history()
     (log.warning if decision.is_slow else log.info)(decision.sentence)
+    if sentence := tf32_sentence(decision.mode, device.type, config.precision.tf32):
+        log.info(sentence)
     if place.is_main and measured and decision.mode == "fp8" and (warning := measured.warning(decision.recipe)):
         log.warning(warning)
     return accelerator, decision

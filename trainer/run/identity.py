@@ -21,7 +21,7 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.model.presets import preset_fields
 from trainer.optim.muon import iteration_dtype
-from trainer.precision.decide import Decision
+from trainer.precision.decide import IN_FP32, Decision
 
 
 class Precision(Protocol):
@@ -105,6 +105,7 @@ def computing_conditions(accelerator: Accelerator, decision: Decision, *, optimi
         "compiled": launch.compile_backend(accelerator),
         "fp8_recipe": decision.recipe,
         "fp8_backend": decision.backend,
+        "tf32": (device.type == "cuda" and decision.mode in IN_FP32 and torch.backends.cuda.matmul.allow_tf32) or None,
         **(kernels if decision.mode == "fp8" else {}),
     }
 
@@ -137,7 +138,7 @@ def _facts_of_the_model(identity: Mapping[str, Any], model: Mapping[str, Any]) -
 
 def _facts_of_the_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     sections = ("optimizer.", "schedule.", "precision.")
-    return {key: value for key, value in settings.items() if key in NUMERIC or key.startswith(sections)}
+    return {key: value for key, value in settings.items() if key in NUMERIC or (key.startswith(sections) and key != "precision.tf32")}
 
 
 def replay_key(facts: Mapping[str, Any]) -> str:

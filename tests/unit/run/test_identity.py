@@ -10,7 +10,7 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.config.load import flatten, load
 from trainer.metrics.replay import fact_changes
 from trainer.precision.decide import Decision
-from trainer.run.identity import facts_of_checkpoint, replay_facts, replay_key, speed_conditions
+from trainer.run.identity import computing_conditions, facts_of_checkpoint, replay_facts, replay_key, speed_conditions
 
 
 def conditions(*overrides, recipe="gpt2-124m", processes=1, device="cpu"):
@@ -95,3 +95,18 @@ def test_what_chooses_among_kernels_of_fp8_is_part_of_a_replay_in_fp8_alone(monk
     before = key("fp8"), key("bf16")
     monkeypatch.setenv("NVTE_FP8_DPA_BWD", "0")
     assert key("fp8") != before[0] and key("bf16") == before[1]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_a_fact_where_it_decides_about_bits_and_none_elsewhere(monkeypatch, allowed):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    before, found = torch.backends.cuda.matmul.allow_tf32, {}
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        assert facts("no")["tf32"] is None and "precision.tf32" not in facts("no"), "a CPU has none, and replays of before stay comparable"
+        for mode in ("no", "bf16", "fp16", "fp8"):
+            accelerator = SimpleNamespace(device=torch.device("cuda"), state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()))
+            found[mode] = computing_conditions(accelerator, Decision(mode, mode, ""), optimizer="adamw")["tf32"]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert found == {"no": allowed or None, "bf16": None, "fp16": allowed or None, "fp8": None}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from trainer.run.begin import begin_run
 from trainer.run.build import Run
 from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
 from trainer.safety.parent import end_with_launcher
+from trainer.safety.peers import end_soon, ended_with_peers
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,13 @@ def run_session(config: Config) -> int:
     def precision() -> str:
         return run.precision.mode if run else decided_precision()
 
+    def end(error: RankLostError) -> None:
+        _lose(folder, before, journal, run, error)
+        os._exit(error.exit_code)
+
     with StopRequest() as stop:
         try:
-            with broken_connections_explained(folder), _memory_explained(config, folder, precision), missing_form_explained(SWITCH_OFF):
+            with ended_with_peers(folder, end), _errors_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
                     if is_main:
                         sweep_causes(folder)
@@ -67,8 +73,7 @@ def run_session(config: Config) -> int:
                 run.checkpointer.end(wait_for_copies=outcome.kind == "finished")
             return EXIT_CODES[outcome.kind]
         except RankLostError as error:
-            _journal_stop(journal, run, error)
-            _fail(folder, before, error.kind, run, error)
+            _lose(folder, before, journal, run, error)
             raise
         except TrainerError as error:
             _journal_stop(journal, run, error)
@@ -79,11 +84,20 @@ def run_session(config: Config) -> int:
             _tell(folder, before, "failed", run, f"{type(error).__name__}: {error}")
             raise
         finally:
+            if sys.exception() is not None:
+                end_soon()
             if run is not None:  # closed already, unless it failed
                 run.profiler.close()
                 run.reporter.abandon()
             if held is not None:
                 held.close()
+
+
+@contextmanager
+def _errors_explained(config: Config, folder: Path, precision: Callable[[], str]) -> Iterator[None]:
+    """What torch raises for a lost rank, for memory that is full and for a form that is missing becomes the paragraph that it means."""
+    with broken_connections_explained(folder), _memory_explained(config, folder, precision), missing_form_explained(SWITCH_OFF):
+        yield
 
 
 @contextmanager
@@ -118,6 +132,12 @@ def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> No
     cause = "peer" if isinstance(error, RankLostError) else cause_of_error(error)
     step = {"step": run.progress.step} if run else {}
     journal.write("stop", cause=cause, reason=f"{type(error).__name__}: {error}", **step)
+
+
+def _lose(folder: Path, before: dict[str, Any] | None, journal: Journal, run: Run | None, error: RankLostError) -> None:
+    """Writes down how this rank ends with another."""
+    _journal_stop(journal, run, error)
+    _fail(folder, before, error.kind, run, error)
 
 
 def _fail(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | None, error: TrainerError) -> None:

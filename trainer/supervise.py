@@ -48,6 +48,9 @@ STOPPED_EARLY = "stopped before the first step; start it again to train"
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
 
+LOST_SECONDS = 20
+"""How long a launcher waits for the other ranks once one has failed: they have nothing to save any more, and may hear no signal."""
+
 SAID_BY_CODE = {EXIT_CODES[outcome] for outcome in ("refused", "interrupted", "diverged")}
 """Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
 
@@ -348,10 +351,11 @@ def accelerate_launch() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the launcher listens, a Ctrl+C ends it without a traceback
     from accelerate.commands.launch import main
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     quiet_elastic()
+    PContext.close.__defaults__ = (None, LOST_SECONDS)  # torch's 30 seconds are no setting; a stop that was asked for names its own
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # threads are counted by launch.num_threads
     try:
         main()

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from trainer.config.load import load
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
 from trainer.config.folders import command_line
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, RankLostError
 from trainer.evaluation.generate import Row, Sampling, generate
 from trainer.loop import Outcome
 from trainer.metrics.outcome import read_outcome, write_outcome
@@ -250,6 +251,35 @@ def test_an_operation_without_a_deterministic_form_is_a_paragraph_that_names_the
         session.run_session(failing(RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set it to be")))
     assert all(word in str(caught.value) for word in ("cumsum_cuda_kernel", "deterministic=false"))
     assert (outcome(tmp_path / "tiny.yaml")["outcome"], caught.value.exit_code) == ("failed", 1)
+
+
+def test_a_rank_that_ends_with_another_while_it_waits_in_a_gpu_leaves_its_journal_and_the_outcome_first(failing, tmp_path, monkeypatch):
+    seen = []
+
+    def leave(code):
+        seen.append((code, outcome(tmp_path / "tiny.yaml")))
+        raise SystemExit(code)
+
+    @contextmanager
+    def at_once(folder, end):
+        end(RankLostError("rank 1: a bad shard", was_said=True))
+        yield
+
+    monkeypatch.setattr(session.os, "_exit", leave)
+    monkeypatch.setattr(session, "ended_with_peers", at_once)
+    with pytest.raises(SystemExit):
+        session.run_session(failing(ZeroDivisionError()))
+    ((code, said),) = seen
+    assert (code, said["outcome"], said["reason"]) == (1, "failed", "rank 1: a bad shard")
+    assert '"cause": "peer"' in (tmp_path / "runs" / "tiny" / "journal.jsonl").read_text()
+
+
+def test_the_clock_of_a_run_that_failed_begins_once_it_has_said_why_and_that_of_no_other(failing, tmp_path, monkeypatch):
+    ends = []
+    monkeypatch.setattr(session, "end_soon", lambda: ends.append(outcome(tmp_path / "tiny.yaml")["outcome"]))
+    with pytest.raises(ZeroDivisionError):
+        session.run_session(failing(ZeroDivisionError("a bug")))
+    assert ends == ["failed"]
 
 
 def raise_within_step(number):

@@ -397,3 +397,19 @@ def test_ranks_that_a_killed_launcher_leaves_behind_are_waited_for(project):
     plan = planned(project)
     plan.command[2] = LEFT_BEHIND.format(folder=str(plan.folder))
     assert supervise.run_launch(plan) == 75
+
+
+def test_ranks_that_outlive_a_failed_one_are_waited_for_shortly_and_those_that_save_as_long_as_was_said(monkeypatch):
+    from torch.distributed.elastic.multiprocessing.api import PContext
+
+    seen = []
+    monkeypatch.setattr(PContext.close, "__defaults__", (None, 30))
+    monkeypatch.setattr(supervise, "end_with_parent", lambda: None)
+    monkeypatch.setenv("TRAINER_STARTED_BY", "1")
+    monkeypatch.setattr("accelerate.commands.launch.main", lambda: seen.append(PContext.close.__defaults__))
+    heard = signal.getsignal(signal.SIGINT)
+    try:
+        assert supervise.accelerate_launch() == 0
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    assert seen == [(None, supervise.LOST_SECONDS)] and supervise.LOST_SECONDS < 30 < supervise.SHUTDOWN_SECONDS

@@ -95,6 +95,17 @@ def read_cause(folder: Path, rank: int) -> Cause | None:
         return None
 
 
+def cause_of_others(folder: Path) -> Cause | None:
+    """The first cause that another rank of this launch has left by now; None when none has."""
+    causes = (read_cause(folder, rank) for rank in range(_world_size()) if rank != _rank())
+    return next((cause for cause in causes if cause and cause.group == _group()), None)
+
+
+def lost_to(cause: Cause) -> RankLostError:
+    """The error of a rank that ends because another failed, which says why itself."""
+    return RankLostError(f"rank {cause.rank}: {cause.reason}", kind=cause.kind, was_said=True)
+
+
 def sweep_causes(folder: Path) -> None:
     """Removes what earlier launches left, and keeps what a quicker rank of this one has left already."""
     for path in folder.glob(f"{_NOTE}*"):
@@ -120,7 +131,7 @@ def broken_connections_explained(folder: Path) -> Iterator[None]:
         if not _is_of_a_connection(error):
             raise
         if cause := _wait_for_cause(folder, (rank for rank in range(_world_size()) if rank != _rank())):
-            raise RankLostError(f"rank {cause.rank}: {cause.reason}", kind=cause.kind, was_said=True) from None
+            raise lost_to(cause) from None
         if not any(words in str(error).lower() for words in _GONE):
             raise
         raise RankLostError(

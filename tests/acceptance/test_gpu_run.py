@@ -10,7 +10,7 @@ from tests.gpu import __main__ as command
 from tests.gpu.runs import Scene
 
 PARTS = {
-    "probe": ["current", "delayed", "block"], "share": ["block"], "gap": ["delayed"], "resume": ["current"], "switch": ["current"],
+    "first": [], "probe": ["current", "delayed", "block"], "share": ["block"], "gap": ["delayed"], "resume": ["current"], "switch": ["current"],
     "speed": ["block", "delayed"], "stall": [],
 }  # fmt: skip
 """By part, the recipes that are gone through here; the others differ in nothing but their name."""

@@ -32,14 +32,15 @@ class Part(NamedTuple):
 
 
 PARTS = {
+    "first": Part(9, "what is shipped, GPT-2 124M at 1,024 tokens: exact, how fast, waiting for what; a miss names what it points to"),
     "probe": Part(1, "the machine, and what is decided for each recipe"),
-    "share": Part(2, "share of the arithmetic that ran in fp8, GPT-2 and Llama, each recipe"),
-    "resume": Part(5, "killed with SIGKILL and resumed: bit-identical; the price of deterministic: true"),
-    "switch": Part(3, "fp8 -> bf16 -> fp8 in one run by its cluster file"),
-    "gap": Part(5, "loss after 300 steps of the same data against bf16's, three seeds"),
+    "share": Part(4, "share of the arithmetic that ran in fp8, GPT-2 and Llama, each recipe"),
+    "resume": Part(6, "killed with SIGKILL and resumed: bit-identical; the price of deterministic: true"),
+    "switch": Part(4, "fp8 -> bf16 -> fp8 in one run by its cluster file"),
+    "gap": Part(7, "loss after 300 steps of the same data against bf16's, three seeds"),
     "speed": Part(6, "linear layers and whole steps at widths 768, 1600, 2048 and 4096, beside bf16 and compiled bf16"),
     "stall": Part(3, "what a checkpoint costs the training thread"),
-    "suite": Part(4, "pytest tests/gpu"),
+    "suite": Part(5, "pytest tests/gpu"),
 }
 
 PATIENCE = 3.0

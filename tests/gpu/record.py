@@ -23,7 +23,7 @@ from trainer import files
 from trainer.text import one_line
 
 RESULTS = PROJECT / "tests" / "benchmarks" / "results"
-SHARED_SOURCES = ("trainer/**/*.py", "tests/launching.py", "tests/benchmarks/checkpoint_stall.py", "tests/gpu/runs.py", "tests/gpu/witness.py")
+SHARED_SOURCES = ("trainer/**/*.py", "tests/launching.py", "tests/benchmarks/checkpoint_stall.py", "tests/gpu/runs.py", "tests/gpu/witness.py", "tests/gpu/syncs.py")
 
 Work = Callable[[], dict[str, Any]]
 

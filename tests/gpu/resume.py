@@ -5,13 +5,11 @@ non-deterministic kernels of TransformerEngine's, torch's deterministic algorith
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 from tests.gpu.record import Record
-from tests.gpu.runs import FAMILIES, Scene, cleared, ended, model_of, recipe_of, start, step_seconds, train
-from tests.launching import checkpoint, final_bytes, outcome, steps, wait_for_step
+from tests.gpu.runs import FAMILIES, Scene, cleared, killed_and_resumed, model_of, recipe_of, step_seconds, train
 
 
 def measure(scene: Scene, record: Record) -> None:
@@ -39,25 +37,8 @@ def _recipe(scene: Scene, which: str, name: str, family: str, max_steps: int, **
 
 def _kill(scene: Scene, name: str, family: str) -> dict[str, Any]:
     max_steps, every = scene.sized((240, 20), (16, 5))
-    straight, killed = (_recipe(scene, which, name, family, max_steps, checkpoint={"every_steps": every}) for which in ("straight", "killed"))
-    whole, run = (start(scene, recipe, precision="fp8") for recipe in (straight, killed))
-    wait_for_step(killed, max_steps // 2 + every // 2, run, timeout=300.0)
-    was_running = run.running
-    run.kill()
-    killed_after = len(steps(killed))
-    ended(straight, whole)
-    train(scene, killed, precision="fp8")
-    ours, theirs = (final_bytes(recipe, max_steps) for recipe in (killed, straight))
-    numbers = [[(record["loss"], record["grad_norm"]) for record in steps(recipe)] for recipe in (killed, straight)]
-    label, said = json.loads((checkpoint(killed, max_steps) / "manifest.json").read_text())["precision"], outcome(killed)["resume"]
-    lost = (killed.parent / "runs" / "tiny" / "metrics.lost.jsonl").exists()
-    holds = {
-        "it was killed while it ran": was_running and killed_after < max_steps,
-        "weights are equal": ours["model.safetensors"] == theirs["model.safetensors"], "moments are equal": ours["optimizer.bin"] == theirs["optimizer.bin"],
-        "losses and norms are equal": numbers[0] == numbers[1] and len(numbers[0]) == max_steps,
-        "replayed steps are exact": not lost or str(said).startswith("resume exact: "), "it ran in fp8": label == scene.label("fp8"),
-    }  # fmt: skip
-    return cleared(straight, cleared(killed, {"holds": holds, "killed_after": killed_after, "said": said}))
+    pair = [_recipe(scene, which, name, family, max_steps, checkpoint={"every_steps": every}) for which in ("straight", "killed")]
+    return killed_and_resumed(scene, *pair, max_steps, every, precision="fp8")
 
 
 def _time(scene: Scene, name: str, *, deterministic: bool) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Whole runs of the trainer in processes of their own: on the GPU, or emulated on the CPU with the stand-in and a tiny model."""
 
+import contextlib
 import functools
+import json
 import os
 import shutil
 import statistics
@@ -12,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
+from tests.gpu import syncs as waits
 from tests.gpu import witness as witnessed
-from tests.launching import PROJECT, Started, outcome, steps, write_recipe
+from tests.launching import PROJECT, Started, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
 from trainer.precision.decide import Facts, lacking
 from trainer.precision.probe import look
 from trainer.precision.recipes import RECIPES, Recipe
@@ -74,12 +78,12 @@ def model_of(scene: Scene, family: str, width: int, layers: int, dropout: float 
 
 
 def recipe_of(scene: Scene, name: str, model: dict[str, Any], max_steps: int, **changes: Any) -> Path:
-    """A recipe in a folder of its own, emptied. Text of Shakespeare's as bytes, 8 sequences of 512 a step; emulated random tokens, 4 of 64."""
+    """A recipe in a folder of its own, emptied. Text of Shakespeare's as bytes, 8 sequences of 1,024 a step; emulated random tokens, 4 of 64."""
     folder = scene.work / name.replace(" ", "-").replace(",", "")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     settings = {
-        "max_steps": max_steps, "sequence_length": 512, "global_batch": 8, "micro_batch": 8, "model": {"config": model},
+        "max_steps": max_steps, "sequence_length": 1024, "global_batch": 8, "micro_batch": 8, "model": {"config": model},
         "data": {"corpus": "shakespeare", "train": [], "validation": [], "tokenizer": "bytes"}, "optimizer": {"lr": 6e-4},
         "schedule": {"warmup_steps": max_steps // 10}, "evaluation": {"every_steps": max_steps}, "checkpoint": {"every_steps": max_steps},
         "metrics": {"trackers": [], "console_every_steps": 20},
@@ -109,7 +113,10 @@ class Launched:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL to the trainer; its writer lives on and saves what is in memory."""
+        """SIGKILL to the ranks and then to their launcher; a rank's writer lives on and saves what is in memory."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._process.pid).children():
+                process.kill()
         self._process.kill()
         self._process.wait()
 
@@ -125,32 +132,44 @@ class Launched:
         return self.output.read_text(errors="replace")
 
 
-def words_of(recipe: Path, overrides: Sequence[str], *, witness: Path | None = None, cluster: Path | None = None) -> list[str]:
-    """The command of a run: plain, with a witness, or through `accelerate launch`."""
-    train = ["train", str(recipe), *overrides]
-    if cluster:
-        return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(cluster), "-m", "trainer", *train]
-    return [sys.executable, "-m", *(["tests.gpu.witness", str(witness)] if witness else ["trainer"]), *train]
+def words_of(recipe: Path, overrides: Sequence[str], cluster: Path, *, watched: tuple[str, Path] | None = None) -> list[str]:
+    """The command of a run, through `accelerate launch`; `watched` by a module of this folder, which writes a file."""
+    module = [f"tests.gpu.{watched[0]}", str(watched[1])] if watched else ["trainer"]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(cluster), "-m", *module, "train", str(recipe), *overrides]
 
 
 def cluster_of(folder: Path, precision: str) -> Path:
-    """The shipped cluster file of one GPU, edited: this precision, and no torch.compile, which takes longer than such a run."""
-    content = yaml.safe_load((PROJECT / "accelerate_configs" / "1gpu_fp8.yaml").read_text())
-    del content["dynamo_config"]
+    """The shipped cluster file of one GPU in this precision, as it is; where none is shipped, that of bf16 with its switch turned."""
+    shipped = PROJECT / "accelerate_configs" / f"1gpu_{precision}.yaml"
+    if shipped.is_file():
+        return shipped
+    content = yaml.safe_load(shipped.with_name("1gpu_bf16.yaml").read_text())
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump({**content, "mixed_precision": precision}))
     return path
 
 
-def start(scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, by_cluster: bool = False) -> Launched | Started:
-    """Starts a run; at its end the `witness` has what computed in fp8. Emulated, the precision comes the way `accelerate launch` would hand it over."""
-    asked = {"ACCELERATE_MIXED_PRECISION": precision}
+def start(
+    scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, syncs: Path | None = None
+) -> Launched | Started:  # fmt: skip
+    """Starts a run as it is shipped: accelerate launch, its process group, compiled blocks. Emulated, it is a process that is told its precision.
+
+    witness   has at its end what computed in fp8
+    syncs     has at its end what waited for the device
+    """
     if scene.emulated:
-        before = functools.partial(witnessed.before_an_emulated_run, witness)
-        return Started(recipe, overrides, 1, before, environment=asked)
-    words = words_of(recipe, overrides, witness=witness, cluster=cluster_of(recipe.parent, precision) if by_cluster else None)
-    here = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **({} if by_cluster else asked)}
-    return Launched(words, recipe.parent / f"output-{time.monotonic_ns()}.log", here)
+        before = functools.partial(_before_an_emulated_run, witness, syncs)
+        return Started(recipe, overrides, 1, before, environment={"ACCELERATE_MIXED_PRECISION": precision})
+    watched = ("witness", witness) if witness else ("syncs", syncs) if syncs else None
+    words = words_of(recipe, overrides, cluster_of(recipe.parent, precision), watched=watched)
+    return Launched(words, recipe.parent / f"output-{time.monotonic_ns()}.log", {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+
+
+def _before_an_emulated_run(witness: Path | None, syncs: Path | None) -> None:
+    """Called in a forked rank before it runs."""
+    witnessed.before_an_emulated_run(witness)
+    if syncs is not None:
+        waits.watch(syncs)
 
 
 def ended(recipe: Path, run: Launched | Started) -> str:
@@ -162,9 +181,34 @@ def ended(recipe: Path, run: Launched | Started) -> str:
     return run.text()
 
 
-def train(scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, by_cluster: bool = False) -> str:
+def train(scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, syncs: Path | None = None) -> str:
     """Runs to the end and returns what was printed; raises where it does not finish."""
-    return ended(recipe, start(scene, recipe, *overrides, precision=precision, witness=witness, by_cluster=by_cluster))
+    return ended(recipe, start(scene, recipe, *overrides, precision=precision, witness=witness, syncs=syncs))
+
+
+def killed_and_resumed(scene: Scene, straight: Path, killed: Path, max_steps: int, every: int, *, precision: str) -> dict[str, Any]:
+    """Two runs of one recipe, of which the second is killed with SIGKILL in its middle and started again: what of them is equal.
+
+    every   steps between two checkpoints
+    """
+    whole, run = (start(scene, recipe, precision=precision) for recipe in (straight, killed))
+    wait_for_step(killed, max_steps // 2 + every // 2, run, timeout=300.0)
+    was_running = run.running
+    run.kill()
+    killed_after = len(steps(killed))
+    ended(straight, whole)
+    train(scene, killed, precision=precision)
+    ours, theirs = (final_bytes(recipe, max_steps) for recipe in (killed, straight))
+    numbers = [[(record["loss"], record["grad_norm"]) for record in steps(recipe)] for recipe in (killed, straight)]
+    label, said = json.loads((checkpoint(killed, max_steps) / "manifest.json").read_text())["precision"], outcome(killed)["resume"]
+    lost = (killed.parent / "runs" / "tiny" / "metrics.lost.jsonl").exists()
+    holds = {
+        "it was killed while it ran": was_running and killed_after < max_steps,
+        "weights are equal": ours["model.safetensors"] == theirs["model.safetensors"], "moments are equal": ours["optimizer.bin"] == theirs["optimizer.bin"],
+        "losses and norms are equal": numbers[0] == numbers[1] and len(numbers[0]) == max_steps,
+        "replayed steps are exact": not lost or str(said).startswith("resume exact: "), f"it ran in {precision}": label == scene.label(precision),
+    }  # fmt: skip
+    return cleared(straight, cleared(killed, {"holds": holds, "killed_after": killed_after, "said": said}))
 
 
 def step_seconds(recipe: Path) -> float:

@@ -40,10 +40,10 @@ def _switch(scene: Scene, family: str) -> dict[str, Any]:
     last = each * len(LEGS)
     fixed = {"schedule": {"name": "constant", "warmup_steps": 0}, "precision": {"recipe": scene.recipes()[0].name, "required": True}}
     mixed, plain = (recipe_of(scene, f"switch {family} {which}", model_of(scene, family, 768, 6), last, **fixed) for which in ("mixed", "plain"))
-    beside = start(scene, plain, precision="bf16", by_cluster=True)
+    beside = start(scene, plain, precision="bf16")
     precisions, forms, went_on = [], [], True
     for number, precision in enumerate(LEGS, start=1):
-        said = train(scene, mixed, f"max_steps={number * each}", precision=precision, by_cluster=True)
+        said = train(scene, mixed, f"max_steps={number * each}", precision=precision)
         saved = checkpoint(mixed, number * each)
         precisions.append(json.loads((saved / "manifest.json").read_text())["precision"])
         forms.append(form(saved / "model.safetensors"))

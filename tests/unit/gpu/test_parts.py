@@ -2,17 +2,24 @@
 
 import gzip
 import json
+import re
 import sys
+import time
+import warnings
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-from tests.gpu import gap, probe, record, resume, runs, share, speed, stall, suite, switch
+from tests.gpu import first, gap, probe, record, resume, runs, share, speed, stall, suite, switch, syncs
 from tests.gpu.record import Record
 from tests.gpu.runs import Launched, Scene, cluster_of, words_of
 from tests.gpu.witness import Witness
+from tests.launching import PROJECT
+from trainer import loop
 from trainer.config.cluster_keys import MODES
 from trainer.config.load import load
 from trainer.precision.decide import Facts
@@ -34,27 +41,41 @@ def test_a_recipe_for_a_gpu_is_one_that_the_trainer_takes(tmp_path):
         assert {value % 128 for key, value in model.items() if key in ("n_embd", "hidden_size", "intermediate_size")} == {0}
 
 
-def test_a_run_is_started_plainly_or_with_a_witness_or_through_accelerate_with_the_shipped_cluster_file(tmp_path):
+def test_a_run_is_started_through_accelerate_with_the_shipped_cluster_file_as_it_is(tmp_path):
     recipe = tmp_path / "tiny.yaml"
-    assert words_of(recipe, ["a=1"])[1:] == ["-m", "trainer", "train", str(recipe), "a=1"]
-    assert words_of(recipe, [], witness=tmp_path / "n")[1:] == ["-m", "tests.gpu.witness", str(tmp_path / "n"), "train", str(recipe)]
-    cluster = cluster_of(tmp_path, "bf16")
-    words = words_of(recipe, [], cluster=cluster)
-    parsed = launch_command_parser().parse_args(words[words.index("--config_file") :])
-    assert parsed.config_file == str(cluster) and parsed.training_script == "trainer" and parsed.module
-    assert "mixed_precision: bf16" in cluster.read_text() and "dynamo" not in cluster.read_text()
-    assert [yaml.safe_load(cluster_of(tmp_path, mode).read_text())["mixed_precision"] for mode in MODES] == list(MODES)
+    for precision in MODES:
+        cluster = cluster_of(tmp_path, precision)
+        words = words_of(recipe, ["a=1"], cluster)
+        parsed = launch_command_parser().parse_args(words[words.index("--config_file") :])
+        assert parsed.config_file == str(cluster) and parsed.training_script == "trainer" and parsed.module
+        content = yaml.safe_load(cluster.read_text())
+        assert content["mixed_precision"] == precision and content["dynamo_config"]["dynamo_backend"] == "INDUCTOR"
+        assert (cluster.parent == tmp_path) == (precision in ("no", "fp16")), "bf16 and fp8 are shipped"
+    watched = words_of(recipe, [], cluster, watched=("witness", tmp_path / "n"))
+    assert watched[-5:] == ["-m", "tests.gpu.witness", str(tmp_path / "n"), "train", str(recipe)]
 
 
-def test_on_a_gpu_a_run_is_a_process_that_is_told_its_precision(tmp_path, monkeypatch):
+def test_on_a_gpu_a_run_is_a_launch_and_its_precision_stands_in_its_cluster_file(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(runs, "Launched", lambda words, output, environment: seen.append((words, environment)))
     scene = Scene(False, tmp_path)
     runs.start(scene, tmp_path / "tiny.yaml", precision="fp8")
-    runs.start(scene, tmp_path / "tiny.yaml", precision="fp8", by_cluster=True)
-    (plain, told), (launched, untold) = seen
-    assert told["ACCELERATE_MIXED_PRECISION"] == "fp8" and "ACCELERATE_MIXED_PRECISION" not in untold
-    assert plain[2] == "trainer" and launched[2] == "accelerate.commands.launch"
+    runs.start(scene, tmp_path / "tiny.yaml", precision="bf16", syncs=tmp_path / "waits.json")
+    for (words, environment), precision in zip(seen, ("fp8", "bf16"), strict=True):
+        assert words[2] == "accelerate.commands.launch" and words[4].endswith(f"accelerate_configs/1gpu_{precision}.yaml")
+        assert "ACCELERATE_MIXED_PRECISION" not in environment
+    assert "tests.gpu.syncs" in seen[1][0]
+
+
+def test_a_launch_is_killed_with_the_rank_that_it_started(tmp_path):
+    program = "import subprocess, sys, time; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); time.sleep(600)"
+    run = Launched([sys.executable, "-S", "-c", program], tmp_path / "output", {})
+    ends = time.monotonic() + 60
+    while not run.text().strip() and time.monotonic() < ends:
+        time.sleep(0.02)
+    rank = psutil.Process(int(run.text()))
+    run.kill()
+    assert not run.running and (not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_process_ends_or_is_found_to_hang_and_is_killed(tmp_path, monkeypatch):
@@ -184,6 +205,94 @@ def test_a_switch_that_loses_anything_is_told(tmp_path, monkeypatch, change, mis
 def test_a_recipe_that_the_gpu_has_and_that_is_not_decided_for_is_told_and_one_recipe_is_too_few(tmp_path, monkeypatch, mode, held):
     found = verdicts(tmp_path, monkeypatch, probe, "_decide", {"mode": mode, "sentence": mode})
     assert found == {"current is decided for": held, "recipes that this GPU has": False}
+
+
+# The first visit
+
+
+def judged(**changes):
+    """By name, the verdicts on a visit that found everything well but for what is changed."""
+    run = {"fastest_after_pause": 1.0, "largest_mfu": 0.4, "graphs": 2, "sort_share": 0.0, "mfu": 0.37, "step_seconds": 0.11}
+    well = {
+        "attention": {"strict_is_exact": True, "warn_only_is_exact": False}, "waits": {"steps": 3, "waits": {}},
+        "resume": {"holds": {"weights are equal": True}, "killed_after": 35}, "run": run, "free": {"step_seconds": 0.1, "mfu": 0.41},
+    }  # fmt: skip
+    for name, values in changes.items():
+        well[name] = {**well[name], **values}
+    return {verdict.name: verdict for verdict in first.judge(well)}
+
+
+def test_a_first_visit_that_finds_everything_well_holds_and_tells_the_price():
+    verdicts = judged()
+    assert all(verdict.held for verdict in verdicts.values())
+    assert verdicts["what deterministic: true costs of a step"].value == pytest.approx(0.1)
+    assert first.judge({}) == [], "what could not be measured is told by the record"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "rows"),
+    [
+        ({"attention": {"strict_is_exact": False}}, "attention's backward is exact as `deterministic` asks for it", "row 1"),
+        ({"waits": {"waits": {"transformers/masking_utils.py:776": 6}}}, "waits of the host in three steps", "row 4"),
+        ({"waits": {"waits": {"optim/build.py:72": 3, "model/head.py:165": 54}}}, "waits of the host in three steps", "row 11, row 3"),
+        ({"waits": {"waits": {"nn/clip.py:7": 3}}}, "waits of the host in three steps", "nn/clip.py:7"),
+        ({"resume": {"holds": {"weights are equal": False}}}, "killed and resumed, bf16 and compiled", "rows 1, 3 and 9"),
+        ({"run": {"fastest_after_pause": 0.1}}, "fastest step after a pause, over the median", "row 5"),
+        ({"run": {"largest_mfu": 1.7}}, "fastest step after a pause, over the median", "row 5"),
+        ({"run": {"graphs": 6}}, "compiled graphs of a block", "row 6"),
+        ({"run": {"graphs": 0}}, "compiled graphs of a block", "row 6"),
+        ({"run": {"sort_share": 0.05}}, "share of sorting kernels", "row 3"),
+        ({"run": {"mfu": 0.3}}, "MFU of GPT-2 124M", "row 2"),
+        ({"run": {"mfu": 0.3, "graphs": 6, "sort_share": 0.05}}, "MFU of GPT-2 124M", "row 6, row 3, and row 2"),
+    ],
+)
+def test_a_bad_figure_of_the_first_visit_names_what_it_points_to(tmp_path, monkeypatch, changes, name, rows):
+    verdict = judged(**changes)[name]
+    assert not verdict.held and rows in verdict.rows
+    monkeypatch.setattr(record, "hardware", lambda emulated: {})
+    part = Record(tmp_path / "first.json", "first", emulated=False)
+    verdict.note(part)
+    assert part.checks[0]["bar"].endswith(f"points to {verdict.rows} of tests/gpu/README.md") and not part.checks[0]["held"]
+
+
+def test_every_row_that_the_first_visit_names_is_in_the_table_of_the_readme():
+    table = (PROJECT / "tests" / "gpu" / "README.md").read_text()
+    assert {str(row) for row in (1, 2, 3, 4, 5, 6, 9, 11)} <= set(re.findall(r"^\| (\d+) \|", table, re.MULTILINE))
+
+
+def test_the_speed_of_the_first_visit_is_that_of_the_steps_that_are_like_the_others():
+    def step(number):
+        seconds = 5.0 if number <= 22 else 0.02 if number == 31 else 0.1
+        return {"step": number, "step_seconds": seconds, "tokens_per_second": 1.0, "mfu": 0.3 if number > 22 else 0.01, "time/data_seconds": 0.01}
+
+    found = first.speed_of([step(number) for number in range(1, 41)])
+    assert (found["step_seconds"], found["mfu"], found["fastest_after_pause"]) == (0.1, 0.3, pytest.approx(0.2))
+    assert found["parts"] == {"time/data_seconds": 0.01}
+
+
+def test_a_trace_tells_what_sorts_and_how_many_graphs_were_compiled(tmp_path):
+    kernels = [("gemm", 90.0), ("void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel", 10.0)]
+    graphs = [{"cat": "user_annotation", "name": f"## Call CompiledFxGraph {name} ##"} for name in ("f1", "f2", "f1")]
+    events = [*graphs, *({"cat": "kernel", "name": name, "dur": dur} for name, dur in kernels)]
+    (tmp_path / "rank-0.pt.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    found = first.profile_of(tmp_path)
+    assert (found["sort_share"], found["graphs"], list(found["kernels"])[0]) == (0.1, 2, "gemm")
+
+
+def test_waits_are_counted_by_their_place_and_other_warnings_are_told(tmp_path, monkeypatch):
+    told, modes = [], []
+    monkeypatch.setattr(syncs, "_tell_waits", modes.append)
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: told.append(str(message)))
+    monkeypatch.setattr(loop, "report", lambda run: [])
+    with warnings.catch_warnings():
+        syncs.watch(tmp_path / "waits.json")
+        for number in range(1, syncs.LAST + 2):
+            if number == syncs.FIRST:
+                warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, "/a/optim/build.py", 72)
+                warnings.warn_explicit("something else", UserWarning, "/a/b.py", 1)
+            loop.report(SimpleNamespace(progress=SimpleNamespace(step=number)))
+    assert json.loads((tmp_path / "waits.json").read_text()) == {"steps": 3, "waits": {"optim/build.py:72": 1}}
+    assert modes == ["warn", "default"] and told == ["something else"]
 
 
 # The parts that other programs measure

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
@@ -38,7 +39,7 @@ def test_the_first_free_port_is_taken_and_the_tunnel_leads_to_it(monkeypatch):
         opened = board(Path("runs"), None, {"SSH_CONNECTION": "10.0.0.7 51000 10.0.0.9 22"})
     assert port < port_of(opened) < port + 20
     assert f"ssh -N -L {port_of(opened)}:localhost:{port_of(opened)} ada@10.0.0.9 " in opened.told
-    assert f"http://localhost:{port_of(opened)} " in opened.told
+    assert f"http://localhost:{port_of(opened)}/#custom_scalars " in opened.told
     assert socket.gethostname() in board(Path("runs"), None, {}).told
 
 
@@ -87,13 +88,16 @@ def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
         pass
     command = [sys.executable, "-m", "trainer", "tensorboard", str(tmp_path), "--port", str(port)]
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(PROJECT)}) as process:
+        servers = []
         try:
             tags = _tags(f"http://localhost:{port}/data/plugin/scalars/tags")
+            servers = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         finally:
             process.send_signal(signal.SIGTERM)
         said = process.stderr.read().decode()
+    assert psutil.wait_procs(servers, timeout=20)[1] == [], "a SIGTERM leaves no server behind"
     assert list(tags["mine"]) == ["loss/train"]
-    assert f"TensorBoard of {tmp_path}: http://localhost:{port} " in said
+    assert f"TensorBoard of {tmp_path}: http://localhost:{port}/#custom_scalars " in said
 
 
 def _tags(url, seconds=60.0):

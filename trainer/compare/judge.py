@@ -20,7 +20,7 @@ from trainer.compare.align import (
     segments,
 )
 from trainer.compare.noise import Gap, Spread
-from trainer.compare.runs import Run, is_one_recipe, same_batches, same_held_out, same_text, same_training_data, same_vocabulary
+from trainer.compare.runs import Run, differ_in_seed_alone, is_one_recipe, same_batches, same_held_out, same_text, same_training_data, same_vocabulary
 from trainer.text import count, numbered
 
 
@@ -76,10 +76,21 @@ class Pair:
         return next((self.judged[what] for what in ("loss", "val_loss", "bits_per_byte") if what in self.judged), None)
 
     @property
+    def contradicting(self) -> Judged | None:
+        """The validation loss, where it says something else than the quantity that decides."""
+        held_out = self.judged.get("val_loss")
+        return held_out if held_out and self.deciding and held_out.verdict != self.deciding.verdict else None
+
+    @property
     def verdict(self) -> str:
-        """What B is to A; of two runs one of which diverged that one is worse, however low its loss was before."""
+        """What B is to A; of two runs one of which diverged that one is worse, however low its loss was before.
+
+        `mixed` where the losses of training and of validation do not say the same.
+        """
         if self.a.has_diverged != self.b.has_diverged:
             return "worse" if self.b.has_diverged else "better"
+        if self.contradicting:
+            return "mixed"
         return self.deciding.verdict if self.deciding else "cannot be judged"
 
 
@@ -142,12 +153,14 @@ def _over(span: Span, run: Run) -> str:
 def _spread(what: str, a: Run, b: Run, runs: Sequence[Run], paired: bool, value: Callable[[Run], float | None]) -> Spread:
     """From run to run: among the runs given, those of one recipe (and one seed, where rounding alone is asked for) tell it.
 
-    Where A and B are themselves of one recipe, B is left out: a gap does not excuse itself.
+    Two runs that differ in their seed alone are such, also where they are A and B. Where A and B are of one recipe and something else may
+    set them apart (the same seed, other versions), B is left out: a gap does not excuse itself.
     """
+    excuses_itself = is_one_recipe(a, b) and not differ_in_seed_alone(a, b)
     groups: list[tuple[Run, dict[int, tuple[str, float]]]] = []
     for run in runs:
         level = value(run)
-        if level is None or (run is b and is_one_recipe(a, b)):
+        if level is None or (run is b and excuses_itself):
             continue
         seed = run.settings.get("seed")
         for first, members in groups:
@@ -219,15 +232,26 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
             f"{a.name} and {b.name} have different schedules ({values}): at equal tokens one of them may have lowered its learning rate "
             "further, so only their ends compare"
         )
-    if is_one_recipe(a, b) and any(each.gap.is_beyond_noise for each in judged.values()):
+    if differ_in_seed_alone(a, b):
+        further = any(_is_far_apart(each, tokens) for each in judged.values())
         notes.append(
-            f"{a.name} and {b.name} are of one recipe: what sets them apart is their seed or chance, so runs of it end further apart than "
-            "was assumed; compare more seeds of it"
+            f"{a.name} and {b.name} differ in their seed alone: their gap is noise, and measures it"
+            + ("; it is more than runs of one recipe are assumed to end apart, so compare more seeds of it" if further else "")
+        )
+    elif is_one_recipe(a, b) and any(each.gap.is_beyond_noise for each in judged.values()):
+        notes.append(
+            f"{a.name} and {b.name} are of one recipe: what sets them apart is chance, or what is no setting (versions, the machine), so runs of "
+            "it end further apart than was assumed; compare more seeds of it"
         )
     for run in (a, b):
         if run.curve.num_unfinite:
             notes.append(f"{run.name} has {numbered(run.curve.num_unfinite, 'step')} whose loss is not finite, left out of every mean")
     return notes
+
+
+def _is_far_apart(judged: Judged, tokens: int) -> bool:
+    """Whether the measured part of the noise is much more than what is assumed where nobody measured."""
+    return judged.spread.fraction > 1.5 * noise.default_fraction(judged.what, tokens, same_batches=False)
 
 
 def _is_schedule(key: str) -> bool:

@@ -125,6 +125,11 @@ def is_one_recipe(a: Run, b: Run) -> bool:
     return a.recipe == b.recipe
 
 
+def differ_in_seed_alone(a: Run, b: Run) -> bool:
+    """Whether nothing but the seed sets two runs apart, as far as is known: then their gap is noise, and measures it."""
+    return is_one_recipe(a, b) and a.settings.get("seed") != b.settings.get("seed") and not version_differences([a, b])
+
+
 def same_vocabulary(a: Run, b: Run) -> bool:
     """Whether nats a token of the two compare: their tokenizers are one."""
     if a.manifest and b.manifest:

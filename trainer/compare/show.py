@@ -145,7 +145,7 @@ def sentences(pair: Pair) -> list[str]:
     elif pair.deciding is None:
         said = [f"{b} and {a} cannot be judged: {_why_not(pair)}"]
     else:
-        said = [_verdict(pair, pair.deciding)]
+        said = [_verdict(pair, pair.deciding) + _contradiction(pair)]
         said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values() if judged is not pair.deciding]
         said.append(f"  noise: {_noise(pair, pair.deciding)}")
     return said + _speed(pair) + [f"  note: {note}" for note in pair.notes]
@@ -169,6 +169,15 @@ def _verdict(pair: Pair, judged: Judged) -> str:
         f"{b} is {judged.verdict} than {a}{what} by {abs(gap.value):.4f} +- {gap.band:.4f} {judged.unit} ({share}), beyond noise, "
         f"over {judged.over}{since}"
     )
+
+
+def _contradiction(pair: Pair) -> str:
+    """What the validation loss says, where it is not what the headline does."""
+    judged = pair.contradicting
+    if judged is None:
+        return ""
+    found = "shows no difference beyond noise" if judged.verdict == "no difference" else f"is {judged.verdict}, beyond noise"
+    return f"; but that is the training loss: the validation loss {found} (gap {_gap(judged.gap.value, judged.gap.band)})"
 
 
 def _beside(pair: Pair, judged: Judged) -> str:

@@ -71,7 +71,7 @@ def test_the_text_ends_with_the_verdict(worse):
     said = text(worse)
     end = said.split("\n\n")[-1].splitlines()
     assert end[0].startswith("fast is worse than plain by 0.2000 +- 0.0")
-    assert end[0].endswith(" %), beyond noise, over the last 20 % of 200k tokens, from the start")
+    assert " %), beyond noise, over the last 20 % of 200k tokens, from the start; but that is the training loss: the validation loss " in end[0]
     assert end[1].startswith("  validation loss: no difference beyond noise (gap +0.0000 +- 0.0000, the evaluation at 200k tokens)")
     assert end[3].startswith("  noise: standard error 0.0000 from the same batches, whose ups and downs cancel, and 0.")
     assert end[4] == "  speed: fast is 2.00 times as fast as plain (55.6 and 27.8 tokens/s)"
@@ -106,8 +106,9 @@ def test_a_run_that_diverged_is_called_that_before_its_losses_are(tmp_path):
 
 def test_the_source_of_the_noise_is_said(tmp_path):
     base, *seeds = (write_run(tmp_path, f"seed{seed}", losses(seed=seed), seed=seed) for seed in (1, 2, 3))
-    assert "the default; more seeds of one recipe among the runs would measure it" in text(compared(base, seeds[0]))
-    assert "measured on seed1, seed3, with the default" in text(compared(base, *seeds))
+    other = write_run(tmp_path, "other", losses(seed=4), seed=4, settings={"optimizer": {"lr": 0.1}})
+    assert "the default; more seeds of one recipe among the runs would measure it" in text(compared(base, other))
+    assert "measured on seed1, seed2, seed3, with the default" in text(compared(base, *seeds))
 
 
 def test_json_has_the_same_for_a_program(worse):
@@ -116,6 +117,6 @@ def test_json_has_the_same_for_a_program(worse):
     assert told["runs"][0]["evaluation"] == {"val_loss": 3.3, "bits_per_byte": 1.2, "lines/acc_norm": 0.5}
     assert told["settings"] == {"optimizer.lr": [0.001, 0.002]}
     (pair,) = told["pairs"]
-    assert pair["verdict"] == "worse" and pair["judged"]["loss"]["gap"] == pytest.approx(0.2) and pair["same_batches"]
+    assert pair["verdict"] == "mixed" and pair["judged"]["loss"]["verdict"] == "worse" and pair["judged"]["loss"]["gap"] == pytest.approx(0.2) and pair["same_batches"]
     assert pair["curve"][-1]["tokens"] == pytest.approx(200_000) and pair["curve"][-1]["gap"] == pytest.approx(0.2)
     assert pair["sentences"][0] in text(worse)

@@ -125,6 +125,11 @@ class CurveIndex:
         self._begin = self._position = block.end if block else 0
         self._records: list[dict[str, Any]] = []
 
+    @property
+    def position(self) -> int:
+        """The byte of the curve up to which it has come."""
+        return self._position
+
     def draw(self) -> None:
         """Writes the blocks that have become whole; raises OSError, and then the next call begins again at the last that was written."""
         try:

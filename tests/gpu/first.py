@@ -30,9 +30,18 @@ MAX_SORT_SHARE = 0.01
 MAX_GRAPHS = 4
 """Of a block, forward and backward, in training; one more of each where something is recomputed."""
 
-MAX_STEPS, SAVE_AT, PROFILED = 40, 30, (20, 22)
-SETTLED = 23
-"""From this step on nothing is compiled or profiled any more."""
+
+class Course(NamedTuple):
+    """The steps of a run that is timed."""
+
+    max_steps: int
+    profiled: tuple[int, int]
+    settled: int
+    """From this step on nothing is compiled or profiled any more."""
+    save_at: int
+
+
+ON_GPU, EMULATED = Course(40, (20, 22), 23, 30), Course(10, (3, 3), 4, 6)
 
 
 class Verdict(NamedTuple):
@@ -137,6 +146,11 @@ def _attention(scene: Scene) -> dict[str, Any]:
     return found
 
 
+def _precision(scene: Scene) -> str:
+    """What is shipped for a GPU; a CPU goes through the code in what it is fast in."""
+    return scene.sized("bf16", "no")
+
+
 def _recipe(scene: Scene, name: str, max_steps: int, *, batch: int, micro_batch: int, **changes: Any) -> Path:
     on_gpu = {"sequence_length": 1024, "data": GPT2, "global_batch": batch, "micro_batch": micro_batch}
     evaluation = {"every_steps": max_steps, "num_sequences": 8, "sample_tokens": 0}
@@ -148,27 +162,29 @@ def _waits(scene: Scene) -> dict[str, Any]:
     """Three steps of two micro-batches in which torch tells each wait."""
     path = _recipe(scene, "waits", syncs.LAST + 3, batch=16, micro_batch=8)
     seen = path.parent / "waits.json"
-    train(scene, path, precision="bf16", syncs=seen)
+    train(scene, path, precision=_precision(scene), syncs=seen)
     return cleared(path, json.loads(seen.read_text()))
 
 
 def _run(scene: Scene, *, deterministic: bool) -> dict[str, Any]:
-    """Forty steps of two micro-batches of 32 sequences, of which three are profiled, with a save at the thirtieth."""
+    """Steps of two micro-batches of 32 sequences, some of them profiled, with a save in between."""
+    course = scene.sized(ON_GPU, EMULATED)
     path = _recipe(
-        scene, f"deterministic {deterministic}", MAX_STEPS, batch=64, micro_batch=32, deterministic=deterministic,
-        profile={"steps": list(PROFILED)}, checkpoint={"every_steps": SAVE_AT},
+        scene, f"deterministic {deterministic}", course.max_steps, batch=64, micro_batch=32, deterministic=deterministic,
+        profile={"steps": list(course.profiled)}, checkpoint={"every_steps": course.save_at},
     )  # fmt: skip
-    said = train(scene, path, precision="bf16")
+    said = train(scene, path, precision=_precision(scene))
     profile = path.parent / "runs" / "tiny" / "profile"
-    found = {**speed_of(steps(path)), **profile_of(profile), "told": [line for line in said.splitlines() if "deterministic: " in line]}
-    found["operators"] = "".join(file.read_text() for file in profile.glob("*.operators.txt"))[:6000]
+    found = {**speed_of(steps(path), course), **profile_of(profile), "told": [line for line in said.splitlines() if "deterministic: " in line]}
+    found["operators"] = [line for file in profile.glob("*.operators.txt") for line in file.read_text().splitlines()[:40]]
     return cleared(path, found)
 
 
-def speed_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+def speed_of(records: list[dict[str, Any]], course: Course) -> dict[str, Any]:
     """Medians of the steps that are like the others, and how those after the save compare."""
-    alike = [record for record in records if record["step"] > SETTLED and not SAVE_AT <= record["step"] <= SAVE_AT + 2]
-    after = [record["step_seconds"] for record in records if SAVE_AT < record["step"] <= SAVE_AT + 2]
+    pause = range(course.save_at, course.save_at + 3)
+    alike = [record for record in records if record["step"] > course.settled and record["step"] not in pause]
+    after = [record["step_seconds"] for record in records if record["step"] in pause[1:]]
     seconds = statistics.median(record["step_seconds"] for record in alike)
     mfus = [record["mfu"] for record in alike if "mfu" in record]
     return {
@@ -200,6 +216,6 @@ def profile_of(folder: Path) -> dict[str, Any]:
 
 def _resume(scene: Scene) -> dict[str, Any]:
     """A run that is killed with SIGKILL and resumed, beside the same one straight through."""
-    max_steps, every = scene.sized((60, 10), (16, 5))
+    max_steps, every = scene.sized((60, 10), (10, 4))
     pair = [_recipe(scene, f"resume {which}", max_steps, batch=16, micro_batch=8, checkpoint={"every_steps": every}) for which in ("straight", "killed")]
-    return killed_and_resumed(scene, *pair, max_steps, every, precision="bf16")
+    return killed_and_resumed(scene, *pair, max_steps, every, precision=_precision(scene))

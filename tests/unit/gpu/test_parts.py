@@ -265,7 +265,7 @@ def test_the_speed_of_the_first_visit_is_that_of_the_steps_that_are_like_the_oth
         seconds = 5.0 if number <= 22 else 0.02 if number == 31 else 0.1
         return {"step": number, "step_seconds": seconds, "tokens_per_second": 1.0, "mfu": 0.3 if number > 22 else 0.01, "time/data_seconds": 0.01}
 
-    found = first.speed_of([step(number) for number in range(1, 41)])
+    found = first.speed_of([step(number) for number in range(1, 41)], first.ON_GPU)
     assert (found["step_seconds"], found["mfu"], found["fastest_after_pause"]) == (0.1, 0.3, pytest.approx(0.2))
     assert found["parts"] == {"time/data_seconds": 0.01}
 

@@ -1,7 +1,7 @@
 """Which checkpoints are kept, and why: a pure function of the manifests on disk, so that bounds survive restarts.
 
     latest      the newest: there is never a moment without a checkpoint
-    rolling     the last `keep_last`
+    rolling     the last `keep_last`; while losses are not usual, the last one from before that instead of the oldest of these
     every       multiples of `keep_every_steps`, for good
     epoch       the last `keep_epochs` of those made at the end of an epoch
     best        the `keep_best` with the lowest validation loss
@@ -96,12 +96,30 @@ def tiers(manifests: Sequence[Manifest], policy: Policy) -> dict[int, list[str]]
     return kept
 
 
+def last_sure(manifests: Sequence[Manifest]) -> Manifest | None:
+    """The newest checkpoint after which a usual loss came, while those of the newest's run are not usual; None while all is well.
+
+    A run that ends as diverged sets aside what came after it (diverged.py), so this one is what is left of it.
+    """
+    newest = max(manifests, key=lambda m: m.step, default=None)
+    usual = newest.state.get("guard", {}).get("usual", {}).get("step") if newest else None  # earlier versions did not keep it
+    if usual is None or usual >= newest.step:
+        return None
+    return max((m for m in manifests if m.step < usual), key=lambda m: m.step, default=None)
+
+
+def _rolling(newest_first: Sequence[Manifest], keep_last: int) -> list[Manifest]:
+    """The last `keep_last`, of which the last sure one is always one, where more than one is kept."""
+    last, sure = list(newest_first[:keep_last]), last_sure(newest_first)
+    return last if sure is None or sure in last or keep_last < 2 else [*last[:-1], sure]
+
+
 def _members(newest_first: Sequence[Manifest], policy: Policy) -> dict[str, list[Manifest]]:
     """Each tier's rule."""
     newest, every = list(newest_first[:1]), policy.keep_every_steps
     return {
         "latest": newest,
-        "rolling": list(newest_first[: policy.keep_last]),
+        "rolling": _rolling(newest_first, policy.keep_last),
         "every": [m for m in newest_first if every and m.step % every == 0],
         "epoch": [m for m in newest_first if m.epoch is not None][: policy.keep_epochs],
         "best": best_first(newest_first)[: policy.keep_best],
@@ -153,7 +171,9 @@ def _least_valuable_first(
         if name not in held:
             yield name, "what was set aside goes first", num_bytes
     kept, stays = tiers(holding.manifests, policy), protected(holding.manifests, policy, held)
-    for step, tier in _by_value(holding.manifests, kept):
+    sure = last_sure(holding.manifests)
+    in_order = sorted(_by_value(holding.manifests, kept), key=lambda pair: sure is not None and pair[0] == sure.step)  # it goes last
+    for step, tier in in_order:
         if step not in stays:
             what = "the worst of the best" if tier == "best" else f"the oldest of the tier {tier!r}"
             yield folder_name(step), f"{what} goes next", holding.checkpoint_bytes[step]

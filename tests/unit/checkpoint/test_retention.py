@@ -161,3 +161,26 @@ def test_how_much_a_run_needs_and_keeps_is_known_in_advance():
     assert least_bytes(Policy(3, 0), 10) == 20 and least_bytes(Policy(3, 5), 10) == 30
     assert most_kept(Policy(3, 2, keep_every_steps=100, keep_epochs=4), max_steps=1050) == 3 + 2 + 4 + 10
     assert most_kept(Policy(0, 0), max_steps=9) == 1
+
+
+def going(step, usual, **facts):
+    """A manifest whose run had its last usual loss at step `usual`."""
+    return manifest_of(step, state={"guard": {"in_all": 0, "usual": {"step": usual, "losses": [], "unusual_in_a_row": step - usual}}}, **facts)
+
+
+def test_what_is_saved_after_losses_became_unusual_pushes_the_last_one_from_before_not_out():
+    policy, there = Policy(3, 0), []
+    for step in range(10, 100, 10):  # pruned after each, as a run does; the loss is usual up to step 34
+        there.append(going(step, min(step, 34)))
+        kept = tiers(there, policy)
+        there = [manifest for manifest in there if kept[manifest.step]]
+    assert [manifest.step for manifest in there] == [30, 80, 90] and kept[30] == ["rolling"]
+    assert sum(map(bool, tiers([going(10, 10), going(20, 20), going(30, 30), going(40, 40)], policy).values())) == 3
+    assert tiers([going(10, 10), going(20, 10)], Policy(1, 0))[10] == [], "one that is not known to be sound, where one is kept"
+
+
+def test_a_bound_takes_the_last_one_from_before_losses_became_unusual_last():
+    manifests = [going(step, min(step, 15)) for step in (10, 20, 30, 40)]
+    holding = Holding(manifests, {manifest.step: 100 for manifest in manifests})
+    names = [removal.name for removal in removals(holding, Policy(4, 0, max_disk_bytes=1))]
+    assert names == ["step-00000020", "step-00000030", "step-00000010"]

@@ -162,7 +162,7 @@ def fetch(
 ) -> None:
     """Bring a checkpoint back from a second place, every byte verified; without --checkpoint, list what is there."""
     from trainer.checkpoint import fetch as fetching
-    from trainer.config.folders import config_of, home_of_checkpoints
+    from trainer.config.folders import config_of, home_of_checkpoints, run_folder
 
     run = run.rstrip("/")
     config = config_of(run)
@@ -171,4 +171,4 @@ def fetch(
         answer(fetching.offered(where))
         return
     home = run if config else run.rpartition("/")[2]
-    tell(fetching.fetch(where, *_chosen(checkpoint, step), home_of_checkpoints(to or home)))
+    tell(fetching.fetch(where, *_chosen(checkpoint, step), home_of_checkpoints(to or home), run_folder(config) if config else None))

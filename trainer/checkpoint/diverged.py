@@ -28,11 +28,18 @@ def set_diverged_aside(store: CheckpointStore, first_unsure: int, resumed: int |
     for entry in store.entries():
         if entry.step >= first_unsure and (resumed is None or entry.step > resumed):
             moved.append(files.set_aside(entry.path, DIVERGED).name)
-            journal.write("set_aside", step=entry.step, name=moved[-1], reason=DIVERGED)
+            content = entry.manifest.content_digest if entry.manifest else None  # by which its copies elsewhere are known
+            journal.write("set_aside", step=entry.step, name=moved[-1], reason=DIVERGED, content=content)
             log.warning("%s may have diverged already, and is kept as %s", entry.path.name, moved[-1])
     if moved:
         store.point_links()
     return moved
+
+
+def contents_set_aside(events: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The `content_digest` of each checkpoint that was set aside because its run had diverged, by the run's journal."""
+    aside = (event for event in events if event["event"] == "set_aside" and event.get("reason") == DIVERGED)
+    return {event["content"] for event in aside if event.get("content")}
 
 
 def never_went_well(events: Iterable[Mapping[str, Any]]) -> bool:

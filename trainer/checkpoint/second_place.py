@@ -263,15 +263,20 @@ def too_many(steps: list[int], newest: int, keep: int) -> list[int]:
 
 def checkpoints_at(where: str) -> list[Manifest]:
     """The manifests of the checkpoints in a second place, newest first; one that cannot be read is left out."""
+    return look_at(where)[0]
+
+
+def look_at(where: str) -> tuple[list[Manifest], dict[int, str]]:
+    """The same, and by its step why each of the others cannot be read."""
     place = open_place(where)
-    found = []
+    found, unreadable = [], {}
     with _told(f"the checkpoints in {where} cannot be listed"):
         for step in place.steps():
             try:
                 found.append(_manifest_at(place, step))
-            except CheckpointError:
-                continue
-    return found
+            except CheckpointError as error:
+                unreadable[step] = str(error)
+    return found, unreadable
 
 
 def fetch_checkpoint(where: str, into: Path, step: int | None = None, *, pace: Pace | None = None) -> Path:

@@ -6,9 +6,11 @@ import pytest
 from tests.commands import paragraph, trainer
 from tests.small_checkpoints import commit, flip
 from trainer import locks
+from trainer.checkpoint.diverged import set_diverged_aside
 from trainer.checkpoint.second_place import copy_checkpoint
 from trainer.checkpoint.store import CheckpointStore, verify
 from trainer.config.load import dump, load
+from trainer.journal import Journal
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -108,6 +110,34 @@ def test_a_damaged_copy_is_refused_and_nothing_is_left(tmp_path, project, store)
     flip(where / "step-00000005" / "optimizer.bin")
     assert "is damaged" in refused(where, "latest")
     assert steps(project / "checkpoints" / "mine") == []
+
+
+def test_a_copy_whose_manifest_is_damaged_is_never_passed_over_in_silence(tmp_path, project, store):
+    where = tmp_path / "second" / "mine"
+    for step, val_loss in ((5, 1.75), (10, 1.5)):
+        copy_checkpoint(commit(store, step, val_loss=val_loss), str(where), keep=3)
+    flip(where / "step-00000010" / "manifest.json", 9)
+    assert "step-00000010" in trainer("checkpoints", "fetch", str(where)).out
+    assert "step-00000010" in refused(where, 10)
+    for wanted in ("latest", "best"):
+        typed = trainer("checkpoints", "fetch", str(where), wanted, "--to", str(project / wanted))
+        assert typed.code == 0 and steps(project / wanted) == [5] and "step-00000010" in typed.out + typed.err
+    flip(where / "step-00000005" / "manifest.json", 9)
+    assert "step-00000005" in refused(where, "latest")
+
+
+def test_a_copy_of_what_was_set_aside_as_diverged_is_not_brought_back_as_the_latest_or_the_best(tmp_path, project, store):
+    where = tmp_path / "second" / "mine"
+    for step, val_loss in ((5, 1.75), (10, 1.5)):
+        copy_checkpoint(commit(store, step, val_loss=val_loss), str(where), keep=3)
+    folder = trained(project, **{"checkpoint.second_place": "second"})
+    set_diverged_aside(store, 10, None, Journal(folder))
+    for wanted in ("latest", "best"):
+        typed = trainer("checkpoints", "fetch", "mine", wanted, "--to", str(project / wanted))
+        assert typed.code == 0 and steps(project / wanted) == [5] and "step-00000010" in typed.out + typed.err
+    assert trainer("checkpoints", "fetch", "mine", "10").code == 0, "who names it gets it"
+    set_diverged_aside(store, 0, None, Journal(folder))
+    assert "5" in refused("mine", "latest", "--to", project / "none")
 
 
 def test_a_place_that_cannot_be_opened_is_refused(project):

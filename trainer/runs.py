@@ -110,9 +110,9 @@ def rename(run: str, name: str) -> str:
 
 
 def _began(home: Home, name: str) -> bool:
-    """Whether a renaming to this name was begun last, and not finished."""
-    events = read_events(home.folder)
-    return bool(events) and events[-1]["event"] == "rename" and events[-1].get("name") == name
+    """Whether the last renaming was to this name, and is not finished; starts that were refused in between change nothing of it."""
+    renamings = read_events(home.folder, "rename")
+    return bool(renamings) and renamings[-1].get("name") == name
 
 
 def _follow(before: Path, after: Path) -> None:

@@ -75,6 +75,19 @@ def test_a_renaming_that_was_killed_anywhere_is_finished_by_the_same_command(pro
     assert not (project / "runs/run").exists() and not (project / "checkpoints/run").exists()
 
 
+def test_a_renaming_that_was_killed_is_finished_also_when_starts_were_refused_since(project, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomic", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.rename("run", "better")
+    journal = Journal(project / "runs/run")
+    journal.write("start")
+    journal.write("stop", cause="exception")
+    runs.rename("run", "better")
+    assert load_resolved(project / "runs/better/config.yaml").name == "better"
+    assert len(CheckpointStore(project / "checkpoints/better").entries()) == 2 and not (project / "runs/run").exists()
+
+
 def test_nothing_is_replaced_and_a_name_has_to_be_one(project):
     (project / "checkpoints/other").mkdir()
     before = content(project)

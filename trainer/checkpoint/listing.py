@@ -11,8 +11,8 @@ from typing import Any
 
 from trainer import locks
 from trainer.checkpoint.choose import all_of
-from trainer.checkpoint.manifest import MANIFEST, val_loss_words
-from trainer.checkpoint.retention import Policy, Removal, policy_of, tiers
+from trainer.checkpoint.manifest import MANIFEST, Manifest, folder_name, val_loss_words
+from trainer.checkpoint.retention import Policy, Removal, policy_of, protected, tiers
 from trainer.checkpoint.store import CheckpointStore, Entry, folder_bytes, verify
 from trainer.checkpoint.verified import Verification, found_damaged, last_verification, last_verifications, remember
 from trainer.config.load import load_resolved
@@ -89,6 +89,7 @@ def pruning(folder: Path, *, dry_run: bool, rules: Mapping[str, int] = MappingPr
         raise CheckpointError(f"{folder} is one checkpoint, and pruning is of a whole run; name the run or its folder")
     policy, store = replace(policy_of_newest(folder), **rules), CheckpointStore(folder)
     if dry_run:
+        _prove(store, policy)
         going = store.removals(policy)
         what = f"would go, {size(sum(removal.num_bytes for removal in going))} in all"
     else:
@@ -97,6 +98,35 @@ def pruning(folder: Path, *, dry_run: bool, rules: Mapping[str, int] = MappingPr
     text = f"{folder}: {len(going)} {what}\n{table(rows)}" if going else f"{folder}: nothing to remove"
     short = store.shortage(policy)
     return f"{text}\n{short}" if short else text
+
+
+def _prove(store: CheckpointStore, policy: Policy) -> None:
+    """Reads every byte of what pruning counts on (the newest, the best, the pinned); a damaged one is remembered, and counts for nothing.
+
+    raises  CheckpointError when that cannot be remembered
+    """
+    sound: set[int] = set()
+    while store.removals(policy):
+        by_step = {manifest.step: manifest for manifest in store.holding().manifests}
+        unread = protected(list(by_step.values()), policy) - sound
+        if not unread:
+            return
+        for step in unread:
+            problems = verify(store.path(step))
+            if not problems:
+                sound.add(step)
+            elif store.path(step).is_dir():  # a trainer prunes meanwhile
+                _remember_damage(store.folder, by_step[step], problems)
+
+
+def _remember_damage(folder: Path, manifest: Manifest, problems: Sequence[str]) -> None:
+    try:
+        remember(folder, [(manifest, problems)])
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder_name(manifest.step)} is damaged ({'; '.join(problems)}), which cannot be written down in {folder} ({error.strerror}), so "
+            "nothing is pruned; mend that and prune again"
+        ) from None
 
 
 def _prune(store: CheckpointStore, policy: Policy) -> list[Removal]:
@@ -109,6 +139,7 @@ def _prune(store: CheckpointStore, policy: Policy) -> list[Removal]:
                 "every commit itself; wait for it or stop it, or look with --dry-run"
             )
         with held:
+            _prove(store, policy)
             going = store.removals(policy)
             gone = {name for name, _ in store.prune(policy)}
     except OSError as error:

@@ -207,3 +207,12 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
     for look in (listing, verification):
         with pytest.raises(CheckpointError, match="holds no checkpoints"):
             look(tmp_path)
+
+
+def test_pruning_by_hand_counts_on_no_checkpoint_that_is_damaged(store):
+    for step in (5, 10, 15):
+        commit(store, step)
+    flip(store.path(15) / "optimizer.bin")
+    assert "step-00000010" not in pruning(store.folder, dry_run=True, rules={"keep_last": 1})
+    pruning(store.folder, dry_run=False, rules={"keep_last": 1, "keep_best": 0})
+    assert [entry.step for entry in store.entries()] == [15, 10], "the damaged one is left alone, and the newest that is sound stays"

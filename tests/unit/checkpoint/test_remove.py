@@ -68,3 +68,12 @@ def test_the_journal_of_its_run_says_so(three, monkeypatch):
     remove(three.folder, "10")
     (_, event) = read_events(run)
     assert (event["event"], event["name"]) == ("remove", "step-00000010") and event["bytes"] > 0
+
+
+def test_the_last_one_whose_bytes_are_right_stays_too(three):
+    for step in (5, 15):
+        flip(three.path(step) / "optimizer.bin")
+    with pytest.raises(CheckpointError, match="step-00000010 is the last"):
+        remove(three.folder, "10")
+    remove(three.folder, "15")
+    assert [entry.step for entry in three.entries()] == [10, 5]

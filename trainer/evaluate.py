@@ -19,7 +19,7 @@ from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config
 from trainer.data.assets import twelfth_night
-from trainer.data.corpus import held_out_shards, label_bytes
+from trainer.data.corpus import held_out_shards, label_bytes, trained_on_too
 from trainer.data.kept_rows import kept_rows
 from trainer.data.loader import validation_batches
 from trainer.data.shards import TokenDataset, resolve_shards
@@ -181,17 +181,20 @@ def _evaluate(place: launch.Asked, located: Located, wanted: Asked, progress: Ca
 
 
 def _held_out(config: Config, manifest: Manifest, data: str | None) -> TokenDataset:
-    """The held-out text that is asked for, cut as the model was trained."""
-    trained_with = manifest.identity.get("tokenizer")
+    """The held-out text that is asked for, cut as the model was trained; a warning where that is text which it was trained on."""
+    trained_with, sequence_length = manifest.identity.get("tokenizer"), manifest.identity["sequence_length"]
     if data is not None:
         paths = held_out_shards(data, Path.cwd(), trained_with)
     elif config.data.corpus:
-        paths = held_out_shards(config.data.corpus, files.project_folder(), trained_with)
+        paths = held_out_shards(config.data.corpus, files.project_folder(), trained_with, whole_if_none=False)
     elif config.data.validation:
         paths = resolve_shards(config.data.validation, files.project_folder(), "validation", skip_unreadable=config.data.skip_unreadable)
     else:
         raise ConfigError(f"{config.name} has no held-out text of its own; name some with --data FOLDER, or what to ask with --tasks")
-    return TokenDataset(paths, sequence_length=manifest.identity["sequence_length"], vocab_size=manifest.vocab_size, dtype=config.data.dtype)
+    found = TokenDataset(paths, sequence_length=sequence_length, vocab_size=manifest.vocab_size, dtype=config.data.dtype)
+    for words in trained_on_too(config.data, sequence_length, found) if data is not None else ():
+        log.warning(words)
+    return found
 
 
 def _name(config: Config) -> str:

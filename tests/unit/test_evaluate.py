@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.small_checkpoints import manifest_of
+from trainer import evaluate
 from trainer.checkpoint.resume import Located
+from trainer.config.schema import Config, DataConfig
+from trainer.data.prepare import prepare
+from trainer.errors import DataError
 from trainer.evaluate import Evaluation, Loss
 from trainer.evaluation.accuracy import TaskResult
 
@@ -50,3 +54,34 @@ def test_a_loss_stands_before_the_tasks_in_table_and_records():
     lines = told.text().splitlines()
     assert lines[1].split()[:2] == ["held-out", "text"] and lines[2].split() == ["mine", "8", "inf", "inf", "-"]
     assert "diverged" in lines[-1] and len(replace(told, results=[]).text().splitlines()) == 4
+
+
+@pytest.fixture
+def trained_without_held_out(tmp_path):
+    """(config, manifest, folder) of a run whose corpus holds nothing out."""
+    (tmp_path / "text.txt").write_text("All the world's a stage. " * 200)
+    report = prepare([str(tmp_path / "text.txt")], tmp_path / "mine", "bytes", validation_fraction=0.0)
+    manifest = manifest_of(10)
+    identity = {**manifest.identity, "tokenizer": None, "sequence_length": 16}
+    config = Config.model_construct(name="mine", data=DataConfig(corpus=str(report.folder)), sequence_length=16)
+    return config, replace(manifest, identity=identity, vocab_size=257), report.folder
+
+
+def test_the_loss_on_training_text_is_never_called_that_on_held_out_text(trained_without_held_out, caplog):
+    config, manifest, folder = trained_without_held_out
+    with pytest.raises(DataError, match="--data"):
+        evaluate._held_out(config, manifest, None)
+    assert not caplog.text
+    found = evaluate._held_out(config, manifest, str(folder))
+    assert found.num_sequences > 0 and "100%" in caplog.text and "trained on" in caplog.text
+
+
+def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_stops_nothing(trained_without_held_out, tmp_path, caplog):
+    config, manifest, folder = trained_without_held_out
+    (tmp_path / "other.txt").write_text("They have their exits. " * 217)
+    other = prepare([str(tmp_path / "other.txt")], tmp_path / "other", "bytes", validation_fraction=0.0).folder
+    caplog.clear()
+    assert evaluate._held_out(config, manifest, str(other)).num_sequences > 0
+    folder.rename(tmp_path / "moved")
+    assert evaluate._held_out(config, manifest, str(tmp_path / "moved")).num_sequences > 0
+    assert not caplog.text

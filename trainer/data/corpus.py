@@ -11,7 +11,7 @@ from trainer import files
 from trainer.config.schema import Config, DataConfig
 from trainer.data.manifest import missing_shards, read_manifest, repeats_text
 from trainer.data.prepare import EMBEDDED, prepare_embedded
-from trainer.data.shards import TokenDataset, is_held_out_name, resolve_shards
+from trainer.data.shards import TokenDataset, held_out_beside, is_held_out_name, resolve_shards
 from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
 from trainer.errors import DataError
 from trainer.text import did_you_mean
@@ -90,8 +90,6 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
         raise DataError(
             f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again"
         )
-    if words := repeats_text(manifest, "held_out_in_train"):
-        log.warning("%s: %s", folder, words)
     train, validation = (
         [str(folder / shard["file"]) for shard in manifest["shards"] if shard["split"] == split]
         for split in ("train", "validation")
@@ -125,8 +123,14 @@ def _open(
             raise DataError(f"{'training' if split == 'train' else split} data: {error}{more}") from None
 
     trained_on, held_out = dataset(train, "train"), dataset(validation, "validation") if validation else None
-    if held_out and (words := _shared(trained_on, held_out)):
-        log.warning(words)
+    if held_out:
+        for words in (*_repeats(trained_on, held_out), *shared(trained_on, held_out)):
+            log.warning(words)
+    elif beside := held_out_beside(train, files.project_folder()):
+        log.warning(
+            "training data: %d shards are left out, since their names say that they are held out (e.g. %s), and data.validation names none; "
+            "name them there, or as files in data.train", len(beside), beside[0],
+        )  # fmt: skip
     return Corpus(
         train=trained_on,
         validation=held_out,
@@ -136,14 +140,13 @@ def _open(
     )
 
 
-def held_out_shards(where: str, base: Path, trained_with: str | None) -> list[Path]:
+def held_out_shards(where: str, base: Path, trained_with: str | None, *, whole_if_none: bool = True) -> list[Path]:
     """The held-out shards of an embedded corpus, of a folder that `trainer prepare` wrote, or of shards in the forms of data.validation.
 
-    A folder that has none that is called so is held out as a whole.
-
-    base          where a relative path or pattern is meant from
-    trained_with  sha256 of the tokenizer that the model knows; None: not known
-    raises        DataError when there are no shards, or they were made with another tokenizer
+    base           where a relative path or pattern is meant from
+    trained_with   sha256 of the tokenizer that the model knows; None: not known
+    whole_if_none  a folder that has none that is called so is held out as a whole; a model's own corpus never is
+    raises         DataError when there are no shards, or they were made with another tokenizer
     """
     folder = base / where
     if where in EMBEDDED and not folder.exists():
@@ -160,22 +163,49 @@ def held_out_shards(where: str, base: Path, trained_with: str | None) -> list[Pa
         )
     if problems := missing_shards(folder, manifest):
         raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again")
-    names = [shard["file"] for shard in manifest["shards"] if shard["split"] == "validation"] or [shard["file"] for shard in manifest["shards"]]
-    return [folder / name for name in names]
+    names = [shard["file"] for shard in manifest["shards"] if shard["split"] == "validation"]
+    if not names and not whole_if_none:
+        raise DataError(
+            f"{folder} has no text that is held out: all of it was trained on; name other text with --data FOLDER, or prepare it with --validation "
+            "SOURCE or --validation-fraction 0.005"
+        )
+    return [folder / name for name in names or [shard["file"] for shard in manifest["shards"]]]
 
 
-def _shared(train: TokenDataset, validation: TokenDataset) -> str | None:
-    """How much of the held-out data is trained on, as far as whole shards tell: by their real paths and by their content; None: nothing."""
+def trained_on_too(data: DataConfig, sequence_length: int, held_out: TokenDataset) -> list[str]:
+    """How much of some text a run of this `data` section is trained on, as `shared` says it; nothing where its data is no longer there."""
+    try:
+        train = open_corpus(data, sequence_length).train
+    except DataError:
+        return []
+    return shared(train, held_out)
+
+
+def _repeats(train: TokenDataset, validation: TokenDataset) -> list[str]:
+    """What the manifests of folders that both sides come from say of held-out text that is trained on."""
+    found = []
+    for folder in sorted({shard.path.parent for shard in train.shards} & {shard.path.parent for shard in validation.shards}):
+        try:
+            manifest = read_manifest(folder)
+        except DataError:
+            continue  # somebody else's manifest.json, beside shards that do not need one
+        if manifest and (words := repeats_text(manifest, "held_out_in_train")):
+            found.append(f"{folder}: {words}")
+    return found
+
+
+def shared(train: TokenDataset, validation: TokenDataset) -> list[str]:
+    """How much of the held-out data is trained on, as far as whole shards tell, in one sentence: by their content; nothing where none is."""
     sizes = {shard.num_tokens for shard in train.shards} & {shard.num_tokens for shard in validation.shards}
     if not sizes:
-        return None
+        return []
     by_content = dict(zip(train.contents(), train.shards, strict=True))
     same = [(shard, by_content[content]) for shard, content in zip(validation.shards, validation.contents(), strict=True) if content in by_content]
     if not same:
-        return None
+        return []
     num_tokens = sum(shard.num_tokens for shard, _ in same)
-    return (
+    return [
         f"validation data: {len(same)} of {len(validation.shards)} shards ({num_tokens:,} of {validation.num_tokens:,} tokens, "
         f"{num_tokens / validation.num_tokens:.0%}) are trained on too, e.g. {same[0][0].path} is {same[0][1].path}: the validation loss is too "
-        "low; name other shards in data.validation"
-    )
+        "low; name other shards to validate on"
+    ]

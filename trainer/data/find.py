@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,8 @@ class Found:
     """The wanted ones that can be opened, in natural order."""
     unreadable: dict[Path, str] = field(default_factory=dict)
     """What would have been wanted, or may hold what is wanted, and cannot be read: why."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Files of other kinds, counted by their suffix."""
+    others: list[Path] = field(default_factory=list)
+    """Files of other kinds."""
     aside: list[str] = field(default_factory=list)
     """Folders that were not looked into, each with the reason."""
     is_there: bool = True
@@ -87,10 +87,11 @@ def tell_left_out(found: Found, what: str, how_to_read: str) -> None:
         logger.warning("%s: not read: %s; %s", what, "; ".join(parts), how_to_read)
 
 
-def kinds_text(others: Counter[str]) -> str:
+def kinds_text(others: Iterable[Path]) -> str:
     """Suffixes with their counts, the most frequent first."""
-    shown = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in others.most_common(6)]
-    return ", ".join(shown + (["..."] if len(others) > 6 else []))
+    kinds = Counter(path.suffix for path in others)
+    shown = [f"{number:,} {suffix or 'without a suffix'}" for suffix, number in kinds.most_common(6)]
+    return ", ".join(shown + (["..."] if len(kinds) > 6 else []))
 
 
 def bracket_hint(name: str) -> str:
@@ -110,7 +111,10 @@ class _Search:
         self.found, self.is_there, self._wanted = Found(), True, wanted
 
     def folder(self, path: Path, deep: bool) -> None:
-        for name in self._names(path):
+        names = self._names(path)
+        if hidden := [name for name in names if name.startswith(".") and self._wanted(path / name) and not os.path.isdir(path / name)]:
+            self.found.aside.append(f"{len(hidden)} hidden in {path} (e.g. {hidden[0]})")
+        for name in names:
             entry = path / name
             if os.path.isdir(entry) and not name.startswith("."):
                 self._inner_folder(entry, deep)
@@ -138,7 +142,7 @@ class _Search:
         if self._wanted(path) or (not os.path.exists(path) and not path.suffix):
             self.file(path)
         else:
-            self.found.others[path.suffix] += 1
+            self.found.others.append(path)
 
     def _inner_folder(self, path: Path, deep: bool) -> None:
         if deep and not os.path.islink(path):

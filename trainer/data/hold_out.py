@@ -4,7 +4,7 @@ So the choice depends neither on the order of the documents nor on chance, and t
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xxhash
 
@@ -17,14 +17,16 @@ _ALL = 2**64
 
 @dataclass(frozen=True)
 class HoldOut:
-    """The rule: documents with a hash below `below` and of at most `max_bytes`, or the end of the one whose hash is `divided`."""
+    """The rule: documents with a hash below `below`, of at most `max_bytes` and not `too_often`, or the end of the one whose hash is `divided`."""
 
     below: int = 0
     max_bytes: int = 0
     """Longer ones are trained on: one of them would be far more than the share."""
+    too_often: frozenset[int] = frozenset()
+    """Hashes of documents that are trained on, since they stand there so often that together they would be more than the share."""
     divided: int | None = None
     end_bytes: int = 0
-    """Of the divided one, held out."""
+    """Of the divided one, held out each time that it stands there."""
 
     def parts(self, document: str) -> list[tuple[str, str]]:
         """A document as (split, text): whole in "train" or in "validation", or its beginning in the one and its end in the other."""
@@ -33,7 +35,7 @@ class HoldOut:
         if hash_ == self.divided:
             cut = _place_to_cut(document, self.end_bytes / len(content))
             return [("train", document[:cut]), ("validation", document[cut:])] if 0 < cut < len(document) else [("train", document)]
-        is_held_out = hash_ < self.below and len(content) <= self.max_bytes
+        is_held_out = hash_ < self.below and len(content) <= self.max_bytes and hash_ not in self.too_often
         return [("validation" if is_held_out else "train", document)]
 
 
@@ -45,42 +47,48 @@ def text_hash(content: bytes) -> int:
 def choose(documents: Iterable[str], fraction: float) -> HoldOut:
     """The rule that holds out about this fraction of the text, in whole documents where there are some that fit into it.
 
-    Text is measured in bytes of UTF-8, to which tokens are nearly proportional. Where all documents are longer than the share,
-    or the shorter ones come to less than half of it, the end of one is held out. With 0 nothing is.
+    Text is measured in bytes of UTF-8, to which tokens are nearly proportional; a document that stands there several times is as
+    much as all of them. Where all documents are more than the share, or the others come to less than half of it, the end of one is
+    held out. With 0 nothing is.
     """
     if not fraction:
         return HoldOut()
-    total, kept, limit = 0, [], _ALL
+    total, limit = 0, _ALL
+    kept: dict[int, tuple[int, int]] = {}  # hash -> bytes of the document, how often it stands there
     for document in documents:
         content = well_formed(document).encode()
         total += len(content)
         if (hash_ := text_hash(content)) < limit:
-            kept.append((hash_, len(content)))
+            kept[hash_] = (len(content), kept.get(hash_, (0, 0))[1] + 1)
         if len(kept) > _MAX_KEPT:
-            kept.sort()
-            del kept[_MAX_KEPT // 2 :]
-            limit = kept[-1][0] + 1
-    kept.sort()
-    return _rule(kept, fraction, total, is_whole=limit == _ALL)
+            lowest = sorted(kept)[: _MAX_KEPT // 2]
+            kept, limit = {hash_: kept[hash_] for hash_ in lowest}, lowest[-1] + 1
+    documents_ = [(hash_, *kept[hash_]) for hash_ in sorted(kept)]
+    return _rule(documents_, fraction, total, is_whole=limit == _ALL)
 
 
-def _rule(documents: list[tuple[int, int]], fraction: float, total: int, *, is_whole: bool) -> HoldOut:
-    """The rule for documents as (hash, bytes) in the order of their hashes: all there are, or those with the lowest hashes."""
+def _rule(documents: list[tuple[int, int, int]], fraction: float, total: int, *, is_whole: bool) -> HoldOut:
+    """The rule for documents as (hash, bytes, how often) in the order of their hashes: all there are, or those with the lowest hashes."""
     wanted, held, before = fraction * total, 0, 0
-    for hash_, size in documents:
-        if size > wanted:
+    too_often = frozenset(hash_ for hash_, size, number in documents if size <= wanted < size * number)
+    rule = HoldOut(max_bytes=int(wanted), too_often=too_often)
+    for hash_, size, number in documents:
+        if (size := size * number) > wanted:
             continue
         if held and held + size - wanted > wanted - held:  # without it the share is nearer
-            return HoldOut(before + 1, int(wanted))
+            return replace(rule, below=before + 1)
         held, before = held + size, hash_
         if held >= wanted:
-            return HoldOut(hash_ + 1, int(wanted))
+            return replace(rule, below=hash_ + 1)
     if not is_whole:  # so many that a share of the documents is a share of the text
-        return HoldOut(int(fraction * _ALL), int(wanted))
+        return replace(rule, below=int(fraction * _ALL))
     if held >= wanted / 2 and held:
-        return HoldOut(_ALL, int(wanted))
-    longer = [hash_ for hash_, size in documents if size > wanted]
-    return HoldOut(divided=longer[0], end_bytes=int(wanted)) if longer else HoldOut()
+        return replace(rule, below=_ALL)
+    rest = [(number, hash_) for hash_, size, number in documents if size * number > wanted]
+    if not rest:
+        return HoldOut()
+    number, hash_ = min(rest)
+    return HoldOut(divided=hash_, end_bytes=int(wanted / number))
 
 
 def _place_to_cut(document: str, share: float) -> int:

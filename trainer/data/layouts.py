@@ -146,12 +146,12 @@ def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
 def _read_sidecar(path: Path) -> tuple[str, str | None, int | None]:
     """What a file beside a headerless one says: layout, dtype and number of tokens, None where it says nothing."""
     index, metadata = path.with_suffix(".idx"), path.with_name(path.name + ".metadata")
-    if path.suffix == ".bin" and os.path.lexists(index):
+    if path.suffix.lower() == ".bin" and os.path.lexists(index):
         with open(index, "rb") as file:
             head = file.read(18)
         if head.startswith(b"MMIDIDX\0\0") and len(head) == 18 and head[17] in _MEGATRON_DTYPES:
             return "Megatron", _MEGATRON_DTYPES[head[17]], None
-    if path.suffix == ".ds" and os.path.lexists(metadata):
+    if path.suffix.lower() == ".ds" and os.path.lexists(metadata):
         found = re.match(r"[^\n]*\|([24])\n(\d+)", metadata.read_text(errors="replace"))
         if found:
             return "datatrove", "uint16" if found[1] == "2" else "uint32", int(found[2])
@@ -173,5 +173,5 @@ def _refuse_text(path: Path, head: bytes) -> None:
     for magic, kind in _TEXT_MAGIC.items():
         if head.startswith(magic):
             raise DataError(f"shard {path} is {kind} data, not tokens. {HOW_TO_PREPARE}")
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"shard {path} is not a file of tokens ({', '.join(SUFFIXES)}). {HOW_TO_PREPARE}")

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +26,7 @@ _MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
 _HELD_OUT = re.compile(r"(^|[_.\-])(val|valid|validation|test)([_.\-]|$)")
 _BLOCK_BYTES = 1 << 16
 _BLOCKS_PER_SHARD = 6  # the first, the last and four between: 20 GB in 100 shards cost 39 MB of reading
+_NOTABLE_REMAINDER = 0.05
 _MAX_OPEN_MAPS = 128  # each keeps a file descriptor, and 1,024 are allowed on most machines
 
 
@@ -107,10 +107,10 @@ def resolve_shards(
 def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) -> list[Path]:
     path = base / os.path.expanduser(pattern)
     is_folder = os.path.isdir(path)
-    found = find(pattern, base, lambda path: path.suffix in SUFFIXES if is_folder else True, deep=False)
+    found = find(pattern, base, lambda path: path.suffix.lower() in SUFFIXES if is_folder else True, deep=False)
     inside = readable(found, f"data {pattern!r}", skip_unreadable=skip_unreadable, remedy="data.skip_unreadable=true")
     what = f"folder {path}" if is_folder else f"pattern {pattern!r}"
-    tell_left_out(replace(found, others=Counter()), what, "name it, or its files, besides")
+    tell_left_out(replace(found, others=[path for path in found.others if _may_be_a_shard(path)]), what, "name it, or its files, besides")
     if not is_folder:
         if not inside:
             raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {HOW_TO_PREPARE}")
@@ -121,6 +121,19 @@ def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) 
         others = f" (it was not looked into: {'; '.join(found.aside)})" if found.aside else ""
         raise DataError(f"folder {path} holds no {kind} ({', '.join(SUFFIXES)}){others}. {HOW_TO_PREPARE}")
     return matches
+
+
+def _may_be_a_shard(path: Path) -> bool:
+    """Whether a file's name says that it is a shard in a form that is not read: packed, or not copied to its end."""
+    inner = [suffix.lower() for suffix in path.suffixes[:-1]]
+    return any(suffix in SUFFIXES for suffix in inner) and path.suffix not in (".idx", ".metadata")
+
+
+def held_out_beside(patterns: Sequence[str], base: Path) -> list[Path]:
+    """The shards of the *folders* among these patterns that `resolve_shards` leaves out of training for their names."""
+    folders = [pattern for pattern in patterns if os.path.isdir(base / os.path.expanduser(pattern))]
+    found = [find(folder, base, lambda path: path.suffix.lower() in SUFFIXES, deep=False).files for folder in folders]
+    return [path for each in found for path in each if is_held_out_name(path)]
 
 
 def is_held_out_name(path: Path) -> bool:
@@ -165,6 +178,18 @@ class TokenDataset:
                 f"sequence_length, or prepare more text. {HOW_TO_PREPARE}"
             )
         self.fingerprint: str = self.fingerprint_at(sequence_length)
+        self._tell_remainders(counts)
+
+    def _tell_remainders(self, counts: Sequence[int]) -> None:
+        """Warns of shards that hold no sequence, and of remainders that come to much; `counts` are sequences by shard."""
+        left = [shard.num_tokens - (count * self.sequence_length + 1 if count else 0) for shard, count in zip(self.shards, counts, strict=True)]
+        short = [shard.path for shard, count in zip(self.shards, counts, strict=True) if not count and shard.num_tokens]
+        if short or sum(left) > _NOTABLE_REMAINDER * self.num_tokens:
+            whose = f"{len(short)} of {len(self.shards)} shards hold less than a sequence of {self.sequence_length} (e.g. {short[0]}); " if short else ""
+            logger.warning(
+                "%s%s of %s tokens are not read, since they are less than a sequence at the end of a shard; lower sequence_length, or write "
+                "longer shards", whose, f"{sum(left):,}", f"{self.num_tokens:,}",
+            )  # fmt: skip
 
     def fingerprint_at(self, sequence_length: int) -> str:
         """The fingerprint that the same shards have when they are cut at this length. Checks the blocks that are read for it."""
@@ -174,13 +199,13 @@ class TokenDataset:
         return digest.hexdigest()
 
     def contents(self) -> list[str]:
-        """What the tokens of each shard are known by, whatever its name: 32 hex digits of count, type and the same sample of it."""
+        """What the tokens of each shard are known by, whatever its name and its form: 32 hex digits of their count and of such a sample."""
         return [self._content(shard) for shard in self.shards]
 
     def _content(self, shard: Shard) -> str:
-        digest = xxhash.xxh3_128(f"{shard.num_tokens} {np.dtype(shard.dtype).str}\n".encode())
-        for _, sample in _sampled(shard):
-            digest.update(sample.tobytes())
+        digest = xxhash.xxh3_128(f"{shard.num_tokens}\n".encode())
+        for _, sample in _sampled(shard, _BLOCK_BYTES // 4):
+            digest.update(sample.astype("<u4").tobytes())
         return digest.hexdigest()
 
     def sequences(self, ids: np.ndarray) -> np.ndarray:
@@ -212,9 +237,9 @@ class TokenDataset:
     def _sample(self, shard: Shard, digest: "xxhash.xxh3_128") -> None:
         """Adds a shard to the fingerprint and checks the blocks that are read for it."""
         tokens = shard.tokens()
-        sampled = list(_sampled(shard))
-        starts, blocks = [start for start, _ in sampled], [sample for _, sample in sampled]
         block = _BLOCK_BYTES // tokens.dtype.itemsize
+        sampled = list(_sampled(shard, block))
+        starts, blocks = [start for start, _ in sampled], [sample for _, sample in sampled]
         digest.update(f"{shard.path.name} {shard.num_tokens} {tokens.dtype.str}\n".encode())
         for sample in blocks:
             digest.update(sample.tobytes())
@@ -241,10 +266,9 @@ class TokenDataset:
                 )
 
 
-def _sampled(shard: Shard) -> Iterator[tuple[int, np.ndarray]]:
-    """The blocks of a shard that are looked at, each with the number of its first token."""
+def _sampled(shard: Shard, block: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The blocks of so many tokens that are looked at of a shard, each with the number of its first token."""
     tokens = shard.tokens()
-    block = _BLOCK_BYTES // tokens.dtype.itemsize
     last = max(0, shard.num_tokens - block)
     for start in sorted({last * i // (_BLOCKS_PER_SHARD - 1) for i in range(_BLOCKS_PER_SHARD)}):
         yield start, tokens[start : start + block]

@@ -118,7 +118,7 @@ def documents(source: Source, text_key: str | None = None, split: str = "train",
         name, _, named_split = name.partition("@")
         found = _texts(_hub_rows(name, named_split or split), source.name, text_key)
     else:
-        found = _texts(_saved_rows(Path(os.path.expanduser(source.name)), split), source.name, text_key)
+        found = _texts(_saved_rows(Path(os.path.expanduser(source.name)), split, quiet), source.name, text_key)
     return _without_empty(found, source.name, quiet)
 
 
@@ -165,7 +165,7 @@ def source_identity(source: Source) -> list[Any]:
 def estimated_text_bytes(source: Source) -> int:
     """Roughly how much text a source of files holds, compression undone; 0 when it cannot be told."""
     # Text packs to about a third of its size.
-    return sum(p.stat().st_size * (3 if p.suffix in (*_PACKED, ".parquet") else 1) for p in source.files or ())
+    return sum(p.stat().st_size * (3 if p.suffix.lower() in (*_PACKED, ".parquet") else 1) for p in source.files or ())
 
 
 def _without_empty(texts: Iterable[str], source: str, quiet: bool) -> Iterator[str]:
@@ -180,12 +180,13 @@ def _without_empty(texts: Iterable[str], source: str, quiet: bool) -> Iterator[s
 
 
 def _suffix(path: Path) -> str:
-    """What kind of file it is, compression undone."""
-    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+    """What kind of file it is, compression undone, in small letters."""
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in _PACKED else name.suffix
 
 
 def _file_documents(path: Path, text_key: str | None, is_text: bool) -> Iterator[str]:
-    if path.suffix == ".parquet" and not is_text:
+    if _suffix(path) == ".parquet" and not is_text:
         yield from _parquet_texts(path, text_key)
         return
     try:
@@ -200,9 +201,9 @@ def _file_documents(path: Path, text_key: str | None, is_text: bool) -> Iterator
 
 def _open(path: Path) -> BinaryIO:
     """A file's bytes, unpacked as they are read."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         import pyarrow
 
         return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
@@ -273,7 +274,7 @@ def _texts(rows: Iterable[tuple[str, Any]], source: str, text_key: str | None) -
         key = key or choose_text_key(row, source, None)
         if key not in row:
             raise DataError(_missing_key(where, key, row))
-        text = row[key]
+        text = _utf8(row[key], where) if isinstance(row[key], bytes) else row[key]
         if text is not None and not isinstance(text, str):
             raise DataError(f"{where}: {key!r} is {type(text).__name__}, not text. Name another key with --text-key.")
         yield text or ""
@@ -303,19 +304,24 @@ def _parquet_texts(path: Path, text_key: str | None) -> Iterator[str]:
             column_type = file.schema_arrow.field(key).type
             if not _is_text(column_type):
                 raise DataError(f"{path}: column {key!r} holds {column_type}, not text. Name another with --text-key.")
+            number = 0
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[key]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
+                for number, text in enumerate(batch.column(0).to_pylist(), start=number + 1):
+                    yield _utf8(text, f"{path}, row {number},") if isinstance(text, bytes) else text or ""
     except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableError(f"{path} cannot be read as parquet: {error}. Copy it again; it may be truncated.") from None
 
 
 def _is_text(column_type: Any) -> bool:
-    """Whether an arrow type holds text, in whatever form."""
+    """Whether an arrow type holds text, in whatever form: bytes are UTF-8 or told, and a column of nothing is one of empty texts."""
     from pyarrow import types
 
     if types.is_dictionary(column_type):
         return _is_text(column_type.value_type)
-    return types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)
+    forms = (
+        types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary, types.is_binary_view, types.is_null,
+    )  # fmt: skip
+    return any(is_form(column_type) for is_form in forms)
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -349,7 +355,7 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
         ) from None
 
 
-def _saved_rows(path: Path, split: str) -> Iterator[tuple[str, Any]]:
+def _saved_rows(path: Path, split: str, quiet: bool) -> Iterator[tuple[str, Any]]:
     try:
         dataset = _datasets().load_from_disk(os.fspath(path))
     except (OSError, ValueError, KeyError) as error:  # a file of it is gone, or is not what was saved
@@ -357,5 +363,7 @@ def _saved_rows(path: Path, split: str) -> Iterator[tuple[str, Any]]:
     if (path / "dataset_dict.json").is_file():
         if split not in dataset:
             raise DataError(f"{path} has no split {split!r}; it has: {', '.join(dataset)}. Name one folder of them.")
+        if not quiet and (others := [path / name for name in dataset if name != split]):
+            logger.warning("source %r: not read: the splits %s; name them as sources of their own", str(path), ", ".join(map(str, others)))
         dataset = dataset[split]
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(dataset, start=1))

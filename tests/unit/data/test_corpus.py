@@ -125,3 +125,43 @@ def test_held_out_text_that_is_shorter_than_a_sequence_is_refused_with_how_to_ho
     with pytest.raises(DataError, match="^validation data: .*--validation-fraction"):
         open_corpus(DataConfig(corpus=str(tmp_path / "mine")), 64)
     assert open_corpus(DataConfig(corpus=str(tmp_path / "mine")), 16).validation.num_sequences == 1
+
+
+def test_the_same_tokens_stored_as_another_type_or_layout_are_on_both_sides_too(tmp_path, caplog):
+    first = shard(tmp_path / "a.bin", 100_000)
+    np.save(tmp_path / "wide.npy", (np.arange(100_000) % 257).astype(">i4"))
+    open_corpus(DataConfig(train=[first], validation=[str(tmp_path / "wide.npy")], vocab_size=257), 16)
+    assert "100%" in caplog.text and "wide.npy" in caplog.text
+
+
+def test_what_a_manifest_says_of_repeats_counts_however_its_folder_is_named(tmp_path, caplog):
+    (tmp_path / "text.txt").write_text("All the world's a stage. " * 200)
+    folder = tmp_path / "mine"
+    prepare([str(tmp_path / "text.txt")], folder, "bytes", validation_sources=[str(tmp_path / "text.txt")])
+    caplog.clear()
+    open_corpus(DataConfig(train=[str(folder)], validation=[str(folder)], tokenizer="bytes"), 16)
+    assert "1 of 1 documents" in caplog.text and str(folder) in caplog.text
+
+
+def test_a_manifest_that_is_not_ours_says_nothing(tmp_path, caplog):
+    large = shard(tmp_path / "a_train.bin", 500), shard(tmp_path / "a_val.bin", 300)
+    (tmp_path / "manifest.json").write_text('{"files": []}')
+    open_corpus(DataConfig(train=[large[0]], validation=[large[1]], vocab_size=257), 16)
+    assert not caplog.text
+
+
+def test_held_out_shards_of_a_folder_of_training_data_that_nobody_names_are_told(tmp_path, caplog):
+    shard(tmp_path / "data" / "a_train.bin", 500), shard(tmp_path / "data" / "a_val.bin", 300)
+    folder = str(tmp_path / "data")
+    open_corpus(DataConfig(train=[folder], validation=[folder], vocab_size=257), 17)
+    assert "a_val.bin" not in caplog.text
+    open_corpus(DataConfig(train=[folder], vocab_size=257), 17)
+    assert "a_val.bin" in caplog.text and "data.validation" in caplog.text
+
+
+def test_a_prepared_corpus_that_holds_nothing_out_has_no_held_out_shards_of_its_own(tmp_path):
+    (tmp_path / "text.txt").write_text("All the world's a stage. " * 200)
+    prepare([str(tmp_path / "text.txt")], tmp_path / "mine", "bytes", validation_fraction=0.0)
+    assert len(held_out_shards("mine", tmp_path, None)) == 1
+    with pytest.raises(DataError, match="held out"):
+        held_out_shards("mine", tmp_path, None, whole_if_none=False)

@@ -211,3 +211,22 @@ def test_what_stands_for_no_shard_says_how_to_make_some(folder):
             resolve_shards([pattern], folder)
     with pytest.raises(DataError, match="no shards are named"):
         resolve_shards([], folder)
+
+
+def test_shards_that_are_too_short_for_a_sequence_are_told_and_so_is_a_great_remainder(make_dataset, caplog):
+    make_dataset(7, 8, 8001)  # a sequence of 8 needs 9 tokens
+    assert "2 of 3 shards" in caplog.text and "15 of 8,016 tokens" in caplog.text
+    caplog.clear()
+    make_dataset(*[15] * 20)
+    assert "120 of 300 tokens" in caplog.text
+    caplog.clear()
+    make_dataset(8001, 8006)
+    assert not caplog.text
+
+
+def test_shards_in_another_form_that_a_folder_holds_are_told_and_capitals_are_read(folder, caplog):
+    for name in ("d_train_000001.bin.zst", "e_train_000001.bin.part", "f_train_000001.ds.metadata", "readme.md"):
+        (folder / "corpus" / name).touch()
+    (folder / "corpus" / "G_TRAIN_000001.BIN").touch()
+    assert "G_TRAIN_000001.BIN" in names(resolve_shards(["corpus"], folder, "train"))
+    assert all(words in caplog.text for words in ("1 .zst", "1 .part", "1 hidden")) and ".metadata" not in caplog.text and ".md" not in caplog.text

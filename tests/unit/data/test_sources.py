@@ -428,3 +428,37 @@ def test_every_form_of_text_in_parquet_is_text(tmp_path, form):
     stored = pyarrow.parquet.read_schema(tmp_path / "a.parquet").field("text").type
     assert pyarrow.types.is_string_view(stored) or pyarrow.types.is_dictionary(stored)
     assert list(documents(str(tmp_path / "a.parquet"))) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view()])
+def test_text_that_a_column_holds_as_bytes_is_text_where_it_is_utf8(tmp_path, kind):
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a\xc3\xa9", None], kind)}), tmp_path / "a.parquet")
+    assert list(documents(str(tmp_path / "a.parquet"))) == ["a\u00e9"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a", b"\xff"], kind)}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="row 2, .*UTF-8"):
+        list(documents(str(tmp_path / "b.parquet")))
+
+
+def test_a_column_without_any_text_is_a_column_of_empty_documents(tmp_path, caplog):
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "a.parquet")
+    assert list(documents(str(tmp_path / "a.parquet"))) == [] and "3 documents" in caplog.text
+
+
+def test_suffixes_in_capitals_mean_the_same(tmp_path):
+    (tmp_path / "A.TXT").write_text("a")
+    (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(json_lines(["b"])))
+    write_parquet(tmp_path / "C.Parquet", ["c"])
+    assert list(documents(str(tmp_path))) == ["a", "b", "c"]
+
+
+def test_hidden_files_and_other_splits_that_are_not_read_are_told(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / ".b.txt").write_text("b")
+    (tmp_path / ".profile").touch()
+    assert list(documents(str(tmp_path))) == ["a"]
+    assert "1 hidden" in caplog.text and ".b.txt" in caplog.text
+    caplog.clear()
+    saved = {split: datasets.Dataset.from_dict({"text": [split]}) for split in ("train", "validation", "extra")}
+    datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
+    assert list(documents(str(tmp_path / "saved"))) == ["train"]
+    assert "extra" in caplog.text and "validation" in caplog.text

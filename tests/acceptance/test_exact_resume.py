@@ -92,8 +92,8 @@ def test_a_resume_that_is_not_exact_is_told(straight, tmp_path):
     shutil.rmtree(checkpoint(recipe, 24))
     curve = tmp_path / "runs/tiny/metrics.jsonl"
     lines = curve.read_text().splitlines()
-    place = next(i for i, line in enumerate(lines) if '"step": 22' in line and '"loss"' in line)
-    lines[place] = lines[place].replace('"loss": ', '"loss": 1')
+    place = next(i for i, line in enumerate(lines) if '"step":22,' in line and '"loss"' in line)
+    lines[place] = lines[place].replace('"loss":', '"loss":1')
     curve.write_text("\n".join(lines) + "\n")
     done = train(recipe)
     assert outcome(recipe)["resume"].startswith("resume NOT exact: at step 22 loss ")

@@ -43,7 +43,10 @@ def train(run: Run) -> Outcome:
         step = run.progress.step
         return Outcome("diverged", f"{tensor} is not finite at step {step}, where this launch begins; go back with resume_from_checkpoint=STEP")
     if run.progress.step >= run.config.max_steps:
-        return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
+        run.stopwatch.start()
+        if run.evaluator.due(run.progress.step):  # it was interrupted there
+            evaluate(run)
+        return settle(run, Outcome("finished", f"all {run.config.max_steps} steps were taken before"))
     if run.accelerator.reduce(torch.tensor(run.stop.vote, device=run.accelerator.device), reduction="sum") > 0:
         return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
     run.profiler.reached(run.progress.step)

@@ -95,8 +95,16 @@ def _of_identity(manifest: Manifest, settings: Mapping[str, Any], present: Descr
 
 def _data_named(settings: Mapping[str, Any]) -> str | None:
     """How a person knows the training data."""
-    shards = settings.get("data.train") or []
-    return settings.get("data.corpus") or (", ".join(map(str, shards)) if shards else None)
+    return settings.get("data.corpus") or _listed(settings.get("data.train"))
+
+
+def _held_out_named(settings: Mapping[str, Any]) -> str | None:
+    """How a person knows the held-out data."""
+    return _listed(settings.get("data.validation")) or settings.get("data.corpus")
+
+
+def _listed(shards: Sequence[Any] | None) -> str | None:
+    return ", ".join(map(str, shards)) if shards else None
 
 
 def _told_apart(name_before: str | None, before: str | None, name_now: str | None, now: str | None) -> tuple[str | None, str | None]:
@@ -123,7 +131,8 @@ def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Descr
     held_out = ("data.corpus", "data.validation", "evaluation.num_sequences", "sequence_length")
     is_told = any(settings.get(name) != present.settings.get(name) for name in held_out)
     if manifest.validation and present.validation and manifest.validation != present.validation and not is_told:
-        found.append(Change("held-out data", manifest.validation, present.validation))
+        before, now = (_held_out_named(each) for each in (settings, present.settings))
+        found.append(Change("held-out data", *_told_apart(before, manifest.validation, now, present.validation)))
     if manifest.world_size != processes:
         found.append(Change("processes", manifest.world_size, processes))
     if manifest.precision != present.precision_now:

@@ -102,10 +102,10 @@ def last_sure(manifests: Sequence[Manifest]) -> Manifest | None:
     A run that ends as diverged sets aside what came after it (diverged.py), so this one is what is left of it.
     """
     newest = max(manifests, key=lambda m: m.step, default=None)
-    usual = newest.state.get("guard", {}).get("usual", {}).get("step") if newest else None  # earlier versions did not keep it
-    if usual is None or usual >= newest.step:
+    unsure = newest.state.get("guard", {}).get("usual", {}).get("first_unsure_step") if newest else None  # earlier versions did not keep it
+    if unsure is None or unsure >= newest.step:
         return None
-    return max((m for m in manifests if m.step < usual), key=lambda m: m.step, default=None)
+    return max((m for m in manifests if m.step < unsure), key=lambda m: m.step, default=None)
 
 
 def _rolling(newest_first: Sequence[Manifest], keep_last: int) -> list[Manifest]:

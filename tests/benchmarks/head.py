@@ -1,8 +1,9 @@
-"""Is the chunked loss as fast as the plain one, and how much memory does it save?
+"""Is the chunked loss as fast as the plain one, how much memory does it save, and is the compiled function faster than its passes?
 
-    python tests/benchmarks/head.py [rounds]
+    python tests/benchmarks/head.py [rounds] [precision]
 
-Forward and backward of head and loss, both ways in turn in one process, medians and the median of the paired ratios.
+Forward and backward of head and loss, all ways in turn in one process, medians and the medians of the paired ratios to the
+plain way: `chunked` by passes of single operations, `fused` with the function that a GPU runs as one kernel, compiled.
 Peak memory is that of a fresh process for each way, above what operands and libraries take. Ends with 1 when at a
 vocabulary of 50,304 the chunked way takes more than 1.1 times the plain one, or more than half of its memory.
 """
@@ -26,7 +27,7 @@ MAX_TIME_RATIO, MAX_MEMORY_RATIO = 1.1, 0.5
 
 
 def ways(num_tokens: int, width: int, vocabulary: int, precision: str) -> dict[str, Callable[[], None]]:
-    """Both ways to take one step of head and loss over the same operands."""
+    """The ways to take one step of head and loss over the same operands."""
     torch.manual_seed(0)
     hidden = torch.randn(num_tokens, width, requires_grad=True)
     weight = (torch.randn(vocabulary, width) * 0.02).requires_grad_()
@@ -41,13 +42,13 @@ def ways(num_tokens: int, width: int, vocabulary: int, precision: str) -> dict[s
             loss = F.cross_entropy(F.linear(hidden, weight).float(), labels)
         loss.backward()
 
-    def chunked() -> None:
+    def chunked(fused: bool = False) -> None:
         hidden.grad = weight.grad = None
         with autocast():
-            total, count = chunked_cross_entropy(hidden, weight, labels, vocab_size=vocabulary - 40)
+            total, count = chunked_cross_entropy(hidden, weight, labels, vocab_size=vocabulary - 40, fused=fused)
         (total / count).backward()
 
-    return {"plain": plain, "chunked": chunked}
+    return {"plain": plain, "chunked": chunked, "fused": lambda: chunked(fused=True)}
 
 
 def seconds(way: Callable[[], None]) -> float:
@@ -57,20 +58,19 @@ def seconds(way: Callable[[], None]) -> float:
 
 
 def compare(shape: tuple[int, int, int], precision: str, rounds: int) -> float:
-    """Prints one line; returns the median of the paired time ratios."""
-    both = ways(*shape, precision)
-    for way in both.values():
+    """Prints a line for each way; returns the median of the chunked way's paired time ratios."""
+    every = ways(*shape, precision)
+    for way in every.values():
         way()
-    rows = [{name: seconds(way) for name, way in both.items()} for _ in range(rounds)]
-    median = {name: statistics.median(row[name] for row in rows) for name in both}
-    ratios = sorted(row["chunked"] / row["plain"] for row in rows)
-    ratio = statistics.median(ratios)
-    print(
-        f"N={shape[0]} D={shape[1]} V={shape[2]} {precision:5s}  plain {median['plain'] * 1e3:7.1f} ms"
-        f"  chunked {median['chunked'] * 1e3:7.1f} ms  ratio {ratio:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
-        flush=True,
-    )
-    return ratio
+    rows = [{name: seconds(way) for name, way in every.items()} for _ in range(rounds)]
+    print(f"N={shape[0]} D={shape[1]} V={shape[2]} {precision}")
+    medians = {}
+    for name in every:
+        ratios = sorted(row[name] / row["plain"] for row in rows)
+        medians[name] = statistics.median(ratios)
+        milliseconds = 1e3 * statistics.median(row[name] for row in rows)
+        print(f"  {name:8s} {milliseconds:8.1f} ms  ratio {medians[name]:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})", flush=True)
+    return medians["chunked"]
 
 
 def peak_megabytes(shape: tuple[int, int, int], precision: str, name: str) -> float:
@@ -95,9 +95,9 @@ def status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def main(rounds: int) -> int:
+def main(rounds: int, *precisions: str) -> int:
     held = True
-    for precision in ("fp32", "bf16"):
+    for precision in precisions or ("fp32", "bf16"):
         for shape in SHAPES:
             ratio = compare(shape, precision, rounds)
             peaks = {name: peak_megabytes(shape, precision, name) for name in ("plain", "chunked")}
@@ -113,4 +113,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
         print_own_peak(*sys.argv[2:])
     else:
-        sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 7))
+        sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, *sys.argv[2:]))

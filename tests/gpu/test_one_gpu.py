@@ -43,14 +43,15 @@ def test_a_run_killed_on_a_gpu_resumes_to_the_same_bytes(tmp_path, precision, op
     assert manifest["precision"] == precision
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_chunked_loss_on_a_gpu_is_that_of_float64(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_chunked_loss_on_a_gpu_is_that_of_float64(dtype, fused):
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(600, 64, device="cuda", generator=generator, requires_grad=True)
     weight = torch.randn(1024, 64, device="cuda", generator=generator, requires_grad=True)
     labels = torch.randint(0, 1000, (600,), device="cuda", generator=generator)
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        loss, number = chunked_cross_entropy(hidden, weight, labels, vocab_size=1000, chunk_tokens=128)
+        loss, number = chunked_cross_entropy(hidden, weight, labels, vocab_size=1000, chunk_tokens=128, fused=fused)
     (loss / number).backward()
     wanted = torch.nn.functional.cross_entropy(hidden.double() @ weight.double()[:1000].T, labels)
     gradients = torch.autograd.grad(wanted, (hidden, weight))

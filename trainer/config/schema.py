@@ -226,7 +226,7 @@ class PrecisionConfig(Section):
     max_loss_gap: Annotated[float, Field(gt=0)] = 0.02
     """The run goes back to bf16 once the loss in fp8 is more than this fraction above bf16's in three comparisons in a row."""
     tf32: bool = False
-    """Whether matrix products in fp32 on a GPU (all under `mixed_precision: no`, the head's under fp16) may take TF32: several times as fast, with 10 bits of mantissa instead of 23."""
+    """Whether matrix products in fp32 on a GPU (under `mixed_precision: no`) may take TF32: several times as fast, with 10 bits of mantissa instead of 23."""
 
 
 class Config(Section):

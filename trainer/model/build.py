@@ -69,6 +69,7 @@ def build_model(
             raise ConfigError(f"model.config is refused by {model_class.__name__}: {error}") from error
     model.real_vocab_size = vocab_size
     model.head_reason = None
+    model.head_way = None
     _check_ties(model)
     _set_generation(model, vocab_size)
     if device.type != "meta":
@@ -132,13 +133,15 @@ def _loss_sums(
         logits = plain_class.forward(model, input_ids, use_cache=False, **kwargs).logits
         return plain_loss_sums(logits, labels, model.real_vocab_size)
     hidden = model.base_model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
-    head = model.get_output_embeddings()
+    head, way = model.get_output_embeddings(), model.head_way
     return chunked_cross_entropy(
         hidden.flatten(0, 1),
         head.weight,
         labels.flatten(),
         vocab_size=model.real_vocab_size,
         bias=getattr(head, "bias", None),
+        chunk_tokens=way.chunk_tokens if way else None,
+        fused=way is not None and way.fused,
     )
 
 

@@ -198,8 +198,8 @@ def idle_settings(asked: str, wanted: PrecisionConfig) -> str | None:
     return "; ".join(told) or None
 
 
-IN_FP32 = ("no", "fp16")
-"""Modes with large matrix products in fp32: all of them, or the head's."""
+IN_FP32 = ("no",)
+"""Modes with large matrix products in fp32."""
 
 
 def tf32_sentence(mode: str, device_type: str, allowed: bool) -> str | None:

@@ -48,6 +48,7 @@ from trainer.metrics.tags import FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDAT
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.model.head_way import find_head_way
 from trainer.model.resolve import resolve
 from trainer.model.scores import token_scores
 from trainer.optim.build import build_optimizer
@@ -131,8 +132,13 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         accumulation=loader.accumulation, compiled=launch.compile_backend(accelerator) != "no", deterministic=config.deterministic,
     )  # fmt: skip
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
+    bare_model.head_way = find_head_way(
+        bare_model, config.micro_batch * config.sequence_length, compiler=launch.compile_backend(accelerator), autocast=accelerator.autocast,
+        gather=launch.gather,
+    )  # fmt: skip
 
-    description = describe(config, corpus, bare_model, precision, computing_conditions(accelerator, decision, optimizer=config.optimizer.name))
+    conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
+    description = describe(config, corpus, bare_model, precision, conditions)
     evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
@@ -266,7 +272,7 @@ def _build_reporter(
         slow_alarm=SlowAlarm(config.metrics.slow_ratio, Journal(run_folder(config)), launcher_pid=launcher_pid()),
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
-        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description)), replay_facts=facts,
+        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)), replay_facts=facts,
         detail_every_steps=_detail_interval(config),
     )  # fmt: skip
 

@@ -79,7 +79,9 @@ NUMERIC = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.g
 """Settings that decide about the bits of a step, besides the sections in which all do."""
 
 
-def replay_facts(config: Config, accelerator: Accelerator, decision: Decision, description: Description) -> dict[str, Any]:
+def replay_facts(
+    config: Config, accelerator: Accelerator, decision: Decision, description: Description, head: object | None = None
+) -> dict[str, Any]:
     """Everything that must be equal for a replay to be bit-identical, by name, as plain values; what does not apply is None.
 
     A new fact that was something else in the launches before it was recorded belongs into metrics.replay.UNRECORDED besides.
@@ -89,20 +91,24 @@ def replay_facts(config: Config, accelerator: Accelerator, decision: Decision, d
         **_facts_of_the_settings(flatten(config)),
         "processes": accelerator.num_processes,
         "precision": decision.mode,
-        **computing_conditions(accelerator, decision, optimizer=config.optimizer.name),
+        **computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=head),
         **{package: version(package) for package in PACKAGES},
     }
     return json.loads(json.dumps(facts, default=str))
 
 
-def computing_conditions(accelerator: Accelerator, decision: Decision, *, optimizer: str) -> dict[str, Any]:
-    """What a run computes on and how, beside its precision, by name, as plain values; what does not apply is None."""
+def computing_conditions(accelerator: Accelerator, decision: Decision, *, optimizer: str, head: object | None = None) -> dict[str, Any]:
+    """What a run computes on and how, beside its precision, by name, as plain values; what does not apply is None.
+
+    head  the way of the head as find_head_way finds it, whose words are the fact
+    """
     device = accelerator.device
     kernels = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")}  # they choose among those of fp8
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "muon_iteration": str(iteration_dtype(device.type)).removeprefix("torch.") if optimizer == "muon" else None,
         "compiled": launch.compile_backend(accelerator),
+        "head": None if head is None else str(head),
         "fp8_recipe": decision.recipe,
         "fp8_backend": decision.backend,
         "tf32": (device.type == "cuda" and decision.mode in IN_FP32 and torch.backends.cuda.matmul.allow_tf32) or None,

@@ -1,12 +1,30 @@
-"""The chunked loss is the plain loss: value and gradients, held against float64."""
+"""The chunked loss is the plain loss: value and gradients, held against float64, by passes and by the function of one kernel."""
 
+import functools
 import itertools
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer.model import head
+from trainer.model.fused import log_likelihoods
 from trainer.model.head import IGNORED, MIN_CHUNK_TOKENS, chunked_cross_entropy, compute_dtype, default_chunk_tokens
+
+PASSES = chunked_cross_entropy
+
+
+@pytest.fixture(autouse=True, params=["passes", "one kernel"])
+def way(request, monkeypatch):
+    """Every test goes both ways; the function that a GPU gets compiled is called as it is, which is the same arithmetic."""
+    if request.param == "one kernel":
+        monkeypatch.setattr(head, "compiled_log_likelihoods", lambda: log_likelihoods)
+        monkeypatch.setattr(sys.modules[__name__], "chunked_cross_entropy", functools.partial(PASSES, fused=True))
+    return request.param
 
 
 def operands(num_tokens=70, width=24, vocab_size=257, padded=320, dtype=torch.float32, bias=False, seed=0):
@@ -36,10 +54,10 @@ def relative(actual, expected):
 
 @pytest.mark.parametrize(("vocab_size", "padded"), [(4096, 4096), (50257, 50304), (257, 320)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_loss_and_gradients_equal_float64_whatever_the_chunk(vocab_size, padded, bias):
+def test_loss_and_gradients_equal_float64_whatever_the_chunk(vocab_size, padded, bias, way):
     hidden, weight, offset, labels = operands(vocab_size=vocab_size, padded=padded, bias=bias, num_tokens=37)
     expected, gradients = reference(hidden, weight, offset, labels, vocab_size)
-    for chunk in (None, 1, 16, 36, 37, 64):
+    for chunk in (None, 1, 16, 36, 37, 64) if way == "passes" or padded < 50000 else (16,):
         leaves = [t for t in (hidden, weight, offset) if t is not None]
         loss, count = chunked_cross_entropy(
             hidden, weight, labels, vocab_size=vocab_size, bias=offset, chunk_tokens=chunk
@@ -173,4 +191,71 @@ def test_the_default_chunk_fills_its_budget_and_never_goes_below_what_pays():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert default_chunk_tokens(50304, cpu) == MIN_CHUNK_TOKENS
     assert 512 < default_chunk_tokens(4096, cpu) <= 1024
-    assert 0.9 < default_chunk_tokens(50304, cuda) * 50304 * 4 / 256e6 <= 1.0
+    with pytest.MonkeyPatch.context() as patch:
+        for gigabytes, budget in ((141, 2e9), (80, 2e9), (24, 0.6e9)):
+            patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=int(gigabytes * 1e9)))
+            for size in (2, 4, 6):
+                assert 0.9 < default_chunk_tokens(50304, cuda, size) * 50304 * size / budget <= 1.0
+        assert default_chunk_tokens(10**7, cuda, 4) == MIN_CHUNK_TOKENS
+
+
+# Half precision
+
+
+def errors(cross_entropy, dtype):
+    """Relative errors of loss and gradients against float64 on the rounded operands: what the arithmetic adds."""
+    hidden, weight, _, labels = operands(num_tokens=300, width=64, dtype=dtype)
+    expected, wanted = reference(hidden, weight, None, labels, 257)
+    loss, _ = cross_entropy(hidden, weight, labels, vocab_size=257, chunk_tokens=64)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    return [relative(loss, expected), *(relative(actual, w) for actual, w in zip(gradients, wanted[:2], strict=True))]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_further_from_float64_one_way_than_the_other(dtype):
+    for ours, of_passes in zip(errors(chunked_cross_entropy, dtype), errors(PASSES, dtype), strict=True):
+        assert ours <= 1.001 * of_passes < 0.05
+
+
+def test_fp16_keeps_probabilities_that_are_too_small_for_it():
+    """Of 4,096 ids some have 2^-20, of which fp16 keeps 4 bits; the logits, -4 to 4 by sixteenths, are exact in it."""
+    hidden, weight = torch.full((8, 1), 64.0).half().requires_grad_(), (torch.linspace(-64, 64, 4096).round() / 1024).half().unsqueeze(1).requires_grad_()
+    labels = torch.full((8,), 4095)
+    _, (_, expected, _) = reference(hidden, weight, None, labels, 4096)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=4096)
+    torch.testing.assert_close(torch.autograd.grad(loss, weight)[0].double(), expected, rtol=2e-3, atol=0)
+
+
+class WideProducts(TorchDispatchMode):
+    """Products of half precision in fp32 on a CPU, as a GPU has them; counts them."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func not in (torch.ops.aten.mm.dtype, torch.ops.aten.mm.dtype_out):
+            return func(*args, **(kwargs or {}))
+        left, right, dtype = args
+        assert left.dtype in (torch.bfloat16, torch.float16) and dtype == torch.float32
+        self.number += 1
+        product = left.float() @ right.float()
+        return kwargs["out"].copy_(product) if kwargs else product
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_where_a_device_leaves_products_in_fp32_the_gradients_are_nearer_to_float64(dtype, monkeypatch):
+    before = errors(PASSES, dtype)
+    monkeypatch.setattr(head, "WIDE_PRODUCTS", ("cpu",))
+    with WideProducts() as wide:
+        now = errors(chunked_cross_entropy, dtype)
+    assert wide.number == 10, "two for each of five chunks"
+    assert all(a <= 1.02 * b for a, b in zip(now, before, strict=True))
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_under_fp16_a_gpu_takes_bf16_where_it_has_it_and_a_cpu_fp32(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 and not including_emulation)
+    for device, wanted in (("cuda", expected), ("cpu", torch.float32)):
+        operand = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+        assert compute_dtype(operand, operand) == wanted

@@ -1,4 +1,4 @@
-"""The chunked loss under DDP: tied or not, two ranks have the gradients of the whole batch."""
+"""The chunked loss under DDP: tied or not, by passes or by one kernel, two ranks have the gradients of the whole batch."""
 
 import copy
 
@@ -9,31 +9,38 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.launch import leave_group
+from trainer.model import head
+from trainer.model.fused import log_likelihoods
 from trainer.model.head import chunked_cross_entropy
 
 
 class Tiny(nn.Module):
     """Embedding, one hidden layer and the chunked head: all of a model that DDP's hooks can tell apart."""
 
-    def __init__(self, tied: bool) -> None:
+    def __init__(self, tied: bool, fused: bool) -> None:
         super().__init__()
+        self.fused = fused
         self.tokens, self.hidden, self.head = nn.Embedding(64, 8), nn.Linear(8, 8), nn.Linear(8, 64, bias=False)
         if tied:
             self.head.weight = self.tokens.weight
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         hidden = torch.tanh(self.hidden(self.tokens(inputs))).flatten(0, 1)
-        loss, count = chunked_cross_entropy(hidden, self.head.weight, labels.flatten(), vocab_size=60, chunk_tokens=5)
+        loss, count = chunked_cross_entropy(
+            hidden, self.head.weight, labels.flatten(), vocab_size=60, chunk_tokens=5, fused=self.fused
+        )
         return loss / count
 
 
 def _rank(rank: int, rendezvous: str) -> None:
     torch.set_num_threads(1)
+    compiled = torch.compile(log_likelihoods, dynamic=False, fullgraph=True, backend="aot_eager")
+    head.compiled_log_likelihoods = lambda: compiled
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     try:
-        for tied in (False, True):
+        for tied, fused in ((False, False), (True, False), (True, True)):
             torch.manual_seed(0)
-            whole = Tiny(tied)
+            whole = Tiny(tied, fused)
             tokens = torch.randint(60, (4, 13))
             inputs, labels = tokens[:, :-1], tokens[:, 1:]
             model = DistributedDataParallel(copy.deepcopy(whole))

@@ -9,6 +9,7 @@ from accelerate.utils import TorchDynamoPlugin
 from trainer.checkpoint.manifest import Manifest
 from trainer.config.load import flatten, load
 from trainer.metrics.replay import fact_changes
+from trainer.model.head_way import HeadWay
 from trainer.precision.decide import Decision
 from trainer.run.identity import computing_conditions, facts_of_checkpoint, replay_facts, replay_key, speed_conditions
 
@@ -55,10 +56,10 @@ def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
     assert conditions(device="cuda")["device"] == "NVIDIA H100 80GB HBM3"
 
 
-def facts(mode="bf16", *overrides):
+def facts(mode="bf16", *overrides, head=None):
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision=mode, state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()))
     description = SimpleNamespace(identity={"seed": 1337, "optimizer": "adamw", "tokenizer": None}, model={"n_layer": 12, "dtype": "float32"})
-    return replay_facts(load("gpt2-124m", overrides).config, accelerator, Decision("fp8", mode, "", recipe="current"), description)
+    return replay_facts(load("gpt2-124m", overrides).config, accelerator, Decision("fp8", mode, "", recipe="current"), description, head)
 
 
 def key(mode):
@@ -79,6 +80,15 @@ def test_what_muons_iteration_computes_in_is_a_fact_of_runs_with_muon():
     assert with_muon["muon_iteration"] == "float32" and facts("bf16")["muon_iteration"] is None
     of_before = {name: value for name, value in with_muon.items() if name != "muon_iteration"}
     assert fact_changes(of_before, with_muon) == ["muon_iteration bfloat16 (before this was recorded) -> float32"]
+
+
+def test_the_way_of_the_head_is_a_fact_where_it_is_not_the_default():
+    assert facts("bf16")["head"] is None, "replays of before stay comparable on a CPU"
+    ways = [HeadWay(fused, torch.bfloat16, chunk) for fused, chunk in ((True, 16384), (True, 8192), (False, 6592))]
+    found = [facts("bf16", head=way) for way in ways]
+    assert len({replay_key(now) for now in found}) == 3 and found[0]["head"] == "one compiled kernel, bfloat16, 16384 tokens a chunk"
+    of_before = {name: value for name, value in found[0].items() if name != "head"}
+    assert [change.partition(" ")[0] for change in fact_changes(of_before, found[0])] == ["head"]
 
 
 def test_a_checkpoint_tells_the_same_facts_by_the_same_names():
@@ -109,4 +119,4 @@ def test_tf32_is_a_fact_where_it_decides_about_bits_and_none_elsewhere(monkeypat
             found[mode] = computing_conditions(accelerator, Decision(mode, mode, ""), optimizer="adamw")["tf32"]
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    assert found == {"no": allowed or None, "bf16": None, "fp16": allowed or None, "fp8": None}
+    assert found == {"no": allowed or None, "bf16": None, "fp16": None, "fp8": None}

@@ -51,20 +51,26 @@ class Copier:
         self._num_offered = journal.count("save")  # over all launches, or a run that is often interrupted would never copy
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._held: set[str] = set()
+        self._next: Path | None = None
+        self._choosing = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="copy", daemon=True)
         self._thread.start()
 
     @property
     def held(self) -> set[str]:
-        """Names of the folders that are being copied or wait for it: pruning leaves them."""
+        """Names of the folder that is being copied and of the one that is next: pruning leaves them."""
         return set(self._held)
 
     def offer(self, checkpoint: Path, *, is_last: bool = False) -> None:
         """A checkpoint was committed; every n-th of the run is taken, and its last."""
         self._num_offered += 1
         if is_last or self._num_offered % self._every == 0:
-            self._held.add(checkpoint.name)
-            self._waiting.put(checkpoint)
+            with self._choosing:
+                if self._next is not None:  # it will not be copied, and a slow place must not fill the first one with what waits
+                    self._held.discard(self._next.name)
+                self._next = checkpoint
+                self._held.add(checkpoint.name)
+                self._waiting.put(checkpoint)
 
     def finish(self) -> None:
         """Waits until everything taken is copied, as long as it moves."""
@@ -83,12 +89,12 @@ class Copier:
     def _work(self) -> None:
         is_last = False
         while not is_last and (checkpoint := self._waiting.get()) is not None:
-            while not self._waiting.empty() and not is_last:
-                newer = self._waiting.get()
-                is_last = newer is None
-                if newer is not None:
-                    self._held.discard(checkpoint.name)
-                    checkpoint = newer
+            with self._choosing:
+                while not self._waiting.empty() and not is_last:
+                    newer = self._waiting.get()
+                    is_last = newer is None
+                    checkpoint = newer or checkpoint
+                self._next = None
             self._copy(checkpoint)
             self._held.discard(checkpoint.name)
 

@@ -64,10 +64,13 @@ class Restorer:
         self.held = hold(self._store.folder)
         for name in self._store.sweep():
             log.info("removed %s, which was never committed", name)
-        resolution = resolve(self._store, self._unless_gone_on(wanted), suspects=self._suspects())
+        wanted = self._unless_gone_on(wanted)
+        resolution = resolve(self._store, wanted, suspects=self._suspects())
         for path, reason in {**resolution.refused, **resolution.suspect}.items():
             log.warning("%s is passed over: %s", path.name, reason)
             self._journal.write("refusal", step=int(path.name[5:]), reason=reason)
+        if wanted == "best":
+            self._tell_unreadable()
         if resolution.manifest:
             check_not_beyond(self._run_folder, resolution.manifest.step, self._max_steps)
             settings = settings_of(resolution.path)
@@ -75,6 +78,12 @@ class Restorer:
             if problem := refusal(self.changes, self._description.allowed_changes):
                 raise CheckpointError(f"{resolution.path} cannot be continued by this run: {problem}")
         return resolution
+
+    def _tell_unreadable(self) -> None:
+        for entry in self._store.entries():
+            if entry.manifest is None:
+                log.warning("whether %s is the best is not known: %s", entry.path.name, entry.problem)
+                self._journal.write("refusal", step=entry.step, reason=entry.problem)
 
     def _suspects(self) -> dict[int, str]:
         """The checkpoints from which starts die again and again, by the journal."""

@@ -216,7 +216,11 @@ def least_bytes(policy: Policy, one_bytes: int) -> int:
     return (2 + min(policy.keep_best, 1)) * one_bytes
 
 
-def most_kept(policy: Policy, max_steps: int) -> int:
-    """The most checkpoints that the tiers keep at once in a run of so many steps, pinned ones not counted."""
+def most_kept(policy: Policy, max_steps: int, *, has_copies: bool = False) -> int:
+    """The most checkpoints that are kept at once in a run of so many steps, pinned ones not counted.
+
+    has_copies  whether there is a second place: what is being copied there and what is next stay too, where no bound goes before them
+    """
     for_good = max_steps // policy.keep_every_steps if policy.keep_every_steps else 0
-    return max(policy.keep_last, 1) + policy.keep_best + policy.keep_epochs + for_good
+    held = 2 if has_copies and policy.max_disk_bytes is None else 0
+    return max(policy.keep_last, 1) + policy.keep_best + policy.keep_epochs + for_good + held

@@ -58,7 +58,8 @@ class Room:
         there = sum(manifest.num_bytes for manifest in self._store.sound_manifests())  # what was set aside gives no room back
         proof = preflight(
             self._store.folder, {"model.safetensors": parameters, "optimizer.bin": moments},
-            num_kept=most_kept(self._policy, self._course.max_steps), there_bytes=there, max_disk_bytes=most,
+            num_kept=most_kept(self._policy, self._course.max_steps, has_copies=bool(self._settings.second_place)), there_bytes=there,
+            max_disk_bytes=most,
         )  # fmt: skip
         log.info(proof.sentence)
         return gone

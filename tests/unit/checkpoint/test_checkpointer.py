@@ -317,6 +317,17 @@ def test_a_save_that_training_waits_for_is_not_made_of_what_is_not_finite(run, s
     assert [(e["step"], e["tensor"]) for e in read_events(run.folder) if e["event"] == "not_saved"] == [(2, what)]
 
 
+def test_going_back_to_the_best_names_those_of_which_nobody_knows_whether_they_are(run, store, caplog):
+    run.save("best", val_loss=1.0)
+    run.step()
+    run.save("best", val_loss=2.0)
+    flip(store.path(1) / "manifest.json", 9)
+    run.resume("best")
+    assert [path.name for path in store.folder.glob("step-*")].count("step-00000001") == 1
+    assert any("step-00000001" in line and line.startswith("whether") for line in caplog.messages)
+    assert [event["step"] for event in read_events(run.folder) if event["event"] == "refusal"] == [1]
+
+
 def test_only_checkpoints_of_this_launch_are_taken_for_diverged_and_a_link_that_leads_nowhere_goes(run, store):
     run.save()
     run.step()

@@ -69,6 +69,17 @@ def test_a_checkpoint_that_is_being_copied_is_not_pruned_and_training_does_not_w
     assert steps(run.copies) == [4, 1]
 
 
+def test_a_slow_place_keeps_no_more_than_what_is_copied_and_what_is_next(copying, store, monkeypatch):
+    goes_on, real = threading.Event(), copier.copy_checkpoint
+    monkeypatch.setattr(copier, "copy_checkpoint", lambda *words, **more: (goes_on.wait(60), real(*words, **more))[1])
+    run = copying(second_place_every=2)
+    saved(run, *["every"] * 12)
+    assert steps(store) == [12, 11, 2], "two by the rules, and the one that is being copied"
+    goes_on.set()
+    run.checkpointer.end(wait_for_copies=True)
+    assert steps(run.copies) == [12, 2]
+
+
 def test_the_bandwidth_is_kept(copying, monkeypatch):
     paced, real = [], copier.copy_checkpoint
     monkeypatch.setattr(copier, "copy_checkpoint", lambda *words, pace, **more: (paced.append(pace._rate), real(*words, pace=pace, **more))[1])

@@ -184,3 +184,8 @@ def test_a_bound_takes_the_last_one_from_before_losses_became_unusual_last():
     holding = Holding(manifests, {manifest.step: 100 for manifest in manifests})
     names = [removal.name for removal in removals(holding, Policy(4, 0, max_disk_bytes=1))]
     assert names == ["step-00000020", "step-00000030", "step-00000010"]
+
+
+def test_what_copies_hold_counts_among_what_is_kept_at_once():
+    assert most_kept(Policy(3, 1), 100, has_copies=True) == most_kept(Policy(3, 1), 100) + 2
+    assert most_kept(Policy(3, 1, max_disk_bytes=9), 100, has_copies=True) == most_kept(Policy(3, 1), 100), "a bound goes before them"

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -134,7 +135,7 @@ def prepare(
 def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
     """The folder `CORPUS-TOKENIZER` inside `folder`, made when it is not there or not right.
 
-    raises  DataError for an unknown corpus or tokenizer
+    raises  DataError for an unknown corpus or tokenizer, and where somebody else's folder is in its place
 
     Nine plays are for training, Twelfth Night is for validation. Processes may call it at once: one builds under
     another name and renames, the others wait for it.
@@ -161,6 +162,7 @@ def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
             prepare([f"embedded:{corpus}"], staging, tokenizer, name=corpus, num_workers=1,
                     validation_sources=[f"embedded:{corpus}@validation"])  # fmt: skip
             if target.exists():
+                _check_is_ours(target, corpus)
                 files.remove_folder(target)
             try:
                 files.commit_folder(staging, target)
@@ -185,6 +187,27 @@ def _is_embedded(target: Path, corpus: str, tokenizer: Tokenizer) -> bool:
         and manifest["request"]["tokenizer_sha256"] == tokenizer.sha256
         and not missing_shards(target, manifest)
     )
+
+
+def _check_is_ours(target: Path, corpus: str) -> None:
+    """Refuses to replace a folder that holds anything but a corpus which `prepare_embedded` made, an older one or what is left of one.
+
+    raises  DataError with how to keep what is there
+    """
+    try:
+        manifest = read_manifest(target)
+    except DataError:
+        manifest = None
+    if manifest is not None:
+        is_ours = [source[0] for source in manifest["request"]["sources"]] == [f"embedded:{corpus}"]
+    else:
+        is_ours = target.is_dir() and all(path.name == MANIFEST or path.name.startswith(f"{corpus}_") for path in target.iterdir())
+    if not is_ours:
+        aside = target.with_name(f"my-{target.name}")
+        raise DataError(
+            f"{target} is where the embedded corpus {corpus!r} goes, and it holds something else, which is left as it is; move it away "
+            f"({shlex.join(['mv', str(target), str(aside)])}), or train on it with {shlex.quote(f'data.corpus={target}')}"
+        )
 
 
 def _check_arguments(

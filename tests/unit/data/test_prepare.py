@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import re
 import subprocess
 import sys
 
@@ -295,6 +296,20 @@ def test_an_embedded_corpus_that_is_not_right_is_made_again(tmp_path, damage):
     verify_corpus(prepare_embedded("shakespeare", "bytes", tmp_path))
     assert not leftover.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".shakespeare-bytes.lock", "shakespeare-bytes"]
+
+
+@pytest.mark.parametrize("its_manifest", ["whole", "damaged", "none"])
+def test_a_folder_of_somebody_in_the_place_of_the_embedded_corpus_is_left_as_it_is(tmp_path, its_manifest):
+    """`trainer prepare mine.txt --out .data/shakespeare-bytes` is an obvious name."""
+    (tmp_path / "mine.txt").write_text("my own words " * 400)
+    folder = tmp_path / "shakespeare-bytes"
+    prepare([str(tmp_path / "mine.txt")], folder, "bytes", validation_fraction=0.0)
+    if its_manifest != "whole":
+        (folder / "manifest.json").write_text("{") if its_manifest == "damaged" else (folder / "manifest.json").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(DataError, match=re.escape(str(folder))):
+        prepare_embedded("shakespeare", "bytes", tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_processes_that_prepare_it_at_once_find_one_whole_corpus(tmp_path):

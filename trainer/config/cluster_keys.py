@@ -24,6 +24,20 @@ SHARDING = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config", "MEGATRON_LM
 
 OTHER_MACHINES = ("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON", "XLA")
 
+KINDS = {
+    **{name: name for name in (*DATA_PARALLEL, *SHARDING, *OTHER_MACHINES)}, "FSDP2": "FSDP", "FSDP1": "FSDP", "ZERO": "DEEPSPEED", "MEGATRON": "MEGATRON_LM",
+    "TPU": "XLA", "DDP": "MULTI_GPU", "GPU": "MULTI_GPU", "DATA_PARALLEL": "MULTI_GPU", "CPU": "MULTI_CPU", "NONE": "NO",
+}  # fmt: skip
+"""What is meant by a `distributed_type` that is spelt otherwise, or called as elsewhere."""
+
+MEANT_PRECISION = {
+    **dict.fromkeys(("fp32", "float32", "32", "32-true", "full", "none", "off", "tf32"), "no"),
+    **dict.fromkeys(("bfloat16", "bf16-mixed", "bf16-true"), "bf16"),
+    **dict.fromkeys(("float16", "half", "16", "16-mixed", "16-true"), "fp16"),
+    **dict.fromkeys(("float8", "transformer-engine"), "fp8"),
+}
+"""What torch, Lightning and litgpt call a precision."""
+
 COMPILERS = (
     "NO", "EAGER", "AOT_EAGER", "INDUCTOR", "AOT_TS_NVFUSER", "NVPRIMS_NVFUSER", "CUDAGRAPHS", "OFI", "FX2TRT", "ONNXRT", "TENSORRT",
     "AOT_TORCHXLA_TRACE_ONCE", "TORCHXLA_TRACE_ONCE", "TVM", "HPU_BACKEND", "NEURON",
@@ -140,6 +154,12 @@ def _one_of(words: tuple[str, ...]) -> Check:
     return check
 
 
+def _mixed_precision(value: Any, content: Content) -> str | None:
+    words = _one_of(MODES)(value, content)
+    meant = MEANT_PRECISION.get(str(value).lower())
+    return f"; did you mean {meant!r}?" if words and meant else words
+
+
 def _off(why: str, *also: Any) -> Check:
     """A key that nobody honours here: only what means off passes, and what else does."""
 
@@ -152,19 +172,20 @@ def _off(why: str, *also: Any) -> Check:
 
 def _distributed_type(value: Any, content: Content) -> str | None:
     name = "NO" if value is False else str(value)
+    kind = KINDS.get(name.upper().replace("-", "_"), name)
     processes = content.get("num_processes", 1)
     if name == "NO" and processes != 1 and is_whole(processes):
         return f", which is one process, and num_processes is {processes}; use MULTI_GPU for several"
     if name in DATA_PARALLEL:
         return None
-    if name in SHARDING:
+    if kind in SHARDING:
         return (
             ", in which each process holds a part of the model, and this version trains with data parallelism only, where each holds the "
-            f"whole model; use MULTI_GPU and remove {SHARDING[name]}"
+            f"whole model; use MULTI_GPU and remove {SHARDING[kind]}"
         )
-    if name in OTHER_MACHINES:
+    if kind in OTHER_MACHINES:
         return ", and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU, with use_cpu: true for CPUs"
-    return f"; {did_you_mean(name, DATA_PARALLEL)}"
+    return f"; {did_you_mean(kind, DATA_PARALLEL)}"
 
 
 def _num_machines(value: Any, content: Content) -> str | None:
@@ -259,7 +280,7 @@ COMPILER_KEYS: dict[str, Check] = {
 KEYS: dict[str, Key] = {
     "compute_environment": Key(_compute_environment),
     "distributed_type": Key(_distributed_type),
-    "mixed_precision": Key(_one_of(MODES)),
+    "mixed_precision": Key(_mixed_precision),
     "use_cpu": Key(_truth),
     "debug": Key(_truth),
     "num_processes": Key(_whole(1), "number"),

@@ -55,9 +55,11 @@ def read_document(
     raises    ConfigError when it cannot be read, or is no YAML, or no mapping, or sets a key twice
     """
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=loader)
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{what} holds no settings; it should be a mapping of keys to values")
+        yaml.load(text, Loader=loader)  # as Accelerate does: a key that is no word, or a merge of what is no mapping, ends it
         document = Document()
         _collect(node, path.name, "", document, kind_of, loader(""))
     except OSError as error:

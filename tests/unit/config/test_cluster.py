@@ -95,6 +95,18 @@ def test_the_compiler_is_read_as_accelerate_reads_it(cluster, written, meant):
         ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
         ({"distributed_type": "NO"}, "distributed_type is 'NO', which is one process, and num_processes is 2; use MULTI_GPU"),
         ({"distributed_type": "MULTI_XPU"}, "distributed_type is 'MULTI_XPU', and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU"),
+        ({"distributed_type": "fsdp"}, "distributed_type is 'fsdp', in which each process holds a part of the model"),
+        ({"distributed_type": "FSDP2"}, "distributed_type is 'FSDP2', in which each process holds a part of the model"),
+        ({"distributed_type": "DeepSpeed"}, "remove deepspeed_config"),
+        ({"distributed_type": "DDP"}, "did you mean 'MULTI_GPU'?"),
+        ({"distributed_type": "multi_gpu"}, "did you mean 'MULTI_GPU'?"),
+        ({"distributed_type": "TPU"}, "distributed_type is 'TPU', and this trainer runs on NVIDIA GPUs and on CPUs"),
+        ({"mixed_precision": "fp32"}, "did you mean 'no'?"),
+        ({"mixed_precision": "float32"}, "did you mean 'no'?"),
+        ({"mixed_precision": "32-true"}, "did you mean 'no'?"),
+        ({"mixed_precision": "bf16-mixed"}, "did you mean 'bf16'?"),
+        ({"mixed_precision": "16-mixed"}, "did you mean 'fp16'?"),
+        ({"mixed_precision": "half"}, "did you mean 'fp16'?"),
     ],
 )
 def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, words):
@@ -111,7 +123,10 @@ def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [", "not readable YAML"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings")],
+    [
+        (b"a: [", "not readable YAML"), (b"[a, b]: 1", "not readable YAML at line 1"), (b"{a: b}: 1", "not readable YAML at line 1"), (b"<<: 3", "not readable YAML at line 1"),
+        (b"2026-13-01: 3", "not readable YAML"), (b"debug: true\n!!python/object:os.system x: 1", "not readable YAML at line 2"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings"),
+    ],  # fmt: skip
 )
 def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
     (tmp_path / "mine.yaml").write_bytes(content)

@@ -13,6 +13,15 @@ from trainer.config.synonyms import SECTIONS, synonym_of
 ELSEWHERE = {
     "precision": "; what a run computes in is the cluster file's mixed_precision",
     "resume": "; where it continues from is resume_from_checkpoint",
+    "optimizer": "; which one it is says optimizer.name",
+    "data": "; an embedded corpus or a folder of `trainer prepare` is named by data.corpus",
+    "model": "; a preset is named by model.preset",
+    "schedule": "; its shape is named by schedule.name",
+    "checkpoint": "; steps between two are given by checkpoint.every_steps",
+    "evaluation": "; steps between two are given by evaluation.every_steps",
+    "metrics": "; trackers are named by metrics.trackers",
+    "profile": "; the steps to record are given by profile.steps",
+    "safety": "; skipped steps in a row that end a run are given by safety.max_bad_steps",
 }
 """What a person who writes one value for a section means by it."""
 
@@ -50,7 +59,8 @@ def _place(key: str, document: Document) -> str:
 
 def _unknown_keys(key: str, value: Any) -> list[str]:
     """An unknown key itself; for a section of another trainer, the keys that it holds."""
-    if key.partition(".")[0] not in SECTIONS or not isinstance(value, dict) or not value:
+    is_section = key.partition(".")[0] in SECTIONS or key.endswith(".init_args")  # the latter is jsonargparse's, in any section
+    if not is_section or not isinstance(value, dict) or not value:
         return [key]
     return [name for inner, inside in value.items() for name in _unknown_keys(f"{key}.{inner}", inside)]
 

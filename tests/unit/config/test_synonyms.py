@@ -19,6 +19,10 @@ HUGGING_FACE = {
     "adam_epsilon": "optimizer.eps", "max_grad_norm": "optimizer.max_grad_norm", "save_total_limit": "checkpoint.keep_last",
     "gradient_checkpointing": "model.gradient_checkpointing", "output_dir": "name", "run_name": "name", "report_to": "metrics.trackers",
     "bf16": "mixed_precision", "fp16": "mixed_precision", "torch_compile": "dynamo_config", "optim": "optimizer.name", "fsdp": "data parallelism",
+    "torch_compile_backend": "dynamo_config", "metric_for_best_model": "checkpoint.keep_best", "do_train": "leave it out",
+    "logging_strategy": "metrics.console_every_steps", "lr_scheduler_kwargs": "schedule.min_lr_fraction", "optim_args": "optimizer.betas",
+    "push_to_hub": "trainer export", "attn_implementation": "leave it out", "group_by_length": "leave it out", "eval_on_start": "trainer eval",
+    "ddp_find_unused_parameters": "leave it out", "save_only_model": "trainer export",
 }  # fmt: skip
 NANOGPT = {
     "batch_size": "micro_batch", "block_size": "sequence_length", "max_iters": "max_steps", "lr_decay_iters": "max_steps",
@@ -26,6 +30,7 @@ NANOGPT = {
     "eval_interval": "evaluation.every_steps", "eval_iters": "evaluation.num_sequences", "log_interval": "metrics.console_every_steps",
     "init_from": "resume_from_checkpoint", "out_dir": "name", "wandb_log": "metrics.trackers", "n_layer": "model.config", "dtype": "mixed_precision",
     "compile": "dynamo_config", "device": "use_cpu", "dataset": "data.corpus", "decay_lr": "schedule.name",
+    "backend": "leave it out", "eval_only": "trainer eval",
 }  # fmt: skip
 TORCHTITAN = {
     "training.steps": "max_steps", "training.local_batch_size": "micro_batch", "training.global_batch_size": "global_batch",
@@ -35,6 +40,10 @@ TORCHTITAN = {
     "checkpoint.keep_latest_k": "checkpoint.keep_last", "metrics.log_freq": "metrics.console_every_steps", "model.flavor": "model.preset",
     "activation_checkpoint.mode": "model.gradient_checkpointing", "compile.enable": "dynamo_config", "validation.freq": "evaluation.every_steps",
     "parallelism.tensor_parallel_degree": "data parallelism", "profiling.enable_profiling": "profile.steps",
+    "checkpoint.enable": "leave it out", "checkpoint.enable_checkpoint": "leave it out", "checkpoint.initial_load_path": "resume_from_checkpoint",
+    "checkpoint.load_step": "resume_from_checkpoint", "checkpoint.export_dtype": "trainer export", "checkpoint.last_save_model_only": "trainer export",
+    "training.gc_freq": "leave it out", "training.mixed_precision_reduce": "mixed_precision", "optimizer.implementation": "leave it out",
+    "lr_scheduler.lr_min": "schedule.min_lr_fraction", "model.n_layers": "model.config", "comm.init_timeout_seconds": "leave it out",
 }  # fmt: skip
 LITGPT = {
     "train.max_tokens": "max_tokens", "train.max_steps": "max_steps", "train.epochs": "max_epochs", "train.global_batch_size": "global_batch",
@@ -42,6 +51,8 @@ LITGPT = {
     "train.save_interval": "checkpoint.every_steps", "train.log_interval": "metrics.console_every_steps", "train.min_lr": "schedule.min_lr_fraction",
     "eval.interval": "evaluation.every_steps", "eval.max_iters": "evaluation.num_sequences", "eval.max_new_tokens": "evaluation.sample_tokens",
     "devices": "num_processes", "num_nodes": "num_machines", "logger_name": "metrics.trackers", "model_name": "model.preset",
+    "initial_checkpoint_dir": "resume_from_checkpoint", "eval.initial_validation": "trainer eval", "eval.final_validation": "leave it out",
+    "optimizer.class_path": "optimizer.name", "optimizer.init_args.lr": "optimizer.lr", "optimizer.init_args.weight_decay": "optimizer.weight_decay",
 }  # fmt: skip
 TRAINERS = {"Hugging Face": HUGGING_FACE, "nanoGPT": NANOGPT, "torchtitan": TORCHTITAN, "litgpt": LITGPT}
 
@@ -53,6 +64,21 @@ def test_a_name_of_another_trainer_is_answered_with_ours(which):
     answers = {problem.split()[2]: problem for problem in caught.value.problems}
     assert answers.keys() == TRAINERS[which].keys()
     assert [(name, answers[name]) for name, ours in TRAINERS[which].items() if ours not in answers[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"),
+    [
+        ("optimizer=AdamW", "optimizer.name"), ("data=OpenWebText", "data.corpus"), ("model=llama-1b", "model.preset"), ("schedule=cosine", "schedule.name"),
+        ("checkpoint=100", "checkpoint.every_steps"), ("evaluation=100", "evaluation.every_steps"), ("metrics=wandb", "metrics.trackers"),
+        ("profile=[3,4]", "profile.steps"), ("safety=3", "safety.max_bad_steps"), ("precision=bf16", "mixed_precision"), ("resume=true", "resume_from_checkpoint"),
+    ],
+)  # fmt: skip
+def test_one_value_for_a_section_is_answered_with_the_setting_that_is_meant(typed, ours):
+    """As litgpt writes `optimizer: AdamW` and `data: OpenWebText`."""
+    with pytest.raises(ConfigError) as caught:
+        load("shakespeare", [typed])
+    assert caught.value.problems[0].endswith((f" {ours}", f"'s {ours}"))
 
 
 @pytest.mark.parametrize("name", SYNONYMS)

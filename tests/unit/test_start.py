@@ -19,6 +19,19 @@ WRONG = "raise SystemExit('the wrong code runs')"
 TELL = "import json, sys, trainer, yaml, tokenize; print(json.dumps([module.__file__ for module in (trainer, yaml, tokenize)]))"
 
 
+SPAWNS = """if __name__ == '__main__':
+    import sys, trainer.__main__, trainer.cli
+    def run():
+        import multiprocessing
+        child = multiprocessing.get_context('spawn').Process(target=print, args=('here',))
+        child.start(), child.join()
+        sys.exit(child.exitcode)
+    trainer.cli.main = run
+    sys.path.pop(0)  # the folder of the command, as that of an environment
+    trainer.__main__._run()
+"""
+
+
 def copy_of_start(folder: Path, **modules: str) -> Path:
     """A package `trainer` in this folder with a start.py like ours and these modules; returns the start.py."""
     package = folder / "trainer"
@@ -52,6 +65,14 @@ def ran(command: list[str], cwd: Path, **environment: str) -> str:
     ended = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     return ended.stdout
+
+
+def test_a_process_that_the_command_spawns_imports_nothing_from_the_current_folder(tmp_path, foreign):
+    """The command `trainer` of an environment has no -P that it would pass on."""
+    for name in ("socket", "tempfile", "random"):
+        (foreign / f"{name}.py").write_text(WRONG)
+    (tmp_path / "command.py").write_text(SPAWNS)
+    assert ran([sys.executable, str(tmp_path / "command.py")], foreign) == "here\n"
 
 
 def test_a_start_runs_its_own_package_and_keeps_the_packages_that_a_person_brings(tmp_path, foreign, other):

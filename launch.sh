@@ -10,6 +10,7 @@
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
 # Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to mend in
 # what was typed, 3 diverged, 75 interrupted (start it again to continue), 1 anything else.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # called as: sh launch.sh
 set -euo pipefail
 # The folder of this file itself, also where it was called by a link to it. Python is told (-P) to import nothing from the current folder.
 project="$(dirname "$(readlink -f -- "${BASH_SOURCE[0]}")")"
@@ -112,6 +113,26 @@ install() {
         refuse "$stamp could not be written (the reason is above); check the free disk space and the rights on $venv, then start again"
 }
 
+show_help() {
+    sed -n '2,/^\[ /{/^# /s/^# //p}' "${BASH_SOURCE[0]}"
+    exit 0
+}
+
+# Refuses an extra that setup.cfg has not, of which pip would only warn; several may be named with commas between them.
+check_extras() {
+    local known extra
+    known="$(sed -n '/^\[options.extras_require\]/,/^\[options.entry/s/^\([A-Za-z0-9_-]*\) =$/\1/p' "$project/setup.cfg")"
+    for extra in ${1//,/ }; do
+        grep -qxF -e "$extra" <<< "$known" ||
+            refuse "setup.cfg has no extra '$extra' to set up; there are: $(echo $known) (the form is: $0 --setup [EXTRA])"
+    done
+    [ "${2:-0}" -le 1 ] || refuse "--setup takes one word more at most, and $2 were given; the form is: $0 --setup [EXTRA]"
+}
+
+if [ "${1:-}" = "--setup" ]; then
+    case "${2:-}" in -h | --help) show_help ;; esac
+    check_extras "${2:-}" $(($# - 1))
+fi
 if [ "${1:-}" = "--setup" ] && [ "${2:-}" = "fp8" ]; then
     set_up
     exec "$venv/bin/python" -P "$project/trainer/start.py" trainer install-fp8  # which is compiled, against the torch that is there now
@@ -124,8 +145,7 @@ fi
 case "${1:-}" in
     -h | --help)
         if [ ! -x "$venv/bin/python" ]; then  # which is asked before anything is installed
-            sed -n '2,/^set /{/^# /s/^# //p}' "${BASH_SOURCE[0]}"
-            exit 0
+            show_help
         fi
         ;;
 esac

@@ -118,6 +118,21 @@ def test_an_installation_that_the_python_does_not_find_is_told(clone):
     assert ended.returncode == 2 and str(clone / ".venv") in paragraph(ended.stderr)
 
 
+@pytest.mark.parametrize("extra", ["tset", "-h", "fp16", "test,fp9"])
+def test_an_extra_that_there_is_not_is_refused_before_anything_is_installed(clone, extra):
+    """pip says nothing but a warning, which is not shown, and installs the rest."""
+    ended = launch_sh(clone, "--setup", extra)
+    assert ended.returncode == (0 if extra == "-h" else 2) and installations(clone) == 0
+    assert not list(clone.glob(".venv/.installed*"))
+
+
+def test_called_by_another_shell_it_goes_on_in_bash(clone, tmp_path):
+    """`sh launch.sh` is a habit, and not every sh knows pipefail."""
+    for words in (["-h"], ["settings"]):
+        ended = subprocess.run([shutil.which("sh"), str(clone / "launch.sh"), *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        assert ended.returncode == 0 and ended.stdout and "pipefail" not in ended.stderr
+
+
 # Where one stands, and by which name it is called
 
 

@@ -306,3 +306,18 @@ def test_nothing_is_caught_by_a_bare_except():
         if isinstance(node, ast.ExceptHandler) and node.type is None
     ]
     assert bare == []
+
+
+COMMANDS = "train|prepare|checkpoints|runs|launch|finish|eval|export|generate|report|tensorboard|doctor|selftest|bench|install-fp8|compare"
+PRINTED_COMMAND = re.compile(rf": trainer (?:{COMMANDS})\b|`trainer (?:{COMMANDS}) [\w-]|\./launch\.sh|\.venv/bin|^trainer (?:{COMMANDS})$")
+
+
+def test_a_command_is_printed_by_the_one_function_that_knows_how_it_is_typed_here():
+    """`trainer X` is no command in a checkout, and `./launch.sh X` none beside one: config/folders.py knows."""
+    found = set()
+    for path in FILES:
+        documentation = {ast.get_docstring(node, clean=False) for node in ast.walk(TREES[path]) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))}
+        loose = {node.value.value for node in ast.walk(TREES[path]) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+        words = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        found |= {f"{path.relative_to(PACKAGE)}:{node.lineno}" for node in words if node.value not in documentation | loose and PRINTED_COMMAND.search(node.value)}
+    assert {place for place in found if not place.startswith("config/folders.py:")} == set()

@@ -11,7 +11,7 @@ from trainer import files
 from trainer.checkpoint.copier import second_place_of
 from trainer.checkpoint.lock import hold as hold_checkpoints
 from trainer.checkpoint.store import CheckpointStore, folder_bytes
-from trainer.config.folders import checkpoints_folder, find_run, hold, run_folder
+from trainer.config.folders import checkpoints_folder, command_line, find_run, hold, run_folder
 from trainer.config.load import dump, load_resolved
 from trainer.config.schema import Config, name_problem
 from trainer.errors import ConfigError, TrainerError
@@ -63,7 +63,8 @@ def remove(run: str, *, is_sure: bool) -> str:
     pinned = [str(manifest.step) for manifest in CheckpointStore(home.checkpoints).sound_manifests() if manifest.pinned]
     if pinned:
         raise TrainerError(
-            f"checkpoints of {home.name} are pinned (steps {', '.join(pinned)}), so the run stays; take the pins away first: trainer checkpoints unpin"
+            f"checkpoints of {home.name} are pinned (steps {', '.join(pinned)}), so the run stays; take the pins away first: "
+            f"{command_line('checkpoints', 'unpin', home.name, '--checkpoint', pinned[0])}"
         )
     there = [path for path in (home.checkpoints, home.folder) if path.is_dir()]
     told = " and ".join(f"{path} ({size(folder_bytes(path))})" for path in there)

@@ -12,6 +12,7 @@ from trainer import files
 from trainer.checkpoint.choose import one_of
 from trainer.checkpoint.manifest import MANIFEST, read_manifest, to_json
 from trainer.checkpoint.store import REMOVING, Entry
+from trainer.config.folders import command_line
 from trainer.errors import CheckpointError
 
 
@@ -44,7 +45,7 @@ def _rewrite(entry: Entry, pinned: bool) -> None:
     if not _is_so(entry.path, pinned):
         raise CheckpointError(
             f"{entry.path} was removed just now, by a trainer that prunes, and nothing was changed; see what is there with "
-            "`trainer checkpoints ls`, and pin one that is kept"
+            f"`{command_line('checkpoints', 'ls', entry.path.parent.name)}`, and pin one that is kept"
         )
 
 

@@ -7,7 +7,7 @@ from trainer.checkpoint.choose import one_of
 from trainer.checkpoint.lock import hold
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
-from trainer.config.folders import folder_of_run
+from trainer.config.folders import command_line, folder_of_run
 from trainer.errors import CheckpointError
 from trainer.journal import JOURNAL, Journal
 from trainer.text import size
@@ -53,9 +53,15 @@ def _check(store: CheckpointStore, path: Path) -> None:
     """Refuses to remove what is to stay; reads every byte of it and of the newest other one that is sound."""
     entry = store.entry(path)
     if entry.manifest and entry.manifest.pinned:
-        raise CheckpointError(f"{path} is pinned, so it stays; take the pin away first: trainer checkpoints unpin")
+        raise CheckpointError(
+            f"{path} is pinned, so it stays; take the pin away first: "
+            f"{command_line('checkpoints', 'unpin', str(path.parent), '--checkpoint', str(entry.step))}"
+        )
     others = [other for other in store.entries() if other.path != path]
     if len(others) == len(store.entries()) or verify(path):  # set aside, or damaged: no run goes on from it
         return
     if not any(not other.problem and not verify(other.path) for other in others):
-        raise CheckpointError(f"{path} is the last whole checkpoint, and the run could not go on without it; remove the whole run: trainer runs rm")
+        raise CheckpointError(
+            f"{path} is the last whole checkpoint, and the run could not go on without it; remove the whole run: "
+            f"{command_line('runs', 'rm', path.parent.name)}"
+        )

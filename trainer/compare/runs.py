@@ -10,7 +10,7 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.show import flat
 from trainer.checkpoint.store import CheckpointStore
 from trainer.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
-from trainer.config.folders import find_run
+from trainer.config.folders import command_line, find_run
 from trainer.config.load import default_settings, read_settings
 from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
@@ -70,7 +70,7 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
     raises  TrainerError for fewer than two, one that is not there or given twice, or one without a step
     """
     if len(wanted) < 2:
-        raise TrainerError("compare needs two runs at least, by name or folder; try: trainer compare A B")
+        raise TrainerError(f"compare needs two runs at least, by name or folder; try: {command_line('compare', 'A', 'B')}")
     folders = [find_run(run) for run in wanted]
     for number, folder in enumerate(folders):
         for earlier in range(number):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer import files
+from trainer.config.folders import command_line
 from trainer.config.schema import Config, DataConfig
 from trainer.data.manifest import missing_shards, read_manifest, repeats_text
 from trainer.data.prepare import EMBEDDED, prepare_embedded
@@ -72,8 +73,8 @@ def open_corpus(data: DataConfig, sequence_length: int) -> Corpus:
     if manifest is None:
         raise DataError(
             f"data.corpus {data.corpus!r} is neither an embedded corpus ({did_you_mean(data.corpus, EMBEDDED)}) nor a folder that "
-            f"`trainer prepare` wrote ({folder} has no manifest.json); run: trainer prepare SOURCE... --out {folder} "
-            "--tokenizer gpt2   or, to see the recipe run at once: data.corpus=shakespeare data.tokenizer=gpt2"
+            f"`trainer prepare` wrote ({folder} has no manifest.json); run: "
+            f"{command_line('prepare', 'SOURCE...', '--out', str(folder), '--tokenizer', 'gpt2')}   or, to see the recipe run at once: data.corpus=shakespeare data.tokenizer=gpt2"
         )
     if data.tokenizer and load_tokenizer(data.tokenizer).sha256 != manifest["tokenizer_sha256"]:
         raise DataError(
@@ -119,7 +120,7 @@ def _open(
         except DataError as error:
             if f"{split} shards" in str(error):
                 raise
-            more = " Or hold out more: trainer prepare --validation-fraction 0.05, or --validation SOURCE." if data.corpus and split == "validation" else ""
+            more = " Or hold out more: prepare it with --validation-fraction 0.05, or --validation SOURCE." if data.corpus and split == "validation" else ""
             raise DataError(f"{'training' if split == 'train' else split} data: {error}{more}") from None
 
     trained_on, held_out = dataset(train, "train"), dataset(validation, "validation") if validation else None

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from trainer import text
+from trainer.config.folders import command_line
 from trainer.errors import DataError
 
 DECLARED_DTYPES = ("uint16", "uint32")
 SUFFIXES = (".bin", ".npy", ".ds")
-HOW_TO_PREPARE = "Make shards with `trainer prepare SOURCE... --out DIR --tokenizer NAME`."
 
 HEADER_BYTES = 1024
 LLMC, LLAMA3, AUTOMODEL, LLMC_EVAL = 20240520, 20240801, 278895051, 20240522
@@ -32,6 +32,12 @@ VERSIONS = {LLMC: 1, LLAMA3: 7, AUTOMODEL: 1}
 _TEXT_MAGIC = {b"PAR1": "parquet", b"\x28\xb5\x2f\xfd": "zstd-compressed", b"\x1f\x8b": "gzip-compressed"}
 # source: Megatron-LM's IndexedDataset, the dtype codes that hold token ids
 _MEGATRON_DTYPES = {1: "uint8", 4: "int32", 5: "int64", 8: "uint16"}
+
+
+def how_to_prepare(again: bool = False) -> str:
+    """The command that makes shards, as a sentence."""
+    command = command_line("prepare", "SOURCE...", "--out", "DIR", "--tokenizer", "NAME")
+    return f"{'Prepare it again' if again else 'Make shards'} with `{command}`."
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def open_shard(path: Path, dtype: str | None = None) -> Shard:
         with open(path, "rb") as file:
             head = file.read(HEADER_BYTES)
     except OSError as error:
-        raise DataError(f"shard {path} cannot be read: {error.strerror}. {HOW_TO_PREPARE}") from None
+        raise DataError(f"shard {path} cannot be read: {error.strerror}. {how_to_prepare()}") from None
     if num_bytes == 0:
         raise DataError(f"shard {path} is empty (0 bytes): it was never written to its end. Prepare it again.")
     if head.startswith(b"\x93NUMPY"):
@@ -128,7 +134,7 @@ def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
     if said is None:
         raise DataError(
             f"shard {path} has no header that says how its tokens are stored. Set data.dtype to uint16 (nanoGPT, "
-            f"vocabularies up to 65,536) or uint32 (OLMo, larger ones). {HOW_TO_PREPARE}"
+            f"vocabularies up to 65,536) or uint32 (OLMo, larger ones). {how_to_prepare()}"
         )
     if dtype is not None and np.dtype(said) != np.dtype(dtype):
         raise DataError(f"shard {path}: the file beside it says {said}, but data.dtype is {dtype}. Remove data.dtype.")
@@ -172,6 +178,6 @@ def _checked(shard: Shard, num_bytes: int, counted_by: str) -> Shard:
 def _refuse_text(path: Path, head: bytes) -> None:
     for magic, kind in _TEXT_MAGIC.items():
         if head.startswith(magic):
-            raise DataError(f"shard {path} is {kind} data, not tokens. {HOW_TO_PREPARE}")
+            raise DataError(f"shard {path} is {kind} data, not tokens. {how_to_prepare()}")
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"shard {path} is not a file of tokens ({', '.join(SUFFIXES)}). {HOW_TO_PREPARE}")
+        raise DataError(f"shard {path} is not a file of tokens ({', '.join(SUFFIXES)}). {how_to_prepare()}")

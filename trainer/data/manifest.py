@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from trainer import files, text
+from trainer.data.layouts import how_to_prepare
 from trainer.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -27,7 +28,6 @@ VOCABULARY = "tokenizer.tiktoken"
 _KEYS = {
     "name", "tokenizer", "tokenizer_sha256", "vocab_size", "bytes_per_token", "splits", "baselines", "shards", "request"
 }  # fmt: skip
-_AGAIN = "Prepare it again with `trainer prepare SOURCE... --out DIR --tokenizer NAME`."
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -43,13 +43,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Mend that, or name another folder.") from None
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}). {_AGAIN}") from None
+        raise DataError(f"{path} is damaged ({error}). {how_to_prepare(again=True)}") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format_version {version!r}; {FORMAT_VERSION} was expected. {_AGAIN}")
+        raise DataError(f"{path} has format_version {version!r}; {FORMAT_VERSION} was expected. {how_to_prepare(again=True)}")
     missing = _KEYS - manifest.keys()
     if missing:
-        raise DataError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. {_AGAIN}")
+        raise DataError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. {how_to_prepare(again=True)}")
     if manifest["tokenizer"] == VOCABULARY:
         manifest["tokenizer"] = str((Path(folder) / VOCABULARY).resolve())
     return manifest
@@ -74,7 +74,7 @@ def verify_corpus(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder} is no prepared corpus: it has no {MANIFEST}. {_AGAIN}")
+        raise DataError(f"{folder} is no prepared corpus: it has no {MANIFEST}. {how_to_prepare(again=True)}")
     problems = missing_shards(folder, manifest)
     if not problems:
         for shard in manifest["shards"]:
@@ -82,7 +82,7 @@ def verify_corpus(folder: Path) -> dict[str, Any]:
             if found != shard["sha256"]:
                 problems.append(f"{shard['file']} has sha256 {found[:16]}..., expected {shard['sha256'][:16]}...")
     if problems:
-        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}. {_AGAIN}")
+        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}. {how_to_prepare(again=True)}")
     return manifest
 
 

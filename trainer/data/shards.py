@@ -15,7 +15,7 @@ import xxhash
 
 from trainer import files
 from trainer.data.find import bracket_hint, find, natural_key, readable, tell_left_out
-from trainer.data.layouts import HEADER_BYTES, HOW_TO_PREPARE, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, open_shard
+from trainer.data.layouts import HEADER_BYTES, how_to_prepare, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, open_shard
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def resolve_shards(
             logger.warning("%d shards of %s are files that were named before by another path, and count again (%s)", len(linked), pattern, linked[0])
         found.update(dict.fromkeys(matches))
     if not found:
-        raise DataError(f"no shards are named. {HOW_TO_PREPARE}")
+        raise DataError(f"no shards are named. {how_to_prepare()}")
     return list(found)
 
 
@@ -113,13 +113,13 @@ def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) 
     tell_left_out(replace(found, others=[path for path in found.others if _may_be_a_shard(path)]), what, "name it, or its files, besides")
     if not is_folder:
         if not inside:
-            raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {HOW_TO_PREPARE}")
+            raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {how_to_prepare()}")
         return inside
     matches = [p for p in inside if split is None or is_held_out_name(p) == (split == "validation")]
     if not matches:
         kind = f"{split} shards" if inside else "shards"
         others = f" (it was not looked into: {'; '.join(found.aside)})" if found.aside else ""
-        raise DataError(f"folder {path} holds no {kind} ({', '.join(SUFFIXES)}){others}. {HOW_TO_PREPARE}")
+        raise DataError(f"folder {path} holds no {kind} ({', '.join(SUFFIXES)}){others}. {how_to_prepare()}")
     return matches
 
 
@@ -160,7 +160,7 @@ class TokenDataset:
                 together do not hold one sequence
         """
         if not paths:
-            raise DataError(f"no shards are named. {HOW_TO_PREPARE}")
+            raise DataError(f"no shards are named. {how_to_prepare()}")
         if sequence_length < 1:
             raise DataError(f"sequence_length is {sequence_length}; 1 or more was expected.")
         self.sequence_length = sequence_length
@@ -175,7 +175,7 @@ class TokenDataset:
             raise DataError(
                 f"{len(self.shards)} shard(s) from {self.shards[0].path} on hold {self.num_tokens:,} tokens, and one "
                 f"sequence of length {sequence_length} needs {sequence_length + 1:,} in one shard. Lower "
-                f"sequence_length, or prepare more text. {HOW_TO_PREPARE}"
+                f"sequence_length, or prepare more text. {how_to_prepare()}"
             )
         self.fingerprint: str = self.fingerprint_at(sequence_length)
         self._tell_remainders(counts)

@@ -11,7 +11,7 @@ from trainer.doctor.ask import ask
 from trainer.doctor.examine import BACKEND, LAUNCH, ROWS, TORCH, Answer
 from trainer.doctor.machine import Machine, read_machine
 from trainer.errors import ConfigError, PrecisionError
-from trainer.precision.decide import SETUP, Decision, check_required, idle_settings
+from trainer.precision.decide import setup_command, Decision, check_required, idle_settings
 
 YES, NO, EMULATED = "yes", "no", "emulated"
 
@@ -109,7 +109,7 @@ class Diagnosis:
     @property
     def lacks_only_the_backend(self) -> bool:
         """Whether an installation is what one of fp8's recipes lacks, by its own reason."""
-        return self.fp8 is None and any(SETUP in row.reason for row in self.rows)
+        return self.fp8 is None and any(setup_command() in row.reason for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""

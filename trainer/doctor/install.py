@@ -31,7 +31,7 @@ from trainer.config.schema import PrecisionConfig
 from trainer.doctor.ask import ask
 from trainer.doctor.examine import BACKEND, TORCH
 from trainer.doctor.machine import read_machine
-from trainer.precision.decide import SETUP, Facts, lacking
+from trainer.precision.decide import setup_command, Facts, lacking
 from trainer.precision.recipes import recipe_of
 from trainer.safety.parent import end_with_parent
 from trainer.text import duration, one_line, shortened
@@ -72,7 +72,7 @@ def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
     if not machine.num_visible:
         return
     if failed := _failed_before():
-        say(f"TransformerEngine is not installed: {failed}. {SETUP} tries again")
+        say(f"TransformerEngine is not installed: {failed}. {setup_command()} tries again")
         return
     cuda = ask((TORCH,), None)[TORCH].get("cuda")
     gpus = [Facts("cuda", True, gpu=gpu.name, capability=gpu.capability, cuda=_pair(cuda)) for gpu in machine.gpus]
@@ -80,7 +80,7 @@ def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
         return  # the run says so, and needs no TransformerEngine for it
     if failure := install(say, again=False):
         outcome = "is refused, as precision.required asks" if wanted.required else "goes on in bf16"
-        say(f"{failure}. So the run {outcome}, and this is not tried again at every start: {SETUP} tries again")
+        say(f"{failure}. So the run {outcome}, and this is not tried again at every start: {setup_command()} tries again")
 
 
 def install(say: Say, *, again: bool) -> str | None:

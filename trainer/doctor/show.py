@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+from trainer.config.folders import command_line
 from trainer.doctor.diagnosis import Diagnosis, Launch
 from trainer.doctor.machine import Gpu
-from trainer.precision.decide import SETUP
+from trainer.precision.decide import setup_command
 from trainer.text import numbered, size, table
 
 
@@ -71,11 +72,11 @@ def _launch(launch: Launch) -> str:
 
 def _next(diagnosis: Diagnosis) -> str:
     if diagnosis.has_idle_gpus:
-        return "a torch for this driver, or a driver for this torch; until then ./launch.sh cpu RECIPE"
+        return f"a torch for this driver, or a driver for this torch; until then {command_line('cpu', 'RECIPE')}"
     if diagnosis.lacks_only_the_backend:
-        return f"{SETUP} (compiles TransformerEngine's torch part: minutes, up to an hour on few cores), then ./launch.sh doctor again"
+        return f"{setup_command()} (compiles TransformerEngine's torch part: minutes, up to an hour on few cores), then {command_line('doctor')} again"
     if diagnosis.launch and diagnosis.launch.is_as_asked:
         return "the same words without doctor"
     if diagnosis.fp8:
-        return f"./launch.sh doctor {diagnosis.fits.replace('bf16', 'fp8')} RECIPE, which says whether a recipe's model fits fp8"
-    return f"./launch.sh {diagnosis.fits} RECIPE"
+        return f"{command_line('doctor', diagnosis.fits.replace('bf16', 'fp8'), 'RECIPE')}, which says whether a recipe's model fits fp8"
+    return command_line(diagnosis.fits, "RECIPE")

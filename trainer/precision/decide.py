@@ -11,12 +11,16 @@ from typing import Any
 
 from trainer import files
 from trainer.config.cluster_keys import MODES
+from trainer.config.folders import command_line
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.recipes import Recipe, check_options, format_of, recipe_of
 
-SETUP = "./launch.sh --setup fp8" if files.checkout_folder() else "trainer install-fp8"
-"""What installs TransformerEngine."""
+
+def setup_command() -> str:
+    """What installs TransformerEngine."""
+    return command_line("--setup", "fp8") if files.checkout_folder() else command_line("install-fp8")
+
 
 SLOW = 0.8
 """A precision whose products have less than this of fp32's speed is warned of."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
-from trainer.precision.decide import SETUP, Facts, lacking
+from trainer.precision.decide import setup_command, Facts, lacking
 from trainer.precision.layers import Switch, fp8_classes
 from trainer.precision.recipes import Recipe, format_of, recipe_of
 from trainer.text import one_line
@@ -73,8 +73,8 @@ def _with(facts: Facts, **changes: object) -> Facts:
 
 def _import_problem(error: BaseException) -> str:
     if backend.is_missing(error):
-        return f"TransformerEngine is not installed ({SETUP} installs it)"
-    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with {SETUP}"
+        return f"TransformerEngine is not installed ({setup_command()} installs it)"
+    return f"TransformerEngine cannot be imported ({one_line(error)}); install it anew with {setup_command()}"
 
 
 def judge(forward: float, worst: float, recipe: Recipe) -> str | None:

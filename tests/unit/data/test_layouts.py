@@ -66,7 +66,7 @@ def test_what_cannot_be_read_for_certain_is_refused(tmp_path, name, content, dty
 
 
 def test_a_missing_shard_says_how_to_make_some(tmp_path):
-    with pytest.raises(DataError, match="No such file.*trainer prepare"):
+    with pytest.raises(DataError, match="No such file.*launch.sh prepare"):
         open_shard(tmp_path / "none.bin")
 
 

@@ -130,7 +130,7 @@ def test_a_shard_too_short_for_one_sequence_says_what_to_do(make_dataset):
 
 
 def test_a_dataset_needs_shards_and_a_length(make_dataset):
-    with pytest.raises(DataError, match="no shards are named.*trainer prepare"):
+    with pytest.raises(DataError, match="no shards are named.*launch.sh prepare"):
         TokenDataset([], 8, 100)
     with pytest.raises(DataError, match="sequence_length is 0"):
         make_dataset(8, sequence_length=0)
@@ -207,7 +207,7 @@ def test_a_project_folder_with_brackets_has_shards(folder):
 def test_what_stands_for_no_shard_says_how_to_make_some(folder):
     (folder / "empty").mkdir()
     for pattern in ("empty", "none", "none/*.bin"):
-        with pytest.raises(DataError, match="trainer prepare SOURCE"):
+        with pytest.raises(DataError, match="launch.sh prepare SOURCE"):
             resolve_shards([pattern], folder)
     with pytest.raises(DataError, match="no shards are named"):
         resolve_shards([], folder)

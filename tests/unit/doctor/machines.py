@@ -6,7 +6,7 @@ from trainer.config.schema import PrecisionConfig
 from trainer.doctor.diagnosis import Diagnosis, diagnose
 from trainer.doctor.examine import BACKEND, ROWS, TORCH
 from trainer.doctor.machine import Gpu, Machine
-from trainer.precision.decide import SETUP, Facts, decide
+from trainer.precision.decide import setup_command, Facts, decide
 
 TE = "TransformerEngine 2.20.2"
 CPU, H100, A100 = Facts("cpu", True), Facts("cuda", True, gpu="NVIDIA H100", capability=(9, 0)), Facts("cuda", True, gpu="NVIDIA A100", capability=(8, 0))
@@ -20,7 +20,7 @@ def machine(*gpus: Facts, driver="580.95.05", problem=None, num_visible=None) ->
 
 def answers(facts: Facts, *, backend=TE, num_gpus=0, **torch) -> dict:
     """What is found out on such a device; `backend` None: TransformerEngine is not installed."""
-    missing = None if backend else f"TransformerEngine is not installed ({SETUP} installs it)"
+    missing = None if backend else f"TransformerEngine is not installed ({setup_command()} installs it)"
     known = Facts(**{**vars(facts), "cuda": (13, 0), "backend": backend, "problem": missing, "probe_error": 0.041 if backend else None})
     found = {TORCH: {"version": "2.11.0", "cuda": "13.0", "num_gpus": num_gpus, **torch}, BACKEND: {"name": backend}}
     for row in ROWS:

@@ -18,7 +18,7 @@ from trainer.config.cluster import read_cluster
 from trainer.config.schema import PrecisionConfig
 from trainer.doctor import install as room
 from trainer.doctor.examine import BACKEND, TORCH
-from trainer.precision.decide import SETUP
+from trainer.precision.decide import setup_command
 
 NOT_THERE, WORKS, BROKEN = {"name": None}, {"name": "TransformerEngine 2.20.2"}, {"problem": "OSError: undefined symbol"}
 
@@ -142,10 +142,10 @@ def test_a_failure_is_told_once_and_not_tried_again_at_every_start(here):
     here.code, here.output = 1, "  common.h:3: fatal error: Python.h: No such file or directory\nERROR: Could not build wheels\n"
     said = here.launch()
     assert "TransformerEngine could not be installed" in said and "Python.h: No such file or directory" in said
-    assert f"all of it: {here.log}" in said and "the run goes on in bf16" in said and f"{SETUP} tries again" in said
+    assert f"all of it: {here.log}" in said and "the run goes on in bf16" in said and f"{setup_command()} tries again" in said
     here.commands.clear()
     said = here.launch()
-    assert "TransformerEngine is not installed: that failed on" in said and "Python.h" in said and SETUP in said and not here.commands
+    assert "TransformerEngine is not installed: that failed on" in said and "Python.h" in said and setup_command() in said and not here.commands
 
 
 def test_with_another_torch_it_is_tried_again(here, monkeypatch):

@@ -21,6 +21,7 @@ NOTABLE_CORES, NOTABLE_FRACTION = 0.2, 0.05
 """Less of other processes' work, or a smaller share of the time, is not told as a reason."""
 
 _CGROUP = Path("/sys/fs/cgroup/cpu.stat")
+_SYSTEM = Path("/sys")
 _THROTTLES = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
 
 
@@ -131,7 +132,7 @@ def _throttled_seconds() -> float:
 def _heat_events() -> int:
     """Of all cores together; 0 where the system does not count them."""
     total = 0
-    for path in Path("/sys").glob(_THROTTLES):
+    for path in _SYSTEM.glob(_THROTTLES):
         try:
             total += int(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -265,6 +265,7 @@ class Reporter:
             return
         self._is_closed = True
         self._sampling.close()
+        self._slow_alarm.close()
         if self._bar is not None:
             self._bar.close()
         if self._curve is not None:

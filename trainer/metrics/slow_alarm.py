@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 from trainer.journal import Journal
 from trainer.metrics.machine_load import LOOK_SECONDS, Counters, look, reasons
@@ -16,24 +16,31 @@ log = logging.getLogger(__name__)
 TAG = "speed/slowdown"
 UNKNOWN = "nothing that this machine counts shows why"
 
+LONGEST_END_SECONDS = 5.0
+"""How long the end of a run waits for what is being told; a look at the machine that hangs holds nobody up."""
+
+LEAST_LOOK_SECONDS = 0.5
+"""A look that the end of a run cut shorter blames nobody: counters go in hundredths of a second."""
+
 
 class SlowAlarm:
     """Takes the seconds of each step; the machine is looked at on a thread of its own, and training waits for nothing."""
 
     def __init__(
         self, slow_ratio: float | None, journal: Journal, *, launcher_pid: int | None = None,
-        look: Callable[[int], Counters] = look, look_seconds: float = LOOK_SECONDS,
+        look: Callable[[int], Counters] = look, look_seconds: float = LOOK_SECONDS, kind_of_step: Callable[[int], Hashable] = lambda step: None,
     ) -> None:  # fmt: skip
-        """`launcher_pid`: the process whose descendants are this run's; by default this one."""
+        """`launcher_pid`: the process whose descendants are this run's; by default this one. `kind_of_step`: what sort of step this is, by its number."""
         self._watch, self._journal = SlowdownWatch(slow_ratio), journal
         self._root, self._look, self._look_seconds = launcher_pid or os.getpid(), look, look_seconds
+        self._kind_of_step, self._ending = kind_of_step, threading.Event()
         self._gpus: Mapping[str, float] = {}
         self._slow_since = 0.0
         self._telling: threading.Thread | None = None
 
     def step(self, step: int, seconds: float) -> None:
         """One step took so long."""
-        change = self._watch.step(seconds)
+        change = self._watch.step(seconds, self._kind_of_step(step))
         if change is None:
             return
         if change.is_slow:
@@ -47,10 +54,15 @@ class SlowAlarm:
         self._gpus = machine
         return {} if self._watch.ratio is None else {TAG: self._watch.ratio}
 
-    def wait(self) -> None:
-        """Until all has been told."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Until all has been told, or for so many seconds."""
         if self._telling is not None:
-            self._telling.join()
+            self._telling.join(seconds)
+
+    def close(self) -> None:
+        """The run ends: what is being told is told now."""
+        self._ending.set()
+        self.wait(LONGEST_END_SECONDS)
 
     def _tell_beside(self, tell: Callable[..., None], *facts: object) -> None:
         """On a thread, in the order of the calls."""
@@ -64,10 +76,19 @@ class SlowAlarm:
         self._telling = threading.Thread(target=go, name="slow-alarm", daemon=True)
         self._telling.start()
 
+    def _reasons(self) -> list[str]:
+        """What the machine shows, of a look that lasts a while; nothing where it was cut short or could not be taken, which is told."""
+        try:
+            before = self._look(self._root)
+            self._ending.wait(self._look_seconds)
+            after = self._look(self._root)
+        except (OSError, RuntimeError) as error:
+            log.warning("what makes the run slow cannot be looked for (%s: %s)", type(error).__name__, error)
+            return []
+        return reasons(before, after, self._gpus) if after.at - before.at >= LEAST_LOOK_SECONDS else []
+
     def _tell_slow(self, step: int, change: SpeedChange) -> None:
-        before = self._look(self._root)
-        time.sleep(self._look_seconds)
-        found = reasons(before, self._look(self._root), self._gpus)
+        found = self._reasons()
         log.warning(
             "slow: a step takes %s, %.1f times the %s of this launch's best stretch (medians of %d steps and %.0f s at least); %s",
             duration(change.step_seconds), change.ratio, duration(change.best_seconds), MIN_STEPS, MIN_SECONDS, "; ".join(found) or UNKNOWN,

@@ -1,11 +1,13 @@
 """Whether a run has become slow, by the times of its own steps.
 
 Judged are stretches of steps, the shortest that have 20 steps and 60 seconds: the median of the last one against the best median of any
-stretch of this launch. So a single slow step, an evaluation or a save does not count, and neither does a run that was never faster.
+stretch of this launch. So a single slow step, an evaluation or a save does not count, and neither does a run that was never faster. Steps
+of another kind (of another precision, or under the profiler) have stretches of their own.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 MIN_STEPS, MIN_SECONDS = 20, 60.0
@@ -39,16 +41,22 @@ class SlowdownWatch:
         self._steps: deque[float] = deque()
         self._sorted: list[float] = []
         self._seconds = 0.0
-        self._best: float | None = None
+        self._kind: Hashable = None
+        self._best: dict[Hashable, float] = {}
         self._is_slow = False
 
     @property
     def ratio(self) -> float | None:
-        """The last stretch's median over the best one's; None before the first whole stretch."""
-        return None if self._best is None else self._median() / self._best
+        """The last stretch's median over the best one's; None before the first whole stretch of its kind."""
+        best = self._best.get(self._kind)
+        return None if best is None or not self._steps else self._median() / best
 
-    def step(self, seconds: float) -> SpeedChange | None:
-        """One step took so long; returns what has changed by it."""
+    def step(self, seconds: float, kind: Hashable = None) -> SpeedChange | None:
+        """One step took so long; returns what has changed by it. `kind`: what sort of step it is; each is measured by itself."""
+        if kind != self._kind:
+            self._kind, self._seconds = kind, 0.0
+            self._steps.clear()
+            self._sorted.clear()
         self._steps.append(seconds)
         insort(self._sorted, seconds)
         self._seconds += seconds
@@ -59,8 +67,8 @@ class SlowdownWatch:
         if len(self._steps) < MIN_STEPS or self._seconds < MIN_SECONDS:
             return None
         median = self._median()
-        self._best = median if self._best is None else min(self._best, median)
-        return self._judge(median, self._best)
+        best = self._best[kind] = min(self._best.get(kind, median), median)
+        return self._judge(median, best)
 
     def _judge(self, median: float, best: float) -> SpeedChange | None:
         if self._slow_ratio is None:

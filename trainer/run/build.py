@@ -269,7 +269,10 @@ def _build_reporter(
             device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
             num_local_processes=launch.num_local_processes(),
         ).sample,
-        slow_alarm=SlowAlarm(config.metrics.slow_ratio, Journal(run_folder(config)), launcher_pid=launcher_pid()),
+        slow_alarm=SlowAlarm(
+            config.metrics.slow_ratio, Journal(run_folder(config)), launcher_pid=launcher_pid(),
+            kind_of_step=lambda step: (precision.mode, _is_profiled(config, step)),
+        ),
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
         replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)), replay_facts=facts,
@@ -293,6 +296,11 @@ def _features(config: Config, accelerator: Accelerator, decision: Decision, *, h
         GPU: accelerator.device.type == "cuda",
     }
     return {feature for feature, is_there in found.items() if is_there}
+
+
+def _is_profiled(config: Config, step: int) -> bool:
+    first, last = config.profile.steps or (1, 0)
+    return first <= step <= last
 
 
 def _detail_interval(config: Config) -> int:

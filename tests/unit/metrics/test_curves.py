@@ -79,3 +79,25 @@ def test_lost_records_are_not_glued_to_a_line_that_a_crash_cut_short(tmp_path):
     (tmp_path / LOST).write_text('{"step": 9}\n{"step": 1')
     cut_after(tmp_path, 1)
     assert steps(tmp_path / LOST) == [9, 2]
+
+
+def test_the_end_of_an_early_step_is_found_without_reading_all_that_came_after_it(tmp_path, monkeypatch):
+    steps = [step for step in range(1, 20_001) for _ in range(1 + (step % 100 == 0))]  # an evaluation beside each hundredth
+    lines = [json.dumps({"step": step, "loss": 3.5, "pad": "x" * (step % 50)}).encode() + b"\n" for step in steps]
+    lines[777], lines[15_000] = b"damaged\n", b'{"step": \n'
+    (tmp_path / CURVE).write_bytes(b"".join(lines) + b'{"step": 20001')
+    ends = dict(zip(steps, itertools.accumulate(map(len, lines))))  # of the last line of each step
+    ends[steps[777]] = ends[steps[777] - 1]
+    ends[steps[15_000]] = ends[steps[15_000] - 1]
+    num_read = 0
+
+    def counted(line, record=curves._record):
+        nonlocal num_read
+        num_read += 1
+        return record(line)
+
+    monkeypatch.setattr(curves, "_record", counted)
+    wanted = [1, 2, 99, 100, 101, 771, 772, 773, 9_999, 14_850, 14_851, 14_852, 19_999, 20_000]
+    assert {step: end_of_step(tmp_path / CURVE, step) for step in wanted} == {step: ends[step] for step in wanted}
+    assert end_of_step(tmp_path / CURVE, 0) == 0 and end_of_step(tmp_path / CURVE, 10**9) == ends[20_000]
+    assert num_read / (len(wanted) + 2) < 3_000

@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import TrainerError
-from trainer.journal import Journal
+from trainer.journal import Journal, read_events
 from trainer.metrics import reporter as reporter_module
 from trainer.metrics.curves import CURVE, LOST, read_records
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import Known, Reporter
-from trainer.metrics.slow_alarm import SlowAlarm
+from trainer.metrics.machine_load import Counters
+from trainer.metrics.slow_alarm import TAG, SlowAlarm
 from trainer.metrics.trackers import PatientTracker
 
 
@@ -357,3 +359,26 @@ def test_a_curve_of_an_earlier_version_is_gone_on_with_and_its_lost_steps_are_co
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 4, 8, 16]
+
+
+def test_slow_steps_are_told_and_drawn_and_pauses_between_steps_are_not(accelerator, folder):
+    alarm = SlowAlarm(2.0, Journal(folder), look=lambda root: Counters(at=0.0, num_cores=2), look_seconds=600.0)
+    samples = iter(range(1000))
+    reporter = reporter_of(accelerator, folder, max_steps=400, slow_alarm=alarm, sample=lambda: {"host/load": float(next(samples))}, trackers=[])
+    reporter._sampling._seconds = 0.001
+    reporter.open({}, None, {})
+
+    def take_all(first, last, **laps):
+        for step in range(first, last):
+            take(reporter, step, laps=Laps(**laps))
+
+    take_all(1, 61, forward_backward=2.0)
+    take_all(61, 121, forward_backward=2.0, save=9.0)
+    assert not read_events(folder, "slow")
+    take_all(121, 151, forward_backward=6.0)
+    time.sleep(0.05)  # a sample is taken
+    take_all(151, 152, forward_backward=6.0)
+    reporter.close()
+    (slow,) = read_events(folder, "slow", "slow_over")
+    assert 121 < slow["step"] <= 151 and slow["ratio"] == 3.0
+    assert read_records(folder / CURVE)[-1][TAG] == 3.0

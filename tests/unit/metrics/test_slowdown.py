@@ -2,11 +2,14 @@
 
 import json
 import logging
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from trainer.journal import Journal
+from trainer.metrics import machine_load
 from trainer.metrics.machine_load import Counters, descends, look, reasons
 from trainer.metrics.slow_alarm import TAG, SlowAlarm
 from trainer.metrics.slowdown import SlowdownWatch
@@ -84,7 +87,7 @@ def counters(at, **changes):
 def alarm_of(tmp_path):
     def make(*looks):
         remaining = list(looks)
-        return SlowAlarm(2.0, Journal(tmp_path), look=lambda root: remaining.pop(0), look_seconds=0.0)
+        return SlowAlarm(2.0, Journal(tmp_path), look=lambda root: remaining.pop(0), look_seconds=0.0)  # what a look returns is at its own time
 
     return make
 
@@ -116,6 +119,56 @@ def test_where_the_machine_shows_nothing_that_is_said(alarm_of, tmp_path):
         alarm.step(step, 3 * FAST if step > 60 else FAST)
     alarm.wait()
     assert [event["reasons"] for event in events(tmp_path)] == [[]]
+
+
+def slow_down(alarm):
+    for step in range(1, 91):
+        alarm.step(step, 3 * FAST if step > 60 else FAST)
+
+
+def test_the_end_of_a_run_cuts_a_look_short_waits_for_what_is_told_and_blames_nobody_for_it(tmp_path):
+    looks = [counters(0.0), counters(0.01, steal_seconds=0.02)]
+    alarm = SlowAlarm(2.0, Journal(tmp_path), look=lambda root: looks.pop(0), look_seconds=600.0)
+    slow_down(alarm)
+    started = time.monotonic()
+    alarm.close()
+    assert time.monotonic() - started < 5 and [(event["event"], event["reasons"]) for event in events(tmp_path)] == [("slow", [])]
+
+
+def test_a_look_that_hangs_holds_no_end_up_and_one_that_fails_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("trainer.metrics.slow_alarm.LONGEST_END_SECONDS", 0.05)
+    forever = threading.Event()
+    alarm = SlowAlarm(2.0, Journal(tmp_path), look=lambda root: forever.wait() and counters(0.0), look_seconds=0.0)
+    slow_down(alarm)
+    alarm.close()
+    assert events(tmp_path) == []
+
+    def broken(root):
+        raise PermissionError("/proc is not for you")
+
+    alarm = SlowAlarm(2.0, Journal(tmp_path), look=broken, look_seconds=0.0)
+    slow_down(alarm)
+    alarm.close()
+    forever.set()
+    assert [event["event"] for event in events(tmp_path)][:1] == ["slow"] and "/proc is not for you" in caplog.text
+
+
+def test_steps_of_another_kind_are_measured_by_their_own_kind(tmp_path):
+    kind = ["fp8"]
+    alarm = SlowAlarm(2.0, Journal(tmp_path), look=lambda root: counters(0.0), look_seconds=0.0, kind_of_step=lambda step: kind[0])
+
+    def take(number, seconds):
+        for _ in range(number):
+            alarm.step(1, seconds)
+        alarm.wait()
+        return [event["event"] for event in events(tmp_path)]
+
+    take(60, FAST)
+    kind[0] = "bf16"
+    assert take(100, 3 * FAST) == []
+    kind[0] = "fp8"
+    assert take(60, FAST) == [] and take(60, 3 * FAST) == ["slow"]
+    assert alarm.values({}) == {TAG: 3.0}
 
 
 # What the machine shows
@@ -163,3 +216,26 @@ def test_a_look_at_this_machine_finds_this_process_and_counts_its_time():
     after = look(os.getpid())
     assert os.getpid() in before.own and after.processes[os.getpid()][1] > before.processes[os.getpid()][1]
     assert after.at > before.at and os.getppid() not in after.own
+
+
+def test_what_a_system_counts_is_read_in_its_units(tmp_path, monkeypatch):
+    (tmp_path / "cpu.stat").write_text("usage_usec 5\nthrottled_usec 2500000\n")
+    monkeypatch.setattr(machine_load, "_CGROUP", tmp_path / "cpu.stat")
+    for core, events in (("cpu0", "3\n"), ("cpu11", "4\n"), ("cpu2", "")):
+        place = tmp_path / "devices/system/cpu" / core / "thermal_throttle"
+        place.mkdir(parents=True)
+        (place / "core_throttle_count").write_text(events)
+    monkeypatch.setattr(machine_load, "_SYSTEM", tmp_path)
+    monkeypatch.setattr(machine_load.psutil, "cpu_times", lambda: SimpleNamespace(steal=1.5))
+    monkeypatch.setattr(machine_load.psutil, "swap_memory", lambda: SimpleNamespace(sin=100, sout=11))
+    found = look(0)
+    assert (found.throttled_seconds, found.heat_events, found.steal_seconds, found.swapped_bytes) == (2.5, 7, 1.5, 111)
+    monkeypatch.setattr(machine_load, "_CGROUP", tmp_path / "absent")
+    monkeypatch.setattr(machine_load, "_SYSTEM", tmp_path / "absent")
+    assert (look(0).throttled_seconds, look(0).heat_events) == (0.0, 0)
+
+
+def test_a_process_id_that_another_process_has_by_now_is_counted_from_its_start():
+    before = counters(0.0, processes={2: ("first", 500.0), 3: ("same", 500.0)})
+    (reason,) = reasons(before, counters(10.0, processes={2: ("second", 15.0), 3: ("same", 500.0)}))
+    assert "second 1.5" in reason and "same" not in reason

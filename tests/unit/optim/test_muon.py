@@ -53,3 +53,8 @@ def test_a_stack_has_one_shape_and_no_more_than_its_bytes(monkeypatch):
     found = list(stacks(parameters))
     assert [(len(stack), tuple(stack[0].shape)) for stack in found] == [(3, (8, 8)), (3, (8, 8)), (1, (8, 8)), (1, (8, 24)), (1, (24, 8)), (1, (64, 64))]
     assert [id(parameter) for stack in found for parameter in stack] == [id(parameter) for parameter in parameters]
+
+
+def test_matrices_of_different_types_are_not_in_one_stack():
+    parameters = [torch.zeros(8, 8), torch.zeros(8, 8, dtype=torch.bfloat16), torch.zeros(8, 8)]
+    assert [{parameter.dtype for parameter in stack} for stack in stacks(parameters)] == [{torch.float32}, {torch.bfloat16}]

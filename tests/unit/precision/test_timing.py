@@ -1,5 +1,6 @@
 """How fast a precision is on a device, and what is made of it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,16 @@ def test_products_of_this_device_are_timed_and_leave_the_random_state_alone():
     assert 0 < product_seconds(torch.float32, "cpu", 32) < 10
     assert speed_over_fp32(torch.bfloat16, "cpu") > 0
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_first_product_which_makes_handles_and_threads_is_not_counted_and_slow_ones_are_not_repeated(monkeypatch):
+    def seconds_of(*products):
+        clock = iter(np.cumsum([part for seconds in products for part in (0.0, seconds)]).tolist())
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+        found = product_seconds(torch.float32, "cpu", 2)
+        monkeypatch.undo()
+        return found, len(list(clock))
+
+    assert seconds_of(0.9, 0.003, 0.001, 0.002, 0.003, 0.003) == (pytest.approx(0.001), 0)
+    found, untouched = seconds_of(0.9, 0.3, *[0.2] * 9)
+    assert found == pytest.approx(0.3) and untouched > 0

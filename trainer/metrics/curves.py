@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer import files
 
@@ -28,6 +28,8 @@ MAX_COMPARED = 50_000
 _SEPARATORS = (",", ":")
 _BLOCK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 24
+_SCANNED_BYTES = 1 << 16
+"""Of a curve in which a step is looked for, what is read from one end to the other."""
 _LOST_BYTES = 1 << 24
 """How far back the lost records of earlier resumes are looked through."""
 
@@ -63,8 +65,45 @@ def records_backward(path: Path, end: int | None = None) -> Iterator[tuple[int, 
 
 
 def end_of_step(path: Path, step: int) -> int:
-    """The byte after the last record of `step` or an earlier one; 0 when there is none. Read from the end of the file."""
-    return next((end for end, record in records_backward(path) if record["step"] <= step), 0)
+    """The byte after the last record of `step` or an earlier one; 0 when there is none. Looked for from the end, in ever wider parts."""
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        found = _end_near_step(file, step)
+    for end, record in records_from(path, found):
+        if record["step"] > step:
+            break
+        found = end
+    return found
+
+
+def _end_near_step(file: BinaryIO, step: int) -> int:
+    """0, or the byte after some record of `step` or an earlier one; between it and later ones are _SCANNED_BYTES at most."""
+    low, high, width = 0, file.seek(0, 2), _SCANNED_BYTES
+    while high - low > _SCANNED_BYTES:
+        middle = (low + high) // 2 if low else max(0, high - width)
+        end, found = _first_record(file, middle, high)
+        if found is None or found > step:
+            high, width = middle, 2 * width
+        else:
+            low = end
+    return low
+
+
+def _first_record(file: BinaryIO, position: int, stop: int) -> tuple[int, int | None]:
+    """(byte after it, step) of the first whole record that begins at a byte or later, and before `stop`; the step is None where none does."""
+    if position:
+        file.seek(position - 1)
+        while (piece := file.readline(_SCANNED_BYTES)) and not piece.endswith(b"\n"):
+            pass
+    else:
+        file.seek(0)
+    position = file.tell()
+    while position < stop and (line := file.readline(_LONGEST_LINE_BYTES)):
+        position += len(line)
+        if (record := _record(line)) is not None:
+            return position, record["step"]
+    return stop, None
 
 
 def last_record(path: Path) -> dict[str, Any] | None:

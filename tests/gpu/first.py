@@ -23,8 +23,8 @@ from trainer import determinism
 
 GPT2 = {"corpus": "shakespeare", "train": [], "validation": [], "tokenizer": "gpt2"}
 
-LEAST_MFU = 0.33
-"""Of GPT-2 124M in bf16 on one H200, by arithmetic: 36 to 38 % without a fused head."""
+LEAST_MFU = 0.38
+"""Of GPT-2 124M in bf16 on one H200, by arithmetic: 40 to 41 % with one kernel in the head and determinism, 36 to 38 % with its passes."""
 
 MAX_SORT_SHARE = 0.01
 MAX_GRAPHS = 4
@@ -95,6 +95,7 @@ def _judge_run(run: dict[str, Any], found: Mapping[str, dict[str, Any]], emulate
     late = run["fastest_after_pause"] > 0.5 and run["largest_mfu"] < 1.0
     verdicts = [
         Verdict("fastest step after a pause, over the median", run["fastest_after_pause"], "above 0.5, and no MFU above 1", late or emulated, "row 5"),
+        Verdict("the way of the head", run["head"], "one compiled kernel", "one compiled kernel" in (run["head"] or "") or emulated, "row 2"),
         Verdict("compiled graphs of a block", run["graphs"], f"1 to {MAX_GRAPHS}", 0 < run["graphs"] <= MAX_GRAPHS or emulated, "row 6"),
         Verdict("share of sorting kernels", run["sort_share"], f"at most {MAX_SORT_SHARE:.0%}", run["sort_share"] <= MAX_SORT_SHARE, "row 3"),
     ]
@@ -102,6 +103,7 @@ def _judge_run(run: dict[str, Any], found: Mapping[str, dict[str, Any]], emulate
     if waits := found.get("waits", {}).get("waits"):
         misses.append(rows_of_waits(waits))
     slow = run["mfu"] is not None and run["mfu"] < LEAST_MFU
+    misses = [row for row in misses if row != "row 2"]
     rows = f"{', '.join(misses)}, and row 2" if misses else "row 2 (the head: see the operators)"
     verdicts.append(Verdict("MFU of GPT-2 124M", run["mfu"], f"at least {LEAST_MFU:.0%}", not slow or emulated, rows))
     if free := found.get("free"):
@@ -176,6 +178,7 @@ def _run(scene: Scene, *, deterministic: bool) -> dict[str, Any]:
     said = train(scene, path, precision=_precision(scene))
     profile = path.parent / "runs" / "tiny" / "profile"
     found = {**speed_of(steps(path), course), **profile_of(profile), "told": [line for line in said.splitlines() if "deterministic: " in line]}
+    found["head"] = next((line.partition("head and loss: ")[2] for line in said.splitlines() if "head and loss: " in line), None)
     found["operators"] = [line for file in profile.glob("*.operators.txt") for line in file.read_text().splitlines()[:40]]
     return cleared(path, found)
 

@@ -248,6 +248,12 @@ def test_the_config_of_an_export_has_them_beside_those_of_transformers_5(tmp_pat
     assert "rope_theta" not in written(exported(tmp_path / "second", "gpt2")[0], "config.json")
 
 
+def test_the_type_of_the_weights_is_written_in_the_word_of_earlier_versions_too(tmp_path):
+    out, _ = exported(tmp_path, "llama", dtype="bf16")
+    assert written(out, "config.json")["torch_dtype"] == written(out, "config.json")["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(out, dtype="auto").dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("shape", ["gpt2", "llama-tied"])
 def test_config_and_tokenizer_state_the_sequence_length_that_was_trained_on(shape, tmp_path):
     out, model = exported(tmp_path, shape, sequence_length=24)

@@ -73,7 +73,7 @@ def _ropes(parameters: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_fields_of_transformers_4(path: Path) -> None:
-    """Adds to a config.json what transformers 4 reads where 5 reads `rope_parameters`."""
+    """Adds to a config.json what transformers 4, and what was written for it, reads where 5 reads `rope_parameters` and `dtype`."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     added = {key: value for key, value in fields_of_transformers_4(fields).items() if key not in fields}
     if added:
@@ -81,7 +81,7 @@ def write_fields_of_transformers_4(path: Path) -> None:
 
 
 def fields_of_transformers_4(fields: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` in the words of transformers 4; nothing for a model without rotary positions.
+    """`rope_parameters` and `dtype` in the words of transformers 4; nothing of rotary positions for a model without them.
 
     One form for all layers becomes rope_theta, partial_rotary_factor and, where it is not the default one, rope_scaling; of two
     forms that of full attention becomes these, and sliding attention's base becomes rope_local_base_freq (Gemma 3).
@@ -93,4 +93,6 @@ def fields_of_transformers_4(fields: dict[str, Any]) -> dict[str, Any]:
         found["rope_scaling"] = {name: value for name, value in rope.items() if name not in found}
     if local and "rope_theta" in local:
         found["rope_local_base_freq"] = local["rope_theta"]
+    if fields.get("dtype"):
+        found["torch_dtype"] = fields["dtype"]
     return found

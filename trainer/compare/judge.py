@@ -77,8 +77,8 @@ class Pair:
 
     @property
     def contradicting(self) -> Judged | None:
-        """The validation loss, where it says something else than the quantity that decides."""
-        held_out = self.judged.get("val_loss")
+        """The validation loss (bits a byte, where nats do not compare), where it says something else than the quantity that decides."""
+        held_out = self.judged.get("val_loss") or self.judged.get("bits_per_byte")
         return held_out if held_out and self.deciding and held_out.verdict != self.deciding.verdict else None
 
     @property

@@ -177,7 +177,8 @@ def _contradiction(pair: Pair) -> str:
     if judged is None:
         return ""
     found = "shows no difference beyond noise" if judged.verdict == "no difference" else f"is {judged.verdict}, beyond noise"
-    return f"; but that is the training loss: the validation loss {found} (gap {_gap(judged.gap.value, judged.gap.band)})"
+    what = "the validation loss in bits a byte" if judged.what == "bits_per_byte" else "the validation loss"
+    return f"; but that is the training loss: {what} {found} (gap {_gap(judged.gap.value, judged.gap.band)})"
 
 
 def _beside(pair: Pair, judged: Judged) -> str:

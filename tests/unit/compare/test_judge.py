@@ -55,16 +55,18 @@ def test_one_recipe_and_one_seed_that_end_apart_are_not_excused_by_themselves(tm
     ("training", "held_out", "verdict"),
     [(0.5, 0.5, "worse"), (-0.5, -0.5, "better"), (0.5, 0.0, "mixed"), (0.5, -0.5, "mixed"), (0.0, 0.5, "mixed"), (0.0, 0.0, "no difference")],
 )
-def test_a_verdict_that_the_validation_loss_does_not_share_says_so(tmp_path, training, held_out, verdict):
-    settings = {"optimizer": {"lr": 0.1}}
+@pytest.mark.parametrize(("what", "named"), [("val_loss", "validation loss"), ("bits_per_byte", "bits a byte")])
+def test_a_verdict_that_the_validation_loss_does_not_share_says_so(tmp_path, training, held_out, verdict, what, named):
+    settings = {"optimizer": {"lr": 0.1}, **({} if what == "val_loss" else {"sequence_length": 77})}  # nats of another cut do not compare
     steps = (170, 180, 190, 200)
-    a = write_run(tmp_path, "a", losses(seed=1), evaluations={step: {"val_loss": 3.0 + step / 1e5} for step in steps})
+    a = write_run(tmp_path, "a", losses(seed=1), evaluations={step: {what: 3.0 + step / 1e5} for step in steps})
     b = write_run(
-        tmp_path, "b", losses(seed=1) + training + 1e-6, seed=2, settings=settings, evaluations={step: {"val_loss": 3.0001 + held_out + step / 1e5} for step in steps}
+        tmp_path, "b", losses(seed=1) + training + 1e-6, seed=2, settings=settings, evaluations={step: {what: 3.0001 + held_out + step / 1e5} for step in steps}
     )  # fmt: skip
     (found,) = compared(a, b).pairs
     headline = sentences(found)[0]
-    assert found.verdict == verdict and ("validation loss" in headline) == (verdict == "mixed")
+    assert list(found.judged) == ["loss", what]
+    assert found.verdict == verdict and (named in headline) == (verdict == "mixed")
 
 
 def broken_from(step, seed=0):

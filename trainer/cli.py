@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -67,8 +68,8 @@ def _run() -> None:
         _refuse(str(error), error.exit_code)
     except _UsageError as error:
         if words := error.format_message():
-            where = error.ctx.command_path if error.ctx else door or "trainer"
-            _refuse(f"{words}{'' if words.endswith(('.', '?')) else '.'} The form is shown by: {where} --help")
+            form = shlex.join([_program(door), *_commands_of(error), "--help"])
+            _refuse(f"{words}{'' if words.endswith(('.', '?')) else '.'} The form is shown by: {form}")
         sys.exit(2)  # a bare `trainer` has shown its help
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU, which is not imported here
@@ -83,6 +84,22 @@ def _run() -> None:
     except typer.Abort:
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _program(door: str | None) -> str:
+    """How this program was called, for a person who pastes it: by launch.sh, by its name where a shell finds it, or by its path."""
+    if door is not None:
+        return door
+    is_path = Path(sys.argv[0]).name == "trainer" and shutil.which("trainer") != sys.argv[0]
+    return sys.argv[0] if is_path else "trainer"
+
+
+def _commands_of(error: Exception) -> list[str]:
+    """The command, and the one within its group, to which a usage error belongs."""
+    context, names = getattr(error, "ctx", None), []
+    while context is not None and context.parent is not None:
+        context, names = context.parent, [context.info_name, *names]
+    return names
 
 
 def with_command(words: list[str], commands: list[str], *, is_launch_sh: bool) -> list[str]:

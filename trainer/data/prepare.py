@@ -206,7 +206,8 @@ def _check_is_ours(target: Path, corpus: str) -> None:
         aside = target.with_name(f"my-{target.name}")
         raise DataError(
             f"{target} is where the embedded corpus {corpus!r} goes, and it holds something else, which is left as it is; move it away "
-            f"({shlex.join(['mv', str(target), str(aside)])}), or train on it with {shlex.quote(f'data.corpus={target}')}"
+            f"({shlex.join(['mv', str(target), str(aside)])})"
+            + (f", or train on it with {shlex.quote(f'data.corpus={target}')}" if manifest else "")
         )
 
 

@@ -48,7 +48,7 @@ def test_without_words_it_tells_what_there_is_and_exits_with_0():
     first, second, third, _, head, *rows = said.out.splitlines()
     assert first.startswith("Python 3.") and f"torch {torch.__version__}" in first
     assert head.split() == ["precision", "here", "because"] and len(rows) >= len(ROWS)
-    assert [row.split()[-1] for row in rows[:2]] == ["yes", "yes"] and "a CPU has no fp16 arithmetic" in rows[2]
+    assert rows[0].split()[-1] == "yes" and rows[1].split()[1] == "yes" and "fp32's speed" in rows[1] and "a CPU has no fp16 arithmetic" in rows[2]
     assert all("there is no CUDA device, and fp8 is arithmetic of a GPU" in row for row in rows[3:8])
     assert said.out.splitlines()[-1] == "next: ./launch.sh cpu RECIPE"
     content = doctor()

@@ -165,11 +165,11 @@ def test_a_rank_that_the_system_kills_is_the_reason_that_launch_sh_states(tmp_pa
     launcher = _start_training(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe)
     _rank(recipe, 1).kill()
     assert launcher.wait(60) == 1 and not _trainers(recipe)
-    reason = "rank 1 was killed by SIGKILL (out of memory? the kernel's log says: dmesg); start it again to continue"
     ended = outcome(recipe)
-    assert (ended["outcome"], ended["step"], ended["reason"]) == ("failed", steps(recipe)[-1]["step"], reason)
+    assert (ended["outcome"], ended["step"]) == ("failed", steps(recipe)[-1]["step"])
+    assert ended["reason"].startswith("rank 1 was killed by SIGKILL") and "micro_batch=1" in ended["reason"]
     said = (tmp_path / "launcher.log").read_text()
-    assert "Traceback" not in said and f"tiny: failed at step {ended['step']} ({reason})" in said
+    assert "Traceback" not in said and f"tiny: failed at step {ended['step']} ({ended['reason']})" in said
 
 
 def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path):

@@ -489,7 +489,7 @@ REFUSED = [
     ),
     Mistake(
         "resume from the best of a run that has none", "train {recipe} name=fresh resume_from_checkpoint=best",
-        ("has no whole checkpoint with a validation loss", "resume from latest instead"),
+        ("no checkpoint with a validation loss", "latest instead"),
     ),
     Mistake(
         "starting over where checkpoints are", "train {recipe} resume_from_checkpoint=none",
@@ -503,7 +503,7 @@ REFUSED = [
         "checkpoint of another family", f"train {{recipe}} 'model.config={GPT2_FIELDS}'",
         ("model.model_type is gpt2 here and llama in the checkpoint", "undo the change"),
     ),
-    Mistake("checkpoint of other data", "train {recipe}", ("data is ", "tiny_train_", "in the checkpoint", "another name", "resume.allow_changes=[data]"), other_data),
+    Mistake("checkpoint of other data", "train {recipe}", ("data is ", "_train_", "in the checkpoint", "another name", "resume.allow_changes=[data]"), other_data),
     Mistake("checkpoint of another seed", "train {recipe} seed=5", ("seed is 5 here and 1337 in the checkpoint", "another name")),
     Mistake(
         "checkpoint of another sequence length", "train {recipe} sequence_length=8",

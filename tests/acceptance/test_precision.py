@@ -153,7 +153,7 @@ def test_a_run_with_the_stand_in_says_in_every_place_what_it_is(tmp_path, family
     facts = manifest(recipe, 8)
     assert facts["precision"] == "fp8 emulation" and facts["precision_facts"]["recipe"] == "current"
     assert facts["precision_facts"]["block_fraction"] == 1.0 and 0.5 < facts["precision_facts"]["matmul_fraction"] < 0.8
-    assert [record["precision/fp8_coverage"] for record in steps(recipe)] == [0.0] * 8
+    assert {record["precision/fp8_coverage"] for record in steps(recipe) if "precision/fp8_coverage" in record} == {0.0}
     with_statistics = [record["step"] for record in steps(recipe) if "precision/underflow_input/mlp_down" in record]
     compared = {record["step"]: record["precision/loss_gap"] for record in steps(recipe) if "precision/loss_gap" in record}
     assert with_statistics == [4, 8] and compared.keys() == {4, 8} and all(abs(gap) < 0.02 for gap in compared.values())
@@ -178,7 +178,7 @@ def test_without_a_gpu_fp8_is_bf16_with_its_reason_and_the_same_run(tmp_path):
     assert "without effect, since the cluster file asks for bf16" in emulation.train(plain, precision="bf16", before=None)
     assert final_bytes(recipe, 8) == final_bytes(plain, 8)
     assert manifest(recipe, 8)["precision"] == "bf16" and manifest(recipe, 8)["precision_facts"]["asked"] == "fp8"
-    assert all(record["precision/fp8_coverage"] == 0.0 for record in steps(recipe))
+    assert {record["precision/fp8_coverage"] for record in steps(recipe) if "precision/fp8_coverage" in record} == {0.0}
     assert not any("precision/fp8_coverage" in record for record in steps(plain))
 
 
@@ -244,7 +244,7 @@ def test_a_run_goes_from_fp8_to_bf16_and_back_by_the_cluster_file_alone(tmp_path
         text = emulation.train(recipe, f"max_steps={max_steps}", precision=precision)
         assert "it starts fresh" not in text and "does not know" not in text
         assert manifest(recipe, max_steps)["precision"] == label
-    assert "precision is fp8 emulation now and was bf16 before" in text
+    assert "precision bf16 -> fp8 emulation" in text
     emulation.train(plain, precision="bf16")
     assert [record["data_digest"] for record in steps(recipe)] == [record["data_digest"] for record in steps(plain)]
     for ours, theirs in zip(steps(recipe), steps(plain), strict=True):

@@ -140,7 +140,7 @@ def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Descr
     found += [
         Change(name, manifest.conditions[name], now)
         for name, now in present.conditions.items()
-        if name in manifest.conditions and manifest.conditions[name] != now
+        if None not in (now, manifest.conditions.get(name)) and manifest.conditions[name] != now  # None: it does not apply there
     ]
     versions = [(name, manifest.versions[name], number) for name, number in present.versions.items() if name in manifest.versions]
     return found + [Change(name, before, now, is_version=True) for name, before, now in versions if before != now]
@@ -179,6 +179,6 @@ def markdown(found: Sequence[Change], step: int) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a few characters."""
+    """A value in a few characters: a long one without its middle, since paths differ at their ends."""
     text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 60 else f"{text[:17]}...{text[-40:]}"

@@ -156,4 +156,4 @@ def foresee(cluster: Cluster, recipe: str, overrides: list[str], config: Config,
         check_required(decision, config.precision)
     except PrecisionError as error:
         return launch(decision, str(error))
-    return launch(decision, None, idle_settings(cluster.precision, config.precision), answer["left_uncompiled"])
+    return launch(decision, None, decision.slow_warning, idle_settings(cluster.precision, config.precision), answer["left_uncompiled"])

@@ -22,7 +22,7 @@ class Details:
         self._every_steps = every_steps or FEWEST_STEPS
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._written: dict[str, float] = {}
+        self._before: dict[str, float] = {}
         self._is_first = True
 
     def add(self, values: Mapping[str, float]) -> None:
@@ -36,10 +36,10 @@ class Details:
         return self._is_first or step % self._every_steps == 0
 
     def changed(self, values: Mapping[str, float], step: int) -> dict[str, float]:
-        """Those of a step's numbers that are not what was written of them last; at a look, all."""
-        found = {tag: value for tag, value in values.items() if self.is_due(step) or self._written.get(tag) != value}
-        self._written.update(found)
-        return found
+        """Those of a step's numbers that are not what the step before had; at a look, all. What is measured now and then counts each time."""
+        found = values if self.is_due(step) else {tag: value for tag, value in values.items() if self._before.get(tag) != value}
+        self._before = dict(values)
+        return dict(found)
 
     def take(self, step: int) -> dict[str, float]:
         """The means since the last look, where this step has one; it is over then."""

@@ -89,6 +89,11 @@ class Decision:
         return f"{self.speed:.1f} times fp32's speed in a small product"
 
     @property
+    def slow_warning(self) -> str | None:
+        """One line for a launch in a precision that is slower than fp32; None for another. Not a part of the sentence, which is stored."""
+        return f"{self.mode} is slow here: {self.speed_words}; mixed_precision: no (fp32) would be faster" if self.is_slow else None
+
+    @property
     def label(self) -> str:
         """What a record calls it: the mode, and never plain `fp8` for an emulation."""
         return "fp8 emulation" if self.emulated and self.mode == "fp8" else self.mode
@@ -98,11 +103,10 @@ class Decision:
         """One line for people."""
         mode = "fp32 (mixed_precision: no)" if self.mode == "no" else self.label
         asked = f"{self.asked} ({self.title})" if self.title else self.asked
-        slow = f"; {self.speed_words}" if self.is_slow else ""
         if self.mode == self.asked:
-            return f"precision: {mode}, {self.reason}{slow}"
+            return f"precision: {mode}, {self.reason}"
         nothing = "; nothing runs in fp8" if self.asked == "fp8" else ""
-        return f"precision: {mode} instead of {asked}, because {self.reason}{nothing}{slow}"
+        return f"precision: {mode} instead of {asked}, because {self.reason}{nothing}"
 
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values, with its sentence."""

@@ -190,7 +190,9 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     log.info("%s: %s", config.name, launch.describe(accelerator))
     if config.profile.memory_history and accelerator.device.type == "cuda":
         record_memory_history()
-    (log.warning if decision.is_slow else log.info)(decision.sentence)
+    log.info(decision.sentence)
+    if place.is_main and (slow := decision.slow_warning):
+        log.warning(slow)
     if sentence := tf32_sentence(decision.mode, device.type, config.precision.tf32):
         log.info(sentence)
     if place.is_main and measured and decision.mode == "fp8" and (warning := measured.warning(decision.recipe)):

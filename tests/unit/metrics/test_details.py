@@ -26,3 +26,10 @@ def test_a_number_that_stays_is_written_when_it_changes_and_at_a_look():
             found.append(step)
         details.take(step)
     assert found == [1, 3, 10]
+
+
+def test_what_is_measured_now_and_then_is_written_each_time_also_where_it_has_not_changed():
+    details = Details(100)
+    details.take(1)
+    measured = {4: {"precision/underflow": 0.0}, 8: {"precision/underflow": 0.0}}
+    assert [step for step in range(2, 12) if details.changed(measured.get(step, {}), step)] == [4, 8]

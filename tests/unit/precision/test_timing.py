@@ -30,13 +30,14 @@ def test_a_launch_in_a_precision_that_is_slower_here_decides_for_it_and_says_how
     seconds(float32=0.001, bfloat16=0.06)
     decision = settled()
     assert decision.mode == "bf16" and decision.speed == pytest.approx(1 / 60) and decision.is_slow
-    assert "1/60" in decision.sentence and decision.as_json()["speed"] == decision.speed
+    assert "1/60" in decision.slow_warning and "bf16" in decision.slow_warning and decision.as_json()["speed"] == decision.speed
+    assert "60" not in decision.sentence
 
 
 def test_one_that_is_faster_is_told_by_the_doctor_alone(seconds):
     seconds(float32=0.004, bfloat16=0.002)
     decision = settled()
-    assert not decision.is_slow and "2.0" in decision.speed_words and decision.speed_words not in decision.sentence
+    assert not decision.is_slow and "2.0" in decision.speed_words and decision.slow_warning is None
 
 
 def test_fp32_and_a_fallback_to_it_are_not_timed(seconds):
@@ -47,7 +48,7 @@ def test_fp32_and_a_fallback_to_it_are_not_timed(seconds):
 def test_a_fallback_from_fp8_to_a_slow_bf16_says_so_too(seconds):
     seconds(float32=0.001, bfloat16=0.002)
     decision = settled("fp8")
-    assert decision.mode == "bf16" and decision.is_slow and "50%" in decision.sentence
+    assert decision.mode == "bf16" and "50%" in decision.slow_warning
 
 
 def test_a_decision_without_a_time_reads_as_before():

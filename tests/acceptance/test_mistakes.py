@@ -242,11 +242,11 @@ TYPED = [
     # Data, before a launch
     Mistake(
         "missing shard before a launch", "launch cpu {recipe} data.train=[{tmp}/none.bin]",
-        ("no shard matches '{tmp}/none.bin'", "trainer prepare"),
+        ("no shard matches '{tmp}/none.bin'", "launch.sh prepare"),
     ),
     Mistake(
         "recipe whose data is not prepared", "launch cpu gpt2-124m name=nodata data.corpus={tmp}/none",
-        ("data.corpus '{tmp}/none' is neither", "run: trainer prepare SOURCE... --out {tmp}/none", "data.corpus=shakespeare data.tokenizer=gpt2"),
+        ("data.corpus '{tmp}/none' is neither", "launch.sh prepare SOURCE... --out {tmp}/none", "data.corpus=shakespeare data.tokenizer=gpt2"),
     ),
     Mistake(
         "truncated shard before a launch", "launch cpu {recipe}",
@@ -390,10 +390,10 @@ TYPED = [
 
 REFUSED = [
     # Data
-    Mistake("missing shard", "train {recipe} data.train=[{tmp}/none.bin]", ("no shard matches '{tmp}/none.bin'", "trainer prepare")),
+    Mistake("missing shard", "train {recipe} data.train=[{tmp}/none.bin]", ("no shard matches '{tmp}/none.bin'", "launch.sh prepare")),
     Mistake(
         "empty folder", "train {recipe} data.train=[{tmp}/empty]",
-        ("folder {tmp}/empty holds no shards", "trainer prepare"), lambda tmp: (tmp / "empty").mkdir(),
+        ("folder {tmp}/empty holds no shards", "launch.sh prepare"), lambda tmp: (tmp / "empty").mkdir(),
     ),
     Mistake(
         "truncated shard", "train {recipe}",
@@ -413,7 +413,7 @@ REFUSED = [
     ),
     Mistake(
         "corpus folder without manifest", "train {recipe} data.train=[] data.validation=[] data.corpus={tmp}/data",
-        ("data.corpus '{tmp}/data' is neither", "{tmp}/data has no manifest.json", "run: trainer prepare"),
+        ("data.corpus '{tmp}/data' is neither", "{tmp}/data has no manifest.json", "launch.sh prepare"),
     ),
     Mistake(
         "corpus prepared with another tokenizer",

@@ -55,15 +55,15 @@ def _latest(folder: Path, entries: list[Entry]) -> Entry:
 
 def _best(folder: Path, entries: list[Entry]) -> Entry:
     """The one with the lowest validation loss, and no other in its place where it is not whole."""
-    ranked = [manifest.step for manifest in best_first([entry.manifest for entry in entries if entry.manifest])]
-    by_step = {entry.step: entry for entry in entries}
+    of_manifest = {id(entry.manifest): entry for entry in entries}  # a folder may have another step's name, which is a damage
+    ranked = [of_manifest[id(manifest)] for manifest in best_first([entry.manifest for entry in entries if entry.manifest])]
     if not ranked:
         raise CheckpointError(f"no checkpoint in {folder} has a validation loss, so none is best; name a step: {_steps(entries)}")
-    if problem := by_step[ranked[0]].problem:
-        others = [step for step in ranked if not by_step[step].problem]
+    if problem := ranked[0].problem:
+        others = [entry.step for entry in ranked if not entry.problem]
         instead = f"the next best is that of step {others[0]}" if others else "no other with a validation loss is whole"
-        raise CheckpointError(f"{by_step[ranked[0]].path} is the best and not whole ({problem}); restore it from a copy, or name a step: {instead}")
-    return by_step[ranked[0]]
+        raise CheckpointError(f"{ranked[0].path} is the best and not whole ({problem}); restore it from a copy, or name a step: {instead}")
+    return ranked[0]
 
 
 def _of_step(folder: Path, entries: list[Entry], step: int) -> Entry:

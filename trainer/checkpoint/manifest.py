@@ -6,8 +6,9 @@ is found as well. It also holds the state object's values, so that resuming neve
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,51 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         raise CheckpointError(
             f"{path} has format {content.get('format')}, and this trainer reads format {FORMAT}; use the version that wrote it"
         )
+    if wrong := next((key for key, is_right in _FORMS.items() if not is_right(content.get(key, _DEFAULTS.get(key)))), None):
+        raise CheckpointError(f"{path} states no {wrong} that this trainer writes ({str(content.get(wrong))[:60]}): somebody has changed it")
     known = {entry.name for entry in fields(Manifest)}
     of_state = last_evaluation(content.get("state") or {})  # earlier versions stated it there only
     return Manifest(**{**of_state, **{key: value for key, value in content.items() if key in known}})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_moment(value: Any) -> bool:
+    try:
+        return datetime.fromisoformat(value) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _are_files(value: Any) -> bool:
+    entries = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(entry, dict) and _is_whole(entry.get("bytes")) and isinstance(entry.get("xxh3_128"), str) for entry in entries)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("progress", "guard", "evaluation"))
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("step", "sequences", "tokens", "world_size", "vocab_size"), _is_whole),
+    **dict.fromkeys(("epoch", "last_val_step"), lambda value: value is None or _is_whole(value)),
+    **dict.fromkeys(("loss", "val_loss", "last_val_loss"), lambda value: value is None or _is_number(value)),
+    **dict.fromkeys(("reason", "precision"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("precision_facts", "identity", "model", "versions", "conditions"), lambda value: isinstance(value, dict)),
+    "created": _is_moment, "files": _are_files, "state": _is_state,
+}  # fmt: skip
+"""What each field has to be, by its name: a right digest says that nothing was damaged, and not who wrote it."""
+
+_DEFAULTS = {
+    entry.name: entry.default_factory() if entry.default_factory is not MISSING else None if entry.default is MISSING else entry.default
+    for entry in fields(Manifest)
+}
 
 
 def last_evaluation(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def _best(store: CheckpointStore, entries: list[Entry], examine: Callable[[Path]
         raise CheckpointError(
             f"{store.folder} has no checkpoint with a validation loss, so none is best; take latest instead"
         )
-    by_step = {entry.step: entry for entry in entries}
-    return _first_sound(store, [by_step[manifest.step] for manifest in evaluated], examine, {})
+    of_manifest = {id(entry.manifest): entry for entry in entries}  # a folder may have another step's name, which is a damage
+    return _first_sound(store, [of_manifest[id(manifest)] for manifest in evaluated], examine, {})
 
 
 def _exactly(path: Path, help_text: str, examine: Callable[[Path], list[str]] = verify) -> Resolution:

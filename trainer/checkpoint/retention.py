@@ -102,8 +102,9 @@ def last_sure(manifests: Sequence[Manifest]) -> Manifest | None:
     A run that ends as diverged sets aside what came after it (diverged.py), so this one is what is left of it.
     """
     newest = max(manifests, key=lambda m: m.step, default=None)
-    unsure = newest.state.get("guard", {}).get("usual", {}).get("first_unsure_step") if newest else None  # earlier versions did not keep it
-    if unsure is None or unsure >= newest.step:
+    usual = newest.state.get("guard", {}).get("usual") if newest else None  # earlier versions did not keep it
+    unsure = usual.get("first_unsure_step") if isinstance(usual, Mapping) else None
+    if not isinstance(unsure, int) or unsure >= newest.step:
         return None
     return max((m for m in manifests if m.step < unsure), key=lambda m: m.step, default=None)
 

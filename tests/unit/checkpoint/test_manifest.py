@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import xxhash
 
-from tests.small_checkpoints import manifest_of
+from tests.small_checkpoints import commit, manifest_of
 from trainer.checkpoint.manifest import MANIFEST, _digest, describe_files, digest_file, read_manifest, to_json
+from trainer.checkpoint.resume import resolve
 from trainer.errors import CheckpointError
 
 
@@ -108,3 +109,22 @@ def test_the_digest_of_the_content_is_of_the_files_and_no_pin_changes_it():
     manifest = manifest_of(7, files={"a": {"bytes": 3, "xxh3_128": "0"}})
     assert replace(manifest, pinned=True).content_digest == manifest.content_digest
     assert replace(manifest, files={"a": {"bytes": 3, "xxh3_128": "1"}}).content_digest != manifest.content_digest
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sequences", None), ("step", "300"), ("tokens", 1.5), ("loss", "x"), ("val_loss", True), ("epoch", "1"), ("created", "yesterday"), ("files", None),
+        ("files", [1]), ("files", {"a": 1}), ("files", {"a": {"bytes": "1", "xxh3_128": ""}}), ("state", [1]), ("state", {"guard": None}), ("identity", 3),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_form_is_damaged_and_in_nobodys_way(store, key, value):
+    for step in (5, 10):
+        commit(store, step, val_loss=float(step))
+    content = json.loads((store.path(10) / "manifest.json").read_text())
+    del content["digest"]
+    content[key] = value
+    (store.path(10) / "manifest.json").write_text(json.dumps({**content, "digest": _digest(content)}))
+    with pytest.raises(CheckpointError, match=f"step-00000010/manifest.json.*{key}"):
+        read_manifest(store.path(10))
+    assert resolve(store, "latest").path == resolve(store, "best").path == store.path(5)

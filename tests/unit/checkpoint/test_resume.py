@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from tests.small_checkpoints import commit, flip
+from trainer.checkpoint.choose import one_of
 from trainer.checkpoint.resume import check, check_not_beyond, locate, resolve
 from trainer.errors import CheckpointError
 
@@ -211,3 +212,12 @@ def test_a_run_that_stands_beyond_max_steps_is_refused_before_a_launch(store, wa
         check(store, "latest", 15, store.folder)
     flip(store.path(20) / "optimizer.bin")
     check_not_beyond(store.folder, 10, 15)
+
+
+def test_a_best_one_whose_folder_has_another_steps_name_is_refused_by_name(store):
+    commit(store, 5, val_loss=2.0)
+    commit(store, 10, val_loss=1.0).rename(store.path(15))
+    assert list(resolve(store, "best").refused) == [store.path(15)]
+    for choose in (lambda: locate(store.folder, "best"), lambda: one_of(store.folder, "best")):
+        with pytest.raises(CheckpointError, match="step-00000015"):
+            choose()

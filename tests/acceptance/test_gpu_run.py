@@ -16,7 +16,10 @@ PARTS = {
 """By part, the recipes that are gone through here; the others differ in nothing but their name."""
 
 
-@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.long if part == "first" else ()) for part in PARTS])
+LONG = ("first", "resume", "switch")
+
+
+@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.long if part in LONG else ()) for part in PARTS])
 def test_a_part_goes_through_emulated_and_says_so(part, tmp_path, monkeypatch, capsys):
     chosen = [recipe for recipe in Scene(True, tmp_path).recipes() if recipe.name in PARTS[part]]
     monkeypatch.setattr(Scene, "recipes", lambda scene: chosen)

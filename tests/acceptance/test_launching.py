@@ -108,7 +108,7 @@ def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_p
     _check_interrupted(recipe, number, (tmp_path / "launcher.log").read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
     """This is what launch.sh becomes (by exec) once the environment is there, wherever one stands and whatever PYTHONPATH holds."""
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
@@ -188,7 +188,7 @@ def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path)
     _check_interrupted(recipe, signal.SIGTERM, (tmp_path / "launcher.log").read_text())
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path, num_processes):
     """Both have passed the look before the launch when the first takes the run; the second says that, and nothing else."""
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, num_processes)

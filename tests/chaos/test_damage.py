@@ -125,12 +125,13 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("number_of_them", [200, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("prepare", [written_by_the_writer, of_a_few_bytes], ids=["of-the-writer", "of-a-few-bytes"])
-def test_each_of_a_thousand_mutations_is_found_or_changed_nothing_and_the_older_checkpoint_is_taken(store, monkeypatch, prepare):
+def test_each_mutation_is_found_or_changed_nothing_and_the_older_checkpoint_is_taken(store, monkeypatch, prepare, number_of_them):
     prepare(store, monkeypatch)
     mutations = Mutations(store, random.Random(1))
     found, harmless, files = dict.fromkeys(KINDS, 0), 0, set()
-    for number in range(1000):
+    for number in range(number_of_them):
         kind = KINDS[number % len(KINDS)]
         mutations.mutate(kind)
         problems, what = verify(store.path(NEWEST)), f"{kind} of {mutations.hit.name}, mutation {number}"
@@ -146,4 +147,4 @@ def test_each_of_a_thousand_mutations_is_found_or_changed_nothing_and_the_older_
         mutations.restore()
     assert verify(store.path(NEWEST)) == [] and resolve(store, "latest").path == store.path(NEWEST)
     assert all(found.values()) and files == mutations.sound.keys(), "every way to harm, and every file, was met"
-    assert harmless < 100
+    assert harmless < number_of_them / 10

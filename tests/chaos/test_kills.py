@@ -1,8 +1,16 @@
-"""Twenty random kills of the trainer, its writer, both, or a rank: the short version of kills.py."""
+"""Random kills of the trainer, its writer, both, or a rank: the short versions of kills.py."""
+
+import pytest
 
 from tests.chaos.kills import chaos
 
+FEW = (6, ("llama-adamw",), {"runs": 1, "resumes": 2, "exact_verdicts": 1})
+MANY = (20, ("llama-adamw", "gpt2-dropout-adamw-2-ranks"), {"runs": 2, "resumes": 8, "exact_verdicts": 4})
+"""Kills, shapes, and the least that they come to."""
 
-def test_runs_that_are_killed_twenty_times_are_the_runs_that_were_never_killed(tmp_path):
-    tally = chaos(tmp_path, num_kills=20, seed=5, max_steps=120, shapes=("llama-adamw", "gpt2-dropout-adamw-2-ranks"))
-    assert tally.num_kills >= 20 and tally.runs >= 2 and tally.resumes >= 8 and tally.exact_verdicts >= 4
+
+@pytest.mark.parametrize(("num_kills", "shapes", "least"), [FEW, pytest.param(*MANY, marks=pytest.mark.long)], ids=["few", "many"])
+def test_runs_that_are_killed_again_and_again_are_the_runs_that_were_never_killed(tmp_path, num_kills, shapes, least):
+    tally = chaos(tmp_path, num_kills=num_kills, seed=5, max_steps=120, shapes=shapes)
+    assert tally.num_kills >= num_kills
+    assert {name: getattr(tally, name) >= number for name, number in least.items()} == dict.fromkeys(least, True)

@@ -163,7 +163,6 @@ def evaluate(run: Run) -> bool:
         seconds = time.perf_counter() - started
         run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
     run.stopwatch.lap("evaluation")
-    run.guard.evaluated(step, result.loss)
     return run.evaluator.record(step, result.loss)
 
 

@@ -102,11 +102,11 @@ def last_sure(manifests: Sequence[Manifest]) -> Manifest | None:
     A run that ends as diverged sets aside what came after it (diverged.py), so this one is what is left of it.
     """
     newest = max(manifests, key=lambda m: m.step, default=None)
-    usual = newest.state.get("guard", {}).get("usual") if newest else None  # earlier versions did not keep it
-    unsure = usual.get("first_unsure_step") if isinstance(usual, Mapping) else None
-    if not isinstance(unsure, int) or unsure >= newest.step:
+    of_losses = newest.state.get("guard", {}).get("usual") if newest else None  # earlier versions did not keep it
+    usual = of_losses.get("step") if isinstance(of_losses, Mapping) else None
+    if not isinstance(usual, int) or usual >= newest.step:
         return None
-    return max((m for m in manifests if m.step < unsure), key=lambda m: m.step, default=None)
+    return max((m for m in manifests if m.step < usual), key=lambda m: m.step, default=None)
 
 
 def _rolling(newest_first: Sequence[Manifest], keep_last: int) -> list[Manifest]:

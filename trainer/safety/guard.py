@@ -24,8 +24,6 @@ class UsualLoss:
     def __init__(self) -> None:
         self.step: int | None = None
         """The last step with a usual loss; None before the first."""
-        self.validated_step: int | None = None
-        """The last step after which the validation loss was as usual as a training loss; None before the first."""
         self._losses: deque[float] = deque(maxlen=self.WINDOW)
         self._unusual_in_a_row = 0
 
@@ -39,16 +37,6 @@ class UsualLoss:
             self._losses.append(loss)
             self.step = step
 
-    @property
-    def first_unsure_step(self) -> int:
-        """The first step of whose weights no usual loss was taken: one of training is of the weights before its step, a validation loss of those after."""
-        return max(self.step or 0, 0 if self.validated_step is None else self.validated_step + 1)
-
-    def take_validation(self, step: int, loss: float) -> None:
-        """Takes a validation loss, which is beside the training losses and never among them."""
-        if self._losses and math.isfinite(loss) and self._is_usual(loss):
-            self.validated_step = step
-
     def _is_usual(self, loss: float) -> bool:
         if not self._losses:
             return True
@@ -59,15 +47,11 @@ class UsualLoss:
         return loss <= median + max(self.SPREADS * deviation, self.SHARE * abs(median))
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step, "losses": list(self._losses), "unusual_in_a_row": self._unusual_in_a_row, "first_unsure_step": self.first_unsure_step,
-        }  # fmt: skip
+        return {"step": self.step, "losses": list(self._losses), "unusual_in_a_row": self._unusual_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self._unusual_in_a_row = state["step"], int(state["unusual_in_a_row"])
         self._losses = deque(state["losses"], maxlen=self.WINDOW)
-        unsure = state.get("first_unsure_step", 0)  # earlier versions did not keep it
-        self.validated_step = unsure - 1 if unsure > (self.step or 0) else None
 
 
 class LossGuard:
@@ -90,11 +74,7 @@ class LossGuard:
     @property
     def first_unsure_step(self) -> int:
         """The first step whose weights may have diverged already, if the run has: no later step showed that they give a usual loss."""
-        return self._usual.first_unsure_step
-
-    def evaluated(self, step: int, loss: float) -> None:
-        """Takes the validation loss after a step: a usual one shows that its weights have not diverged."""
-        self._usual.take_validation(step, loss)
+        return self._usual.step or 0
 
     def judge(self, step: int, loss: float, grad_norm: float) -> str | None:
         """Takes a step's numbers, equal on every rank; returns the reason to give up, or None to go on."""

@@ -164,8 +164,8 @@ def test_how_much_a_run_needs_and_keeps_is_known_in_advance():
 
 
 def going(step, usual, **facts):
-    """A manifest whose run had its last usual loss at step `usual`, so that it is sure of the weights before that."""
-    return manifest_of(step, state={"guard": {"in_all": 0, "usual": {"step": usual, "first_unsure_step": usual}}}, **facts)
+    """A manifest whose run had its last usual loss at step `usual`."""
+    return manifest_of(step, state={"guard": {"in_all": 0, "usual": {"step": usual, "losses": [], "unusual_in_a_row": step - usual}}}, **facts)
 
 
 def test_what_is_saved_after_losses_became_unusual_pushes_the_last_one_from_before_not_out():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.evaluation.evaluator import Evaluator
-from trainer.loop import evaluate, train
+from trainer.loop import train
 from trainer.safety.guard import LossGuard
 
 STEP = 7
@@ -36,17 +36,3 @@ def test_a_last_step_whose_validation_loss_was_not_finite_is_no_finished_run_whe
     evaluator.record(STEP, math.nan)
     assert train(at_its_last_step(evaluator, 2.5)).kind == "diverged"
     assert train(at_its_last_step(Evaluator(5, STEP, None), 2.5)).kind == "finished", "without held-out text the weights decide"
-
-
-@pytest.mark.parametrize(("loss", "first_unsure"), [(2.5, STEP + 1), (900.0, STEP), (math.nan, STEP)])
-def test_a_usual_validation_loss_shows_that_the_weights_after_its_step_have_not_diverged(loss, first_unsure):
-    run = at_its_last_step(Evaluator(5, STEP, "held out"), loss)
-    for step in range(1, STEP + 1):
-        run.guard.judge(step, 3.0, 1.0)
-    evaluate(run)
-    assert run.guard.judge(STEP + 1, math.nan, math.nan) is None
-    again = LossGuard(9)
-    again.load_state_dict(run.guard.state_dict())
-    assert run.guard.first_unsure_step == again.first_unsure_step == first_unsure, "from here on it is set aside if the run ends as diverged"
-    again.judge(STEP + 2, 3.0, 1.0)
-    assert again.first_unsure_step == STEP + 2

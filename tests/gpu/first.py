@@ -27,6 +27,10 @@ LEAST_MFU = 0.38
 """Of GPT-2 124M in bf16 on one H200, by arithmetic: 40 to 41 % with one kernel in the head and determinism, 36 to 38 % with its passes."""
 
 MAX_SORT_SHARE = 0.01
+
+PASS_OF_THE_HEAD = "softmaxforward"
+"""In the name of the kernel by which the head's passes take log-probabilities; attention has none of its own."""
+
 MAX_GRAPHS = 4
 """Of a block, forward and backward, in training; one more of each where something is recomputed."""
 
@@ -96,6 +100,7 @@ def _judge_run(run: dict[str, Any], found: Mapping[str, dict[str, Any]], emulate
     verdicts = [
         Verdict("fastest step after a pause, over the median", run["fastest_after_pause"], "above 0.5, and no MFU above 1", late or emulated, "row 5"),
         Verdict("the way of the head", run["head"], "one compiled kernel", "one compiled kernel" in (run["head"] or "") or emulated, "row 2"),
+        Verdict("passes over the logits in a training step", run["passes"], "none", not run["passes"] or emulated, "row 2"),
         Verdict("compiled graphs of a block", run["graphs"], f"1 to {MAX_GRAPHS}", 0 < run["graphs"] <= MAX_GRAPHS or emulated, "row 6"),
         Verdict("share of sorting kernels", run["sort_share"], f"at most {MAX_SORT_SHARE:.0%}", run["sort_share"] <= MAX_SORT_SHARE, "row 3"),
     ]
@@ -202,7 +207,7 @@ def speed_of(records: list[dict[str, Any]], course: Course) -> dict[str, Any]:
 
 
 def profile_of(folder: Path) -> dict[str, Any]:
-    """What the trace tells: the busiest kernels in microseconds, the share of those that sort, and how many compiled graphs ran."""
+    """What the trace tells: the busiest kernels in microseconds, the share of those that sort, how many compiled graphs ran, the head's passes."""
     kernels: dict[str, float] = {}
     graphs = set()
     for path in folder.glob("*.trace.json.gz"):
@@ -214,7 +219,8 @@ def profile_of(folder: Path) -> dict[str, Any]:
                 graphs.add(name)
     sorting = sum(time for name, time in kernels.items() if any(word in name.lower() for word in ("radixsort", "sort_", "index_put")))
     busiest = dict(sorted(kernels.items(), key=lambda item: -item[1])[:20])
-    return {"kernels": busiest, "sort_share": sorting / max(1e-9, sum(kernels.values())), "graphs": len(graphs)}
+    passes = sorted(name for name in kernels if PASS_OF_THE_HEAD in name.lower())
+    return {"kernels": busiest, "sort_share": sorting / max(1e-9, sum(kernels.values())), "graphs": len(graphs), "passes": passes}
 
 
 def _resume(scene: Scene) -> dict[str, Any]:

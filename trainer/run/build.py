@@ -126,16 +126,15 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     )  # fmt: skip
     precision = PrecisionWatch(decision, config.precision, bare_model)
     optimizer = optimizer_of(config, bare_model)
+    # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
+    compiler, num_tokens = launch.compile_backend(accelerator), config.micro_batch * config.sequence_length
+    bare_model.head_way = find_head_way(bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=launch.gather)
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     precision.attach(
         accelerator, model, optimizer, flops_per_token=flops_per_token(bare_model, config.sequence_length), journal=Journal(run_folder(config)),
-        accumulation=loader.accumulation, compiled=launch.compile_backend(accelerator) != "no", deterministic=config.deterministic,
+        accumulation=loader.accumulation, compiled=compiler != "no", deterministic=config.deterministic,
     )  # fmt: skip
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
-    bare_model.head_way = find_head_way(
-        bare_model, config.micro_batch * config.sequence_length, compiler=launch.compile_backend(accelerator), autocast=accelerator.autocast,
-        gather=launch.gather,
-    )  # fmt: skip
 
     conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
     description = describe(config, corpus, bare_model, precision, conditions)

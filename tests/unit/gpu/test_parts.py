@@ -213,7 +213,7 @@ def test_a_recipe_that_the_gpu_has_and_that_is_not_decided_for_is_told_and_one_r
 def judged(**changes):
     """By name, the verdicts on a visit that found everything well but for what is changed."""
     run = {"fastest_after_pause": 1.0, "largest_mfu": 0.4, "graphs": 2, "sort_share": 0.0, "mfu": 0.4, "step_seconds": 0.11}
-    run["head"] = "one compiled kernel, bfloat16, 16384 tokens a chunk"
+    run |= {"head": "one compiled kernel, bfloat16, 16384 tokens a chunk", "passes": []}
     well = {
         "attention": {"strict_is_exact": True, "warn_only_is_exact": False}, "waits": {"steps": 3, "waits": {}},
         "resume": {"holds": {"weights are equal": True}, "killed_after": 35}, "run": run, "free": {"step_seconds": 0.1, "mfu": 0.41},
@@ -241,6 +241,7 @@ def test_a_first_visit_that_finds_everything_well_holds_and_tells_the_price():
         ({"run": {"fastest_after_pause": 0.1}}, "fastest step after a pause, over the median", "row 5"),
         ({"run": {"largest_mfu": 1.7}}, "fastest step after a pause, over the median", "row 5"),
         ({"run": {"head": "passes, bfloat16, 6592 tokens a chunk, which is slower, because"}}, "the way of the head", "row 2"),
+        ({"run": {"passes": ["cunn_SoftMaxForward"]}}, "passes over the logits in a training step", "row 2"),
         ({"run": {"graphs": 6}}, "compiled graphs of a block", "row 6"),
         ({"run": {"graphs": 0}}, "compiled graphs of a block", "row 6"),
         ({"run": {"sort_share": 0.05}}, "share of sorting kernels", "row 3"),
@@ -272,13 +273,15 @@ def test_the_speed_of_the_first_visit_is_that_of_the_steps_that_are_like_the_oth
     assert found["parts"] == {"time/data_seconds": 0.01}
 
 
-def test_a_trace_tells_what_sorts_and_how_many_graphs_were_compiled(tmp_path):
+def test_a_trace_tells_what_sorts_how_many_graphs_were_compiled_and_whether_the_head_made_passes(tmp_path):
     kernels = [("gemm", 90.0), ("void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel", 10.0)]
+    kernels.append(("void at::native::(anonymous namespace)::cunn_SoftMaxForward<4, float, float, float>", 0.0))
     graphs = [{"cat": "user_annotation", "name": f"## Call CompiledFxGraph {name} ##"} for name in ("f1", "f2", "f1")]
     events = [*graphs, *({"cat": "kernel", "name": name, "dur": dur} for name, dur in kernels)]
     (tmp_path / "rank-0.pt.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
     found = first.profile_of(tmp_path)
     assert (found["sort_share"], found["graphs"], list(found["kernels"])[0]) == (0.1, 2, "gemm")
+    assert found["passes"] == [kernels[2][0]]
 
 
 def test_waits_are_counted_by_their_place_and_other_warnings_are_told(tmp_path, monkeypatch):

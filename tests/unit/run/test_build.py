@@ -1,9 +1,17 @@
 """What the parts of a run are told of its settings."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tests import launching
+from tests.launching import ONE_THREAD, write_recipe
+from trainer.model import head
+from trainer.model.fused import log_likelihoods
+from trainer.model.head_way import HeadWay
+from trainer.run import build
 from trainer.run.build import _is_profiled
 
 
@@ -11,3 +19,29 @@ from trainer.run.build import _is_profiled
 def test_steps_under_the_profiler_are_another_kind_to_the_watch_for_slow_steps(steps, profiled):
     config = SimpleNamespace(profile=SimpleNamespace(steps=steps))
     assert [step for step in range(1, 7) if _is_profiled(config, step)] == profiled
+
+
+def train_once(recipe, path):
+    """In a process of its own: one pass through the model of a run whose blocks are compiled; writes how often its head took one kernel."""
+    from trainer.config.load import load
+    from trainer.safety.stop import StopRequest
+
+    regions = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
+    os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true", **regions)
+    calls = []
+    head.compiled_log_likelihoods = lambda: lambda *operands: calls.append(1) or log_likelihoods(*operands)
+    build.find_head_way = lambda model, num_tokens, **_: HeadWay(True, torch.float32, num_tokens)
+    run = build.build_run(load(recipe).config, StopRequest())
+    assert not calls and run.model is not run.bare_model, "what is trained is a copy"
+    tokens = torch.zeros((run.config.micro_batch, run.config.sequence_length), dtype=torch.int64)
+    run.model(tokens, labels=tokens)
+    path.write_text(str(len(calls)))
+    os._exit(0)
+
+
+def test_the_way_of_the_head_reaches_the_model_that_is_trained_and_not_only_the_one_it_was_made_of(tmp_path):
+    path = tmp_path / "calls"
+    process = launching._context().Process(target=train_once, args=(str(write_recipe(tmp_path)), path))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0 and path.read_text() == "1"

@@ -103,9 +103,14 @@ def first_before_joining(work: Callable[[], T]) -> T | None:
     return result
 
 
+def others_wait() -> bool:
+    """Whether the launcher keeps a store for its ranks, so that the others wait in `first_before_joining`; not for a process that is alone."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True) and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def _launchers_store() -> torch.distributed.TCPStore | None:
     """The store that the launcher keeps for its ranks; None for a process that is alone, or was launched in another way."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True) or os.environ.get("WORLD_SIZE", "1") == "1":
+    if not others_wait():
         return None
     return torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 

@@ -16,7 +16,8 @@ from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
 from trainer.finish import EXPORTED, export_final
 from trainer.journal import Journal, cause_of_error
-from trainer.launch import decided_precision, finish_processes, first_before_joining
+from trainer.launch import decided_precision, finish_processes, first_before_joining, others_wait
+from trainer.locks import Lock
 from trainer.loop import Outcome, train
 from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
@@ -24,7 +25,7 @@ from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.report import ending
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
-from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes
+from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes, withdraw_cause
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.peers import end_soon, ended_with_peers
 from trainer.safety.stop import StopRequest
@@ -41,7 +42,7 @@ def run_session(config: Config) -> int:
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
     end_with_launcher()
-    held = first_before_joining(lambda: hold(folder))
+    held = first_before_joining(lambda: _take(folder))
     before, journal = read_outcome(folder), Journal(folder)
 
     def precision() -> str:
@@ -55,6 +56,7 @@ def run_session(config: Config) -> int:
         try:
             with ended_with_peers(folder, end), _errors_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
+                    withdraw_cause(folder)
                     if is_main:
                         sweep_causes(folder)
                     _note(folder, before, "running", run, "starting")
@@ -91,6 +93,13 @@ def run_session(config: Config) -> int:
                 run.reporter.abandon()
             if held is not None:
                 held.close()
+
+
+def _take(folder: Path) -> Lock:
+    """Takes the run's folder for this launch; where no other rank can have failed yet, what they left in earlier ones goes."""
+    held = hold(folder)
+    sweep_causes(folder, others_wait=others_wait())
+    return held
 
 
 @contextmanager

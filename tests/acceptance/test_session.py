@@ -25,6 +25,7 @@ from trainer.evaluation.generate import Row, Sampling, generate
 from trainer.loop import Outcome
 from trainer.metrics.outcome import read_outcome, write_outcome
 from trainer.run.build import samples_of
+from trainer.safety.failures import leave_cause
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
 
@@ -235,6 +236,17 @@ def test_a_full_disk_does_not_hide_the_error_that_ended_a_run(failing, monkeypat
         session.run_session(config)
     told = [record.message for record in caplog.records if record.message.endswith("it does not say: failed")]
     assert len(told) == 1 and "outcome.json could not be written (No space left on device)" in told[0]
+
+
+def test_a_rank_withdraws_what_it_left_in_an_earlier_launch_before_it_meets_the_others(failing, tmp_path, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    config, note, seen = failing(ZeroDivisionError()), tmp_path / "runs" / "tiny" / ".failed-rank-1", []
+    leave_cause(note.parent, "failed", "long ago")
+    monkeypatch.setattr(session, "begin_run", lambda config, stop: seen.append(note.exists()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        session.run_session(config)
+    assert seen == [False] and "long ago" not in note.read_text()
 
 
 def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(failing, tmp_path):

@@ -106,12 +106,20 @@ def lost_to(cause: Cause) -> RankLostError:
     return RankLostError(f"rank {cause.rank}: {cause.reason}", kind=cause.kind, was_said=True)
 
 
-def sweep_causes(folder: Path) -> None:
-    """Removes what earlier launches left, and keeps what a quicker rank of this one has left already."""
+def sweep_causes(folder: Path, *, others_wait: bool = False) -> None:
+    """Removes what earlier launches left, and keeps what a quicker rank of this one has left already.
+
+    others_wait  whether no other rank can have left anything yet: then all is removed, since an earlier launch may have met at the same port
+    """
     for path in folder.glob(f"{_NOTE}*"):
         cause = read_cause(folder, int(path.name.removeprefix(_NOTE)))
-        if cause is None or cause.group != _group():
+        if others_wait or cause is None or cause.group != _group():
             path.unlink(missing_ok=True)
+
+
+def withdraw_cause(folder: Path) -> None:
+    """Removes what this very rank left in an earlier launch; called before the ranks meet, so that none takes it for one of this launch."""
+    (folder / f"{_NOTE}{_rank()}").unlink(missing_ok=True)
 
 
 def said_by_lower_rank(folder: Path) -> bool:

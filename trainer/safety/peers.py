@@ -25,11 +25,11 @@ END_SECONDS = 20.0
 
 
 def waits_in_gpu() -> bool:
-    """Whether the ranks of this process wait for each other in kernels of a GPU."""
+    """Whether this process and other ranks wait for each other in kernels of a GPU."""
     from torch import distributed
 
     try:
-        return "nccl" in distributed.get_backend_config()
+        return "nccl" in distributed.get_backend_config() and distributed.get_world_size() > 1
     except ValueError:  # there is no group, or none any more
         return False
 
@@ -44,7 +44,7 @@ def ended_with_peers(folder: Path, end: Callable[[RankLostError], None]) -> Iter
 
     def look() -> None:
         while not is_over.wait(LOOK_SECONDS):
-            if (cause := cause_of_others(folder)) and waits_in_gpu():
+            if waits_in_gpu() and (cause := cause_of_others(folder)):  # in this order: once the ranks have met, none of an earlier launch is left
                 if not is_over.wait(GRACE_SECONDS):
                     end(lost_to(cause))
                 return

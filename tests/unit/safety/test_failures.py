@@ -16,6 +16,7 @@ from trainer.safety.failures import (
     said_by_lower_rank,
     send_failure,
     sweep_causes,
+    withdraw_cause,
 )
 
 GLOO = (
@@ -79,6 +80,31 @@ def test_the_words_of_another_launch_are_not_taken_and_are_swept_at_the_start(tm
     assert str(lost(tmp_path)) == "rank 2: just now"
     sweep_causes(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-2"] and read_cause(tmp_path, 7) is None
+
+
+def test_words_of_an_earlier_launch_that_met_at_the_same_port_are_removed_before_the_ranks_meet(tmp_path, become):
+    for rank in (1, 2):
+        become(rank)
+        leave_cause(tmp_path, "failed", "long ago")
+    withdraw_cause(tmp_path)  # where nobody waits for rank 0, each removes its own
+    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"]
+    become(0)
+    sweep_causes(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"], "it may be of a quicker rank of this launch"
+    sweep_causes(tmp_path, others_wait=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("others_wait", [True, False])
+def test_the_first_rank_removes_all_where_the_others_wait_for_it(tmp_path, become, monkeypatch, others_wait):
+    from trainer import session
+
+    become(1)
+    leave_cause(tmp_path, "failed", "long ago")
+    become(0)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(others_wait))
+    session._take(tmp_path).close()
+    assert (tmp_path / ".failed-rank-1").exists() is not others_wait
 
 
 def test_what_all_ranks_find_wrong_the_first_of_them_says(tmp_path, become):

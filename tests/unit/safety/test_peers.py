@@ -9,7 +9,7 @@ import pytest
 
 from trainer.errors import RankLostError
 from trainer.safety import peers
-from trainer.safety.failures import leave_cause
+from trainer.safety.failures import leave_cause, read_cause, withdraw_cause
 
 
 @pytest.fixture
@@ -49,6 +49,19 @@ def test_one_that_waits_on_the_host_or_belongs_to_another_launch_is_left_alone(t
     assert ended_by(tmp_path, 0.3) is None
 
 
+def test_what_is_withdrawn_before_the_ranks_have_met_ends_none(tmp_path, become, monkeypatch):
+    become(2)
+    leave_cause(tmp_path, "failed", "an earlier launch")
+
+    def meet():
+        withdraw_cause(tmp_path)
+        return True
+
+    monkeypatch.setattr(peers, "cause_of_others", lambda folder: read_cause(folder, 2))
+    monkeypatch.setattr(peers, "waits_in_gpu", meet)
+    assert ended_by(tmp_path, 0.3) is None
+
+
 def test_one_that_ends_by_itself_in_time_is_left_alone(tmp_path, become, monkeypatch):
     monkeypatch.setattr(peers, "waits_in_gpu", lambda: True)
     monkeypatch.setattr(peers, "GRACE_SECONDS", 0.2)
@@ -57,6 +70,13 @@ def test_one_that_ends_by_itself_in_time_is_left_alone(tmp_path, become, monkeyp
     become(0)
     assert ended_by(tmp_path, 0.1) is None
     time.sleep(0.3)
+
+
+@pytest.mark.parametrize(("backends", "world_size", "waits"), [("cuda:nccl", 2, True), ("cuda:nccl", 1, False), ("cpu:gloo,cuda:gloo", 2, False)])
+def test_ranks_wait_in_a_gpu_where_there_are_others_and_nccl_connects_them(monkeypatch, backends, world_size, waits):
+    monkeypatch.setattr("torch.distributed.get_backend_config", lambda: backends)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: world_size)
+    assert peers.waits_in_gpu() is waits
 
 
 def test_without_a_group_nothing_waits_in_a_gpu_and_no_clock_is_set():

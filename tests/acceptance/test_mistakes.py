@@ -701,7 +701,7 @@ def bare_path(place) -> str:
     """A PATH with what launch.sh itself needs, and no Python."""
     folder = place / "bin"
     folder.mkdir()
-    for name in ("dirname", "cat", "cksum", "mkdir", "readlink", "rm", "sh"):
+    for name in ("dirname", "cat", "cksum", "grep", "mkdir", "readlink", "rm", "sed", "sh"):
         (folder / name).symlink_to(shutil.which(name))
     return str(folder)
 

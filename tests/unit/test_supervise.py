@@ -71,7 +71,7 @@ def test_a_batch_that_does_not_divide_among_the_processes_of_the_cluster_file_is
 
 
 def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypatch):
-    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", *CHOSEN_BY):
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PYTHONSAFEPATH", *CHOSEN_BY):
         monkeypatch.delenv(name, raising=False)
     path = cluster()
     plan = supervise.plan([path, "shakespeare", "name=mine", "seed=3"])

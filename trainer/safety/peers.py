@@ -49,11 +49,14 @@ def ended_with_peers(folder: Path, end: Callable[[RankLostError], None]) -> Iter
                     end(lost_to(cause))
                 return
 
-    threading.Thread(target=look, name="peers", daemon=True).start()
+    thread = threading.Thread(target=look, name="peers", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         is_over.set()
+        # A thread that ends beside the interpreter may be the one that frees a run's tensors, which ends the process by SIGABRT.
+        thread.join(LOOK_SECONDS)
 
 
 def end_soon() -> None:

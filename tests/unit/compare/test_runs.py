@@ -29,7 +29,7 @@ def two(tmp_path, **second):
 def write_checkpoint(project, name, **facts):
     folder = project / "checkpoints" / name / "step-00000020"
     folder.mkdir(parents=True)
-    manifest = Manifest(step=20, sequences=200, tokens=20_000, reason="final", created="", **facts)
+    manifest = Manifest(step=20, sequences=200, tokens=20_000, reason="final", created="2026-11-01T00:00:00+00:00", **facts)
     (folder / MANIFEST).write_text(to_json(manifest))
 
 

@@ -96,3 +96,9 @@ def test_a_rank_that_has_failed_and_does_not_end_is_ended_by_the_kernel(monkeypa
         while True:
             time.sleep(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGALRM
+
+
+def test_the_thread_that_looks_is_gone_when_the_block_is_left(tmp_path, become):
+    become(0)
+    assert ended_by(tmp_path, 0.05) is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "peers"]

@@ -112,9 +112,14 @@ class Started:
     """A run in progress: one process a rank, all writing into one file."""
 
     def __init__(
-        self, recipe: Path, overrides: Sequence[str], num_processes: int, sabotage: Callable[[], None] | None = None, command: str = "train",
+        self,
+        recipe: Path,
+        overrides: Sequence[str],
+        num_processes: int,
+        sabotage: Callable[[], None] | None = None,
+        command: str = "train",
         environment: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one. `environment` is every rank's."""
         _context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"

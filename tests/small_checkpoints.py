@@ -22,9 +22,13 @@ checkpoint: {keep_last: 2, keep_best: 1}
 def manifest_of(step: int, *, files: dict | None = None, **facts) -> Manifest:
     """A manifest of `step` with plausible facts."""
     usual = {
-        "sequences": step * 4, "tokens": step * 32, "reason": "periodic", "created": "2026-01-01T00:00:00+00:00", "loss": 2.5,
+        "sequences": step * 4,
+        "tokens": step * 32,
+        "reason": "periodic",
+        "created": "2026-01-01T00:00:00+00:00",
+        "loss": 2.5,
         "state": {"version": 1, "progress": {"step": step}},
-    }  # fmt: skip
+    }
     return Manifest(step=step, files=files or {}, **{**usual, **facts})
 
 

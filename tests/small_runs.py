@@ -37,11 +37,17 @@ class Small:
         self.folder.mkdir(exist_ok=True)
         (self.folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
-            *parts, self.restorer, settings or CheckpointConfig(every_steps=5, asynchronous=False), Policy(2, 1),
-            run_folder=self.folder, curve="metrics.jsonl", mark=".saved",
+            *parts,
+            self.restorer,
+            settings or CheckpointConfig(every_steps=5, asynchronous=False),
+            Policy(2, 1),
+            run_folder=self.folder,
+            curve="metrics.jsonl",
+            mark=".saved",
             course=Course(max_steps=max_steps, global_batch=4, sequences_per_epoch=40, evaluation_every_steps=None),
-            before_commit=lambda: self.synced.append(self.state.progress.step), report=lambda step, values: None,
-        )  # fmt: skip
+            before_commit=lambda: self.synced.append(self.state.progress.step),
+            report=lambda step, values: None,
+        )
         self.checkpointer.begin(None)
 
     def step(self):

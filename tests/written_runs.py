@@ -34,10 +34,18 @@ def losses(number: int = 200, *, seed: int = 0, noise: float = 0.02, memory: flo
 
 
 def write_run(
-    project: Path, name: str, curve: Sequence[float], *, seed: int = 1, step_tokens: int = STEP_TOKENS, step_seconds: float = 36.0,
-    evaluations: dict[int, dict[str, float]] | None = None, precision: str | None = "bf16", settings: dict[str, Any] | None = None,
+    project: Path,
+    name: str,
+    curve: Sequence[float],
+    *,
+    seed: int = 1,
+    step_tokens: int = STEP_TOKENS,
+    step_seconds: float = 36.0,
+    evaluations: dict[int, dict[str, float]] | None = None,
+    precision: str | None = "bf16",
+    settings: dict[str, Any] | None = None,
     outcome: str = "finished",
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes runs/NAME of a project; `evaluations` are facts by step. Two runs of one seed have the same batches."""
     folder = project / "runs" / name
     folder.mkdir(parents=True)
@@ -45,13 +53,27 @@ def write_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     lines = []
     for step, loss in enumerate(curve, start=1):
-        record = {"step": step, "tokens": step * step_tokens, "lr": 0.001, "data_digest": f"{seed}-{step}", "loss": float(loss), "grad_norm": 1.0}
-        lines.append({**record, "tokens_per_second": step_tokens / step_seconds, "step_seconds": step_seconds, "mfu": 0.4})
+        record = {
+            "step": step,
+            "tokens": step * step_tokens,
+            "lr": 0.001,
+            "data_digest": f"{seed}-{step}",
+            "loss": float(loss),
+            "grad_norm": 1.0,
+        }
+        lines.append(
+            {**record, "tokens_per_second": step_tokens / step_seconds, "step_seconds": step_seconds, "mfu": 0.4}
+        )
         if step in (evaluations or {}):
             lines.append({"step": step, "tokens": step * step_tokens, **evaluations[step], "seconds": 1.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "outcome.json").write_text(json.dumps({"outcome": outcome, "step": len(curve)}))
-    start = {"event": "start", "processes": 4, "machine": "4 processes on a GPU each", **({"precision": precision} if precision else {})}
+    start = {
+        "event": "start",
+        "processes": 4,
+        "machine": "4 processes on a GPU each",
+        **({"precision": precision} if precision else {}),
+    }
     (folder / "journal.jsonl").write_text(json.dumps(start) + "\n")
     return folder
 

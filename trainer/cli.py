@@ -42,6 +42,7 @@ DOOR = "TRAINER_DOOR"
 _UsageError = typer.BadParameter.__base__
 """What typer raises for words that do not fit a command; it has no public name."""
 
+
 def main() -> None:
     """Runs a command; what a person has to mend becomes one paragraph on standard error and an exit code, usually 2."""
     make_ready()
@@ -52,7 +53,9 @@ def main() -> None:
             settle()
     except Unheard as error:
         if error.errno != errno.EPIPE:  # whoever read has enough, as `head` has
-            say(f"error: standard output cannot be written ({error.reason}); make room there, or send it elsewhere, and ask again")
+            say(
+                f"error: standard output cannot be written ({error.reason}); make room there, or send it elsewhere, and ask again"
+            )
         sys.exit(error.exit_code)
 
 
@@ -72,15 +75,22 @@ def _run() -> None:
             _refuse(f"{words}{'' if words.endswith(('.', '?')) else '.'} The form is shown by: {form}")
         sys.exit(2)  # a bare `trainer` has shown its help
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) and type(error).__name__ != "OutOfMemoryError":  # torch's, of a GPU, which is not imported here
+        if (
+            not is_out_of_memory(error) and type(error).__name__ != "OutOfMemoryError"
+        ):  # torch's, of a GPU, which is not imported here
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _refuse(f"the memory does not hold what this needs ({said}); end what else uses it, or take a smaller model or fewer at once", 1)
+        _refuse(
+            f"the memory does not hold what this needs ({said}); end what else uses it, or take a smaller model or fewer at once",
+            1,
+        )
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         # Any word may be typed as a path, and any look at it may be the first.
-        _refuse(f"the path {error.filename} cannot be used: it, or a name in it, is too long for this disk; give a shorter one")
+        _refuse(
+            f"the path {error.filename} cannot be used: it, or a name in it, is too long for this disk; give a shorter one"
+        )
     except typer.Abort:
         sys.exit(130)
     sys.exit(code or 0)
@@ -116,7 +126,9 @@ def with_command(words: list[str], commands: list[str], *, is_launch_sh: bool) -
     if first in (*commands, "-h", "--help"):
         return words
     names = [*cluster_names(), *recipe_names()]
-    is_of_a_run = first in names or "=" in first or "/" in first or first.endswith((".yaml", ".yml")) or first.startswith("-")
+    is_of_a_run = (
+        first in names or "=" in first or "/" in first or first.endswith((".yaml", ".yml")) or first.startswith("-")
+    )
     if not is_of_a_run and (meant := nearest(first, [*commands, *names])) in commands:
         raise ConfigError(f"No such command {first!r}; did you mean {meant!r}? All are shown by: --help")
     return ["launch", *words] if is_of_a_run or is_launch_sh else words
@@ -160,7 +172,9 @@ def train(
 @app.command()
 def selftest(
     words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="What it should take; steps and kills are chosen to fit.")] = 120,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="What it should take; steps and kills are chosen to fit.")
+    ] = 120,
     as_json: JsonOption = False,
 ) -> None:
     """Kill a short run of this recipe on this machine, resume it, and compare it bit for bit with one that was never killed."""
@@ -179,8 +193,13 @@ def selftest(
 
 @app.command()
 def tensorboard(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's name, or any folder of runs; all of runs/ without it.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Its port; the first free one from 6006 by default.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's name, or any folder of runs; all of runs/ without it."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Its port; the first free one from 6006 by default.")
+    ] = None,
 ) -> None:
     """Open TensorBoard on a free port, and say how to reach it from another machine."""
     from trainer.config.folders import find_run
@@ -198,9 +217,13 @@ def tensorboard(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="A B [...]", help="Runs by name, or their folders in runs/; all are compared with A.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="A B [...]", help="Runs by name, or their folders in runs/; all are compared with A."),
+    ],
     html: Annotated[
-        Path | None, typer.Option(help="Write a page with plots here as well: a file, or a folder for compare-A-B.html.")
+        Path | None,
+        typer.Option(help="Write a page with plots here as well: a file, or a folder for compare-A-B.html."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,7 +251,8 @@ def settings() -> None:
 @app.command()
 def prepare(
     sources: Annotated[
-        list[str], typer.Argument(help="txt, md, rst, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG].")
+        list[str],
+        typer.Argument(help="txt, md, rst, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG]."),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
     tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",
@@ -240,7 +264,8 @@ def prepare(
     ] = None,
     validation_fraction: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.005,
     suffix: Annotated[
-        list[str] | None, typer.Option(help="Other files to read as text, of a folder these alone: .py,.c (also given several times).")
+        list[str] | None,
+        typer.Option(help="Other files to read as text, of a folder these alone: .py,.c (also given several times)."),
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Go on without what is there and cannot be read; each is named.")
@@ -253,10 +278,17 @@ def prepare(
     from trainer.text import count, duration
 
     report = prepare_corpus(
-        sources, out, tokenizer, text_key=text_key, validation_fraction=validation_fraction,
-        validation_sources=validation or (), suffixes=suffixes(suffix or ()), skip_unreadable=skip_unreadable, num_workers=workers,
+        sources,
+        out,
+        tokenizer,
+        text_key=text_key,
+        validation_fraction=validation_fraction,
+        validation_sources=validation or (),
+        suffixes=suffixes(suffix or ()),
+        skip_unreadable=skip_unreadable,
+        num_workers=workers,
         progress=_show_progress,
-    )  # fmt: skip
+    )
     found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
     tell(
         f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
@@ -266,7 +298,9 @@ def prepare(
     for words in report.repeats:
         say(words)
     # From the project's folder, where data.corpus is meant from, `out` may be another place.
-    tell(f"Train on it with {shlex.quote(f'data.corpus={out.resolve()}')} on the command line, or {out.resolve()} as data.corpus of a recipe.")
+    tell(
+        f"Train on it with {shlex.quote(f'data.corpus={out.resolve()}')} on the command line, or {out.resolve()} as data.corpus of a recipe."
+    )
 
 
 def _show_progress(documents: int, tokens: int) -> None:
@@ -280,8 +314,12 @@ def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option(help="The folder to make; from_pretrained opens it.")],
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
-    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32 weights; as they are stored by default.")] = None,
-    license: Annotated[str, typer.Option(help="The licence that the model card names, as the hub writes it: mit, apache-2.0 ...")] = "unknown",
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16 or fp32 weights; as they are stored by default.")
+    ] = None,
+    license: Annotated[
+        str, typer.Option(help="The licence that the model card names, as the hub writes it: mit, apache-2.0 ...")
+    ] = "unknown",
 ) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer open."""
     from trainer.checkpoint.resume import locate
@@ -307,24 +345,30 @@ def finish(
 def generate(
     run: RunArgument,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="The text to continue; may be given several times. -, or none beside a pipe: standard input.")
+        list[str] | None,
+        typer.Option(
+            help="The text to continue; may be given several times. -, or none beside a pipe: standard input."
+        ),
     ] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="Prompts: one a line, or objects with a field prompt in a .jsonl file.")] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Prompts: one a line, or objects with a field prompt in a .jsonl file.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
     num_samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")
-    ] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50,
     top_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")
     ] = 1.0,
     min_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the likeliest one's probability.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the likeliest one's probability."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="The text ends before this; may be given several times.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="The text ends before this; may be given several times.")
+    ] = None,
     rows_at_once: Annotated[int, typer.Option(min=1, help="Texts that are computed together.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one object a text.")] = False,
 ) -> None:
@@ -344,11 +388,19 @@ def generate(
     texts = [Text(words, number) for words in prompts for number in range(num_samples)]
     printer, started = TextPrinter(texts, sys.stdout, as_json=as_json, facts=located.facts()), time.perf_counter()
     continue_texts(
-        trained.model, trained.tokenizer, texts,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), seed=seed, max_new_tokens=max_new_tokens,
-        sequence_length=trained.sequence_length, vocab_size=trained.vocab_size, stops=stop or (), rows_at_once=rows_at_once,
-        show=printer.show, close=printer.close,
-    )  # fmt: skip
+        trained.model,
+        trained.tokenizer,
+        texts,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        sequence_length=trained.sequence_length,
+        vocab_size=trained.vocab_size,
+        stops=stop or (),
+        rows_at_once=rows_at_once,
+        show=printer.show,
+        close=printer.close,
+    )
     say(summary(texts, time.perf_counter() - started, trained.sequence_length))
     sys.exit(exit_code(texts))
 
@@ -357,13 +409,21 @@ def generate(
 def evaluate_command(
     run: RunArgument,
     tasks: Annotated[
-        list[str] | None, typer.Option(help="shakespeare_lines, files of items (JSONL), or hellaswag, piqa ... from the hub; several by commas.")
+        list[str] | None,
+        typer.Option(
+            help="shakespeare_lines, files of items (JSONL), or hellaswag, piqa ... from the hub; several by commas."
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Take the loss on this: a folder of trainer prepare, or shards; the run's own held-out text by default.")
+        str | None,
+        typer.Option(
+            help="Take the loss on this: a folder of trainer prepare, or shards; the run's own held-out text by default."
+        ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task, or sequences of held-out text, from the front.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task, or sequences of held-out text, from the front.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take the validation loss of a checkpoint, in nats a token and bits a byte; with --tasks put tasks to it, with their accuracies."""

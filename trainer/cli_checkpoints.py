@@ -15,7 +15,9 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")
 ]
 
-CheckpointOption = Annotated[str, typer.Option("--checkpoint", metavar="STEP", help="A step, latest, best, or the path of a checkpoint.")]
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", metavar="STEP", help="A step, latest, best, or the path of a checkpoint.")
+]
 StepAlias = Annotated[str, typer.Argument(metavar="[STEP]", hidden=True)]
 """The form of earlier versions: a step without `--checkpoint` before it."""
 
@@ -27,8 +29,14 @@ def _chosen(*named: str, number: int = 1) -> list[str]:
     chosen = [name for name in named if name]
     if len(chosen) != number:
         form = " ".join(["--checkpoint STEP"] * number)
-        told = f"{len(chosen)} {'is' if len(chosen) == 1 else 'are'} named ({', '.join(chosen)})" if chosen else "none is named"
-        raise ConfigError(f"{'one checkpoint is' if number == 1 else f'{number} checkpoints are'} wanted, and {told}; give {form}, where STEP is a step, latest or best")
+        told = (
+            f"{len(chosen)} {'is' if len(chosen) == 1 else 'are'} named ({', '.join(chosen)})"
+            if chosen
+            else "none is named"
+        )
+        raise ConfigError(
+            f"{'one checkpoint is' if number == 1 else f'{number} checkpoints are'} wanted, and {told}; give {form}, where STEP is a step, latest or best"
+        )
     return chosen
 
 
@@ -71,7 +79,9 @@ def verify(run: RunArgument) -> None:
 def diff(
     run: RunArgument,
     steps: Annotated[list[str] | None, typer.Argument(metavar="[A B]", hidden=True)] = None,
-    checkpoint: Annotated[list[str] | None, typer.Option(metavar="STEP", help="Each of the two: a step, latest, best, or a path.")] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(metavar="STEP", help="Each of the two: a step, latest, best, or a path.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what differs between two checkpoints: facts, settings, files, and which tensors of the model."""
@@ -104,20 +114,27 @@ def unpin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption =
 def prune(
     run: RunArgument,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and why, and stop.")] = False,
-    keep_last: Annotated[int | None, typer.Option(min=1, help="Instead of the settings' checkpoint.keep_last, this once.")] = None,
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the settings' checkpoint.keep_last, this once.")
+    ] = None,
     keep_best: Annotated[int | None, typer.Option(min=0, help="The same for keep_best.")] = None,
     keep_every_steps: Annotated[int | None, typer.Option(min=1, help="The same for keep_every_steps.")] = None,
     keep_epochs: Annotated[int | None, typer.Option(min=0, help="The same for keep_epochs.")] = None,
-    max_disk_bytes: Annotated[float | None, typer.Option(min=1, help="The same for max_disk_bytes; may be written 5e9.")] = None,
+    max_disk_bytes: Annotated[
+        float | None, typer.Option(min=1, help="The same for max_disk_bytes; may be written 5e9.")
+    ] = None,
 ) -> None:
     """Remove what the newest checkpoint's settings, or these rules in their place, do not keep, as a run does after every commit."""
     from trainer.checkpoint.listing import pruning
     from trainer.config.folders import find_checkpoints
 
     given = {
-        "keep_last": keep_last, "keep_best": keep_best, "keep_every_steps": keep_every_steps, "keep_epochs": keep_epochs,
+        "keep_last": keep_last,
+        "keep_best": keep_best,
+        "keep_every_steps": keep_every_steps,
+        "keep_epochs": keep_epochs,
         "max_disk_bytes": max_disk_bytes,
-    }  # fmt: skip
+    }
     rules = {name: int(value) for name, value in given.items() if value is not None}
     tell(pruning(find_checkpoints(run), dry_run=dry_run, rules=rules))
 
@@ -125,7 +142,12 @@ def prune(
 @checkpoints_app.command()
 def rm(
     run: RunArgument,
-    checkpoint: Annotated[str, typer.Option(metavar="STEP", help="A step, latest, best, or the name of one that was set aside, as ls shows it.")],
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="STEP", help="A step, latest, best, or the name of one that was set aside, as ls shows it."
+        ),
+    ],
 ) -> None:
     """Remove one checkpoint; not a pinned one, nor the last, nor while the run is trained."""
     from trainer.checkpoint.remove import remove
@@ -152,12 +174,20 @@ def copy(
 def fetch(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN|PLACE", help="A run with checkpoint.second_place, or its folder there: a path, or a URL that fsspec opens."),
+        typer.Argument(
+            metavar="RUN|PLACE",
+            help="A run with checkpoint.second_place, or its folder there: a path, or a URL that fsspec opens.",
+        ),
     ],
     step: StepAlias = "",
-    checkpoint: Annotated[str, typer.Option(metavar="STEP", help="A step, latest or best; without it, what is there is listed.")] = "",
+    checkpoint: Annotated[
+        str, typer.Option(metavar="STEP", help="A step, latest or best; without it, what is there is listed.")
+    ] = "",
     to: Annotated[
-        str, typer.Option(metavar="RUN|FOLDER", help="Where it goes; by default to RUN, or the run that the last part of PLACE names.")
+        str,
+        typer.Option(
+            metavar="RUN|FOLDER", help="Where it goes; by default to RUN, or the run that the last part of PLACE names."
+        ),
     ] = "",
 ) -> None:
     """Bring a checkpoint back from a second place, every byte verified; without --checkpoint, list what is there."""
@@ -171,4 +201,8 @@ def fetch(
         answer(fetching.offered(where))
         return
     home = run if config else run.rpartition("/")[2]
-    tell(fetching.fetch(where, *_chosen(checkpoint, step), home_of_checkpoints(to or home), run_folder(config) if config else None))
+    tell(
+        fetching.fetch(
+            where, *_chosen(checkpoint, step), home_of_checkpoints(to or home), run_folder(config) if config else None
+        )
+    )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def launch(
     context: typer.Context,
     words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything that can be checked, show what would run, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be checked, show what would run, and stop.")
+    ] = False,
 ) -> None:
     """Check a run, start it with `accelerate launch`, and report; what the words of a run mean without a command."""
     from trainer import supervise
@@ -53,7 +55,13 @@ def _as_typed(context: typer.Context, words: list[str]) -> str:
 
     door = context.find_root().info_name or ""
     started = Path(sys.argv[0])
-    program = [door if "/" in door else f"./{door}"] if door.endswith(".sh") else [str(started), "launch"] if started.name == "trainer" else None
+    program = (
+        [door if "/" in door else f"./{door}"]
+        if door.endswith(".sh")
+        else [str(started), "launch"]
+        if started.name == "trainer"
+        else None
+    )
     return shlex.join([*program, *words]) if program else command_line(*words)
 
 
@@ -64,7 +72,9 @@ def tell_report(config: "Config", folder: Path, command: str) -> None:
     try:
         tell(report_of(config, folder, command))
     except Exception as error:
-        say(f"what came of {config.name} cannot be told ({one_line(error)}); {folder / 'outcome.json'} says how it ended")
+        say(
+            f"what came of {config.name} cannot be told ({one_line(error)}); {folder / 'outcome.json'} says how it ended"
+        )
 
 
 def report_of(config: "Config", folder: Path, command: str = "") -> str:

@@ -12,7 +12,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, 
 
 
 @runs_app.command()
-def rm(run: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="You are sure: it goes for good.")] = False) -> None:
+def rm(
+    run: NameArgument, yes: Annotated[bool, typer.Option("--yes", help="You are sure: it goes for good.")] = False
+) -> None:
     """Remove a run: its folder in runs/ and its checkpoints. Not while it is trained, nor with a pinned checkpoint."""
     from trainer.runs import remove
 

@@ -36,7 +36,9 @@ def make_deterministic() -> None:
     os.environ.setdefault("NCCL_ALGO", "Ring")
     os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")  # TransformerEngine's own switch
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for programmers that costs a pass over every buffer
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a check for programmers that costs a pass over every buffer
+    )
     torch.backends.cudnn.benchmark = False
 
 
@@ -85,9 +87,14 @@ def _problem(said: str, remedy: str) -> str | None:
 
 
 def report(
-    deterministic: bool, device: torch.device, dtype: torch.dtype, model: Any, micro_batch: int, sequence_length: int,
+    deterministic: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    model: Any,
+    micro_batch: int,
+    sequence_length: int,
     one_pass: Callable[[], None],
-) -> str:  # fmt: skip
+) -> str:
     """What `deterministic` gives and costs here, in one line.
 
     On a GPU attention is timed forward and backward at the run's shape both ways, beside a whole pass over a micro-batch as it is.
@@ -120,7 +127,9 @@ def cost(on: float, off: float, *, num_layers: int, pass_seconds: float) -> str:
     )
 
 
-def attention_seconds(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+def attention_seconds(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[float, float]:
     """Seconds of causal attention forward and backward over [B, H, T, D], with determinism and without; medians, taken in turn."""
     query = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     upstream = torch.randn(shape, device=device, dtype=dtype)

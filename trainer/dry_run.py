@@ -63,9 +63,13 @@ def dry_run(asked: supervise.Request, say: Say) -> str:
     notes = [note for note in (lacking_gpus(plan.cluster), _alive(plan)) if note]
     if device := _device(plan):
         check_memory(
-            model, device, micro_batch=config.micro_batch, sequence_length=config.sequence_length, precision=plan.cluster.precision,
+            model,
+            device,
+            micro_batch=config.micro_batch,
+            sequence_length=config.sequence_length,
+            precision=plan.cluster.precision,
             num_local_processes=plan.cluster.num_local_processes,
-        )  # fmt: skip
+        )
     store = CheckpointStore(checkpoints_folder(config))
     _check_disk(config, model, store)
     found, changed = _where_from(plan, corpus, model, store)
@@ -82,7 +86,11 @@ def dry_run(asked: supervise.Request, say: Say) -> str:
 
 
 def _alive(plan: supervise.Plan) -> str | None:
-    return f"{plan.config.name} is being trained right now, and a launch would be refused as long as it is" if is_trained(plan.folder) else None
+    return (
+        f"{plan.config.name} is being trained right now, and a launch would be refused as long as it is"
+        if is_trained(plan.folder)
+        else None
+    )
 
 
 def _device(plan: supervise.Plan) -> torch.device | None:
@@ -102,7 +110,9 @@ def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) 
     check_free(folder, one, num_kept=num_kept, there_bytes=there, max_disk_bytes=policy.max_disk_bytes)
 
 
-def _where_from(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore) -> tuple[Resolution, list[Change]]:
+def _where_from(
+    plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore
+) -> tuple[Resolution, list[Change]]:
     """The checkpoint that it would go on from, and what has changed since; raises CheckpointError where that is refused."""
     config, wanted = plan.config, resume_point(plan.config)
     found = look(store, wanted)
@@ -132,11 +142,23 @@ def _what(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module) -> list[
     places = "on CPUs" if cluster.use_cpu else "on GPUs" if processes > 1 else "on a GPU"
     return [
         ("cluster", f"{cluster.path.stem}: {numbered(processes, 'process')} {places}, {arithmetic}"),
-        ("model", f"{model.config.model_type}, {count(parameters.total)} parameters ({count(parameters.non_embedding)} without embeddings)"),
-        ("data", f"{count(corpus.train.num_sequences)} sequences of {config.sequence_length} tokens to train on, {held_out}"),
-        ("a step", f"{config.global_batch} sequences = {count(step_tokens)} tokens: {config.micro_batch} at once on each process, {accumulated} times"),
-        ("the run", f"{numbered(config.max_steps, 'step')}, {count(step_tokens * config.max_steps)} tokens, {epochs:.3g} epochs"),
-    ]  # fmt: skip
+        (
+            "model",
+            f"{model.config.model_type}, {count(parameters.total)} parameters ({count(parameters.non_embedding)} without embeddings)",
+        ),
+        (
+            "data",
+            f"{count(corpus.train.num_sequences)} sequences of {config.sequence_length} tokens to train on, {held_out}",
+        ),
+        (
+            "a step",
+            f"{config.global_batch} sequences = {count(step_tokens)} tokens: {config.micro_batch} at once on each process, {accumulated} times",
+        ),
+        (
+            "the run",
+            f"{numbered(config.max_steps, 'step')}, {count(step_tokens * config.max_steps)} tokens, {epochs:.3g} epochs",
+        ),
+    ]
 
 
 def _from(plan: supervise.Plan, found: Resolution, changed: list[Change]) -> str:
@@ -153,7 +175,11 @@ def _time_left(plan: supervise.Plan, step: int) -> list[tuple[str, str]]:
     """How long it would take, where this run has shown how fast it is."""
     speed = totals_of(plan.folder / CURVE).tokens_per_second
     tokens = (plan.config.max_steps - step) * plan.config.global_batch * plan.config.sequence_length
-    return [("takes", f"about {duration(tokens / speed)} at the {count(speed)} tokens/s of its last steps")] if speed and tokens > 0 else []
+    return (
+        [("takes", f"about {duration(tokens / speed)} at the {count(speed)} tokens/s of its last steps")]
+        if speed and tokens > 0
+        else []
+    )
 
 
 def _changed(plan: supervise.Plan, since_checkpoint: list[Change], step: int) -> list[tuple[str, str]]:
@@ -161,7 +187,11 @@ def _changed(plan: supervise.Plan, since_checkpoint: list[Change], step: int) ->
     kept = plan.folder / "config.yaml"
     before: Mapping[str, Any] = kept_settings(kept) if kept.is_file() else {}
     now = {key: _plain(value) for key, value in flatten(plan.config).items()}
-    settings = [Change(key, before[key], value).words for key, value in now.items() if key in before and _plain(before[key]) != value]
+    settings = [
+        Change(key, before[key], value).words
+        for key, value in now.items()
+        if key in before and _plain(before[key]) != value
+    ]
     rows = [("changed", f"since the last launch: {', '.join(settings) or 'no setting'}")] if before else []
     rest = [change.words for change in since_checkpoint if change.words not in settings]
     return rows + ([("changed", f"since step {step}: {', '.join(rest)}")] if rest else [])

@@ -99,8 +99,12 @@ class Evaluation:
             if result.num_not_finite
         ]
         if self.loss and not math.isfinite(self.loss.loss):
-            broken.append(f"the loss is {self.loss.loss}: the weights are damaged or diverged; take an older checkpoint")
-        tables = ([loss_table(self.loss)] if self.loss else []) + ([results_table(self.results)] if self.results else [])
+            broken.append(
+                f"the loss is {self.loss.loss}: the weights are damaged or diverged; take an older checkpoint"
+            )
+        tables = ([loss_table(self.loss)] if self.loss else []) + (
+            [results_table(self.results)] if self.results else []
+        )
         passed_over = [f"{other} is passed over: {why}" for other, why in over.items()]
         return "\n".join([f"{name}, step {self.located.manifest.step}, {precision}", *passed_over, *tables, *broken])
 
@@ -132,7 +136,9 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
                      checkpoint, data or tasks
     """
     if wanted.tasks is not None and not wanted.tasks:
-        raise ConfigError("--tasks names no task; give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss")
+        raise ConfigError(
+            "--tasks names no task; give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss"
+        )
     place = launch.asked()
     try:
         with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
@@ -142,7 +148,9 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
         raise
 
 
-def _evaluate(place: launch.Asked, located: Located, wanted: Asked, progress: Callable[[str, float], None]) -> Evaluation:
+def _evaluate(
+    place: launch.Asked, located: Located, wanted: Asked, progress: Callable[[str, float], None]
+) -> Evaluation:
     checkpoint, manifest = located.path, located.manifest
     tokenizer = tokenizer_of(manifest)
     if tokenizer is None and wanted.tasks:
@@ -151,7 +159,9 @@ def _evaluate(place: launch.Asked, located: Located, wanted: Asked, progress: Ca
             "of a new run"
         )
     device = launch.meet(place, deterministic=True)
-    asked = "bf16" if place.precision == "fp8" else place.precision  # as in the loop: what is not trained does not run in fp8
+    asked = (
+        "bf16" if place.precision == "fp8" else place.precision
+    )  # as in the loop: what is not trained does not run in fp8
     precision = decide(asked, look(device.type, None)).mode
     config = load_resolved(checkpoint / "config.yaml")
     folder = folder_of_run(checkpoint) or run_folder(config)
@@ -159,19 +169,29 @@ def _evaluate(place: launch.Asked, located: Located, wanted: Asked, progress: Ca
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
     is_loss_wanted = wanted.tasks is None or wanted.data is not None
-    data = launch.first_on_main(accelerator, lambda: _held_out(config, manifest, wanted.data)) if is_loss_wanted else None
-    tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night)
+    data = (
+        launch.first_on_main(accelerator, lambda: _held_out(config, manifest, wanted.data)) if is_loss_wanted else None
     )
-    model = load_model(manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device)
+    tasks = launch.first_on_main(
+        accelerator,
+        lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night),
+    )
+    model = load_model(
+        manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device
+    )
     told = progress if place.is_main else _in_silence
     loss = None
     if data is not None:
         num_sequences = wanted.limit or (None if wanted.data else config.evaluation.num_sequences)
         is_runs_own = wanted.data is None and num_sequences == config.evaluation.num_sequences
         if is_runs_own and manifest.validation != digest((data.fingerprint, num_sequences)):
-            _warn(place, "the run's held-out text is not what it was when this checkpoint was made: its validation loss does not compare")
-        loss = _loss(accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, told)
+            _warn(
+                place,
+                "the run's held-out text is not what it was when this checkpoint was made: its validation loss does not compare",
+            )
+        loss = _loss(
+            accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, told
+        )
     results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(told)
     evaluation = Evaluation(located, precision, results, place.is_main, loss)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
@@ -188,10 +208,16 @@ def _held_out(config: Config, manifest: Manifest, data: str | None) -> TokenData
     elif config.data.corpus:
         paths = held_out_shards(config.data.corpus, files.project_folder(), trained_with, whole_if_none=False)
     elif config.data.validation:
-        paths = resolve_shards(config.data.validation, files.project_folder(), "validation", skip_unreadable=config.data.skip_unreadable)
+        paths = resolve_shards(
+            config.data.validation, files.project_folder(), "validation", skip_unreadable=config.data.skip_unreadable
+        )
     else:
-        raise ConfigError(f"{config.name} has no held-out text of its own; name some with --data FOLDER, or what to ask with --tasks")
-    found = TokenDataset(paths, sequence_length=sequence_length, vocab_size=manifest.vocab_size, dtype=config.data.dtype)
+        raise ConfigError(
+            f"{config.name} has no held-out text of its own; name some with --data FOLDER, or what to ask with --tasks"
+        )
+    found = TokenDataset(
+        paths, sequence_length=sequence_length, vocab_size=manifest.vocab_size, dtype=config.data.dtype
+    )
     for words in trained_on_too(config.data, sequence_length, found) if data is not None else ():
         log.warning(words)
     return found
@@ -203,18 +229,28 @@ def _name(config: Config) -> str:
 
 
 def _loss(
-    accelerator: Accelerator, model: torch.nn.Module, data: TokenDataset, name: str, tokenizer: Tokenizer | None, num_sequences: int | None,
-    micro_batch: int, progress: Callable[[str, float], None],
-) -> Loss:  # fmt: skip
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    data: TokenDataset,
+    name: str,
+    tokenizer: Tokenizer | None,
+    num_sequences: int | None,
+    micro_batch: int,
+    progress: Callable[[str, float], None],
+) -> Loss:
     """The mean loss on the first `num_sequences` sequences (None: all), as a run takes it; the same on every rank."""
     total = min(num_sequences or data.num_sequences, data.num_sequences)
     at_once = micro_batch * accelerator.num_processes
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         micro_batches = validation_batches(
-            data, num_sequences=total, micro_batch=micro_batch, rank=accelerator.process_index, world_size=accelerator.num_processes,
+            data,
+            num_sequences=total,
+            micro_batch=micro_batch,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
             device=accelerator.device,
-        )  # fmt: skip
+        )
         for number, batch in enumerate(micro_batches, start=1):
             yield batch.inputs, batch.labels
             progress(LOSS, min(1.0, number * at_once / total))
@@ -240,7 +276,9 @@ def _write_down(evaluation: Evaluation, path: Path) -> None:
 
 
 def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()
+    }
 
 
 def _in_silence(task: str, fraction: float) -> None:

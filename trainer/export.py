@@ -38,9 +38,13 @@ logger = logging.getLogger(__name__)
 disable_progress_bar()  # one line a file of weights; ours take a second
 
 _DTYPES = {
-    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 EVALUATIONS = "evaluations.jsonl"
 """In runs/NAME: what `trainer eval` found."""
@@ -176,13 +180,22 @@ def export_checkpoint(
     manifest = read_manifest(folder)
     tokenizer = tokenizer_of(manifest)
     parts = dict(
-        model_config=manifest.model, weights=folder / "model.safetensors", vocab_size=manifest.vocab_size, facts=_facts(folder, manifest),
-        sequence_length=manifest.identity.get("sequence_length"), dtype=dtype, license=license,
-        tokenizer=tokenizer and TokenizerFacts(
-            ranks=tokenizer.ranks, pattern=tokenizer.pattern, eot_token=END_OF_TEXT, eot_id=tokenizer.eot_id,
+        model_config=manifest.model,
+        weights=folder / "model.safetensors",
+        vocab_size=manifest.vocab_size,
+        facts=_facts(folder, manifest),
+        sequence_length=manifest.identity.get("sequence_length"),
+        dtype=dtype,
+        license=license,
+        tokenizer=tokenizer
+        and TokenizerFacts(
+            ranks=tokenizer.ranks,
+            pattern=tokenizer.pattern,
+            eot_token=END_OF_TEXT,
+            eot_id=tokenizer.eot_id,
             vocab_size=tokenizer.vocab_size,
         ),
-    )  # fmt: skip
+    )
     if not (replace and out.exists()):
         return export(out, **parts)
     earlier = files.set_aside(out, "earlier")
@@ -200,7 +213,9 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
     settings = read_settings(folder / "config.yaml")
     data, optimizer, schedule = (settings.get(section, {}) for section in ("data", "optimizer", "schedule"))
     decay = ", weight decay {weight_decay}".format_map(optimizer) if "weight_decay" in optimizer else ""
-    run = folder_of_run(folder) or files.project_folder() / settings.get("runs_folder", "runs") / str(settings.get("name", ""))
+    run = folder_of_run(folder) or files.project_folder() / settings.get("runs_folder", "runs") / str(
+        settings.get("name", "")
+    )
     return {
         "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
         "data": data.get("corpus") or ", ".join(data.get("train", [])),
@@ -209,13 +224,19 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
         "optimizer": f"{optimizer.get('name')}{decay}",
         "learning rate": f"{_peak_rates(optimizer)} at its peak, {schedule.get('name')}, {schedule.get('warmup_steps', 0):,} steps of warm-up",
         "computed in": "fp32" if manifest.precision == "no" else manifest.precision,
-        "validation loss": "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words} (nats a token)",
+        "validation loss": "not evaluated"
+        if manifest.val_loss_words is None
+        else f"{manifest.val_loss_words} (nats a token)",
         **_evaluations(run, manifest.step),
     }
 
 
 def _peak_rates(optimizer: Mapping[str, Any]) -> str:
-    muon = f" ({optimizer['muon_lr']:g} for Muon's matrices)" if optimizer.get("name") == "muon" and "muon_lr" in optimizer else ""
+    muon = (
+        f" ({optimizer['muon_lr']:g} for Muon's matrices)"
+        if optimizer.get("name") == "muon" and "muon_lr" in optimizer
+        else ""
+    )
     return f"{optimizer.get('lr')}{muon}"
 
 
@@ -227,18 +248,25 @@ def _evaluations(run: Path, step: int) -> dict[str, str]:
         if record["step"] > step:
             break
         tasks = [key.removesuffix("/acc") for key in record if key.endswith("/acc")]
-        found |= {task: _accuracy({name: record.get(f"{task}/{name}") for name in ("acc", "acc_norm", "chance")}) for task in tasks}
+        found |= {
+            task: _accuracy({name: record.get(f"{task}/{name}") for name in ("acc", "acc_norm", "chance")})
+            for task in tasks
+        }
     for _, record in records_from(run / EVALUATIONS, 0):
         if record["step"] == step and isinstance(record.get("acc"), float):
             found[str(record["task"])] = _accuracy(record)
         elif record["step"] == step and isinstance(record.get("loss"), float):
             bits = f", {record['bits_per_byte']:.4f} bits a byte" if record.get("bits_per_byte") else ""
-            found[f"loss on {record.get('data')}"] = f"{record['loss']:.4f} nats a token{bits} ({record.get('num_tokens', 0):,} tokens)"
+            found[f"loss on {record.get('data')}"] = (
+                f"{record['loss']:.4f} nats a token{bits} ({record.get('num_tokens', 0):,} tokens)"
+            )
     return found
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name in ("acc", "acc_norm", "chance") if (value := numbers.get(name)) is not None)
+    return ", ".join(
+        f"{name} {value:.3f}" for name in ("acc", "acc_norm", "chance") if (value := numbers.get(name)) is not None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,8 +291,11 @@ def open_model(folder: Path) -> TrainedModel:
     model = _load(_config_from_dict(manifest.model), folder / "model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TrainedModel(
-        model=model.to(device), tokenizer=tokenizer, vocab_size=manifest.vocab_size, sequence_length=manifest.identity["sequence_length"]
-    )  # fmt: skip
+        model=model.to(device),
+        tokenizer=tokenizer,
+        vocab_size=manifest.vocab_size,
+        sequence_length=manifest.identity["sequence_length"],
+    )
 
 
 def tokenizer_of(manifest: Manifest) -> TokenEncoding | None:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
-
 PACKAGE = Path(__file__).resolve().parent
 """The folder of this package."""
 

@@ -55,7 +55,9 @@ def finish(run: str) -> Finished:
     config = load_resolved(folder / "config.yaml")
     store = CheckpointStore(checkpoints_folder(config))
     if not store.entries():
-        raise CheckpointError(f"{store.folder} holds no checkpoints, so there is nothing that {config.name} could be finished with; train it first")
+        raise CheckpointError(
+            f"{store.folder} holds no checkpoints, so there is nothing that {config.name} could be finished with; train it first"
+        )
     with hold(folder), hold_checkpoints(store.folder):
         resolution = resolve(store, "latest")
         step = resolution.manifest.step
@@ -64,12 +66,16 @@ def finish(run: str) -> Finished:
         cut_after(folder, step)
         reason = f"declared finished at step {step} of {config.max_steps}"
         before = facts_at(read_outcome(folder), step)
-        found = {name: getattr(resolution.manifest, name) for name in ("loss", "val_loss", "last_val_loss", "last_val_step")}
+        found = {
+            name: getattr(resolution.manifest, name) for name in ("loss", "val_loss", "last_val_loss", "last_val_step")
+        }
         facts = {
             **{name: value for name, value in before.items() if name != "untidy"},
             **{name: value for name, value in found.items() if value is not None},
-            "exported": str(exported), "exported_step": step, "planned_steps": config.max_steps,
-        }  # fmt: skip
+            "exported": str(exported),
+            "exported_step": step,
+            "planned_steps": config.max_steps,
+        }
         write_outcome(folder, "finished", step=step, reason=reason, **facts)
         Journal(folder).write("stop", cause="finished", step=step, reason=reason)
         if "tensorboard" in config.metrics.trackers:
@@ -84,7 +90,9 @@ def _make_final(store: CheckpointStore, resolution: Resolution) -> None:
     try:
         files.write_atomic(resolution.path / MANIFEST, to_json(final), partial_in=store.folder)
     except OSError as error:
-        raise CheckpointError(f"the manifest of {resolution.path} cannot be rewritten ({error}); mend that and try again") from None
+        raise CheckpointError(
+            f"the manifest of {resolution.path} cannot be rewritten ({error}); mend that and try again"
+        ) from None
     for path in resolution.refused:
         files.set_aside(path, "damaged")
     store.point_links()

@@ -73,7 +73,9 @@ FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Read-only file system")
 _PEER_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
-_PEER_WORDS = re.compile(r"Connection (closed|reset) by peer|Connection refused|Socket closed|Broken pipe|Timed out waiting")
+_PEER_WORDS = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Socket closed|Broken pipe|Timed out waiting"
+)
 
 
 class Journal:
@@ -100,8 +102,11 @@ class Journal:
             if self._lost.bit_count() == 1:  # a full disk would say it at every event
                 log.warning(
                     "the journal %s could not be written (%s): the event %r is lost, %d in a row by now",
-                    self._path, error.strerror or error, event, self._lost,
-                )  # fmt: skip
+                    self._path,
+                    error.strerror or error,
+                    event,
+                    self._lost,
+                )
         else:
             self._lost = 0
 

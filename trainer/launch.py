@@ -133,9 +133,16 @@ def gather(value: T) -> list[T]:
 
 
 def start(
-    place: Asked, *, precision: str, deterministic: bool, seed: int, trackers: list[str], runs_folder: Path, uncompiled: str | None = None,
+    place: Asked,
+    *,
+    precision: str,
+    deterministic: bool,
+    seed: int,
+    trackers: list[str],
+    runs_folder: Path,
+    uncompiled: str | None = None,
     tf32: bool = False,
-) -> Accelerator:  # fmt: skip
+) -> Accelerator:
     """Makes the one Accelerator of this process, in a group of exactly the size that was launched.
 
     tf32         whether matrix products in fp32 may take a GPU's TF32
@@ -157,10 +164,14 @@ def start(
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=GROUP_TIMEOUT),
-            *([TERecipeKwargs()] if precision == "fp8" else []),  # or it would take whichever fp8 library it finds first
+            *(
+                [TERecipeKwargs()] if precision == "fp8" else []
+            ),  # or it would take whichever fp8 library it finds first
         ],
     )
-    if accelerator.device.type == "cuda":  # Accelerate allows TF32 where it compiles and mixed_precision is no, and forbids it nowhere
+    if (
+        accelerator.device.type == "cuda"
+    ):  # Accelerate allows TF32 where it compiles and mixed_precision is no, and forbids it nowhere
         torch.backends.cuda.matmul.allow_tf32 = tf32
     if accelerator.num_processes != place.world_size:
         raise LaunchError(
@@ -284,8 +295,13 @@ def wait_for_device(device: torch.device) -> None:
 
 
 def determinism_report(
-    accelerator: Accelerator, deterministic: bool, model: Any, micro_batch: int, sequence_length: int, one_pass: Callable[[], None]
-) -> str:  # fmt: skip
+    accelerator: Accelerator,
+    deterministic: bool,
+    model: Any,
+    micro_batch: int,
+    sequence_length: int,
+    one_pass: Callable[[], None],
+) -> str:
     """What `deterministic` gives and costs here, in one line; see trainer/determinism.py."""
     dtype = {"no": torch.float32, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.bfloat16)
     return determinism.report(deterministic, accelerator.device, dtype, model, micro_batch, sequence_length, one_pass)
@@ -299,13 +315,18 @@ def _forget_fp8_settings() -> None:
     found = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(FP8_SETTINGS)}
     if not found:
         return
-    unsaid = {f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"), **setup_fp8_env(launch_command_parser().parse_args(["script"]), {})}
-    settings = sorted(name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name))
+    unsaid = {
+        f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"),
+        **setup_fp8_env(launch_command_parser().parse_args(["script"]), {}),
+    }
+    settings = sorted(
+        name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name)
+    )
     if settings:
         _warn_for_the_machine(
             "fp8_config.%s of the cluster file is not read: the recipe sets up fp8 (precision.recipe, precision.format, precision.options)",
             ", fp8_config.".join(settings),
-        )  # fmt: skip
+        )
 
 
 def _choose_compiler(uncompiled: str | None, use_cpu: bool) -> None:

@@ -79,7 +79,9 @@ def _machine() -> str:
 
 def _started(pid: int) -> str | None:
     try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        state, *others = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return None
     return None if state in "ZX" else others[18]
@@ -129,7 +131,12 @@ def lives(path: Path) -> bool:
         if not is_told:
             is_told = True
             who = record[0] if record else "an unknown process"
-            log.info("%s is held by %s, or was: watching for a sign of life, %.0f seconds at most", path.parent, who, STILL_SECONDS)
+            log.info(
+                "%s is held by %s, or was: watching for a sign of life, %.0f seconds at most",
+                path.parent,
+                who,
+                STILL_SECONDS,
+            )
         time.sleep(_LOOK_SECONDS)
     return False
 
@@ -154,7 +161,9 @@ def keep_beating(path: Path, who: Process, facts: Callable[[], dict[str, Any]], 
             beats += 1
             try:
                 if _number(newest_record(beside)) > highest:
-                    log.critical("%s was taken over by another process while this one stood still; this one ends", path.parent)
+                    log.critical(
+                        "%s was taken over by another process while this one stood still; this one ends", path.parent
+                    )
                     os._exit(1)
                 write_record(path, who, beats=beats, **facts())
             except OSError as error:
@@ -231,8 +240,10 @@ def take(path: Path) -> Lock | None:
         file = None
         log.warning(
             "%s is on a file system without locks (%s): a second process of one run is recognised by %s-*, which says who holds it",
-            path.parent, error.strerror, path.name,
-        )  # fmt: skip
+            path.parent,
+            error.strerror,
+            path.name,
+        )
     record = None
     if file is None or newest_record(path):  # another machine may have mounted the same folder without locks
         record = _take_record(path)
@@ -280,7 +291,9 @@ def _take_record(path: Path) -> Path | None:
                 if older != mine:
                     older.unlink(missing_ok=True)
             return mine
-        mine.unlink(missing_ok=True)  # two others came and went between the look and now, and what the second left is higher
+        mine.unlink(
+            missing_ok=True
+        )  # two others came and went between the look and now, and what the second left is higher
 
 
 def holder(path: Path) -> Process | None:
@@ -300,7 +313,11 @@ def newest_record(path: Path) -> Path | None:
 
 
 def _records(path: Path) -> list[Path]:
-    return [each for each in path.parent.glob(f"{path.name}-*") if re.fullmatch(rf"{re.escape(path.name)}-[0-9]{{8,}}", each.name)]
+    return [
+        each
+        for each in path.parent.glob(f"{path.name}-*")
+        if re.fullmatch(rf"{re.escape(path.name)}-[0-9]{{8,}}", each.name)
+    ]
 
 
 def _number(record: Path | None) -> int:

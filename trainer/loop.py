@@ -41,7 +41,10 @@ def train(run: Run) -> Outcome:
     """
     if tensor := first_not_finite(run.bare_model.named_parameters()):
         step = run.progress.step
-        return Outcome("diverged", f"{tensor} is not finite at step {step}, where this launch begins; go back with resume_from_checkpoint=STEP")
+        return Outcome(
+            "diverged",
+            f"{tensor} is not finite at step {step}, where this launch begins; go back with resume_from_checkpoint=STEP",
+        )
     if run.progress.step >= run.config.max_steps:
         run.stopwatch.start()
         if run.evaluator.due(run.progress.step):  # it was interrupted there
@@ -109,13 +112,29 @@ def report(
     mean = accelerator.reduce(torch.stack([loss / accelerator.num_processes, vote, wish]), reduction="sum")
     numbers = torch.stack([mean[0], grad_norm.to(mean.dtype), mean[1], mean[2]])
     known = run.reporter.step(
-        step=progress.step, tokens=progress.tokens, step_tokens=batch.num_tokens, lr=lr,
-        epoch=run.loader.epoch_at(progress.sequences), data_digest=batch.digest, numbers=numbers, facts=facts,
-        laps=run.stopwatch.end_step(), reading=run.probes.take(),
-    )  # fmt: skip
+        step=progress.step,
+        tokens=progress.tokens,
+        step_tokens=batch.num_tokens,
+        lr=lr,
+        epoch=run.loader.epoch_at(progress.sequences),
+        data_digest=batch.digest,
+        numbers=numbers,
+        facts=facts,
+        laps=run.stopwatch.end_step(),
+        reading=run.probes.take(),
+    )
     # Before an evaluation, a save or the end nothing may be on its way.
-    needed_now = run.evaluator.due(progress.step) or sample_is_due(run) or run.checkpointer.due() or progress.step >= run.config.max_steps
-    needed_now = needed_now or run.profiler.is_written_after(progress.step) or any(numbers.stop_votes or numbers.save_wish for numbers in known)
+    needed_now = (
+        run.evaluator.due(progress.step)
+        or sample_is_due(run)
+        or run.checkpointer.due()
+        or progress.step >= run.config.max_steps
+    )
+    needed_now = (
+        needed_now
+        or run.profiler.is_written_after(progress.step)
+        or any(numbers.stop_votes or numbers.save_wish for numbers in known)
+    )
     known = known + run.reporter.flush() if needed_now else known
     if known and (seconds := run.reporter.step_seconds) is not None:
         run.checkpointer.stepped(seconds)
@@ -142,11 +161,16 @@ def settle(run: Run, outcome: Outcome | None) -> Outcome | None:
         return outcome
     step, skipped = run.progress.step, run.guard.num_last_skipped
     if skipped >= SKIPS_IN_DOUBT:
-        return Outcome("diverged", f"the updates of the last {skipped} steps up to {step} were skipped: their gradients were not finite")
+        return Outcome(
+            "diverged",
+            f"the updates of the last {skipped} steps up to {step} were skipped: their gradients were not finite",
+        )
     if run.evaluator.last_step == step and run.evaluator.last_loss is None:
         return Outcome("diverged", f"the validation loss of the last step, {step}, is not finite")
     if skipped:
-        return Outcome("finished", f"{outcome.reason}; of the last {skipped} the update was skipped: the gradient was not finite")
+        return Outcome(
+            "finished", f"{outcome.reason}; of the last {skipped} the update was skipped: the gradient was not finite"
+        )
     return outcome
 
 
@@ -209,7 +233,11 @@ def save(run: Run, outcome: Outcome | None, is_best: bool, wish: float) -> Outco
         known = run.reporter.known
         tensor = run.checkpointer.save(reason, loss=known.loss if known else None, val_loss=run.evaluator.loss_at(step))
     run.stopwatch.lap("save")
-    return Outcome("diverged", f"{tensor} is not finite after the last step, {step}") if reason == "final" and tensor else outcome
+    return (
+        Outcome("diverged", f"{tensor} is not finite after the last step, {step}")
+        if reason == "final" and tensor
+        else outcome
+    )
 
 
 def profile(run: Run) -> None:

@@ -17,7 +17,13 @@ from trainer.text import count, duration, printable, size, table
 
 
 def report(
-    name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None, *, prompt: str = "", command: str = ""
+    name: str,
+    folder: Path,
+    checkpoints: Path,
+    baselines: dict[str, float] | None,
+    *,
+    prompt: str = "",
+    command: str = "",
 ) -> str:
     """The last losses beside the baselines, the sample, where everything lies, and what one would want next.
 
@@ -46,8 +52,12 @@ def ending(kind: str, step: int, reason: str, folder: Path) -> str:
     totals = totals_of(folder / CURVE)
     parts = [f"{kind} at step {step}: {reason}"]
     if totals.tokens_per_second:
-        parts.append(f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training, {count(totals.tokens_per_second)} tokens/s")
-    losses = [each for each in (totals.first_evaluation, totals.last_evaluation) if each and each["val_loss"] is not None]
+        parts.append(
+            f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training, {count(totals.tokens_per_second)} tokens/s"
+        )
+    losses = [
+        each for each in (totals.first_evaluation, totals.last_evaluation) if each and each["val_loss"] is not None
+    ]
     if losses:
         told = {each["step"]: f"{each['val_loss']:.4f} at step {each['step']}" for each in losses}
         parts.append(f"validation loss {', '.join(told.values())}")

@@ -39,7 +39,9 @@ def home_of(run: str) -> Home:
     folder = find_run(run).resolve()
     config = load_resolved(folder / "config.yaml")
     if folder.parent != run_folder(config).resolve().parent:
-        raise TrainerError(f"{folder} is not where its runs_folder says ({run_folder(config).parent}), so what belongs to it is not known; name a run")
+        raise TrainerError(
+            f"{folder} is not where its runs_folder says ({run_folder(config).parent}), so what belongs to it is not known; name a run"
+        )
     return Home(folder, config, checkpoints_folder(config).with_name(folder.name))
 
 
@@ -73,10 +75,14 @@ def remove(run: str, *, is_sure: bool) -> str:
     place = second_place_of(home.config.checkpoint, home.name)
     with _held(home):
         try:
-            for path in there:  # the checkpoints first: a run without them refuses to start over, one without its history would go on
+            for path in (
+                there
+            ):  # the checkpoints first: a run without them refuses to start over, one without its history would go on
                 files.remove_folder(path)
         except OSError as error:
-            raise TrainerError(f"{home.name} could not be removed whole ({error}); mend that and remove it again") from None
+            raise TrainerError(
+                f"{home.name} could not be removed whole ({error}); mend that and remove it again"
+            ) from None
     return f"removed: {told}" + (f"\nits copies in {place['where']} are left" if place else "")
 
 
@@ -94,7 +100,9 @@ def rename(run: str, name: str) -> str:
     was_divided = not home.checkpoints.is_dir() and _began(home, name)
     taken = [path for path in (folder, *([] if was_divided else [checkpoints])) if path.exists()]
     if taken:
-        raise TrainerError(f"{' and '.join(map(str, taken))} exists already, and nothing is replaced; take another name")
+        raise TrainerError(
+            f"{' and '.join(map(str, taken))} exists already, and nothing is replaced; take another name"
+        )
     with _held(home):
         try:
             Journal(home.folder).write("rename", name=name, was=home.name)
@@ -104,7 +112,9 @@ def rename(run: str, name: str) -> str:
             _follow(home.folder, folder)
             files.move_folder(home.folder, folder)
         except OSError as error:
-            raise TrainerError(f"{home.name} could not be renamed ({error}); mend that and give the same command again") from None
+            raise TrainerError(
+                f"{home.name} could not be renamed ({error}); mend that and give the same command again"
+            ) from None
     place = second_place_of(home.config.checkpoint, name)
     copies = f"\nnew copies go to {place['where']}; those that were made stay where they are" if place else ""
     return f"{home.name} is {name} now: {folder} and {checkpoints}; go on with name={name}{copies}"
@@ -121,4 +131,6 @@ def _follow(before: Path, after: Path) -> None:
     path = before / OUTCOME
     if path.is_file():
         content = path.read_text(encoding="utf-8")
-        files.write_atomic(path, re.sub(re.escape(json.dumps(f"{before}/")[1:-1]), lambda _: json.dumps(f"{after}/")[1:-1], content))
+        files.write_atomic(
+            path, re.sub(re.escape(json.dumps(f"{before}/")[1:-1]), lambda _: json.dumps(f"{after}/")[1:-1], content)
+        )

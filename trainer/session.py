@@ -25,7 +25,13 @@ from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.report import ending
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
-from trainer.safety.failures import broken_connections_explained, leave_cause, said_by_lower_rank, sweep_causes, withdraw_cause
+from trainer.safety.failures import (
+    broken_connections_explained,
+    leave_cause,
+    said_by_lower_rank,
+    sweep_causes,
+    withdraw_cause,
+)
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.peers import end_soon, ended_with_peers
 from trainer.safety.stop import StopRequest
@@ -105,7 +111,11 @@ def _take(folder: Path) -> Lock:
 @contextmanager
 def _errors_explained(config: Config, folder: Path, precision: Callable[[], str]) -> Iterator[None]:
     """What torch raises for a lost rank, for memory that is full and for a form that is missing becomes the paragraph that it means."""
-    with broken_connections_explained(folder), _memory_explained(config, folder, precision), missing_form_explained(SWITCH_OFF):
+    with (
+        broken_connections_explained(folder),
+        _memory_explained(config, folder, precision),
+        missing_form_explained(SWITCH_OFF),
+    ):
         yield
 
 
@@ -131,9 +141,12 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
 
 def _memory_explained(config: Config, folder: Path, precision: Callable[[], str]) -> AbstractContextManager[None]:
     return out_of_memory_explained(
-        folder / PROFILES, rank=int(os.environ.get("RANK", "0")), micro_batch=config.micro_batch, precision=precision,
+        folder / PROFILES,
+        rank=int(os.environ.get("RANK", "0")),
+        micro_batch=config.micro_batch,
+        precision=precision,
         has_history=config.profile.memory_history,
-    )  # fmt: skip
+    )
 
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:
@@ -238,7 +251,11 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
 
 def declared_finished(config: Config, before: dict[str, Any] | None, step: int) -> Outcome | None:
     """The end of a run that a person has declared finished at this step, and of which nothing else is asked since; else None."""
-    if config.resume_from_checkpoint != "latest" or before is None or (before["step"], before.get("planned_steps")) != (step, config.max_steps):
+    if (
+        config.resume_from_checkpoint != "latest"
+        or before is None
+        or (before["step"], before.get("planned_steps")) != (step, config.max_steps)
+    ):
         return None
     return Outcome("finished", f"declared finished at step {step} of {config.max_steps}")
 

@@ -50,7 +50,9 @@ def _put_in_place() -> None:
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != PACKAGE]  # where no -P was given
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE.name]:
         del sys.modules[name]  # what a sitecustomize may have imported
-    spec = importlib.util.spec_from_file_location(PACKAGE.name, PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)])
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE.name, PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)]
+    )
     package = importlib.util.module_from_spec(spec)
     sys.modules[PACKAGE.name] = package
     spec.loader.exec_module(package)

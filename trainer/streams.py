@@ -1,8 +1,8 @@
 """A command's standard streams: there in any case, able to show any text, and no reason why finished work counts as failed.
 
-    answer  prints what a command was asked for; where that cannot be written, the command has failed (`Unheard`)
-    tell    prints on standard output what came of work that is done: where nobody hears it, it is done all the same
-    say     prints on standard error what goes on or went wrong; it never fails
+answer  prints what a command was asked for; where that cannot be written, the command has failed (`Unheard`)
+tell    prints on standard output what came of work that is done: where nobody hears it, it is done all the same
+say     prints on standard error what goes on or went wrong; it never fails
 """
 
 import errno
@@ -139,5 +139,9 @@ def _standard(stream: TextIO | None, descriptor: int) -> TextIO:
         return _Standard(open(descriptor, "wb"), encoding="utf-8", errors="backslashreplace", line_buffering=True)
     if isinstance(stream, _Standard) or not isinstance(stream, io.TextIOWrapper):
         return stream
-    facts = {"encoding": stream.encoding, "line_buffering": stream.line_buffering, "write_through": stream.write_through}
+    facts = {
+        "encoding": stream.encoding,
+        "line_buffering": stream.line_buffering,
+        "write_through": stream.write_through,
+    }
     return _Standard(stream.detach(), errors="backslashreplace", **facts)

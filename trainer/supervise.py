@@ -22,7 +22,16 @@ from trainer.checkpoint import resume
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import check_can_be_made, checkpoints_folder, check_not_held, command_line, hold, is_trained, resume_point, run_folder
+from trainer.config.folders import (
+    check_can_be_made,
+    check_not_held,
+    checkpoints_folder,
+    command_line,
+    hold,
+    is_trained,
+    resume_point,
+    run_folder,
+)
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.config.settings import settings_help
@@ -69,7 +78,9 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     if len(names) == 1 and _is_recipe(names[0]):
         names.insert(0, "")
     if len(names) == 2 and _is_cluster(names[1]) and not _is_cluster(names[0]):
-        raise ConfigError(f"did you swap them? {names[1]} is a cluster file, and comes before the recipe: {command_line(names[1], names[0], *overrides)}")
+        raise ConfigError(
+            f"did you swap them? {names[1]} is a cluster file, and comes before the recipe: {command_line(names[1], names[0], *overrides)}"
+        )
     cluster, recipe = (*names, "", "")[:2]
     return cluster or None, recipe or "shakespeare", overrides
 
@@ -102,7 +113,11 @@ def _is_recipe(name: str) -> bool:
 def _is_cluster(name: str) -> bool:
     """Whether a name is that of a cluster file: a shipped one, or a YAML file that says `distributed_type`."""
     is_file = name.endswith((".yaml", ".yml")) and Path(name).is_file()
-    return "distributed_type" in Path(name).read_text(encoding="utf-8", errors="replace") if is_file else name in clusters.cluster_names()
+    return (
+        "distributed_type" in Path(name).read_text(encoding="utf-8", errors="replace")
+        if is_file
+        else name in clusters.cluster_names()
+    )
 
 
 def load_run(recipe: str, overrides: Sequence[str]) -> Loaded:
@@ -181,9 +196,18 @@ def plan_elsewhere(asked: Request) -> Plan:
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
     command = start.command(
-        "trainer.supervise", "--config_file", str(cluster.path), "--mixed_precision", precision,
-        *cluster.options, start.SCRIPT, "trainer", "train", asked.recipe, *asked.overrides,
-    )  # fmt: skip
+        "trainer.supervise",
+        "--config_file",
+        str(cluster.path),
+        "--mixed_precision",
+        precision,
+        *cluster.options,
+        start.SCRIPT,
+        "trainer",
+        "train",
+        asked.recipe,
+        *asked.overrides,
+    )
     _check_run(loaded.config)
     return Plan(loaded, cluster, command, asked.environment, run_folder(loaded.config))
 
@@ -192,7 +216,9 @@ def _check_run(config: Config) -> None:
     """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
     check_can_be_made("runs_folder", run_folder(config))
     check_can_be_made("checkpoints_folder", checkpoints_folder(config))
-    resume.check(CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps, run_folder(config))
+    resume.check(
+        CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps, run_folder(config)
+    )
 
 
 def check_data(config: Config) -> "Corpus":
@@ -218,7 +244,12 @@ def newest_step(config: Config) -> int | None:
 def is_finished(checked: Plan) -> bool:
     """Whether the run took all its steps before, or was declared finished, left nothing undone, and nothing else is asked of it."""
     outcome = read_outcome(checked.folder)
-    if checked.config.resume_from_checkpoint != "latest" or outcome is None or outcome["outcome"] != "finished" or "untidy" in outcome:
+    if (
+        checked.config.resume_from_checkpoint != "latest"
+        or outcome is None
+        or outcome["outcome"] != "finished"
+        or "untidy" in outcome
+    ):
         return False
     newest = newest_step(checked.config) or 0
     return newest >= checked.config.max_steps or outcome.get("planned_steps") == checked.config.max_steps
@@ -279,8 +310,10 @@ def run_launch(checked: Plan) -> int:
     environment = {**checked.environment, FAILURE_PIPE: str(there), STARTED_BY: str(os.getpid())}
     # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
     with _handling(forward), open(here, "rb"), open(there, "wb"):
-        child = subprocess.Popen(checked.command, env=environment, cwd=Path.cwd(), start_new_session=True, pass_fds=[there])
-        for number in list(forwarded):
+        child = subprocess.Popen(
+            checked.command, env=environment, cwd=Path.cwd(), start_new_session=True, pass_fds=[there]
+        )
+        for number in forwarded:
             child.send_signal(number)
         code = child.wait()
         failure = receive_failure(here)
@@ -355,7 +388,10 @@ def accelerate_launch() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     quiet_elastic()
-    PContext.close.__defaults__ = (None, LOST_SECONDS)  # torch's 30 seconds are no setting; a stop that was asked for names its own
+    PContext.close.__defaults__ = (
+        None,
+        LOST_SECONDS,
+    )  # torch's 30 seconds are no setting; a stop that was asked for names its own
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # threads are counted by launch.num_threads
     try:
         main()

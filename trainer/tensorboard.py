@@ -38,9 +38,23 @@ def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Boa
     chosen = _free_port(port)
     shown = _named(folder) if any(folder.glob("events.out.tfevents.*")) else folder
     command = [
-        sys.executable, "-P", "-m", "tensorboard.main", "--logdir", str(shown), "--port", str(chosen), "--host", "127.0.0.1",
-        "--samples_per_plugin", SAMPLES_PER_PLUGIN, "--reload_interval", "15", "--window_title", folder.name,
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(shown),
+        "--port",
+        str(chosen),
+        "--host",
+        "127.0.0.1",
+        "--samples_per_plugin",
+        SAMPLES_PER_PLUGIN,
+        "--reload_interval",
+        "15",
+        "--window_title",
+        folder.name,
+    ]
     told = (
         f"TensorBoard of {folder}: http://localhost:{chosen}/{FIRST_TAB}  (Ctrl+C ends it; the run goes on)\n"
         f"From another machine: ssh -N -L {chosen}:localhost:{chosen} {_address(environment)}  and the same address there"
@@ -77,7 +91,9 @@ def _free_port(wanted: int | None) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a TensorBoard that ended just now would hold its port
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # or a TensorBoard that ended just now would hold its port
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

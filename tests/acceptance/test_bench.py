@@ -45,7 +45,9 @@ def test_each_variant_is_launched_and_an_emulation_is_never_recommended(words, s
     assert done.err.splitlines().count("round 1 of 1: fp8 emulation delayed") == 1
     [stored] = (tmp_path / "runs" / ".measured").iterdir()
     assert json.loads(stored.read_text())["gains"] == {} and facts["stored_in"] == str(stored)
-    assert sorted(path.name for folder in ("runs", "checkpoints") for path in (tmp_path / folder).iterdir()) == [".measured"]
+    assert sorted(path.name for folder in ("runs", "checkpoints") for path in (tmp_path / folder).iterdir()) == [
+        ".measured"
+    ]
 
 
 def test_a_mistake_in_what_was_typed_is_one_paragraph_and_starts_nothing(words, tmp_path):

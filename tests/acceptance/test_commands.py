@@ -63,8 +63,14 @@ def test_ls_as_json_is_one_object_a_line(finished):
     assert [entry["step"] for entry in entries] == [24, 20, 16]
     assert all(entry["problem"] is None and entry["bytes"] > 0 and Path(entry["path"]).is_dir() for entry in entries)
     assert entries[0]["reason"] == "final" and entries[0]["val_loss"] and entries[0]["tiers"]
-    assert [(entry["val_loss"] is None, entry["last_val_step"]) for entry in entries] == [(False, 24), (True, 16), (False, 16)]
-    assert entries[1]["last_val_loss"] == entries[2]["val_loss"], "a checkpoint between two evaluations states the one before it"
+    assert [(entry["val_loss"] is None, entry["last_val_step"]) for entry in entries] == [
+        (False, 24),
+        (True, 16),
+        (False, 16),
+    ]
+    assert entries[1]["last_val_loss"] == entries[2]["val_loss"], (
+        "a checkpoint between two evaluations states the one before it"
+    )
 
 
 def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tmp_path):
@@ -81,7 +87,11 @@ def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tm
     (copied / "step-00000024" / "model.safetensors").unlink()
     assert "step-00000024: model.safetensors is missing" in said("checkpoints", "verify", copied, code=1)
     listed = said("checkpoints", "ls", copied).splitlines()
-    assert "model.safetensors is missing" in listed[2] and "DAMAGED, found " in listed[3] and "whole, verified " in listed[4]
+    assert (
+        "model.safetensors is missing" in listed[2]
+        and "DAMAGED, found " in listed[3]
+        and "whole, verified " in listed[4]
+    )
 
 
 @pytest.fixture
@@ -109,7 +119,9 @@ def test_diff_names_the_tensors_that_differ(finished):
 
 def test_a_pinned_checkpoint_survives_a_prune_and_without_its_pin_goes(copied):
     recipe = copied / "step-00000024" / "config.yaml"
-    recipe.write_text(re.sub(r"keep_last: \d+", "keep_last: 1", re.sub(r"keep_best: \d+", "keep_best: 0", recipe.read_text())))
+    recipe.write_text(
+        re.sub(r"keep_last: \d+", "keep_last: 1", re.sub(r"keep_best: \d+", "keep_best: 0", recipe.read_text()))
+    )
     manifest = read_manifest(recipe.parent)
     (recipe.parent / "manifest.json").write_text(to_json(replace(manifest, files=describe_files(recipe.parent))))
     assert said("checkpoints", "pin", copied, "16").strip().endswith("is pinned")
@@ -299,7 +311,10 @@ def test_a_dry_run_for_another_machine_or_of_a_run_that_is_alive_is_a_note(finis
         (["seed=5", "max_steps=48"], "seed is 5 here and 1337 in the checkpoint"),
         (["max_steps=20"], "max_steps is 20"),
         (["resume_from_checkpoint=7"], "step-00000007"),
-        (["name=new", "checkpoint.keep_last=1000000000000", "max_steps=10000000000000"], "are free; keep fewer (checkpoint.keep_last)"),
+        (
+            ["name=new", "checkpoint.keep_last=1000000000000", "max_steps=10000000000000"],
+            "are free; keep fewer (checkpoint.keep_last)",
+        ),
         (["name=new", "model.config={model_type: lama}"], "model_type 'lama' is unknown"),
         (["name=new", "metrics.trackers=[tensorbord]"], "did you mean 'tensorboard'?"),
         (["name=new", "evaluation.sample_tokens=8", f"evaluation.prompt={'x' * 100}"], "evaluation.sample_prompts has"),
@@ -435,7 +450,9 @@ def stopped(finished, tmp_path, monkeypatch):
     shutil.copytree(finished, project, symlinks=True)
     shutil.rmtree(project / "runs/tiny/exported")
     config = project / "runs/tiny/config.yaml"
-    config.write_text(config.read_text().replace(str(finished), str(project)).replace("max_steps: 24", "max_steps: 3000"))
+    config.write_text(
+        config.read_text().replace(str(finished), str(project)).replace("max_steps: 24", "max_steps: 3000")
+    )
     before = json.loads((project / "runs/tiny/outcome.json").read_text())
     kept = {key: value for key, value in before.items() if key not in ("exported", "exported_step")}
     (project / "runs/tiny/outcome.json").write_text(json.dumps({**kept, "outcome": "interrupted", "exit_code": 75}))
@@ -448,13 +465,22 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
     words = said("finish", "tiny")
     assert "step-00000024" in words and "step 20 of 3000" in words and str(stopped / "runs/tiny/exported") in words
     ended = read_outcome(stopped / "runs/tiny")
-    assert (ended["outcome"], ended["exit_code"], ended["step"], ended["exported_step"], ended["planned_steps"]) == ("finished", 0, 20, 20, 3000)
+    assert (ended["outcome"], ended["exit_code"], ended["step"], ended["exported_step"], ended["planned_steps"]) == (
+        "finished",
+        0,
+        20,
+        20,
+        3000,
+    )
     assert ended["last_val_step"] == 16
     store = CheckpointStore(stopped / "checkpoints/tiny")
     assert [(manifest.step, manifest.reason) for manifest in store.sound_manifests()] == [(20, "final"), (16, "best")]
     assert not verify(store.path(20)) and (store.folder / "latest").resolve() == store.path(20).resolve()
     weights = load_file(stopped / "runs/tiny/exported/model.safetensors")
-    assert weights and all(torch.equal(value, load_file(store.path(20) / "model.safetensors")[name][: len(value)]) for name, value in weights.items())
+    assert weights and all(
+        torch.equal(value, load_file(store.path(20) / "model.safetensors")[name][: len(value)])
+        for name, value in weights.items()
+    )
     assert read_records(stopped / "runs/tiny/metrics.jsonl")[-1]["step"] == 20
     assert read_events(stopped / "runs/tiny")[-1]["cause"] == "finished"
     assert said("finish", "tiny").endswith(words.splitlines()[-1] + "\n"), "once more is the same"
@@ -464,7 +490,9 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
 
     assert supervise.is_finished(planned()), "the command that a scheduler repeats has nothing to do"
     assert "resume_from_checkpoint=20" in supervise.finished_words(planned())
-    assert not supervise.is_finished(planned("resume_from_checkpoint=20")) and not supervise.is_finished(planned("max_steps=40"))
+    assert not supervise.is_finished(planned("resume_from_checkpoint=20")) and not supervise.is_finished(
+        planned("max_steps=40")
+    )
 
 
 def test_finish_refuses_a_run_that_is_trained_one_without_checkpoints_and_one_that_is_not_there(stopped):

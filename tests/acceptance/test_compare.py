@@ -9,7 +9,13 @@ from tests.commands import paragraph, trainer
 from tests.launching import records, train, write_recipe
 from trainer import files
 
-LONG = ("max_steps=40", "evaluation.every_steps=20", "checkpoint.every_steps=40", "checkpoint.asynchronous=false", "metrics.trackers=[]")
+LONG = (
+    "max_steps=40",
+    "evaluation.every_steps=20",
+    "checkpoint.every_steps=40",
+    "checkpoint.asynchronous=false",
+    "metrics.trackers=[]",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,12 @@ def test_two_seeds_are_no_different_and_a_low_learning_rate_is_worse(project):
     assert (seed["verdict"], again["verdict"], slow["verdict"]) == ("no difference", "no difference", "worse")
     assert (seed["same_batches"], again["same_batches"], slow["same_batches"]) == (False, True, True)
     late = [
-        sum(record["loss"] for record in records(project / "tiny.yaml", name) if "loss" in record and record["step"] > 32) / 8
+        sum(
+            record["loss"]
+            for record in records(project / "tiny.yaml", name)
+            if "loss" in record and record["step"] > 32
+        )
+        / 8
         for name in ("base", "slow")
     ]
     assert slow["judged"]["loss"]["gap"] == pytest.approx(late[1] - late[0], rel=0.05)

@@ -37,7 +37,9 @@ def test_a_run_that_blew_up_is_diverged_and_the_next_launch_begins_before_that(t
     said = train(recipe, *BLOWN_UP, "max_steps=40", exit_code=3)
     assert outcome(recipe)["outcome"] == "diverged" and "10 steps in a row had a gradient that is not finite" in said
     assert [path.name for path in (tmp_path / "checkpoints/tiny").glob("step-*") if int(path.name[5:]) > 6] == []
-    assert resolve(CheckpointStore(tmp_path / "checkpoints/tiny"), "latest").manifest.step == 6, "every byte of it is as it was"
+    assert resolve(CheckpointStore(tmp_path / "checkpoints/tiny"), "latest").manifest.step == 6, (
+        "every byte of it is as it was"
+    )
 
 
 def gradients_are_not_finite_from(step):
@@ -89,7 +91,9 @@ def validation_is_not_finite():
     ],
     ids=["one-skip", "three-skips", "weights", "weights-waited-for", "validation"],
 )
-def test_a_run_that_ends_in_doubt_is_diverged_and_one_skipped_update_is_said(tmp_path, sabotage, expected, code, asynchronous):
+def test_a_run_that_ends_in_doubt_is_diverged_and_one_skipped_update_is_said(
+    tmp_path, sabotage, expected, code, asynchronous
+):
     recipe = write_recipe(tmp_path, checkpoint={"every_steps": 4, "keep_last": 9}, evaluation={"every_steps": 99})
     run = Started(recipe, ("max_steps=8", f"checkpoint.asynchronous={asynchronous}"), 1, sabotage)
     assert run.wait() == code, run.text()

@@ -48,11 +48,20 @@ def test_without_words_it_tells_what_there_is_and_exits_with_0():
     first, second, third, _, head, *rows = said.out.splitlines()
     assert first.startswith("Python 3.") and f"torch {torch.__version__}" in first
     assert head.split() == ["precision", "here", "because"] and len(rows) >= len(ROWS)
-    assert rows[0].split()[-1] == "yes" and rows[1].split()[1] == "yes" and "fp32's speed" in rows[1] and "a CPU has no fp16 arithmetic" in rows[2]
+    assert (
+        rows[0].split()[-1] == "yes"
+        and rows[1].split()[1] == "yes"
+        and "fp32's speed" in rows[1]
+        and "a CPU has no fp16 arithmetic" in rows[2]
+    )
     assert all("there is no CUDA device, and fp8 is arithmetic of a GPU" in row for row in rows[3:8])
     assert said.out.splitlines()[-1] == "next: ./launch.sh cpu RECIPE"
     content = doctor()
-    assert [row["asked"] for row in content["precisions"]] == list(ROWS) and content["fits"] == "cpu" and content["launch"] is None
+    assert (
+        [row["asked"] for row in content["precisions"]] == list(ROWS)
+        and content["fits"] == "cpu"
+        and content["launch"] is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,13 +98,17 @@ def test_it_says_what_the_run_says(tmp_path, monkeypatch, stand_in, wanted):
     launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
     text = emulation.train(recipe, before=emulation.install if stand_in else None, exit_code=2 if launch.refused else 0)
     assert (launch.refused or launch.decision.sentence) in text
-    assert bool(launch.refused) == ("required" in wanted) and launch.is_as_asked == (not launch.refused and launch.decision.mode == "fp8")
+    assert bool(launch.refused) == ("required" in wanted) and launch.is_as_asked == (
+        not launch.refused and launch.decision.mode == "fp8"
+    )
 
 
 def test_an_option_that_the_run_would_refuse_ends_it_with_the_same_words(tmp_path):
     recipe = write_recipe(tmp_path, precision={"recipe": "delayed", "options": {"interval": 2}})
     ended = trainer("doctor", str(write_cluster(tmp_path, 1, mixed_precision="fp8")), str(recipe))
-    assert ended.code == 2 and "precision.options.interval is not an option of precision.recipe 'delayed'" in paragraph(ended.err)
+    assert ended.code == 2 and "precision.options.interval is not an option of precision.recipe 'delayed'" in paragraph(
+        ended.err
+    )
 
 
 def test_the_stand_in_is_never_called_fp8(monkeypatch):
@@ -110,16 +123,23 @@ def test_the_stand_in_is_never_called_fp8(monkeypatch):
 
 def test_a_broken_transformer_engine_is_told_and_takes_nothing_down(tmp_path, monkeypatch):
     (tmp_path / "transformer_engine").mkdir()
-    (tmp_path / "transformer_engine" / "__init__.py").write_text("raise AssertionError('Could not find TE core package')")
+    (tmp_path / "transformer_engine" / "__init__.py").write_text(
+        "raise AssertionError('Could not find TE core package')"
+    )
     on_path(monkeypatch, tmp_path)
     content = doctor()
-    assert content["exit_code"] == 0 and content["transformer_engine"]["problem"] == "AssertionError: Could not find TE core package"
+    assert (
+        content["exit_code"] == 0
+        and content["transformer_engine"]["problem"] == "AssertionError: Could not find TE core package"
+    )
     assert {row["asked"]: row["possible"] for row in content["precisions"]}["bf16"] == "yes"
 
 
 def test_a_transformer_engine_that_takes_its_process_down_is_told(tmp_path, monkeypatch):
     (tmp_path / "transformer_engine").mkdir()
-    (tmp_path / "transformer_engine" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    (tmp_path / "transformer_engine" / "__init__.py").write_text(
+        "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    )
     on_path(monkeypatch, tmp_path)
     answers = ask((BACKEND, "bf16"), None)
     assert answers[BACKEND] == {"problem": "the process that tried it was killed by SIGSEGV"}
@@ -211,7 +231,11 @@ def test_a_set_up_with_fp8_that_fails_says_why_and_where(checkout):
         assert ended.returncode == 2 and ended.stdout == ""
         assert "installing TransformerEngine (transformer-engine[pytorch]" in ended.stderr
         told = paragraph(ended.stderr)
-        assert "fatal error: Python.h" in told and str(checkout / ".venv" / "fp8-install.log") in told and "mend that, and start again" in told
+        assert (
+            "fatal error: Python.h" in told
+            and str(checkout / ".venv" / "fp8-install.log") in told
+            and "mend that, and start again" in told
+        )
         assert sum("--no-build-isolation" in call for call in calls(checkout)) == number
     assert "Python.h" in (checkout / ".venv" / "fp8-install.log").read_text()
 
@@ -227,6 +251,10 @@ def test_a_launch_whose_installation_fails_trains_in_bf16(checkout, tmp_path):
     assert outcome(recipe)["outcome"] == "finished"
     before, after = ended.stderr.split("TransformerEngine could not be installed")
     assert "installing TransformerEngine" in before and "precision:" not in before
-    assert "fatal error: Python.h" in after and "the run goes on in bf16" in after and "launch.sh --setup fp8 tries again" in after
+    assert (
+        "fatal error: Python.h" in after
+        and "the run goes on in bf16" in after
+        and "launch.sh --setup fp8 tries again" in after
+    )
     assert "precision: bf16 instead of fp8 (current scaling, hybrid), because there is no CUDA device" in ended.stderr
     assert len(calls(checkout)) == 2

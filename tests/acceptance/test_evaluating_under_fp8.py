@@ -17,7 +17,13 @@ STILL = {"optimizer": {"lr": 1e-30, "weight_decay": 0.0}, "schedule": {"warmup_s
 """No weight but a zero is changed by a step, and a zero by nothing that bf16 could add to anything."""
 
 EVERYTHING = {
-    "evaluation": {"every_steps": 2, "tasks": ["shakespeare_lines"], "task_items": 8, "sample_tokens": 12, "sample_prompts": ["To be", "O"]},
+    "evaluation": {
+        "every_steps": 2,
+        "tasks": ["shakespeare_lines"],
+        "task_items": 8,
+        "sample_tokens": 12,
+        "sample_prompts": ["To be", "O"],
+    },
     "metrics": {"detail_every_steps": 2, "histogram_every_steps": 2},
 }
 
@@ -29,14 +35,32 @@ class Pair(NamedTuple):
     bf16: Path
 
 
-@pytest.fixture(scope="module", params=[(TINY_GPT2, "delayed", 1), (TINY_LLAMA, "current", 2)], ids=["gpt2", "llama on two ranks"])
+@pytest.fixture(
+    scope="module", params=[(TINY_GPT2, "delayed", 1), (TINY_LLAMA, "current", 2)], ids=["gpt2", "llama on two ranks"]
+)
 def pair(request, tmp_path_factory) -> Pair:
     model, recipe, num_processes = request.param
-    precision = {"recipe": recipe, "bf16_first_blocks": 0, "bf16_last_blocks": 0, "statistics_every_steps": 1, "shadow_every_steps": 1}
+    precision = {
+        "recipe": recipe,
+        "bf16_first_blocks": 0,
+        "bf16_last_blocks": 0,
+        "statistics_every_steps": 1,
+        "shadow_every_steps": 1,
+    }
     made = []
     for mode in Pair._fields:
         folder = tmp_path_factory.mktemp(mode)
-        made.append(write_recipe(folder, model={"config": model}, precision=precision, max_steps=4, checkpoint={"every_steps": 4}, **STILL, **EVERYTHING))
+        made.append(
+            write_recipe(
+                folder,
+                model={"config": model},
+                precision=precision,
+                max_steps=4,
+                checkpoint={"every_steps": 4},
+                **STILL,
+                **EVERYTHING,
+            )
+        )
         text = emulation.train(made[-1], precision=mode, num_processes=num_processes)
         assert ("precision: fp8 emulation" in text) == (mode == "fp8")
     return Pair(*made)
@@ -66,20 +90,33 @@ def test_evaluating_in_between_leaves_the_comparison_with_bf16_as_it_is(pair):
 
 
 def test_probes_and_histograms_find_the_same_layers(pair):
-    numbers = [{tag: value for tag, value in steps(recipe)[1].items() if tag.split("/")[0] in ("grad_norm", "param_norm")} for recipe in pair]
+    numbers = [
+        {tag: value for tag, value in steps(recipe)[1].items() if tag.split("/")[0] in ("grad_norm", "param_norm")}
+        for recipe in pair
+    ]
     assert "grad_norm/block_01" in numbers[0] and numbers[0] == pytest.approx(numbers[1], rel=0.1)
-    drawn = [{tag: len(events_of(recipe).Histograms(tag)) for tag in events_of(recipe).Tags()["histograms"]} for recipe in pair]
-    assert drawn[0] == drawn[1] and set(drawn[0].values()) == {2} and any(tag.startswith("gradients/") for tag in drawn[0])
+    drawn = [
+        {tag: len(events_of(recipe).Histograms(tag)) for tag in events_of(recipe).Tags()["histograms"]}
+        for recipe in pair
+    ]
+    assert (
+        drawn[0] == drawn[1] and set(drawn[0].values()) == {2} and any(tag.startswith("gradients/") for tag in drawn[0])
+    )
 
 
 def test_the_commands_read_such_a_run_as_any_other(pair):
     words = ("--tasks", "shakespeare_lines", "--limit", "8", "--json")
-    told = Started(pair.fp8.parent / "runs" / "tiny", words, 1, emulation.install, "eval", {"ACCELERATE_MIXED_PRECISION": "fp8"})
+    told = Started(
+        pair.fp8.parent / "runs" / "tiny", words, 1, emulation.install, "eval", {"ACCELERATE_MIXED_PRECISION": "fp8"}
+    )
     assert told.wait() == 0, told.text()
     text = told.text()
     (record,) = json.loads(text[text.index("[\n") :])
     assert record["precision"] == "bf16" and record["acc"] == evaluations(pair.fp8)[-1]["shakespeare_lines/acc"]
-    written = [trainer("generate", str(recipe.parent / "runs" / "tiny"), "--prompt", "To be", "--temperature", "0") for recipe in pair]
+    written = [
+        trainer("generate", str(recipe.parent / "runs" / "tiny"), "--prompt", "To be", "--temperature", "0")
+        for recipe in pair
+    ]
     assert written[0].code == 0 and written[0].out.startswith("To be") and written[0].out == written[1].out
 
 

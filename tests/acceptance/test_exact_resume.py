@@ -76,9 +76,16 @@ def test_replayed_steps_are_compared_and_said_to_be_exact(straight, tmp_path):
     resumed = next((event["step"] for event in read_events(tmp_path / "runs/tiny") if event["event"] == "resume"), had)
     verdict = outcome(recipe).get("resume")
     assert 16 <= resumed <= had
-    assert had == resumed or verdict == f"resume exact: {had - resumed}/{had - resumed} replayed steps bit-identical", (had, resumed, verdict)
+    assert had == resumed or verdict == f"resume exact: {had - resumed}/{had - resumed} replayed steps bit-identical", (
+        had,
+        resumed,
+        verdict,
+    )
     lost = tmp_path / "runs/tiny/metrics.lost.jsonl"
-    assert len([line for line in lost.read_text().splitlines() if '"loss"' in line] if lost.exists() else []) == had - resumed
+    assert (
+        len([line for line in lost.read_text().splitlines() if '"loss"' in line] if lost.exists() else [])
+        == had - resumed
+    )
 
 
 def test_a_resume_that_is_not_exact_is_told(straight, tmp_path):

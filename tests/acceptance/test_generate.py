@@ -68,7 +68,10 @@ def test_many_prompts_are_continued_as_each_would_be_alone_and_shown_in_order(fi
     lines = said("generate", "tiny", "--prompt", "Enter", "--num-samples", "2", "--json", *words).splitlines()
     texts = [json.loads(line) for line in lines]
     assert texts[0]["prompt"] + texts[0]["text"] + "\n" == alone[0] and texts[1]["text"] != texts[0]["text"]
-    assert [text["sample"] for text in texts] == [0, 1] and {text["ended_by"] for text in texts} <= {"sequence_length", "end_of_text"}
+    assert [text["sample"] for text in texts] == [0, 1] and {text["ended_by"] for text in texts} <= {
+        "sequence_length",
+        "end_of_text",
+    }
 
 
 def test_generate_reads_what_is_piped_into_it_and_says_how_fast_and_why_it_ended(finished, tmp_path):
@@ -77,7 +80,11 @@ def test_generate_reads_what_is_piped_into_it_and_says_how_fast_and_why_it_ended
     with open(tmp_path / "prompt") as piped, mock.patch("sys.stdin", piped):
         done = trainer(*words)
     assert done.out == said(*words, "--prompt", "Enter")
-    assert re.search(r"^10 tokens in .*: .* tokens/s; the text ended because the model was trained on sequences of 16 tokens", done.err, re.M)
+    assert re.search(
+        r"^10 tokens in .*: .* tokens/s; the text ended because the model was trained on sequences of 16 tokens",
+        done.err,
+        re.M,
+    )
 
 
 def test_generate_ends_at_a_stop(finished):
@@ -118,7 +125,9 @@ def test_generate_ends_quietly_when_nobody_reads_on(finished):
     assert ended.value.code == 141 and "error:" not in err.getvalue() and "Traceback" not in err.getvalue()
 
 
-def test_a_damaged_newest_checkpoint_is_told_with_the_step_that_is_taken_and_refused_where_it_was_named(finished, tmp_path):
+def test_a_damaged_newest_checkpoint_is_told_with_the_step_that_is_taken_and_refused_where_it_was_named(
+    finished, tmp_path
+):
     weights = finished / "checkpoints/tiny/step-00000024/model.safetensors"
     flip(weights, 2000)
     try:

@@ -10,9 +10,15 @@ from tests.gpu import __main__ as command
 from tests.gpu.runs import Scene
 
 PARTS = {
-    "first": [], "probe": ["current", "delayed", "block"], "share": ["block"], "gap": ["delayed"], "resume": ["current"], "switch": ["current"],
-    "speed": ["block", "delayed"], "stall": [],
-}  # fmt: skip
+    "first": [],
+    "probe": ["current", "delayed", "block"],
+    "share": ["block"],
+    "gap": ["delayed"],
+    "resume": ["current"],
+    "switch": ["current"],
+    "speed": ["block", "delayed"],
+    "stall": [],
+}
 """By part, the recipes that are gone through here; the others differ in nothing but their name."""
 
 
@@ -37,7 +43,14 @@ def test_a_part_goes_through_emulated_and_says_so(part, tmp_path, monkeypatch, c
     assert "fp8" not in [check["value"] for check in found["checks"]]
     assert not list((tmp_path / "work").rglob("tiny.yaml")), "what was measured is removed"
     if part == "speed":
-        assert list(found["pieces"]) == ["linears 192 block", "step 192 block", "linears 192 delayed", "step 192 delayed"], "delayed slows what follows"
+        assert list(found["pieces"]) == [
+            "linears 192 block",
+            "step 192 block",
+            "linears 192 delayed",
+            "step 192 delayed",
+        ], "delayed slows what follows"
         ways = found["pieces"]["step 192 delayed"]["ways"]
-        assert list(ways) == ["bf16", "bf16 compiled", "delayed"] and all(way["milliseconds"] > 0 for way in ways.values())
+        assert list(ways) == ["bf16", "bf16 compiled", "delayed"] and all(
+            way["milliseconds"] > 0 for way in ways.values()
+        )
         assert "multiples of 128" in found["pieces"]["step 192 block"]["ways"]["block"]["not_applicable"]

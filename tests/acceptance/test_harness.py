@@ -16,10 +16,10 @@ from trainer.evaluation.exam import Exam
 from trainer.evaluation.next_lines import next_line_items
 from trainer.evaluation.tasks import open_tasks
 from trainer.export import export
-from trainer.model.tokenizer_files import TokenizerFacts
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
 from trainer.model.scores import token_scores
+from trainer.model.tokenizer_files import TokenizerFacts
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install -e '.[test]'")
 
@@ -28,13 +28,18 @@ NUM_TOKENS = 3000
 """Of the shakespeare vocabulary, so that with the end of text the model's rows are padded, as with GPT-2's vocabulary."""
 
 CHOICE = {
-    "output_type": "multiple_choice", "doc_to_text": "{{query}}", "doc_to_choice": "{{choices}}", "doc_to_target": "gold",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{query}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "gold",
     "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-}  # fmt: skip
+}
 WORD = {
-    "output_type": "loglikelihood", "doc_to_text": "{{context}}", "doc_to_target": "{{' ' + continuation}}",
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{context}}",
+    "doc_to_target": "{{' ' + continuation}}",
     "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +54,13 @@ def tokenizer(tmp_path_factory):
 def model(tokenizer):
     """Random weights, but large ones: no two tokens are nearly as likely, and padding would have a part if it were let."""
     fields = {
-        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64,
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
         "max_position_embeddings": 48,
-    }  # fmt: skip
+    }
     config = resolve(None, fields, vocab_size=tokenizer.vocab_size, sequence_length=48, eot_id=tokenizer.eot_id)
     model = build_model(config, vocab_size=tokenizer.vocab_size, seed=3, device="cpu")
     with torch.no_grad():
@@ -65,16 +74,22 @@ def model(tokenizer):
 def files(tmp_path_factory, model, tokenizer):
     """Two tasks from the embedded play: next lines, and last words of which every second is what the model would write."""
     folder = tmp_path_factory.mktemp("sets")
-    items = next_line_items(twelfth_night())[: NUM_ITEMS]
+    items = next_line_items(twelfth_night())[:NUM_ITEMS]
     choices = [
         # A query that ends in space, or that is empty, among the plain ones.
-        {"query": ("", f"{item.pairs[0][0]}\n", item.pairs[0][0])[min(number % 10, 2)], "choices": [line[1:] for _, line in item.pairs], "gold": item.gold}
+        {
+            "query": ("", f"{item.pairs[0][0]}\n", item.pairs[0][0])[min(number % 10, 2)],
+            "choices": [line[1:] for _, line in item.pairs],
+            "gold": item.gold,
+        }
         for number, item in enumerate(items)
     ]
     words = []
     for number, item in enumerate(items):
         context, _, word = "".join(item.pairs[item.gold]).rpartition(" ")
-        words.append({"context": context, "continuation": likeliest_word(model, tokenizer, context) if number % 2 else word})
+        words.append(
+            {"context": context, "continuation": likeliest_word(model, tokenizer, context) if number % 2 else word}
+        )
     for name, content in (("lines", choices), ("words", words)):
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in content))
     return folder
@@ -114,15 +129,23 @@ def theirs(files, folder):
 def test_every_decision_is_the_harnesss(files, model, tokenizer, tmp_path: Path):
     save_model(model, str(tmp_path / "model.safetensors"))
     facts = TokenizerFacts(
-        ranks=tokenizer.ranks, pattern=tokenizer.pattern, eot_token=END_OF_TEXT, eot_id=tokenizer.eot_id, vocab_size=tokenizer.vocab_size
+        ranks=tokenizer.ranks,
+        pattern=tokenizer.pattern,
+        eot_token=END_OF_TEXT,
+        eot_id=tokenizer.eot_id,
+        vocab_size=tokenizer.vocab_size,
     )
-    folder = export(tmp_path / "exported", model_config=model.config, weights=tmp_path / "model.safetensors", tokenizer=facts)
+    folder = export(
+        tmp_path / "exported", model_config=model.config, weights=tmp_path / "model.safetensors", tokenizer=facts
+    )
     tasks, decisions, results = ours(files, model, tokenizer)
     their_results, samples = theirs(files, folder)
     for task, decided, result in zip(tasks, decisions, results, strict=True):
         assert len(samples[task.name]) == len(decided) == NUM_ITEMS
         for item, decision, sample in zip(task.items, decided, samples[task.name], strict=True):
-            assert [float(response[0]) for response in sample["filtered_resps"]] == pytest.approx(decision.log_likelihoods, rel=1e-5)
+            assert [float(response[0]) for response in sample["filtered_resps"]] == pytest.approx(
+                decision.log_likelihoods, rel=1e-5
+            )
             assert sample["acc"] == (decision.choice == item.gold), item
             assert task.chance is None or sample["acc_norm"] == (decision.choice_norm == item.gold), item
         assert result.acc == pytest.approx(their_results[task.name]["acc,none"])

@@ -33,9 +33,14 @@ class Installed:
     def run(self, program: str, *words: object) -> subprocess.CompletedProcess:
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | ONE_THREAD
         return subprocess.run(
-            [self.environment / "bin" / program, *map(str, words)], cwd=self.folder, env=variables, capture_output=True, text=True, timeout=400,
+            [self.environment / "bin" / program, *map(str, words)],
+            cwd=self.folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=400,
             check=False,
-        )  # fmt: skip
+        )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,9 @@ def installed(tmp_path_factory) -> Installed:
     for name in ("trainer", "accelerate_configs"):
         shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", home, source], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", home, source], check=True
+    )
     (wheel,) = home.glob("*.whl")
     venv.create(home / "venv", with_pip=False, symlinks=True)
     python = home / "venv" / "bin" / "python"
@@ -66,7 +73,10 @@ def test_the_wheel_holds_what_the_package_reads_and_nothing_beside_it(installed)
     wanted = {str(path.relative_to(PROJECT)) for path in (PROJECT / "trainer").rglob("*.py")}
     wanted |= {f"trainer/accelerate_configs/{name}.yaml" for name in clusters.cluster_names()}
     wanted |= {f"trainer/recipes/{name}.yaml" for name in recipe_names()}
-    assert wanted <= names and {name.partition("/")[0].partition("-")[0] for name in names} == {"trainer", "accelerate_trainer"}
+    assert wanted <= names and {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "trainer",
+        "accelerate_trainer",
+    }
 
 
 def test_it_knows_the_cluster_files_and_launches_from_any_folder(installed):
@@ -81,7 +91,9 @@ def test_it_knows_the_cluster_files_and_launches_from_any_folder(installed):
 
 def test_another_projects_setup_cfg_in_the_folder_is_no_checkout_of_ours(installed):
     """What fp8 needs is told by the package itself, and nobody else's is installed for it."""
-    (installed.folder / "setup.cfg").write_text("[metadata]\nname = somebody-elses\n[options.extras_require]\nfp8 = somebody-elses-package\n")
+    (installed.folder / "setup.cfg").write_text(
+        "[metadata]\nname = somebody-elses\n[options.extras_require]\nfp8 = somebody-elses-package\n"
+    )
     script = "from trainer.doctor import install; import json; print(json.dumps([install.requirement(), install.what_to_install()]))"
     requirement, words = json.loads(installed.run("python", "-c", script).stdout)
     assert requirement.startswith("transformer-engine[pytorch]") and words == [requirement]
@@ -92,7 +104,13 @@ def test_another_projects_setup_cfg_in_the_folder_is_no_checkout_of_ours(install
 def test_it_trains_three_steps_in_any_folder(installed):
     said = installed.trainer("cpu", "shakespeare", "--dry-run")
     assert said.returncode == 0, said.stderr
-    recipe = write_recipe(installed.folder, max_steps=3, schedule={"warmup_steps": 0}, runs_folder="runs", checkpoints_folder="checkpoints")
+    recipe = write_recipe(
+        installed.folder,
+        max_steps=3,
+        schedule={"warmup_steps": 0},
+        runs_folder="runs",
+        checkpoints_folder="checkpoints",
+    )
     ended = installed.trainer("launch", "cpu", recipe)
     assert ended.returncode == 0, ended.stderr
     outcome = json.loads((installed.folder / "runs" / "tiny" / "outcome.json").read_text())

@@ -35,7 +35,10 @@ def installations(clone: Path) -> int:
 
 def everything(folder: Path) -> dict[str, bytes | str]:
     found = sorted(folder.rglob("*"))
-    return {str(path): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "" for path in found}
+    return {
+        str(path): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else ""
+        for path in found
+    }
 
 
 # What it did not make
@@ -66,10 +69,15 @@ def test_what_a_set_up_that_is_ended_has_made_goes_again_and_nothing_else(clone,
     if before == "an empty folder":
         (clone / ".venv").mkdir()
     python = tmp_path / "python3"
-    executable(python, f'case "$*" in *"-m venv"*) mkdir -p "$4/bin" && touch "$4/.hidden" && kill -TERM $PPID; exit 1 ;; esac\n{REAL}')
+    executable(
+        python,
+        f'case "$*" in *"-m venv"*) mkdir -p "$4/bin" && touch "$4/.hidden" && kill -TERM $PPID; exit 1 ;; esac\n{REAL}',
+    )
     ended = launch_sh(clone, PYTHON=str(python))
     assert ended.returncode not in (0, 75)
-    assert [path.name for path in clone.iterdir() if path.name == ".venv"] == ([".venv"] if before == "an empty folder" else [])
+    assert [path.name for path in clone.iterdir() if path.name == ".venv"] == (
+        [".venv"] if before == "an empty folder" else []
+    )
     assert not list(clone.glob(".venv/*"))
 
 
@@ -77,7 +85,7 @@ def test_two_set_ups_at_once_are_one_after_the_other(clone, tmp_path):
     shutil.rmtree(clone / ".venv")
     made = tmp_path / "made"
     python = tmp_path / "python3"
-    body = f'#!/bin/sh\n{PIP}{REAL}\n'
+    body = f"#!/bin/sh\n{PIP}{REAL}\n"
     executable(
         python,
         f'case "$*" in *"-m venv"*) echo x >> "{made}"; mkdir -p "$4/bin"; sleep 0.5; '
@@ -95,12 +103,18 @@ def test_two_set_ups_at_once_are_one_after_the_other(clone, tmp_path):
 def test_another_python_in_the_environment_is_installed_for_anew(clone):
     """As after an upgrade of the system's Python: what its predecessor installed is in a folder that the new one does not look at."""
     python = clone / ".venv" / "bin" / "python"
-    assert launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0 and installations(clone) == 1
+    assert (
+        launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0
+        and installations(clone) == 1
+    )
     new = clone / "lib of the new one"
     look = f'case "$*" in *purelib*) [ -d "$(dirname "$0")/has" ] && there=with || there=without; echo "cpython-399 {new} $there the package"; exit 0 ;; esac\n'
     pip = PIP.replace("exit 0", 'mkdir "$(dirname "$0")/has"; exit 0')
     executable(python, pip + look + REAL)
-    assert launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0 and installations(clone) == 2
+    assert (
+        launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0
+        and installations(clone) == 2
+    )
 
 
 def test_a_python_without_pip_is_given_one(clone):
@@ -129,7 +143,14 @@ def test_an_extra_that_there_is_not_is_refused_before_anything_is_installed(clon
 def test_called_by_another_shell_it_goes_on_in_bash(clone, tmp_path):
     """`sh launch.sh` is a habit, and not every sh knows pipefail."""
     for words in (["-h"], ["settings"]):
-        ended = subprocess.run([shutil.which("sh"), str(clone / "launch.sh"), *words], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            [shutil.which("sh"), str(clone / "launch.sh"), *words],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert ended.returncode == 0 and ended.stdout and "pipefail" not in ended.stderr
 
 

@@ -27,7 +27,12 @@ LONG = (
 def _start(words: list[str], log: Path, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
     with open(log, "wb") as output:
         return subprocess.Popen(
-            [sys.executable, *words], env=environment(**variables), cwd=cwd, stdout=output, stderr=output, start_new_session=True
+            [sys.executable, *words],
+            env=environment(**variables),
+            cwd=cwd,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
 
@@ -81,7 +86,10 @@ def _check_interrupted(recipe: Path, number: int, said: str) -> None:
     assert checkpoint(recipe, last).is_dir()
     evaluated = [(record["step"], record["val_loss"]) for record in records(recipe) if "val_loss" in record]
     manifest = read_manifest(checkpoint(recipe, last))
-    for step, loss in ((ended.get("last_val_step"), ended.get("last_val_loss")), (manifest.last_val_step, manifest.last_val_loss)):
+    for step, loss in (
+        (ended.get("last_val_step"), ended.get("last_val_loss")),
+        (manifest.last_val_step, manifest.last_val_loss),
+    ):
         assert (step, loss) == (evaluated[-1] if evaluated else (None, None))
     assert f"step {last}: checkpoint (interrupt)" in said
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 1))
@@ -196,8 +204,13 @@ def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path, num_pro
     first = _start_training(words, recipe)
     blind = "from trainer import supervise; supervise.check_not_held = lambda folder: None; from trainer.cli import main; main()"
     second = subprocess.run(
-        [sys.executable, "-c", blind, *words[2:]], env=environment(), capture_output=True, text=True, timeout=120, check=False
-    )  # fmt: skip
+        [sys.executable, "-c", blind, *words[2:]],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     before = outcome(recipe)
     first.terminate()
     assert first.wait(60) == 75

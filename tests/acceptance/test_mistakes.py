@@ -123,329 +123,574 @@ def full_folder(tmp: Path) -> None:
 TYPED = [
     # Recipes and settings
     Mistake("unknown recipe", "train shakespear", ("unknown recipe 'shakespear'", "did you mean 'shakespeare'?")),
-    Mistake("recipe file that is not there", "train {tmp}/none.yaml", ("recipe {tmp}/none.yaml does not exist", "give the path", "gpt2-124m")),
-    Mistake("unknown key", "train {recipe} optimizer.lrr=1", ("unknown key optimizer.lrr (override)", "did you mean optimizer.lr?")),
     Mistake(
-        "key in the wrong section", "train {recipe} optimizer.warmup_steps=1",
+        "recipe file that is not there",
+        "train {tmp}/none.yaml",
+        ("recipe {tmp}/none.yaml does not exist", "give the path", "gpt2-124m"),
+    ),
+    Mistake(
+        "unknown key",
+        "train {recipe} optimizer.lrr=1",
+        ("unknown key optimizer.lrr (override)", "did you mean optimizer.lr?"),
+    ),
+    Mistake(
+        "key in the wrong section",
+        "train {recipe} optimizer.warmup_steps=1",
         ("optimizer.warmup_steps", "did you mean schedule.warmup_steps?"),
     ),
     Mistake(
         "several mistakes at once",
         "train {recipe} seed=x max_stepps=3 optimizer.lr=-1 schedule.name=cosin",
-        ("seed (override) is 'x'", "did you mean max_steps?", "optimizer.lr (override) is -1, but should be greater than 0", "'cosine'"),
-    ),
-    Mistake("wrong type", "train {recipe} max_steps=many", ("max_steps (override) is 'many', but should be a valid integer",)),
-    Mistake(
-        "missing keys", "train {tmp}/bare.yaml",
-        ("max_steps is not set", "a recipe must set it", "max_steps=..."), file("bare.yaml", "seed: 1\n"),
-    ),
-    Mistake("word that is no override", "train {recipe} max_steps", ("'max_steps' is not of the form key=value", "e.g. optimizer.lr=3e-4")),
-    Mistake(
-        "a section as a word", "train {recipe} precision=fp8",
-        ("precision (override) is 'fp8', but should be a section with settings: recipe, format", "is the cluster file's mixed_precision"),
-    ),
-    Mistake("setting inside a setting", "train {recipe} seed.x=1", ("seed is {'x': 1}, but should be a valid integer",)),
-    Mistake(
-        "recipe that is not YAML", "train {tmp}/a.yaml",
-        ("{tmp}/a.yaml is not readable YAML at line 3", "mend the file"), file("a.yaml", "a: 1\nb: [\n"),
+        (
+            "seed (override) is 'x'",
+            "did you mean max_steps?",
+            "optimizer.lr (override) is -1, but should be greater than 0",
+            "'cosine'",
+        ),
     ),
     Mistake(
-        "recipe that is binary", "train {tmp}/a.yaml",
-        ("{tmp}/a.yaml is not readable YAML", "mend the file"), file("a.yaml", b"\xff\xfe\x00"),
+        "wrong type",
+        "train {recipe} max_steps=many",
+        ("max_steps (override) is 'many', but should be a valid integer",),
     ),
     Mistake(
-        "recipe without settings", "train {tmp}/a.yaml",
-        ("holds no settings", "should be a mapping of keys to values"), file("a.yaml", "- 1\n"),
+        "missing keys",
+        "train {tmp}/bare.yaml",
+        ("max_steps is not set", "a recipe must set it", "max_steps=..."),
+        file("bare.yaml", "seed: 1\n"),
     ),
     Mistake(
-        "key set twice", "train {tmp}/a.yaml",
-        ("a.yaml:2: seed is set a second time", "keep one of the two"), file("a.yaml", "seed: 1\nseed: 2\n"),
+        "word that is no override",
+        "train {recipe} max_steps",
+        ("'max_steps' is not of the form key=value", "e.g. optimizer.lr=3e-4"),
     ),
     Mistake(
-        "circular base", "train {tmp}/a.yaml",
-        ("a.yaml is its own base (a.yaml -> a.yaml)", "remove one `base:`"), file("a.yaml", "base: a.yaml\n"),
+        "a section as a word",
+        "train {recipe} precision=fp8",
+        (
+            "precision (override) is 'fp8', but should be a section with settings: recipe, format",
+            "is the cluster file's mixed_precision",
+        ),
     ),
     Mistake(
-        "unknown base", "train {tmp}/a.yaml",
-        ("unknown recipe 'gpt2-124'", "did you mean 'gpt2-124m'?"), file("a.yaml", "base: gpt2-124\n"),
+        "setting inside a setting", "train {recipe} seed.x=1", ("seed is {'x': 1}, but should be a valid integer",)
     ),
     Mistake(
-        "batch that is no multiple", "train {recipe} global_batch=9",
+        "recipe that is not YAML",
+        "train {tmp}/a.yaml",
+        ("{tmp}/a.yaml is not readable YAML at line 3", "mend the file"),
+        file("a.yaml", "a: 1\nb: [\n"),
+    ),
+    Mistake(
+        "recipe that is binary",
+        "train {tmp}/a.yaml",
+        ("{tmp}/a.yaml is not readable YAML", "mend the file"),
+        file("a.yaml", b"\xff\xfe\x00"),
+    ),
+    Mistake(
+        "recipe without settings",
+        "train {tmp}/a.yaml",
+        ("holds no settings", "should be a mapping of keys to values"),
+        file("a.yaml", "- 1\n"),
+    ),
+    Mistake(
+        "key set twice",
+        "train {tmp}/a.yaml",
+        ("a.yaml:2: seed is set a second time", "keep one of the two"),
+        file("a.yaml", "seed: 1\nseed: 2\n"),
+    ),
+    Mistake(
+        "circular base",
+        "train {tmp}/a.yaml",
+        ("a.yaml is its own base (a.yaml -> a.yaml)", "remove one `base:`"),
+        file("a.yaml", "base: a.yaml\n"),
+    ),
+    Mistake(
+        "unknown base",
+        "train {tmp}/a.yaml",
+        ("unknown recipe 'gpt2-124'", "did you mean 'gpt2-124m'?"),
+        file("a.yaml", "base: gpt2-124\n"),
+    ),
+    Mistake(
+        "batch that is no multiple",
+        "train {recipe} global_batch=9",
         ("global_batch 9 is not a multiple of micro_batch 2", "nearest: 8, 10"),
     ),
-    Mistake("warm-up longer than the run", "train {recipe} schedule.warmup_steps=25", ("25 is more than max_steps 24", "shorten the warm-up")),
+    Mistake(
+        "warm-up longer than the run",
+        "train {recipe} schedule.warmup_steps=25",
+        ("25 is more than max_steps 24", "shorten the warm-up"),
+    ),
     Mistake("no data", "train {recipe} data.train=[]", ("no data", "set data.corpus", "or data.train")),
     Mistake(
-        "corpus and shards", "train {recipe} data.corpus=shakespeare",
+        "corpus and shards",
+        "train {recipe} data.corpus=shakespeare",
         ("data.corpus already names", "set either data.corpus or data.train"),
     ),
-    Mistake("shards without a vocabulary", "train {recipe} data.tokenizer=", ("data.train needs data.tokenizer", "data.vocab_size")),
+    Mistake(
+        "shards without a vocabulary",
+        "train {recipe} data.tokenizer=",
+        ("data.train needs data.tokenizer", "data.vocab_size"),
+    ),
     Mistake("no model", "train {recipe} model.config={}", ("no model", "set model.preset (e.g. llama-124m)")),
     Mistake(
-        "recipe whose name is no run's", "train '{tmp}/my run.yaml'",
-        ("name 'my run' cannot name a folder", "use letters"), file("my run.yaml", "base: tiny.yaml\nname: ''\n"),
+        "recipe whose name is no run's",
+        "train '{tmp}/my run.yaml'",
+        ("name 'my run' cannot name a folder", "use letters"),
+        file("my run.yaml", "base: tiny.yaml\nname: ''\n"),
     ),
-    Mistake("name that is too long", f"train {{recipe}} name={'a' * 300}", ("aaa' cannot name a folder", "at most 200")),
     Mistake(
-        "seed that is too large", "train {recipe} seed=99999999999999999999",
+        "name that is too long", f"train {{recipe}} name={'a' * 300}", ("aaa' cannot name a folder", "at most 200")
+    ),
+    Mistake(
+        "seed that is too large",
+        "train {recipe} seed=99999999999999999999",
         ("seed (override) is 99999999999999999999, but should be less than 9223372036854775808",),
     ),
-    Mistake("empty place to resume from", "train {recipe} resume_from_checkpoint=", ("resume_from_checkpoint is empty", "give latest, best, a step")),
-    Mistake("name that is no folder", "train {recipe} name=../elsewhere", ("name '../elsewhere' cannot name a folder", "use letters")),
+    Mistake(
+        "empty place to resume from",
+        "train {recipe} resume_from_checkpoint=",
+        ("resume_from_checkpoint is empty", "give latest, best, a step"),
+    ),
+    Mistake(
+        "name that is no folder",
+        "train {recipe} name=../elsewhere",
+        ("name '../elsewhere' cannot name a folder", "use letters"),
+    ),
     # The command line itself
     Mistake("unknown command", "trian shakespeare", ("No such command 'trian'", "did you mean 'train'?", "--help")),
     Mistake("command that nobody knows", "xyzzy mine", ("No such command 'xyzzy'", "--help")),
     Mistake("unknown option", "train shakespeare --resume", ("No such option: --resume", "trainer train --help")),
     Mistake("option left out", "export tiny", ("Missing option '--out'", "trainer export --help")),
-    Mistake("option out of range", "generate tiny --temperature -1", ("'--temperature'", "greater than or equal to 0", "--help")),
     Mistake(
-        "seed that is too large to generate with", "generate tiny --seed 99999999999999999999",
+        "option out of range",
+        "generate tiny --temperature -1",
+        ("'--temperature'", "greater than or equal to 0", "--help"),
+    ),
+    Mistake(
+        "seed that is too large to generate with",
+        "generate tiny --seed 99999999999999999999",
         ("'--seed'", "less than or equal to 9223372036854775807", "--help"),
     ),
-    Mistake("temperature without an end", "generate tiny --temperature inf", ("'--temperature'", "less than or equal to 1000000. The form", "--help")),
+    Mistake(
+        "temperature without an end",
+        "generate tiny --temperature inf",
+        ("'--temperature'", "less than or equal to 1000000. The form", "--help"),
+    ),
     # Cluster files
     Mistake(
-        "neither cluster nor recipe", "launch 4gpu_bf61",
+        "neither cluster nor recipe",
+        "launch 4gpu_bf61",
         ("'4gpu_bf61' is neither a cluster file nor a recipe", "did you mean '4gpu_bf16'?"),
     ),
-    Mistake("unknown cluster file", "launch cpu_3proc {recipe}", ("unknown cluster file 'cpu_3proc'", "did you mean 'cpu_2proc'?")),
-    Mistake("cluster file that is not there", "launch {tmp}/none.yaml {recipe}", ("unknown cluster file '{tmp}/none.yaml'", "give the path")),
+    Mistake(
+        "unknown cluster file",
+        "launch cpu_3proc {recipe}",
+        ("unknown cluster file 'cpu_3proc'", "did you mean 'cpu_2proc'?"),
+    ),
+    Mistake(
+        "cluster file that is not there",
+        "launch {tmp}/none.yaml {recipe}",
+        ("unknown cluster file '{tmp}/none.yaml'", "give the path"),
+    ),
     Mistake("swapped names", "launch {recipe} cpu seed=1", ("did you swap them?", "cpu {tmp}/tiny.yaml seed=1")),
-    Mistake("swapped files", "launch {recipe} {tmp}/cluster.yaml", ("did you swap them?", "{tmp}/cluster.yaml {tmp}/tiny.yaml"), cluster()),
-    Mistake("three names", "launch cpu {recipe} gpt2-124m", ("too many names", "the form is: ./launch.sh [CLUSTER] [RECIPE]")),
     Mistake(
-        "cluster file lacking a key", "launch {tmp}/cluster.yaml {recipe}",
-        ("{tmp}/cluster.yaml lacks num_processes", "accelerate_configs for complete ones"), cluster(without="num_processes"),
+        "swapped files",
+        "launch {recipe} {tmp}/cluster.yaml",
+        ("did you swap them?", "{tmp}/cluster.yaml {tmp}/tiny.yaml"),
+        cluster(),
     ),
     Mistake(
-        "cluster file of another kind", "launch {tmp}/cluster.yaml {recipe}",
-        ("distributed_type is 'FSDP'", "use MULTI_GPU"), cluster(distributed_type="FSDP"),
+        "three names",
+        "launch cpu {recipe} gpt2-124m",
+        ("too many names", "the form is: ./launch.sh [CLUSTER] [RECIPE]"),
     ),
     Mistake(
-        "unknown precision", "launch {tmp}/cluster.yaml {recipe}",
-        ("mixed_precision is 'bf61'", "did you mean 'bf16'?"), cluster(mixed_precision="bf61"),
+        "cluster file lacking a key",
+        "launch {tmp}/cluster.yaml {recipe}",
+        ("{tmp}/cluster.yaml lacks num_processes", "accelerate_configs for complete ones"),
+        cluster(without="num_processes"),
     ),
     Mistake(
-        "number of processes that is none", "launch {tmp}/cluster.yaml {recipe}",
-        ("num_processes is 0, but should be a whole number of at least 1",), cluster(num_processes=0),
+        "cluster file of another kind",
+        "launch {tmp}/cluster.yaml {recipe}",
+        ("distributed_type is 'FSDP'", "use MULTI_GPU"),
+        cluster(distributed_type="FSDP"),
     ),
     Mistake(
-        "cluster file that is not YAML", "launch {tmp}/cluster.yaml {recipe}",
-        ("{tmp}/cluster.yaml is not readable YAML", "mend it or write one with `accelerate config`"), file("cluster.yaml", "a: ["),
+        "unknown precision",
+        "launch {tmp}/cluster.yaml {recipe}",
+        ("mixed_precision is 'bf61'", "did you mean 'bf16'?"),
+        cluster(mixed_precision="bf61"),
     ),
-    Mistake("more GPUs than there are", "launch 4gpu_bf16 {recipe}", ("4gpu_bf16 wants 4 GPUs and this machine has 0", "take cpu")),
     Mistake(
-        "batch that the processes cannot share", "launch {tmp}/cluster.yaml {recipe}",
-        ("global_batch 8 is not a multiple of micro_batch x processes = 2 x 3 = 6", "nearest:", "12"), cluster(3),
+        "number of processes that is none",
+        "launch {tmp}/cluster.yaml {recipe}",
+        ("num_processes is 0, but should be a whole number of at least 1",),
+        cluster(num_processes=0),
     ),
-    Mistake("recipe mistake before a launch", "launch cpu {recipe} max_steps=0", ("max_steps (override) is 0, but should be greater than 0",)),
+    Mistake(
+        "cluster file that is not YAML",
+        "launch {tmp}/cluster.yaml {recipe}",
+        ("{tmp}/cluster.yaml is not readable YAML", "mend it or write one with `accelerate config`"),
+        file("cluster.yaml", "a: ["),
+    ),
+    Mistake(
+        "more GPUs than there are",
+        "launch 4gpu_bf16 {recipe}",
+        ("4gpu_bf16 wants 4 GPUs and this machine has 0", "take cpu"),
+    ),
+    Mistake(
+        "batch that the processes cannot share",
+        "launch {tmp}/cluster.yaml {recipe}",
+        ("global_batch 8 is not a multiple of micro_batch x processes = 2 x 3 = 6", "nearest:", "12"),
+        cluster(3),
+    ),
+    Mistake(
+        "recipe mistake before a launch",
+        "launch cpu {recipe} max_steps=0",
+        ("max_steps (override) is 0, but should be greater than 0",),
+    ),
     # Data, before a launch
     Mistake(
-        "missing shard before a launch", "launch cpu {recipe} data.train=[{tmp}/none.bin]",
+        "missing shard before a launch",
+        "launch cpu {recipe} data.train=[{tmp}/none.bin]",
         ("no shard matches '{tmp}/none.bin'", "launch.sh prepare"),
     ),
     Mistake(
-        "recipe whose data is not prepared", "launch cpu gpt2-124m name=nodata data.corpus={tmp}/none",
-        ("data.corpus '{tmp}/none' is neither", "launch.sh prepare SOURCE... --out {tmp}/none", "data.corpus=shakespeare data.tokenizer=gpt2"),
+        "recipe whose data is not prepared",
+        "launch cpu gpt2-124m name=nodata data.corpus={tmp}/none",
+        (
+            "data.corpus '{tmp}/none' is neither",
+            "launch.sh prepare SOURCE... --out {tmp}/none",
+            "data.corpus=shakespeare data.tokenizer=gpt2",
+        ),
     ),
     Mistake(
-        "truncated shard before a launch", "launch cpu {recipe}",
-        ("tiny_train_000001.bin is truncated", "Copy or prepare it again"), truncated_shard,
+        "truncated shard before a launch",
+        "launch cpu {recipe}",
+        ("tiny_train_000001.bin is truncated", "Copy or prepare it again"),
+        truncated_shard,
     ),
     # The model, places and where to continue from, before a launch
     Mistake(
-        "unknown preset before a launch", "launch cpu {recipe} model.preset=llama-124 --dry-run",
+        "unknown preset before a launch",
+        "launch cpu {recipe} model.preset=llama-124 --dry-run",
         ("model.preset 'llama-124' is not a preset", "did you mean 'llama-124m'?"),
     ),
     Mistake(
-        "runs folder that is a file", "launch cpu {recipe} runs_folder={tmp}/tiny.yaml",
+        "runs folder that is a file",
+        "launch cpu {recipe} runs_folder={tmp}/tiny.yaml",
         ("{tmp}/tiny.yaml/tiny cannot be made: {tmp}/tiny.yaml is not a folder", "set runs_folder to another place"),
     ),
     Mistake(
-        "checkpoints folder that is a file", "launch cpu {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
+        "checkpoints folder that is a file",
+        "launch cpu {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
         ("{tmp}/tiny.yaml is not a folder", "set checkpoints_folder to another place"),
     ),
     Mistake(
-        "resume from a step that is not there before a launch", "launch cpu {recipe} resume_from_checkpoint=7 --dry-run",
+        "resume from a step that is not there before a launch",
+        "launch cpu {recipe} resume_from_checkpoint=7 --dry-run",
         ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
     ),
     Mistake(
-        "resume from a folder that is not there before a launch", "launch cpu {recipe} resume_from_checkpoint=none-such",
+        "resume from a folder that is not there before a launch",
+        "launch cpu {recipe} resume_from_checkpoint=none-such",
         ("there is no checkpoint {tmp}/none-such", "give latest, best, a step"),
     ),
     Mistake(
-        "resume from a step that is not whole before a launch", "launch cpu {recipe} resume_from_checkpoint=20",
+        "resume from a step that is not whole before a launch",
+        "launch cpu {recipe} resume_from_checkpoint=20",
         ("step-00000020 is not sound (optimizer.bin is missing)", "24, 20"),
         lambda tmp: (tmp / "checkpoints/tiny/step-00000020/optimizer.bin").unlink(),
     ),
     Mistake(
-        "resume from the folder of all checkpoints", "launch cpu {recipe} resume_from_checkpoint=checkpoints/tiny",
-        ("{tmp}/checkpoints/tiny is no checkpoint: it holds 3 of them", "{tmp}/checkpoints/tiny/step-00000024", "or give latest"),
+        "resume from the folder of all checkpoints",
+        "launch cpu {recipe} resume_from_checkpoint=checkpoints/tiny",
+        (
+            "{tmp}/checkpoints/tiny is no checkpoint: it holds 3 of them",
+            "{tmp}/checkpoints/tiny/step-00000024",
+            "or give latest",
+        ),
     ),
     Mistake(
-        "starting over where checkpoints are before a launch", "launch cpu {recipe} resume_from_checkpoint=none",
+        "starting over where checkpoints are before a launch",
+        "launch cpu {recipe} resume_from_checkpoint=none",
         ("already holds 3 checkpoints", "another name"),
     ),
     # Checkpoints
     Mistake("unknown run", "checkpoints ls tinny", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
-    Mistake("unknown run to verify", "checkpoints verify tinny", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
+    Mistake(
+        "unknown run to verify",
+        "checkpoints verify tinny",
+        ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?"),
+    ),
     Mistake("unknown run to report", "report tinny", ("there is no run 'tinny'", "did you mean 'tiny'?")),
-    Mistake("unknown run to export", "export tinny --out {tmp}/out", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
+    Mistake(
+        "unknown run to export",
+        "export tinny --out {tmp}/out",
+        ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?"),
+    ),
     Mistake("folder without checkpoints", "checkpoints ls {tmp}/data", ("{tmp}/data holds no checkpoints", "step-*")),
-    Mistake("show of a step that is not there", "checkpoints show tiny --checkpoint 7", ("there is no checkpoint of step 7", "24, 20")),
-    Mistake("show of an unknown word", "checkpoints show tiny --checkpoint newest", ("there is no checkpoint newest", "give latest, best, a step")),
-    Mistake("diff with a step that is not there", "checkpoints diff tiny 24 7", ("there is no checkpoint of step 7", "24, 20")),
-    Mistake("diff with one checkpoint", "checkpoints diff tiny 24", ("2 checkpoints are wanted, and 1 is named (24)", "--checkpoint STEP --checkpoint STEP")),
-    Mistake("pin of nothing", "checkpoints pin tiny", ("one checkpoint is wanted, and none is named", "--checkpoint STEP")),
-    Mistake("pin of two", "checkpoints pin tiny 24 --checkpoint 20", ("one checkpoint is wanted, and 2 are named (20, 24)", "--checkpoint STEP")),
-    Mistake("copy of nothing", "checkpoints copy tiny {tmp}/copy", ("one checkpoint is wanted, and none is named", "--checkpoint STEP")),
-    Mistake("pin of a step that is not there", "checkpoints pin tiny 7", ("there is no checkpoint of step 7", "24, 20")),
-    Mistake("unpin in an unknown run", "checkpoints unpin tinny 24", ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?")),
     Mistake(
-        "prune of one checkpoint", "checkpoints prune {tmp}/checkpoints/tiny/step-00000024",
-        ("is one checkpoint, and pruning is of a whole run", "name the run"),
+        "show of a step that is not there",
+        "checkpoints show tiny --checkpoint 7",
+        ("there is no checkpoint of step 7", "24, 20"),
     ),
     Mistake(
-        "copy onto itself", "checkpoints copy tiny 24 {tmp}/checkpoints/tiny",
-        ("step-00000024 exists already, and nothing is overwritten", "copy to another folder"),
-    ),
-    Mistake(
-        "copy to where nothing can be", "checkpoints copy tiny 24 {tmp}/tiny.yaml/out",
-        ("could not be copied to {tmp}/tiny.yaml/out", "mend that"),
-    ),
-    Mistake(
-        "export onto something", "export tiny --out {tmp}/out",
-        ("{tmp}/out exists and is not an empty folder", "name another folder"), full_folder,
-    ),
-    Mistake(
-        "export to where nothing can be", "export tiny --out {tmp}/tiny.yaml/out",
-        ("{tmp}/tiny.yaml/out cannot be written", "name another folder"),
-    ),
-    Mistake(
-        "export to a name that is too long", f"export tiny --out {{tmp}}/{'x' * 300}",
-        ("the path {tmp}/xxx", "is too long for this disk", "give a shorter one"),
-    ),
-    Mistake("run with a name that is too long", f"report {'x' * 300}", ("is too long for this disk", "give a shorter one")),
-    Mistake(
-        "resume from a name that is too long", f"launch cpu {{recipe}} resume_from_checkpoint={'x' * 300}",
-        ("is too long for this disk", "give a shorter one"),
-    ),
-    Mistake(
-        "export of a step that is not there", "export tiny --out {tmp}/out --checkpoint 7",
-        ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
-    ),
-    Mistake(
-        "export of the damaged", "export tiny --out {tmp}/out",
-        ("none is sound", "model.safetensors is damaged", "restore one from a copy"), all_damaged,
-    ),
-    Mistake(
-        "no checkpoint to generate with", "generate tiny --checkpoint none",
-        ("--checkpoint is 'none', which names no checkpoint to read", "give latest, best or a step"),
-    ),
-    Mistake("no checkpoint to export", "export tiny --out {tmp}/out --checkpoint ''", ("--checkpoint is ''", "give latest, best or a step")),
-    Mistake(
-        "unknown word for a checkpoint", "generate tiny --checkpoint newest",
+        "show of an unknown word",
+        "checkpoints show tiny --checkpoint newest",
         ("there is no checkpoint newest", "give latest, best, a step"),
     ),
     Mistake(
-        "prompt that is too long", "generate tiny --prompt " + "x" * 3000,
-        ("the prompt has 3001 tokens with the end of text before it", "the model was trained on sequences of 16", "shorten it"),
+        "diff with a step that is not there",
+        "checkpoints diff tiny 24 7",
+        ("there is no checkpoint of step 7", "24, 20"),
+    ),
+    Mistake(
+        "diff with one checkpoint",
+        "checkpoints diff tiny 24",
+        ("2 checkpoints are wanted, and 1 is named (24)", "--checkpoint STEP --checkpoint STEP"),
+    ),
+    Mistake(
+        "pin of nothing", "checkpoints pin tiny", ("one checkpoint is wanted, and none is named", "--checkpoint STEP")
+    ),
+    Mistake(
+        "pin of two",
+        "checkpoints pin tiny 24 --checkpoint 20",
+        ("one checkpoint is wanted, and 2 are named (20, 24)", "--checkpoint STEP"),
+    ),
+    Mistake(
+        "copy of nothing",
+        "checkpoints copy tiny {tmp}/copy",
+        ("one checkpoint is wanted, and none is named", "--checkpoint STEP"),
+    ),
+    Mistake(
+        "pin of a step that is not there", "checkpoints pin tiny 7", ("there is no checkpoint of step 7", "24, 20")
+    ),
+    Mistake(
+        "unpin in an unknown run",
+        "checkpoints unpin tinny 24",
+        ("there are no checkpoints of 'tinny'", "did you mean 'tiny'?"),
+    ),
+    Mistake(
+        "prune of one checkpoint",
+        "checkpoints prune {tmp}/checkpoints/tiny/step-00000024",
+        ("is one checkpoint, and pruning is of a whole run", "name the run"),
+    ),
+    Mistake(
+        "copy onto itself",
+        "checkpoints copy tiny 24 {tmp}/checkpoints/tiny",
+        ("step-00000024 exists already, and nothing is overwritten", "copy to another folder"),
+    ),
+    Mistake(
+        "copy to where nothing can be",
+        "checkpoints copy tiny 24 {tmp}/tiny.yaml/out",
+        ("could not be copied to {tmp}/tiny.yaml/out", "mend that"),
+    ),
+    Mistake(
+        "export onto something",
+        "export tiny --out {tmp}/out",
+        ("{tmp}/out exists and is not an empty folder", "name another folder"),
+        full_folder,
+    ),
+    Mistake(
+        "export to where nothing can be",
+        "export tiny --out {tmp}/tiny.yaml/out",
+        ("{tmp}/tiny.yaml/out cannot be written", "name another folder"),
+    ),
+    Mistake(
+        "export to a name that is too long",
+        f"export tiny --out {{tmp}}/{'x' * 300}",
+        ("the path {tmp}/xxx", "is too long for this disk", "give a shorter one"),
+    ),
+    Mistake(
+        "run with a name that is too long", f"report {'x' * 300}", ("is too long for this disk", "give a shorter one")
+    ),
+    Mistake(
+        "resume from a name that is too long",
+        f"launch cpu {{recipe}} resume_from_checkpoint={'x' * 300}",
+        ("is too long for this disk", "give a shorter one"),
+    ),
+    Mistake(
+        "export of a step that is not there",
+        "export tiny --out {tmp}/out --checkpoint 7",
+        ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
+    ),
+    Mistake(
+        "export of the damaged",
+        "export tiny --out {tmp}/out",
+        ("none is sound", "model.safetensors is damaged", "restore one from a copy"),
+        all_damaged,
+    ),
+    Mistake(
+        "no checkpoint to generate with",
+        "generate tiny --checkpoint none",
+        ("--checkpoint is 'none', which names no checkpoint to read", "give latest, best or a step"),
+    ),
+    Mistake(
+        "no checkpoint to export",
+        "export tiny --out {tmp}/out --checkpoint ''",
+        ("--checkpoint is ''", "give latest, best or a step"),
+    ),
+    Mistake(
+        "unknown word for a checkpoint",
+        "generate tiny --checkpoint newest",
+        ("there is no checkpoint newest", "give latest, best, a step"),
+    ),
+    Mistake(
+        "prompt that is too long",
+        "generate tiny --prompt " + "x" * 3000,
+        (
+            "the prompt has 3001 tokens with the end of text before it",
+            "the model was trained on sequences of 16",
+            "shorten it",
+        ),
     ),
     Mistake("stop that is empty", "generate tiny --stop ''", ("a text to stop at is empty", "leave it out")),
-    Mistake("file of prompts that is not there", "generate tiny --prompts-file {tmp}/none.txt", ("{tmp}/none.txt cannot be read", "name a text file")),
+    Mistake(
+        "file of prompts that is not there",
+        "generate tiny --prompts-file {tmp}/none.txt",
+        ("{tmp}/none.txt cannot be read", "name a text file"),
+    ),
     # Sources of text
     Mistake(
-        "source that is not there", "prepare {tmp}/none.txt --out {tmp}/out",
+        "source that is not there",
+        "prepare {tmp}/none.txt --out {tmp}/out",
         ("source '{tmp}/none.txt' is not there", "Known are"),
     ),
     Mistake(
-        "folder with a name that is too long", f"prepare {{tmp}}/a.txt --out {{tmp}}/{'x' * 300} --tokenizer bytes",
-        ("{tmp}/xxx", "manifest.json cannot be read: File name too long", "name another folder"), file("a.txt", "text"),
+        "folder with a name that is too long",
+        f"prepare {{tmp}}/a.txt --out {{tmp}}/{'x' * 300} --tokenizer bytes",
+        ("{tmp}/xxx", "manifest.json cannot be read: File name too long", "name another folder"),
+        file("a.txt", "text"),
     ),
     Mistake("source of another kind", "prepare {recipe} --out {tmp}/out", ("is a .yaml file", "Known are")),
     Mistake(
-        "unknown tokenizer to prepare with", "prepare {recipe} --out {tmp}/out --tokenizer gpt3",
+        "unknown tokenizer to prepare with",
+        "prepare {recipe} --out {tmp}/out --tokenizer gpt3",
         ("unknown tokenizer 'gpt3'", "did you mean 'gpt2'?"),
     ),
     Mistake(
-        "tokenizer file that is not there", "prepare {recipe} --out {tmp}/out --tokenizer {tmp}/my.tiktoken",
+        "tokenizer file that is not there",
+        "prepare {recipe} --out {tmp}/out --tokenizer {tmp}/my.tiktoken",
         ("there is no file {tmp}/my.tiktoken", "Name an existing"),
     ),
     Mistake(
-        "share that is none", "prepare {recipe} --out {tmp}/out --validation-fraction 2",
+        "share that is none",
+        "prepare {recipe} --out {tmp}/out --validation-fraction 2",
         ("validation_fraction is 2.0", "from 0 to below 1"),
     ),
     Mistake(
-        "folder of somebody's shards", "prepare {tmp}/a.txt --out {tmp}/data --tokenizer bytes",
-        ("{tmp}/data holds tiny_train_000001.bin", "Choose another --out"), file("a.txt", "text"),
+        "folder of somebody's shards",
+        "prepare {tmp}/a.txt --out {tmp}/data --tokenizer bytes",
+        ("{tmp}/data holds tiny_train_000001.bin", "Choose another --out"),
+        file("a.txt", "text"),
     ),
     Mistake(
-        "folder of another corpus", "prepare {tmp}/text --out {tmp}/corpus --tokenizer bytes",
-        ("{tmp}/corpus already holds the corpus", "Choose another --out, or remove the folder"), corpus_folder,
+        "folder of another corpus",
+        "prepare {tmp}/text --out {tmp}/corpus --tokenizer bytes",
+        ("{tmp}/corpus already holds the corpus", "Choose another --out, or remove the folder"),
+        corpus_folder,
     ),
-]  # fmt: skip
+]
 
 
 # What the run itself finds out
 
 REFUSED = [
     # Data
-    Mistake("missing shard", "train {recipe} data.train=[{tmp}/none.bin]", ("no shard matches '{tmp}/none.bin'", "launch.sh prepare")),
     Mistake(
-        "empty folder", "train {recipe} data.train=[{tmp}/empty]",
-        ("folder {tmp}/empty holds no shards", "launch.sh prepare"), lambda tmp: (tmp / "empty").mkdir(),
+        "missing shard",
+        "train {recipe} data.train=[{tmp}/none.bin]",
+        ("no shard matches '{tmp}/none.bin'", "launch.sh prepare"),
     ),
     Mistake(
-        "truncated shard", "train {recipe}",
-        ("tiny_train_000001.bin is truncated", "but the file has 2,324", "Copy or prepare it again"), truncated_shard,
+        "empty folder",
+        "train {recipe} data.train=[{tmp}/empty]",
+        ("folder {tmp}/empty holds no shards", "launch.sh prepare"),
+        lambda tmp: (tmp / "empty").mkdir(),
     ),
     Mistake(
-        "shard of the wrong vocabulary", "train {recipe} data.train=[{tmp}/large/*train*.bin]",
-        ("holds the token id", "outside the vocabulary of 257 ids", "name its tokenizer"), large_ids,
+        "truncated shard",
+        "train {recipe}",
+        ("tiny_train_000001.bin is truncated", "but the file has 2,324", "Copy or prepare it again"),
+        truncated_shard,
     ),
     Mistake(
-        "raw shard without its type", "train {recipe} data.train=[{tmp}/raw.bin]",
-        ("raw.bin has no header", "Set data.dtype to uint16"), raw_shard,
+        "shard of the wrong vocabulary",
+        "train {recipe} data.train=[{tmp}/large/*train*.bin]",
+        ("holds the token id", "outside the vocabulary of 257 ids", "name its tokenizer"),
+        large_ids,
     ),
     Mistake(
-        "sequence longer than the data", "train {recipe} sequence_length=2000",
+        "raw shard without its type",
+        "train {recipe} data.train=[{tmp}/raw.bin]",
+        ("raw.bin has no header", "Set data.dtype to uint16"),
+        raw_shard,
+    ),
+    Mistake(
+        "sequence longer than the data",
+        "train {recipe} sequence_length=2000",
         ("one sequence of length 2000 needs 2,001", "Lower sequence_length"),
     ),
     Mistake(
-        "corpus folder without manifest", "train {recipe} data.train=[] data.validation=[] data.corpus={tmp}/data",
+        "corpus folder without manifest",
+        "train {recipe} data.train=[] data.validation=[] data.corpus={tmp}/data",
         ("data.corpus '{tmp}/data' is neither", "{tmp}/data has no manifest.json", "launch.sh prepare"),
     ),
     Mistake(
         "corpus prepared with another tokenizer",
         "train {recipe} data.train=[] data.validation=[] data.corpus={tmp}/corpus data.tokenizer=shakespeare",
-        ("data.tokenizer is shakespeare", "was prepared with bytes", "leave data.tokenizer out"), corpus_folder,
+        ("data.tokenizer is shakespeare", "was prepared with bytes", "leave data.tokenizer out"),
+        corpus_folder,
     ),
-    Mistake("unknown tokenizer", "train {recipe} data.tokenizer=gtp2", ("unknown tokenizer 'gtp2'", "did you mean 'gpt2'?")),
     Mistake(
-        "vocabulary smaller than the tokenizer", "train {recipe} data.vocab_size=200",
+        "unknown tokenizer", "train {recipe} data.tokenizer=gtp2", ("unknown tokenizer 'gtp2'", "did you mean 'gpt2'?")
+    ),
+    Mistake(
+        "vocabulary smaller than the tokenizer",
+        "train {recipe} data.vocab_size=200",
         ("data.vocab_size 200 is smaller than the 257", "leave it out"),
     ),
     # Model
     Mistake(
-        "unknown preset", "train {recipe} model.preset=llama-124",
+        "unknown preset",
+        "train {recipe} model.preset=llama-124",
         ("model.preset 'llama-124' is not a preset", "did you mean 'llama-124m'?"),
     ),
-    Mistake("unknown model type", "train {recipe} 'model.config={model_type: lama}'", ("model_type 'lama' is unknown", "did you mean 'llama'?")),
     Mistake(
-        "unknown model field", f"train {{recipe}} 'model.config={ {**TINY_LLAMA, 'num_layers': 2} }'",
+        "unknown model type",
+        "train {recipe} 'model.config={model_type: lama}'",
+        ("model_type 'lama' is unknown", "did you mean 'llama'?"),
+    ),
+    Mistake(
+        "unknown model field",
+        f"train {{recipe}} 'model.config={ {**TINY_LLAMA, 'num_layers': 2} }'",
         ("model.config.num_layers is not a field", "did you mean"),
     ),
     Mistake(
-        "heads that do not divide", f"train {{recipe}} 'model.config={ {**TINY_LLAMA, 'num_attention_heads': 3} }'",
-        ("model.config is refused by LlamaConfig", "hidden size (32) is not a multiple", "heads (3)", "Mend these fields"),
+        "heads that do not divide",
+        f"train {{recipe}} 'model.config={ {**TINY_LLAMA, 'num_attention_heads': 3} }'",
+        (
+            "model.config is refused by LlamaConfig",
+            "hidden size (32) is not a multiple",
+            "heads (3)",
+            "Mend these fields",
+        ),
     ),
     Mistake(
-        "model without the positions", f"train {{recipe}} 'model.config={ {**TINY_GPT2, 'n_positions': 8} }'",
+        "model without the positions",
+        f"train {{recipe}} 'model.config={ {**TINY_GPT2, 'n_positions': 8} }'",
         ("n_positions 8 is less than sequence_length 16", "raise the one"),
     ),
     Mistake(
-        "prompt longer than the model", f"train {{recipe}} evaluation.sample_tokens=8 evaluation.prompt={'x' * 2047}",
-        ("evaluation.sample_prompts has 2048 tokens with the end of text before it, and sequence_length is 16", "shorten it"),
+        "prompt longer than the model",
+        f"train {{recipe}} evaluation.sample_tokens=8 evaluation.prompt={'x' * 2047}",
+        (
+            "evaluation.sample_prompts has 2048 tokens with the end of text before it, and sequence_length is 16",
+            "shorten it",
+        ),
     ),
     Mistake(
         "model without a position for a sample",
@@ -454,67 +699,100 @@ REFUSED = [
     ),
     # Places
     Mistake(
-        "no space for the checkpoints", "train {recipe} checkpoint.keep_last=1000000000000",
+        "no space for the checkpoints",
+        "train {recipe} checkpoint.keep_last=1000000000000",
         ("need", "are free", "keep fewer (checkpoint.keep_last)"),
     ),
     Mistake(
-        "checkpoints where no folder can be", "train {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
+        "checkpoints where no folder can be",
+        "train {recipe} checkpoints_folder={tmp}/tiny.yaml/checkpoints",
         ("tiny.yaml/checkpoints/tiny cannot be", "mend that"),
     ),
-    Mistake("unknown tracker", "train {recipe} metrics.trackers=[tensorbord]", ("unknown tracker 'tensorbord'", "did you mean 'tensorboard'?")),
     Mistake(
-        "tracker that is not installed", "train {recipe} metrics.trackers=[aim,tensorboard]",
+        "unknown tracker",
+        "train {recipe} metrics.trackers=[tensorbord]",
+        ("unknown tracker 'tensorbord'", "did you mean 'tensorboard'?"),
+    ),
+    Mistake(
+        "tracker that is not installed",
+        "train {recipe} metrics.trackers=[aim,tensorboard]",
         ("'aim' needs its package, which is not installed", f"{sys.executable} -m pip install aim"),
     ),
     # Where to continue from
     Mistake(
-        "resume from a step that is not there", "train {recipe} resume_from_checkpoint=7",
+        "resume from a step that is not there",
+        "train {recipe} resume_from_checkpoint=7",
         ("there is no checkpoint", "step-00000007", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
     ),
     Mistake(
-        "resume from a folder that is not there", "train {recipe} resume_from_checkpoint={tmp}/none",
+        "resume from a folder that is not there",
+        "train {recipe} resume_from_checkpoint={tmp}/none",
         ("there is no checkpoint {tmp}/none", "give latest, best, a step"),
     ),
     Mistake(
-        "resume from a folder that is no checkpoint", "train {recipe} resume_from_checkpoint={tmp}/data",
+        "resume from a folder that is no checkpoint",
+        "train {recipe} resume_from_checkpoint={tmp}/data",
         ("{tmp}/data has no manifest.json", "give latest, best, a step"),
     ),
     Mistake(
-        "resume from the damaged", "train {recipe}",
-        ("none is sound", "model.safetensors is damaged", "restore one from a copy"), all_damaged,
+        "resume from the damaged",
+        "train {recipe}",
+        ("none is sound", "model.safetensors is damaged", "restore one from a copy"),
+        all_damaged,
     ),
     Mistake(
-        "resume from a damaged step", "train {recipe} resume_from_checkpoint=24",
-        ("is not sound", "model.safetensors is damaged", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"), all_damaged,
+        "resume from a damaged step",
+        "train {recipe} resume_from_checkpoint=24",
+        ("is not sound", "model.safetensors is damaged", "take one of the steps in {tmp}/checkpoints/tiny: 24, 20"),
+        all_damaged,
     ),
     Mistake(
-        "resume from the best of a run that has none", "train {recipe} name=fresh resume_from_checkpoint=best",
+        "resume from the best of a run that has none",
+        "train {recipe} name=fresh resume_from_checkpoint=best",
         ("no checkpoint with a validation loss", "latest instead"),
     ),
     Mistake(
-        "starting over where checkpoints are", "train {recipe} resume_from_checkpoint=none",
+        "starting over where checkpoints are",
+        "train {recipe} resume_from_checkpoint=none",
         ("already holds 3 checkpoints", "another name"),
     ),
     Mistake(
-        "checkpoint of another model", f"train {{recipe}} 'model.config={ {**TINY_LLAMA, 'num_hidden_layers': 3} }'",
+        "checkpoint of another model",
+        f"train {{recipe}} 'model.config={ {**TINY_LLAMA, 'num_hidden_layers': 3} }'",
         ("model.num_hidden_layers is 3 here and 2 in the checkpoint", "another name"),
     ),
     Mistake(
-        "checkpoint of another family", f"train {{recipe}} 'model.config={GPT2_FIELDS}'",
+        "checkpoint of another family",
+        f"train {{recipe}} 'model.config={GPT2_FIELDS}'",
         ("model.model_type is gpt2 here and llama in the checkpoint", "undo the change"),
     ),
-    Mistake("checkpoint of other data", "train {recipe}", ("data is ", "_train_", "in the checkpoint", "another name", "resume.allow_changes=[data]"), other_data),
-    Mistake("checkpoint of another seed", "train {recipe} seed=5", ("seed is 5 here and 1337 in the checkpoint", "another name")),
     Mistake(
-        "checkpoint of another sequence length", "train {recipe} sequence_length=8",
+        "checkpoint of other data",
+        "train {recipe}",
+        ("data is ", "_train_", "in the checkpoint", "another name", "resume.allow_changes=[data]"),
+        other_data,
+    ),
+    Mistake(
+        "checkpoint of another seed",
+        "train {recipe} seed=5",
+        ("seed is 5 here and 1337 in the checkpoint", "another name"),
+    ),
+    Mistake(
+        "checkpoint of another sequence length",
+        "train {recipe} sequence_length=8",
         ("sequence_length is 8 here and 16 in the checkpoint", "resume.allow_changes=[sequence_length]"),
     ),
-    Mistake("fewer steps than were taken", "train {recipe} max_steps=20", ("max_steps is 20", "stands at step 24", "launch.sh finish")),
     Mistake(
-        "checkpoint of another optimizer", "train {recipe} optimizer.name=muon",
+        "fewer steps than were taken",
+        "train {recipe} max_steps=20",
+        ("max_steps is 20", "stands at step 24", "launch.sh finish"),
+    ),
+    Mistake(
+        "checkpoint of another optimizer",
+        "train {recipe} optimizer.name=muon",
         ("optimizer is muon here and adamw in the checkpoint", "resume.allow_changes=[optimizer]"),
     ),
-]  # fmt: skip
+]
 
 
 # The run that must not be harmed
@@ -596,7 +874,9 @@ def test_a_mistake_that_the_run_finds_is_told_and_harms_nothing(mistake, place):
     else:
         assert noted["outcome"] == "refused" and noted["reason"] == reason and noted["exit_code"] == 2
     after = everything(place)
-    mine = {f"runs/{name}/{file}" for file in ("outcome.json", "train.log", "journal.jsonl", ".lock")} | {f"runs/{name}"}
+    mine = {f"runs/{name}/{file}" for file in ("outcome.json", "train.log", "journal.jsonl", ".lock")} | {
+        f"runs/{name}"
+    }
     mine |= {f"checkpoints/{name}", f"checkpoints/{name}/.lock"}
     assert {path for path in before | after if before.get(path) != after.get(path)} <= mine
     for told in ("runs/tiny/train.log", "runs/tiny/journal.jsonl"):
@@ -670,9 +950,14 @@ def executable(path: Path, body: str) -> None:
 
 def launch_sh(checkout: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [shutil.which("bash"), str(checkout / "launch.sh"), *words], env={**environment(), **variables}, cwd=checkout, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+        [shutil.which("bash"), str(checkout / "launch.sh"), *words],
+        env={**environment(), **variables},
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(

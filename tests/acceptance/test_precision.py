@@ -15,7 +15,17 @@ from transformers import AutoModelForCausalLM
 
 from tests import emulation
 from tests.events import events_of
-from tests.launching import TINY_GPT2, TINY_LLAMA, checkpoint, final_bytes, outcome, records, steps, wait_for_step, write_recipe
+from tests.launching import (
+    TINY_GPT2,
+    TINY_LLAMA,
+    checkpoint,
+    final_bytes,
+    outcome,
+    records,
+    steps,
+    wait_for_step,
+    write_recipe,
+)
 from trainer.config.load import load
 from trainer.journal import precisions, read_events
 from trainer.metrics.tags import drawn
@@ -23,13 +33,20 @@ from trainer.precision.measured import store
 from trainer.run.identity import speed_conditions
 
 WHOLE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
-SHORT = {"max_steps": 8, "checkpoint": {"every_steps": 4}, "evaluation": {"every_steps": 8, "sample_tokens": 0}, "schedule": {"warmup_steps": 0}}
+SHORT = {
+    "max_steps": 8,
+    "checkpoint": {"every_steps": 4},
+    "evaluation": {"every_steps": 8, "sample_tokens": 0},
+    "schedule": {"warmup_steps": 0},
+}
 FAMILIES = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
 
 
 def recipe_of(folder, family="gpt2", precision=None, **changes):
     folder.mkdir(exist_ok=True)
-    return write_recipe(folder, model={"config": FAMILIES[family]}, precision={**WHOLE, **(precision or {})}, **{**SHORT, **changes})
+    return write_recipe(
+        folder, model={"config": FAMILIES[family]}, precision={**WHOLE, **(precision or {})}, **{**SHORT, **changes}
+    )
 
 
 def fp8_charts(recipe):
@@ -37,7 +54,9 @@ def fp8_charts(recipe):
     layout = Layout.FromString(events_of(recipe).Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     tags = {tag for record in records(recipe) for tag in drawn(record)}
     charts = [chart for category in layout.category for chart in category.chart if chart.title.startswith("fp8: ")]
-    return {chart.title: any(re.search(pattern, tag) for pattern in chart.multiline.tag for tag in tags) for chart in charts}
+    return {
+        chart.title: any(re.search(pattern, tag) for pattern in chart.multiline.tag for tag in tags) for chart in charts
+    }
 
 
 def manifest(recipe, step):
@@ -148,14 +167,19 @@ def weights_that_must_be_kept() -> None:
 def test_a_run_with_the_stand_in_says_in_every_place_what_it_is(tmp_path, family):
     recipe = recipe_of(tmp_path, family, {"statistics_every_steps": 4, "shadow_every_steps": 4})
     text = emulation.train(recipe)
-    assert "precision: fp8 emulation, current scaling, hybrid, by the tests' emulation" in text and "this is NOT fp8" in text
+    assert (
+        "precision: fp8 emulation, current scaling, hybrid, by the tests' emulation" in text
+        and "this is NOT fp8" in text
+    )
     assert "100.0% of the blocks' linear arithmetic" in text
     facts = manifest(recipe, 8)
     assert facts["precision"] == "fp8 emulation" and facts["precision_facts"]["recipe"] == "current"
     assert facts["precision_facts"]["block_fraction"] == 1.0 and 0.5 < facts["precision_facts"]["matmul_fraction"] < 0.8
     assert {record["precision/fp8_coverage"] for record in steps(recipe) if "precision/fp8_coverage" in record} == {0.0}
     with_statistics = [record["step"] for record in steps(recipe) if "precision/underflow_input/mlp_down" in record]
-    compared = {record["step"]: record["precision/loss_gap"] for record in steps(recipe) if "precision/loss_gap" in record}
+    compared = {
+        record["step"]: record["precision/loss_gap"] for record in steps(recipe) if "precision/loss_gap" in record
+    }
     assert with_statistics == [4, 8] and compared.keys() == {4, 8} and all(abs(gap) < 0.02 for gap in compared.values())
     events = read_events(tmp_path / "runs" / "tiny")
     assert [event["precision"] for event in events if event["event"] == "start"] == ["fp8 emulation"]
@@ -163,7 +187,12 @@ def test_a_run_with_the_stand_in_says_in_every_place_what_it_is(tmp_path, family
 
 
 @pytest.mark.parametrize(
-    ("before", "precision"), [(None, {}), (emulation.install, {"statistics_every_steps": 0}), (emulation.install, {"statistics_every_steps": 100})]
+    ("before", "precision"),
+    [
+        (None, {}),
+        (emulation.install, {"statistics_every_steps": 0}),
+        (emulation.install, {"statistics_every_steps": 100}),
+    ],
 )
 def test_a_chart_about_fp8_that_would_stay_empty_is_not_there(tmp_path, before, precision):
     recipe = recipe_of(tmp_path, precision=precision, max_steps=1)
@@ -174,8 +203,13 @@ def test_a_chart_about_fp8_that_would_stay_empty_is_not_there(tmp_path, before, 
 def test_without_a_gpu_fp8_is_bf16_with_its_reason_and_the_same_run(tmp_path):
     recipe, plain = recipe_of(tmp_path / "a"), recipe_of(tmp_path / "b")
     text = emulation.train(recipe, before=None)
-    assert "precision: bf16 instead of fp8 (current scaling, hybrid), because there is no CUDA device" in text and "nothing runs in fp8" in text
-    assert "without effect, since the cluster file asks for bf16" in emulation.train(plain, precision="bf16", before=None)
+    assert (
+        "precision: bf16 instead of fp8 (current scaling, hybrid), because there is no CUDA device" in text
+        and "nothing runs in fp8" in text
+    )
+    assert "without effect, since the cluster file asks for bf16" in emulation.train(
+        plain, precision="bf16", before=None
+    )
     assert final_bytes(recipe, 8) == final_bytes(plain, 8)
     assert manifest(recipe, 8)["precision"] == "bf16" and manifest(recipe, 8)["precision_facts"]["asked"] == "fp8"
     assert {record["precision/fp8_coverage"] for record in steps(recipe) if "precision/fp8_coverage" in record} == {0.0}
@@ -191,7 +225,10 @@ def test_a_fallback_that_is_refused_ends_before_the_first_step(tmp_path):
 
 @pytest.mark.parametrize(
     ("precision", "words"),
-    [({"recipe": "block"}, "no layer fits precision.recipe 'block': transformer.h.0.attn.c_attn stays in bf16"), ({"bf16_first_blocks": 2}, "leave none of the 2 blocks")],
+    [
+        ({"recipe": "block"}, "no layer fits precision.recipe 'block': transformer.h.0.attn.c_attn stays in bf16"),
+        ({"bf16_first_blocks": 2}, "leave none of the 2 blocks"),
+    ],
 )
 def test_shapes_that_do_not_fit_are_told_by_name(tmp_path, precision, words):
     text = emulation.train(recipe_of(tmp_path, precision=precision, max_steps=1))
@@ -205,7 +242,10 @@ def test_an_option_that_would_be_dropped_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("sabotage", "words"),
-    [(accelerate_that_replaces_layers, "not the model that was built: the head is no longer tied"), (no_context, "layers did not compute in fp8 in the warm-up")],
+    [
+        (accelerate_that_replaces_layers, "not the model that was built: the head is no longer tied"),
+        (no_context, "layers did not compute in fp8 in the warm-up"),
+    ],
 )
 def test_what_accelerate_does_without_a_word_ends_the_run_before_its_first_step(tmp_path, sabotage, words):
     text = emulation.train(recipe_of(tmp_path), before=sabotage, exit_code=2)
@@ -213,8 +253,12 @@ def test_what_accelerate_does_without_a_word_ends_the_run_before_its_first_step(
 
 
 def test_statistics_comparisons_and_kept_weights_change_no_bit(tmp_path):
-    busy = recipe_of(tmp_path / "a", precision={"statistics_every_steps": 1, "shadow_every_steps": 1, "cache_weights": True})
-    quiet = recipe_of(tmp_path / "b", precision={"statistics_every_steps": 0, "shadow_every_steps": 0, "cache_weights": False})
+    busy = recipe_of(
+        tmp_path / "a", precision={"statistics_every_steps": 1, "shadow_every_steps": 1, "cache_weights": True}
+    )
+    quiet = recipe_of(
+        tmp_path / "b", precision={"statistics_every_steps": 0, "shadow_every_steps": 0, "cache_weights": False}
+    )
     emulation.train(busy)
     emulation.train(quiet)
     assert final_bytes(busy, 8) == final_bytes(quiet, 8)
@@ -250,7 +294,9 @@ def test_a_run_goes_from_fp8_to_bf16_and_back_by_the_cluster_file_alone(tmp_path
     for ours, theirs in zip(steps(recipe), steps(plain), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.02)
     mixed, reference = (load_file(checkpoint(each, 8) / "model.safetensors") for each in (recipe, plain))
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in mixed.items()} == {name: (tensor.shape, tensor.dtype) for name, tensor in reference.items()}
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in mixed.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in reference.items()
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -260,12 +306,16 @@ def test_an_export_of_an_fp8_run_has_its_weights_in_the_form_of_a_bf16_runs(tmp_
         recipe = recipe_of(tmp_path / precision, family, max_steps=2)
         emulation.train(recipe, precision=precision)
         folder = tmp_path / precision / "runs" / "tiny" / "exported"
-        tensors, stored = load_file(folder / "model.safetensors"), load_file(checkpoint(recipe, 2) / "model.safetensors")
+        tensors, stored = (
+            load_file(folder / "model.safetensors"),
+            load_file(checkpoint(recipe, 2) / "model.safetensors"),
+        )
         assert tensors and all(torch.equal(tensor, stored[name][: len(tensor)]) for name, tensor in tensors.items())
         exported[precision] = (
-            {path.name for path in folder.iterdir()}, {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
+            {path.name for path in folder.iterdir()},
+            {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
             json.loads((folder / "config.json").read_text()),
-        )  # fmt: skip
+        )
         AutoModelForCausalLM.from_pretrained(folder)
     assert exported["fp8"] == exported["bf16"]
 
@@ -275,8 +325,16 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     text = emulation.train(recipe, "max_steps=4", before=loss_gap_that_stays)
     assert "precision: bf16 from step 4 on" in text
     facts = manifest(recipe, 4)
-    assert facts["precision"] == "bf16" and facts["precision_facts"]["bf16_since_step"] == 3 and facts["state"]["precision"]["switched_at"] == 3
-    assert [(event["step"], event["mode"]) for event in read_events(tmp_path / "runs" / "tiny") if event["event"] == "precision"] == [(3, "bf16")]
+    assert (
+        facts["precision"] == "bf16"
+        and facts["precision_facts"]["bf16_since_step"] == 3
+        and facts["state"]["precision"]["switched_at"] == 3
+    )
+    assert [
+        (event["step"], event["mode"])
+        for event in read_events(tmp_path / "runs" / "tiny")
+        if event["event"] == "precision"
+    ] == [(3, "bf16")]
     assert "since the run went back to it at step 3" in emulation.train(recipe, "max_steps=6")
     assert manifest(recipe, 6)["precision"] == "bf16" and "precision/loss_gap" not in steps(recipe)[-1]
     assert "the run went back to it at step 3" in manifest(recipe, 6)["precision_facts"]["sentence"]
@@ -284,7 +342,9 @@ def test_a_loss_that_stays_above_bf16s_takes_the_run_back_to_bf16_over_a_restart
     emulation.train(recipe, "max_steps=7", precision="bf16")
     emulation.train(recipe, "max_steps=8")
     assert manifest(recipe, 8)["precision"] == "fp8 emulation"
-    texts = [event.tensor_proto.string_val[0].decode() for event in events_of(recipe).Tensors("run/precision/text_summary")]
+    texts = [
+        event.tensor_proto.string_val[0].decode() for event in events_of(recipe).Tensors("run/precision/text_summary")
+    ]
     assert ["the run went back to it at step 3" in text for text in texts] == [False, True, False, False]
     assert precisions(read_events(tmp_path / "runs" / "tiny")) == ["fp8 emulation", "bf16", "fp8 emulation"]
 
@@ -299,23 +359,39 @@ def test_a_run_that_ends_before_it_is_back_in_bf16_has_not_computed_in_it(tmp_pa
 
 
 def test_gradients_that_overflow_in_fp8_take_the_run_to_bf16_instead_of_ending_it(tmp_path):
-    recipe = recipe_of(tmp_path, precision={"shadow_every_steps": 1}, safety={"max_bad_steps": 2}, checkpoint={"every_steps": 1})
+    recipe = recipe_of(
+        tmp_path, precision={"shadow_every_steps": 1}, safety={"max_bad_steps": 2}, checkpoint={"every_steps": 1}
+    )
     text = emulation.train(recipe, before=gradients_that_overflow_in_fp8, num_processes=2)
     assert "precision: bf16 from step 6 on, because 2 steps in a row had a gradient that is not finite" in text
-    assert [record["grad_norm"] is None for record in steps(recipe)] == [False, False, True, True, True, False, False, False]
+    assert [record["grad_norm"] is None for record in steps(recipe)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert outcome(recipe)["outcome"] == "finished" and manifest(recipe, 8)["precision"] == "bf16"
     assert not checkpoint(recipe, 5).exists() and manifest(recipe, 6)["state"]["precision"]["switched_at"] == 5
 
 
 @pytest.mark.parametrize(("before", "mode"), [(no_memory_in_the_warm_up, "fp8"), (no_memory_once_back_in_bf16, "bf16")])
 def test_a_run_without_memory_says_in_which_precision_it_ran_out(tmp_path, before, mode):
-    text = emulation.train(recipe_of(tmp_path, precision={"shadow_every_steps": 1}), before=before, exit_code=1 if mode == "bf16" else 2)
+    text = emulation.train(
+        recipe_of(tmp_path, precision={"shadow_every_steps": 1}), before=before, exit_code=1 if mode == "bf16" else 2
+    )
     assert f"rank 0 ran out of GPU memory in {mode}: CUDA out of memory. Set micro_batch=1 instead of 2" in text
     assert ("precision.cache_weights=false" in text) == (mode == "fp8")
 
 
 def test_two_ranks_compute_in_fp8_together(tmp_path):
-    recipe, alone = recipe_of(tmp_path / "a", precision={"shadow_every_steps": 4}), recipe_of(tmp_path / "b", precision={"shadow_every_steps": 4})
+    recipe, alone = (
+        recipe_of(tmp_path / "a", precision={"shadow_every_steps": 4}),
+        recipe_of(tmp_path / "b", precision={"shadow_every_steps": 4}),
+    )
     text = emulation.train(recipe, num_processes=2)
     emulation.train(alone)
     assert "precision: fp8 emulation" in text and [record["step"] for record in steps(recipe)] == list(range(1, 9))
@@ -324,8 +400,13 @@ def test_two_ranks_compute_in_fp8_together(tmp_path):
 
 
 def test_what_is_left_out_is_told_once_and_not_by_every_rank(tmp_path):
-    text = emulation.train(recipe_of(tmp_path, max_steps=1), num_processes=2, before=compiled_and_with_settings_that_nobody_reads)
-    assert text.count("torch.compile is left out: ") == 1 and text.count("fp8_config.amax_history_length of the cluster file is not read") == 1
+    text = emulation.train(
+        recipe_of(tmp_path, max_steps=1), num_processes=2, before=compiled_and_with_settings_that_nobody_reads
+    )
+    assert (
+        text.count("torch.compile is left out: ") == 1
+        and text.count("fp8_config.amax_history_length of the cluster file is not read") == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["current", "delayed"])
@@ -336,8 +417,13 @@ def test_one_rank_without_fp8_takes_it_from_both(tmp_path, name):
 
 
 def test_delayed_scaling_trains_with_a_warning(tmp_path):
-    text = emulation.train(recipe_of(tmp_path, precision={"recipe": "delayed", "options": {"amax_history_len": 16}}, max_steps=3), num_processes=2)
-    assert "delayed scaling has a state that no checkpoint holds" in text and "finished" in json.dumps(outcome(tmp_path / "tiny.yaml"))
+    text = emulation.train(
+        recipe_of(tmp_path, precision={"recipe": "delayed", "options": {"amax_history_len": 16}}, max_steps=3),
+        num_processes=2,
+    )
+    assert "delayed scaling has a state that no checkpoint holds" in text and "finished" in json.dumps(
+        outcome(tmp_path / "tiny.yaml")
+    )
 
 
 @pytest.fixture
@@ -347,7 +433,9 @@ def measured_before():
     def put(recipe, gains, num_processes=1):
         emulation.install()
         config = load(str(recipe)).config
-        return store(recipe.parent / "runs", speed_conditions(config, num_processes, torch.device("cpu")), "2026-11-25", gains)
+        return store(
+            recipe.parent / "runs", speed_conditions(config, num_processes, torch.device("cpu")), "2026-11-25", gains
+        )
 
     yield put
     emulation.uninstall()
@@ -373,7 +461,9 @@ def test_what_was_measured_for_another_run_is_not_taken_and_neither_is_a_broken_
 
 
 @pytest.mark.parametrize(("gain", "warns"), [(-0.07, True), (0.05, False)])
-def test_fp8_that_was_measured_to_gain_nothing_runs_with_a_warning_that_has_the_figure(tmp_path, measured_before, gain, warns):
+def test_fp8_that_was_measured_to_gain_nothing_runs_with_a_warning_that_has_the_figure(
+    tmp_path, measured_before, gain, warns
+):
     recipe = recipe_of(tmp_path, max_steps=1)
     measured_before(recipe, {"current": gain})
     text = emulation.train(recipe)

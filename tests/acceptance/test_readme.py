@@ -127,7 +127,9 @@ def test_every_gpu_run_names_parts_that_there_are(command):
 
 def test_what_it_says_of_a_gpu_is_what_is_stored_or_that_nothing_is():
     stated = README.split("<!-- GPU -->\n")[1].split("\n<!-- /GPU -->")[0]
-    assert stated == passage(RESULTS, list(gpu_run.PARTS)), "run tests/gpu/run --table and put what it prints between the two marks"
+    assert stated == passage(RESULTS, list(gpu_run.PARTS)), (
+        "run tests/gpu/run --table and put what it prints between the two marks"
+    )
 
 
 def test_what_it_calls_besides_is_there():
@@ -144,7 +146,11 @@ def test_every_fragment_is_a_valid_recipe(fragment, tmp_path):
 
 def test_every_question_in_it_is_one():
     lines = [line for kind, block in BLOCKS if kind == "json" for line in block.splitlines()]
-    assert {item("README", json.loads(line)).form for line in lines} == {"multiple choice", "multiple contexts", "last word"}
+    assert {item("README", json.loads(line)).form for line in lines} == {
+        "multiple choice",
+        "multiple contexts",
+        "last word",
+    }
 
 
 def test_the_python_in_it_parses():

@@ -31,11 +31,19 @@ SMALL = {
 def test_every_recipe_takes_three_steps_at_reduced_size(name, tmp_path):
     whole = load(name).config
     reduced = {
-        "base": name, "name": "small", "max_steps": 3, "global_batch": 4, "micro_batch": 2, "sequence_length": 16,
-        "checkpoints_folder": str(tmp_path / "checkpoints"), "runs_folder": str(tmp_path / "runs"),
-        "data": {"corpus": "shakespeare"}, "model": {"config": SMALL[whole.model.preset.split("-")[0]]}, "schedule": {"warmup_steps": 1},
+        "base": name,
+        "name": "small",
+        "max_steps": 3,
+        "global_batch": 4,
+        "micro_batch": 2,
+        "sequence_length": 16,
+        "checkpoints_folder": str(tmp_path / "checkpoints"),
+        "runs_folder": str(tmp_path / "runs"),
+        "data": {"corpus": "shakespeare"},
+        "model": {"config": SMALL[whole.model.preset.split("-")[0]]},
+        "schedule": {"warmup_steps": 1},
         "evaluation": {"num_sequences": 4, "sample_tokens": 4},
-    }  # fmt: skip
+    }
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(reduced))
     train(recipe)

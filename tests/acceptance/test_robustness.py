@@ -11,7 +11,6 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launching import Started, checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
-from trainer.journal import read_events
 from trainer.checkpoint.manifest import read_manifest
 from trainer.journal import read_events
 
@@ -71,13 +70,21 @@ def test_a_recipe_whose_model_lost_a_setting_does_not_continue_another_model(tmp
     said = train(recipe, exit_code=2)
     assert "model.rms_norm_eps is 1e-06 here and 0.001 in the checkpoint" in said
     write_recipe(tmp_path, max_steps=8, model={"config": {**config, "rms_norm_eps": 1e-3, "hidden_act": "silu"}})
-    said = train(recipe, "optimizer.name=muon", "optimizer.lr=0.001", "global_batch=4", "resume.allow_changes=[optimizer]")
+    said = train(
+        recipe, "optimizer.name=muon", "optimizer.lr=0.001", "global_batch=4", "resume.allow_changes=[optimizer]"
+    )
     assert steps(recipe)[-1]["step"] == 8
     (event,) = [event for event in read_events(tmp_path / "runs/tiny") if event["event"] == "change"]
     assert event["step"] == 5 and event["changes"] == {
-        "optimizer": ["adamw", "muon"], "max_steps": [5, 8], "global_batch": [8, 4], "optimizer.lr": [0.003, 0.001],
-    }  # fmt: skip
-    assert "changed since step 5: optimizer adamw -> muon, max_steps 5 -> 8, global_batch 8 -> 4, optimizer.lr 0.003 -> 0.001" in said
+        "optimizer": ["adamw", "muon"],
+        "max_steps": [5, 8],
+        "global_batch": [8, 4],
+        "optimizer.lr": [0.003, 0.001],
+    }
+    assert (
+        "changed since step 5: optimizer adamw -> muon, max_steps 5 -> 8, global_batch 8 -> 4, optimizer.lr 0.003 -> 0.001"
+        in said
+    )
     drawn = EventAccumulator(str(tmp_path / "runs/tiny")).Reload()
     assert b"| global_batch | `8` | `4` |" in drawn.Tensors("run/changes/text_summary")[0].tensor_proto.string_val[0]
     assert b"muon" in drawn.PluginTagToContent("hparams")["_hparams_/session_start_info"]

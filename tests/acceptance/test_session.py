@@ -16,10 +16,10 @@ from tests.events import events_of
 from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, records, steps, train, write_recipe
 from tests.unit.model.tiny import tiny_model
 from trainer import loop, session
+from trainer.config.folders import command_line
 from trainer.config.load import load
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
-from trainer.config.folders import command_line
 from trainer.errors import ConfigError, DataError, RankLostError
 from trainer.evaluation.generate import Row, Sampling, generate
 from trainer.loop import Outcome
@@ -52,7 +52,9 @@ def check_export(recipe, step):
     )
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (exported(recipe), checkpoint(recipe, step)))
     assert theirs.keys() == ours.keys()
-    assert all(torch.equal(value, ours[name][: len(value)]) for name, value in theirs.items())  # without the padding of the vocabulary
+    assert all(
+        torch.equal(value, ours[name][: len(value)]) for name, value in theirs.items()
+    )  # without the padding of the vocabulary
     assert not list(exported(recipe).parent.glob(".*exported*"))
 
 
@@ -105,7 +107,9 @@ def test_steps_that_are_taken_again_are_exported_again(recipe):
 
 def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
     *_, model, last = (recipe.parent / "runs" / "tiny" / "train.log").read_text().splitlines()
-    assert model.endswith(f"the model is in {exported(recipe)}; let it write: {command_line('generate', str(exported(recipe).parent))}")
+    assert model.endswith(
+        f"the model is in {exported(recipe)}; let it write: {command_line('generate', str(exported(recipe).parent))}"
+    )
     first, final = (record["val_loss"] for record in records(recipe) if "val_loss" in record)
     assert "INFO finished at step 10: all 10 steps were taken; 1.28k tokens in " in last
     assert last.endswith(f"tokens/s; validation loss {first:.4f} at step 8, {final:.4f} at step 10")
@@ -114,7 +118,12 @@ def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
 def test_a_run_that_was_declared_finished_takes_no_step_until_something_else_is_asked_of_it():
     config, before = load("shakespeare", ["max_steps=3000"]).config, {"step": 20, "planned_steps": 3000}
     assert session.declared_finished(config, before, 20).kind == "finished"
-    assert session.declared_finished(config, before, 16) is session.declared_finished(config, {"step": 20}, 20) is session.declared_finished(config, None, 0) is None
+    assert (
+        session.declared_finished(config, before, 16)
+        is session.declared_finished(config, {"step": 20}, 20)
+        is session.declared_finished(config, None, 0)
+        is None
+    )
     for override in ("max_steps=3001", "resume_from_checkpoint=20"):
         assert session.declared_finished(load("shakespeare", ["max_steps=3000", override]).config, before, 20) is None
 
@@ -127,13 +136,21 @@ def ended(tmp_path):
     """A run that took its ten steps, as far as its end looks at it."""
     evaluator = SimpleNamespace(loss_at=lambda step: 2.5, last_loss=2.5, last_step=10)
     return SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True), progress=SimpleNamespace(step=10), folder=tmp_path / "runs" / "tiny",
-        reporter=SimpleNamespace(known=None, verdict=None), evaluator=evaluator,
-    )  # fmt: skip
+        accelerator=SimpleNamespace(is_main_process=True),
+        progress=SimpleNamespace(step=10),
+        folder=tmp_path / "runs" / "tiny",
+        reporter=SimpleNamespace(known=None, verdict=None),
+        evaluator=evaluator,
+    )
 
 
 @pytest.mark.parametrize(
-    "error", [ConfigError("too long"), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("a kernel that is not there")]
+    "error",
+    [
+        ConfigError("too long"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("a kernel that is not there"),
+    ],
 )
 @pytest.mark.parametrize("what", ["sample", "_export"])
 def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monkeypatch, caplog, what, error):
@@ -187,7 +204,9 @@ def test_samples_that_one_rank_takes_change_no_bit_of_the_run(tmp_path, num_proc
     ends = []
     for name, every_steps in (("without", 0), ("with", 4)):
         (tmp_path / name).mkdir()
-        recipe = write_recipe(tmp_path / name, evaluation={**settings, "samples_every_steps": every_steps}, model={"config": TINY_GPT2})  # with dropout, which draws
+        recipe = write_recipe(
+            tmp_path / name, evaluation={**settings, "samples_every_steps": every_steps}, model={"config": TINY_GPT2}
+        )  # with dropout, which draws
         run = Started(recipe, SHORT, num_processes)
         assert run.wait() == 0, run.text()
         assert outcome(recipe)["sample"].startswith("a")
@@ -215,9 +234,10 @@ def failing(tmp_path, monkeypatch):
             raise error
 
         run = SimpleNamespace(
-            progress=SimpleNamespace(step=7), reporter=SimpleNamespace(known=None, abandon=lambda: None),
+            progress=SimpleNamespace(step=7),
+            reporter=SimpleNamespace(known=None, abandon=lambda: None),
             profiler=SimpleNamespace(close=lambda: None),
-        )  # fmt: skip
+        )
         monkeypatch.setattr(session, "begin_run", lambda config, stop: run)
         monkeypatch.setattr(session, "train", raises)
         return load(str(write_recipe(tmp_path))).config
@@ -260,12 +280,18 @@ def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(
 
 def test_an_operation_without_a_deterministic_form_is_a_paragraph_that_names_the_setting(failing, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        session.run_session(failing(RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set it to be")))
+        session.run_session(
+            failing(
+                RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set it to be")
+            )
+        )
     assert all(word in str(caught.value) for word in ("cumsum_cuda_kernel", "deterministic=false"))
     assert (outcome(tmp_path / "tiny.yaml")["outcome"], caught.value.exit_code) == ("failed", 1)
 
 
-def test_a_rank_that_ends_with_another_while_it_waits_in_a_gpu_leaves_its_journal_and_the_outcome_first(failing, tmp_path, monkeypatch):
+def test_a_rank_that_ends_with_another_while_it_waits_in_a_gpu_leaves_its_journal_and_the_outcome_first(
+    failing, tmp_path, monkeypatch
+):
     seen = []
 
     def leave(code):
@@ -286,7 +312,9 @@ def test_a_rank_that_ends_with_another_while_it_waits_in_a_gpu_leaves_its_journa
     assert '"cause": "peer"' in (tmp_path / "runs" / "tiny" / "journal.jsonl").read_text()
 
 
-def test_the_clock_of_a_run_that_failed_begins_once_it_has_said_why_and_that_of_no_other(failing, tmp_path, monkeypatch):
+def test_the_clock_of_a_run_that_failed_begins_once_it_has_said_why_and_that_of_no_other(
+    failing, tmp_path, monkeypatch
+):
     ends = []
     monkeypatch.setattr(session, "end_soon", lambda: ends.append(outcome(tmp_path / "tiny.yaml")["outcome"]))
     with pytest.raises(ZeroDivisionError):

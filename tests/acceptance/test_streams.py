@@ -32,7 +32,9 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment(**variables), capture_output=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "utf-8"}])
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "utf-8"}]
+)
 def test_a_text_that_the_encoding_cannot_say_is_shown_with_escapes(finished, variables):
     ended = shell(f"$T report {finished.parent}/runs/tiny", **variables)
     assert (ended.returncode, ended.stderr) == (0, b"")
@@ -51,7 +53,9 @@ def test_what_was_asked_for_and_cannot_be_written_is_a_failure_in_a_paragraph(fi
     assert said in ended.stderr and ended.stderr.count(b"\n") == (1 if said else 0)
 
 
-@pytest.mark.parametrize("output", ["> /dev/full", ">&-", "| true; exit ${PIPESTATUS[0]}", "2>&1 > /dev/full 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "output", ["> /dev/full", ">&-", "| true; exit ${PIPESTATUS[0]}", "2>&1 > /dev/full 2>&-", "<&- >&- 2>&-"]
+)
 def test_a_launch_ends_with_the_runs_own_code_wherever_its_report_goes(finished, output):
     ended = shell(f"$T launch cpu_2proc {finished} global_batch=8 {output}")
     assert ended.returncode == 0 and b"Traceback" not in ended.stderr + ended.stdout

@@ -13,7 +13,10 @@ from tests.launching import Started, checkpoint, final_bytes, outcome, records, 
 TIES = [
     {"query": "To be", "choices": ["or not", "or not", "or not"], "gold": 0},
     {"query": "To be", "choices": ["or not", "or not "], "gold": 1},
-    *({"query": "Give me excess of it", "choices": ["a" * length, "b" * length, "a" * length], "gold": 2} for length in range(1, 40)),
+    *(
+        {"query": "Give me excess of it", "choices": ["a" * length, "b" * length, "a" * length], "gold": 2}
+        for length in range(1, 40)
+    ),
 ]
 """Texts that are equally likely, and nearly so."""
 WORDS = [{"context": "word " * length, "continuation": "again"} for length in range(1, 30)]
@@ -47,7 +50,14 @@ def put(recipe: Path, *words: str, num_processes: int = 1, exit_code: int = 0) -
 
 
 def test_a_run_writes_the_tasks_down_with_each_validation_loss(finished):
-    names = {"shakespeare_lines/acc", "shakespeare_lines/acc_norm", "ties/acc", "ties/acc_norm", "words/acc", "words/perplexity"}
+    names = {
+        "shakespeare_lines/acc",
+        "shakespeare_lines/acc_norm",
+        "ties/acc",
+        "ties/acc_norm",
+        "words/acc",
+        "words/perplexity",
+    }
     found = evaluations(finished)
     assert [record["step"] for record in found] == [8, 16, 24]
     assert all(names <= record.keys() for record in found)
@@ -68,11 +78,18 @@ def test_tasks_are_asked_at_multiples_of_their_own_interval_and_at_the_end(tmp_p
 
 
 def test_one_and_two_ranks_say_the_same_to_the_last_bit(finished):
-    tasks = ("--tasks", f"{finished.parent / 'ties.jsonl'},{finished.parent / 'words.jsonl'}", "--tasks", "shakespeare_lines")
+    tasks = (
+        "--tasks",
+        f"{finished.parent / 'ties.jsonl'},{finished.parent / 'words.jsonl'}",
+        "--tasks",
+        "shakespeare_lines",
+    )
     path = finished.parent / "runs" / "tiny" / "evaluations.jsonl"
     path.unlink(missing_ok=True)
     said = [put(finished, *tasks, num_processes=ranks) for ranks in (1, 2)]
-    one, two = ([{**json.loads(line), "time": None} for line in lines] for lines in halves(path.read_text().splitlines()))
+    one, two = (
+        [{**json.loads(line), "time": None} for line in lines] for lines in halves(path.read_text().splitlines())
+    )
     assert one == two and [record["task"] for record in one] == ["ties", "words", "shakespeare_lines"]
     ties, words, lines = one
     # Of equals the first is chosen: right where it is, wrong where the last would be.
@@ -121,7 +138,11 @@ def test_the_loss_on_other_text_is_that_of_its_held_out_shards_and_comes_beside_
     assert trainer("prepare", str(tmp_path / "text.txt"), *words).code == 0
     text = put(finished, "--data", str(tmp_path / "corpus"), "--tasks", "shakespeare_lines", "--limit", "5", "--json")
     loss, lines = json.loads(text[text.index("[\n") :])
-    assert (loss["task"], loss["data"], lines["task"]) == ("validation_loss", str(tmp_path / "corpus"), "shakespeare_lines")
+    assert (loss["task"], loss["data"], lines["task"]) == (
+        "validation_loss",
+        str(tmp_path / "corpus"),
+        "shakespeare_lines",
+    )
     sequence_length = yaml.safe_load(finished.read_text())["sequence_length"]
     assert loss["num_tokens"] == 5 * sequence_length and loss["perplexity"] == pytest.approx(math.exp(loss["loss"]))
     assert loss["bits_per_byte"] == pytest.approx(loss["loss"] / math.log(2), rel=0.05)  # a byte a token
@@ -133,12 +154,16 @@ def test_the_loss_on_other_text_is_that_of_its_held_out_shards_and_comes_beside_
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_broken_task_file_is_told_once_by_the_command(finished, tmp_path, num_processes):
     (tmp_path / "broken.jsonl").write_text('{"query": "x", "choices": ["a", "b"], "gold": 5}\n')
-    told = paragraph(put(finished, "--tasks", str(tmp_path / "broken.jsonl"), num_processes=num_processes, exit_code=2).lstrip())
+    told = paragraph(
+        put(finished, "--tasks", str(tmp_path / "broken.jsonl"), num_processes=num_processes, exit_code=2).lstrip()
+    )
     assert f"{tmp_path / 'broken.jsonl'}, line 1: gold is 5" in told
 
 
 def test_no_task_at_all_is_a_mistake(finished):
-    assert "--tasks names no task" in paragraph(trainer("eval", str(finished.parent / "runs" / "tiny"), "--tasks", ",").err)
+    assert "--tasks names no task" in paragraph(
+        trainer("eval", str(finished.parent / "runs" / "tiny"), "--tasks", ",").err
+    )
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -151,7 +176,11 @@ def test_a_broken_task_file_is_refused_before_the_first_step(tmp_path, dry_run):
         told = said.err
     else:
         told = train(recipe, exit_code=2)
-        assert outcome(recipe)["last_attempt"]["reason"] if "last_attempt" in outcome(recipe) else outcome(recipe)["outcome"] == "refused"
+        assert (
+            outcome(recipe)["last_attempt"]["reason"]
+            if "last_attempt" in outcome(recipe)
+            else outcome(recipe)["outcome"] == "refused"
+        )
     assert f"{tmp_path / 'ties.jsonl'}, line 2 is no item of a task" in paragraph(told[told.index("error:") :])
 
 
@@ -159,7 +188,19 @@ def test_a_corpus_without_held_out_data_cannot_have_tasks(tmp_path):
     """Only once it is open does a prepared folder say that it holds nothing out."""
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be: that is the question.\n" * 200)
-    assert trainer("prepare", str(text), "--out", str(tmp_path / "corpus"), "--tokenizer", "bytes", "--validation-fraction", "0").code == 0
+    assert (
+        trainer(
+            "prepare",
+            str(text),
+            "--out",
+            str(tmp_path / "corpus"),
+            "--tokenizer",
+            "bytes",
+            "--validation-fraction",
+            "0",
+        ).code
+        == 0
+    )
     data = {"corpus": str(tmp_path / "corpus"), "train": [], "validation": [], "tokenizer": None}
     recipe = write_recipe(tmp_path, data=data, evaluation=write_tasks(tmp_path))
     assert "evaluation.tasks needs held-out data" in train(recipe, exit_code=2)
@@ -179,4 +220,7 @@ def test_evaluations_that_cannot_be_written_down_are_shown_all_the_same(finished
         text = put(finished, "--tasks", "shakespeare_lines", "--limit", "5")
     finally:
         path.rmdir()
-    assert f"{path} cannot be written (Is a directory), so what follows stands nowhere else" in text and "shakespeare_lines      5" in text
+    assert (
+        f"{path} cannot be written (Is a directory), so what follows stands nowhere else" in text
+        and "shakespeare_lines      5" in text
+    )

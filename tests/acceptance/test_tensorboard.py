@@ -4,6 +4,7 @@ from tests.events import drawn_twice, events_of
 from tests.launching import checkpoint, records, start, steps, train, wait_for_step, write_recipe
 from trainer.metrics.tags import drawn
 
+
 def killed_and_resumed(tmp_path, kills, **changes):
     """A run that is killed whenever its curve has one of these steps, until it finishes."""
     recipe = write_recipe(tmp_path, **changes)
@@ -25,7 +26,9 @@ def test_after_three_kills_every_number_is_there_and_none_twice(tmp_path):
     assert found == expected, "TensorBoard is a drawing of metrics.jsonl"
     losses = {record["step"]: record["loss"] for record in steps(recipe)}
     assert all(abs(event.value - losses[event.step]) < 1e-5 for event in events.Scalars("loss/train"))
-    assert {"run/config/text_summary", "run/precision/text_summary", "run/curves/text_summary"} <= set(events.Tags()["tensors"])
+    assert {"run/config/text_summary", "run/precision/text_summary", "run/curves/text_summary"} <= set(
+        events.Tags()["tensors"]
+    )
     assert len(events.PluginTagToContent("hparams")) == 3, "settings, the start and the end of the session"
 
 

@@ -50,7 +50,9 @@ def numbers_come_late(folder: Path) -> None:
 
 
 def test_ranks_whose_numbers_are_late_judge_the_same_steps_around_a_sample(tmp_path):
-    recipe = write_recipe(tmp_path, evaluation={"every_steps": 8, "samples_every_steps": 3, "sample_tokens": 4}, profile={"steps": [2, 4]})
+    recipe = write_recipe(
+        tmp_path, evaluation={"every_steps": 8, "samples_every_steps": 3, "sample_tokens": 4}, profile={"steps": [2, 4]}
+    )
     run = Started(recipe, ("max_steps=12",), 2, partial(numbers_come_late, tmp_path))
     assert run.wait() == 0, run.text()
     first, second = ((tmp_path / f"rank-{rank}.jsonl").read_text() for rank in (0, 1))

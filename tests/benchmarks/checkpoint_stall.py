@@ -34,20 +34,20 @@ import torch
 from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from trainer import files  # noqa: E402
-from trainer.checkpoint.cadence import Budget, Costs, plan  # noqa: E402
-from trainer.checkpoint.checkpointer import Checkpointer  # noqa: E402
-from trainer.checkpoint.description import Description  # noqa: E402
-from trainer.checkpoint.forecast import Course  # noqa: E402
-from trainer.checkpoint.ranks import Ranks  # noqa: E402
-from trainer.checkpoint.restore import Restorer  # noqa: E402
-from trainer.checkpoint.retention import Policy  # noqa: E402
-from trainer.checkpoint.store import CheckpointStore  # noqa: E402
-from trainer.config.schema import CheckpointConfig  # noqa: E402
-from trainer.launch import num_threads  # noqa: E402
-from trainer.model.build import build_model  # noqa: E402
-from trainer.model.resolve import resolve  # noqa: E402
-from trainer.state import Progress, TrainState  # noqa: E402
+from trainer import files
+from trainer.checkpoint.cadence import Budget, Costs, plan
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.description import Description
+from trainer.checkpoint.forecast import Course
+from trainer.checkpoint.ranks import Ranks
+from trainer.checkpoint.restore import Restorer
+from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.store import CheckpointStore
+from trainer.config.schema import CheckpointConfig
+from trainer.launch import num_threads
+from trainer.model.build import build_model
+from trainer.model.resolve import resolve
+from trainer.state import Progress, TrainState
 
 MAX_COPIES, MAX_OF_SAVE_STATE, MAX_OVERHEAD = 2.0, 1 / 8, 0.01
 MAX_CUDA_P50_SECONDS, MAX_CUDA_P99_SECONDS = 0.020, 0.300
@@ -72,15 +72,45 @@ class Training:
         store = CheckpointStore(folder / "checkpoints")
         ranks = Ranks(self.accelerator, store.folder)
         description = Description(
-            identity={}, model={}, tokenizer=None, vocab_size=50257, precision="no", versions={}, config_text="name: bench\n"
+            identity={},
+            model={},
+            tokenizer=None,
+            vocab_size=50257,
+            precision="no",
+            versions={},
+            config_text="name: bench\n",
         )
-        restorer = Restorer(self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, Policy(1, 0), folder, 1 << 30)
+        restorer = Restorer(
+            self.accelerator,
+            ranks,
+            self.model,
+            self.optimizer,
+            self.state,
+            store,
+            description,
+            Policy(1, 0),
+            folder,
+            1 << 30,
+        )
         (folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
-            self.accelerator, ranks, self.model, self.optimizer, self.state, store, description, restorer, CheckpointConfig(),
-            Policy(1, 0), run_folder=folder, curve="metrics.jsonl", mark=".saved",
-            course=Course(max_steps=10**6, global_batch=1, sequences_per_epoch=10**9, evaluation_every_steps=None), before_commit=lambda: None, report=lambda step, values: None,
-        )  # fmt: skip
+            self.accelerator,
+            ranks,
+            self.model,
+            self.optimizer,
+            self.state,
+            store,
+            description,
+            restorer,
+            CheckpointConfig(),
+            Policy(1, 0),
+            run_folder=folder,
+            curve="metrics.jsonl",
+            mark=".saved",
+            course=Course(max_steps=10**6, global_batch=1, sequences_per_epoch=10**9, evaluation_every_steps=None),
+            before_commit=lambda: None,
+            report=lambda step, values: None,
+        )
         self.checkpointer.begin(None)
         self.background = self.checkpointer._background
         assert self.background is not None, "this machine's memory has no room for a snapshot"
@@ -157,10 +187,19 @@ def measure(rounds: int) -> dict[str, float]:
             plain, plain_cpu = save_state(training, folder / "plain")
             taken = taken_by_the_writer(training)
             row = {
-                "copy": copy, "stall": stall, "write": write, "save_cpu": stall_cpu + write_cpu, "writer_cpu": write_cpu,
-                "save_state": plain, "save_state_cpu": plain_cpu, "taken": taken,
-            }  # fmt: skip
-            print(("warm-up " if number < 3 else "") + "  ".join(f"{name} {value:.3f}" for name, value in row.items()), flush=True)
+                "copy": copy,
+                "stall": stall,
+                "write": write,
+                "save_cpu": stall_cpu + write_cpu,
+                "writer_cpu": write_cpu,
+                "save_state": plain,
+                "save_state_cpu": plain_cpu,
+                "taken": taken,
+            }
+            print(
+                ("warm-up " if number < 3 else "") + "  ".join(f"{name} {value:.3f}" for name, value in row.items()),
+                flush=True,
+            )
             if number >= 3:
                 for name, value in row.items():
                     seen.setdefault(name, []).append(value)
@@ -168,10 +207,11 @@ def measure(rounds: int) -> dict[str, float]:
     finally:
         shutil.rmtree(folder)
     return {name: statistics.median(values) for name, values in seen.items()} | {
-        "bytes": sum(tensor.nbytes for tensor in warm), "stall_of_copy": statistics.median(
+        "bytes": sum(tensor.nbytes for tensor in warm),
+        "stall_of_copy": statistics.median(
             stall / copy for stall, copy in zip(seen["stall"], seen["copy"], strict=True)
         ),
-    }  # fmt: skip
+    }
 
 
 def updated(training: Training, *, on_cuda: bool) -> float:
@@ -184,13 +224,15 @@ def updated(training: Training, *, on_cuda: bool) -> float:
     return time.perf_counter() - started
 
 
-def measure_between_updates(rounds: int, *, on_cuda: bool, shape: Mapping[str, int] = MappingProxyType({})) -> dict[str, float]:
+def measure_between_updates(
+    rounds: int, *, on_cuda: bool, shape: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, float]:
     """Seconds that a save holds the training thread, as median and 99th percentile; of an update at once after it, and of one without a save."""
     folder = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
     try:
         training = Training(folder, on_cuda=on_cuda, shape=shape)
         rows = []
-        for number in range(rounds + 3):
+        for _ in range(rounds + 3):
             for parameter in training.model.parameters():
                 parameter.grad = torch.randn_like(parameter)
             if on_cuda:
@@ -205,7 +247,12 @@ def measure_between_updates(rounds: int, *, on_cuda: bool, shape: Mapping[str, i
         shutil.rmtree(folder)
     stalls, after, plain = zip(*rows[3:], strict=True)
     late = sorted(stalls)[min(len(stalls) - 1, int(0.99 * len(stalls)))]
-    return {"p50": statistics.median(stalls), "p99": late, "update": statistics.median(after), "update_without_save": statistics.median(plain)}
+    return {
+        "p50": statistics.median(stalls),
+        "p99": late,
+        "update": statistics.median(after),
+        "update_without_save": statistics.median(plain),
+    }
 
 
 def main() -> None:
@@ -216,7 +263,11 @@ def main() -> None:
     wanted = parser.parse_args()
     if wanted.cuda:
         found = measure_between_updates(wanted.rounds, on_cuda=True)
-        finish({"p50 seconds": (found["p50"], MAX_CUDA_P50_SECONDS), "p99 seconds": (found["p99"], MAX_CUDA_P99_SECONDS)}, found, wanted)
+        finish(
+            {"p50 seconds": (found["p50"], MAX_CUDA_P50_SECONDS), "p99 seconds": (found["p99"], MAX_CUDA_P99_SECONDS)},
+            found,
+            wanted,
+        )
     median = measure(wanted.rounds)
     costs = Costs(median["stall"], median["write"], median["writer_cpu"], step_seconds=1.0)
     interval = plan(Budget(writer_takes_from_step=True), costs).write_interval_seconds
@@ -224,7 +275,10 @@ def main() -> None:
         "stall / copy": (median["stall_of_copy"], MAX_COPIES),
         "stall / (save_state + fsync)": (median["stall"] / median["save_state"], MAX_OF_SAVE_STATE),
         "CPU of the save / CPU of save_state": (median["save_cpu"] / median["save_state_cpu"], 1.0),
-        f"(stall + taken) / interval of {interval:.0f} s": ((median["stall"] + median["taken"]) / interval, MAX_OVERHEAD),
+        f"(stall + taken) / interval of {interval:.0f} s": (
+            (median["stall"] + median["taken"]) / interval,
+            MAX_OVERHEAD,
+        ),
     }
     finish(checks, median, wanted)
 
@@ -236,8 +290,18 @@ def finish(checks: dict[str, tuple[float, float]], median: dict[str, float], wan
         print(f"{'ok  ' if value <= bar else 'MISS'}  {name} = {value:.4f}, at most {bar:.4g}")
     if wanted.json:
         device = torch.cuda.get_device_name() if wanted.cuda else platform.processor() or platform.machine()
-        machine = {"device": device, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version()}
-        facts = {"hardware": machine, "rounds": wanted.rounds, "medians": median, "checks": {n: v for n, (v, _) in checks.items()}}
+        machine = {
+            "device": device,
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+        facts = {
+            "hardware": machine,
+            "rounds": wanted.rounds,
+            "medians": median,
+            "checks": {n: v for n, (v, _) in checks.items()},
+        }
         wanted.json.write_text(json.dumps(facts, indent=1) + "\n")
     sys.exit(any(value > bar for value, bar in checks.values()))
 

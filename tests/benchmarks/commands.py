@@ -41,7 +41,9 @@ def run_command(words: list[str], *options: str) -> str:
 
 def check_imports(words: list[str]) -> None:
     """Asserts that a command imports nothing heavy."""
-    heavy = re.findall(r"\|\s+(torch|transformers|accelerate|numpy)$", run_command(words, "-X", "importtime"), re.MULTILINE)
+    heavy = re.findall(
+        r"\|\s+(torch|transformers|accelerate|numpy)$", run_command(words, "-X", "importtime"), re.MULTILINE
+    )
     assert not heavy, f"{words[0]} imports {', '.join(heavy)}"
 
 
@@ -54,9 +56,16 @@ def main() -> None:
             commit(store, step, val_loss=float(step))
         run = str(store.folder)
         commands = [
-            ["ls", run], ["ls", run, "--json"], ["show", run], ["diff", run, "1", "2"], ["verify", run], ["pin", run, "1"],
-            ["unpin", run, "1"], ["prune", run, "--dry-run"], ["prune", run],
-        ]  # fmt: skip
+            ["ls", run],
+            ["ls", run, "--json"],
+            ["show", run],
+            ["diff", run, "1", "2"],
+            ["verify", run],
+            ["pin", run, "1"],
+            ["unpin", run, "1"],
+            ["prune", run, "--dry-run"],
+            ["prune", run],
+        ]
         for words in commands:
             check_imports(words)
             seconds = statistics.median(cpu_seconds(words) for _ in range(5))

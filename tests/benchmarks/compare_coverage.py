@@ -41,11 +41,19 @@ def train_all(folder: Path, seeds: int, steps: int) -> None:
             continue
         place.mkdir(parents=True, exist_ok=True)
         recipe = write_recipe(
-            place, name=place.name, seed=seed, max_steps=steps, global_batch=4, micro_batch=2, sequence_length=128,
-            data={"corpus": "shakespeare", "train": [], "validation": [], "tokenizer": None}, schedule={"warmup_steps": 20},
-            checkpoint={"every_steps": steps, "keep_last": 1}, evaluation={"every_steps": steps // 6, "num_sequences": 32},
+            place,
+            name=place.name,
+            seed=seed,
+            max_steps=steps,
+            global_batch=4,
+            micro_batch=2,
+            sequence_length=128,
+            data={"corpus": "shakespeare", "train": [], "validation": [], "tokenizer": None},
+            schedule={"warmup_steps": 20},
+            checkpoint={"every_steps": steps, "keep_last": 1},
+            evaluation={"every_steps": steps // 6, "num_sequences": 32},
             metrics={"trackers": [], "histogram_every_steps": 0, "console_every_steps": 100},
-        )  # fmt: skip
+        )
         run = start(recipe)
         if run.wait() != 0:
             sys.exit(f"seed {seed}: {run.text()[-2000:]}")
@@ -89,9 +97,12 @@ def gaps_of(runs: Sequence[Run], num_measuring: int) -> dict[str, list[tuple[flo
 def _counted(found: np.ndarray) -> dict[str, float]:
     values, bands = np.abs(found).T
     return {
-        "pairs": len(values), "inside": float((values <= bands).mean()), "gap_deviation": float(np.sqrt((values**2).mean())),
-        "median_band": float(np.median(bands)), "median_band_over_gap_deviation": float(np.median(bands) / np.sqrt((values**2).mean())),
-    }  # fmt: skip
+        "pairs": len(values),
+        "inside": float((values <= bands).mean()),
+        "gap_deviation": float(np.sqrt((values**2).mean())),
+        "median_band": float(np.median(bands)),
+        "median_band_over_gap_deviation": float(np.median(bands) / np.sqrt((values**2).mean())),
+    }
 
 
 def main() -> None:
@@ -109,9 +120,13 @@ def main() -> None:
         folders = [path for path in sorted(folder.glob("seed-*/runs/seed-*")) if (path / "outcome.json").is_file()]
         ends = [cut_at(folders, share, typed.steps, Path(temporary) / "cut") for share in typed.ends]
     result = {
-        "seeds": len(folders), "steps": typed.steps, "ends": typed.ends, "tokens": ends[-1][0].curve.last_tokens,
-        "alone": coverage(ends, 0), "measured": coverage(ends, NUM_MEASURING),
-    }  # fmt: skip
+        "seeds": len(folders),
+        "steps": typed.steps,
+        "ends": typed.ends,
+        "tokens": ends[-1][0].curve.last_tokens,
+        "alone": coverage(ends, 0),
+        "measured": coverage(ends, NUM_MEASURING),
+    }
     print(json.dumps(result, indent=1))
     if typed.json:
         typed.json.write_text(json.dumps(result, indent=1) + "\n")

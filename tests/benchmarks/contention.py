@@ -77,9 +77,12 @@ class Trainee:
     def __init__(self, environment: dict[str, str], recipe: str, overrides: list[str]) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--train", "--recipe", recipe, "1", *overrides], env={**kept, **environment},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, __file__, "--train", "--recipe", recipe, "1", *overrides],
+            env={**kept, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self._answer()
 
     def _answer(self) -> list[float]:
@@ -98,10 +101,15 @@ class Trainee:
 
 def measure(recipe: str, overrides: list[str], rounds: int) -> dict[str, Any]:
     """Median seconds of a step by what else is going on and by setting."""
-    settings = {**{name: environment for name, environment in SETTINGS.items() if environment != WAITING}, CHOSEN: WAITING}
+    settings = {
+        **{name: environment for name, environment in SETTINGS.items() if environment != WAITING},
+        CHOSEN: WAITING,
+    }
     trainees = {name: Trainee(environment, recipe, overrides) for name, environment in settings.items()}
     busy = [subprocess.Popen([sys.executable, __file__, "--multiply"]) for _ in range(2)]
-    found: dict[int, dict[str, list[float]]] = {number: {name: [] for name in settings} for number in range(len(busy) + 1)}
+    found: dict[int, dict[str, list[float]]] = {
+        number: {name: [] for name in settings} for number in range(len(busy) + 1)
+    }
     try:
         for _ in range(rounds):
             for number, rows in found.items():
@@ -109,22 +117,31 @@ def measure(recipe: str, overrides: list[str], rounds: int) -> dict[str, Any]:
                     process.send_signal(signal.SIGCONT if position < number else signal.SIGSTOP)
                 for name, trainee in trainees.items():
                     rows[name] += (seconds := trainee.steps())
-                    print(f"beside {number}: {name:14s} {statistics.median(seconds):8.3f} s", file=sys.stderr, flush=True)
+                    print(
+                        f"beside {number}: {name:14s} {statistics.median(seconds):8.3f} s", file=sys.stderr, flush=True
+                    )
     finally:
         for process in busy:
             process.kill()
         for trainee in trainees.values():
             trainee.end()
-    medians = {number: {name: statistics.median(seconds) for name, seconds in rows.items()} for number, rows in found.items()}
+    medians = {
+        number: {name: statistics.median(seconds) for name, seconds in rows.items()} for number, rows in found.items()
+    }
     return {"recipe": recipe, "overrides": overrides, "rounds": rounds, "settings": settings, "step_seconds": medians}
 
 
 def show(step_seconds: dict[int, dict[str, float]]) -> None:
     """A line for each setting: seconds of a step, and the share of the setting's own quiet speed that is left."""
     quiet = step_seconds[0]
-    print(f"\n{'':14s}  quiet step  beside the default  " + "  ".join(f"beside {number} busy: step, speed left" for number in list(step_seconds)[1:]))
+    print(
+        f"\n{'':14s}  quiet step  beside the default  "
+        + "  ".join(f"beside {number} busy: step, speed left" for number in list(step_seconds)[1:])
+    )
     for name, seconds in quiet.items():
-        others = "  ".join(f"{rows[name]:20.3f} s {seconds / rows[name]:9.0%}" for number, rows in step_seconds.items() if number)
+        others = "  ".join(
+            f"{rows[name]:20.3f} s {seconds / rows[name]:9.0%}" for number, rows in step_seconds.items() if number
+        )
         print(f"{name:14s}  {seconds:8.3f} s  {seconds / quiet['default'] - 1:+17.1%}  {others}")
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from trainer.model.head import chunked_cross_entropy  # noqa: E402
+from trainer.model.head import chunked_cross_entropy
 
 SHAPES = ((2048, 192, 4096), (1024, 768, 50304))
 """Tokens, width, vocabulary."""
@@ -69,7 +69,10 @@ def compare(shape: tuple[int, int, int], precision: str, rounds: int) -> float:
         ratios = sorted(row[name] / row["plain"] for row in rows)
         medians[name] = statistics.median(ratios)
         milliseconds = 1e3 * statistics.median(row[name] for row in rows)
-        print(f"  {name:8s} {milliseconds:8.1f} ms  ratio {medians[name]:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})", flush=True)
+        print(
+            f"  {name:8s} {milliseconds:8.1f} ms  ratio {medians[name]:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+            flush=True,
+        )
     return medians["chunked"]
 
 

@@ -25,10 +25,14 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 os.environ |= {
-    "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "inductor",
-    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true", "ACCELERATE_DYNAMO_USE_FULLGRAPH": "false",
-    "ACCELERATE_DYNAMO_USE_DYNAMIC": "false", "ACCELERATE_DYNAMO_MODE": "default",
-}  # fmt: skip
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_DYNAMO_BACKEND": "inductor",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "false",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "false",
+    "ACCELERATE_DYNAMO_MODE": "default",
+}
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
@@ -96,7 +100,9 @@ def thread_seconds() -> dict[str, float]:
     spent = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process().threads()}
     found: Counter[str] = Counter()
     for thread in threading.enumerate():
-        found[thread.name if thread.name in ("drawing", "sampling") else type(thread).__name__] += spent.get(thread.native_id, 0.0)
+        found[thread.name if thread.name in ("drawing", "sampling") else type(thread).__name__] += spent.get(
+            thread.native_id, 0.0
+        )
     return dict(found)
 
 
@@ -125,7 +131,12 @@ def measure(recipe: str, steps: int, overrides: list[str]) -> dict[str, Any]:
 
     Reporter.step, Reporter.close = counted_step, counted_close
     with tempfile.TemporaryDirectory() as folder:
-        settings = [f"max_steps={steps}", f"runs_folder={folder}/runs", f"checkpoints_folder={folder}/checkpoints", *overrides]
+        settings = [
+            f"max_steps={steps}",
+            f"runs_folder={folder}/runs",
+            f"checkpoints_folder={folder}/checkpoints",
+            *overrides,
+        ]
         assert run_session(load(recipe, settings).config) == 0
         size = sum(path.stat().st_size for path in Path(folder, "runs").rglob("events.out.tfevents.*"))
     counted = steps - WARM_UP_STEPS
@@ -133,13 +144,24 @@ def measure(recipe: str, steps: int, overrides: list[str]) -> dict[str, Any]:
     wall = marks["ended_wall"] - marks["wall"] - sum(others.wall.values())
     beside = {name: marks["ended_threads"].get(name, 0.0) - before for name, before in marks["threads"].items()}
     return {
-        "recipe": recipe, "steps": counted, "step_seconds": wall / counted, "share": sum(account.cpu.values()) / cpu,
+        "recipe": recipe,
+        "steps": counted,
+        "step_seconds": wall / counted,
+        "share": sum(account.cpu.values()) / cpu,
         "wall_share": sum(account.wall.values()) / wall,
         "milliseconds_a_step": {name: 1000 * seconds / counted for name, seconds in account.cpu.items()},
-        "beside": {name: seconds / wall for name, seconds in beside.items() if name in ("drawing", "sampling", "_AsyncWriterThread")},
+        "beside": {
+            name: seconds / wall
+            for name, seconds in beside.items()
+            if name in ("drawing", "sampling", "_AsyncWriterThread")
+        },
         "event_bytes_a_step": size / steps,
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
-    }  # fmt: skip
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        },
+    }
 
 
 def main() -> None:
@@ -154,7 +176,9 @@ def main() -> None:
     print(f"\n{result['recipe']}: {result['steps']} steps of {result['step_seconds']:.3f} s")
     for name, milliseconds in result["milliseconds_a_step"].items():
         print(f"  {name:10s} {milliseconds:7.3f} ms of the training thread a step")
-    print(f"  in all {result['share']:.2%} of the steps' CPU time ({result['wall_share']:.2%} of their time); the bar is {MAX_SHARE:.1%}")
+    print(
+        f"  in all {result['share']:.2%} of the steps' CPU time ({result['wall_share']:.2%} of their time); the bar is {MAX_SHARE:.1%}"
+    )
     for name, share in result["beside"].items():
         print(f"  beside it, {name}: {share:.2%} of one core")
     print(f"  event files: {result['event_bytes_a_step']:.0f} bytes a step")

@@ -33,10 +33,21 @@ QUESTIONS = {
     ),
     "resume": (
         1.0,
-        "from trainer.metrics.curves import CURVE, cut_after, lost_records\nfrom trainer.metrics.index import CurveIndex\n"
-        "from trainer.metrics.trackers import begin_of_drawing\nfrom trainer.journal import events_from",
-        "cut_after(runs / 'b', steps - 30), list(lost_records(runs / 'b', steps - 30, 0)), CurveIndex(runs / 'b').draw(), "
-        "begin_of_drawing(runs / 'b', 'wandb', None), sum(1 for _ in events_from(runs / 'b', 'start', 'resume', 'save', 'stop'))",
+        "\n".join(
+            (
+                "from trainer.metrics.curves import CURVE, cut_after, lost_records",
+                "from trainer.metrics.index import CurveIndex",
+                "from trainer.metrics.trackers import begin_of_drawing",
+                "from trainer.journal import events_from",
+            )
+        ),
+        ", ".join(
+            (
+                "cut_after(runs / 'b', steps - 30), list(lost_records(runs / 'b', steps - 30, 0)), CurveIndex(runs / 'b').draw()",
+                "begin_of_drawing(runs / 'b', 'wandb', None)",
+                "sum(1 for _ in events_from(runs / 'b', 'start', 'resume', 'save', 'stop'))",
+            )
+        ),
     ),
     "compare": (
         10.0,
@@ -72,7 +83,9 @@ def write_whole(folder: Path, seed: int, steps: int) -> None:
 def asked(runs: Path, steps: int, imports: str, question: str) -> dict[str, float]:
     """What one question took, in a process of its own."""
     code = ASKING.format(imports=imports, question=question)
-    done = subprocess.run([sys.executable, "-c", code, str(runs), str(steps)], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(runs), str(steps)], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -83,9 +96,13 @@ def measure(steps: int, *, whole: bool) -> dict[str, Any]:
         for name, seed in (("a", 1), ("b", 2)):
             (write_whole if whole else write_thinly)(runs / name, seed, steps)
         result = {
-            "steps": steps, "whole": whole, "curve_bytes": (runs / "a" / CURVE).stat().st_size, "index_bytes": (runs / "a" / INDEX).stat().st_size,
-            "load_average": os.getloadavg()[0], "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-        }  # fmt: skip
+            "steps": steps,
+            "whole": whole,
+            "curve_bytes": (runs / "a" / CURVE).stat().st_size,
+            "index_bytes": (runs / "a" / INDEX).stat().st_size,
+            "load_average": os.getloadavg()[0],
+            "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        }
         return {**result, **{name: asked(runs, steps, *how) for name, (_, *how) in QUESTIONS.items()}}
 
 

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.benchmarks.workload import WARM_UP_STEPS, Workload, machine  # noqa: E402
-from trainer.model.build import build_shapes  # noqa: E402
-from trainer.optim import muon  # noqa: E402
-from trainer.optim.groups import named_groups  # noqa: E402
+from tests.benchmarks.workload import WARM_UP_STEPS, Workload, machine
+from trainer.model.build import build_shapes
+from trainer.optim import muon
+from trainer.optim.groups import named_groups
 
 MAX_OPTIMIZER_SHARE, MAX_STEP_RATIO = 0.35, 1.05
 SETTINGS = {"coefficients": (3.4445, -4.7750, 2.0315), "num_steps": 5, "eps": 1e-7}
@@ -66,7 +66,9 @@ def iteration(preset: str, num_layers: int, rounds: int) -> dict[str, Any]:
     shapes = hidden_shapes(preset, num_layers)
     matrices = [torch.randn(shape) for shape in shapes]
     flop = sum(SETTINGS["num_steps"] * (4 * min(shape) ** 2 * max(shape) + 2 * min(shape) ** 3) for shape in shapes)
-    ways: dict[str, Callable[[], float]] = {f"fp32, {name}": lambda most=most: in_fp32(matrices, most) for name, most in STACKS.items()}
+    ways: dict[str, Callable[[], float]] = {
+        f"fp32, {name}": lambda most=most: in_fp32(matrices, most) for name, most in STACKS.items()
+    }
     kept = muon.STACK_BYTES
     rows: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -79,8 +81,17 @@ def iteration(preset: str, num_layers: int, rounds: int) -> dict[str, Any]:
     medians = {name: statistics.median(seconds) for name, seconds in rows.items()}
     print(f"\n{preset}, {num_layers} layers: {len(shapes)} matrices, {flop / 1e9:.1f} GFLOP")
     for name, seconds in rows.items():
-        print(f"  {name:28s} {medians[name] * 1e3:9.1f} ms ({min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}), {flop / medians[name] / 1e9:6.1f} GFLOP/s")
-    return {"preset": preset, "layers": num_layers, "matrices": len(shapes), "flop": flop, "seconds": medians, "stack_bytes": kept}
+        print(
+            f"  {name:28s} {medians[name] * 1e3:9.1f} ms ({min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}), {flop / medians[name] / 1e9:6.1f} GFLOP/s"
+        )
+    return {
+        "preset": preset,
+        "layers": num_layers,
+        "matrices": len(shapes),
+        "flop": flop,
+        "seconds": medians,
+        "stack_bytes": kept,
+    }
 
 
 def whole_steps(rounds: int) -> dict[str, Any]:
@@ -98,11 +109,15 @@ def whole_steps(rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"rounds": rounds}
     print("\nwhole steps of shakespeare, in turn")
     for name, times in rows.items():
-        step, update = (statistics.median(values) for values in ([sum(pair) for pair in times], [pair[1] for pair in times]))
+        step, update = (
+            statistics.median(values) for values in ([sum(pair) for pair in times], [pair[1] for pair in times])
+        )
         share = statistics.median(pair[1] / sum(pair) for pair in times)
         result[name] = {"step_seconds": step, "optimizer_seconds": update, "optimizer_share": share}
         print(f"  {name:7s} step {step * 1e3:8.1f} ms, optimizer {update * 1e3:8.1f} ms ({share:.0%} of the step)")
-    result["step_ratio"] = statistics.median(sum(after) / sum(before) for after, before in zip(rows["after"], rows["before"], strict=True))
+    result["step_ratio"] = statistics.median(
+        sum(after) / sum(before) for after, before in zip(rows["after"], rows["before"], strict=True)
+    )
     print(f"  after / before: {result['step_ratio']:.3f} (median of {rounds} pairs)")
     return result
 
@@ -113,7 +128,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     typed = parser.parse_args()
     result = {"machine": machine(), "steps": whole_steps(typed.rounds)}
-    result["iteration"] = [iteration("llama-shakespeare", 4, typed.rounds), iteration("llama-124m", 3, max(3, typed.rounds // 3))]
+    result["iteration"] = [
+        iteration("llama-shakespeare", 4, typed.rounds),
+        iteration("llama-124m", 3, max(3, typed.rounds // 3)),
+    ]
     if typed.json:
         typed.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     steps = result["steps"]

@@ -30,10 +30,14 @@ def machine() -> dict[str, Any]:
     number = re.search(r"^cpu family\s*:\s*(\d+)\nmodel\s*:\s*(\d+)", info, re.MULTILINE)
     return {
         "cpu": f"{model[1] if model else platform.machine()}{f' (family {number[1]}, model {number[2]})' if number else ''}",
-        "cores": len(os.sched_getaffinity(0)), "avx512": "avx512f" in flags, "bf16_arithmetic": bool(flags & {"avx512_bf16", "amx_bf16"}),
-        "python": platform.python_version(), "torch": torch.__version__, "transformers": version("transformers"),
+        "cores": len(os.sched_getaffinity(0)),
+        "avx512": "avx512f" in flags,
+        "bf16_arithmetic": bool(flags & {"avx512_bf16", "amx_bf16"}),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
         "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    }
 
 
 class Workload:
@@ -43,17 +47,32 @@ class Workload:
         self.config: Config = load(recipe, list(overrides)).config
         sequence_length = self.config.sequence_length
         fields = resolve(
-            self.config.model.preset, self.config.model.config, vocab_size=vocab_size, sequence_length=sequence_length, eot_id=None
+            self.config.model.preset,
+            self.config.model.config,
+            vocab_size=vocab_size,
+            sequence_length=sequence_length,
+            eot_id=None,
         )
         self.bare = build_model(fields, vocab_size=vocab_size, seed=0, device="cpu")
-        self.model = compile_regions(self.bare, **TorchDynamoPlugin(backend="INDUCTOR", dynamic=False).to_kwargs()) if compiled else self.bare
+        self.model = (
+            compile_regions(self.bare, **TorchDynamoPlugin(backend="INDUCTOR", dynamic=False).to_kwargs())
+            if compiled
+            else self.bare
+        )
         generator = torch.Generator().manual_seed(0)
         self._tokens = torch.randint(vocab_size, (self.config.micro_batch, sequence_length + 1), generator=generator)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The recipe's, over this model."""
         wanted = self.config.optimizer
-        return build_optimizer(self.bare, name=wanted.name, lr=wanted.lr, betas=wanted.betas, weight_decay=wanted.weight_decay, muon_lr=wanted.muon_lr)
+        return build_optimizer(
+            self.bare,
+            name=wanted.name,
+            lr=wanted.lr,
+            betas=wanted.betas,
+            weight_decay=wanted.weight_decay,
+            muon_lr=wanted.muon_lr,
+        )
 
     def gradients(self) -> float:
         """Forward and backward over the micro-batches of one step; returns the seconds."""

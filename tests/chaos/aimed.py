@@ -25,9 +25,7 @@ IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "p
 PLACES = IN_TRAINER + IN_WRITER
 TOLD, PROCESSES, STRUCK, FULL = "told.jsonl", "processes.json", "struck.json", "full"
 
-_WRITER = (
-    f"import runpy, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); runpy.run_module('tests.chaos.aimed', run_name='__main__')"
-)
+_WRITER = f"import runpy, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); runpy.run_module('tests.chaos.aimed', run_name='__main__')"
 """What Python runs in the writer's place; a line more, since a module's name alone would be looked up in the folder that one stands in."""
 
 LATE_SECONDS = 0.005
@@ -53,7 +51,10 @@ def arm(aim: Aim) -> None:
     """Called in each rank before it runs."""
     channel.Channel.__init__ = _watching(channel.Channel.__init__, Path(aim.folder, TOLD))
     background.Background._start = _noting(background.Background._start, Path(aim.folder, TOLD))
-    Snapshots.copy, Snapshots.lay_out = _noted(Snapshots.copy, Path(aim.folder, TOLD)), _noted(Snapshots.lay_out, Path(aim.folder, TOLD))
+    Snapshots.copy, Snapshots.lay_out = (
+        _noted(Snapshots.copy, Path(aim.folder, TOLD)),
+        _noted(Snapshots.lay_out, Path(aim.folder, TOLD)),
+    )
     background.slots_that_fit = lambda *_: aim.num_slots
     if aim.place == "copy":
         Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
@@ -140,7 +141,9 @@ def _struck_in_copy(real, aim):
 
     def write_rates(self, memory: mmap.mmap, rates: list[float]) -> None:
         if next(times) == aim.nth:
-            if "0" in aim.victims:  # half of the copy has been made, by a thread that has let no other one run meanwhile
+            if (
+                "0" in aim.victims
+            ):  # half of the copy has been made, by a thread that has let no other one run meanwhile
                 half = self.num_bytes // 2
                 memory[half // 2 : half] = bytes(half - half // 2)
             strike(aim)
@@ -171,13 +174,25 @@ def _arm_writer(aim: Aim) -> None:
         case "write":
             _struck(files, "_write_all", aim, before=_write_half)
         case "manifest":
-            _struck(Path, "write_text", aim, lambda path, *_: path.name == MANIFEST, lambda path, text, **_: path.write_bytes(text[:99].encode()))
+            _struck(
+                Path,
+                "write_text",
+                aim,
+                lambda path, *_: path.name == MANIFEST,
+                lambda path, text, **_: path.write_bytes(text[:99].encode()),
+            )
         case "rename":
             _struck(files, "move_folder", aim, _is_staging)
         case "renamed":
             _struck(os, "rename", aim, _is_staging, after=True)
         case "prune":
-            _struck(shutil, "rmtree", aim, lambda path: path.name.startswith(".removing-"), lambda path: next(path.glob("*.*")).unlink())
+            _struck(
+                shutil,
+                "rmtree",
+                aim,
+                lambda path: path.name.startswith(".removing-"),
+                lambda path: next(path.glob("*.*")).unlink(),
+            )
         case "rescue":
             _struck_in_rescue(aim)
         case "full":

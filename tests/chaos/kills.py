@@ -86,13 +86,29 @@ def draw(generator: random.Random, num_ranks: int) -> Kill:
     """A kill at random, half of them aimed."""
     kind = generator.choice(KINDS if num_ranks > 1 else KINDS[:3])
     ranks = tuple(map(str, range(num_ranks)))
-    victims = {"trainer": ranks, "writer": ("writer",), "both": (*ranks, "writer"), "rank": (generator.choice(ranks),)}[kind]
+    victims = {"trainer": ranks, "writer": ("writer",), "both": (*ranks, "writer"), "rank": (generator.choice(ranks),)}[
+        kind
+    ]
     victims, num_slots = tuple(generator.sample(victims, len(victims))), generator.choice((1, 2, 2))
     if generator.random() < 0.5:
-        return Kill(kind, victims, None, 0, generator.uniform(0.0, 1.0) + generator.choice((0.0, 0.5 + 0.5 * num_ranks)), num_slots)
+        return Kill(
+            kind,
+            victims,
+            None,
+            0,
+            generator.uniform(0.0, 1.0) + generator.choice((0.0, 0.5 + 0.5 * num_ranks)),
+            num_slots,
+        )
     in_trainer = generator.random() < 0.35
     places = IN_TRAINER if in_trainer else [place for place in IN_WRITER if place != "rescue" or kind == "both"]
-    return Kill(kind, victims, generator.choice(places), generator.randint(1, 12 if in_trainer else 5), generator.uniform(1.0, 2.0), num_slots)
+    return Kill(
+        kind,
+        victims,
+        generator.choice(places),
+        generator.randint(1, 12 if in_trainer else 5),
+        generator.uniform(1.0, 2.0),
+        num_slots,
+    )
 
 
 class Life:
@@ -102,7 +118,11 @@ class Life:
         changes, self.num_ranks = SHAPES[shape]
         folder.mkdir(parents=True)
         self.folder, self.tally = folder, tally
-        usual = {"checkpoint": OFTEN, "metrics": {"trackers": [], "console_every_steps": 1000}, "evaluation": {"every_steps": 50}}
+        usual = {
+            "checkpoint": OFTEN,
+            "metrics": {"trackers": [], "console_every_steps": 1000},
+            "evaluation": {"every_steps": 50},
+        }
         self.recipe = write_recipe(folder, max_steps=max_steps, **usual, **changes)
         self.max_steps = max_steps
         self.store = CheckpointStore(folder / "checkpoints" / "tiny")
@@ -115,9 +135,17 @@ class Life:
         then_after   how many seconds later the trainer is killed where the kill was of the writer alone
         """
         self.num_launches += 1
-        self.notes = self.folder / f"notes-{self.num_launches}"  # the writer of the launch before may still look at its own
+        self.notes = (
+            self.folder / f"notes-{self.num_launches}"
+        )  # the writer of the launch before may still look at its own
         self.notes.mkdir()
-        aim = Aim(str(self.notes), kill.place, kill.nth, ("writer",) if kill.place == "rescue" else kill.victims, kill.num_slots)
+        aim = Aim(
+            str(self.notes),
+            kill.place,
+            kill.nth,
+            ("writer",) if kill.place == "rescue" else kill.victims,
+            kill.num_slots,
+        )
         run = Started(self.recipe, (), self.num_ranks, partial(arm, aim))
         pids = {str(number): process.pid for number, process in enumerate(run.ranks)}
         (self.notes / PROCESSES).write_text(json.dumps(pids))
@@ -233,7 +261,14 @@ def writer_of(pid: int) -> int | None:
     """The process that writes for a trainer; None where there is none yet or any more."""
     try:
         children = psutil.Process(pid).children()
-        return next((child.pid for child in children if any("checkpoint.writer" in word or "chaos.aimed" in word for word in child.cmdline())), None)
+        return next(
+            (
+                child.pid
+                for child in children
+                if any("checkpoint.writer" in word or "chaos.aimed" in word for word in child.cmdline())
+            ),
+            None,
+        )
     except psutil.Error:
         return None
 
@@ -254,7 +289,10 @@ def chaos(folder: Path, num_kills: int, seed: int, max_steps: int, shapes: tuple
             kill = draw(generator, life.num_ranks)
             if not life.killed(kill, generator.uniform(0.0, 1.0)):
                 break
-            print(f"{tally.num_kills:4d}  {shape:27s} {kill.kind:8s} {kill.place or 'clock':8s} step {life.reached}", flush=True)
+            print(
+                f"{tally.num_kills:4d}  {shape:27s} {kill.kind:8s} {kill.place or 'clock':8s} step {life.reached}",
+                flush=True,
+            )
         life.finish(straight[shape])
         shutil.rmtree(life.folder)
         number += 1
@@ -271,17 +309,29 @@ def main() -> None:
     started, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="kills-"))
     tally = chaos(folder, wanted.kills, wanted.seed, wanted.steps)
     shutil.rmtree(folder)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
     facts = {
-        "hardware": machine, "versions": {name: version(name) for name in ("torch", "accelerate", "transformers", "safetensors")},
-        "seed": wanted.seed, "steps_of_a_run": wanted.steps, "wall_seconds": round(time.monotonic() - started, 1),
-        "kills": tally.num_kills, "kills_by_kind": dict(tally.kills), "kills_by_place": dict(tally.places), "runs": tally.runs,
-        "resumes": tally.resumes, "resumes_that_differ": 0,  # the first would have ended this
-        "exact_verdicts": tally.exact_verdicts, "rescues": tally.rescues,
+        "hardware": machine,
+        "versions": {name: version(name) for name in ("torch", "accelerate", "transformers", "safetensors")},
+        "seed": wanted.seed,
+        "steps_of_a_run": wanted.steps,
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "kills": tally.num_kills,
+        "kills_by_kind": dict(tally.kills),
+        "kills_by_place": dict(tally.places),
+        "runs": tally.runs,
+        "resumes": tally.resumes,
+        "resumes_that_differ": 0,  # the first would have ended this
+        "exact_verdicts": tally.exact_verdicts,
+        "rescues": tally.rescues,
         "steps_compared": tally.steps_compared,
         "worst_steps_lost_by_kind": {kind: max(lost) for kind, lost in tally.steps_lost.items()},
         "mean_steps_lost_by_kind": {kind: round(sum(lost) / len(lost), 2) for kind, lost in tally.steps_lost.items()},
-    }  # fmt: skip
+    }
     print(json.dumps(facts, indent=1))
     if wanted.json:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)

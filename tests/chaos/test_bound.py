@@ -34,7 +34,9 @@ class Sampler(threading.Thread):
             self.num_samples += 1
             if total > self.most_bytes:
                 self.most_bytes = total
-                self.most_held = "\n".join(f"{num_bytes:9,} {path}" for num_bytes, path in sorted(seen.values(), key=lambda pair: pair[1]))
+                self.most_held = "\n".join(
+                    f"{num_bytes:9,} {path}" for num_bytes, path in sorted(seen.values(), key=lambda pair: pair[1])
+                )
 
     def _files(self):
         """Bytes and path by inode: what is renamed between two looks is counted once."""
@@ -62,18 +64,34 @@ def stopped_somehow(recipe: Path, store: CheckpointStore, stop: str, notes: Path
 
 
 @pytest.mark.parametrize(
-    ("is_asynchronous", "restarts"), [(True, 3), (False, 2), pytest.param(True, 10, marks=pytest.mark.long), pytest.param(False, 4, marks=pytest.mark.long)],
+    ("is_asynchronous", "restarts"),
+    [
+        (True, 3),
+        (False, 2),
+        pytest.param(True, 10, marks=pytest.mark.long),
+        pytest.param(False, 4, marks=pytest.mark.long),
+    ],
     ids=["background", "plain", "background-long", "plain-long"],
-)  # fmt: skip
+)
 def test_restarts_with_random_stops_never_take_more_than_the_bound(tmp_path, is_asynchronous, restarts):
     first = tmp_path / "one"
     first.mkdir()
     measured = write_recipe(first, **{**QUIET, "max_steps": 10})
     train(measured)
-    bound = 4 * folder_bytes(checkpoint(measured, 10)) + 1000  # which one of whole pages, as they are written, just exceeds
+    bound = (
+        4 * folder_bytes(checkpoint(measured, 10)) + 1000
+    )  # which one of whole pages, as they are written, just exceeds
 
-    settings = {"every_steps": 4, "keep_last": 5, "max_disk_bytes": bound, "max_overhead_fraction": 1.0, "max_loss_seconds": 1.0}
-    recipe = write_recipe(tmp_path, **QUIET, checkpoint={**settings, "asynchronous": is_asynchronous}, evaluation={"every_steps": 12})
+    settings = {
+        "every_steps": 4,
+        "keep_last": 5,
+        "max_disk_bytes": bound,
+        "max_overhead_fraction": 1.0,
+        "max_loss_seconds": 1.0,
+    }
+    recipe = write_recipe(
+        tmp_path, **QUIET, checkpoint={**settings, "asynchronous": is_asynchronous}, evaluation={"every_steps": 12}
+    )
     store, generator = CheckpointStore(tmp_path / "checkpoints" / "tiny"), random.Random(7)
     stops = STOPS if is_asynchronous else ("SIGKILL", "SIGTERM")
     sampler = Sampler(store.folder)

@@ -1,7 +1,6 @@
 """The n-th file operation of a save fails, for every n: the newest checkpoint stays a whole one, old or new."""
 
 import errno
-import io
 import os
 import pathlib
 import shutil
@@ -22,10 +21,22 @@ POLICY = Policy(keep_last=1, keep_best=1)
 SYSTEM = [(os, name) for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir", "symlink")] + [
     (shutil, "rmtree")
 ]
-OWN = [(files, name) for name in (
-    "fsync_file", "fsync_folder", "fsync_open_file", "write_atomic", "move_folder", "commit_folder", "remove_folder", "set_aside",
-    "point_symlink", "truncate_file", "append_lines",
-)]  # fmt: skip
+OWN = [
+    (files, name)
+    for name in (
+        "fsync_file",
+        "fsync_folder",
+        "fsync_open_file",
+        "write_atomic",
+        "move_folder",
+        "commit_folder",
+        "remove_folder",
+        "set_aside",
+        "point_symlink",
+        "truncate_file",
+        "append_lines",
+    )
+]
 DISK_FULL, DISK_BROKEN = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "Input/output error")
 
 
@@ -70,7 +81,7 @@ class Faults:
     def _torn_write(self):
         def write_text(path, text, **_keywords):
             torn = self._due()
-            with io.open(path, "w", encoding="utf-8") as file:
+            with open(path, "w", encoding="utf-8") as file:
                 file.write(text[: len(text) // 2] if torn else text)
             if torn:
                 raise self.fault

@@ -58,7 +58,9 @@ class Mutations:
 
     def is_harmless(self):
         """Whether all bytes are what they were, or in the manifest at least what they mean."""
-        if sorted(os.listdir(self.folder)) != sorted(self.sound) or not all(path.is_file() for path in self.folder.iterdir()):
+        if sorted(os.listdir(self.folder)) != sorted(self.sound) or not all(
+            path.is_file() for path in self.folder.iterdir()
+        ):
             return False
         if any((self.folder / name).read_bytes() != self.sound[name] for name in self.sound if name != MANIFEST):
             return False
@@ -69,7 +71,9 @@ class Mutations:
 
     def flip(self, path, content):
         place = self.random.randrange(len(content))
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << self.random.randrange(8)]) + content[place + 1 :])
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << self.random.randrange(8)]) + content[place + 1 :]
+        )
 
     def truncate(self, path, content):
         path.write_bytes(content[: self.random.randrange(len(content))])
@@ -107,7 +111,10 @@ class Mutations:
     def extra(self, _path, content):
         folder = self.folder / self.random.choice(("", "deeper", "deeper/still"))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / self.random.choice(("pytorch_model.bin", ".hidden", "optimizer.bin.1", "model.safetensors.index.json"))).write_bytes(content)
+        (
+            folder
+            / self.random.choice(("pytorch_model.bin", ".hidden", "optimizer.bin.1", "model.safetensors.index.json"))
+        ).write_bytes(content)
 
     def another_name(self, path, _content):
         path.rename(path.with_name(self.random.choice((path.name.upper(), f"{path.name}~", f".{path.name}"))))
@@ -120,14 +127,27 @@ class Mutations:
 
 
 KINDS = [
-    "flip", "truncate", "lengthen", "delete", "zero", "move_within", "swap", "stale", "stale_all_but_manifest", "extra", "another_name",
-    "folder_in_its_place", "dangling_link",
-]  # fmt: skip
+    "flip",
+    "truncate",
+    "lengthen",
+    "delete",
+    "zero",
+    "move_within",
+    "swap",
+    "stale",
+    "stale_all_but_manifest",
+    "extra",
+    "another_name",
+    "folder_in_its_place",
+    "dangling_link",
+]
 
 
 @pytest.mark.parametrize("number_of_them", [200, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("prepare", [written_by_the_writer, of_a_few_bytes], ids=["of-the-writer", "of-a-few-bytes"])
-def test_each_mutation_is_found_or_changed_nothing_and_the_older_checkpoint_is_taken(store, monkeypatch, prepare, number_of_them):
+def test_each_mutation_is_found_or_changed_nothing_and_the_older_checkpoint_is_taken(
+    store, monkeypatch, prepare, number_of_them
+):
     prepare(store, monkeypatch)
     mutations = Mutations(store, random.Random(1))
     found, harmless, files = dict.fromkeys(KINDS, 0), 0, set()

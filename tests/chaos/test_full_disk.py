@@ -37,7 +37,9 @@ def disk(request, tmp_path) -> Iterator[Disk]:
         full = tmp_path / FULL
         yield Disk(folder, full.touch, full.unlink)
         return
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     yield Disk(folder, partial(fill, folder / "somebody"), (folder / "somebody").unlink)
@@ -84,9 +86,13 @@ def wait_for_another(folder: Path, event: str, run: Started) -> None:
 
 def test_a_run_whose_disk_is_filled_and_freed_three_times_finishes_and_always_has_a_checkpoint(disk, tmp_path):
     recipe = write_recipe(
-        tmp_path, max_steps=MAX_STEPS, checkpoints_folder=str(disk.folder), metrics={"trackers": [], "console_every_steps": 1000},
-        checkpoint={"every_steps": 4, "keep_last": 2, "max_failures": 10_000}, evaluation={"every_steps": 40},
-    )  # fmt: skip
+        tmp_path,
+        max_steps=MAX_STEPS,
+        checkpoints_folder=str(disk.folder),
+        metrics={"trackers": [], "console_every_steps": 1000},
+        checkpoint={"every_steps": 4, "keep_last": 2, "max_failures": 10_000},
+        evaluation={"every_steps": 40},
+    )
     store, journal = CheckpointStore(disk.folder / "tiny"), tmp_path / "runs" / "tiny"
     watch = Watch(store.folder)
     watch.start()

@@ -27,7 +27,11 @@ def refuse(folder: str, n: int, number: int) -> None:
 
     def is_refused(path: object, what: str) -> bool:
         nonlocal count
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(folder) or OPERATIONS in os.fspath(path):
+        if (
+            not isinstance(path, (str, os.PathLike))
+            or not os.fspath(path).startswith(folder)
+            or OPERATIONS in os.fspath(path)
+        ):
             return False
         count += 1
         notes.append(f"{what} {os.fspath(path)}")
@@ -46,7 +50,9 @@ def refuse(folder: str, n: int, number: int) -> None:
         if set(mode) & set("wax") and is_refused(path, f"open {mode}"):
             if not is_only_full or not os.path.exists(path):
                 raise refused(path)
-            return real_open("/dev/full", mode.replace("a", "w").replace("+", ""), *arguments, **{**keywords, "opener": None})
+            return real_open(
+                "/dev/full", mode.replace("a", "w").replace("+", ""), *arguments, **{**keywords, "opener": None}
+            )
         return real_open(path, mode, *arguments, **keywords)
 
     def os_open(path, flags, *arguments, **keywords):
@@ -86,11 +92,17 @@ def struck(folder: Path) -> str | None:
     ("number", "resumed"),
     [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EROFS, False), (errno.EACCES, True)],
     ids=["full-fresh", "full-resumed", "read-only-fresh", "forbidden-resumed"],
-)  # fmt: skip
-def test_a_disk_that_takes_nothing_before_the_first_step_is_told_in_a_paragraph_and_leaves_nothing_half_made(tmp_path, number, resumed):
+)
+def test_a_disk_that_takes_nothing_before_the_first_step_is_told_in_a_paragraph_and_leaves_nothing_half_made(
+    tmp_path, number, resumed
+):
     disk, before, seen = tmp_path / "disk", tmp_path / "before", []
     recipe = write_recipe(
-        tmp_path, runs_folder=f"{disk}/runs", checkpoints_folder=f"{disk}/checkpoints", max_steps=6, checkpoint={"asynchronous": False}
+        tmp_path,
+        runs_folder=f"{disk}/runs",
+        checkpoints_folder=f"{disk}/checkpoints",
+        max_steps=6,
+        checkpoint={"asynchronous": False},
     )
     disk.mkdir()
     if resumed:
@@ -104,7 +116,9 @@ def test_a_disk_that_takes_nothing_before_the_first_step_is_told_in_a_paragraph_
             break
         assert code == 2 and os.strerror(number) in paragraph(text), (seen[-1], text)
         if number == errno.ENOSPC:  # elsewhere nothing can be removed either
-            leftovers = [path.name for path in disk.rglob("*") if ".partial-" in path.name or path.name.startswith(".staging")]
+            leftovers = [
+                path.name for path in disk.rglob("*") if ".partial-" in path.name or path.name.startswith(".staging")
+            ]
             assert leftovers == [], seen[-1]
         config = disk / "runs" / "tiny" / "config.yaml"
         assert not config.exists() or load_resolved(config).max_steps in (4, 6), seen[-1]

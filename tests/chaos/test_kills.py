@@ -9,7 +9,9 @@ MANY = (20, ("llama-adamw", "gpt2-dropout-adamw-2-ranks"), {"runs": 2, "resumes"
 """Kills, shapes, and the least that they come to."""
 
 
-@pytest.mark.parametrize(("num_kills", "shapes", "least"), [FEW, pytest.param(*MANY, marks=pytest.mark.long)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    ("num_kills", "shapes", "least"), [FEW, pytest.param(*MANY, marks=pytest.mark.long)], ids=["few", "many"]
+)
 def test_runs_that_are_killed_again_and_again_are_the_runs_that_were_never_killed(tmp_path, num_kills, shapes, least):
     tally = chaos(tmp_path, num_kills=num_kills, seed=5, max_steps=120, shapes=shapes)
     assert tally.num_kills >= num_kills

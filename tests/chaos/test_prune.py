@@ -70,7 +70,7 @@ def test_a_pin_beside_a_prune_is_kept_or_told(tmp_path):
             barrier.wait()
             store.prune(Policy(1, 0))
 
-        def pin(store=store, barrier=barrier, told=told):
+        def pin(store=store, barrier=barrier, told=told, number=number):
             barrier.wait()
             for _ in range(number % 3):
                 store.entries()  # come a little later

@@ -50,9 +50,16 @@ def writer_of(store):
     run = store.folder.parent
     (run / "metrics.jsonl").touch()
     hello = {
-        "folder": str(store.folder), "policy": {"keep_last": 1, "keep_best": 1}, "slots": [], "slot_bytes": PAGES, "second_place": None,
-        "run_folder": str(run), "curve": str(run / "metrics.jsonl"), "mark": str(run / ".saved"), "pid": os.getppid(),
-    }  # fmt: skip
+        "folder": str(store.folder),
+        "policy": {"keep_last": 1, "keep_best": 1},
+        "slots": [],
+        "slot_bytes": PAGES,
+        "second_place": None,
+        "run_folder": str(run),
+        "curve": str(run / "metrics.jsonl"),
+        "mark": str(run / ".saved"),
+        "pid": os.getppid(),
+    }
     writer = Writer(None, hello)
     writer._slots = [memoryview(mmap.mmap(-1, PAGES))]
     writer._images = [
@@ -125,7 +132,9 @@ def test_whatever_operation_of_the_writer_fails_the_newest_checkpoint_is_a_whole
         assert save(writer, 4)["failure"] is None, "the same process tries again, or the next one does"
         assert newest_after_a_start(store) == 4
         again = CheckpointStore(store.folder)
-        assert {entry.step for entry in again.entries() if not verify(entry.path)} == {1, 4}, "the bounds hold after the next save"
+        assert {entry.step for entry in again.entries() if not verify(entry.path)} == {1, 4}, (
+            "the bounds hold after the next save"
+        )
         hidden = [path.name for path in store.folder.iterdir() if path.name.startswith(".")]
         assert all(name.startswith(".damaged-") for name in hidden), hidden
         shutil.rmtree(tmp_path / str(n))

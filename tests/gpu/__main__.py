@@ -32,7 +32,10 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "first": Part(9, "what is shipped, GPT-2 124M at 1,024 tokens: exact, how fast, waiting for what; a miss names what it points to"),
+    "first": Part(
+        9,
+        "what is shipped, GPT-2 124M at 1,024 tokens: exact, how fast, waiting for what; a miss names what it points to",
+    ),
     "probe": Part(1, "the machine, and what is decided for each recipe"),
     "share": Part(4, "share of the arithmetic that ran in fp8, GPT-2 and Llama, each recipe"),
     "resume": Part(6, "killed with SIGKILL and resumed: bit-identical; the price of deterministic: true"),
@@ -83,7 +86,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, or all")
     parser.add_argument("--list", action="store_true", help="names the parts and about how long each takes")
     parser.add_argument("--out", type=Path, help=f"folder for the results (default: {RESULTS.relative_to(PROJECT)})")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "gpu-run", help="folder for the runs that are measured")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "gpu-run",
+        help="folder for the runs that are measured",
+    )
     parser.add_argument("--fresh", action="store_true", help="measures again what was measured before")
     parser.add_argument("--emulate", action="store_true", help="goes through the code on a CPU; measures nothing")
     parser.add_argument("--table", action="store_true", help="prints the README's passage for the results")
@@ -94,7 +102,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     if not (wanted.parts or wanted.list or wanted.table):
         parser.error("name a part, or all; --list tells them")
     if wanted.emulate and wanted.out == RESULTS:
-        parser.error("--out: an emulation is no result, and is not written to tests/benchmarks/results; give another folder")
+        parser.error(
+            "--out: an emulation is no result, and is not written to tests/benchmarks/results; give another folder"
+        )
     return wanted
 
 
@@ -110,14 +120,19 @@ def _measure(name: str, out: Path, wanted: argparse.Namespace) -> int:
     print(f"{name}: {', '.join(f'{what} {value}' for what, value in about.items())}", flush=True)
     importlib.import_module(f"tests.gpu.{name}").measure(Scene(wanted.emulate, wanted.work / name), record)
     held = record.finish()
-    print(f"{name}: {'every bar was held' if held else 'NOT every bar was held'}, {record.seconds:.0f} s, {record.path}", flush=True)
+    print(
+        f"{name}: {'every bar was held' if held else 'NOT every bar was held'}, {record.seconds:.0f} s, {record.path}",
+        flush=True,
+    )
     return 0 if held else 1
 
 
 def _measure_apart(name: str, out: Path, wanted: argparse.Namespace) -> None:
     """One part in a process of its own, which is ended with all that it has started when it takes too long or this one is ended."""
     flags = [f"--{flag}" for flag in ("fresh", "emulate") if getattr(wanted, flag)]
-    process = psutil.Popen([sys.executable, "-m", "tests.gpu", name, "--out", str(out), "--work", str(wanted.work), *flags])
+    process = psutil.Popen(
+        [sys.executable, "-m", "tests.gpu", name, "--out", str(out), "--work", str(wanted.work), *flags]
+    )
     try:
         process.wait(PATIENCE * 60 * PARTS[name].minutes)
     except psutil.TimeoutExpired:

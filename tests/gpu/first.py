@@ -58,7 +58,12 @@ class Verdict(NamedTuple):
     rows: str
 
     def note(self, record: Record) -> None:
-        record.check(self.name, self.value, self.bar if self.held else f"{self.bar}; a miss points to {self.rows} of tests/gpu/README.md", held=self.held)
+        record.check(
+            self.name,
+            self.value,
+            self.bar if self.held else f"{self.bar}; a miss points to {self.rows} of tests/gpu/README.md",
+            held=self.held,
+        )
 
 
 def measure(scene: Scene, record: Record) -> None:
@@ -81,15 +86,25 @@ def judge(found: Mapping[str, dict[str, Any]], *, emulated: bool = False) -> lis
     verdicts: list[Verdict] = []
     if attention := found.get("attention"):
         exact = attention["strict_is_exact"]
-        verdicts.append(Verdict("attention's backward is exact as `deterministic` asks for it", exact, "true", exact, "row 1"))
-        verdicts.append(Verdict("and as it was asked for before (warnings only)", attention["warn_only_is_exact"], "no bar", True, ""))
+        verdicts.append(
+            Verdict("attention's backward is exact as `deterministic` asks for it", exact, "true", exact, "row 1")
+        )
+        verdicts.append(
+            Verdict(
+                "and as it was asked for before (warnings only)", attention["warn_only_is_exact"], "no bar", True, ""
+            )
+        )
     if waits := found.get("waits"):
         number = sum(waits["waits"].values())
-        verdicts.append(Verdict("waits of the host in three steps", number, "0", number == 0, rows_of_waits(waits["waits"])))
+        verdicts.append(
+            Verdict("waits of the host in three steps", number, "0", number == 0, rows_of_waits(waits["waits"]))
+        )
     if resume := found.get("resume"):
         wrong = [what for what, held in resume["holds"].items() if not held]
         value = f"not so: {', '.join(wrong)}" if wrong else "bit-identical"
-        verdicts.append(Verdict("killed and resumed, bf16 and compiled", value, "bit-identical", not wrong, "rows 1, 3 and 9"))
+        verdicts.append(
+            Verdict("killed and resumed, bf16 and compiled", value, "bit-identical", not wrong, "rows 1, 3 and 9")
+        )
     if run := found.get("run"):
         verdicts += _judge_run(run, found, emulated)
     return verdicts
@@ -98,11 +113,37 @@ def judge(found: Mapping[str, dict[str, Any]], *, emulated: bool = False) -> lis
 def _judge_run(run: dict[str, Any], found: Mapping[str, dict[str, Any]], emulated: bool) -> list[Verdict]:
     late = run["fastest_after_pause"] > 0.5 and run["largest_mfu"] < 1.0
     verdicts = [
-        Verdict("fastest step after a pause, over the median", run["fastest_after_pause"], "above 0.5, and no MFU above 1", late or emulated, "row 5"),
-        Verdict("the way of the head", run["head"], "one compiled kernel", "one compiled kernel" in (run["head"] or "") or emulated, "row 2"),
-        Verdict("passes over the logits in a training step", run["passes"], "none", not run["passes"] or emulated, "row 2"),
-        Verdict("compiled graphs of a block", run["graphs"], f"1 to {MAX_GRAPHS}", 0 < run["graphs"] <= MAX_GRAPHS or emulated, "row 6"),
-        Verdict("share of sorting kernels", run["sort_share"], f"at most {MAX_SORT_SHARE:.0%}", run["sort_share"] <= MAX_SORT_SHARE, "row 3"),
+        Verdict(
+            "fastest step after a pause, over the median",
+            run["fastest_after_pause"],
+            "above 0.5, and no MFU above 1",
+            late or emulated,
+            "row 5",
+        ),
+        Verdict(
+            "the way of the head",
+            run["head"],
+            "one compiled kernel",
+            "one compiled kernel" in (run["head"] or "") or emulated,
+            "row 2",
+        ),
+        Verdict(
+            "passes over the logits in a training step", run["passes"], "none", not run["passes"] or emulated, "row 2"
+        ),
+        Verdict(
+            "compiled graphs of a block",
+            run["graphs"],
+            f"1 to {MAX_GRAPHS}",
+            0 < run["graphs"] <= MAX_GRAPHS or emulated,
+            "row 6",
+        ),
+        Verdict(
+            "share of sorting kernels",
+            run["sort_share"],
+            f"at most {MAX_SORT_SHARE:.0%}",
+            run["sort_share"] <= MAX_SORT_SHARE,
+            "row 3",
+        ),
     ]
     misses = [verdict.rows for verdict in verdicts if not verdict.held]
     if waits := found.get("waits", {}).get("waits"):
@@ -120,7 +161,13 @@ def _judge_run(run: dict[str, Any], found: Mapping[str, dict[str, Any]], emulate
 
 def rows_of_waits(waits: Mapping[str, int]) -> str:
     """The rows that places which wait point to."""
-    known = {"masking_utils": "row 4", "model/head": "row 3", "optim/": "row 11", "reporter": "row 5", "late.py": "row 5"}
+    known = {
+        "masking_utils": "row 4",
+        "model/head": "row 3",
+        "optim/": "row 11",
+        "reporter": "row 5",
+        "late.py": "row 5",
+    }
     rows = {row for place in waits for part, row in known.items() if part in place}
     unknown = [place for place in waits if not any(part in place for part in known)]
     return ", ".join([*sorted(rows), *unknown]) or "no row"
@@ -144,7 +191,10 @@ def _attention(scene: Scene) -> dict[str, Any]:
         return all(torch.equal(gradients[0], other) for other in gradients[1:])
 
     try:
-        found: dict[str, Any] = {"warn_only_is_exact": is_exact(warn_only=True), "strict_is_exact": is_exact(warn_only=False)}
+        found: dict[str, Any] = {
+            "warn_only_is_exact": is_exact(warn_only=True),
+            "strict_is_exact": is_exact(warn_only=False),
+        }
         if not scene.emulated:
             on, off = determinism.attention_seconds(shape, torch.bfloat16, device)
             found |= {"milliseconds_strict": 1e3 * on, "milliseconds_free": 1e3 * off}
@@ -162,7 +212,9 @@ def _recipe(scene: Scene, name: str, max_steps: int, *, batch: int, micro_batch:
     on_gpu = {"sequence_length": 1024, "data": GPT2, "global_batch": batch, "micro_batch": micro_batch}
     evaluation = {"every_steps": max_steps, "num_sequences": 8, "sample_tokens": 0}
     model = model_of(scene, "gpt2", 768, 12)
-    return recipe_of(scene, f"first {name}", model, max_steps, evaluation=evaluation, **{**scene.sized(on_gpu, {}), **changes})
+    return recipe_of(
+        scene, f"first {name}", model, max_steps, evaluation=evaluation, **{**scene.sized(on_gpu, {}), **changes}
+    )
 
 
 def _waits(scene: Scene) -> dict[str, Any]:
@@ -177,14 +229,28 @@ def _run(scene: Scene, *, deterministic: bool) -> dict[str, Any]:
     """Steps of two micro-batches of 32 sequences, some of them profiled, with a save in between."""
     course = scene.sized(ON_GPU, EMULATED)
     path = _recipe(
-        scene, f"deterministic {deterministic}", course.max_steps, batch=64, micro_batch=32, deterministic=deterministic,
-        profile={"steps": list(course.profiled)}, checkpoint={"every_steps": course.save_at},
-    )  # fmt: skip
+        scene,
+        f"deterministic {deterministic}",
+        course.max_steps,
+        batch=64,
+        micro_batch=32,
+        deterministic=deterministic,
+        profile={"steps": list(course.profiled)},
+        checkpoint={"every_steps": course.save_at},
+    )
     said = train(scene, path, precision=_precision(scene))
     profile = path.parent / "runs" / "tiny" / "profile"
-    found = {**speed_of(steps(path), course), **profile_of(profile), "told": [line for line in said.splitlines() if "deterministic: " in line]}
-    found["head"] = next((line.partition("head and loss: ")[2] for line in said.splitlines() if "head and loss: " in line), None)
-    found["operators"] = [line for file in profile.glob("*.operators.txt") for line in file.read_text().splitlines()[:40]]
+    found = {
+        **speed_of(steps(path), course),
+        **profile_of(profile),
+        "told": [line for line in said.splitlines() if "deterministic: " in line],
+    }
+    found["head"] = next(
+        (line.partition("head and loss: ")[2] for line in said.splitlines() if "head and loss: " in line), None
+    )
+    found["operators"] = [
+        line for file in profile.glob("*.operators.txt") for line in file.read_text().splitlines()[:40]
+    ]
     return cleared(path, found)
 
 
@@ -196,14 +262,16 @@ def speed_of(records: list[dict[str, Any]], course: Course) -> dict[str, Any]:
     seconds = statistics.median(record["step_seconds"] for record in alike)
     mfus = [record["mfu"] for record in alike if "mfu" in record]
     return {
-        "step_seconds": seconds, "tokens_per_second": statistics.median(record["tokens_per_second"] for record in alike),
-        "mfu": statistics.median(mfus) if mfus else None, "largest_mfu": max((record.get("mfu", 0.0) for record in records), default=0.0),
+        "step_seconds": seconds,
+        "tokens_per_second": statistics.median(record["tokens_per_second"] for record in alike),
+        "mfu": statistics.median(mfus) if mfus else None,
+        "largest_mfu": max((record.get("mfu", 0.0) for record in records), default=0.0),
         "fastest_after_pause": min(after) / seconds,
         "parts": {
             part: statistics.median(record[part] for record in alike if part in record)
             for part in sorted({tag for record in alike for tag in record if tag.startswith("time/")})
         },
-    }  # fmt: skip
+    }
 
 
 def profile_of(folder: Path) -> dict[str, Any]:
@@ -217,14 +285,26 @@ def profile_of(folder: Path) -> dict[str, Any]:
                 kernels[name[:120]] = kernels.get(name[:120], 0.0) + event["dur"]
             if "CompiledFxGraph" in name:
                 graphs.add(name)
-    sorting = sum(time for name, time in kernels.items() if any(word in name.lower() for word in ("radixsort", "sort_", "index_put")))
+    sorting = sum(
+        time
+        for name, time in kernels.items()
+        if any(word in name.lower() for word in ("radixsort", "sort_", "index_put"))
+    )
     busiest = dict(sorted(kernels.items(), key=lambda item: -item[1])[:20])
     passes = sorted(name for name in kernels if PASS_OF_THE_HEAD in name.lower())
-    return {"kernels": busiest, "sort_share": sorting / max(1e-9, sum(kernels.values())), "graphs": len(graphs), "passes": passes}
+    return {
+        "kernels": busiest,
+        "sort_share": sorting / max(1e-9, sum(kernels.values())),
+        "graphs": len(graphs),
+        "passes": passes,
+    }
 
 
 def _resume(scene: Scene) -> dict[str, Any]:
     """A run that is killed with SIGKILL and resumed, beside the same one straight through."""
     max_steps, every = scene.sized((60, 10), (10, 4))
-    pair = [_recipe(scene, f"resume {which}", max_steps, batch=16, micro_batch=8, checkpoint={"every_steps": every}) for which in ("straight", "killed")]
+    pair = [
+        _recipe(scene, f"resume {which}", max_steps, batch=16, micro_batch=8, checkpoint={"every_steps": every})
+        for which in ("straight", "killed")
+    ]
     return killed_and_resumed(scene, *pair, max_steps, every, precision=_precision(scene))

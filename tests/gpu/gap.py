@@ -27,9 +27,15 @@ def measure(scene: Scene, record: Record) -> None:
             gaps = [_gap(found[f"{way}, seed {seed}"], found[f"bf16, seed {seed}"], loss) for seed in seeds]
             if None in gaps:
                 continue
-            name = f"{way}: {loss} loss against bf16 by seed ({', '.join(f'{gap:+.3%}' for gap in gaps)}), the largest gap"
+            name = (
+                f"{way}: {loss} loss against bf16 by seed ({', '.join(f'{gap:+.3%}' for gap in gaps)}), the largest gap"
+            )
             largest = max(gaps, key=abs)
-            bar, held = (f"within {BAR:.1%}", abs(largest) < BAR) if way != NOISE else ("no bar: what rounding alone does", True)
+            bar, held = (
+                (f"within {BAR:.1%}", abs(largest) < BAR)
+                if way != NOISE
+                else ("no bar: what rounding alone does", True)
+            )
             record.check(name, largest, bar, held=held)
 
 

@@ -21,11 +21,22 @@ def measure(scene: Scene, record: Record) -> None:
         found = record.piece(recipe.name, functools.partial(_decide, scene, recipe))
         if found and recipe in on_this_gpu:
             record.check(f"{recipe.name} is decided for", found["sentence"], "fp8", held=found["mode"] == "fp8")
-    record.check("recipes that this GPU has", len(on_this_gpu), f"at least {LEAST_RECIPES}", held=len(on_this_gpu) >= LEAST_RECIPES)
+    record.check(
+        "recipes that this GPU has",
+        len(on_this_gpu),
+        f"at least {LEAST_RECIPES}",
+        held=len(on_this_gpu) >= LEAST_RECIPES,
+    )
 
 
 def _decide(scene: Scene, recipe: Recipe) -> dict[str, Any]:
     wanted = PrecisionConfig(recipe=recipe.name)
     facts = look(scene.device_type, wanted)
     decision = decide("fp8", facts, wanted)
-    return {"mode": decision.mode, "label": decision.label, "sentence": decision.sentence, "backend": facts.backend, "probe_error": facts.probe_error}
+    return {
+        "mode": decision.mode,
+        "label": decision.label,
+        "sentence": decision.sentence,
+        "backend": facts.backend,
+        "probe_error": facts.probe_error,
+    }

@@ -23,7 +23,14 @@ from trainer import files
 from trainer.text import one_line
 
 RESULTS = PROJECT / "tests" / "benchmarks" / "results"
-SHARED_SOURCES = ("trainer/**/*.py", "tests/launching.py", "tests/benchmarks/checkpoint_stall.py", "tests/gpu/runs.py", "tests/gpu/witness.py", "tests/gpu/syncs.py")
+SHARED_SOURCES = (
+    "trainer/**/*.py",
+    "tests/launching.py",
+    "tests/benchmarks/checkpoint_stall.py",
+    "tests/gpu/runs.py",
+    "tests/gpu/witness.py",
+    "tests/gpu/syncs.py",
+)
 
 Work = Callable[[], dict[str, Any]]
 
@@ -34,7 +41,13 @@ class Record:
     def __init__(self, path: Path, part: str, *, emulated: bool, fresh: bool = False) -> None:
         """Begins with what stands in `path`, or else among the stored results, unless it is to be `fresh`."""
         self.path = path
-        self.facts = {"part": part, "emulated": emulated, "hardware": hardware(emulated), "versions": versions(), "sources": sources(part)}
+        self.facts = {
+            "part": part,
+            "emulated": emulated,
+            "hardware": hardware(emulated),
+            "versions": versions(),
+            "sources": sources(part),
+        }
         self.pieces: dict[str, Any] = {}
         self.checks: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -68,7 +81,9 @@ class Record:
             return self.pieces[name]
         try:
             found = work()
-        except Exception as error:  # whatever fails is a finding about this piece, and the others are measured all the same
+        except (
+            Exception
+        ) as error:  # whatever fails is a finding about this piece, and the others are measured all the same
             print(f"  {name}: {error}", flush=True)
             self.check(f"{name} can be measured", one_line(error), "no error", held=False)
             return None
@@ -92,7 +107,13 @@ class Record:
 
     def _write(self, *, complete: bool) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {**self.facts, "complete": complete, "seconds": round(self.seconds, 1), "checks": self.checks, "pieces": self.pieces}
+        whole = {
+            **self.facts,
+            "complete": complete,
+            "seconds": round(self.seconds, 1),
+            "checks": self.checks,
+            "pieces": self.pieces,
+        }
         files.write_atomic(self.path, json.dumps(whole, indent=1) + "\n")
 
 
@@ -118,7 +139,13 @@ def hardware(emulated: bool) -> dict[str, Any]:
         return {"device": "CPU, fp8 emulated", "cores": cores}
     about = torch.cuda.get_device_properties(0)
     capability = f"{about.major}.{about.minor}"
-    return {"device": about.name, "capability": capability, "memory_bytes": about.total_memory, "driver": _driver(), "cores": cores}
+    return {
+        "device": about.name,
+        "capability": capability,
+        "memory_bytes": about.total_memory,
+        "driver": _driver(),
+        "cores": cores,
+    }
 
 
 def _driver() -> str:
@@ -143,7 +170,9 @@ def versions() -> dict[str, str | None]:
 def sources(part: str) -> str:
     """A digest of the code that is measured, and of what measures it in this part."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in (*SHARED_SOURCES, f"tests/gpu/{part}.py") for path in PROJECT.glob(pattern)}):
+    for path in sorted(
+        {path for pattern in (*SHARED_SOURCES, f"tests/gpu/{part}.py") for path in PROJECT.glob(pattern)}
+    ):
         digest.update(str(path.relative_to(PROJECT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -151,5 +180,7 @@ def sources(part: str) -> str:
 def _brief(value: Any) -> str:
     """A value as one short line."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_brief(inner)}" for name, inner in value.items() if not isinstance(inner, (dict, list)))
+        return ", ".join(
+            f"{name} {_brief(inner)}" for name, inner in value.items() if not isinstance(inner, (dict, list))
+        )
     return f"{value:.4g}" if isinstance(value, float) else str(value)

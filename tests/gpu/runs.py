@@ -72,9 +72,14 @@ def model_of(scene: Scene, family: str, width: int, layers: int, dropout: float 
         drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
         return {"model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": width // 64, **drops}
     return {
-        "model_type": "llama", "hidden_size": width, "intermediate_size": -(-width * 8 // 3 // 128) * 128, "num_hidden_layers": layers,
-        "num_attention_heads": width // 64, "attention_dropout": dropout, "tie_word_embeddings": True,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": -(-width * 8 // 3 // 128) * 128,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "attention_dropout": dropout,
+        "tie_word_embeddings": True,
+    }
 
 
 def recipe_of(scene: Scene, name: str, model: dict[str, Any], max_steps: int, **changes: Any) -> Path:
@@ -83,11 +88,18 @@ def recipe_of(scene: Scene, name: str, model: dict[str, Any], max_steps: int, **
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     settings = {
-        "max_steps": max_steps, "sequence_length": 1024, "global_batch": 8, "micro_batch": 8, "model": {"config": model},
-        "data": {"corpus": "shakespeare", "train": [], "validation": [], "tokenizer": "bytes"}, "optimizer": {"lr": 6e-4},
-        "schedule": {"warmup_steps": max_steps // 10}, "evaluation": {"every_steps": max_steps}, "checkpoint": {"every_steps": max_steps},
+        "max_steps": max_steps,
+        "sequence_length": 1024,
+        "global_batch": 8,
+        "micro_batch": 8,
+        "model": {"config": model},
+        "data": {"corpus": "shakespeare", "train": [], "validation": [], "tokenizer": "bytes"},
+        "optimizer": {"lr": 6e-4},
+        "schedule": {"warmup_steps": max_steps // 10},
+        "evaluation": {"every_steps": max_steps},
+        "checkpoint": {"every_steps": max_steps},
         "metrics": {"trackers": [], "console_every_steps": 20},
-    }  # fmt: skip
+    }
     if scene.emulated:
         settings |= {"sequence_length": 64, "global_batch": 4, "micro_batch": 2}
         del settings["data"]
@@ -106,7 +118,9 @@ class Launched:
     def __init__(self, words: Sequence[str], output: Path, environment: dict[str, str]) -> None:
         self.output = output
         with open(output, "ab") as file:
-            self._process = subprocess.Popen(words, cwd=PROJECT, env={**os.environ, **environment}, stdout=file, stderr=file)
+            self._process = subprocess.Popen(
+                words, cwd=PROJECT, env={**os.environ, **environment}, stdout=file, stderr=file
+            )
 
     @property
     def running(self) -> bool:
@@ -132,10 +146,23 @@ class Launched:
         return self.output.read_text(errors="replace")
 
 
-def words_of(recipe: Path, overrides: Sequence[str], cluster: Path, *, watched: tuple[str, Path] | None = None) -> list[str]:
+def words_of(
+    recipe: Path, overrides: Sequence[str], cluster: Path, *, watched: tuple[str, Path] | None = None
+) -> list[str]:
     """The command of a run, through `accelerate launch`; `watched` by a module of this folder, which writes a file."""
     module = [f"tests.gpu.{watched[0]}", str(watched[1])] if watched else ["trainer"]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(cluster), "-m", *module, "train", str(recipe), *overrides]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(cluster),
+        "-m",
+        *module,
+        "train",
+        str(recipe),
+        *overrides,
+    ]
 
 
 def cluster_of(folder: Path, precision: str) -> Path:
@@ -151,7 +178,7 @@ def cluster_of(folder: Path, precision: str) -> Path:
 
 def start(
     scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, syncs: Path | None = None
-) -> Launched | Started:  # fmt: skip
+) -> Launched | Started:
     """Starts a run as it is shipped: accelerate launch, its process group, compiled blocks. Emulated, it is a process that is told its precision.
 
     witness   has at its end what computed in fp8
@@ -162,7 +189,11 @@ def start(
         return Started(recipe, overrides, 1, before, environment={"ACCELERATE_MIXED_PRECISION": precision})
     watched = ("witness", witness) if witness else ("syncs", syncs) if syncs else None
     words = words_of(recipe, overrides, cluster_of(recipe.parent, precision), watched=watched)
-    return Launched(words, recipe.parent / f"output-{time.monotonic_ns()}.log", {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    return Launched(
+        words,
+        recipe.parent / f"output-{time.monotonic_ns()}.log",
+        {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
 
 
 def _before_an_emulated_run(witness: Path | None, syncs: Path | None) -> None:
@@ -181,12 +212,16 @@ def ended(recipe: Path, run: Launched | Started) -> str:
     return run.text()
 
 
-def train(scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, syncs: Path | None = None) -> str:
+def train(
+    scene: Scene, recipe: Path, *overrides: str, precision: str, witness: Path | None = None, syncs: Path | None = None
+) -> str:
     """Runs to the end and returns what was printed; raises where it does not finish."""
     return ended(recipe, start(scene, recipe, *overrides, precision=precision, witness=witness, syncs=syncs))
 
 
-def killed_and_resumed(scene: Scene, straight: Path, killed: Path, max_steps: int, every: int, *, precision: str) -> dict[str, Any]:
+def killed_and_resumed(
+    scene: Scene, straight: Path, killed: Path, max_steps: int, every: int, *, precision: str
+) -> dict[str, Any]:
     """Two runs of one recipe, of which the second is killed with SIGKILL in its middle and started again: what of them is equal.
 
     every   steps between two checkpoints
@@ -200,14 +235,19 @@ def killed_and_resumed(scene: Scene, straight: Path, killed: Path, max_steps: in
     train(scene, killed, precision=precision)
     ours, theirs = (final_bytes(recipe, max_steps) for recipe in (killed, straight))
     numbers = [[(record["loss"], record["grad_norm"]) for record in steps(recipe)] for recipe in (killed, straight)]
-    label, said = json.loads((checkpoint(killed, max_steps) / "manifest.json").read_text())["precision"], outcome(killed)["resume"]
+    label, said = (
+        json.loads((checkpoint(killed, max_steps) / "manifest.json").read_text())["precision"],
+        outcome(killed)["resume"],
+    )
     lost = (killed.parent / "runs" / "tiny" / "metrics.lost.jsonl").exists()
     holds = {
         "it was killed while it ran": was_running and killed_after < max_steps,
-        "weights are equal": ours["model.safetensors"] == theirs["model.safetensors"], "moments are equal": ours["optimizer.bin"] == theirs["optimizer.bin"],
+        "weights are equal": ours["model.safetensors"] == theirs["model.safetensors"],
+        "moments are equal": ours["optimizer.bin"] == theirs["optimizer.bin"],
         "losses and norms are equal": numbers[0] == numbers[1] and len(numbers[0]) == max_steps,
-        "replayed steps are exact": not lost or str(said).startswith("resume exact: "), f"it ran in {precision}": label == scene.label(precision),
-    }  # fmt: skip
+        "replayed steps are exact": not lost or str(said).startswith("resume exact: "),
+        f"it ran in {precision}": label == scene.label(precision),
+    }
     return cleared(straight, cleared(killed, {"holds": holds, "killed_after": killed_after, "said": said}))
 
 

@@ -22,14 +22,26 @@ def measure(scene: Scene, record: Record) -> None:
     for name, found in record.side_by_side(works, scene.at_once).items():
         if found:
             share, seen, audited = found["of_chosen_blocks"], found["of_all_matmuls"], found["audited"]
-            record.check(f"{name}: share of the linear FLOPs in the chosen blocks", share, f"at least {BAR}", held=share >= BAR)
-            record.check(f"{name}: share of all matrix products", seen, f"the audit's {audited:.4g}", held=abs(audited - seen) < 0.001)
+            record.check(
+                f"{name}: share of the linear FLOPs in the chosen blocks", share, f"at least {BAR}", held=share >= BAR
+            )
+            record.check(
+                f"{name}: share of all matrix products",
+                seen,
+                f"the audit's {audited:.4g}",
+                held=abs(audited - seen) < 0.001,
+            )
 
 
 def _run(scene: Scene, recipe: Recipe, family: str) -> dict[str, Any]:
     precision = {"recipe": recipe.name, "required": True}
     path = recipe_of(
-        scene, f"share {recipe.name} {family}", model_of(scene, family, 768, 6), MAX_STEPS, precision=precision, profile={"steps": [MAX_STEPS, MAX_STEPS]}
+        scene,
+        f"share {recipe.name} {family}",
+        model_of(scene, family, 768, 6),
+        MAX_STEPS,
+        precision=precision,
+        profile={"steps": [MAX_STEPS, MAX_STEPS]},
     )
     seen = path.parent / "witness.json"
     train(scene, path, precision="fp8", witness=seen)

@@ -43,9 +43,14 @@ Way = Callable[[], None]
 
 def measure(scene: Scene, record: Record) -> None:
     """Times everything. A figure has no bar, but every way must be timed, or be a recipe that says which width does not fit it."""
-    torch._dynamo.config.recompile_limit = 64  # as trainer/launch.py sets it: the eighth variant of a block would run uncompiled
+    torch._dynamo.config.recompile_limit = (
+        64  # as trainer/launch.py sets it: the eighth variant of a block would run uncompiled
+    )
     recipes = scene.recipes()
-    for session in ([recipe for recipe in recipes if recipe.stateless], [recipe for recipe in recipes if not recipe.stateless]):
+    for session in (
+        [recipe for recipe in recipes if recipe.stateless],
+        [recipe for recipe in recipes if not recipe.stateless],
+    ):
         for width in scene.sized(tuple(SHAPES), (192,)) if session else ():
             for kind, time_all in (("linears", time_linears), ("step", time_steps)):
                 name = f"{kind} {width} {'+'.join(recipe.name for recipe in session)}"
@@ -57,9 +62,22 @@ def measure(scene: Scene, record: Record) -> None:
 def _tell(record: Record, name: str, ways: dict[str, dict[str, Any]]) -> None:
     for way, figures in ways.items():
         if way != BF16:
-            over = [f"{figures[key]:.2f} times {reference}" for reference, key in ((BF16, "over_bf16"), (COMPILED, "over_compiled")) if key in figures]
-            told = f"n/a: {figures['not_applicable']}" if "not_applicable" in figures else figures.get("failed") or ", ".join(over)
-            record.check(f"{name}: {way}", told, "timed, or of a width that the recipe does not take", held="failed" not in figures)
+            over = [
+                f"{figures[key]:.2f} times {reference}"
+                for reference, key in ((BF16, "over_bf16"), (COMPILED, "over_compiled"))
+                if key in figures
+            ]
+            told = (
+                f"n/a: {figures['not_applicable']}"
+                if "not_applicable" in figures
+                else figures.get("failed") or ", ".join(over)
+            )
+            record.check(
+                f"{name}: {way}",
+                told,
+                "timed, or of a width that the recipe does not take",
+                held="failed" not in figures,
+            )
 
 
 def _free(scene: Scene) -> None:
@@ -79,7 +97,9 @@ class Linears(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         shapes = ((width, width), (width, 4 * width), (4 * width, width), (width, 3 * width))
-        self.blocks = nn.ModuleList([nn.Sequential(*(nn.Linear(width_in, width_out) for width_in, width_out in shapes))])
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(*(nn.Linear(width_in, width_out) for width_in, width_out in shapes))]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks[0](x)
@@ -135,16 +155,29 @@ def time_steps(scene: Scene, width: int, recipes: list[Recipe]) -> dict[str, Any
 
         return run
 
-    variants = variants_of(scene, model, recipes, PrecisionConfig(), micro_batch=micro_batch, sequence_length=sequence_length)
+    variants = variants_of(
+        scene, model, recipes, PrecisionConfig(), micro_batch=micro_batch, sequence_length=sequence_length
+    )
     flops = flops_per_token(model, sequence_length) * tokens.numel()
     ways = {name: way if isinstance(way, str) else step_of(way) for name, way in variants.items()}
     parameters = sum(p.numel() for p in model.parameters())
-    return {"blocks": blocks, "tokens": tokens.numel(), "parameters": parameters, "ways": time_in_turn(scene, ways, flops)}
+    return {
+        "blocks": blocks,
+        "tokens": tokens.numel(),
+        "parameters": parameters,
+        "ways": time_in_turn(scene, ways, flops),
+    }
 
 
 def variants_of(
-    scene: Scene, model: nn.Module, recipes: list[Recipe], wanted: PrecisionConfig, *, micro_batch: int, sequence_length: int
-) -> dict[str, nn.Module | str]:  # fmt: skip
+    scene: Scene,
+    model: nn.Module,
+    recipes: list[Recipe],
+    wanted: PrecisionConfig,
+    *,
+    micro_batch: int,
+    sequence_length: int,
+) -> dict[str, nn.Module | str]:
     """The model in bf16, compiled, and in each recipe, around the same parameters; or why a recipe does not fit."""
     variants: dict[str, nn.Module | str] = {BF16: model, COMPILED: _sharing(model)}
     for block in find_blocks(variants[COMPILED])[1]:
@@ -196,14 +229,18 @@ def time_in_turn(scene: Scene, ways: dict[str, Way | str], flops: float) -> dict
         except Exception as error:  # a compiler that is missing, a kernel that refuses: a finding about this way alone
             found[name] = {"failed": one_line(error)}
     timed = {name: ways[name] for name in found if "peak_bytes" in found[name]}
-    rounds = [{name: _seconds(scene, timed[name]) for name in _turned(list(timed), number)} for number in range(scene.sized(16, 2))]
+    rounds = [
+        {name: _seconds(scene, timed[name]) for name in _turned(list(timed), number)}
+        for number in range(scene.sized(16, 2))
+    ]
     peak = None if scene.emulated else peak_flops(torch.cuda.get_device_name(), "bf16")
     for name in timed:
         seconds = statistics.median(row[name] for row in rounds)
         ratios = {
             key: statistics.median(row[reference] / row[name] for row in rounds)
-            for key, reference in (("over_bf16", BF16), ("over_compiled", COMPILED)) if reference in timed
-        }  # fmt: skip
+            for key, reference in (("over_bf16", BF16), ("over_compiled", COMPILED))
+            if reference in timed
+        }
         mfu = {"mfu_of_bf16_peak": flops / seconds / peak} if peak else {}
         found[name] |= {"milliseconds": seconds * 1e3, "teraflops_per_second": flops / seconds / 1e12, **ratios, **mfu}
     return found

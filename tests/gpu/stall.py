@@ -21,9 +21,19 @@ def measure(scene: Scene, record: Record) -> None:
     if found := record.piece("saves", functools.partial(_run, scene)):
         for name, bar in BARS.items():
             value = found["checks"][name]
-            record.check(f"a save holds the training thread, {name}", value, f"at most {bar} s", held=value <= bar or scene.emulated)
+            record.check(
+                f"a save holds the training thread, {name}",
+                value,
+                f"at most {bar} s",
+                held=value <= bar or scene.emulated,
+            )
         for name in ("update", "update_without_save"):
-            record.check(f"{name.replace('_', ' ')}, seconds", found["medians"][name], "no bar: an update at once after a save waits for its copies", held=True)
+            record.check(
+                f"{name.replace('_', ' ')}, seconds",
+                found["medians"][name],
+                "no bar: an update at once after a save waits for its copies",
+                held=True,
+            )
 
 
 def _run(scene: Scene) -> dict[str, Any]:
@@ -31,7 +41,9 @@ def _run(scene: Scene) -> dict[str, Any]:
     scene.work.mkdir(parents=True, exist_ok=True)
     if scene.emulated:
         with contextlib.chdir(scene.work):
-            found = checkpoint_stall.measure_between_updates(2, on_cuda=False, shape={"n_layer": 1, "n_embd": 64, "n_head": 1})
+            found = checkpoint_stall.measure_between_updates(
+                2, on_cuda=False, shape={"n_layer": 1, "n_embd": 64, "n_head": 1}
+            )
         return {"medians": found, "checks": {"p50 seconds": found["p50"], "p99 seconds": found["p99"]}}
     path = scene.work / "checkpoint_stall.json"
     path.unlink(missing_ok=True)

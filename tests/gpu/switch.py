@@ -28,18 +28,31 @@ def measure(scene: Scene, record: Record) -> None:
     for family, found in record.side_by_side(works, max(1, scene.at_once // 2)).items():
         if found:
             labels = [scene.label(precision) for precision in LEGS]
-            record.check(f"{family}: precisions of the launches", found["precisions"], " -> ".join(labels), held=found["precisions"] == labels)
+            record.check(
+                f"{family}: precisions of the launches",
+                found["precisions"],
+                " -> ".join(labels),
+                held=found["precisions"] == labels,
+            )
             for name, held in found["holds"].items():
                 record.check(f"{family}: {name}", held, "true", held=held)
             gap = found["largest_gap"]
-            record.check(f"{family}: largest gap of a step's loss to bf16", gap, f"at most {MAX_GAP:.0%}", held=gap <= MAX_GAP)
+            record.check(
+                f"{family}: largest gap of a step's loss to bf16", gap, f"at most {MAX_GAP:.0%}", held=gap <= MAX_GAP
+            )
 
 
 def _switch(scene: Scene, family: str) -> dict[str, Any]:
     each = scene.sized(20, 4)
     last = each * len(LEGS)
-    fixed = {"schedule": {"name": "constant", "warmup_steps": 0}, "precision": {"recipe": scene.recipes()[0].name, "required": True}}
-    mixed, plain = (recipe_of(scene, f"switch {family} {which}", model_of(scene, family, 768, 6), last, **fixed) for which in ("mixed", "plain"))
+    fixed = {
+        "schedule": {"name": "constant", "warmup_steps": 0},
+        "precision": {"recipe": scene.recipes()[0].name, "required": True},
+    }
+    mixed, plain = (
+        recipe_of(scene, f"switch {family} {which}", model_of(scene, family, 768, 6), last, **fixed)
+        for which in ("mixed", "plain")
+    )
     beside = start(scene, plain, precision="bf16")
     precisions, forms, went_on = [], [], True
     for number, precision in enumerate(LEGS, start=1):
@@ -52,10 +65,14 @@ def _switch(scene: Scene, family: str) -> dict[str, Any]:
     exported = [exported_form(path.parent / "runs" / "tiny" / "exported") for path in (mixed, plain)]
     ours, theirs = steps(mixed), steps(plain)
     holds = {
-        "each launch went on and lost no step": went_on and [record["step"] for record in ours] == list(range(1, last + 1)),
-        "checkpoints have a bf16 run's keys and shapes": all(each == form(checkpoint(plain, last) / "model.safetensors") for each in forms),
+        "each launch went on and lost no step": went_on
+        and [record["step"] for record in ours] == list(range(1, last + 1)),
+        "checkpoints have a bf16 run's keys and shapes": all(
+            each == form(checkpoint(plain, last) / "model.safetensors") for each in forms
+        ),
         "the export is a bf16 run's but for the numbers": exported[0] == exported[1],
-        "the data was the same": [record["data_digest"] for record in ours] == [record["data_digest"] for record in theirs],
+        "the data was the same": [record["data_digest"] for record in ours]
+        == [record["data_digest"] for record in theirs],
     }
     gap = max(abs(a["loss"] / b["loss"] - 1.0) for a, b in zip(ours, theirs, strict=True))
     return cleared(mixed, cleared(plain, {"precisions": precisions, "holds": holds, "largest_gap": gap}))
@@ -69,6 +86,12 @@ def form(path: Path) -> list[tuple[str, str]]:
 def exported_form(folder: Path) -> dict[str, Any]:
     """What an exported folder is, but for the numbers; transformers opens it."""
     opened = AutoModelForCausalLM.from_pretrained(folder)
-    assert all(torch.isfinite(parameter).all() for parameter in opened.parameters()), f"{folder} holds what is no number"
+    assert all(torch.isfinite(parameter).all() for parameter in opened.parameters()), (
+        f"{folder} holds what is no number"
+    )
     names = sorted(path.name for path in folder.iterdir())
-    return {"files": names, "tensors": form(folder / "model.safetensors"), "config": json.loads((folder / "config.json").read_text())}
+    return {
+        "files": names,
+        "tensors": form(folder / "model.safetensors"),
+        "config": json.loads((folder / "config.json").read_text()),
+    }

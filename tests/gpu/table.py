@@ -14,7 +14,9 @@ def checks_table(found: dict[str, dict[str, Any] | None]) -> str:
     rows = ["| part | what | found | bar | |", "|---|---|---|---|---|"]
     for name, part in found.items():
         for check in part["checks"] if part else ():
-            rows.append(f"| {name} | {check['name']} | {_value(check['value'])} | {check['bar']} | {'held' if check['held'] else '**NOT held**'} |")
+            rows.append(
+                f"| {name} | {check['name']} | {_value(check['value'])} | {check['bar']} | {'held' if check['held'] else '**NOT held**'} |"
+            )
         if not part or not part["complete"]:
             rows.append(f"| {name} | | not finished | | **NOT held** |")
     return "\n".join(rows)
@@ -39,19 +41,26 @@ def _machines(found: dict[str, dict[str, Any]]) -> str:
         f"{part['hardware']['device']} (driver {part['hardware']['driver']}), torch {part['versions']['torch']}, "
         f"TransformerEngine {part['versions']['transformer_engine']}"
         for part in found.values()
-    }  # fmt: skip
+    }
     return f"Measured on {'; '.join(sorted(machines))}."
 
 
 def _speed_table(part: dict[str, Any]) -> str:
     """A row for each way; bf16 stands beside each session of recipes, and the first is told."""
-    rows = ["| | width | way | ms | times bf16 | times compiled bf16 | MFU (bf16's peak) | memory of a pass |", "|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| | width | way | ms | times bf16 | times compiled bf16 | MFU (bf16's peak) | memory of a pass |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     seen: dict[tuple[str, int, str], str] = {}
     for name, piece in part["pieces"].items():
         kind, width, _ = name.split(maxsplit=2)
         for way, figures in piece["ways"].items():
             seen.setdefault((kind, int(width), way), f"| {kind} | {width} | {way} | {_figures(figures)} |")
-    unfinished = "" if part["complete"] and is_held(part["checks"]) else "\n\nThe part `speed` is not finished, or a way of it failed."
+    unfinished = (
+        ""
+        if part["complete"] and is_held(part["checks"])
+        else "\n\nThe part `speed` is not finished, or a way of it failed."
+    )
     return "\n".join([*rows, *(seen[key] for key in sorted(seen, key=lambda key: key[:2]))]) + unfinished
 
 

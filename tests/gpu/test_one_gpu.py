@@ -15,9 +15,14 @@ pytestmark = [
 ]
 
 LLAMA = {
-    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "attention_dropout": 0.1, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "attention_dropout": 0.1,
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -52,11 +52,15 @@ class Witness:
         """Shares of the arithmetic so far that was in fp8, and the layers of the chosen blocks that were not always."""
         chosen = [layer for layer in self._all if layer[0] in self._chosen]
         return {
-            "of_chosen_blocks": sum(self._fp8[layer] for layer in chosen) / max(1, sum(self._all[layer] for layer in chosen)),
+            "of_chosen_blocks": sum(self._fp8[layer] for layer in chosen)
+            / max(1, sum(self._all[layer] for layer in chosen)),
             "of_all_blocks": self._fp8.total() / max(1, self._all.total()),
             "of_all_matmuls": self._fp8.total() / max(1, flops_per_token * self._tokens),
-            "layers_seen": len(self._all), "not_in_fp8": [f"{block}.{name}" for block, name in chosen if self._fp8[block, name] < self._all[block, name]],
-        }  # fmt: skip
+            "layers_seen": len(self._all),
+            "not_in_fp8": [
+                f"{block}.{name}" for block, name in chosen if self._fp8[block, name] < self._all[block, name]
+            ],
+        }
 
 
 def _wipe(module: nn.Module, _: Any) -> None:
@@ -74,7 +78,12 @@ def watch(path: Path) -> None:
 
     def watched(run: Any) -> Any:
         model, wanted = run.bare_model, run.config.precision
-        seen = Witness(model.get_input_embeddings(), find_blocks(model)[1], first=wanted.bf16_first_blocks, last=wanted.bf16_last_blocks)
+        seen = Witness(
+            model.get_input_embeddings(),
+            find_blocks(model)[1],
+            first=wanted.bf16_first_blocks,
+            last=wanted.bf16_last_blocks,
+        )
         outcome = train(run)
         path.write_text(json.dumps(seen.facts(flops_per_token(model, run.config.sequence_length))))
         return outcome

@@ -36,10 +36,16 @@ def configs(draw) -> Config:
     """Any config that is without contradiction."""
     micro_batch, max_steps = draw(st.integers(1, 64)), draw(positive)
     has_corpus = draw(st.booleans())
-    data = {"corpus": draw(texts.filter(bool))} if has_corpus else {
-        "train": draw(st.lists(texts, min_size=1, max_size=3)), "validation": draw(st.lists(texts, max_size=2)),
-        "tokenizer": draw(texts.filter(bool)), "vocab_size": draw(st.none() | positive),
-    }  # fmt: skip
+    data = (
+        {"corpus": draw(texts.filter(bool))}
+        if has_corpus
+        else {
+            "train": draw(st.lists(texts, min_size=1, max_size=3)),
+            "validation": draw(st.lists(texts, max_size=2)),
+            "tokenizer": draw(texts.filter(bool)),
+            "vocab_size": draw(st.none() | positive),
+        }
+    )
     return Config.model_validate(
         {
             "name": draw(st.from_regex(r"([A-Za-z0-9_][A-Za-z0-9._-]{0,20})", fullmatch=True)),
@@ -82,11 +88,15 @@ def checkpoint_sets(draw) -> list:
     kinds = draw(st.sampled_from([(None,), ("a",), ("a", "b")]))
     manifests = [
         manifest_of(
-            step, val_loss=draw(losses), reason=draw(reasons), validation=draw(st.sampled_from(kinds)),
-            epoch=draw(st.none() | st.integers(1, 9)), pinned=draw(st.integers(0, 9)) == 0,
+            step,
+            val_loss=draw(losses),
+            reason=draw(reasons),
+            validation=draw(st.sampled_from(kinds)),
+            epoch=draw(st.none() | st.integers(1, 9)),
+            pinned=draw(st.integers(0, 9)) == 0,
         )
         for step in steps
-    ]  # fmt: skip
+    ]
     newest = max(manifests, key=lambda m: m.step, default=None)
     evaluated = {m.validation for m in manifests if m.val_loss is not None and isfinite(m.val_loss)}
     assume(newest is None or len(evaluated) < 2 or newest.validation in evaluated)

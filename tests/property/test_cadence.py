@@ -5,9 +5,12 @@ from trainer.checkpoint.cadence import Budget, Cadence, Costs, conflict, plan
 
 seconds = st.floats(0, 1e4)
 budgets = st.builds(
-    Budget, max_loss_seconds=st.floats(0.1, 1e5), max_overhead_fraction=st.floats(1e-4, 1), writer_takes_from_step=st.booleans(),
+    Budget,
+    max_loss_seconds=st.floats(0.1, 1e5),
+    max_overhead_fraction=st.floats(1e-4, 1),
+    writer_takes_from_step=st.booleans(),
     has_snapshots=st.booleans(),
-)  # fmt: skip
+)
 all_costs = st.builds(
     Costs, stall_seconds=seconds, write_seconds=seconds, writer_cpu_seconds=seconds, step_seconds=seconds
 )

@@ -29,14 +29,20 @@ def test_identical_runs_have_a_gap_of_exactly_nothing(values):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(finite, min_size=8, max_size=60), st.lists(finite, min_size=8, max_size=60), st.sampled_from([500, 1000, 1700]))
+@given(
+    st.lists(finite, min_size=8, max_size=60),
+    st.lists(finite, min_size=8, max_size=60),
+    st.sampled_from([500, 1000, 1700]),
+)
 def test_turning_a_pair_round_turns_the_gap_round(first, second, step_tokens):
     with tempfile.TemporaryDirectory() as folder:
         a, b = write_run(Path(folder), "a", first), write_run(Path(folder), "b", second, step_tokens=step_tokens)
         there, back = (compared(*runs).pairs[0].judged.get("loss") for runs in ((a, b), (b, a)))
     assert (there is None) == (back is None)
     if there:
-        assert there.gap.value == pytest.approx(-back.gap.value, abs=1e-9) and there.gap.window_error == pytest.approx(back.gap.window_error)
+        assert there.gap.value == pytest.approx(-back.gap.value, abs=1e-9) and there.gap.window_error == pytest.approx(
+            back.gap.window_error
+        )
 
 
 @settings(max_examples=25, deadline=None)

@@ -21,10 +21,16 @@ def test_a_dumped_config_loads_as_itself(config):
 
 
 SETTINGS = {
-    "seed": st.integers(0, 10**6), "optimizer.lr": rates, "deterministic": st.booleans(), "evaluation.prompt": texts,
-    "resume_from_checkpoint": texts, "checkpoint.keep_best": st.integers(0, 9), "safety.max_bad_steps": st.integers(1, 99),
-    "data.validation": st.just([]), "optimizer.betas": st.just([0.5, 0.75]),
-}  # fmt: skip
+    "seed": st.integers(0, 10**6),
+    "optimizer.lr": rates,
+    "deterministic": st.booleans(),
+    "evaluation.prompt": texts,
+    "resume_from_checkpoint": texts,
+    "checkpoint.keep_best": st.integers(0, 9),
+    "safety.max_bad_steps": st.integers(1, 99),
+    "data.validation": st.just([]),
+    "optimizer.betas": st.just([0.5, 0.75]),
+}
 changes = st.fixed_dictionaries({}, optional=SETTINGS)
 
 

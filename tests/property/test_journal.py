@@ -17,7 +17,10 @@ def test_events_read_back_as_they_were_written(written):
     with tempfile.TemporaryDirectory() as folder:
         for each in written:
             Journal(Path(folder)).write("save", **each)
-        read = [{key: value for key, value in event.items() if key not in ("time", "event")} for event in read_events(Path(folder))]
+        read = [
+            {key: value for key, value in event.items() if key not in ("time", "event")}
+            for event in read_events(Path(folder))
+        ]
     assert read == written
 
 
@@ -35,7 +38,9 @@ def test_wherever_lines_are_cut_short_every_whole_event_is_read(events):
             if kept_fraction < 1:
                 with open(path, "r+b") as file:
                     file.truncate(cut)
-            if path.stat().st_size >= before + len(added) - 1:  # without its last byte, the end of the line, it is whole
+            if (
+                path.stat().st_size >= before + len(added) - 1
+            ):  # without its last byte, the end of the line, it is whole
                 whole.append(step)
         assert [event["step"] for event in read_events(Path(folder))] == whole
 
@@ -44,10 +49,12 @@ some = st.integers(0, 1)
 odd = st.fixed_dictionaries(
     {"event": st.sampled_from(["start", "resume", "save", "stop", "prune"])},
     optional={
-        "step": some | json_values, "digest": some, "cause": st.sampled_from(sorted(CAUSES)) | json_values,
+        "step": some | json_values,
+        "digest": some,
+        "cause": st.sampled_from(sorted(CAUSES)) | json_values,
         "fingerprint": st.none() | some,
     },
-)  # fmt: skip
+)
 resumes = st.fixed_dictionaries({"event": st.just("resume"), "step": some, "digest": some})
 deaths = st.fixed_dictionaries(
     {"event": st.just("stop"), "step": some, "cause": st.sampled_from(["exception", "exception", "fault", "SIGKILL"])}
@@ -60,7 +67,9 @@ events = st.lists(launches | st.tuples(odd), max_size=20).map(lambda parts: [eve
 def test_no_journal_however_odd_makes_a_checkpoint_suspect_without_three_failures_of_the_trainers_own(story):
     num_own = sum(event["event"] == "stop" and event.get("cause") in ("exception", "fault") for event in story)
     found = suspects(story)
-    resumed = {event.get("step") for event in story if event["event"] == "resume" and isinstance(event.get("step"), int)}
+    resumed = {
+        event.get("step") for event in story if event["event"] == "resume" and isinstance(event.get("step"), int)
+    }
     assert set(found) <= resumed and len(found) <= num_own // 3
 
 

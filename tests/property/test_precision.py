@@ -18,8 +18,14 @@ def facts(draw):
     is_gpu, problem = draw(st.booleans()), draw(st.none() | st.just("it cannot be imported"))
     gpu = {"gpu": "X", "capability": draw(PAIRS), "cuda": draw(st.none() | PAIRS)} if is_gpu else {}
     return Facts(
-        "cuda" if is_gpu else "cpu", has_bf16=draw(st.booleans()) or not is_gpu, **gpu, backend="B", emulated=draw(st.booleans()), problem=problem, probe_error=0.04
-    )  # fmt: skip
+        "cuda" if is_gpu else "cpu",
+        has_bf16=draw(st.booleans()) or not is_gpu,
+        **gpu,
+        backend="B",
+        emulated=draw(st.booleans()),
+        problem=problem,
+        probe_error=0.04,
+    )
 
 
 @given(st.sampled_from(MODES), facts(), RECIPE_NAMES)
@@ -43,7 +49,11 @@ def test_ranks_agree_on_what_each_of_them_can_do(known, recipe):
 
 
 @settings(max_examples=50)
-@given(st.sampled_from(list(RECIPES.values())), st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40), st.integers(1, 3))
+@given(
+    st.sampled_from(list(RECIPES.values())),
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40),
+    st.integers(1, 3),
+)
 def test_shares_are_shares_and_nothing_is_cut_off_by_its_own_scale(recipe, values, rows):
     largest, underflow, overflow = fit(torch.tensor([values] * rows), recipe)
     assert largest.item() == max(abs(value) for value in values)

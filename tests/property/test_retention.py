@@ -20,9 +20,7 @@ from trainer.checkpoint.retention import (
 )
 
 counts = st.integers(0, 5)
-policies = st.builds(
-    Policy, counts, counts, st.none() | st.integers(1, 20), counts, st.none() | st.integers(1, 2000)
-)
+policies = st.builds(Policy, counts, counts, st.none() | st.integers(1, 20), counts, st.none() | st.integers(1, 2000))
 bounded = st.builds(Policy, counts, counts, st.none() | st.integers(1, 20), counts, st.integers(1, 2000))
 ASIDE = (".damaged-step-00000003", ".damaged-step-00000009", ".abandoned-step-00000002", ".abandoned-step-00000002-2")
 

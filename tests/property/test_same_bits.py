@@ -26,17 +26,31 @@ def configs():
     """Configs of GPT-2-like and Llama-like models, tied and untied, of odd sizes."""
     llama = st.builds(
         lambda heads, width, layers, tied: {
-            "model_type": "llama", "hidden_size": 2 * heads * width, "num_attention_heads": heads, "intermediate_size": 3 * width,
-            "num_hidden_layers": layers, "tie_word_embeddings": tied,
+            "model_type": "llama",
+            "hidden_size": 2 * heads * width,
+            "num_attention_heads": heads,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": layers,
+            "tie_word_embeddings": tied,
         },
-        st.integers(1, 3), st.integers(1, 5), st.integers(1, 2), st.booleans(),
-    )  # fmt: skip
+        st.integers(1, 3),
+        st.integers(1, 5),
+        st.integers(1, 2),
+        st.booleans(),
+    )
     gpt2 = st.builds(
         lambda heads, width, layers, tied: {
-            "model_type": "gpt2", "n_embd": heads * width, "n_head": heads, "n_layer": layers, "tie_word_embeddings": tied,
+            "model_type": "gpt2",
+            "n_embd": heads * width,
+            "n_head": heads,
+            "n_layer": layers,
+            "tie_word_embeddings": tied,
         },
-        st.integers(1, 3), st.integers(1, 7), st.integers(1, 2), st.booleans(),
-    )  # fmt: skip
+        st.integers(1, 3),
+        st.integers(1, 7),
+        st.integers(1, 2),
+        st.booleans(),
+    )
     return llama | gpt2
 
 
@@ -45,9 +59,16 @@ def builder(config: dict, optimizer: str, seed: int):
         resolved = resolve(None, config, vocab_size=VOCAB, sequence_length=8, eot_id=0)
         model = build_model(resolved, vocab_size=VOCAB, seed=seed, device=torch.device("cpu"))
         return model, build_optimizer(
-            model, name=optimizer, lr=0.01, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, muon_lr=0.02, muon_momentum=0.95,
+            model,
+            name=optimizer,
+            lr=0.01,
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=0.1,
+            muon_lr=0.02,
+            muon_momentum=0.95,
             muon_weight_decay=0.1,
-        )  # fmt: skip
+        )
 
     return build
 
@@ -78,7 +99,11 @@ def assert_equal(one, other) -> None:
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype and one.shape == other.shape
-        assert one.contiguous().view(torch.uint8).equal(other.contiguous().view(torch.uint8)) if one.dim() else one.equal(other)
+        assert (
+            one.contiguous().view(torch.uint8).equal(other.contiguous().view(torch.uint8))
+            if one.dim()
+            else one.equal(other)
+        )
     elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
@@ -105,7 +130,11 @@ def test_a_folder_of_the_writer_loads_to_the_bits_of_a_plain_save_state(config, 
             update(run, with_moments=with_moments)
         run.save("every")
         expected = run.everything()
-        run.checkpointer._plain._store, background, run.checkpointer._background = stores[1], run.checkpointer._background, None
+        run.checkpointer._plain._store, background, run.checkpointer._background = (
+            stores[1],
+            run.checkpointer._background,
+            None,
+        )
         run.checkpointer._saved_step = None
         run.save("every")
         run.checkpointer._background = background

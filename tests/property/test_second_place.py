@@ -42,7 +42,12 @@ def test_whatever_copies_are_interrupted_what_is_listed_there_is_whole(kind, cop
                 next(left)  # StopIteration is an error like another one
 
             try:
-                copy_checkpoint(commit(store, step, loss=float(number)), where, keep=keep, pace=Pace(None, between_blocks=next_block))
+                copy_checkpoint(
+                    commit(store, step, loss=float(number)),
+                    where,
+                    keep=keep,
+                    pace=Pace(None, between_blocks=next_block),
+                )
             except CheckpointError:
                 assert blocks is not None
             for manifest in checkpoints_at(where):

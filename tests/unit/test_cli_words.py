@@ -20,7 +20,11 @@ COMMANDS = list(typer.main.get_command(app).commands)
     [
         ([], ["launch"], []),
         (["shakespeare"], ["launch", "shakespeare"], ["launch", "shakespeare"]),
-        (["cpu", "mine.yaml", "seed=1"], ["launch", "cpu", "mine.yaml", "seed=1"], ["launch", "cpu", "mine.yaml", "seed=1"]),
+        (
+            ["cpu", "mine.yaml", "seed=1"],
+            ["launch", "cpu", "mine.yaml", "seed=1"],
+            ["launch", "cpu", "mine.yaml", "seed=1"],
+        ),
         (["seed=1"], ["launch", "seed=1"], ["launch", "seed=1"]),
         (["--dry-run", "cpu"], ["launch", "--dry-run", "cpu"], ["launch", "--dry-run", "cpu"]),
         (["recipes/report.yaml"], ["launch", "recipes/report.yaml"], ["launch", "recipes/report.yaml"]),
@@ -89,17 +93,23 @@ def test_the_door_is_not_handed_on_to_processes_that_a_command_starts(monkeypatc
 @pytest.mark.parametrize(
     ("door", "program", "found", "typed"),
     [
-        (None, "/a b/.venv/bin/trainer", None, ["/a b/.venv/bin/trainer"]), (None, "/bin/trainer", "/bin/trainer", ["trainer"]),
-        ("/a b/launch.sh", "/x/trainer/__main__.py", None, ["/a b/launch.sh"]), ("./launch.sh", "x", None, ["./launch.sh"]),
+        (None, "/a b/.venv/bin/trainer", None, ["/a b/.venv/bin/trainer"]),
+        (None, "/bin/trainer", "/bin/trainer", ["trainer"]),
+        ("/a b/launch.sh", "/x/trainer/__main__.py", None, ["/a b/launch.sh"]),
+        ("./launch.sh", "x", None, ["./launch.sh"]),
     ],
-)  # fmt: skip
+)
 def test_the_command_that_shows_a_form_can_be_pasted(monkeypatch, door, program, found, typed):
     """In a checkout whose environment is not activated there is no command `trainer`."""
     monkeypatch.setattr("shutil.which", lambda name: found)
     monkeypatch.setattr("sys.argv", [program, "bench", "precision", "--steps", "0"])
     monkeypatch.setenv(DOOR, door) if door else monkeypatch.delenv(DOOR, raising=False)
     said = io.StringIO()
-    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    with (
+        pytest.raises(SystemExit) as ended,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(said),
+    ):
         cli.main()
     form = paragraph(said.getvalue()).rpartition("shown by: ")[2]
     assert ended.value.code == 2 and shlex.split(form) == [*typed, "bench", "precision", "--help"]

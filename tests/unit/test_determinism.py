@@ -29,7 +29,11 @@ def is_strict():
 def test_a_run_asks_for_determinism_and_not_only_for_warnings_of_its_absence():
     launch.meet(launch.Asked("no", True, 1, True), deterministic=True)
     assert is_strict()
-    assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["NCCL_ALGO"], os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"]) == (":4096:8", "Ring", "0")
+    assert (
+        os.environ["CUBLAS_WORKSPACE_CONFIG"],
+        os.environ["NCCL_ALGO"],
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"],
+    ) == (":4096:8", "Ring", "0")
 
 
 def test_without_it_nothing_is_asked_of_torch_cublas_and_nccl():
@@ -44,7 +48,10 @@ def test_any_order_lasts_for_its_block_whatever_happens_in_it(before):
     with pytest.raises(ZeroDivisionError), determinism.any_order():
         assert not torch.are_deterministic_algorithms_enabled()
         raise ZeroDivisionError
-    assert (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()) == before
+    assert (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    ) == before
 
 
 class Flags(TorchDispatchMode):
@@ -79,7 +86,9 @@ def test_an_operation_without_a_deterministic_form_is_a_paragraph_with_its_name_
 def test_a_workspace_setting_of_the_environment_that_cublas_refuses_is_named(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(ConfigError) as caught, determinism.missing_form_explained("a remedy"):
-        raise RuntimeError("Deterministic behavior was enabled, but this uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8")
+        raise RuntimeError(
+            "Deterministic behavior was enabled, but this uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8"
+        )
     assert "CUBLAS_WORKSPACE_CONFIG=:0:0" in str(caught.value) and "a remedy" in str(caught.value)
 
 
@@ -115,7 +124,11 @@ def test_its_cost_is_a_share_of_a_step():
 
 def test_the_report_of_a_gpu_times_whole_passes_and_those_of_others_time_nothing(monkeypatch):
     passes = []
-    monkeypatch.setattr(determinism, "attention_seconds", lambda shape, dtype, device: (0.002, 0.001) if shape == (4, 2, 64, 8) else None)
+    monkeypatch.setattr(
+        determinism,
+        "attention_seconds",
+        lambda shape, dtype, device: (0.002, 0.001) if shape == (4, 2, 64, 8) else None,
+    )
     monkeypatch.setattr(determinism, "_seconds", lambda work: work() or 0.04)
 
     class Model:
@@ -123,7 +136,9 @@ def test_the_report_of_a_gpu_times_whole_passes_and_those_of_others_time_nothing
 
     def said(deterministic, device):
         passes.clear()
-        return determinism.report(deterministic, torch.device(device), torch.bfloat16, Model, 4, 64, lambda: passes.append(1))
+        return determinism.report(
+            deterministic, torch.device(device), torch.bfloat16, Model, 4, 64, lambda: passes.append(1)
+        )
 
     assert "25.0 % of a step" in said(True, "cuda") and len(passes) == 4
     assert "off" in said(False, "cuda") and "last bit" in said(False, "cuda") and not passes

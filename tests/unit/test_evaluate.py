@@ -18,7 +18,15 @@ from trainer.evaluation.accuracy import TaskResult
 
 
 def evaluation(passed_over=None, **changes):
-    usual = {"task": "words", "num_items": 3, "acc": 0.0, "acc_stderr": None, "acc_norm": None, "acc_norm_stderr": None, "chance": None}
+    usual = {
+        "task": "words",
+        "num_items": 3,
+        "acc": 0.0,
+        "acc_stderr": None,
+        "acc_norm": None,
+        "acc_norm_stderr": None,
+        "chance": None,
+    }
     result = TaskResult(**{**usual, "perplexity": 9.5, "num_not_finite": 0, **changes})
     located = Located(Path("checkpoints/mine/step-00000010"), manifest_of(10), passed_over or {})
     return Evaluation(located, "no", [result], True)
@@ -30,13 +38,19 @@ def test_results_are_a_table_under_what_they_are_of():
 
 def test_scores_that_are_no_numbers_are_told():
     said = evaluation(num_not_finite=2).text().splitlines()
-    assert said[3] == "words: the scores of 2 of 3 items are not finite: the weights are damaged or diverged; take an older checkpoint"
+    assert (
+        said[3]
+        == "words: the scores of 2 of 3 items are not finite: the weights are damaged or diverged; take an older checkpoint"
+    )
 
 
 @pytest.mark.parametrize("perplexity", [math.nan, math.inf])
 def test_a_record_is_json_whatever_the_numbers_are(perplexity):
     (record,) = evaluation(perplexity=perplexity).records()
-    assert json.loads(json.dumps(record), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["perplexity"] is None
+    assert (
+        json.loads(json.dumps(record), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["perplexity"]
+        is None
+    )
     assert (record["step"], record["task"], record["acc"]) == (10, "words", 0.0)
 
 
@@ -50,7 +64,9 @@ def test_newer_checkpoints_that_were_passed_over_stand_in_the_table_and_in_the_r
 def test_a_loss_stands_before_the_tasks_in_table_and_records():
     loss = Loss(data="mine", loss=math.inf, perplexity=math.inf, bits_per_byte=None, num_tokens=8)
     told = replace(evaluation(), loss=loss)
-    assert [record["task"] for record in told.records()] == ["validation_loss", "words"] and told.records()[0]["loss"] is None
+    assert [record["task"] for record in told.records()] == ["validation_loss", "words"] and told.records()[0][
+        "loss"
+    ] is None
     lines = told.text().splitlines()
     assert lines[1].split()[:2] == ["held-out", "text"] and lines[2].split() == ["mine", "8", "inf", "inf", "-"]
     assert "diverged" in lines[-1] and len(replace(told, results=[]).text().splitlines()) == 4
@@ -76,7 +92,9 @@ def test_the_loss_on_training_text_is_never_called_that_on_held_out_text(trained
     assert found.num_sequences > 0 and "100%" in caplog.text and "trained on" in caplog.text
 
 
-def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_stops_nothing(trained_without_held_out, tmp_path, caplog):
+def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_stops_nothing(
+    trained_without_held_out, tmp_path, caplog
+):
     config, manifest, folder = trained_without_held_out
     (tmp_path / "other.txt").write_text("They have their exits. " * 217)
     other = prepare([str(tmp_path / "other.txt")], tmp_path / "other", "bytes", validation_fraction=0.0).folder

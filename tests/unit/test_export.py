@@ -203,7 +203,13 @@ def exported(tmp_path, shape, **arguments):
     facts = facts_of("bytes")
     model = tiny_model(shape, facts.vocab_size).eval()
     tmp_path.mkdir(exist_ok=True)
-    out = export(tmp_path / "out", model_config=model.config.to_dict(), weights=stored(model, tmp_path), tokenizer=facts, **arguments)
+    out = export(
+        tmp_path / "out",
+        model_config=model.config.to_dict(),
+        weights=stored(model, tmp_path),
+        tokenizer=facts,
+        **arguments,
+    )
     return out, model
 
 
@@ -217,7 +223,10 @@ def test_the_written_tokenizer_is_one_that_transformers_4_and_5_open(tmp_path):
     config = written(out, "tokenizer_config.json")
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in config
     assert config["pad_token"] == config["eos_token"] == config["bos_token"] == END
-    assert AutoTokenizer.from_pretrained(out)(["a", "bcd"], padding=True)["input_ids"] == [[256, 256, 97], [98, 99, 100]]
+    assert AutoTokenizer.from_pretrained(out)(["a", "bcd"], padding=True)["input_ids"] == [
+        [256, 256, 97],
+        [98, 99, 100],
+    ]
     assert config["model_input_names"] == ["input_ids", "attention_mask"] and config["padding_side"] == "left"
     assert written(out, "tokenizer.json")["added_tokens"][0]["id"] == 256
 
@@ -230,9 +239,15 @@ def test_the_written_tokenizer_is_one_that_transformers_4_and_5_open(tmp_path):
             {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
             {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
         ),
-        ({"rope_type": "default", "rope_theta": 9.0, "partial_rotary_factor": 0.5}, {"rope_theta": 9.0, "partial_rotary_factor": 0.5}),
         (
-            {"sliding_attention": {"rope_type": "default", "rope_theta": 1.0}, "full_attention": {"rope_type": "default", "rope_theta": 2.0}},
+            {"rope_type": "default", "rope_theta": 9.0, "partial_rotary_factor": 0.5},
+            {"rope_theta": 9.0, "partial_rotary_factor": 0.5},
+        ),
+        (
+            {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 2.0},
+            },
             {"rope_theta": 2.0, "rope_local_base_freq": 1.0},
         ),
         (None, {}),
@@ -298,24 +313,54 @@ def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch)
     folder.mkdir()
     model = tiny_model("llama")
     stored(model, folder)
-    (folder / "config.yaml").write_text(CONFIG + "optimizer: {name: adamw, lr: 0.0006}\nschedule: {name: cosine, warmup_steps: 7}\n")
-    (run / "metrics.jsonl").write_text("".join(
-        json.dumps({"step": step, "val_loss": 3.0, "words/acc": step / 100}) + "\n" for step in (9, 10, 11)
-    ))  # fmt: skip
-    (run / "evaluations.jsonl").write_text("".join(
-        json.dumps({"step": step, "task": "piqa", "acc": step / 40, "chance": 0.5}) + "\n" for step in (9, 10, 11)
-    ))  # fmt: skip
+    (folder / "config.yaml").write_text(
+        CONFIG + "optimizer: {name: adamw, lr: 0.0006}\nschedule: {name: cosine, warmup_steps: 7}\n"
+    )
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "val_loss": 3.0, "words/acc": step / 100}) + "\n" for step in (9, 10, 11))
+    )
+    (run / "evaluations.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "task": "piqa", "acc": step / 40, "chance": 0.5}) + "\n" for step in (9, 10, 11)
+        )
+    )
     with open(run / "evaluations.jsonl", "a") as file:
-        file.write(json.dumps({"step": 10, "task": "validation_loss", "data": "other", "loss": 2.5, "bits_per_byte": 1.25, "num_tokens": 640}) + "\n")
+        file.write(
+            json.dumps(
+                {
+                    "step": 10,
+                    "task": "validation_loss",
+                    "data": "other",
+                    "loss": 2.5,
+                    "bits_per_byte": 1.25,
+                    "num_tokens": 640,
+                }
+            )
+            + "\n"
+        )
     manifest = manifest_of(
-        10, model=json.loads(model.config.to_json_string(use_diff=False)), vocab_size=257, val_loss=3.0, identity={"sequence_length": 8}
+        10,
+        model=json.loads(model.config.to_json_string(use_diff=False)),
+        vocab_size=257,
+        val_loss=3.0,
+        identity={"sequence_length": 8},
     )
     (folder / "manifest.json").write_text(to_json(manifest))
     card = (export_checkpoint(folder, tmp_path / "out", license="mit") / "README.md").read_text()
     assert "\nlicense: mit\n" in card.split("---")[1]
-    rows = dict(line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "| | |")
+    rows = dict(
+        line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "| | |"
+    )
     assert rows["data"] == "shakespeare" and rows["sequence length"].startswith("8 ") and rows["batch"].startswith("4 ")
-    assert "adamw" in rows["optimizer"] and rows["learning rate"].startswith("0.0006 ") and "cosine, 7 " in rows["learning rate"]
-    assert rows["words"] == "acc 0.100" and rows["piqa"] == "acc 0.250, chance 0.500" and rows["validation loss"].startswith("3.0000")
+    assert (
+        "adamw" in rows["optimizer"]
+        and rows["learning rate"].startswith("0.0006 ")
+        and "cosine, 7 " in rows["learning rate"]
+    )
+    assert (
+        rows["words"] == "acc 0.100"
+        and rows["piqa"] == "acc 0.250, chance 0.500"
+        and rows["validation loss"].startswith("3.0000")
+    )
     assert all(number in rows["loss on other"] for number in ("2.5000", "1.2500", "640"))
     assert written(tmp_path / "out", "config.json")["max_position_embeddings"] == 8

@@ -38,7 +38,9 @@ def test_an_atomic_file_may_be_written_beside_its_folder(tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     real = os.replace
     seen = []
-    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append((names(tmp_path), names(tmp_path / "inner"))), real(a, b)))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (seen.append((names(tmp_path), names(tmp_path / "inner"))), real(a, b))
+    )
     files.write_atomic(tmp_path / "inner" / "a", "content", partial_in=tmp_path)
     assert seen == [([f".a.partial-{os.getpid()}", "inner"], [])] and names(tmp_path / "inner") == ["a"]
     assert names(tmp_path) == ["inner"]

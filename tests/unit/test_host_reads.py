@@ -23,15 +23,27 @@ READING_METHODS = {"tolist", "numpy", "cpu", "__array__", "pin_memory"}
 """Of a tensor, in Python; what ends in an operation is counted there."""
 
 READING_OPERATIONS = {
-    "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
-    "repeat_interleave", "is_nonzero", "allclose",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "bincount",
+    "repeat_interleave",
+    "is_nonzero",
+    "allclose",
+}
 """`.item()`, `bool()`, `float()` and `int()` are `_local_scalar_dense`."""
 
 CASES = [
     (model, optimizer, num_micro_batches)
-    for model in ("gpt2", "llama") for optimizer in ("adamw", "muon") for num_micro_batches in (1, 16)
-]  # fmt: skip
+    for model in ("gpt2", "llama")
+    for optimizer in ("adamw", "muon")
+    for num_micro_batches in (1, 16)
+]
 
 STEPS = 5
 DETAILED_STEP = 4
@@ -46,7 +58,11 @@ class HostReads:
         self._modes = (_Methods(self), _Operations(self))
 
     def note(self, what):
-        frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename and Path(frame.filename) != Path(__file__)]
+        frames = [
+            frame
+            for frame in traceback.extract_stack()
+            if "/torch/" not in frame.filename and Path(frame.filename) != Path(__file__)
+        ]
         place = f"{Path(frames[-1].filename).name}:{frames[-1].name}"
         self.seen.setdefault(self._progress.step, Counter())[f"{place} {what}"] += 1
 
@@ -78,7 +94,9 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1]
+        )
         if name in READING_OPERATIONS or by_mask:
             self._reads.note(name)
         return func(*args, **(kwargs or {}))
@@ -114,12 +132,20 @@ def counted(tmp_path_factory):
     folder, recipes = tmp_path_factory.mktemp("reads"), {}
     for model, optimizer, num_micro_batches in CASES:
         (folder / f"{model}-{optimizer}-{num_micro_batches}").mkdir()
-        recipes[f"{model}-{optimizer}-{num_micro_batches}"] = str(write_recipe(
-            folder / f"{model}-{optimizer}-{num_micro_batches}", max_steps=STEPS, global_batch=2 * num_micro_batches, micro_batch=2,
-            model={"config": {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}[model]}, optimizer={"name": optimizer}, schedule={"warmup_steps": 1},
-            evaluation={"every_steps": STEPS, "sample_tokens": 0}, checkpoint={"every_steps": STEPS, "max_loss_seconds": math.inf, "asynchronous": False},
-            metrics={"trackers": [], "detail_every_steps": DETAILED_STEP},
-        ))  # fmt: skip
+        recipes[f"{model}-{optimizer}-{num_micro_batches}"] = str(
+            write_recipe(
+                folder / f"{model}-{optimizer}-{num_micro_batches}",
+                max_steps=STEPS,
+                global_batch=2 * num_micro_batches,
+                micro_batch=2,
+                model={"config": {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}[model]},
+                optimizer={"name": optimizer},
+                schedule={"warmup_steps": 1},
+                evaluation={"every_steps": STEPS, "sample_tokens": 0},
+                checkpoint={"every_steps": STEPS, "max_loss_seconds": math.inf, "asynchronous": False},
+                metrics={"trackers": [], "detail_every_steps": DETAILED_STEP},
+            )
+        )
     process = launching._context().Process(target=count_all, args=(recipes, str(folder / "reads.json")))
     process.start()
     process.join(300)
@@ -128,14 +154,18 @@ def counted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("model", "optimizer", "num_micro_batches"), CASES)
-def test_a_step_reads_once_from_the_device_whatever_the_model_the_optimizer_and_the_micro_batches(counted, model, optimizer, num_micro_batches):
+def test_a_step_reads_once_from_the_device_whatever_the_model_the_optimizer_and_the_micro_batches(
+    counted, model, optimizer, num_micro_batches
+):
     seen = counted[f"{model}-{optimizer}-{num_micro_batches}"]
     numbers = {"reporter.py:_arrive tolist": 1}
     plain = {step: seen[str(step)] for step in range(1, STEPS) if step != DETAILED_STEP}
     assert plain == dict.fromkeys(plain, numbers)
     assert seen[str(DETAILED_STEP)] == {**numbers, "late.py:read numpy": 1}
     before = {"loop.py:train _local_scalar_dense", "named.py:first_not_finite _local_scalar_dense"}
-    assert set(seen["0"]) == before, "once a launch, before the first step: was a rank asked to stop, and is every weight finite"
+    assert set(seen["0"]) == before, (
+        "once a launch, before the first step: was a rank asked to stop, and is every weight finite"
+    )
 
 
 def test_a_hidden_read_would_be_counted():

@@ -58,7 +58,9 @@ def test_the_event_after_one_that_was_cut_short_is_whole(tmp_path):
     assert [event["event"] for event in read_events(tmp_path)] == ["start", "stop"]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe", b"{", b"[1]", b"null", b'{"step": 1}', b'{"event": 1}', b"\0" * 9, b"[" * 99999])
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe", b"{", b"[1]", b"null", b'{"step": 1}', b'{"event": 1}', b"\0" * 9, b"[" * 99999]
+)
 def test_a_damaged_line_is_left_out(tmp_path, damage):
     Journal(tmp_path).write("start")
     with open(tmp_path / JOURNAL, "ab") as file:
@@ -113,7 +115,7 @@ def raised(error, *, cause=None, while_handling=None):
             try:
                 raise while_handling
             except Exception:
-                raise error
+                raise error  # noqa: B904 -- the context that Python sets by itself is what is tested
         raise error from cause
     except BaseException as caught:
         return caught
@@ -168,11 +170,19 @@ def test_exceptions_that_are_a_circle_have_a_cause():
 @pytest.mark.parametrize(
     ("number", "cause"),
     [
-        (signal.SIGSEGV, "fault"), (signal.SIGBUS, "fault"), (signal.SIGFPE, "fault"), (signal.SIGILL, "fault"), (signal.SIGABRT, "fault"),
-        (signal.SIGKILL, "SIGKILL"), (signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT"), (signal.SIGHUP, "SIGHUP"),
-        (signal.SIGUSR1, "unknown"), (999, "unknown"),
+        (signal.SIGSEGV, "fault"),
+        (signal.SIGBUS, "fault"),
+        (signal.SIGFPE, "fault"),
+        (signal.SIGILL, "fault"),
+        (signal.SIGABRT, "fault"),
+        (signal.SIGKILL, "SIGKILL"),
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "SIGINT"),
+        (signal.SIGHUP, "SIGHUP"),
+        (signal.SIGUSR1, "unknown"),
+        (999, "unknown"),
     ],
-)  # fmt: skip
+)
 def test_a_signal_has_a_cause(number, cause):
     assert cause_of_signal(int(number)) == cause and cause in CAUSES
 

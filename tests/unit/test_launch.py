@@ -94,7 +94,9 @@ def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unre
     for name, value in passed_on.items():
         monkeypatch.setenv(name, value)
     begin(tmp_path)
-    assert "fp8_config.margin of the cluster file is not read" in caplog.text and not any(name.startswith("ACCELERATE_FP8_") for name in os.environ)
+    assert "fp8_config.margin of the cluster file is not read" in caplog.text and not any(
+        name.startswith("ACCELERATE_FP8_") for name in os.environ
+    )
 
 
 def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it_finds_first(tmp_path, monkeypatch):
@@ -103,7 +105,9 @@ def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         place = launch.Asked("fp8", True, 1, True)
-        accelerator = launch.start(place, precision="fp8", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path)
+        accelerator = launch.start(
+            place, precision="fp8", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path
+        )
         assert accelerator.mixed_precision == "fp8" and accelerator.fp8_backend.value == "TE"
     finally:
         emulation.uninstall()
@@ -114,19 +118,32 @@ def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monke
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     place = launch.Asked("no", True, 1, True)
     launch.start(
-        place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="these layers cannot be compiled"
-    )  # fmt: skip
-    assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no" and "torch.compile is left out: these layers cannot be compiled" in caplog.text
+        place,
+        precision="no",
+        deterministic=False,
+        seed=1,
+        trackers=[],
+        runs_folder=tmp_path,
+        uncompiled="these layers cannot be compiled",
+    )
+    assert (
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
+        and "torch.compile is left out: these layers cannot be compiled" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(("local_rank", "told"), [("0", True), ("1", False)])
-def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them(tmp_path, monkeypatch, caplog, local_rank, told):
+def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them(
+    tmp_path, monkeypatch, caplog, local_rank, told
+):
     begin(tmp_path)  # a process that is alone from the start, whatever the variable says of it afterwards
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     monkeypatch.setenv("ACCELERATE_FP8_MARGIN", "3")
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     place = launch.Asked("no", True, 1, True)
-    launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason")
+    launch.start(
+        place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason"
+    )
     assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no" and "ACCELERATE_FP8_MARGIN" not in os.environ
     assert ["torch.compile is left out" in caplog.text, "fp8_config.margin" in caplog.text] == [told, told]
 
@@ -134,7 +151,9 @@ def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them
 def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
     place = launch.Asked("no", True, 1, True)
-    launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason")
+    launch.start(
+        place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason"
+    )
     assert "torch.compile" not in caplog.text
 
 
@@ -152,13 +171,22 @@ def test_compiled_blocks_are_not_split_where_buckets_of_gradients_end(tmp_path, 
 def test_tf32_is_what_the_recipe_says_whatever_accelerate_has_set(tmp_path, monkeypatch, allowed):
     class OnAGpu(SimpleNamespace):
         def __init__(self, **_):
-            torch.backends.cuda.matmul.allow_tf32 = not allowed  # Accelerate does so where it compiles and mixed_precision is no
-            super().__init__(device=torch.device("cuda"), num_processes=1, distributed_type=launch.DistributedType.MULTI_GPU, process_index=0)
+            torch.backends.cuda.matmul.allow_tf32 = (
+                not allowed
+            )  # Accelerate does so where it compiles and mixed_precision is no
+            super().__init__(
+                device=torch.device("cuda"),
+                num_processes=1,
+                distributed_type=launch.DistributedType.MULTI_GPU,
+                process_index=0,
+            )
 
     monkeypatch.setattr(launch, "Accelerator", OnAGpu)
     place = launch.Asked("no", True, 1, True)
     try:
-        launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, tf32=allowed)
+        launch.start(
+            place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, tf32=allowed
+        )
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -250,8 +278,11 @@ def test_a_group_that_was_left_is_not_torn_down_under_python_s_lock(tmp_path):
     """Its destructor waits for threads that may wait for that lock: now and then a run hung at its end, having finished."""
     done = subprocess.run(
         [sys.executable, "-c", GROUP_OF_ONE, str(tmp_path / "rendezvous")],
-        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("left: False") and not done.stdout.startswith("left: False 0"), done.stdout
 
@@ -263,7 +294,12 @@ def test_a_group_that_was_left_is_not_torn_down_under_python_s_lock(tmp_path):
 def two_ranks(monkeypatch):
     """The launcher's store of two ranks, and the environment of one of them."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
 
     def be(rank):
         for name, value in {**place, "RANK": str(rank)}.items():
@@ -277,7 +313,12 @@ WAITING = "from trainer import launch; print('there', flush=True); launch.first_
 
 
 def waiting_rank():
-    other = subprocess.Popen([sys.executable, "-c", WAITING], cwd=launch.__file__.rpartition("/trainer/")[0], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        cwd=launch.__file__.rpartition("/trainer/")[0],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert other.stdout.readline() == "there\n"
     return other
 
@@ -319,5 +360,8 @@ def test_a_launcher_that_is_gone_before_the_ranks_have_met_is_told(two_ranks, mo
             raise RuntimeError("Broken pipe")
 
     monkeypatch.setattr(launch, "_launchers_store", Gone)
-    with pytest.raises(LaunchError, match=r"the launcher of rank 0 is gone before the ranks had met \(Broken pipe\); see what rank 0 says"):
+    with pytest.raises(
+        LaunchError,
+        match=r"the launcher of rank 0 is gone before the ranks had met \(Broken pipe\); see what rank 0 says",
+    ):
         launch.first_before_joining(lambda: None)

@@ -79,7 +79,10 @@ def in_another_process(script, path):
     """Starts a process that takes the lock, and waits until it has said what it got."""
     code = f"{script}\nfrom pathlib import Path\nfrom trainer import locks\nheld = locks.take(Path({str(path)!r}))\nprint(held is not None, flush=True)\n"
     other = subprocess.Popen(
-        [sys.executable, "-c", f"{code}import time; time.sleep(60)"], cwd=files.project_folder(), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", f"{code}import time; time.sleep(60)"],
+        cwd=files.project_folder(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return other, other.stdout.readline().strip() == "True"
 
@@ -128,7 +131,10 @@ def test_where_there_are_no_locks_a_record_holds_and_that_is_announced(path, mon
 
     monkeypatch.setattr(fcntl, "flock", flock)
     held = locks.take(path)
-    assert names(path) == [".lock", ".lock-00000001"] and f"{path.parent} is on a file system without locks (no locks)" in caplog.text
+    assert (
+        names(path) == [".lock", ".lock-00000001"]
+        and f"{path.parent} is on a file system without locks (no locks)" in caplog.text
+    )
     assert locks.take(path) is None and locks.is_held(path)
     held.close()
     assert not locks.is_held(path)
@@ -137,7 +143,9 @@ def test_where_there_are_no_locks_a_record_holds_and_that_is_announced(path, mon
     again.close()
 
 
-def test_a_record_whose_process_is_gone_or_whose_number_another_has_now_is_stale_at_once(path, without_locks, monkeypatch):
+def test_a_record_whose_process_is_gone_or_whose_number_another_has_now_is_stale_at_once(
+    path, without_locks, monkeypatch
+):
     monkeypatch.setattr(locks, "STILL_SECONDS", 60.0)
     record(path, 3, gone())
     locks.take(path).close()
@@ -275,7 +283,9 @@ def test_a_release_that_cannot_be_written_is_told(path, without_locks, monkeypat
     assert "still says that this process holds it: Input/output error" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"pid": 1}', b'{"pid": "x", "started": 1, "machine": 2, "host": 3}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"pid": 1}', b'{"pid": "x", "started": 1, "machine": 2, "host": 3}']
+)
 def test_what_is_no_record_is_none(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     assert locks.read_record(tmp_path / "x") is None and locks.read_record(tmp_path / "y") is None

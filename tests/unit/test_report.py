@@ -4,9 +4,9 @@ import shlex
 import pytest
 
 from tests.small_checkpoints import commit
+from trainer import locks
 from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
 from trainer.config.load import dump, load
-from trainer import locks
 from trainer.errors import TrainerError
 from trainer.journal import Journal
 from trainer.metrics.outcome import read_outcome, write_outcome, write_refusal
@@ -25,9 +25,20 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     text = report("mine", folder, store.folder, {"bigram": 5.14, "unigram": 6.27})
     for words in (
         "mine: finished at step 3 (all 3 steps were taken); 3k tokens in 1m 0s of training\nresume exact: 1/1",
-        "training loss", "mean of the last 3 steps", "2.250", "1.500 bits a byte", "5.140", "6.270", "    To be\n    or not\ufffd[2J",
-        str(store.folder), str(folder), "here/exported", "launch.sh generate mine", "launch.sh tensorboard mine", "launch.sh checkpoints ls mine",
-    ):  # fmt: skip
+        "training loss",
+        "mean of the last 3 steps",
+        "2.250",
+        "1.500 bits a byte",
+        "5.140",
+        "6.270",
+        "    To be\n    or not\ufffd[2J",
+        str(store.folder),
+        str(folder),
+        "here/exported",
+        "launch.sh generate mine",
+        "launch.sh tensorboard mine",
+        "launch.sh checkpoints ls mine",
+    ):
         assert words in text
 
 
@@ -35,7 +46,9 @@ def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
     write_outcome(tmp_path / "mine", "diverged", step=2, reason="because")
     records = [{"step": 1, "val_loss": 2.0, "bits_per_byte": 1.5}, {"step": 2, "val_loss": None, "bits_per_byte": None}]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "validation loss             -  no finite number at step 2" in report("mine", tmp_path / "mine", store.folder, None)
+    assert "validation loss             -  no finite number at step 2" in report(
+        "mine", tmp_path / "mine", store.folder, None
+    )
 
 
 def test_a_run_ends_with_what_it_came_to(tmp_path):
@@ -54,9 +67,15 @@ def test_a_run_ends_with_what_it_came_to(tmp_path):
 
 def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=2, reason="because")
-    facts = [{"lines/acc": 0.2, "lines/acc_norm": 0.3, "lines/chance": 0.25}, {"lines/acc": 0.314, "lines/acc_norm": 0.29, "lines/chance": 0.25}]
+    facts = [
+        {"lines/acc": 0.2, "lines/acc_norm": 0.3, "lines/chance": 0.25},
+        {"lines/acc": 0.314, "lines/acc_norm": 0.29, "lines/chance": 0.25},
+    ]
     records = [{"step": n, "val_loss": 2.0, **some} for n, some in enumerate(facts, start=1)]
-    records += [{"step": 3, "val_loss": 2.0, "words/acc": 0.5, "words/perplexity": 9.0}, {"step": 4, "loss": 2.0, "tokens": 9, "step_seconds": 1.0}]
+    records += [
+        {"step": 3, "val_loss": 2.0, "words/acc": 0.5, "words/perplexity": 9.0},
+        {"step": 4, "loss": 2.0, "tokens": 9, "step_seconds": 1.0},
+    ]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     said = report("mine", tmp_path / "mine", store.folder, None)
     assert "\n\n  lines  acc 0.31, acc_norm 0.29 (chance 0.25)\n  words  acc 0.50\n\n" in said
@@ -84,12 +103,18 @@ BACK = {"event": "precision", "mode": "bf16", "reason": "the loss in fp8 was abo
 
 @pytest.mark.parametrize(
     ("events", "words"),
-    [([{"event": "start", "precision": "no"}], "computed in fp32\n"), ([FP8], "computed in fp8\n"),
-     ([FALLBACK], "computed in bf16 instead of fp8, because there is no CUDA device\n"),
-     ([FP8, BACK], "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n"),
-     ([FP8, BACK, FP8, {**BACK, "reason": "before", "resumed": True}], "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n"),
-     ([FP8, BACK, {"event": "start", "precision": "bf16"}, FP8], "computed in fp8, then bf16, then fp8\n")],
-)  # fmt: skip
+    [
+        ([{"event": "start", "precision": "no"}], "computed in fp32\n"),
+        ([FP8], "computed in fp8\n"),
+        ([FALLBACK], "computed in bf16 instead of fp8, because there is no CUDA device\n"),
+        ([FP8, BACK], "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n"),
+        (
+            [FP8, BACK, FP8, {**BACK, "reason": "before", "resumed": True}],
+            "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n",
+        ),
+        ([FP8, BACK, {"event": "start", "precision": "bf16"}, FP8], "computed in fp8, then bf16, then fp8\n"),
+    ],
+)
 def test_what_it_computed_in_is_told_with_the_reason_where_it_is_not_what_was_asked_for(store, tmp_path, events, words):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     (tmp_path / "mine" / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
@@ -143,7 +168,13 @@ def test_a_run_that_never_was_is_an_error(store, tmp_path):
 
 
 def next_lines(folder, store, **changes):
-    said = report("mine", folder, store.folder, None, **{"prompt": "1. Remove the cover", "command": "./launch.sh cpu mine.yaml", **changes})
+    said = report(
+        "mine",
+        folder,
+        store.folder,
+        None,
+        **{"prompt": "1. Remove the cover", "command": "./launch.sh cpu mine.yaml", **changes},
+    )
     return [line.strip() for line in said.partition("Next:\n")[2].splitlines()]
 
 
@@ -156,7 +187,11 @@ def test_what_continues_a_run_that_ended_early_comes_first(store, project, kind)
     assert lines[1:] == ["./launch.sh tensorboard mine"], "there is nothing to generate with, and nothing to list"
     commit(store, 5)
     lines = next_lines(folder, store)
-    assert lines[0].startswith("./launch.sh cpu mine.yaml") and "from step 5" in lines[0] and ("optimizer.lr=" in lines[0]) == (kind == "diverged")
+    assert (
+        lines[0].startswith("./launch.sh cpu mine.yaml")
+        and "from step 5" in lines[0]
+        and ("optimizer.lr=" in lines[0]) == (kind == "diverged")
+    )
     assert lines[1] == "./launch.sh generate mine --prompt '1. Remove the cover'"
 
 

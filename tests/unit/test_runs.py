@@ -24,13 +24,17 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG)
-    (folder / "outcome.json").write_text(json.dumps({"outcome": "finished", "step": 10, "exported": str(folder / "exported")}))
+    (folder / "outcome.json").write_text(
+        json.dumps({"outcome": "finished", "step": 10, "exported": str(folder / "exported")})
+    )
     Journal(folder).write("stop", cause="finished")
     return tmp_path
 
 
 def content(project):
-    return sorted(path.relative_to(project).as_posix() for path in project.rglob("*") if not path.name.startswith(".lock"))
+    return sorted(
+        path.relative_to(project).as_posix() for path in project.rglob("*") if not path.name.startswith(".lock")
+    )
 
 
 def test_a_renamed_run_has_everything_under_its_new_name(project):
@@ -40,7 +44,10 @@ def test_a_renamed_run_has_everything_under_its_new_name(project):
     assert load_resolved(folder / "config.yaml").name == "better"
     assert find_checkpoints("better") == project / "checkpoints/better"
     assert json.loads((folder / "outcome.json").read_text())["exported"] == str(folder / "exported")
-    assert [(e["event"], e.get("name"), e.get("was")) for e in read_events(folder)] == [("stop", None, None), ("rename", "better", "run")]
+    assert [(e["event"], e.get("name"), e.get("was")) for e in read_events(folder)] == [
+        ("stop", None, None),
+        ("rename", "better", "run"),
+    ]
     for entry in CheckpointStore(project / "checkpoints/better").entries():
         assert verify(entry.path) == [] and folder_of_run(entry.path) == folder
 

@@ -62,7 +62,9 @@ def other(tmp_path) -> Path:
 
 
 def ran(command: list[str], cwd: Path, **environment: str) -> str:
-    ended = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
     assert ended.returncode == 0, ended.stderr + ended.stdout
     return ended.stdout
 
@@ -153,7 +155,9 @@ def test_every_start_of_ours_goes_through_it_or_is_told_to_look_nowhere_else():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             words = [getattr(word, "value", None) for word in getattr(node, "elts", [])]
-            if {"-m", "-c"} & {word for word in words if isinstance(word, str)} and not {"-P", "-I"} & set(map(str, words)):
+            if {"-m", "-c"} & {word for word in words if isinstance(word, str)} and not {"-P", "-I"} & set(
+                map(str, words)
+            ):
                 loose.append(f"{path}:{node.lineno}")
     assert loose == []
 
@@ -161,4 +165,6 @@ def test_every_start_of_ours_goes_through_it_or_is_told_to_look_nowhere_else():
 def test_the_ranks_of_a_launch_are_started_the_same_way(cluster):
     plan = supervise.plan([cluster(), "shakespeare"])
     assert plan.command[:4] == start.command("trainer.supervise") and start.SCRIPT in plan.command[4:]
-    assert plan.environment["PYTHONSAFEPATH"] == "1" and plan.environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+    assert plan.environment["PYTHONSAFEPATH"] == "1" and plan.environment.get("PYTHONPATH") == os.environ.get(
+        "PYTHONPATH"
+    )

@@ -15,6 +15,7 @@ from trainer.errors import ConfigError
 from trainer.metrics.memory_advice import advice
 from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
 
+
 def gpus(monkeypatch, number):
     monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: number)
 
@@ -48,7 +49,13 @@ def test_an_equals_sign_in_the_path_of_a_file_makes_no_override(tmp_path, monkey
     assert supervise.split_words(["gpus=4.yaml", there, "seed=2"]) == ("gpus=4.yaml", there, ["seed=2"])
     assert supervise.split_words(["cpu", "lr=3.yaml"]) == ("cpu", "lr=3.yaml", [])
     assert supervise.split_words(["cpu", unknown]) == ("cpu", unknown, []), "which is told as missing"
-    overrides = ["seed=1.yaml", "data.corpus=a/b", "data.train=[a/b.bin]", "data.tokenizer=sweep/lr=1/mine.tiktoken", "typo/lr=1"]
+    overrides = [
+        "seed=1.yaml",
+        "data.corpus=a/b",
+        "data.train=[a/b.bin]",
+        "data.tokenizer=sweep/lr=1/mine.tiktoken",
+        "typo/lr=1",
+    ]
     assert supervise.split_words(overrides) == (None, "shakespeare", overrides), "the name of a setting stays one"
 
 
@@ -77,8 +84,17 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
     plan = supervise.plan([path, "shakespeare", "name=mine", "seed=3"])
     assert plan.command == start.command(
         "trainer.supervise",
-        "--config_file", path, "--mixed_precision", "no", start.SCRIPT, "trainer", "train", "shakespeare", "name=mine", "seed=3",
-    )  # fmt: skip
+        "--config_file",
+        path,
+        "--mixed_precision",
+        "no",
+        start.SCRIPT,
+        "trainer",
+        "train",
+        "shakespeare",
+        "name=mine",
+        "seed=3",
+    )
     changed = {key: value for key, value in plan.environment.items() if os.environ.get(key) != value}
     assert changed == {
         "PYTHONSAFEPATH": "1",
@@ -103,8 +119,12 @@ def test_fp8_is_asked_of_the_trainer_and_not_of_the_launcher_that_would_die_of_i
 
 def test_settings_of_fp8_that_a_cluster_file_has_and_nobody_reads_are_told(cluster):
     with pytest.raises(ConfigError) as caught:
-        supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"])
-    assert "fp8_config.amax_history_len is not read" in str(caught.value) and "fp8_config.backend is 'MSAMP'" in str(caught.value)
+        supervise.plan(
+            [cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"]
+        )
+    assert "fp8_config.amax_history_len is not read" in str(caught.value) and "fp8_config.backend is 'MSAMP'" in str(
+        caught.value
+    )
     supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
 
 
@@ -146,7 +166,11 @@ def planned(project, script=""):
     loaded = load("shakespeare", ["name=mine", "max_steps=30"])
     command = [sys.executable, "-c", script]
     return supervise.Plan(
-        loaded, supervise.clusters.Cluster(Path("x"), 1, "no", True), command, dict(os.environ), project / "runs" / "mine"
+        loaded,
+        supervise.clusters.Cluster(Path("x"), 1, "no", True),
+        command,
+        dict(os.environ),
+        project / "runs" / "mine",
     )
 
 
@@ -247,7 +271,9 @@ def writes(plan, outcome, reason="new"):
 def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(project, caplog, name, left, code, said):
     plan = planned(project)
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
-    plan.command[2] = TOLD.format(name=name, leave=writes(plan, *left) if left else "pass", heard=str(project / "heard"))
+    plan.command[2] = TOLD.format(
+        name=name, leave=writes(plan, *left) if left else "pass", heard=str(project / "heard")
+    )
     before = [signal.getsignal(number) for number in supervise.SIGNALS]
     assert supervise.run_launch(plan) == code
     assert (project / "heard").read_text() == ("SIGTERM" if name == "SIGQUIT" else name)
@@ -293,7 +319,11 @@ def test_a_second_signal_does_not_end_the_wait_for_the_last_save(project, names)
 def test_the_launchers_modules_say_nothing_of_a_stop():
     import torch.distributed.elastic.agent.server.api  # as a launch has it
 
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
+    loggers = [
+        logging.getLogger(name)
+        for name in logging.root.manager.loggerDict
+        if name.startswith("torch.distributed.elastic")
+    ]
     levels = {logger: logger.level for logger in loggers}
     try:
         supervise.quiet_elastic()
@@ -326,7 +356,7 @@ def curve(plan, step):
         (-signal.SIGSEGV, "rank 1 was killed by SIGSEGV; start it again to continue"),
         (1, "rank 1 ended with exit code 1 before it could note why; what it printed says more"),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_says_it_goes_on_and_does_not_has_failed_for_a_reason(project, caplog, exit_code, reason):
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"

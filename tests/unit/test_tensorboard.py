@@ -64,7 +64,9 @@ def test_a_single_run_is_shown_under_its_name_and_nothing_piles_up(tmp_path, mon
         SummaryWriter(str(tmp_path / "runs" / name)).close()
     shown = [logdir_of(board(tmp_path / "runs" / name, None, {})) for name in ("mine", "mine", "yours")]
     assert shown[0] == shown[1] != shown[2]
-    assert [path.name for path in shown[0].iterdir()] == ["mine"] and (shown[0] / "mine").resolve() == tmp_path / "runs" / "mine"
+    assert [path.name for path in shown[0].iterdir()] == ["mine"] and (
+        shown[0] / "mine"
+    ).resolve() == tmp_path / "runs" / "mine"
     assert logdir_of(board(tmp_path / "runs", None, {})) == tmp_path / "runs"
     assert len(list((tmp_path / "temporary").glob("*/*"))) == 2
 
@@ -87,7 +89,13 @@ def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
     with taken() as port:
         pass
     command = [sys.executable, "-m", "trainer", "tensorboard", str(tmp_path), "--port", str(port)]
-    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(PROJECT)}) as process:
+    with subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    ) as process:
         servers = []
         try:
             tags = _tags(f"http://localhost:{port}/data/plugin/scalars/tags")
@@ -104,7 +112,10 @@ def _tags(url, seconds=60.0):
     """The tags of every run, once TensorBoard has read one."""
     ends = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=5) as answer:
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(url, timeout=5) as answer,
+        ):
             if found := json.loads(answer.read()):
                 return found
         assert time.monotonic() < ends, "TensorBoard did not answer"

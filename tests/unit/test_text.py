@@ -22,13 +22,23 @@ def test_a_count_has_three_digits(number, words):
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_487_000_000, "1.49 GB"), (2.5e12, "2.5 TB"), (4.9e15, "4.9 PB")],
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (1_487_000_000, "1.49 GB"),
+        (2.5e12, "2.5 TB"),
+        (4.9e15, "4.9 PB"),
+    ],
 )
 def test_a_size_has_a_decimal_unit(number, words):
     assert text.size(number) == words
 
 
-@pytest.mark.parametrize(("number", "noun", "words"), [(1, "process", "1 process"), (2, "process", "2 processes"), (0, "step", "0 steps"), (1200, "step", "1,200 steps")])
+@pytest.mark.parametrize(
+    ("number", "noun", "words"),
+    [(1, "process", "1 process"), (2, "process", "2 processes"), (0, "step", "0 steps"), (1200, "step", "1,200 steps")],
+)
 def test_a_number_and_its_noun_agree(number, noun, words):
     assert text.numbered(number, noun) == words
 
@@ -41,10 +51,18 @@ def test_a_number_just_below_a_unit_has_no_exponent(almost):
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (-1, "0s"), (0, "0s"), (0.0123, "0.0123s"), (9.99, "9.99s"), (9.999, "10s"), (59.4, "59s"), (60, "1m 0s"),
-        (3599, "59m 59s"), (3600, "1h 0m"), (93784, "1d 2h"),
+        (-1, "0s"),
+        (0, "0s"),
+        (0.0123, "0.0123s"),
+        (9.99, "9.99s"),
+        (9.999, "10s"),
+        (59.4, "59s"),
+        (60, "1m 0s"),
+        (3599, "59m 59s"),
+        (3600, "1h 0m"),
+        (93784, "1d 2h"),
     ],
-)  # fmt: skip
+)
 def test_a_duration_has_its_two_largest_units(seconds, words):
     assert text.duration(seconds) == words
 

@@ -53,7 +53,7 @@ class Missing:
 
 def choose(
     decisions: Mapping[str, Decision], *, torch_version: tuple[int, int], no_compiler: str | None
-) -> tuple[list[Variant], list[Missing]]:  # fmt: skip
+) -> tuple[list[Variant], list[Missing]]:
     """What is measured, bf16 first, and what is not.
 
     decisions     what this machine would compute in, by `bf16` and each recipe's name
@@ -69,7 +69,11 @@ def choose(
         chosen.append(eager)
         why_not = no_compiler
         if eager.recipe:
-            why_not = "an emulation is not" if decision.emulated else uncompiled_because(RECIPES[eager.recipe], torch_version) or no_compiler
+            why_not = (
+                "an emulation is not"
+                if decision.emulated
+                else uncompiled_because(RECIPES[eager.recipe], torch_version) or no_compiler
+            )
         if why_not:
             missing.append(Missing(compiled.name, f"not compiled: {why_not}"))
         else:
@@ -82,10 +86,29 @@ def settings_for(config: Config, variant: Variant) -> list[str]:
     steps = max(config.max_steps, OUT_OF_REACH)
     fp8 = [f"precision.recipe={variant.recipe}", "precision.required=true"] if variant.recipe else []
     return [
-        *fp8, f"max_steps={steps}", "max_tokens=", "max_epochs=", "resume_from_checkpoint=none",
-        "checkpoint.max_loss_seconds=.inf", "checkpoint.asynchronous=false", "checkpoint.every_steps=", "checkpoint.every_minutes=",
-        "checkpoint.every_tokens=", "checkpoint.keep_every_steps=", "checkpoint.keep_epochs=0", "checkpoint.keep_last=1",
-        "checkpoint.second_place=", f"evaluation.every_steps={steps}", "evaluation.samples_every_steps=0", "evaluation.tasks=[]",
-        "evaluation.tasks_every_steps=", "metrics.trackers=[]", "metrics.detail_every_steps=0", "metrics.histogram_every_steps=0",
-        "precision.statistics_every_steps=0", "precision.shadow_every_steps=0", "profile.steps=", "profile.memory_history=false",
-    ]  # fmt: skip
+        *fp8,
+        f"max_steps={steps}",
+        "max_tokens=",
+        "max_epochs=",
+        "resume_from_checkpoint=none",
+        "checkpoint.max_loss_seconds=.inf",
+        "checkpoint.asynchronous=false",
+        "checkpoint.every_steps=",
+        "checkpoint.every_minutes=",
+        "checkpoint.every_tokens=",
+        "checkpoint.keep_every_steps=",
+        "checkpoint.keep_epochs=0",
+        "checkpoint.keep_last=1",
+        "checkpoint.second_place=",
+        f"evaluation.every_steps={steps}",
+        "evaluation.samples_every_steps=0",
+        "evaluation.tasks=[]",
+        "evaluation.tasks_every_steps=",
+        "metrics.trackers=[]",
+        "metrics.detail_every_steps=0",
+        "metrics.histogram_every_steps=0",
+        "precision.statistics_every_steps=0",
+        "precision.shadow_every_steps=0",
+        "profile.steps=",
+        "profile.memory_history=false",
+    ]

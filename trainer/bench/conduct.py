@@ -44,7 +44,13 @@ Steps = list[dict[str, Any]]
 
 
 def bench(
-    config: Config, cluster: Cluster, plan: Plan, *, steps: int, survey: Callable[[Config, Cluster], Survey], say: Callable[[str], None]
+    config: Config,
+    cluster: Cluster,
+    plan: Plan,
+    *,
+    steps: int,
+    survey: Callable[[Config, Cluster], Survey],
+    say: Callable[[str], None],
 ) -> Result:
     """Measures the run of this config under this cluster file, stores the result where the machine was steady, and leaves nothing else.
 
@@ -65,7 +71,9 @@ def bench(
     no_compiler = missing_compiler() if cluster.use_cpu else None
     variants, missing = choose(seen.decisions, torch_version=(int(major), int(minor)), no_compiler=no_compiler)
     if not variants or variants[0].recipe:
-        raise LaunchError(f"there is nothing to compare with: {seen.decisions['bf16'].sentence}; take a machine that computes in bf16")
+        raise LaunchError(
+            f"there is nothing to compare with: {seen.decisions['bf16'].sentence}; take a machine that computes in bf16"
+        )
     with ended_by_signals(), homes_of(config, "bench", say) as homes, ExitStack() as processes:
         try:
             site = _Site(config, cluster, plan, homes.runs, homes.checkpoints, processes, steps, say)
@@ -78,7 +86,13 @@ def bench(
         return result
     facts = result.facts()
     runs = files.project_folder() / config.runs_folder
-    stored_in = store(runs, seen.conditions, result.date, result.judgement.gains, **{name: facts[name] for name in ("verdict", "measured", "missing")})
+    stored_in = store(
+        runs,
+        seen.conditions,
+        result.date,
+        result.judgement.gains,
+        **{name: facts[name] for name in ("verdict", "measured", "missing")},
+    )
     return replace(result, stored_in=stored_in)
 
 
@@ -90,21 +104,43 @@ def _result(
     measured = [
         measurement(variant, rounds, reference, tokens_a_step=tokens_a_step, max_loss_gap=config.precision.max_loss_gap)
         for variant, rounds in taken.items()
-    ]  # fmt: skip
+    ]
     return Result(
-        name=config.name, settings=settings_for(config, Variant()), conditions=seen.conditions,
-        date=datetime.now(UTC).isoformat(timespec="seconds"), rounds=ROUNDS, steps=steps, total_tokens=config.max_steps * tokens_a_step,
-        measured=measured, missing=missing, judgement=judge(measured), seconds=seconds,
-    )  # fmt: skip
+        name=config.name,
+        settings=settings_for(config, Variant()),
+        conditions=seen.conditions,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        rounds=ROUNDS,
+        steps=steps,
+        total_tokens=config.max_steps * tokens_a_step,
+        measured=measured,
+        missing=missing,
+        judgement=judge(measured),
+        seconds=seconds,
+    )
 
 
 class _Site:
     """Where the launches take place, and what starts them."""
 
     def __init__(
-        self, config: Config, cluster: Cluster, plan: Plan, runs: Path, checkpoints: Path, processes: ExitStack, steps: int, say: Callable[[str], None]
+        self,
+        config: Config,
+        cluster: Cluster,
+        plan: Plan,
+        runs: Path,
+        checkpoints: Path,
+        processes: ExitStack,
+        steps: int,
+        say: Callable[[str], None],
     ) -> None:
-        self._config, self._cluster, self._plan, self._runs, self._checkpoints = config, cluster, plan, runs, checkpoints
+        self._config, self._cluster, self._plan, self._runs, self._checkpoints = (
+            config,
+            cluster,
+            plan,
+            runs,
+            checkpoints,
+        )
         self._processes, self._last, self._say = processes, WARM_UP_STEPS + steps, say
         self._longest: float | None = None
         self.failed: list[Missing] = []
@@ -166,6 +202,8 @@ class _Site:
 
     def _nothing_runs(self, problem: str, folder: Path, log: Path) -> LaunchError:
         outcome = read_outcome(folder)
-        error = LaunchError(f"the run does not even run in bf16: its launch {problem}; mend that first. What it printed is kept in {log}")
+        error = LaunchError(
+            f"the run does not even run in bf16: its launch {problem}; mend that first. What it printed is kept in {log}"
+        )
         error.exit_code = 2 if outcome and outcome["outcome"] == "refused" else 1
         return error

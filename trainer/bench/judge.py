@@ -32,7 +32,12 @@ def judge(measured: Sequence[Measurement]) -> Judgement:
     bf16 = [each for each in usable if each.variant.recipe is None]
     fp8 = [each for each in usable if each.variant.recipe is not None]
     if not bf16:
-        return Judgement(None, {}, None, "nothing is recommended: bf16 itself could not be measured here, and a gain is one over bf16")
+        return Judgement(
+            None,
+            {},
+            None,
+            "nothing is recommended: bf16 itself could not be measured here, and a gain is one over bf16",
+        )
     best = _fastest(bf16)
     gains: dict[str, float] = {}
     for each in fp8:
@@ -75,9 +80,7 @@ def _fastest(measured: Sequence[Measurement]) -> Measurement:
 
 def _take_fp8(fp8: Measurement, best: Measurement) -> str:
     compiled = f" and {COMPILE_HINT}" if fp8.variant.is_compiled else ""
-    return (
-        f"take {fp8.variant.name}: {compared(fp8, best)} (mixed_precision: fp8{compiled} in the cluster file, precision.recipe={fp8.variant.recipe})"
-    )
+    return f"take {fp8.variant.name}: {compared(fp8, best)} (mixed_precision: fp8{compiled} in the cluster file, precision.recipe={fp8.variant.recipe})"
 
 
 def _about_compile(bf16: Sequence[Measurement]) -> str:

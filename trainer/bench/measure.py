@@ -55,11 +55,19 @@ def measurement(
     peaks = [peak for steps in rounds for peak in peaks_of(steps)[1:]]
     losses = [[record["loss"] for record in steps] for steps in rounds]
     gap = None if reference is None else loss_gap(losses[0], [record["loss"] for record in reference])
-    is_finite = all(loss is not None for of_round in losses for loss in of_round) and (gap is None or math.isfinite(gap))
+    is_finite = all(loss is not None for of_round in losses for loss in of_round) and (
+        gap is None or math.isfinite(gap)
+    )
     return Measurement(
-        variant, middle, (max(medians) - min(medians)) / middle, tokens_a_step / middle, statistics.median(mfus) if mfus else None,
-        max(peaks, default=None), gap, not is_finite or (gap is not None and gap > max_loss_gap),
-    )  # fmt: skip
+        variant,
+        middle,
+        (max(medians) - min(medians)) / middle,
+        tokens_a_step / middle,
+        statistics.median(mfus) if mfus else None,
+        max(peaks, default=None),
+        gap,
+        not is_finite or (gap is not None and gap > max_loss_gap),
+    )
 
 
 def peaks_of(steps: Records) -> list[float]:

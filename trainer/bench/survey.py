@@ -48,9 +48,14 @@ def _look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
     def settled(asked: str, wanted: PrecisionConfig) -> Decision:
         try:
             decision = settle(
-                asked, wanted, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-                model=lambda: blocks_of(config), gather=lambda decision: [decision],
-            )  # fmt: skip
+                asked,
+                wanted,
+                device_type=device.type,
+                micro_batch=config.micro_batch,
+                sequence_length=config.sequence_length,
+                model=lambda: blocks_of(config),
+                gather=lambda decision: [decision],
+            )
         except PrecisionError as error:  # a format or an option that this recipe does not have
             return Decision(asked, "bf16", str(error))
         excluded = precision_contradictions(config.model_copy(update={"precision": wanted}))

@@ -109,9 +109,12 @@ class Background:
         """
         self._snapshots, self._lock, self._tell_event = snapshots, lock, tell_event
         self._hello = {
-            **hello, "pid": os.getpid(), "lock": str(lock.path) if lock else None, "slots": [slot.descriptor for slot in snapshots.slots],
+            **hello,
+            "pid": os.getpid(),
+            "lock": str(lock.path) if lock else None,
+            "slots": [slot.descriptor for slot in snapshots.slots],
             "slot_bytes": len(snapshots.slots[0].pages),
-        }  # fmt: skip
+        }
         self._held: dict[int, _Held] = {}
         self._arriving: list[tuple[Slot, _Held]] = []
         self._process: subprocess.Popen | None = None
@@ -194,10 +197,16 @@ class Background:
             self._deaths = 0
             done.append(
                 Done(
-                    answer["step"], answer["reason"], answer["failure"], answer.get("not_finite"), answer.get("bytes", 0), answer.get("seconds", 0.0),
-                    answer.get("cpu_seconds", 0.0), tuple(answer.get("untidy", ())),
+                    answer["step"],
+                    answer["reason"],
+                    answer["failure"],
+                    answer.get("not_finite"),
+                    answer.get("bytes", 0),
+                    answer.get("seconds", 0.0),
+                    answer.get("cpu_seconds", 0.0),
+                    tuple(answer.get("untidy", ())),
                 )
-            )  # fmt: skip
+            )
         if done:
             self._ask_next()
         return done
@@ -206,7 +215,9 @@ class Background:
         """`poll` for a second, for whoever cannot go on without the writer: one that hangs is ended. raises WriterLost"""
         if self.still_seconds > HUNG_SECONDS:
             self._end_hung()
-            raise WriterLost(f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: its disk hangs")
+            raise WriterLost(
+                f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: its disk hangs"
+            )
         return self.poll(1.0)
 
     def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
@@ -242,7 +253,9 @@ class Background:
     def end(self, *, wait_for_copies: bool) -> None:
         """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
         self._channel.send({"do": "end", "copies": wait_for_copies})
-        patience = Patience("waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else ""))
+        patience = Patience(
+            "waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else "")
+        )
         self._moved_at = time.monotonic()
         while self._process.poll() is None:
             answers = self._channel.arrived(1.0) or []
@@ -252,8 +265,9 @@ class Background:
                 self._end_hung()
                 log.warning(
                     "the writer has moved nothing for %s, and was ended: a snapshot in memory or a copy to the second place that was not "
-                    "finished is lost; what the log calls a checkpoint is on the disk", duration(HUNG_SECONDS),
-                )  # fmt: skip
+                    "finished is lost; what the log calls a checkpoint is on the disk",
+                    duration(HUNG_SECONDS),
+                )
                 break
             patience.tell()
         self._channel.close()
@@ -268,9 +282,12 @@ class Background:
         ours, theirs = socket.socketpair()
         passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
         self._process = subprocess.Popen(
-            [*_COMMAND, str(theirs.fileno())], pass_fds=passed, start_new_session=True, stdin=subprocess.DEVNULL,
+            [*_COMMAND, str(theirs.fileno())],
+            pass_fds=passed,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         theirs.close()
         self._bequeath()
         self._heard_at = self._moved_at = time.monotonic()
@@ -347,7 +364,10 @@ class Background:
 
 def disk_answers(folder: Path) -> bool:
     """Whether the disk of a folder takes a byte, or refuses it, within ANSWER_SECONDS; tried in a process that may hang in our place."""
-    probe = subprocess.Popen([sys.executable, "-I", "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")], stderr=subprocess.DEVNULL)
+    probe = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")],
+        stderr=subprocess.DEVNULL,
+    )
     try:
         probe.wait(ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
@@ -357,9 +377,14 @@ def disk_answers(folder: Path) -> bool:
 
 
 def begin_background(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, slot_bytes: int, settings: CheckpointConfig,
-    held: Lock | None, **facts: Any,
-) -> Background | None:  # fmt: skip
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    slot_bytes: int,
+    settings: CheckpointConfig,
+    held: Lock | None,
+    **facts: Any,
+) -> Background | None:
     """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
 
     held   the lock of the folder, which the writer shares
@@ -372,15 +397,24 @@ def begin_background(
     number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
     if number == 0:
         log.warning(
-            "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory", size(slot_bytes), size(free)
+            "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory",
+            size(slot_bytes),
+            size(free),
         )
         return None
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
-    log.info("saves: in the background, from %d snapshot%s of %s in memory", number, "s" if number > 1 else "", size(slot_bytes))
+    log.info(
+        "saves: in the background, from %d snapshot%s of %s in memory",
+        number,
+        "s" if number > 1 else "",
+        size(slot_bytes),
+    )
     paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
     hello = {**facts, **paths, "second_place": second_place_of(settings, facts["folder"].name)}
     journal = Journal(facts["run_folder"])
     return Background(
-        Snapshots(model, optimizer, slots, device), hello, held,
+        Snapshots(model, optimizer, slots, device),
+        hello,
+        held,
         lambda **event: journal.write("writer", **event),
-    )  # fmt: skip
+    )

@@ -79,11 +79,13 @@ def plan(budget: Budget, costs: Costs) -> Plan:
     written_fraction = save_seconds / interval
     between = _snapshot_interval(budget, costs, interval, budget.max_overhead_fraction - written_fraction)
     return Plan(
-        write_interval_seconds=interval, snapshot_interval_seconds=between, save_seconds=save_seconds,
+        write_interval_seconds=interval,
+        snapshot_interval_seconds=between,
+        save_seconds=save_seconds,
         loss_seconds=interval + costs.write_seconds + costs.step_seconds,
         overhead_fraction=written_fraction + (costs.stall_seconds / between if between else 0.0),
         is_overhead_bound=allowed >= max(wanted, soonest),
-    )  # fmt: skip
+    )
 
 
 def _snapshot_interval(budget: Budget, costs: Costs, write_interval: float, left_fraction: float) -> float | None:
@@ -142,7 +144,13 @@ class Cadence:
             self._is_writing, self._write_at, self._write_tokens = True, now, tokens
 
     def write_committed(
-        self, now: float, write_seconds: float, writer_cpu_seconds: float, moment: float | None = None, *, is_last: bool = True
+        self,
+        now: float,
+        write_seconds: float,
+        writer_cpu_seconds: float,
+        moment: float | None = None,
+        *,
+        is_last: bool = True,
     ) -> None:
         """A snapshot is a checkpoint on the disk: that of `moment` (None: the newest `to_write`); `is_last`: no other is under way."""
         self._write.append(write_seconds)
@@ -165,11 +173,17 @@ class Cadence:
 
     def written(self, seconds: float) -> dict[str, float]:
         """What a checkpoint cost that took so many seconds to write, by tag."""
-        return {"checkpoint/write_seconds": seconds, "checkpoint/stall_seconds": self.costs.stall_seconds if self.costs else 0.0}
+        return {
+            "checkpoint/write_seconds": seconds,
+            "checkpoint/stall_seconds": self.costs.stall_seconds if self.costs else 0.0,
+        }
 
     def promise(self, now: float) -> dict[str, float]:
         """What the promise comes to so far, by tag."""
-        return {"promise/worst_loss_seconds": self.meter.worst_loss_seconds(now), "promise/overhead_fraction": self.meter.overhead_fraction(now)}
+        return {
+            "promise/worst_loss_seconds": self.meter.worst_loss_seconds(now),
+            "promise/overhead_fraction": self.meter.overhead_fraction(now),
+        }
 
     # What is due
 
@@ -179,7 +193,9 @@ class Cadence:
         if not (self._stall and self._write):
             return None
         # The lower of two middle values: after two measurements the cold first one is not counted.
-        measured = (statistics.median_low(values or [0.0]) for values in (self._stall, self._write, self._cpu, self._step))
+        measured = (
+            statistics.median_low(values or [0.0]) for values in (self._stall, self._write, self._cpu, self._step)
+        )
         return Costs(*measured)
 
     @property

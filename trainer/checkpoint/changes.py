@@ -1,9 +1,9 @@
 """What differs between a checkpoint and the run that goes on from it: what is refused, what has to be allowed, and what is only told.
 
-    refused always             shapes of the parameters, size of the vocabulary: nothing could be loaded
-    refused unless allowed     data, tokenizer, sequence_length, seed, optimizer, model.FIELD (any field of the resolved model); a name in
-                               `resume.allow_changes` allows it
-    told                       every other setting, the number of processes, the precision, what it is computed on and how, versions
+refused always             shapes of the parameters, size of the vocabulary: nothing could be loaded
+refused unless allowed     data, tokenizer, sequence_length, seed, optimizer, model.FIELD (any field of the resolved model); a name in
+                           `resume.allow_changes` allows it
+told                       every other setting, the number of processes, the precision, what it is computed on and how, versions
 """
 
 import json
@@ -19,10 +19,24 @@ from trainer.config.load import kept_settings
 NEVER = "never"
 """The key of what no setting allows."""
 
-_KEYS = {"training_data": "data", "tokenizer": "tokenizer", "sequence_length": "sequence_length", "seed": "seed", "optimizer": "optimizer"}
+_KEYS = {
+    "training_data": "data",
+    "tokenizer": "tokenizer",
+    "sequence_length": "sequence_length",
+    "seed": "seed",
+    "optimizer": "optimizer",
+}
 """Fact of a manifest's identity -> the name that allows its change; facts that are not here are refused always."""
 
-_TOLD_ELSEWHERE = ("name", "resume_from_checkpoint", "sequence_length", "seed", "optimizer.name", "model.preset", "model.config")
+_TOLD_ELSEWHERE = (
+    "name",
+    "resume_from_checkpoint",
+    "sequence_length",
+    "seed",
+    "optimizer.name",
+    "model.preset",
+    "model.config",
+)
 """Settings that say where to go on, or whose meaning is compared as a fact of the identity or as a field of the resolved model."""
 
 CONSEQUENCES = {
@@ -73,7 +87,11 @@ def changes(manifest: Manifest, settings: Mapping[str, Any], present: Descriptio
         for field in shared
         if manifest.model[field] != present.model[field]
     ]
-    return refusable + _of_settings(settings, present, {change.key for change in refusable}) + _of_the_rest(manifest, settings, present, processes)
+    return (
+        refusable
+        + _of_settings(settings, present, {change.key for change in refusable})
+        + _of_the_rest(manifest, settings, present, processes)
+    )
 
 
 def _of_identity(manifest: Manifest, settings: Mapping[str, Any], present: Description) -> list[Change]:
@@ -107,7 +125,9 @@ def _listed(shards: Sequence[Any] | None) -> str | None:
     return ", ".join(map(str, shards)) if shards else None
 
 
-def _told_apart(name_before: str | None, before: str | None, name_now: str | None, now: str | None) -> tuple[str | None, str | None]:
+def _told_apart(
+    name_before: str | None, before: str | None, name_now: str | None, now: str | None
+) -> tuple[str | None, str | None]:
     """Two things by their names; where these do not tell them apart, with the beginnings of their digests."""
     if name_before and name_now and name_before != name_now:
         return name_before, name_now
@@ -122,8 +142,16 @@ def _of_settings(settings: Mapping[str, Any], present: Description, refusable: C
     """Settings that both know and that differ, but those that `refusable` changes have told already."""
     told = {"data": ("data.corpus", "data.train", "data.dtype"), "tokenizer": ("data.tokenizer",)}
     left_out = {name for key in refusable for name in told.get(key or "", ())} | set(_TOLD_ELSEWHERE)
-    shared = [name for name in present.settings if name in settings and name not in left_out and not name.startswith("resume.")]
-    return [Change(name, settings[name], present.settings[name]) for name in shared if settings[name] != present.settings[name]]
+    shared = [
+        name
+        for name in present.settings
+        if name in settings and name not in left_out and not name.startswith("resume.")
+    ]
+    return [
+        Change(name, settings[name], present.settings[name])
+        for name in shared
+        if settings[name] != present.settings[name]
+    ]
 
 
 def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Description, processes: int) -> list[Change]:
@@ -140,9 +168,14 @@ def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Descr
     found += [
         Change(name, manifest.conditions[name], now)
         for name, now in present.conditions.items()
-        if None not in (now, manifest.conditions.get(name)) and manifest.conditions[name] != now  # None: it does not apply there
+        if None not in (now, manifest.conditions.get(name))
+        and manifest.conditions[name] != now  # None: it does not apply there
     ]
-    versions = [(name, manifest.versions[name], number) for name, number in present.versions.items() if name in manifest.versions]
+    versions = [
+        (name, manifest.versions[name], number)
+        for name, number in present.versions.items()
+        if name in manifest.versions
+    ]
     return found + [Change(name, before, now, is_version=True) for name, before, now in versions if before != now]
 
 
@@ -180,5 +213,7 @@ def markdown(found: Sequence[Change], step: int) -> str:
 
 def shown(value: Any) -> str:
     """A value in a few characters: a long one without its middle, since paths differ at their ends."""
-    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
+    text = (
+        value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
+    )
     return text if len(text) <= 60 else f"{text[:17]}...{text[-40:]}"

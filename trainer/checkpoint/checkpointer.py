@@ -65,10 +65,25 @@ class Checkpointer:
     """Saves one run. Every method is called on every rank; rank 0 decides and everyone is told."""
 
     def __init__(
-        self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
-        store: CheckpointStore, description: Description, restorer: Restorer, settings: CheckpointConfig, policy: Policy, *,
-        run_folder: Path, curve: str, mark: str, course: Course, before_commit: Callable[[], None], report: Callable[[int, dict[str, float]], None],
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        store: CheckpointStore,
+        description: Description,
+        restorer: Restorer,
+        settings: CheckpointConfig,
+        policy: Policy,
+        *,
+        run_folder: Path,
+        curve: str,
+        mark: str,
+        course: Course,
+        before_commit: Callable[[], None],
+        report: Callable[[int, dict[str, float]], None],
+    ) -> None:
         """
         model          the bare module whose keys are stored
         curve, mark    names in `run_folder`: the metrics that must be durable with a checkpoint, and the file that says there is one
@@ -80,9 +95,16 @@ class Checkpointer:
         self._settings, self._policy, self._run_folder = settings, policy, run_folder
         self._curve, self._mark = run_folder / curve, run_folder / mark
         self._plain = PlainSaves(
-            accelerator, ranks, store, policy, description.config_text, before_commit, run_folder=run_folder, mark=self._mark,
+            accelerator,
+            ranks,
+            store,
+            policy,
+            description.config_text,
+            before_commit,
+            run_folder=run_folder,
+            mark=self._mark,
             second_place=second_place_of(settings, store.folder.name),
-        )  # fmt: skip
+        )
         self._course, self._report = course, report
         self._room = Room(model, optimizer, store, policy, settings, course)
         self._journal = Journal(run_folder)
@@ -110,17 +132,30 @@ class Checkpointer:
         if not self._ranks.is_main:
             return
         self._background = begin_background(
-            self._model, self._optimizer, self._accelerator.device, self._room.slot_bytes(), self._settings, self._restorer.held,
-            folder=self._store.folder, policy=asdict(self._policy), run_folder=self._run_folder, curve=self._curve, mark=self._mark,
-        )  # fmt: skip
+            self._model,
+            self._optimizer,
+            self._accelerator.device,
+            self._room.slot_bytes(),
+            self._settings,
+            self._restorer.held,
+            folder=self._store.folder,
+            policy=asdict(self._policy),
+            run_folder=self._run_folder,
+            curve=self._curve,
+            mark=self._mark,
+        )
         self._cadence = Cadence(
             Budget(
-                self._settings.max_loss_seconds, self._settings.max_overhead_fraction, self._settings.every_minutes,
-                self._settings.every_tokens, writer_takes_from_step=self._accelerator.device.type == "cpu",
+                self._settings.max_loss_seconds,
+                self._settings.max_overhead_fraction,
+                self._settings.every_minutes,
+                self._settings.every_tokens,
+                writer_takes_from_step=self._accelerator.device.type == "cpu",
                 has_snapshots=self._background is not None,
             ),
-            time.monotonic(), self._state.progress.tokens,
-        )  # fmt: skip
+            time.monotonic(),
+            self._state.progress.tokens,
+        )
 
     # When
 
@@ -154,7 +189,9 @@ class Checkpointer:
         if self._cadence.write_due(now, self._state.progress.tokens):
             self._wished = WRITE
         elif self._background and self._background.writing is None and self._cadence.snapshot_due(now):
-            self._wished = SNAPSHOT  # while one slot is being written, a snapshot would go over the newest that is whole
+            self._wished = (
+                SNAPSHOT  # while one slot is being written, a snapshot would go over the newest that is whole
+            )
         return self._wished
 
     def stepped(self, seconds: float) -> None:
@@ -188,7 +225,9 @@ class Checkpointer:
             taken = self._take(manifest, small, started) if self._ranks.is_main else TAKEN
             if reason not in BY_BUDGET:  # where no writer is left to do it, all ranks do it themselves
                 waits = reason in WAITED_FOR
-                how, not_finite = self._ranks.told_by_main(lambda: self._wait_for(step, taken) if waits else (taken, None))
+                how, not_finite = self._ranks.told_by_main(
+                    lambda: self._wait_for(step, taken) if waits else (taken, None)
+                )
         is_saved = how == TAKEN
         if how == BY_HAND and reason != "snapshot":
             done = self._save_plainly(manifest, started)
@@ -200,7 +239,9 @@ class Checkpointer:
         """Snapshots into a slot and goes on; says what became of it. Waits for a slot where this very step is wanted."""
         to_write = manifest.reason != "snapshot"
         try:
-            patience = Patience(f"step {manifest.step}: waiting for room in memory, because the disk is busy with earlier checkpoints")
+            patience = Patience(
+                f"step {manifest.step}: waiting for room in memory, because the disk is busy with earlier checkpoints"
+            )
             while (slot := self._background.free_slot()) is None:
                 if manifest.reason in BY_BUDGET or (manifest.reason not in WAITED_FOR and self._is_still):
                     self._skip(manifest)
@@ -225,13 +266,17 @@ class Checkpointer:
         if manifest.reason == "snapshot":
             return  # its turn comes with the next free slot
         self._skipped += 1
-        self._report(manifest.step, {"promise/skipped_saves": float(self._skipped), **self._cadence.promise(time.monotonic())})
+        self._report(
+            manifest.step, {"promise/skipped_saves": float(self._skipped), **self._cadence.promise(time.monotonic())}
+        )
         if self._skipped.bit_count() == 1:
             self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
             log.warning(
                 "step %d: no checkpoint (%s), because the disk is still busy with earlier ones (%d left out by now)",
-                manifest.step, manifest.reason, self._skipped,
-            )  # fmt: skip
+                manifest.step,
+                manifest.reason,
+                self._skipped,
+            )
 
     def _wait_for(self, step: int, taken: str) -> tuple[str, str | None]:
         """Waits until a step is written; who is left to do it where no writer is, and a tensor that kept it from being written.
@@ -258,7 +303,10 @@ class Checkpointer:
             log.warning("step %d: its checkpoint is lost with the writer", step)
         self._taken_at.clear()
         self._journal.write("writer", state="done without", reason=str(error))
-        self._retired, self._background = self._background, None  # its memory stays: a GPU's copies into it may be under way
+        self._retired, self._background = (
+            self._background,
+            None,
+        )  # its memory stays: a GPU's copies into it may be under way
         self._cadence.writer_lost()
 
     def _save_plainly(self, manifest: Manifest, started: float) -> Done:
@@ -278,13 +326,28 @@ class Checkpointer:
     def _manifest(self, reason: str, loss: float | None, val_loss: float | None) -> Manifest:
         progress, facts, state = self._state.progress, self._description, self._state.state_dict()
         return Manifest(
-            step=progress.step, sequences=progress.sequences, tokens=progress.tokens, reason=reason, epoch=self.ended_epoch(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"), loss=loss, val_loss=val_loss,
-            validation=facts.validation, world_size=self._ranks.count, precision=facts.precision_now, identity=facts.identity,
-            origin=self._restorer.origin, model=facts.model, tokenizer=facts.tokenizer, vocab_size=facts.vocab_size,
-            state=state, **last_evaluation(state), versions=facts.versions, precision_facts=facts.precision_facts(),
+            step=progress.step,
+            sequences=progress.sequences,
+            tokens=progress.tokens,
+            reason=reason,
+            epoch=self.ended_epoch(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            loss=loss,
+            val_loss=val_loss,
+            validation=facts.validation,
+            world_size=self._ranks.count,
+            precision=facts.precision_now,
+            identity=facts.identity,
+            origin=self._restorer.origin,
+            model=facts.model,
+            tokenizer=facts.tokenizer,
+            vocab_size=facts.vocab_size,
+            state=state,
+            **last_evaluation(state),
+            versions=facts.versions,
+            precision_facts=facts.precision_facts(),
             conditions=dict(facts.conditions),
-        )  # fmt: skip
+        )
 
     # What came of it
 
@@ -317,8 +380,11 @@ class Checkpointer:
         self._report(self._state.progress.step, self._cadence.promise(now))
         log.warning(
             "the writer has moved nothing for %s: does the disk of %s hang? Training goes on and saves are left out meanwhile; if the machine "
-            "died now, %s of training would be lost", duration(still), self._store.folder, duration(self._cadence.meter.loss_seconds(now)),
-        )  # fmt: skip
+            "died now, %s of training would be lost",
+            duration(still),
+            self._store.folder,
+            duration(self._cadence.meter.loss_seconds(now)),
+        )
 
     def _hear(self, answers: list[Done]) -> None:
         """Takes in what was written, or failed to be."""
@@ -335,13 +401,22 @@ class Checkpointer:
             facts = {"num_bytes": done.num_bytes, "seconds": now - moment, "now": now, "in_any_case": in_any_case}
             if line := self._told.line(done.step, done.reason, **facts):
                 log.info(line)
-            self._report(done.step, {"checkpoint/bytes": float(done.num_bytes), **self._cadence.written(done.seconds), **self._cadence.promise(now)})
+            self._report(
+                done.step,
+                {
+                    "checkpoint/bytes": float(done.num_bytes),
+                    **self._cadence.written(done.seconds),
+                    **self._cadence.promise(now),
+                },
+            )
             try:
                 self._room.look(now)
             except OSError as error:
                 self._tell_untidy([f"looking at the free space: {say(error)}"])
             news = self._cadence.news()
-            forecast = self._room.forecast(done.num_bytes, self._state.progress, self._cadence.plan, self._cadence.costs, anew=news is not None)
+            forecast = self._room.forecast(
+                done.num_bytes, self._state.progress, self._cadence.plan, self._cadence.costs, anew=news is not None
+            )
             for sentence in [*([news] if news else []), *forecast]:
                 log.info("saves: %s", sentence)
 

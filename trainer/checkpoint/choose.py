@@ -15,7 +15,9 @@ def all_of(folder: Path) -> list[Entry]:
     """Every checkpoint of a folder, newest first, or the one whose folder it is; CheckpointError when there is none."""
     if (folder / MANIFEST).is_file():
         return [CheckpointStore(folder.parent).entry(folder)]
-    entries = [entry for entry in CheckpointStore(folder).entries() if entry.path.is_dir()]  # a trainer prunes meanwhile
+    entries = [
+        entry for entry in CheckpointStore(folder).entries() if entry.path.is_dir()
+    ]  # a trainer prunes meanwhile
     if not entries:
         raise CheckpointError(
             f"{folder} holds no checkpoints (folders step-*); train first, or name a run or its folder"
@@ -55,14 +57,22 @@ def _latest(folder: Path, entries: list[Entry]) -> Entry:
 
 def _best(folder: Path, entries: list[Entry]) -> Entry:
     """The one with the lowest validation loss, and no other in its place where it is not whole."""
-    of_manifest = {id(entry.manifest): entry for entry in entries}  # a folder may have another step's name, which is a damage
-    ranked = [of_manifest[id(manifest)] for manifest in best_first([entry.manifest for entry in entries if entry.manifest])]
+    of_manifest = {
+        id(entry.manifest): entry for entry in entries
+    }  # a folder may have another step's name, which is a damage
+    ranked = [
+        of_manifest[id(manifest)] for manifest in best_first([entry.manifest for entry in entries if entry.manifest])
+    ]
     if not ranked:
-        raise CheckpointError(f"no checkpoint in {folder} has a validation loss, so none is best; name a step: {_steps(entries)}")
+        raise CheckpointError(
+            f"no checkpoint in {folder} has a validation loss, so none is best; name a step: {_steps(entries)}"
+        )
     if problem := ranked[0].problem:
         others = [entry.step for entry in ranked if not entry.problem]
         instead = f"the next best is that of step {others[0]}" if others else "no other with a validation loss is whole"
-        raise CheckpointError(f"{ranked[0].path} is the best and not whole ({problem}); restore it from a copy, or name a step: {instead}")
+        raise CheckpointError(
+            f"{ranked[0].path} is the best and not whole ({problem}); restore it from a copy, or name a step: {instead}"
+        )
     return ranked[0]
 
 
@@ -70,7 +80,9 @@ def _of_step(folder: Path, entries: list[Entry], step: int) -> Entry:
     for entry in entries:
         if entry.step == step:
             return entry
-    raise CheckpointError(f"there is no checkpoint of step {step} in {folder}; take one of the steps: {_steps(entries)}")
+    raise CheckpointError(
+        f"there is no checkpoint of step {step} in {folder}; take one of the steps: {_steps(entries)}"
+    )
 
 
 def _steps(entries: list[Entry]) -> str:

@@ -28,16 +28,22 @@ def second_place_of(settings: "CheckpointConfig", name: str) -> dict[str, Any] |
     is_url = "://" in settings.second_place
     where = settings.second_place if is_url else str(files.project_folder() / settings.second_place)
     return {
-        "where": place_of_run(where, name), "every": settings.second_place_every,
-        "keep": settings.second_place_keep, "bytes_per_second": settings.second_place_bytes_per_second,
-    }  # fmt: skip
+        "where": place_of_run(where, name),
+        "every": settings.second_place_every,
+        "keep": settings.second_place_keep,
+        "bytes_per_second": settings.second_place_bytes_per_second,
+    }
 
 
 class Copier:
     """Takes every n-th committed checkpoint, one after the other; of those that wait, only the newest is copied."""
 
     def __init__(
-        self, settings: dict[str, Any], journal: Journal, tell: Callable[[dict[str, Any]], None], moved: Callable[[], object]
+        self,
+        settings: dict[str, Any],
+        journal: Journal,
+        tell: Callable[[dict[str, Any]], None],
+        moved: Callable[[], object],
     ) -> None:
         """
         settings  where, every, keep, bytes_per_second
@@ -48,7 +54,9 @@ class Copier:
         self._pace = Pace(settings["bytes_per_second"], between_blocks=self._note_move)
         self._moved, self._moved_at = moved, time.monotonic()
         self._journal, self._tell = journal, tell
-        self._num_offered = journal.count("save")  # over all launches, or a run that is often interrupted would never copy
+        self._num_offered = journal.count(
+            "save"
+        )  # over all launches, or a run that is often interrupted would never copy
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._held: set[str] = set()
         self._next: Path | None = None
@@ -66,7 +74,9 @@ class Copier:
         self._num_offered += 1
         if is_last or self._num_offered % self._every == 0:
             with self._choosing:
-                if self._next is not None:  # it will not be copied, and a slow place must not fill the first one with what waits
+                if (
+                    self._next is not None
+                ):  # it will not be copied, and a slow place must not fill the first one with what waits
                     self._held.discard(self._next.name)
                 self._next = checkpoint
                 self._held.add(checkpoint.name)
@@ -79,7 +89,12 @@ class Copier:
         while self._thread.is_alive():
             self._thread.join(0.2)
             if time.monotonic() - self._moved_at > HUNG_SECONDS:
-                self._tell({"note": f"second place: {self._where} hangs; the last copy is not finished, and not waited for", "is_failure": True})
+                self._tell(
+                    {
+                        "note": f"second place: {self._where} hangs; the last copy is not finished, and not waited for",
+                        "is_failure": True,
+                    }
+                )
                 return
 
     def _note_move(self) -> None:
@@ -106,10 +121,12 @@ class Copier:
             self._journal.write("second_place", step=step, where=self._where, failure=str(error))
             self._tell({"note": f"second place: {error}; the next copy tries again", "is_failure": True})
             return
-        self._journal.write("second_place", step=step, where=self._where, bytes=copied.num_bytes, seconds=round(copied.seconds, 3))
+        self._journal.write(
+            "second_place", step=step, where=self._where, bytes=copied.num_bytes, seconds=round(copied.seconds, 3)
+        )
         self._tell(
             {
                 "note": f"step {step}: copied to {self._where}, {size(copied.num_bytes)} in {duration(copied.seconds)}",
                 "is_failure": False,
             }
-        )  # fmt: skip
+        )

@@ -44,7 +44,10 @@ class Preflight:
 
     @property
     def sentence(self) -> str:
-        reserved, not_reserved = "a whole one could be reserved", "this file system reserves nothing, so a quota shows only later"
+        reserved, not_reserved = (
+            "a whole one could be reserved",
+            "this file system reserves nothing, so a quota shows only later",
+        )
         proved = reserved if self.is_reserved else not_reserved
         return (
             f"a checkpoint takes {size(self.checkpoint_bytes)}; {size(self.needed_bytes)} more are needed at most and "
@@ -53,7 +56,12 @@ class Preflight:
 
 
 def preflight(
-    folder: Path, file_bytes: Mapping[str, int], *, num_kept: int, there_bytes: int = 0, max_disk_bytes: int | None = None
+    folder: Path,
+    file_bytes: Mapping[str, int],
+    *,
+    num_kept: int,
+    there_bytes: int = 0,
+    max_disk_bytes: int | None = None,
 ) -> Preflight:
     """Proves that the checkpoints of a run can be written to `folder`, which must exist.
 
@@ -75,14 +83,18 @@ def preflight(
             is_reserved = all(_reserve(staging, name, num_bytes) for name, num_bytes in file_bytes.items())
             for path in staging.iterdir():
                 path.unlink()
-            trial_bytes = TRIAL_BYTES if max_disk_bytes is None else min(TRIAL_BYTES, one)  # or the trial itself would break the bound
+            trial_bytes = (
+                TRIAL_BYTES if max_disk_bytes is None else min(TRIAL_BYTES, one)
+            )  # or the trial itself would break the bound
             speed = _trial(staging / "trial", trial_bytes)
         finally:
             files.remove_folder(staging)
     return Preflight(one, needed, free, is_reserved, speed, trial_bytes)
 
 
-def check_free(folder: Path, one: int, *, num_kept: int, there_bytes: int, max_disk_bytes: int | None) -> tuple[int, int]:
+def check_free(
+    folder: Path, one: int, *, num_kept: int, there_bytes: int, max_disk_bytes: int | None
+) -> tuple[int, int]:
     """(bytes that are needed besides those that are there, bytes that are free) for checkpoints of `one` bytes each; nothing is written.
 
     raises  CheckpointError with figures where that is too little; the other arguments are those of `preflight`

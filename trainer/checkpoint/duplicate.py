@@ -41,7 +41,9 @@ def duplicate(folder: Path, wanted: str, target: Path) -> str:
 
 def _check(source: Path, manifest: Manifest, final: Path) -> None:
     if final.exists():
-        raise CheckpointError(f"{final} exists already, and nothing is overwritten; copy to another folder, or move it away")
+        raise CheckpointError(
+            f"{final} exists already, and nothing is overwritten; copy to another folder, or move it away"
+        )
     free = files.free_bytes(final.parent)
     if free < manifest.num_bytes:
         raise CheckpointError(

@@ -27,8 +27,12 @@ class SaveFailures:
         elif not is_waited_for:
             log.warning(
                 "the checkpoint of step %d could not be written to %s (%s); training goes on, and the next save tries again (%d of %d)",
-                done.step, self._folder, done.failure, self.in_a_row, self._max_in_a_row,
-            )  # fmt: skip
+                done.step,
+                self._folder,
+                done.failure,
+                self.in_a_row,
+                self._max_in_a_row,
+            )
 
     def not_finite(self, done: Done) -> None:
         """It would have held numbers that are not finite."""
@@ -36,8 +40,11 @@ class SaveFailures:
         if self._num_not_finite.bit_count() == 1:
             log.warning(
                 "step %d: no checkpoint (%s), because %s is not finite; the one before it stays the newest (%d left out so by now)",
-                done.step, done.reason, done.not_finite, self._num_not_finite,
-            )  # fmt: skip
+                done.step,
+                done.reason,
+                done.not_finite,
+                self._num_not_finite,
+            )
 
     def text(self, step: int, failure: str) -> str:
         """What a person reads of a failure, in a paragraph."""

@@ -43,14 +43,20 @@ def fetch(where: str, wanted: str, folder: Path, run_folder: Path | None = None)
     run_folder  of the run whose copies these are, where it is there: what it set aside as diverged is neither latest nor best
     raises      CheckpointError when it is not there, not sound, or nothing can be put there; no half of it is left behind
     """
-    chosen, passed_over = _choose(where, wanted, contents_set_aside(events_from(run_folder, "set_aside")) if run_folder else set())
+    chosen, passed_over = _choose(
+        where, wanted, contents_set_aside(events_from(run_folder, "set_aside")) if run_folder else set()
+    )
     started = time.monotonic()
     try:
         held = locks.take(folder / ".lock")
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written ({error.strerror}); mend that, or give another folder: --to") from None
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror}); mend that, or give another folder: --to"
+        ) from None
     if held is None:
-        raise CheckpointError(f"another process writes checkpoints to {folder} right now; stop it, or give another folder: --to")
+        raise CheckpointError(
+            f"another process writes checkpoints to {folder} right now; stop it, or give another folder: --to"
+        )
     with held:
         fetched = fetch_checkpoint(where, folder, chosen)
     num_bytes = CheckpointStore(folder).entry(fetched).manifest.num_bytes
@@ -73,10 +79,18 @@ def _choose(where: str, wanted: str, diverged: Collection[str]) -> tuple[int, li
     """The step that is meant, and in words what is passed over for it: copies that cannot be read, and those of what has diverged."""
     found, unreadable = _found(where)
     if wanted in ("latest", "best"):
-        aside = {m.step: "it was set aside as diverged; who wants it names its step" for m in found if m.content_digest in diverged}
+        aside = {
+            m.step: "it was set aside as diverged; who wants it names its step"
+            for m in found
+            if m.content_digest in diverged
+        }
         sure = [m for m in found if m.step not in aside]
         chosen = next(iter(sure if wanted == "latest" else best_first(sure)), None)
-        over = {step: why for step, why in {**unreadable, **aside}.items() if chosen is None or wanted == "best" or step > chosen.step}
+        over = {
+            step: why
+            for step, why in {**unreadable, **aside}.items()
+            if chosen is None or wanted == "best" or step > chosen.step
+        }
         words = [f"{folder_name(step)} is passed over: {why}" for step, why in sorted(over.items(), reverse=True)]
     else:
         chosen, words = next((m for m in found if str(m.step) == wanted.lstrip("0")), None), []

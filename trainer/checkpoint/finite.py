@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _NUM_BYTES_AND_INFINITY = {
-    "F64": (8, 0x7FF0_0000_0000_0000), "F32": (4, 0x7F80_0000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80), "F8_E5M2": (1, 0x7C),
+    "F64": (8, 0x7FF0_0000_0000_0000),
+    "F32": (4, 0x7F80_0000),
+    "F16": (2, 0x7C00),
+    "BF16": (2, 0x7F80),
+    "F8_E5M2": (1, 0x7C),
     "F8_E4M3": (1, 0x7F),
-}  # fmt: skip
+}
 """By safetensors' name of a type: its size, and its smallest positive pattern that is not finite (of F8_E4M3: NaN, it has no infinity)."""
 
 TYPES = frozenset(_NUM_BYTES_AND_INFINITY)

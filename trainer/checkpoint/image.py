@@ -31,10 +31,19 @@ PAGE_BYTES = 4096
 
 # safetensors stores the tensors by type in this order, from the last to the first, and those of one type by name.
 TYPES = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fn: "F8_E4M3",
-    torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32", torch.float32: "F32",
-    torch.float64: "F64", torch.int64: "I64",
-}  # fmt: skip
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,14 @@ def model_image(state: Mapping[str, Tensor]) -> FileImage:
     text += b" " * (-len(text) % 8)
     begin = 8 + len(text)
     tensors = [(begin + header[name]["data_offsets"][0], tensor) for name, tensor in ordered]
-    floats = [found for (name, tensor), (start, _) in zip(ordered, tensors, strict=True) if (found := _floats(name, tensor, start))]
-    return FileImage("model.safetensors", begin + position, [(0, struct.pack("<Q", len(text)) + text)], tensors, [], floats)
+    floats = [
+        found
+        for (name, tensor), (start, _) in zip(ordered, tensors, strict=True)
+        if (found := _floats(name, tensor, start))
+    ]
+    return FileImage(
+        "model.safetensors", begin + position, [(0, struct.pack("<Q", len(text)) + text)], tensors, [], floats
+    )
 
 
 def optimizer_image(state: Mapping[str, Any], owners: Mapping[int, str] = MappingProxyType({})) -> FileImage:

@@ -80,12 +80,18 @@ class _Orphan:
         hangs = f"the writer that the last launch left in {self._path.parent} has moved nothing for {duration(HUNG_SECONDS)}"
         if heir is None or not heir[0].is_here:
             where = str(heir[0]) if heir else "trainer.checkpoint.writer, a process that cannot be named from here"
-            raise CheckpointError(f"{hangs}: its disk may hang; mend that, or end it where it runs ({where}), and start again")
+            raise CheckpointError(
+                f"{hangs}: its disk may hang; mend that, or end it where it runs ({where}), and start again"
+            )
         if not self._killed_at:
             if heir[0].is_running:
                 os.kill(heir[0].pid, signal.SIGKILL)
             self._killed_at = now
-            log.warning("%s, and was ended (%s): its snapshot is lost, and the newest checkpoint on the disk goes on", hangs, heir[0])
+            log.warning(
+                "%s, and was ended (%s): its snapshot is lost, and the newest checkpoint on the disk goes on",
+                hangs,
+                heir[0],
+            )
         elif now - self._killed_at > DEATH_SECONDS:
             raise CheckpointError(
                 f"{hangs}, was sent SIGKILL and does not die ({heir[0]}): it waits for a disk that does not answer; mend that, or restart "

@@ -161,8 +161,12 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         raise CheckpointError(
             f"{path} has format {content.get('format')}, and this trainer reads format {FORMAT}; use the version that wrote it"
         )
-    if wrong := next((key for key, is_right in _FORMS.items() if not is_right(content.get(key, _DEFAULTS.get(key)))), None):
-        raise CheckpointError(f"{path} states no {wrong} that this trainer writes ({str(content.get(wrong))[:60]}): somebody has changed it")
+    if wrong := next(
+        (key for key, is_right in _FORMS.items() if not is_right(content.get(key, _DEFAULTS.get(key)))), None
+    ):
+        raise CheckpointError(
+            f"{path} states no {wrong} that this trainer writes ({str(content.get(wrong))[:60]}): somebody has changed it"
+        )
     known = {entry.name for entry in fields(Manifest)}
     of_state = last_evaluation(content.get("state") or {})  # earlier versions stated it there only
     return Manifest(**{**of_state, **{key: value for key, value in content.items() if key in known}})
@@ -185,11 +189,16 @@ def _is_moment(value: Any) -> bool:
 
 def _are_files(value: Any) -> bool:
     entries = value.values() if isinstance(value, dict) else [None]
-    return all(isinstance(entry, dict) and _is_whole(entry.get("bytes")) and isinstance(entry.get("xxh3_128"), str) for entry in entries)
+    return all(
+        isinstance(entry, dict) and _is_whole(entry.get("bytes")) and isinstance(entry.get("xxh3_128"), str)
+        for entry in entries
+    )
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in ("progress", "guard", "evaluation"))
+    return isinstance(value, dict) and all(
+        isinstance(value.get(part, {}), dict) for part in ("progress", "guard", "evaluation")
+    )
 
 
 _FORMS: dict[str, Callable[[Any], bool]] = {
@@ -197,13 +206,21 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("epoch", "last_val_step"), lambda value: value is None or _is_whole(value)),
     **dict.fromkeys(("loss", "val_loss", "last_val_loss"), lambda value: value is None or _is_number(value)),
     **dict.fromkeys(("reason", "precision"), lambda value: isinstance(value, str)),
-    **dict.fromkeys(("precision_facts", "identity", "model", "versions", "conditions"), lambda value: isinstance(value, dict)),
-    "created": _is_moment, "files": _are_files, "state": _is_state,
-}  # fmt: skip
+    **dict.fromkeys(
+        ("precision_facts", "identity", "model", "versions", "conditions"), lambda value: isinstance(value, dict)
+    ),
+    "created": _is_moment,
+    "files": _are_files,
+    "state": _is_state,
+}
 """What each field has to be, by its name: a right digest says that nothing was damaged, and not who wrote it."""
 
 _DEFAULTS = {
-    entry.name: entry.default_factory() if entry.default_factory is not MISSING else None if entry.default is MISSING else entry.default
+    entry.name: entry.default_factory()
+    if entry.default_factory is not MISSING
+    else None
+    if entry.default is MISSING
+    else entry.default
     for entry in fields(Manifest)
 }
 
@@ -211,7 +228,11 @@ _DEFAULTS = {
 def last_evaluation(state: Mapping[str, Any]) -> dict[str, Any]:
     """What a TrainState's values say of the last validation loss, as fields of a manifest; empty before the first."""
     found = state.get("evaluation") or {}
-    return {} if found.get("last_loss") is None else {"last_val_loss": found["last_loss"], "last_val_step": found["last_step"]}
+    return (
+        {}
+        if found.get("last_loss") is None
+        else {"last_val_loss": found["last_loss"], "last_val_step": found["last_step"]}
+    )
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -32,9 +32,13 @@ WRITE_FAILURES = (OSError, RuntimeError, SafetensorError)
 
 
 def plain_save(
-    accelerator: Accelerator, ranks: Ranks, store: CheckpointStore, manifest: Manifest, config_text: str,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    store: CheckpointStore,
+    manifest: Manifest,
+    config_text: str,
     before_commit: Callable[[], None],
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Commits a checkpoint of this moment, on every rank; returns why it failed, on every rank, None when it did not.
 
     manifest       all but the digests of the files
@@ -44,7 +48,9 @@ def plain_save(
     failure = ranks.first_failure(_begin(store, manifest.step) if ranks.is_main else None)
     failure = failure or ranks.first_failure(_write(accelerator, ranks, staging))
     if not failure:
-        failure = ranks.first_failure(_commit(store, staging, manifest, config_text, before_commit) if ranks.is_main else None)
+        failure = ranks.first_failure(
+            _commit(store, staging, manifest, config_text, before_commit) if ranks.is_main else None
+        )
     return failure
 
 
@@ -84,9 +90,18 @@ class PlainSaves:
     """Saves of one run that training waits for, with all that a writer does after a save of its own."""
 
     def __init__(
-        self, accelerator: Accelerator, ranks: Ranks, store: CheckpointStore, policy: Policy, config_text: str,
-        before_commit: Callable[[], None], *, run_folder: Path, mark: Path, second_place: dict[str, Any] | None,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        store: CheckpointStore,
+        policy: Policy,
+        config_text: str,
+        before_commit: Callable[[], None],
+        *,
+        run_folder: Path,
+        mark: Path,
+        second_place: dict[str, Any] | None,
+    ) -> None:
         """
         mark          the file that says that there was a save
         second_place  where copies go, for a Copier; None for nowhere
@@ -99,27 +114,36 @@ class PlainSaves:
     def save(self, manifest: Manifest) -> Done:
         """Saves this moment, on every rank; what came of it, of which the figures are rank 0's."""
         started, step = time.perf_counter(), manifest.step
-        failure = plain_save(self._accelerator, self._ranks, self._store, manifest, self._config_text, self._before_commit)
+        failure = plain_save(
+            self._accelerator, self._ranks, self._store, manifest, self._config_text, self._before_commit
+        )
         if not self._ranks.is_main:
             return Done(step, manifest.reason, failure)
         if self._second_place and self._copier is None:
             self._copier = Copier(self._second_place, self._journal, tell_note, lambda: None)
         if failure:
             self._journal.write("save_failed", step=step, reason=manifest.reason, failure=failure)
-            return Done(step, manifest.reason, failure, untidy=_failures({"what is left of it": lambda: self._forget(step)}))
+            return Done(
+                step, manifest.reason, failure, untidy=_failures({"what is left of it": lambda: self._forget(step)})
+            )
         if self._copier:
             self._copier.offer(self._store.path(step), is_last=manifest.reason == "final")
         num_bytes = self._store.entry(self._store.path(step)).manifest.num_bytes
         self._journal.write(
-            "save", step=step, digest=manifest_digest(self._store.path(step)), reason=manifest.reason, bytes=num_bytes,
+            "save",
+            step=step,
+            digest=manifest_digest(self._store.path(step)),
+            reason=manifest.reason,
+            bytes=num_bytes,
             seconds=round(time.perf_counter() - started, 3),
-        )  # fmt: skip
+        )
         untidy = _failures(
             {
-                "the mark of a save": self._mark.touch, "old checkpoints": lambda: self._prune(num_bytes),
+                "the mark of a save": self._mark.touch,
+                "old checkpoints": lambda: self._prune(num_bytes),
                 "the links latest and best": self._store.point_links,
             }
-        )  # fmt: skip
+        )
         return Done(step, manifest.reason, None, num_bytes=num_bytes, untidy=untidy)
 
     def leave_out(self, manifest: Manifest, tensor: str) -> Done:

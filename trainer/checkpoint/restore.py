@@ -42,9 +42,18 @@ class Restorer:
     """Brings a run to a checkpoint. Every method is called on every rank; rank 0 decides and everyone is told."""
 
     def __init__(
-        self, accelerator: Accelerator, ranks: Ranks, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TrainState,
-        store: CheckpointStore, description: Description, policy: Policy, run_folder: Path, max_steps: int,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        store: CheckpointStore,
+        description: Description,
+        policy: Policy,
+        run_folder: Path,
+        max_steps: int,
+    ) -> None:
         """`model` is the bare module whose keys are stored; `run_folder` has the journal; the run ends after `max_steps`."""
         self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
         self._state, self._store, self._description, self._run_folder = state, store, description, run_folder
@@ -88,7 +97,10 @@ class Restorer:
     def _suspects(self) -> dict[int, str]:
         """The checkpoints from which starts die again and again, by the journal."""
         sound = [entry.path for entry in self._store.entries() if not entry.problem]
-        return suspects(events_from(self._run_folder, "start", "resume", "save", "stop"), {int(path.name[5:]): manifest_digest(path) for path in sound})
+        return suspects(
+            events_from(self._run_folder, "start", "resume", "save", "stop"),
+            {int(path.name[5:]): manifest_digest(path) for path in sound},
+        )
 
     def _unless_gone_on(self, wanted: str) -> str:
         """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.
@@ -100,8 +112,11 @@ class Restorer:
             return wanted
         log.warning(
             "the run was taken back to %s before and has gone on to step %d: it continues there; to go back once more, move the "
-            "newer step-* folders out of %s", wanted, newest.step, self._store.folder,
-        )  # fmt: skip
+            "newer step-* folders out of %s",
+            wanted,
+            newest.step,
+            self._store.folder,
+        )
         return "latest"
 
     def restore(self, resolution: Resolution, wanted: str, leave_curve: Callable[[], object]) -> None:
@@ -113,7 +128,9 @@ class Restorer:
         folder, manifest = resolution.path, resolution.manifest
         with _known_format(folder / "model.safetensors") as path:
             load_model(self._model, path, strict=True)
-        if manifest.identity.get("optimizer") == self._description.identity.get("optimizer"):  # another one's moments mean something else
+        if manifest.identity.get("optimizer") == self._description.identity.get(
+            "optimizer"
+        ):  # another one's moments mean something else
             self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
         if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
             self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
@@ -141,8 +158,9 @@ class Restorer:
         log.info(
             "%s now, %d before: order and batches of the data are the same; random streams start anew from "
             "(seed, step, rank), and losses agree up to the order of summation",
-            numbered(accelerator.num_processes, "process"), manifest.world_size,
-        )  # fmt: skip
+            numbered(accelerator.num_processes, "process"),
+            manifest.world_size,
+        )
 
     def _set_aside(self, resolution: Resolution, leave_curve: Callable[[], object]) -> None:
         for path in resolution.refused:
@@ -155,7 +173,9 @@ class Restorer:
                 log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
         if not is_own:
             if self._policy.max_disk_bytes is not None:
-                self._store.prune(self._policy, in_flight_bytes=resolution.manifest.num_bytes + (1 << 20), held={resolution.path.name})
+                self._store.prune(
+                    self._policy, in_flight_bytes=resolution.manifest.num_bytes + (1 << 20), held={resolution.path.name}
+                )
             leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
             adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self.origin))
             log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
@@ -167,7 +187,9 @@ class Restorer:
         for sentence in sentences(self.changes, step):
             log.info(sentence)
         if self.changes:
-            self._journal.write("change", step=step, changes={each.name: [each.before, each.now] for each in self.changes})
+            self._journal.write(
+                "change", step=step, changes={each.name: [each.before, each.now] for each in self.changes}
+            )
 
 
 def _load_tensors(path: Path) -> dict[str, Any]:

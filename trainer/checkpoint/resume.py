@@ -31,7 +31,10 @@ class Resolution:
 
 
 def resolve(
-    store: CheckpointStore, wanted: str, examine: Callable[[Path], list[str]] = verify, suspects: Mapping[int, str] | None = None
+    store: CheckpointStore,
+    wanted: str,
+    examine: Callable[[Path], list[str]] = verify,
+    suspects: Mapping[int, str] | None = None,
 ) -> Resolution:
     """Finds the checkpoint that `resume_from_checkpoint` names; CheckpointError when it cannot be had.
 
@@ -110,7 +113,9 @@ def _first_sound(
         else:
             return Resolution(entry.path, entry.manifest, refused, suspect)
     if suspect:
-        raise CheckpointError(all_suspect_text(store.folder, {int(path.name[5:]): reason for path, reason in suspect.items()}))
+        raise CheckpointError(
+            all_suspect_text(store.folder, {int(path.name[5:]): reason for path, reason in suspect.items()})
+        )
     reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
     raise CheckpointError(
         f"{store.folder} holds {numbered(len(refused), 'checkpoint')} and none is sound ({reasons}); restore one from a copy, "
@@ -125,7 +130,9 @@ def _best(store: CheckpointStore, entries: list[Entry], examine: Callable[[Path]
         raise CheckpointError(
             f"{store.folder} has no checkpoint with a validation loss, so none is best; take latest instead"
         )
-    of_manifest = {id(entry.manifest): entry for entry in entries}  # a folder may have another step's name, which is a damage
+    of_manifest = {
+        id(entry.manifest): entry for entry in entries
+    }  # a folder may have another step's name, which is a damage
     return _first_sound(store, [of_manifest[id(manifest)] for manifest in evaluated], examine, {})
 
 
@@ -175,11 +182,15 @@ def locate(folder: Path, wanted: str) -> Located:
     Only `latest` may be an older one than it says; one that is meant by its step or as the best is that one or an error.
     """
     if wanted in ("", "none"):
-        raise CheckpointError(f"--checkpoint is {wanted!r}, which names no checkpoint to read; give latest, best or a step")
+        raise CheckpointError(
+            f"--checkpoint is {wanted!r}, which names no checkpoint to read; give latest, best or a step"
+        )
     if (folder / MANIFEST).is_file():
         return _located(_exactly(folder, "take another one, or restore it from a copy"))
     if (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is an exported model, which transformers opens; this reads checkpoints: give the run's name or folder")
+        raise CheckpointError(
+            f"{folder} is an exported model, which transformers opens; this reads checkpoints: give the run's name or folder"
+        )
     store = CheckpointStore(folder)
     if wanted == "best":
         return _located_best(store)
@@ -198,7 +209,11 @@ def _located(resolution: Resolution) -> Located:
 def _located_best(store: CheckpointStore) -> Located:
     resolution = resolve(store, "best")
     if not resolution.refused:
-        unknown = {e.path.name: f"whether it is the best is not known: {e.problem}" for e in store.entries() if e.manifest is None}
+        unknown = {
+            e.path.name: f"whether it is the best is not known: {e.problem}"
+            for e in store.entries()
+            if e.manifest is None
+        }
         return Located(resolution.path, resolution.manifest, unknown)
     damaged = "; ".join(f"{path}: {why}" for path, why in resolution.refused.items())
     raise CheckpointError(

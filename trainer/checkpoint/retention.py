@@ -164,16 +164,16 @@ def removals(
     return going
 
 
-def _least_valuable_first(
-    holding: Holding, policy: Policy, held: Collection[str]
-) -> Iterator[tuple[str, str, int]]:
+def _least_valuable_first(holding: Holding, policy: Policy, held: Collection[str]) -> Iterator[tuple[str, str, int]]:
     """Name, place in the order, and bytes of each folder that a bound may remove."""
     for name, num_bytes in holding.set_aside_bytes.items():
         if name not in held:
             yield name, "what was set aside goes first", num_bytes
     kept, stays = tiers(holding.manifests, policy), protected(holding.manifests, policy, held)
     sure = last_sure(holding.manifests)
-    in_order = sorted(_by_value(holding.manifests, kept), key=lambda pair: sure is not None and pair[0] == sure.step)  # it goes last
+    in_order = sorted(
+        _by_value(holding.manifests, kept), key=lambda pair: sure is not None and pair[0] == sure.step
+    )  # it goes last
     for step, tier in in_order:
         if step not in stays:
             what = "the worst of the best" if tier == "best" else f"the oldest of the tier {tier!r}"
@@ -191,9 +191,7 @@ def _by_value(manifests: Sequence[Manifest], kept: Mapping[int, list[str]]) -> I
                 yield step, tier
 
 
-def shortage(
-    holding: Holding, policy: Policy, *, in_flight_bytes: int, held: Collection[str] = ()
-) -> str | None:
+def shortage(holding: Holding, policy: Policy, *, in_flight_bytes: int, held: Collection[str] = ()) -> str | None:
     """Why the bound cannot hold even what is never removed and the one being written, in a paragraph; None when it can."""
     if policy.max_disk_bytes is None:
         return None

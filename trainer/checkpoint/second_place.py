@@ -328,7 +328,9 @@ def _digest(source: BinaryIO, pace: Pace, target: BinaryIO | None = None) -> str
 
 def _check(digest: str, entry: dict[str, Any], what: str) -> None:
     if digest != entry["xxh3_128"]:
-        raise CheckpointError(f"{what} is damaged: its bytes do not match their digest in the manifest; take another checkpoint")
+        raise CheckpointError(
+            f"{what} is damaged: its bytes do not match their digest in the manifest; take another checkpoint"
+        )
 
 
 def _is_there(place: Place, step: int, text: bytes) -> bool:

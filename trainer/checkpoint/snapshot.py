@@ -41,7 +41,10 @@ _POPULATE_WRITE = 23
 def free_memory_bytes() -> int:
     """Bytes of memory this process can still take: the machine's, or a container's where that is less."""
     free = psutil.virtual_memory().available
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             with open(f"/sys/fs/cgroup/{limit}") as allowed, open(f"/sys/fs/cgroup/{used}") as taken:
                 free = min(free, int(allowed.read()) - int(taken.read()))
@@ -95,7 +98,9 @@ def _pin(pages: Tensor, device: torch.device) -> None:
     code = int(torch.cuda.cudart().cudaHostRegister(pages.data_ptr(), pages.numel(), 0))
     if code == 0:
         return
-    log.warning("snapshots: their memory cannot be pinned (CUDA error %d); copies from the GPU hold the training up", code)
+    log.warning(
+        "snapshots: their memory cannot be pinned (CUDA error %d); copies from the GPU hold the training up", code
+    )
     try:
         _start_kernel(device)
     except RuntimeError as error:
@@ -120,9 +125,15 @@ class Layout:
             raise CheckpointError(
                 f"a save in the background copies whole, contiguous tensors, and these are not: {', '.join(strided)}; set checkpoint.asynchronous=false"
             )
-        self.images = [model_image(clean_state_dict_for_safetensors(weights)), optimizer_image(marked, moment_owners(model, optimizer))]
+        self.images = [
+            model_image(clean_state_dict_for_safetensors(weights)),
+            optimizer_image(marked, moment_owners(model, optimizer)),
+        ]
         # A buffer may hold an infinity by design, as a mask does.
-        self._looked_at = {*(name for name, _ in model.named_parameters(remove_duplicate=False)), *(f.name for f in self.images[1].floats)}
+        self._looked_at = {
+            *(name for name, _ in model.named_parameters(remove_duplicate=False)),
+            *(f.name for f in self.images[1].floats),
+        }
         self.starts = [0, self.images[0].padded_bytes]
         self.num_bytes = sum(image.padded_bytes for image in self.images)
         self._rates = self._places_of_rates()
@@ -135,12 +146,15 @@ class Layout:
         """The images as the writer wants to know them."""
         return [
             {
-                "name": image.name, "start": start, "num_bytes": image.num_bytes, "padded_bytes": image.padded_bytes,
+                "name": image.name,
+                "start": start,
+                "num_bytes": image.num_bytes,
+                "padded_bytes": image.padded_bytes,
                 "checksums": [(c.start, c.num_bytes, list(c.places)) for c in image.checksums],
                 "floats": [(f.name, f.start, f.num_bytes, f.type) for f in image.floats if f.name in self._looked_at],
             }
             for image, start in zip(self.images, self.starts, strict=True)
-        ]  # fmt: skip
+        ]
 
     def copies(self, slot: Slot) -> tuple[list[Tensor], list[Tensor]]:
         """What is copied where: the live tensors, and their places in a slot, of the same types and shapes."""
@@ -167,8 +181,8 @@ class Layout:
         """Where each group's rate stands in a slot; that record's checksum joins those that are filled in when writing."""
         image, start = self.images[1], self.starts[1]
         places = []
-        for mark in self._marks:
-            found = [(offset + content.index(mark)) for offset, content in image.fixed if mark in content]
+        for rate in self._marks:
+            found = [(offset + content.index(rate)) for offset, content in image.fixed if rate in content]
             if len(found) != 1:
                 raise unknown_form(f"a learning rate stands in {len(found)} places of it")
             places.append(start + found[0])
@@ -219,7 +233,9 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
 class Snapshots:
     """The slots of rank 0, and the copy into them."""
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, slots: list[Slot], device: torch.device) -> None:
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, slots: list[Slot], device: torch.device
+    ) -> None:
         self._model, self._optimizer, self.slots, self._device = model, optimizer, slots, device
         self.layout: Layout | None = None
         self._copies: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
@@ -246,7 +262,9 @@ class Snapshots:
         """Copies everything into a slot; on a GPU the copies are only begun, and `settle` is called before the next update."""
         assert self.layout is not None, "lay_out() first"
         slot.step = step
-        mark(slot.memory, None)  # before the first byte changes: the writer may not have heard of it when this process dies
+        mark(
+            slot.memory, None
+        )  # before the first byte changes: the writer may not have heard of it when this process dies
         self.layout.write_rates(slot.memory, rates_of(self._optimizer))
         sources, places = self._copies[slot.number]
         with torch.no_grad():

@@ -138,9 +138,7 @@ class CheckpointStore:
         holding = self.holding()
         return removals(holding, policy, in_flight_bytes=_in_flight(holding, in_flight_bytes), held=held)
 
-    def shortage(
-        self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()
-    ) -> str | None:
+    def shortage(self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()) -> str | None:
         """Why `max_disk_bytes` cannot hold even what is never removed and one more, in a paragraph; None when it can."""
         holding = self.holding()
         return shortage(holding, policy, in_flight_bytes=_in_flight(holding, in_flight_bytes), held=held)

@@ -13,7 +13,9 @@ class Told:
         self._told_at: float | None = None
         self._num_untold = 0
 
-    def line(self, step: int, reason: str, *, num_bytes: int, seconds: float, now: float, in_any_case: bool) -> str | None:
+    def line(
+        self, step: int, reason: str, *, num_bytes: int, seconds: float, now: float, in_any_case: bool
+    ) -> str | None:
         """What the log says of a checkpoint that is on the disk now; None when it need not be told."""
         if self._told_at is not None and now - self._told_at < TOLD_SECONDS and not in_any_case:
             self._num_untold += 1

@@ -88,7 +88,9 @@ class Writer:
         self._policy = Policy(**hello["policy"])
         self._slots = [memoryview(mmap.mmap(descriptor, hello["slot_bytes"])) for descriptor in hello["slots"]]
         self._journal = Journal(Path(hello["run_folder"]))
-        self._copier = Copier(hello["second_place"], self._journal, channel.send, self._moved) if hello["second_place"] else None
+        self._copier = (
+            Copier(hello["second_place"], self._journal, channel.send, self._moved) if hello["second_place"] else None
+        )
         self._curve, self._mark = Path(hello["curve"]), Path(hello["mark"])
         self._parent = hello["pid"]
         self._images: list[Image] = []
@@ -176,7 +178,11 @@ class Writer:
 
         One that was being overwritten when the trainer died is not whole any more.
         """
-        whole = [snapshot for snapshot in self._whole.values() if marked(self._slots[snapshot.slot]) == snapshot.manifest.step]
+        whole = [
+            snapshot
+            for snapshot in self._whole.values()
+            if marked(self._slots[snapshot.slot]) == snapshot.manifest.step
+        ]
         newer = [snapshot for snapshot in whole if snapshot.manifest.step > max(self._committed, default=-1)]
         return sorted(newer, key=lambda snapshot: snapshot.manifest.step, reverse=True)
 
@@ -185,7 +191,9 @@ class Writer:
     def _answer(self, snapshot: Snapshot) -> None:
         """Saves, and tells the trainer what came of it."""
         done = self._save(snapshot)
-        self._channel.send({"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done})
+        self._channel.send(
+            {"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done}
+        )
 
     def _save(self, snapshot: Snapshot) -> dict[str, Any]:
         """Commits one snapshot; returns what it took, why it failed, or which tensor is not finite: such a one is not worth a checkpoint."""
@@ -206,10 +214,21 @@ class Writer:
             self._copier.offer(self._store.path(step), is_last=snapshot.manifest.reason == "final")
         seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
         self._journal.write(
-            "save", step=step, digest=manifest_digest(self._store.path(step)), reason=snapshot.manifest.reason, bytes=num_bytes, seconds=round(seconds, 3),
+            "save",
+            step=step,
+            digest=manifest_digest(self._store.path(step)),
+            reason=snapshot.manifest.reason,
+            bytes=num_bytes,
+            seconds=round(seconds, 3),
             cpu_seconds=round(cpu_seconds, 3),
-        )  # fmt: skip
-        return {"failure": None, "bytes": num_bytes, "seconds": seconds, "cpu_seconds": cpu_seconds, "untidy": self._tidy()}
+        )
+        return {
+            "failure": None,
+            "bytes": num_bytes,
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "untidy": self._tidy(),
+        }
 
     def _commit(self, snapshot: Snapshot) -> int:
         """Writes every file and commits the folder; returns its bytes. raises OSError, NotFinite"""
@@ -269,10 +288,11 @@ class Writer:
         """What follows a commit: pruning and links. Returns what of it failed; every checkpoint is whole without it."""
         return self._try(
             {
-                "the mark of a save": self._mark.touch, "old checkpoints": self._prune,
+                "the mark of a save": self._mark.touch,
+                "old checkpoints": self._prune,
                 "the links latest and best": self._store.point_links,
             }
-        )  # fmt: skip
+        )
 
     def _prune(self) -> None:
         # A bound on bytes goes before a copy elsewhere, which is told that its checkpoint is gone and takes the next.

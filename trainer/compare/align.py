@@ -69,7 +69,8 @@ def block_gaps(a: Curve, b: Curve, span: Span) -> np.ndarray:
     edges = np.linspace(0, span.stop - span.start, number + 1)[:-1].round().astype(int)
     with np.errstate(invalid="ignore", divide="ignore"):
         ours, theirs = (
-            np.add.reduceat(curve.sums["loss"][part], edges) / np.add.reduceat(curve.counts[part], edges) for curve in (a, b)
+            np.add.reduceat(curve.sums["loss"][part], edges) / np.add.reduceat(curve.counts[part], edges)
+            for curve in (a, b)
         )
     gaps = theirs - ours
     return gaps[np.isfinite(gaps)]
@@ -83,7 +84,9 @@ def segments(a: Curve, b: Curve, span: Span, spread: Spread, number: int) -> lis
         gaps = block_gaps(a, b, part)
         if len(gaps):
             loss_a, loss_b = mean_loss(a, part), mean_loss(b, part)
-            found.append(Segment(part.start * a.bin_tokens, part.stop * a.bin_tokens, loss_a, loss_b, gap(gaps, loss_a, spread)))
+            found.append(
+                Segment(part.start * a.bin_tokens, part.stop * a.bin_tokens, loss_a, loss_b, gap(gaps, loss_a, spread))
+            )
     return found
 
 

@@ -148,7 +148,11 @@ def _is_step(record: dict[str, Any]) -> bool:
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation | None:
-    if "loss" in record or not any(key.endswith(_FACT_ENDINGS) for key in record) or not is_number(record.get("tokens")):
+    if (
+        "loss" in record
+        or not any(key.endswith(_FACT_ENDINGS) for key in record)
+        or not is_number(record.get("tokens"))
+    ):
         return None
     facts = {key: float(value) for key, value in record.items() if key not in _NO_FACTS and is_number(value)}
     return Evaluation(int(record["tokens"]), facts) if facts else None
@@ -250,7 +254,9 @@ class _Reading:
         """What was read."""
         medians = {}
         for name, parts in self._speeds.items():
-            values, weights = (np.concatenate(each) if each else np.zeros(0) for each in (parts, self._speed_weights[name]))
+            values, weights = (
+                np.concatenate(each) if each else np.zeros(0) for each in (parts, self._speed_weights[name])
+            )
             is_there = np.isfinite(values)
             medians[name] = _median(values[is_there], weights[is_there])
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -258,8 +264,20 @@ class _Reading:
         if not self._has_seconds:
             hours = np.full(NUM_BINS, np.nan)
         return Curve(
-            self._bin_tokens, self._num_steps, self._last_tokens, self._last_finite_tokens,
-            self._seconds if self._has_seconds else None, self._num_unfinite,
-            self._counts, self._sums, tokens, hours, self._lowest, self._highest, self._highest_grad_norm, medians, self._digests,
+            self._bin_tokens,
+            self._num_steps,
+            self._last_tokens,
+            self._last_finite_tokens,
+            self._seconds if self._has_seconds else None,
+            self._num_unfinite,
+            self._counts,
+            self._sums,
+            tokens,
+            hours,
+            self._lowest,
+            self._highest,
+            self._highest_grad_norm,
+            medians,
+            self._digests,
             self.evaluations,
-        )  # fmt: skip
+        )

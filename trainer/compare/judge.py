@@ -20,9 +20,17 @@ from trainer.compare.align import (
     segments,
 )
 from trainer.compare.noise import Gap, Spread
-from trainer.compare.runs import Run, differ_in_seed_alone, is_one_recipe, same_batches, same_held_out, same_text, same_training_data, same_vocabulary
+from trainer.compare.runs import (
+    Run,
+    differ_in_seed_alone,
+    is_one_recipe,
+    same_batches,
+    same_held_out,
+    same_text,
+    same_training_data,
+    same_vocabulary,
+)
 from trainer.text import count, numbered
-
 
 MAX_SEGMENTS = 40
 """Parts of the common tokens in which the gap is followed."""
@@ -128,7 +136,9 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
     since = apart_since(parts) if "loss" in judged and judged["loss"].gap.is_beyond_noise else None
     if span and since is not None and since > span.start * a.curve.bin_tokens:
         since = None  # single parts are too noisy to date what the whole window shows
-    is_equal = bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts) and _has_same_steps(a, b)
+    is_equal = (
+        bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts) and _has_same_steps(a, b)
+    )
     tokens = common_tokens(a.curve, b.curve)
     return Pair(a, b, tokens, paired, judged, parts, since, is_equal, _notes(a, b, tokens, judged))
 
@@ -142,7 +152,11 @@ def _has_same_steps(a: Run, b: Run) -> bool:
 def _mean_at(run: Run, span: Span, like: Run) -> float | None:
     """A run's mean loss over a window, where it has been there with a finite one that compares with the other's."""
     is_there = common_span(run.curve).stop >= span.stop and run.curve.counts[span.start : span.stop].any()
-    return mean_loss(run.curve, span) if is_there and same_vocabulary(run, like) and same_training_data(run, like) else None
+    return (
+        mean_loss(run.curve, span)
+        if is_there and same_vocabulary(run, like) and same_training_data(run, like)
+        else None
+    )
 
 
 def _over(span: Span, run: Run) -> str:
@@ -150,7 +164,9 @@ def _over(span: Span, run: Run) -> str:
     return f"the last {share:.0%} of {count(span.stop * run.curve.bin_tokens)} tokens".replace("%", " %")
 
 
-def _spread(what: str, a: Run, b: Run, runs: Sequence[Run], paired: bool, value: Callable[[Run], float | None]) -> Spread:
+def _spread(
+    what: str, a: Run, b: Run, runs: Sequence[Run], paired: bool, value: Callable[[Run], float | None]
+) -> Spread:
     """From run to run: among the runs given, those of one recipe (and one seed, where rounding alone is asked for) tell it.
 
     Two runs that differ in their seed alone are such, also where they are A and B. Where A and B are of one recipe and something else may
@@ -189,14 +205,20 @@ def _evaluated(what: str, unit: str, a: Run, b: Run, runs: Sequence[Run], paired
         return float(np.interp(chosen, tokens, values).mean()) if has_them else None
 
     spread = _spread(what, a, b, runs, paired, value)
-    over = f"{len(chosen)} evaluations up to {count(chosen[-1])} tokens" if len(chosen) > 1 else f"the evaluation at {count(chosen[-1])} tokens"
+    over = (
+        f"{len(chosen)} evaluations up to {count(chosen[-1])} tokens"
+        if len(chosen) > 1
+        else f"the evaluation at {count(chosen[-1])} tokens"
+    )
     found = noise.gap(values_b - values_a, float(values_a.mean()), spread)
     return Judged(what, unit, float(values_a.mean()), float(values_b.mean()), found, spread, over)
 
 
 def series(run: Run, what: str) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, values) of one quantity of a run's evaluations."""
-    told = {evaluation.tokens: evaluation.facts[what] for evaluation in run.curve.evaluations if what in evaluation.facts}
+    told = {
+        evaluation.tokens: evaluation.facts[what] for evaluation in run.curve.evaluations if what in evaluation.facts
+    }
     return np.array(sorted(told), dtype=float), np.array([told[tokens] for tokens in sorted(told)], dtype=float)
 
 
@@ -213,7 +235,11 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
     if not same_vocabulary(a, b):
         notes.append(
             f"{a.name} and {b.name} have different tokenizers: their nats a token do not compare, and "
-            + ("bits a byte stand in for them" if "bits_per_byte" in judged else "no bits a byte of the same text are known for both")
+            + (
+                "bits a byte stand in for them"
+                if "bits_per_byte" in judged
+                else "no bits a byte of the same text are known for both"
+            )
         )
     elif not same_training_data(a, b):
         notes.append(f"{a.name} and {b.name} were trained on different data: their training losses do not compare")
@@ -225,7 +251,9 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
             f"compared over the {count(tokens)} tokens that both have: {longer.name} went on to {count(longer.curve.last_tokens)}, "
             f"{shorter.name} did not"
         )
-    differing = [key for key in {**a.settings, **b.settings} if _is_schedule(key) and a.settings.get(key) != b.settings.get(key)]
+    differing = [
+        key for key in {**a.settings, **b.settings} if _is_schedule(key) and a.settings.get(key) != b.settings.get(key)
+    ]
     if differing:
         values = ", ".join(f"{key} {a.settings.get(key)} and {b.settings.get(key)}" for key in differing)
         notes.append(
@@ -236,7 +264,11 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
         further = any(_is_far_apart(each, tokens) for each in judged.values())
         notes.append(
             f"{a.name} and {b.name} differ in their seed alone: their gap is noise, and measures it"
-            + ("; it is more than runs of one recipe are assumed to end apart, so compare more seeds of it" if further else "")
+            + (
+                "; it is more than runs of one recipe are assumed to end apart, so compare more seeds of it"
+                if further
+                else ""
+            )
         )
     elif is_one_recipe(a, b) and any(each.gap.is_beyond_noise for each in judged.values()):
         notes.append(
@@ -245,7 +277,9 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
         )
     for run in (a, b):
         if run.curve.num_unfinite:
-            notes.append(f"{run.name} has {numbered(run.curve.num_unfinite, 'step')} whose loss is not finite, left out of every mean")
+            notes.append(
+                f"{run.name} has {numbered(run.curve.num_unfinite, 'step')} whose loss is not finite, left out of every mean"
+            )
     return notes
 
 

@@ -54,7 +54,9 @@ def write_page(comparison: Comparison, path: Path) -> Path:
     try:
         files.write_atomic(path, _page(comparison))
     except OSError as error:
-        raise TrainerError(f"{path} cannot be written ({error.strerror}); give --html a file in a folder that exists and may be written") from None
+        raise TrainerError(
+            f"{path} cannot be written ({error.strerror}); give --html a file in a folder that exists and may be written"
+        ) from None
     return path
 
 
@@ -64,7 +66,9 @@ def _page(comparison: Comparison) -> str:
     runs, pairs = comparison.runs, comparison.pairs
     title = f"{runs[0].name} against {', '.join(run.name for run in runs[1:])}"
     verdicts = "".join(_verdict(pair, colour) for pair, colour in zip(pairs, _colours(runs)[1:], strict=True))
-    plots = "".join(f'<div class="{"wide" if wide else ""}">{_figure(**plot)}</div>' for plot, wide in _plots(runs, pairs))
+    plots = "".join(
+        f'<div class="{"wide" if wide else ""}">{_figure(**plot)}</div>' for plot, wide in _plots(runs, pairs)
+    )
     differing = differences(runs)
     settings = f"<h2>What differs in settings and versions</h2>{_table(runs, differing)}" if differing else ""
     return (
@@ -101,15 +105,34 @@ def _plots(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[tuple[dict[str, A
     tokens, loss = "tokens", "nats a token"
     plots = [
         (_plot("Training loss by tokens", tokens, loss, _loss_lines(runs, "tokens"), is_late=True), True),
-        (_plot(f"Gap to {runs[0].name}, with its 95 % band", tokens, f"{loss}; above 0 is worse", _gap_lines(runs, pairs), is_late=True), True),
+        (
+            _plot(
+                f"Gap to {runs[0].name}, with its 95 % band",
+                tokens,
+                f"{loss}; above 0 is worse",
+                _gap_lines(runs, pairs),
+                is_late=True,
+            ),
+            True,
+        ),
         (_plot("Training loss by time", "hours of training", loss, _loss_lines(runs, "hours"), is_late=True), False),
         (_plot("Validation loss", tokens, loss, _evaluation_lines(runs, "val_loss"), is_late=True), False),
-        (_plot("Throughput", tokens, "tokens a second", _metric_lines(runs, "tokens_per_second"), from_zero=True), False),
-        (_plot("Gradient norm before clipping", tokens, "total norm", _metric_lines(runs, "grad_norm"), is_log=True), False),
+        (
+            _plot("Throughput", tokens, "tokens a second", _metric_lines(runs, "tokens_per_second"), from_zero=True),
+            False,
+        ),
+        (
+            _plot("Gradient norm before clipping", tokens, "total norm", _metric_lines(runs, "grad_norm"), is_log=True),
+            False,
+        ),
         (_plot("Learning rate", tokens, "learning rate", _metric_lines(runs, "lr"), from_zero=True), False),
     ]
-    others = dict.fromkeys(name for run in runs for each in run.curve.evaluations for name in each.facts if name != "val_loss")
-    plots += [(_plot(name.replace("_", " "), tokens, _unit(name), _evaluation_lines(runs, name)), False) for name in others]
+    others = dict.fromkeys(
+        name for run in runs for each in run.curve.evaluations for name in each.facts if name != "val_loss"
+    )
+    plots += [
+        (_plot(name.replace("_", " "), tokens, _unit(name), _evaluation_lines(runs, name)), False) for name in others
+    ]
     return [(plot, wide) for plot, wide in plots if plot["lines"]]
 
 
@@ -131,7 +154,9 @@ def _loss_lines(runs: Sequence[Run], by: str) -> list[dict[str, Any]]:
             continue
         raw_x, raw_y = extremes(places, run.curve.lowest, run.curve.highest)
         lines.append(_line(run, colour, raw_x, raw_y, width=0.8, opacity=0.28, is_faint=True))
-        lines.append(_line(run, colour, *means(places, run.curve.sums["loss"], run.curve.counts, NUM_SMOOTH), width=2.4))
+        lines.append(
+            _line(run, colour, *means(places, run.curve.sums["loss"], run.curve.counts, NUM_SMOOTH), width=2.4)
+        )
     return lines
 
 
@@ -141,7 +166,9 @@ def _metric_lines(runs: Sequence[Run], metric: str) -> list[dict[str, Any]]:
         if np.isfinite(run.curve.mean(metric)).any():
             x, y = means(run.curve.tokens, run.curve.sums[metric], run.curve.counts, MAX_POINTS // 5)
             lines.append(_line(run, colour, x, y, width=1.4))
-            lines[-1]["line"]["dash"] = ("solid", "dash", "dot", "dashdot")[len(lines) % 4 - 1] if metric == "lr" else "solid"
+            lines[-1]["line"]["dash"] = (
+                ("solid", "dash", "dot", "dashdot")[len(lines) % 4 - 1] if metric == "lr" else "solid"
+            )
     return lines
 
 
@@ -150,7 +177,9 @@ def _evaluation_lines(runs: Sequence[Run], what: str) -> list[dict[str, Any]]:
     for run, colour in zip(runs, _colours(runs), strict=True):
         tokens, values = series(run, what)
         if len(tokens):
-            lines.append({**_line(run, colour, tokens[-MAX_POINTS:], values[-MAX_POINTS:], width=1.8), "mode": "lines+markers"})
+            lines.append(
+                {**_line(run, colour, tokens[-MAX_POINTS:], values[-MAX_POINTS:], width=1.8), "mode": "lines+markers"}
+            )
     return lines
 
 
@@ -161,16 +190,42 @@ def _gap_lines(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[dict[str, Any
         gaps = np.array([part.gap.value for part in pair.segments])
         bands = np.array([part.gap.band for part in pair.segments])
         if len(x):
-            edge = {"type": "scatter", "x": x + x[::-1], "y": [*(gaps + bands), *(gaps - bands)[::-1]], "fill": "toself", "hoverinfo": "skip"}
-            lines.append({**edge, "line": {"width": 0}, "fillcolor": colour, "opacity": 0.18, "mode": "lines", "showlegend": False, "legendgroup": pair.b.name})
+            edge = {
+                "type": "scatter",
+                "x": x + x[::-1],
+                "y": [*(gaps + bands), *(gaps - bands)[::-1]],
+                "fill": "toself",
+                "hoverinfo": "skip",
+            }
+            lines.append(
+                {
+                    **edge,
+                    "line": {"width": 0},
+                    "fillcolor": colour,
+                    "opacity": 0.18,
+                    "mode": "lines",
+                    "showlegend": False,
+                    "legendgroup": pair.b.name,
+                }
+            )
             lines.append({**_line(pair.b, colour, x, gaps, width=2.2), "mode": "lines+markers", "marker": {"size": 4}})
     return lines
 
 
-def _line(run: Run, colour: str, x: Any, y: Any, *, width: float, opacity: float = 1.0, is_faint: bool = False) -> dict[str, Any]:
+def _line(
+    run: Run, colour: str, x: Any, y: Any, *, width: float, opacity: float = 1.0, is_faint: bool = False
+) -> dict[str, Any]:
     look = {"line": {"color": colour, "width": width}, "opacity": opacity, "legendgroup": run.name}
     quiet = {"hoverinfo": "skip", "showlegend": False} if is_faint else {}
-    return {"type": "scatter", "mode": "lines", "name": html.escape(run.name), "x": np.asarray(x).tolist(), "y": np.asarray(y).tolist(), **look, **quiet}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": html.escape(run.name),
+        "x": np.asarray(x).tolist(),
+        "y": np.asarray(y).tolist(),
+        **look,
+        **quiet,
+    }
 
 
 def means(places: np.ndarray, sums: np.ndarray, counts: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,22 +250,51 @@ def extremes(places: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> tup
     return np.repeat(places[edges], 2), y.ravel()
 
 
-def _figure(*, title: str, x: str, y: str, lines: list[dict[str, Any]], is_late: bool = False, is_log: bool = False, from_zero: bool = False) -> str:
+def _figure(
+    *,
+    title: str,
+    x: str,
+    y: str,
+    lines: list[dict[str, Any]],
+    is_late: bool = False,
+    is_log: bool = False,
+    from_zero: bool = False,
+) -> str:
     """One plot as a piece of HTML."""
     from plotly.graph_objects import Figure
 
-    axis = {"gridcolor": "#e9edf1", "zerolinecolor": "#8c959f", "linecolor": "#8c959f", "ticks": "outside", "tickcolor": "#8c959f", "exponentformat": "SI"}
+    axis = {
+        "gridcolor": "#e9edf1",
+        "zerolinecolor": "#8c959f",
+        "linecolor": "#8c959f",
+        "ticks": "outside",
+        "tickcolor": "#8c959f",
+        "exponentformat": "SI",
+    }
     figure = Figure(
         data=lines,
         layout={
             "title": {"text": f"<b>{html.escape(title)}</b>", "x": 0, "xref": "paper", "font": {"size": 15}},
-            "font": {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, DejaVu Sans, sans-serif", "size": 12.5, "color": "#1b1f24"},
-            "paper_bgcolor": "#fff", "plot_bgcolor": "#fff", "height": 380, "margin": {"l": 64, "r": 12, "t": 62, "b": 48},
-            "hovermode": "x unified", "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
+            "font": {
+                "family": "system-ui, Segoe UI, Roboto, Liberation Sans, DejaVu Sans, sans-serif",
+                "size": 12.5,
+                "color": "#1b1f24",
+            },
+            "paper_bgcolor": "#fff",
+            "plot_bgcolor": "#fff",
+            "height": 380,
+            "margin": {"l": 64, "r": 12, "t": 62, "b": 48},
+            "hovermode": "x unified",
+            "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
             "xaxis": {**axis, "title": {"text": x}, "rangemode": "tozero"},
-            "yaxis": {**axis, "title": {"text": html.escape(y)}, "type": "log" if is_log else "linear", "rangemode": "tozero" if from_zero else "normal"},
+            "yaxis": {
+                **axis,
+                "title": {"text": html.escape(y)},
+                "type": "log" if is_log else "linear",
+                "rangemode": "tozero" if from_zero else "normal",
+            },
         },
-    )  # fmt: skip
+    )
     if is_late:
         figure.update_yaxes(range=_late_range(lines))
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
@@ -219,7 +303,9 @@ def _figure(*, title: str, x: str, y: str, lines: list[dict[str, Any]], is_late:
 def _late_range(lines: Sequence[dict[str, Any]]) -> list[float]:
     """The range of y without the first sixth of what is drawn, so that differences at the end can be seen; dragging shows the rest."""
     end = max(max(line["x"]) for line in lines)
-    late = [y for line in lines for x, y in zip(line["x"], line["y"], strict=True) if x >= end / 6] or [y for line in lines for y in line["y"]]
+    late = [y for line in lines for x, y in zip(line["x"], line["y"], strict=True) if x >= end / 6] or [
+        y for line in lines for y in line["y"]
+    ]
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.01
     return [low - margin, high + margin]

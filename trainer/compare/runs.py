@@ -17,10 +17,22 @@ from trainer.journal import precisions, read_events
 from trainer.metrics.outcome import read_outcome
 
 NOT_THE_RECIPE = (
-    "name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint", "resume.", "checkpoint.", "metrics.",
-    "evaluation.", "micro_batch", "model.gradient_checkpointing",
-    "precision.required", "precision.cache_weights", "precision.statistics_every_steps", "precision.shadow_every_steps",
-)  # fmt: skip
+    "name",
+    "seed",
+    "runs_folder",
+    "checkpoints_folder",
+    "resume_from_checkpoint",
+    "resume.",
+    "checkpoint.",
+    "metrics.",
+    "evaluation.",
+    "micro_batch",
+    "model.gradient_checkpointing",
+    "precision.required",
+    "precision.cache_weights",
+    "precision.statistics_every_steps",
+    "precision.shadow_every_steps",
+)
 """Settings (or sections of them) that two runs of one recipe may differ in: the seed, and what changes no more of a step than its rounding."""
 
 _TEXT = ("data.corpus", "data.validation")
@@ -60,7 +72,11 @@ class Run:
 
         One that its version did not know yet has today's default, which is what was done before.
         """
-        settings = {key: value for key, value in {**flat(default_settings()), **self.settings}.items() if not key.startswith(NOT_THE_RECIPE)}
+        settings = {
+            key: value
+            for key, value in {**flat(default_settings()), **self.settings}.items()
+            if not key.startswith(NOT_THE_RECIPE)
+        }
         return {**settings, "precision": self.precision}
 
 
@@ -70,12 +86,16 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
     raises  TrainerError for fewer than two, one that is not there or given twice, or one without a step
     """
     if len(wanted) < 2:
-        raise TrainerError(f"compare needs two runs at least, by name or folder; try: {command_line('compare', 'A', 'B')}")
+        raise TrainerError(
+            f"compare needs two runs at least, by name or folder; try: {command_line('compare', 'A', 'B')}"
+        )
     folders = [find_run(run) for run in wanted]
     for number, folder in enumerate(folders):
         for earlier in range(number):
             if folder.resolve() == folders[earlier].resolve():
-                raise TrainerError(f"{wanted[number]} and {wanted[earlier]} are one run ({folder}); name another run to compare it with")
+                raise TrainerError(
+                    f"{wanted[number]} and {wanted[earlier]} are one run ({folder}); name another run to compare it with"
+                )
     lengths = [last_tokens(folder) for folder in folders]
     for run, folder, length in zip(wanted, folders, lengths, strict=True):
         if not length:
@@ -100,10 +120,17 @@ def _read(folder: Path, name: str, bin_tokens: float) -> Run:
     if manifest and precision == "unknown":
         precision = manifest.precision
     return Run(
-        name, folder, settings, outcome["outcome"] if outcome else "unknown", precision, _one_after_another(starts, "processes"),
+        name,
+        folder,
+        settings,
+        outcome["outcome"] if outcome else "unknown",
+        precision,
+        _one_after_another(starts, "processes"),
         _one_after_another(starts, "machine"),
-        manifest.versions if manifest else {}, manifest, read_curve(folder, bin_tokens),
-    )  # fmt: skip
+        manifest.versions if manifest else {},
+        manifest,
+        read_curve(folder, bin_tokens),
+    )
 
 
 def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:
@@ -117,7 +144,10 @@ def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:
 def _one_after_another(starts: list[dict[str, Any]], fact: str) -> str:
     """A fact of every launch, without repetitions: `4, then 8`."""
     told = [str(event[fact]) for event in starts if event.get(fact) is not None]
-    return ", then ".join(value for number, value in enumerate(told) if number == 0 or told[number - 1] != value) or "unknown"
+    return (
+        ", then ".join(value for number, value in enumerate(told) if number == 0 or told[number - 1] != value)
+        or "unknown"
+    )
 
 
 def is_one_recipe(a: Run, b: Run) -> bool:
@@ -169,7 +199,9 @@ def same_batches(a: Run, b: Run) -> bool:
     ours = {number: last for number, last in a.curve.digests.items() if last[0] <= end}
     theirs = b.curve.digests
     shared = [number for number, last in ours.items() if number in theirs and theirs[number][0] == last[0]]
-    return 2 * len(shared) > len(ours) and all(ours[number] == theirs[number] and ours[number][1] is not None for number in shared)
+    return 2 * len(shared) > len(ours) and all(
+        ours[number] == theirs[number] and ours[number][1] is not None for number in shared
+    )
 
 
 def setting_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -45,9 +45,16 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         ("tokens", [count(run.curve.last_tokens) for run in runs]),
         ("time of training", [_duration(run.curve.seconds) for run in runs]),
         ("tokens/s, median", [_number(run.curve.medians["tokens_per_second"], count) for run in runs]),
-        ("MFU, median", [_number(run.curve.medians["mfu"], lambda value: f"{value:.1%}".replace("%", " %")) for run in runs]),
+        (
+            "MFU, median",
+            [_number(run.curve.medians["mfu"], lambda value: f"{value:.1%}".replace("%", " %")) for run in runs],
+        ),
         ("training loss, last 5 %", [_number(_loss_at_the_end(run), "{:.4f}".format) for run in runs]),
-        *([] if target is None else [(f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs])]),
+        *(
+            []
+            if target is None
+            else [(f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs])]
+        ),
         *((_named(name, "last"), [_number(_last(run, name), "{:.4f}".format) for run in runs]) for name in evaluated),
         ("validation loss, best", [_number(_best(run), "{:.4f}".format) for run in runs]),
     ]
@@ -110,14 +117,21 @@ def _by_tokens(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     span = common_span(*curves)
     number = num_segments(curves, span, NUM_ROWS)
     columns = [
-        {part.to_tokens: part for part in segments(pair.a.curve, pair.b.curve, span, pair.judged["loss"].spread, number)} for pair in told
+        {
+            part.to_tokens: part
+            for part in segments(pair.a.curve, pair.b.curve, span, pair.judged["loss"].spread, number)
+        }
+        for pair in told
     ]
     rows = [("tokens", told[0].a.name, *(name for pair in told for name in (pair.b.name, "gap")))]
     for tokens in (tokens for tokens in columns[0] if all(tokens in column for column in columns)):
         parts = [column[tokens] for column in columns]
         cells = [count(tokens), f"{parts[0].loss_a:.4f}"]
         for part in parts:
-            cells += [f"{part.loss_b:.4f}", _gap(part.gap.value, part.gap.band) + (" *" if part.gap.is_beyond_noise else "")]
+            cells += [
+                f"{part.loss_b:.4f}",
+                _gap(part.gap.value, part.gap.band) + (" *" if part.gap.is_beyond_noise else ""),
+            ]
         rows.append(tuple(cells))
     return rows
 
@@ -129,7 +143,12 @@ def _gap(value: float, band: float) -> str:
 def _by_hours(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     rows = losses_by_hours([run.curve for run in runs], NUM_ROWS)
     head = [("time", *(run.name for run in runs))]
-    return head + [(duration(3600 * hours), *(_number(loss, "{:.4f}".format) for loss in losses)) for hours, losses in rows] if rows else []
+    return (
+        head
+        + [(duration(3600 * hours), *(_number(loss, "{:.4f}".format) for loss in losses)) for hours, losses in rows]
+        if rows
+        else []
+    )
 
 
 def sentences(pair: Pair) -> list[str]:
@@ -140,7 +159,9 @@ def sentences(pair: Pair) -> list[str]:
     elif pair.a.has_diverged != pair.b.has_diverged:
         diverged, held = (pair.b, a) if pair.b.has_diverged else (pair.a, b)
         after = count(diverged.curve.last_finite_tokens)
-        said = [f"{diverged.name} diverged after {after} tokens, and {held} did not: {b} is {pair.verdict}, whatever the losses were before"]
+        said = [
+            f"{diverged.name} diverged after {after} tokens, and {held} did not: {b} is {pair.verdict}, whatever the losses were before"
+        ]
         said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values()]
     elif pair.deciding is None:
         said = [f"{b} and {a} cannot be judged: {_why_not(pair)}"]
@@ -153,7 +174,11 @@ def sentences(pair: Pair) -> list[str]:
 
 def _why_not(pair: Pair) -> str:
     compares = same_vocabulary(pair.a, pair.b) and same_training_data(pair.a, pair.b)
-    return "they have too few steps with a finite loss in common" if compares else "nothing that was measured of both compares"
+    return (
+        "they have too few steps with a finite loss in common"
+        if compares
+        else "nothing that was measured of both compares"
+    )
 
 
 def _verdict(pair: Pair, judged: Judged) -> str:
@@ -176,14 +201,20 @@ def _contradiction(pair: Pair) -> str:
     judged = pair.contradicting
     if judged is None:
         return ""
-    found = "shows no difference beyond noise" if judged.verdict == "no difference" else f"is {judged.verdict}, beyond noise"
+    found = (
+        "shows no difference beyond noise"
+        if judged.verdict == "no difference"
+        else f"is {judged.verdict}, beyond noise"
+    )
     what = "the validation loss in bits a byte" if judged.what == "bits_per_byte" else "the validation loss"
     return f"; but that is the training loss: {what} {found} (gap {_gap(judged.gap.value, judged.gap.band)})"
 
 
 def _beside(pair: Pair, judged: Judged) -> str:
     name = {"val_loss": "validation loss", "bits_per_byte": "bits a byte", "loss": "training loss"}[judged.what]
-    found = {"worse": f"{pair.b.name} is worse", "better": f"{pair.b.name} is better"}.get(judged.verdict, "no difference beyond noise")
+    found = {"worse": f"{pair.b.name} is worse", "better": f"{pair.b.name} is better"}.get(
+        judged.verdict, "no difference beyond noise"
+    )
     return f"{name}: {found} (gap {_gap(judged.gap.value, judged.gap.band)}, {judged.over})"
 
 
@@ -191,7 +222,9 @@ def _speed(pair: Pair) -> list[str]:
     ours, theirs = (run.curve.medians["tokens_per_second"] for run in (pair.a, pair.b))
     if not ours or not theirs:
         return []
-    return [f"  speed: {pair.b.name} is {theirs / ours:.2f} times as fast as {pair.a.name} ({count(theirs)} and {count(ours)} tokens/s)"]
+    return [
+        f"  speed: {pair.b.name} is {theirs / ours:.2f} times as fast as {pair.a.name} ({count(theirs)} and {count(ours)} tokens/s)"
+    ]
 
 
 def _noise(pair: Pair, judged: Judged) -> str:
@@ -235,7 +268,9 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "seconds": curve.seconds,
         "loss": _loss_at_the_end(run),
         "best_val_loss": _best(run),
-        "evaluation": {name: _last(run, name) for name in dict.fromkeys(key for each in curve.evaluations for key in each.facts)},
+        "evaluation": {
+            name: _last(run, name) for name in dict.fromkeys(key for each in curve.evaluations for key in each.facts)
+        },
         "tokens_per_second": curve.medians["tokens_per_second"],
         "mfu": curve.medians["mfu"],
     }

@@ -102,16 +102,24 @@ def read_cluster(name: str) -> Cluster:
             f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file; the shipped ones are in "
             f"{clusters_folder()})"
         )
-    document = read_document(path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "mend it or write one with `accelerate config`")
+    document = read_document(
+        path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "mend it or write one with `accelerate config`"
+    )
     content = yaml.safe_load(path.read_text(encoding="utf-8"))  # which also knows merge keys, as Accelerate does
     if problems := _cluster_problems(path, content, document):
         raise ConfigError(*problems)
     num_processes, num_machines = content.get("num_processes", 1), content.get("num_machines", 1)
     compiler = compiler_settings(content).get("backend", "no")
     return Cluster(
-        path, num_processes, _precision(content), content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU", num_machines,
-        "no" if compiler is False else str(compiler).lower(), _options(content), _environment(content),
-    )  # fmt: skip
+        path,
+        num_processes,
+        _precision(content),
+        content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU",
+        num_machines,
+        "no" if compiler is False else str(compiler).lower(),
+        _options(content),
+        _environment(content),
+    )
 
 
 def missing_compiler() -> str | None:
@@ -137,7 +145,9 @@ def _kind_of(key: str) -> Kind:
 
 
 def _cluster_problems(path: Path, content: dict[str, Any], document: Document) -> list[str]:
-    is_single = content.get("distributed_type") == "NO"  # Accelerate does not know a bare NO, which YAML reads as false, for one process
+    is_single = (
+        content.get("distributed_type") == "NO"
+    )  # Accelerate does not know a bare NO, which YAML reads as false, for one process
     problems = [
         f"cluster file {path} lacks {key}; see {clusters_folder()} for complete ones"
         for key in REQUIRED

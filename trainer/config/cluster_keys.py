@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.plain import Kind
 from trainer.config.settings import settings_help
 from trainer.config.synonyms import synonym_of
-from trainer.config.plain import Kind
 from trainer.text import did_you_mean
 
 MODES = ("no", "bf16", "fp16", "fp8")
@@ -25,9 +25,18 @@ SHARDING = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config", "MEGATRON_LM
 OTHER_MACHINES = ("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON", "XLA")
 
 KINDS = {
-    **{name: name for name in (*DATA_PARALLEL, *SHARDING, *OTHER_MACHINES)}, "FSDP2": "FSDP", "FSDP1": "FSDP", "ZERO": "DEEPSPEED", "MEGATRON": "MEGATRON_LM",
-    "TPU": "XLA", "DDP": "MULTI_GPU", "GPU": "MULTI_GPU", "DATA_PARALLEL": "MULTI_GPU", "CPU": "MULTI_CPU", "NONE": "NO",
-}  # fmt: skip
+    **{name: name for name in (*DATA_PARALLEL, *SHARDING, *OTHER_MACHINES)},
+    "FSDP2": "FSDP",
+    "FSDP1": "FSDP",
+    "ZERO": "DEEPSPEED",
+    "MEGATRON": "MEGATRON_LM",
+    "TPU": "XLA",
+    "DDP": "MULTI_GPU",
+    "GPU": "MULTI_GPU",
+    "DATA_PARALLEL": "MULTI_GPU",
+    "CPU": "MULTI_CPU",
+    "NONE": "NO",
+}
 """What is meant by a `distributed_type` that is spelt otherwise, or called as elsewhere."""
 
 MEANT_PRECISION = {
@@ -39,18 +48,39 @@ MEANT_PRECISION = {
 """What torch, Lightning and litgpt call a precision."""
 
 COMPILERS = (
-    "NO", "EAGER", "AOT_EAGER", "INDUCTOR", "AOT_TS_NVFUSER", "NVPRIMS_NVFUSER", "CUDAGRAPHS", "OFI", "FX2TRT", "ONNXRT", "TENSORRT",
-    "AOT_TORCHXLA_TRACE_ONCE", "TORCHXLA_TRACE_ONCE", "TVM", "HPU_BACKEND", "NEURON",
-)  # fmt: skip
+    "NO",
+    "EAGER",
+    "AOT_EAGER",
+    "INDUCTOR",
+    "AOT_TS_NVFUSER",
+    "NVPRIMS_NVFUSER",
+    "CUDAGRAPHS",
+    "OFI",
+    "FX2TRT",
+    "ONNXRT",
+    "TENSORRT",
+    "AOT_TORCHXLA_TRACE_ONCE",
+    "TORCHXLA_TRACE_ONCE",
+    "TVM",
+    "HPU_BACKEND",
+    "NEURON",
+)
 """The backends of torch.compile that Accelerate knows."""
 
 COMPILER_MODES = ("default", "reduce-overhead", "max-autotune")
 
 FP8_DEFAULTS = {
-    "use_autocast_during_eval": (False,), "margin": (0,), "interval": (1,), "fp8_format": ("HYBRID",), "format": ("HYBRID",),
-    "amax_history_len": (1024,), "amax_history_length": (1024,), "amax_compute_algo": ("max", "most_recent"),
-    "amax_compute_algorithm": ("max", "most_recent"), "override_linear_precision": (False, [False, False, False]),
-}  # fmt: skip
+    "use_autocast_during_eval": (False,),
+    "margin": (0,),
+    "interval": (1,),
+    "fp8_format": ("HYBRID",),
+    "format": ("HYBRID",),
+    "amax_history_len": (1024,),
+    "amax_history_length": (1024,),
+    "amax_compute_algo": ("max", "most_recent"),
+    "amax_compute_algorithm": ("max", "most_recent"),
+    "override_linear_precision": (False, [False, False, False]),
+}
 """What `accelerate config` writes of TransformerEngine when every question is answered by Enter, under its names and Accelerate's own."""
 
 Content = Mapping[str, Any]
@@ -88,11 +118,14 @@ def unheard(fp8_config: Any) -> list[str]:
     problems = [
         f"fp8_config.{key} is not read, since the recipe sets up fp8 (precision.recipe, precision.format, precision.options); remove it here"
         for key, value in settings.items()
-        if key not in ("backend", "fp8_backend") and value not in FP8_DEFAULTS.get(key.removeprefix("fp8_"), FP8_DEFAULTS.get(key, ()))
+        if key not in ("backend", "fp8_backend")
+        and value not in FP8_DEFAULTS.get(key.removeprefix("fp8_"), FP8_DEFAULTS.get(key, ()))
     ]
     for key in ("backend", "fp8_backend"):
         if str(backend := settings.get(key, "TE")).upper() != "TE":
-            problems.append(f"fp8_config.{key} is {backend!r}, and this trainer computes fp8 with TransformerEngine only; use TE")
+            problems.append(
+                f"fp8_config.{key} is {backend!r}, and this trainer computes fp8 with TransformerEngine only; use TE"
+            )
     return problems
 
 
@@ -109,7 +142,9 @@ def _compiler_problems(settings: Any) -> list[str]:
     for key, value in settings.items() if isinstance(settings, dict) else ():
         name = str(key).removeprefix("dynamo_")
         if name not in COMPILER_KEYS:
-            problems.append(f"dynamo_config.{key} is unknown; {did_you_mean(f'dynamo_{name}', [f'dynamo_{known}' for known in COMPILER_KEYS])}")
+            problems.append(
+                f"dynamo_config.{key} is unknown; {did_you_mean(f'dynamo_{name}', [f'dynamo_{known}' for known in COMPILER_KEYS])}"
+            )
         elif words := COMPILER_KEYS[name](value, settings):
             problems.append(f"dynamo_config.{key} is {value!r}{words}")
     return problems
@@ -192,9 +227,7 @@ def _num_machines(value: Any, content: Content) -> str | None:
     processes = content.get("num_processes")
     if (words := _whole(1)(value, content)) or not is_whole(processes) or processes < 1 or not processes % value:
         return words
-    return (
-        f", and num_processes is {processes}, but should be a multiple of num_machines, which is {value}: it counts the processes of all machines"
-    )
+    return f", and num_processes is {processes}, but should be a multiple of num_machines, which is {value}: it counts the processes of all machines"
 
 
 def _several_machines(content: Content) -> bool:
@@ -217,8 +250,16 @@ def _main_process_port(value: Any, content: Content) -> str | None:
 
 def _main_process_ip(value: Any, content: Content) -> str | None:
     if _several_machines(content):
-        return None if value and isinstance(value, str) else ", but should be the address of the machine with machine_rank 0"
-    return None if value in (None, "127.0.0.1", "localhost") else ", which is for several machines, and num_machines is 1; remove it"
+        return (
+            None
+            if value and isinstance(value, str)
+            else ", but should be the address of the machine with machine_rank 0"
+        )
+    return (
+        None
+        if value in (None, "127.0.0.1", "localhost")
+        else ", which is for several machines, and num_machines is 1; remove it"
+    )
 
 
 def _rdzv_backend(value: Any, content: Content) -> str | None:
@@ -263,7 +304,11 @@ def _section(value: Any, content: Content) -> str | None:
 
 
 def _compute_environment(value: Any, content: Content) -> str | None:
-    return None if value in (None, "LOCAL_MACHINE") else ", and this trainer is launched on its own machines; use LOCAL_MACHINE"
+    return (
+        None
+        if value in (None, "LOCAL_MACHINE")
+        else ", and this trainer is launched on its own machines; use LOCAL_MACHINE"
+    )
 
 
 _NO_TPU = "this trainer does not run on TPUs"

@@ -35,7 +35,10 @@ def explain(error: ValidationError, document: Document) -> list[str]:
         if key in document.problems:  # which says more
             continue
         if found["type"] == "extra_forbidden":
-            problems += [f"unknown key {name}{_place(name, document)}; {_help_for(name)}" for name in _unknown_keys(key, found["input"])]
+            problems += [
+                f"unknown key {name}{_place(name, document)}; {_help_for(name)}"
+                for name in _unknown_keys(key, found["input"])
+            ]
         elif found["type"] == "missing" and isinstance(found["loc"][-1], int):
             problems.append(f"{key}{place} is {found['input']!r}, but should be a list with more values")
         elif found["type"] == "missing":
@@ -43,7 +46,9 @@ def explain(error: ValidationError, document: Document) -> list[str]:
             problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...){instead}")
         elif found["type"] == "model_type":
             elsewhere = ELSEWHERE.get(key, "")
-            problems.append(f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(settings_of(key))}{elsewhere}")
+            problems.append(
+                f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(settings_of(key))}{elsewhere}"
+            )
         elif found["type"] == "value_error" and not found["loc"]:
             if not document.problems:  # what a word with two readings contradicts cannot be told
                 problems.extend(str(found["ctx"]["error"]).split("\n"))
@@ -59,7 +64,9 @@ def _place(key: str, document: Document) -> str:
 
 def _unknown_keys(key: str, value: Any) -> list[str]:
     """An unknown key itself; for a section of another trainer, the keys that it holds."""
-    is_section = key.partition(".")[0] in SECTIONS or key.endswith(".init_args")  # the latter is jsonargparse's, in any section
+    is_section = key.partition(".")[0] in SECTIONS or key.endswith(
+        ".init_args"
+    )  # the latter is jsonargparse's, in any section
     if not is_section or not isinstance(value, dict) or not value:
         return [key]
     return [name for inner, inside in value.items() for name in _unknown_keys(f"{key}.{inner}", inside)]
@@ -86,5 +93,3 @@ def contradictions_besides(error: ValidationError, values: dict[str, Any]) -> li
     except ValidationError as second:
         return explain(second, Document()) if all(not found["loc"] for found in second.errors()) else []
     return []
-
-

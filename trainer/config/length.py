@@ -39,7 +39,9 @@ def resolve_length(config: Config, length: str, count_sequences: Callable[[Confi
     """
     if length == "max_tokens":
         per_step = config.global_batch * config.sequence_length
-        return math.ceil(Fraction(config.max_tokens, per_step)), f"max_tokens {count(config.max_tokens)} at {count(per_step)} tokens a step"
+        return math.ceil(
+            Fraction(config.max_tokens, per_step)
+        ), f"max_tokens {count(config.max_tokens)} at {count(per_step)} tokens a step"
     if count_sequences is None:
         raise ConfigError("max_epochs needs the size of the data, which is not known here; set max_steps")
     sequences = count_sequences(config)

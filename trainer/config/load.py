@@ -33,7 +33,11 @@ class Loaded:
     def length(self) -> str | None:
         """How max_steps came about, as a sentence, where it was computed."""
         origin = self.origins["max_steps"]
-        return f"max_steps is {self.config.max_steps:,}: {origin}" if origin.startswith(("max_tokens ", "max_epochs ")) else None
+        return (
+            f"max_steps is {self.config.max_steps:,}: {origin}"
+            if origin.startswith(("max_tokens ", "max_epochs "))
+            else None
+        )
 
 
 def recipe_names() -> list[str]:
@@ -256,7 +260,7 @@ def _override_value(key: str, text: str) -> tuple[Any, str | None]:
     """
     kind = type_of(key)
     if kind in (str, str | None):
-        return None if text in ("", "null", "~") and kind != str else text, None
+        return None if text in ("", "null", "~") and kind is not str else text, None
     if not text:
         return None, None
     try:

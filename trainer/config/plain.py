@@ -45,7 +45,11 @@ class Document:
 
 
 def read_document(
-    path: Path, what: str, kind_of: Callable[[str], Kind], loader: type[yaml.SafeLoader] = Loader, remedy: str = "mend the file"
+    path: Path,
+    what: str,
+    kind_of: Callable[[str], Kind],
+    loader: type[yaml.SafeLoader] = Loader,
+    remedy: str = "mend the file",
 ) -> Document:
     """Reads a file that holds a mapping.
 
@@ -59,7 +63,9 @@ def read_document(
         node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{what} holds no settings; it should be a mapping of keys to values")
-        yaml.load(text, Loader=loader)  # as Accelerate does: a key that is no word, or a merge of what is no mapping, ends it
+        yaml.load(
+            text, Loader=loader
+        )  # as Accelerate does: a key that is no word, or a merge of what is no mapping, ends it
         document = Document()
         _collect(node, path.name, "", document, kind_of, loader(""))
     except OSError as error:
@@ -73,9 +79,14 @@ def read_document(
 
 
 def _collect(
-    node: yaml.MappingNode, file: str, prefix: str, document: Document, kind_of: Callable[[str], Kind], loader: yaml.SafeLoader,
+    node: yaml.MappingNode,
+    file: str,
+    prefix: str,
+    document: Document,
+    kind_of: Callable[[str], Kind],
+    loader: yaml.SafeLoader,
     into: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Adds the entries of a mapping, and of the mappings in it, to a document; keys are taken as they are written."""
     values = document.values if into is None else into
     for key_node, value_node in node.value:

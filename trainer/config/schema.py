@@ -191,7 +191,9 @@ class ResumeConfig(Section):
     @classmethod
     def _are_known(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if any(key not in CHANGEABLE and not re.fullmatch(r"model\.\w+", key) for key in keys):
-            raise ValueError(f"a list of these: {', '.join(CHANGEABLE)}, model.FIELD (all other settings may change anyway)")
+            raise ValueError(
+                f"a list of these: {', '.join(CHANGEABLE)}, model.FIELD (all other settings may change anyway)"
+            )
         return keys
 
 

@@ -104,9 +104,13 @@ def count_sequences(config: Config) -> int:
 
 
 def _open(
-    data: DataConfig, sequence_length: int, train: list[str], validation: list[str], tokenizer: Tokenizer | None,
+    data: DataConfig,
+    sequence_length: int,
+    train: list[str],
+    validation: list[str],
+    tokenizer: Tokenizer | None,
     baselines: dict[str, float] | None,
-) -> Corpus:  # fmt: skip
+) -> Corpus:
     vocab_size = data.vocab_size or tokenizer.vocab_size
     if tokenizer and vocab_size < tokenizer.vocab_size:
         raise DataError(
@@ -120,7 +124,11 @@ def _open(
         except DataError as error:
             if f"{split} shards" in str(error):
                 raise
-            more = " Or hold out more: prepare it with --validation-fraction 0.05, or --validation SOURCE." if data.corpus and split == "validation" else ""
+            more = (
+                " Or hold out more: prepare it with --validation-fraction 0.05, or --validation SOURCE."
+                if data.corpus and split == "validation"
+                else ""
+            )
             raise DataError(f"{'training' if split == 'train' else split} data: {error}{more}") from None
 
     trained_on, held_out = dataset(train, "train"), dataset(validation, "validation") if validation else None
@@ -130,8 +138,10 @@ def _open(
     elif beside := held_out_beside(train, files.project_folder()):
         log.warning(
             "training data: %d shards are left out, since their names say that they are held out (e.g. %s), and data.validation names none; "
-            "name them there, or as files in data.train", len(beside), beside[0],
-        )  # fmt: skip
+            "name them there, or as files in data.train",
+            len(beside),
+            beside[0],
+        )
     return Corpus(
         train=trained_on,
         validation=held_out,
@@ -163,7 +173,9 @@ def held_out_shards(where: str, base: Path, trained_with: str | None, *, whole_i
             f"trained with another ({trained_with[:12]}); prepare the text again with the model's"
         )
     if problems := missing_shards(folder, manifest):
-        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again")
+        raise DataError(
+            f"{folder} is not what was prepared: {'; '.join(problems)}; copy the folder again, or prepare the corpus again"
+        )
     names = [shard["file"] for shard in manifest["shards"] if shard["split"] == "validation"]
     if not names and not whole_if_none:
         raise DataError(
@@ -185,7 +197,9 @@ def trained_on_too(data: DataConfig, sequence_length: int, held_out: TokenDatase
 def _repeats(train: TokenDataset, validation: TokenDataset) -> list[str]:
     """What the manifests of folders that both sides come from say of held-out text that is trained on."""
     found = []
-    for folder in sorted({shard.path.parent for shard in train.shards} & {shard.path.parent for shard in validation.shards}):
+    for folder in sorted(
+        {shard.path.parent for shard in train.shards} & {shard.path.parent for shard in validation.shards}
+    ):
         try:
             manifest = read_manifest(folder)
         except DataError:
@@ -201,12 +215,18 @@ def shared(train: TokenDataset, validation: TokenDataset) -> list[str]:
     if not sizes:
         return []
     by_content = dict(zip(train.contents(), train.shards, strict=True))
-    same = [(shard, by_content[content]) for shard, content in zip(validation.shards, validation.contents(), strict=True) if content in by_content]
+    same = [
+        (shard, by_content[content])
+        for shard, content in zip(validation.shards, validation.contents(), strict=True)
+        if content in by_content
+    ]
     if not same:
         return []
     num_tokens = sum(shard.num_tokens for shard, _ in same)
     return [
-        f"validation data: {len(same)} of {len(validation.shards)} shards ({num_tokens:,} of {validation.num_tokens:,} tokens, "
-        f"{num_tokens / validation.num_tokens:.0%}) are trained on too, e.g. {same[0][0].path} is {same[0][1].path}: the validation loss is too "
-        "low; name other shards to validate on"
+        (
+            f"validation data: {len(same)} of {len(validation.shards)} shards ({num_tokens:,} of {validation.num_tokens:,} tokens, "
+            f"{num_tokens / validation.num_tokens:.0%}) are trained on too, e.g. {same[0][0].path} is {same[0][1].path}: the validation loss is too "
+            "low; name other shards to validate on"
+        )
     ]

@@ -70,7 +70,9 @@ def _encode(batch: list[tuple[str | None, str]], tokenizer: Tokenizer, hold_out:
             contents.setdefault(part_of, []).append(text.encode())
     return {
         split: EncodedTexts(
-            np.concatenate(tokens[split]), np.array([text_hash(text) for text in texts], dtype=np.uint64), np.array([*map(len, texts)], dtype=np.int64)
+            np.concatenate(tokens[split]),
+            np.array([text_hash(text) for text in texts], dtype=np.uint64),
+            np.array([*map(len, texts)], dtype=np.int64),
         )
         for split, texts in contents.items()
-    }  # fmt: skip
+    }

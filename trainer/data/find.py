@@ -96,7 +96,11 @@ def kinds_text(others: Iterable[Path]) -> str:
 
 def bracket_hint(name: str) -> str:
     """What to try where a name with brackets stands for nothing."""
-    return " Brackets in a pattern mean one of the letters in them; a bracket itself is written [[]." if "[" in name else ""
+    return (
+        " Brackets in a pattern mean one of the letters in them; a bracket itself is written [[]."
+        if "[" in name
+        else ""
+    )
 
 
 def natural_key(path: Path) -> list[tuple[int, int | str]]:
@@ -112,7 +116,11 @@ class _Search:
 
     def folder(self, path: Path, deep: bool) -> None:
         names = self._names(path)
-        if hidden := [name for name in names if name.startswith(".") and self._wanted(path / name) and not os.path.isdir(path / name)]:
+        if hidden := [
+            name
+            for name in names
+            if name.startswith(".") and self._wanted(path / name) and not os.path.isdir(path / name)
+        ]:
             self.found.aside.append(f"{len(hidden)} hidden in {path} (e.g. {hidden[0]})")
         for name in names:
             entry = path / name
@@ -183,7 +191,9 @@ class _Search:
         except NotADirectoryError:
             return []
         except OSError as error:
-            self.found.unreadable[folder] = _why_not(folder) if os.path.islink(folder) and not os.path.exists(folder) else _words(error)
+            self.found.unreadable[folder] = (
+                _why_not(folder) if os.path.islink(folder) and not os.path.exists(folder) else _words(error)
+            )
             return []
 
 

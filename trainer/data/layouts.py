@@ -129,7 +129,9 @@ def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
     try:
         layout, said, num_tokens = _read_sidecar(path)
     except OSError as error:
-        raise DataError(f"{error.filename}, which says how shard {path} is stored, cannot be read: {error.strerror}. Mend that.") from None
+        raise DataError(
+            f"{error.filename}, which says how shard {path} is stored, cannot be read: {error.strerror}. Mend that."
+        ) from None
     said = said or dtype
     if said is None:
         raise DataError(

@@ -26,8 +26,16 @@ FORMAT_VERSION = 1
 # A vocabulary that is not embedded is copied here, so that the corpus can be moved with it.
 VOCABULARY = "tokenizer.tiktoken"
 _KEYS = {
-    "name", "tokenizer", "tokenizer_sha256", "vocab_size", "bytes_per_token", "splits", "baselines", "shards", "request"
-}  # fmt: skip
+    "name",
+    "tokenizer",
+    "tokenizer_sha256",
+    "vocab_size",
+    "bytes_per_token",
+    "splits",
+    "baselines",
+    "shards",
+    "request",
+}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -46,7 +54,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path} is damaged ({error}). {how_to_prepare(again=True)}") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format_version {version!r}; {FORMAT_VERSION} was expected. {how_to_prepare(again=True)}")
+        raise DataError(
+            f"{path} has format_version {version!r}; {FORMAT_VERSION} was expected. {how_to_prepare(again=True)}"
+        )
     missing = _KEYS - manifest.keys()
     if missing:
         raise DataError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. {how_to_prepare(again=True)}")
@@ -86,7 +96,9 @@ def verify_corpus(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def repeats(train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]) -> dict[str, dict[str, int]]:
+def repeats(
+    train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]
+) -> dict[str, dict[str, int]]:
     """How many documents, of how much text, are not new; both splits as hash (uint64) and bytes of text (int64) a document."""
     is_known = np.isin(validation[0], train[0])
     is_repeat = np.ones(train[0].size, dtype=bool)
@@ -110,5 +122,7 @@ def repeats_text(manifest: dict[str, Any], what: str) -> str | None:
     share = amount["text_bytes"] / whole["text_bytes"] if whole["text_bytes"] else 1.0
     how_much = f"{amount['documents']:,} of {whole['documents']:,} documents ({text.size(amount['text_bytes'])}, {share:.1%} of the text)"
     if what == "held_out_in_train":
-        return f"{how_much} of what is held out are trained on too, so the validation loss is too low; hold out other text"
+        return (
+            f"{how_much} of what is held out are trained on too, so the validation loss is too low; hold out other text"
+        )
     return f"{how_much} of what is trained on repeat an earlier one, and are trained on as often as they stand there"

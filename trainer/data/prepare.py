@@ -30,8 +30,15 @@ from trainer.data.bpe import tiktoken_lines
 from trainer.data.encode import EncodedBatch, encode_in_threads
 from trainer.data.hold_out import HoldOut
 from trainer.data.manifest import (
-    FORMAT_VERSION, MANIFEST, VOCABULARY, missing_shards, read_manifest, repeats, repeats_text, verify_corpus,
-)  # fmt: skip
+    FORMAT_VERSION,
+    MANIFEST,
+    VOCABULARY,
+    missing_shards,
+    read_manifest,
+    repeats,
+    repeats_text,
+    verify_corpus,
+)
 from trainer.data.shards import dtype_for, open_shard
 from trainer.data.sources import Source, estimated_text_bytes, open_source, source_identity
 from trainer.data.split_writer import SplitWriter
@@ -105,7 +112,8 @@ def prepare(
     chosen = load_tokenizer(tokenizer)
     name = name or re.sub(r"[^\w\-]", "-", out.resolve().name)
     opened, held = (
-        [open_source(source, suffixes=suffixes, skip_unreadable=skip_unreadable) for source in names] for names in (sources, validation_sources)
+        [open_source(source, suffixes=suffixes, skip_unreadable=skip_unreadable) for source in names]
+        for names in (sources, validation_sources)
     )
     request = {
         "sources": [source_identity(source) for source in opened],
@@ -159,8 +167,14 @@ def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
             for leftover in folder.glob(f"{mine}-*"):
                 files.remove_folder(leftover)
             staging = folder / f"{mine}-{os.getpid()}"
-            prepare([f"embedded:{corpus}"], staging, tokenizer, name=corpus, num_workers=1,
-                    validation_sources=[f"embedded:{corpus}@validation"])  # fmt: skip
+            prepare(
+                [f"embedded:{corpus}"],
+                staging,
+                tokenizer,
+                name=corpus,
+                num_workers=1,
+                validation_sources=[f"embedded:{corpus}@validation"],
+            )
             if target.exists():
                 _check_is_ours(target, corpus)
                 files.remove_folder(target)
@@ -201,7 +215,9 @@ def _check_is_ours(target: Path, corpus: str) -> None:
     if manifest is not None:
         is_ours = [source[0] for source in manifest["request"]["sources"]] == [f"embedded:{corpus}"]
     else:
-        is_ours = target.is_dir() and all(path.name == MANIFEST or path.name.startswith(f"{corpus}_") for path in target.iterdir())
+        is_ours = target.is_dir() and all(
+            path.name == MANIFEST or path.name.startswith(f"{corpus}_") for path in target.iterdir()
+        )
     if not is_ours:
         aside = target.with_name(f"my-{target.name}")
         raise DataError(
@@ -243,7 +259,11 @@ def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _divided(
-    sources: Sequence[Source], held: Sequence[Source], text_key: str | None, fraction: float, progress: Callable[[int, int], None] | None
+    sources: Sequence[Source],
+    held: Sequence[Source],
+    text_key: str | None,
+    fraction: float,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[HoldOut, Iterator[tuple[str | None, str]]]:
     """All documents, with the split they belong to where other sources are held out, or the rule that decides it."""
     if not held:
@@ -383,5 +403,7 @@ def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool
         bigram=baselines.get("bigram"),
         seconds=time.monotonic() - started,
         reused=reused,
-        repeats=tuple(words for what in ("held_out_in_train", "within_train") if (words := repeats_text(manifest, what))),
+        repeats=tuple(
+            words for what in ("held_out_in_train", "within_train") if (words := repeats_text(manifest, what))
+        ),
     )

@@ -15,7 +15,7 @@ import xxhash
 
 from trainer import files
 from trainer.data.find import bracket_hint, find, natural_key, readable, tell_left_out
-from trainer.data.layouts import HEADER_BYTES, how_to_prepare, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, open_shard
+from trainer.data.layouts import HEADER_BYTES, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, how_to_prepare, open_shard
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ShardWriter:
 
     def write(self, tokens: np.ndarray) -> None:
         """Appends tokens. Raises DataError for an id outside the vocabulary and when the shard holds 2^31 tokens."""
-        if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < self.vocab_size):
+        if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.vocab_size):
             raise DataError(
                 f"shard {self.path}: ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
                 f"{self.vocab_size}. Give the vocabulary size of the tokenizer that made them."
@@ -79,7 +79,11 @@ def dtype_for(vocab_size: int) -> str:
 
 
 def resolve_shards(
-    patterns: Sequence[str], base: Path, split: Literal["train", "validation"] | None = None, *, skip_unreadable: bool = False
+    patterns: Sequence[str],
+    base: Path,
+    split: Literal["train", "validation"] | None = None,
+    *,
+    skip_unreadable: bool = False,
 ) -> list[Path]:
     """The files that patterns (files, folders, globs; relative ones from `base`) stand for, in natural order a pattern.
 
@@ -95,9 +99,16 @@ def resolve_shards(
         if repeated:
             logger.warning("%d shards of %s were named before and count once (%s)", len(repeated), pattern, repeated[0])
         real = {path.resolve() for path in found}
-        linked = [path for path in matches if path not in found and (path.resolve() in real or real.add(path.resolve()))]
+        linked = [
+            path for path in matches if path not in found and (path.resolve() in real or real.add(path.resolve()))
+        ]
         if linked:
-            logger.warning("%d shards of %s are files that were named before by another path, and count again (%s)", len(linked), pattern, linked[0])
+            logger.warning(
+                "%d shards of %s are files that were named before by another path, and count again (%s)",
+                len(linked),
+                pattern,
+                linked[0],
+            )
         found.update(dict.fromkeys(matches))
     if not found:
         raise DataError(f"no shards are named. {how_to_prepare()}")
@@ -110,10 +121,16 @@ def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) 
     found = find(pattern, base, lambda path: path.suffix.lower() in SUFFIXES if is_folder else True, deep=False)
     inside = readable(found, f"data {pattern!r}", skip_unreadable=skip_unreadable, remedy="data.skip_unreadable=true")
     what = f"folder {path}" if is_folder else f"pattern {pattern!r}"
-    tell_left_out(replace(found, others=[path for path in found.others if _may_be_a_shard(path)]), what, "name it, or its files, besides")
+    tell_left_out(
+        replace(found, others=[path for path in found.others if _may_be_a_shard(path)]),
+        what,
+        "name it, or its files, besides",
+    )
     if not is_folder:
         if not inside:
-            raise DataError(f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {how_to_prepare()}")
+            raise DataError(
+                f"no shard matches {str(path)!r}: there is no such file or folder.{bracket_hint(pattern)} {how_to_prepare()}"
+            )
         return inside
     matches = [p for p in inside if split is None or is_held_out_name(p) == (split == "validation")]
     if not matches:
@@ -182,14 +199,24 @@ class TokenDataset:
 
     def _tell_remainders(self, counts: Sequence[int]) -> None:
         """Warns of shards that hold no sequence, and of remainders that come to much; `counts` are sequences by shard."""
-        left = [shard.num_tokens - (count * self.sequence_length + 1 if count else 0) for shard, count in zip(self.shards, counts, strict=True)]
+        left = [
+            shard.num_tokens - (count * self.sequence_length + 1 if count else 0)
+            for shard, count in zip(self.shards, counts, strict=True)
+        ]
         short = [shard.path for shard, count in zip(self.shards, counts, strict=True) if not count and shard.num_tokens]
         if short or sum(left) > _NOTABLE_REMAINDER * self.num_tokens:
-            whose = f"{len(short)} of {len(self.shards)} shards hold less than a sequence of {self.sequence_length} (e.g. {short[0]}); " if short else ""
+            whose = (
+                f"{len(short)} of {len(self.shards)} shards hold less than a sequence of {self.sequence_length} (e.g. {short[0]}); "
+                if short
+                else ""
+            )
             logger.warning(
                 "%s%s of %s tokens are not read, since they are less than a sequence at the end of a shard; lower sequence_length, or write "
-                "longer shards", whose, f"{sum(left):,}", f"{self.num_tokens:,}",
-            )  # fmt: skip
+                "longer shards",
+                whose,
+                f"{sum(left):,}",
+                f"{self.num_tokens:,}",
+            )
 
     def fingerprint_at(self, sequence_length: int) -> str:
         """The fingerprint that the same shards have when they are cut at this length. Checks the blocks that are read for it."""

@@ -72,10 +72,14 @@ def open_source(name: str, *, suffixes: Sequence[str] = (), skip_unreadable: boo
     found = find(name, Path(), lambda path: _suffix(path) in wanted, deep=True)
     files = readable(found, f"source {name!r}", skip_unreadable=skip_unreadable, remedy="--skip-unreadable")
     if files == [path] and _suffix(path) not in known:
-        raise DataError(f"source {name!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}; other text files by --suffix {path.suffix or '.py'}.")
+        raise DataError(
+            f"source {name!r} is a {path.suffix or 'nameless'} file. Known are {_KNOWN}; other text files by --suffix {path.suffix or '.py'}."
+        )
     if not files:
         raise DataError(_nothing(name, found))
-    tell_left_out(found, f"source {name!r}", "name folders as sources of their own, and other files of text with --suffix .py,.c")
+    tell_left_out(
+        found, f"source {name!r}", "name folders as sources of their own, and other files of text with --suffix .py,.c"
+    )
     # Folders reach the same file by several links (documentation trees do): its text must not count twice.
     unique = {p.resolve(): p for p in reversed(files)}
     return Source(name, tuple(sorted(unique.values(), key=natural_key)), suffixes, skip_unreadable)
@@ -99,7 +103,9 @@ def _nothing(name: str, found: Found) -> str:
     )
 
 
-def documents(source: Source, text_key: str | None = None, split: str = "train", *, quiet: bool = False) -> Iterator[str]:
+def documents(
+    source: Source, text_key: str | None = None, split: str = "train", *, quiet: bool = False
+) -> Iterator[str]:
     """The documents of a source, in its order. Empty ones are left out, and counted in a warning.
 
     text_key  where an object or a row holds its text; None takes `text`, else `content`
@@ -110,7 +116,9 @@ def documents(source: Source, text_key: str | None = None, split: str = "train",
     """
     kind, _, name = source.name.partition(":")
     if source.files is not None:
-        found: Iterable[str] = (text for path in source.files for text in _told_documents(source, path, text_key, quiet))
+        found: Iterable[str] = (
+            text for path in source.files for text in _told_documents(source, path, text_key, quiet)
+        )
     elif kind == "embedded":
         name, _, named_split = name.partition("@")
         found = embedded_documents(name, named_split or split)
@@ -146,7 +154,9 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     path = Path(os.path.expanduser(source))
     suffix = _suffix(path)
     if suffix not in _LINES:
-        raise DataError(f"{path} is a {path.suffix or 'nameless'} file; {', '.join(_LINES)} were expected (also .gz, .zst), an object a line.")
+        raise DataError(
+            f"{path} is a {path.suffix or 'nameless'} file; {', '.join(_LINES)} were expected (also .gz, .zst), an object a line."
+        )
     try:
         with _open(path) as file:
             yield from _json_rows(file, path, suffix)
@@ -306,10 +316,13 @@ def _parquet_texts(path: Path, text_key: str | None) -> Iterator[str]:
                 raise DataError(f"{path}: column {key!r} holds {column_type}, not text. Name another with --text-key.")
             number = 0
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[key]):
-                for number, text in enumerate(batch.column(0).to_pylist(), start=number + 1):
+                for text in batch.column(0).to_pylist():
+                    number += 1
                     yield _utf8(text, f"{path}, row {number},") if isinstance(text, bytes) else text or ""
     except (pyarrow.ArrowException, OSError) as error:
-        raise UnreadableError(f"{path} cannot be read as parquet: {error}. Copy it again; it may be truncated.") from None
+        raise UnreadableError(
+            f"{path} cannot be read as parquet: {error}. Copy it again; it may be truncated."
+        ) from None
 
 
 def _is_text(column_type: Any) -> bool:
@@ -319,8 +332,14 @@ def _is_text(column_type: Any) -> bool:
     if types.is_dictionary(column_type):
         return _is_text(column_type.value_type)
     forms = (
-        types.is_string, types.is_large_string, types.is_string_view, types.is_binary, types.is_large_binary, types.is_binary_view, types.is_null,
-    )  # fmt: skip
+        types.is_string,
+        types.is_large_string,
+        types.is_string_view,
+        types.is_binary,
+        types.is_large_binary,
+        types.is_binary_view,
+        types.is_null,
+    )
     return any(is_form(column_type) for is_form in forms)
 
 
@@ -359,11 +378,17 @@ def _saved_rows(path: Path, split: str, quiet: bool) -> Iterator[tuple[str, Any]
     try:
         dataset = _datasets().load_from_disk(os.fspath(path))
     except (OSError, ValueError, KeyError) as error:  # a file of it is gone, or is not what was saved
-        raise UnreadableError(f"the dataset {path} cannot be read: {' '.join(str(error).split())[:400]}. Copy it again.") from None
+        raise UnreadableError(
+            f"the dataset {path} cannot be read: {' '.join(str(error).split())[:400]}. Copy it again."
+        ) from None
     if (path / "dataset_dict.json").is_file():
         if split not in dataset:
             raise DataError(f"{path} has no split {split!r}; it has: {', '.join(dataset)}. Name one folder of them.")
         if not quiet and (others := [path / name for name in dataset if name != split]):
-            logger.warning("source %r: not read: the splits %s; name them as sources of their own", str(path), ", ".join(map(str, others)))
+            logger.warning(
+                "source %r: not read: the splits %s; name them as sources of their own",
+                str(path),
+                ", ".join(map(str, others)),
+            )
         dataset = dataset[split]
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(dataset, start=1))

@@ -28,9 +28,13 @@ def each_file_once(sources: Sequence[Source]) -> list[Source]:
         if repeated:
             num_bytes = sum(path.stat().st_size for path in repeated if isinstance(path, Path))
             logger.warning(
-                "source %r: %d of its %d files (%s, e.g. %s) were named before, and count once", source.name, len(repeated), len(keys),
-                text.size(num_bytes), repeated[0],
-            )  # fmt: skip
+                "source %r: %d of its %d files (%s, e.g. %s) were named before, and count once",
+                source.name,
+                len(repeated),
+                len(keys),
+                text.size(num_bytes),
+                repeated[0],
+            )
             source = replace(source, files=tuple(path for path in source.files if path.resolve() not in seen))
         seen.update(keys)
         kept.append(source)

@@ -22,7 +22,9 @@ _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 """Variables that would make the process take itself for one of a group, and wait for the others."""
 
 
-def ask(questions: Sequence[str], asked: Answer | None, environment: Mapping[str, str] = os.environ) -> dict[str, Answer]:
+def ask(
+    questions: Sequence[str], asked: Answer | None, environment: Mapping[str, str] = os.environ
+) -> dict[str, Answer]:
     """The answers by question; one that a process died of has the `problem` that it did.
 
     asked         what `examine.find_out` is told of a launch
@@ -42,13 +44,21 @@ def _ask_one_process(
 ) -> tuple[dict[str, Answer], str | None]:
     """What one process answered, and how it ended where that was not well; None where others may be asked of the next."""
     here, there = os.pipe()
-    variables = {name: value for name, value in environment.items() if name not in _OF_A_RANK} | {STARTED_BY: str(os.getpid())}
+    variables = {name: value for name, value in environment.items() if name not in _OF_A_RANK} | {
+        STARTED_BY: str(os.getpid())
+    }
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said, open(here, "rb") as answers:
         with open(there, "wb"):
             process = subprocess.Popen(
-                [*COMMAND, str(there)], env=variables, stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL, stderr=said, pass_fds=[there], start_new_session=True, text=True,
-            )  # fmt: skip
+                [*COMMAND, str(there)],
+                env=variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                pass_fds=[there],
+                start_new_session=True,
+                text=True,
+            )
         death = None
         try:
             process.communicate(json.dumps({"questions": list(questions), "asked": asked}), timeout=PATIENCE_SECONDS)

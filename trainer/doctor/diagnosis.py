@@ -11,7 +11,7 @@ from trainer.doctor.ask import ask
 from trainer.doctor.examine import BACKEND, LAUNCH, ROWS, TORCH, Answer
 from trainer.doctor.machine import Machine, read_machine
 from trainer.errors import ConfigError, PrecisionError
-from trainer.precision.decide import setup_command, Decision, check_required, idle_settings
+from trainer.precision.decide import Decision, check_required, idle_settings, setup_command
 
 YES, NO, EMULATED = "yes", "no", "emulated"
 
@@ -47,9 +47,12 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """The row as plain values."""
         return {
-            "asked": self.asked, "possible": self.possible, "reason": self.reason, "probe_error": self.probe_error,
+            "asked": self.asked,
+            "possible": self.possible,
+            "reason": self.reason,
+            "probe_error": self.probe_error,
             "decision": self.decision.as_json() if self.decision else None,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,14 @@ class Diagnosis:
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
         return {
-            "machine": self.machine.as_json(), "torch": self.torch, "transformer_engine": self.backend,
-            "precisions": [row.as_json() for row in self.rows], "fits": self.fits,
-            "launch": self.launch.as_json() if self.launch else None, "exit_code": self.exit_code,
-        }  # fmt: skip
+            "machine": self.machine.as_json(),
+            "torch": self.torch,
+            "transformer_engine": self.backend,
+            "precisions": [row.as_json() for row in self.rows],
+            "fits": self.fits,
+            "launch": self.launch.as_json() if self.launch else None,
+            "exit_code": self.exit_code,
+        }
 
 
 def diagnose() -> Diagnosis:
@@ -133,7 +140,9 @@ def _row(asked: str, answer: Answer) -> Row:
     return Row(asked, Decision(**answer["decision"]), probe_error=answer["probe_error"])
 
 
-def foresee(cluster: Cluster, recipe: str, overrides: list[str], config: Config, environment: Mapping[str, str]) -> Launch:
+def foresee(
+    cluster: Cluster, recipe: str, overrides: list[str], config: Config, environment: Mapping[str, str]
+) -> Launch:
     """What a launch would decide.
 
     environment   what the launch would be given
@@ -146,7 +155,9 @@ def foresee(cluster: Cluster, recipe: str, overrides: list[str], config: Config,
 
     if lacking := lacking_gpus(cluster):
         return launch(None, lacking)
-    answer = ask((LAUNCH,), {"cluster": str(cluster.path.resolve()), "recipe": recipe, "overrides": overrides}, environment)[LAUNCH]
+    answer = ask(
+        (LAUNCH,), {"cluster": str(cluster.path.resolve()), "recipe": recipe, "overrides": overrides}, environment
+    )[LAUNCH]
     if "mistake" in answer:
         raise ConfigError(answer["mistake"])
     if "problem" in answer:
@@ -156,4 +167,10 @@ def foresee(cluster: Cluster, recipe: str, overrides: list[str], config: Config,
         check_required(decision, config.precision)
     except PrecisionError as error:
         return launch(decision, str(error))
-    return launch(decision, None, decision.slow_warning, idle_settings(cluster.precision, config.precision), answer["left_uncompiled"])
+    return launch(
+        decision,
+        None,
+        decision.slow_warning,
+        idle_settings(cluster.precision, config.precision),
+        answer["left_uncompiled"],
+    )

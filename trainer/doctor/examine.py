@@ -104,24 +104,38 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     config, file = load(recipe, overrides, count_sequences).config, read_cluster(cluster)
     place = launch.asked()
     device = launch.meet(place, deterministic=config.deterministic)
-    measured = find(run_folder(config).parent, speed_conditions(config, file.num_processes, device)) if place.precision == "fp8" else None
+    measured = (
+        find(run_folder(config).parent, speed_conditions(config, file.num_processes, device))
+        if place.precision == "fp8"
+        else None
+    )
 
     def proposed(rank: int) -> Decision:
         if device.type == "cuda":
             torch.cuda.set_device(rank)
         return propose(
-            place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-            model=lambda: blocks_of(config), measured=measured,
-        )  # fmt: skip
+            place.precision,
+            config.precision,
+            device_type=device.type,
+            micro_batch=config.micro_batch,
+            sequence_length=config.sequence_length,
+            model=lambda: blocks_of(config),
+            measured=measured,
+        )
 
     agreed = agree([proposed(rank) for rank in range(file.num_local_processes if device.type == "cuda" else 1)])
-    return {"decision": asdict(agreed), "left_uncompiled": launch.left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu)}
+    return {
+        "decision": asdict(agreed),
+        "left_uncompiled": launch.left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu),
+    }
 
 
 def _may_be_poisoned(answer: Answer) -> bool:
     """Whether CUDA may have failed in this process."""
     torch = sys.modules.get("torch")
-    failed = "problem" in answer or (answer.get("decision", {}).get("asked") == "fp8" and answer.get("probe_error") is None)
+    failed = "problem" in answer or (
+        answer.get("decision", {}).get("asked") == "fp8" and answer.get("probe_error") is None
+    )
     return failed and torch is not None and torch.cuda.is_initialized()
 
 

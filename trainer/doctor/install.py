@@ -31,7 +31,7 @@ from trainer.config.schema import PrecisionConfig
 from trainer.doctor.ask import ask
 from trainer.doctor.examine import BACKEND, TORCH
 from trainer.doctor.machine import read_machine
-from trainer.precision.decide import setup_command, Facts, lacking
+from trainer.precision.decide import Facts, lacking, setup_command
 from trainer.precision.recipes import recipe_of
 from trainer.safety.parent import end_with_parent
 from trainer.text import duration, one_line, shortened
@@ -80,7 +80,9 @@ def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
         return  # the run says so, and needs no TransformerEngine for it
     if failure := install(say, again=False):
         outcome = "is refused, as precision.required asks" if wanted.required else "goes on in bf16"
-        say(f"{failure}. So the run {outcome}, and this is not tried again at every start: {setup_command()} tries again")
+        say(
+            f"{failure}. So the run {outcome}, and this is not tried again at every start: {setup_command()} tries again"
+        )
 
 
 def install(say: Say, *, again: bool) -> str | None:
@@ -132,7 +134,9 @@ def _install(say: Say) -> str | None:
             return None
         failure = f"it is there and cannot be imported: {works.get('problem', 'pip installed something else')}"
     reason = f"TransformerEngine could not be installed ({failure}; all of it: {log})"
-    files.write_atomic(_place("failed"), json.dumps({"for": _what(), "when": time.strftime("%Y-%m-%d %H:%M"), "why": failure}))
+    files.write_atomic(
+        _place("failed"), json.dumps({"for": _what(), "when": time.strftime("%Y-%m-%d %H:%M"), "why": failure})
+    )
     return reason
 
 
@@ -149,7 +153,7 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
         ["install", *quiet, "--progress-bar", "off", *TOOLS, *headers],
         # pip keeps what it compiled by its version alone, and what was compiled for another torch does not load: hence no cache.
         ["install", *quiet, "--progress-bar", "off", "--no-cache-dir", "--no-build-isolation", *what_to_install()],
-    ]  # fmt: skip
+    ]
     with open(log, "w", encoding="utf-8") as out:
         for step in steps:
             command = [sys.executable, "-P", "-m", "pip", *step]
@@ -157,7 +161,9 @@ def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
             out.flush()
             code = _run(command, environment, out)
             if code:
-                return shortened(last_words(log.read_text(encoding="utf-8", errors="replace")) or f"pip ended with {code}", 300)
+                return shortened(
+                    last_words(log.read_text(encoding="utf-8", errors="replace")) or f"pip ended with {code}", 300
+                )
     return None
 
 
@@ -172,8 +178,14 @@ def _run(command: list[str], environment: dict[str, str], out: Any) -> int:
 
     try:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=begin
-        )  # fmt: skip
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=begin,
+        )
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return process.wait()
@@ -220,7 +232,11 @@ def requirement() -> str | None:
         setup = configparser.ConfigParser()
         setup.read(checkout / "setup.cfg", encoding="utf-8")
         return setup.get("options.extras_require", "fp8").strip()
-    noted = [line for found in distributions(name="accelerate-trainer", path=[str(files.PACKAGE.parent)]) for line in found.requires or ()]
+    noted = [
+        line
+        for found in distributions(name="accelerate-trainer", path=[str(files.PACKAGE.parent)])
+        for line in found.requires or ()
+    ]
     return next((line.partition(";")[0].strip() for line in noted if re.search(r"extra *== *.fp8.", line)), None)
 
 
@@ -239,7 +255,11 @@ def _failed_before() -> str | None:
     """When and why the same installation failed; None when it did not."""
     try:
         note = json.loads(_place("failed").read_text(encoding="utf-8"))
-        return f"that failed on {note['when']} ({note['why']}; all of it: {_place('log')})" if note["for"] == _what() else None
+        return (
+            f"that failed on {note['when']} ({note['why']}; all of it: {_place('log')})"
+            if note["for"] == _what()
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -48,7 +48,8 @@ class TaskResult:
 def decide(encoded: Encoded, scores: Sequence[TextScore]) -> list[Decision]:
     """The decision on each item, from the scores of the rows."""
     return [
-        _decide(item, [scores[row] for row in rows]) for item, rows in zip(encoded.task.items, encoded.row_of_pair, strict=True)
+        _decide(item, [scores[row] for row in rows])
+        for item, rows in zip(encoded.task.items, encoded.row_of_pair, strict=True)
     ]
 
 

@@ -10,7 +10,9 @@ log = logging.getLogger(__name__)
 class Evaluator:
     """Knows when an evaluation is due and whether its result is the best so far; a part of the TrainState."""
 
-    def __init__(self, every_steps: int, max_steps: int, validation: str | None, tasks_every_steps: int | None = None) -> None:
+    def __init__(
+        self, every_steps: int, max_steps: int, validation: str | None, tasks_every_steps: int | None = None
+    ) -> None:
         """`validation` is the fingerprint of the held-out data: losses on other data do not compare. None: there is none."""
         self._every_steps, self._max_steps, self._validation = every_steps, max_steps, validation
         self._tasks_every_steps = tasks_every_steps or every_steps
@@ -43,8 +45,12 @@ class Evaluator:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "validation": self._validation, "last_step": self.last_step, "last_loss": self.last_loss, "best_step": self.best_step, "best_loss": self.best_loss,
-        }  # fmt: skip
+            "validation": self._validation,
+            "last_step": self.last_step,
+            "last_loss": self.last_loss,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["validation"] != self._validation:

@@ -41,9 +41,13 @@ class Exam:
         raises        ConfigError when there are tasks and no tokenizer, DataError when an item does not fit the model
         """
         if tasks and tokenizer is None:
-            raise ConfigError("evaluation tasks are text, and there is no tokenizer to read it: set data.tokenizer, or leave the tasks out")
+            raise ConfigError(
+                "evaluation tasks are text, and there is no tokenizer to read it: set data.tokenizer, or leave the tasks out"
+            )
         positions = num_positions(model.config)
-        self._encoded = [encode_task(task, tokenizer.encode, eot_id=tokenizer.eot_id, num_positions=positions) for task in tasks]
+        self._encoded = [
+            encode_task(task, tokenizer.encode, eot_id=tokenizer.eot_id, num_positions=positions) for task in tasks
+        ]
         self._model, self._token_scores, self._accelerator = model, token_scores, accelerator
 
     def facts(self) -> dict[str, float]:
@@ -58,14 +62,20 @@ class Exam:
         """For each task the decision on each of its items."""
         return [self._decisions(encoded) for encoded in self._encoded]
 
-    def _decisions(self, encoded: Encoded, progress: Callable[[str, float], None] = lambda task, fraction: None) -> list[Decision]:
+    def _decisions(
+        self, encoded: Encoded, progress: Callable[[str, float], None] = lambda task, fraction: None
+    ) -> list[Decision]:
         accelerator = self._accelerator
         with evaluating(self._model):
             scores = score_rows(
-                encoded.rows, self._score, device=accelerator.device, rank=accelerator.process_index,
-                world_size=accelerator.num_processes, reduce=lambda totals: accelerator.reduce(totals, reduction="sum"),
+                encoded.rows,
+                self._score,
+                device=accelerator.device,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                reduce=lambda totals: accelerator.reduce(totals, reduction="sum"),
                 progress=lambda fraction: progress(encoded.task.name, fraction),
-            )  # fmt: skip
+            )
         return decide(encoded, scores)
 
     def _score(self, inputs: Tensor, positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,13 @@ from trainer.evaluation.loss import evaluating
 _NEARLY_ZERO = 1e-6
 """Below this temperature the likeliest token comes in any case, and logits divided by it may overflow."""
 
-END_OF_TEXT, STOPPED, MAX_NEW_TOKENS, SEQUENCE_LENGTH, NOT_FINITE = "end_of_text", "stop", "max_new_tokens", "sequence_length", "not_finite"
+END_OF_TEXT, STOPPED, MAX_NEW_TOKENS, SEQUENCE_LENGTH, NOT_FINITE = (
+    "end_of_text",
+    "stop",
+    "max_new_tokens",
+    "sequence_length",
+    "not_finite",
+)
 """Why a row ends: its model ended the text, whoever listens has enough, its tokens or its positions are used up, the logits are no numbers."""
 
 _NO_TOKEN = -1
@@ -94,11 +100,16 @@ def generate(
     The global random state stays as it was.
     """
     assert rows and max_new_tokens > 0, "there is something to continue"
-    assert all(row.prompt_ids and all(0 <= i < vocab_size for i in row.prompt_ids) for row in rows), "a prompt is ids of the vocabulary"
+    assert all(row.prompt_ids and all(0 <= i < vocab_size for i in row.prompt_ids) for row in rows), (
+        "a prompt is ids of the vocabulary"
+    )
     for row in rows:
         check_prompt_length(len(row.prompt_ids), sequence_length)
     shortest = min(len(row.prompt_ids) for row in rows)
-    lines = [_Line(number, row, shortest, max_new_tokens, sequence_length, eot_id, listener) for number, row in enumerate(rows)]
+    lines = [
+        _Line(number, row, shortest, max_new_tokens, sequence_length, eot_id, listener)
+        for number, row in enumerate(rows)
+    ]
     device = next(model.parameters()).device
     # Nothing here draws from the global random state; a model that does so even in evaluation mode leaves no trace either.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
@@ -113,7 +124,14 @@ class _Line:
     """A row in progress: it reads its prompt to the end, writes until something ends it, and then only keeps step with the others."""
 
     def __init__(
-        self, number: int, row: Row, shortest: int, max_new_tokens: int, sequence_length: int, eot_id: int | None, listener: Listener | None
+        self,
+        number: int,
+        row: Row,
+        shortest: int,
+        max_new_tokens: int,
+        sequence_length: int,
+        eot_id: int | None,
+        listener: Listener | None,
     ) -> None:
         self._number, self._prompt, self.sampling, self._listener = number, row.prompt_ids, row.sampling, listener
         self._max_new_tokens, self._sequence_length, self._eot_id = max_new_tokens, sequence_length, eot_id
@@ -187,7 +205,9 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     A row's token stands where its number falls in the cumulated probabilities, likeliest first: a function of its own logits and number.
     They are cumulated on the CPU, since a GPU does not do so in a fixed order.
     """
-    is_finite = logits.amax(-1).isfinite().cpu()  # a NaN is the largest of its row; minus infinity is how some families forbid a token
+    is_finite = (
+        logits.amax(-1).isfinite().cpu()
+    )  # a NaN is the largest of its row; minus infinity is how some families forbid a token
     if sampling.is_greedy:
         return logits.argmax(-1).cpu().where(is_finite, _NO_TOKEN)
     values, ids = (part.cpu() for part in logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1])))

@@ -56,7 +56,9 @@ def item(where: str, row: Any) -> Item:
     for fields, make in FORMS:
         if all(any(name in row for name in field.split("|")) for field in fields):
             return make(where, row)
-    raise DataError(f"{where} is no item of a task, its fields are: {', '.join(map(str, row)) or 'none'}; expected were {_EXPECTED}")
+    raise DataError(
+        f"{where} is no item of a task, its fields are: {', '.join(map(str, row)) or 'none'}; expected were {_EXPECTED}"
+    )
 
 
 _EXPECTED = (
@@ -84,7 +86,9 @@ def _texts(where: str, row: Row, name: str) -> list[str]:
     """At least two texts."""
     value = row[name]
     if not isinstance(value, list) or len(value) < 2:
-        raise DataError(f"{where}: {name} is {value!r}, and a list of at least two texts was expected; mend it, or leave the line out")
+        raise DataError(
+            f"{where}: {name} is {value!r}, and a list of at least two texts was expected; mend it, or leave the line out"
+        )
     return [_is_text(where, f"{name}[{number}]", text) for number, text in enumerate(value)]
 
 
@@ -116,20 +120,26 @@ def _gold(where: str, row: Row, choices: list[str], labels: list[str] | None = N
 
 def _choice(where: str, context: str, choices: list[str], gold: int) -> Item:
     if "" in choices:
-        raise DataError(f"{where}: choice {choices.index('')} is empty, and there is nothing to score; mend it, or leave the line out")
+        raise DataError(
+            f"{where}: choice {choices.index('')} is empty, and there is nothing to score; mend it, or leave the line out"
+        )
     pairs = tuple((context, DELIMITER + choice) for choice in choices)
     return Item(where, pairs, gold, tuple(len(choice) for choice in choices))
 
 
 def _contexts(where: str, contexts: list[str], continuation: str, gold: int) -> Item:
     if not continuation:
-        raise DataError(f"{where}: the continuation is empty, and there is nothing to score; mend it, or leave the line out")
+        raise DataError(
+            f"{where}: the continuation is empty, and there is nothing to score; mend it, or leave the line out"
+        )
     return Item(where, tuple((context, DELIMITER + continuation) for context in contexts), gold)
 
 
 def _last_word(where: str, context: str, word: str) -> Item:
     if not word:
-        raise DataError(f"{where}: the continuation is empty, and there is nothing to score; mend it, or leave the line out")
+        raise DataError(
+            f"{where}: the continuation is empty, and there is nothing to score; mend it, or leave the line out"
+        )
     return Item(where, ((context, DELIMITER + word),))
 
 
@@ -148,7 +158,9 @@ def _plain_last_word(where: str, row: Row) -> Item:
 
 
 def _hellaswag(where: str, row: Row) -> Item:
-    context = f"{_text(where, row, 'activity_label')}: {_text(where, row, 'ctx_a')} {_text(where, row, 'ctx_b').capitalize()}"
+    context = (
+        f"{_text(where, row, 'activity_label')}: {_text(where, row, 'ctx_a')} {_text(where, row, 'ctx_b').capitalize()}"
+    )
     choices = [_without_artifacts(ending) for ending in _texts(where, row, "endings")]
     return _choice(where, _without_artifacts(context), choices, _gold(where, row, choices))
 
@@ -167,7 +179,9 @@ def _piqa(where: str, row: Row) -> Item:
 def _arc(where: str, row: Row) -> Item:
     options = row["choices"]
     if not isinstance(options, dict) or not {"text", "label"} <= options.keys():
-        raise DataError(f"{where}: choices is {options!r}, and an object with the lists text and label was expected; mend it")
+        raise DataError(
+            f"{where}: choices is {options!r}, and an object with the lists text and label was expected; mend it"
+        )
     choices, labels = _texts(where, options, "text"), _texts(where, options, "label")
     gold = _gold(where, {"answerKey": row["answerKey"]}, choices, labels)
     return _choice(where, f"Question: {_text(where, row, 'question')}\nAnswer:", choices, gold)

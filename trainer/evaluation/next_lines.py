@@ -66,7 +66,9 @@ def _item(place: _Place, scene: list[str], places: list[_Place]) -> Item:
     others = {
         other.text
         for other in places
-        if other.scene != place.scene and other.text != place.text and abs(len(other.text) - len(place.text)) <= MAX_DIFFERENCE
+        if other.scene != place.scene
+        and other.text != place.text
+        and abs(len(other.text) - len(place.text)) <= MAX_DIFFERENCE
     }
     wrong = sorted(others, key=lambda text: _drawn(key, text))[: NUM_CHOICES - 1]
     assert len(wrong) == NUM_CHOICES - 1, f"too few lines are as long as that at {key}"
@@ -74,9 +76,11 @@ def _item(place: _Place, scene: list[str], places: list[_Place]) -> Item:
     context = _context(scene[: place.line])
     # A line follows the end of the one before it, so here the two are not parted by a space.
     return Item(
-        f"{NAME}, scene {place.scene}, line {place.line + 1}", tuple((context, f"\n{text}") for text in choices),
-        choices.index(place.text), tuple(map(len, choices)),
-    )  # fmt: skip
+        f"{NAME}, scene {place.scene}, line {place.line + 1}",
+        tuple((context, f"\n{text}") for text in choices),
+        choices.index(place.text),
+        tuple(map(len, choices)),
+    )
 
 
 def _context(before: list[str]) -> str:

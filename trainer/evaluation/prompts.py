@@ -16,13 +16,23 @@ def read_prompts(path: Path) -> list[str]:
     raises  ConfigError when it cannot be read, a line is not such an object, or there is none
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.suffix != ".jsonl" else path.read_bytes().split(b"\n")
+        lines = (
+            path.read_text(encoding="utf-8").splitlines() if path.suffix != ".jsonl" else path.read_bytes().split(b"\n")
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the file of prompts {path} cannot be read ({error}); name a text file, or a .jsonl file, in UTF-8") from None
+        raise ConfigError(
+            f"the file of prompts {path} cannot be read ({error}); name a text file, or a .jsonl file, in UTF-8"
+        ) from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    prompts = [_prompt_of(path, number, line) for number, line in numbered] if path.suffix == ".jsonl" else [line for _, line in numbered]
+    prompts = (
+        [_prompt_of(path, number, line) for number, line in numbered]
+        if path.suffix == ".jsonl"
+        else [line for _, line in numbered]
+    )
     if not prompts:
-        raise ConfigError(f"the file of prompts {path} has none; write one a line, or into a .jsonl file one object a line, with a field prompt")
+        raise ConfigError(
+            f"the file of prompts {path} has none; write one a line, or into a .jsonl file one object a line, with a field prompt"
+        )
     return prompts
 
 
@@ -30,9 +40,13 @@ def _prompt_of(path: Path, number: int, line: bytes) -> str:
     try:
         item = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"line {number} of {path} is not JSON ({error}); each line is an object with a field prompt") from None
+        raise ConfigError(
+            f"line {number} of {path} is not JSON ({error}); each line is an object with a field prompt"
+        ) from None
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-        raise ConfigError(f"line {number} of {path} has no prompt; each line is an object with a field prompt, which is a text")
+        raise ConfigError(
+            f"line {number} of {path} has no prompt; each line is an object with a field prompt, which is a text"
+        )
     return item["prompt"]
 
 
@@ -43,7 +57,9 @@ def gather_prompts(typed: Sequence[str], file: Path | None, standard_input: Text
     """
     if not typed and file is None:
         return [_read_all(standard_input) if is_piped(standard_input) else ""]
-    return [_read_all(standard_input) if prompt == "-" else prompt for prompt in typed] + (read_prompts(file) if file else [])
+    return [_read_all(standard_input) if prompt == "-" else prompt for prompt in typed] + (
+        read_prompts(file) if file else []
+    )
 
 
 def is_piped(standard_input: TextIO) -> bool:

@@ -66,7 +66,14 @@ def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, sequence_length:
 
 
 def take_samples(
-    model: nn.Module, prompts: Sequence[str], tokenizer: Tokenizer, *, num_tokens: int, sequence_length: int, vocab_size: int, seed: int
+    model: nn.Module,
+    prompts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    num_tokens: int,
+    sequence_length: int,
+    vocab_size: int,
+    seed: int,
 ) -> list[Sample]:
     """Both samples of each prompt, of at most `num_tokens` tokens; leaves mode and random state of the model's run as they were.
 
@@ -77,9 +84,17 @@ def take_samples(
     rows = [Row(prompt_ids=_ids(prompt, tokenizer), sampling=KINDS[kind], seed=seed) for prompt, kind in wanted]
     with _one_thread() if next(model.parameters()).device.type == "cpu" else nullcontext():
         written = generate(
-            model, rows, max_new_tokens=num_tokens, sequence_length=sequence_length, vocab_size=vocab_size, eot_id=tokenizer.eot_id
-        )  # fmt: skip
-    texts = [tokenizer.decode(row.tokens) + (" [the logits are not finite]" if row.ended_by == NOT_FINITE else "") for row in written]
+            model,
+            rows,
+            max_new_tokens=num_tokens,
+            sequence_length=sequence_length,
+            vocab_size=vocab_size,
+            eot_id=tokenizer.eot_id,
+        )
+    texts = [
+        tokenizer.decode(row.tokens) + (" [the logits are not finite]" if row.ended_by == NOT_FINITE else "")
+        for row in written
+    ]
     return [Sample(prompt, kind, text) for (prompt, kind), text in zip(wanted, texts)]
 
 

@@ -70,7 +70,9 @@ def encode_task(task: Task, encode: Callable[[str], list[int]], *, eot_id: int, 
     number_of: dict[Row, int] = {}
     pairs = []
     for item in task.items:
-        rows = [_row(item, encode, context, continuation, eot_id, num_positions) for context, continuation in item.pairs]
+        rows = [
+            _row(item, encode, context, continuation, eot_id, num_positions) for context, continuation in item.pairs
+        ]
         pairs.append(tuple(number_of.setdefault(row, len(number_of)) for row in rows))
     return Encoded(task, tuple(number_of), tuple(pairs))
 
@@ -113,7 +115,13 @@ def cut_into_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def score_rows(
-    rows: Sequence[Row], score: Score, *, device: torch.device, rank: int, world_size: int, reduce: Callable[[Tensor], Tensor],
+    rows: Sequence[Row],
+    score: Score,
+    *,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+    reduce: Callable[[Tensor], Tensor],
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[TextScore]:
     """What the model makes of every row, the same on every rank.
@@ -140,7 +148,10 @@ def _each(groups: list[list[int]], rows: Sequence[Row], score: Score, device: to
     if device.type != "cpu":
         yield from map(work, groups)
         return
-    with _one_thread_a_group() as num_threads, ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with (
+        _one_thread_a_group() as num_threads,
+        ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         yield from pool.map(work, groups)
 
 
@@ -157,7 +168,9 @@ def _one_thread_a_group() -> Iterator[int]:
 def _score_group(rows: list[Row], score: Score, device: torch.device) -> Tensor:
     """Log-likelihood and whether it is greedy for each row, [R, 2] float64."""
     length = max(len(row.ids) for row in rows) - 1
-    inputs = torch.zeros(len(rows), length, dtype=torch.int64)  # a position does not see what is to its right, so any id may pad
+    inputs = torch.zeros(
+        len(rows), length, dtype=torch.int64
+    )  # a position does not see what is to its right, so any id may pad
     positions: list[int] = []
     wanted: list[int] = []
     for number, row in enumerate(rows):
@@ -165,7 +178,9 @@ def _score_group(rows: list[Row], score: Score, device: torch.device) -> Tensor:
         end = number * length + len(row.ids) - 1
         positions += range(end - row.num_scored, end)
         wanted += row.ids[-row.num_scored :]
-    log_probabilities, is_likeliest = score(inputs.to(device), torch.tensor(positions, device=device), torch.tensor(wanted, device=device))
+    log_probabilities, is_likeliest = score(
+        inputs.to(device), torch.tensor(positions, device=device), torch.tensor(wanted, device=device)
+    )
     counts = [row.num_scored for row in rows]
     sums = [part.sum() for part in log_probabilities.double().cpu().split(counts)]
     greedy = [part.all() for part in is_likeliest.cpu().split(counts)]

@@ -43,7 +43,13 @@ class Task:
 
 
 def open_tasks(
-    wanted: Sequence[str], limit: int | None, folder: Path, *, rows: Rows, scenes: Callable[[], Sequence[str]], fetch: bool = True
+    wanted: Sequence[str],
+    limit: int | None,
+    folder: Path,
+    *,
+    rows: Rows,
+    scenes: Callable[[], Sequence[str]],
+    fetch: bool = True,
 ) -> list[Task]:
     """The tasks of these names, each with its first `limit` items (None: all).
 
@@ -60,7 +66,9 @@ def open_tasks(
             continue
         task = _open(name, limit, folder, rows, scenes)
         if task.name in tasks:
-            raise ConfigError(f"evaluation task {name!r}: another one is called {task.name} too; give the file another name")
+            raise ConfigError(
+                f"evaluation task {name!r}: another one is called {task.name} too; give the file another name"
+            )
         tasks[task.name] = task
     return list(tasks.values())
 

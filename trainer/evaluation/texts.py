@@ -48,10 +48,20 @@ class Text:
 
 
 def continue_texts(
-    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[Text], *, sampling: Sampling, seed: int, max_new_tokens: int,
-    sequence_length: int, vocab_size: int, stops: Sequence[str], rows_at_once: int, show: Callable[[Text, str], None],
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    texts: Sequence[Text],
+    *,
+    sampling: Sampling,
+    seed: int,
+    max_new_tokens: int,
+    sequence_length: int,
+    vocab_size: int,
+    stops: Sequence[str],
+    rows_at_once: int,
+    show: Callable[[Text, str], None],
     close: Callable[[Text], None],
-) -> None:  # fmt: skip
+) -> None:
     """Continues texts, `rows_at_once` of them together; what a text becomes does not depend on those beside it.
 
     stops   a text ends before the first of these
@@ -62,18 +72,27 @@ def continue_texts(
     KeyboardInterrupt ends all of them where they are.
     """
     if not all(stops):
-        raise ConfigError("a text to stop at is empty, and every text holds that; leave it out, or give one of at least a character")
+        raise ConfigError(
+            "a text to stop at is empty, and every text holds that; leave it out, or give one of at least a character"
+        )
     prompts = [[tokenizer.eot_id, *tokenizer.encode(text.prompt)] for text in texts]
     for prompt in prompts:
         check_prompt_length(len(prompt), sequence_length)
-    rows = [Row(prompt_ids=prompt, sampling=sampling, seed=seed, sample=text.sample) for prompt, text in zip(prompts, texts)]
+    rows = [
+        Row(prompt_ids=prompt, sampling=sampling, seed=seed, sample=text.sample) for prompt, text in zip(prompts, texts)
+    ]
     for begin in range(0, len(texts), rows_at_once):
         scribe = _Scribe(texts[begin : begin + rows_at_once], tokenizer, stops, show, close)
         try:
             generate(
-                model, rows[begin : begin + rows_at_once], max_new_tokens=max_new_tokens, sequence_length=sequence_length,
-                vocab_size=vocab_size, eot_id=tokenizer.eot_id, listener=scribe,
-            )  # fmt: skip
+                model,
+                rows[begin : begin + rows_at_once],
+                max_new_tokens=max_new_tokens,
+                sequence_length=sequence_length,
+                vocab_size=vocab_size,
+                eot_id=tokenizer.eot_id,
+                listener=scribe,
+            )
         except KeyboardInterrupt:
             scribe.interrupt()
             return
@@ -91,7 +110,9 @@ def continue_texts(
 class TextPrinter:
     """Prints texts as they come, for `continue_texts`: one alone as it is, several each under its number, for programs a JSON object each."""
 
-    def __init__(self, texts: Sequence[Text], out: TextIO, *, as_json: bool, facts: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self, texts: Sequence[Text], out: TextIO, *, as_json: bool, facts: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """`facts`: of what wrote the texts, for programs: a part of each object."""
         self._texts, self._out, self._as_json, self._facts = texts, out, as_json, facts
         self._num_begun = 0
@@ -141,7 +162,12 @@ class _Scribe:
     """Listens to rows, and writes down and shows their text."""
 
     def __init__(
-        self, texts: Sequence[Text], tokenizer: Tokenizer, stops: Sequence[str], show: Callable[[Text, str], None], close: Callable[[Text], None]
+        self,
+        texts: Sequence[Text],
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        show: Callable[[Text, str], None],
+        close: Callable[[Text], None],
     ) -> None:
         self._texts, self._tokenizer = texts, tokenizer
         self._streams = [TextStream(stops) for _ in texts]

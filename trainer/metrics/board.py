@@ -17,7 +17,13 @@ from trainer.metrics.event_files import EventFile, new_event_file
 from trainer.metrics.tags import layout
 from trainer.metrics.trackers import plain
 
-FINAL_METRICS = ("loss/train_smoothed", "loss/validation", "loss/validation_bits_per_byte", "speed/tokens_per_second", "speed/mfu")
+FINAL_METRICS = (
+    "loss/train_smoothed",
+    "loss/validation",
+    "loss/validation_bits_per_byte",
+    "speed/tokens_per_second",
+    "speed/mfu",
+)
 """Tags that the HParams tab shows beside the settings: the newest value of each."""
 
 SETTINGS = "events.out.tfevents.0000000000.settings"
@@ -44,13 +50,16 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
     TensorBoard keeps the first such word of a run for ever, so it stands in a file of its own, whose name comes before all others.
     """
-    experiment, session_start, _ = hparams({key: plain(value) for key, value in settings.items()}, dict.fromkeys(FINAL_METRICS, 0.0))
+    experiment, session_start, _ = hparams(
+        {key: plain(value) for key, value in settings.items()}, dict.fromkeys(FINAL_METRICS, 0.0)
+    )
     content, now = BytesIO(), time.time()
     file = RecordWriter(content)
     for event in (
-        Event(wall_time=now, file_version="brain.Event:2"), Event(wall_time=now, step=0, summary=experiment),
+        Event(wall_time=now, file_version="brain.Event:2"),
+        Event(wall_time=now, step=0, summary=experiment),
         Event(wall_time=now, step=0, summary=session_start),
-    ):  # fmt: skip
+    ):
         file.write(event.SerializeToString())
     files.write_atomic(folder / SETTINGS, content.getvalue())
 
@@ -76,6 +85,13 @@ def write_layout(writer: SummaryWriter, features: Collection[str]) -> None:
 def write_histogram(writer: SummaryWriter, tag: str, step: int, bins: Bins) -> None:
     """Draws one histogram."""
     writer.add_histogram_raw(
-        tag, min=bins.min, max=bins.max, num=bins.num, sum=bins.sum, sum_squares=bins.sum_squares, bucket_limits=bins.bucket_limits,
-        bucket_counts=bins.bucket_counts, global_step=step,
-    )  # fmt: skip
+        tag,
+        min=bins.min,
+        max=bins.max,
+        num=bins.num,
+        sum=bins.sum,
+        sum_squares=bins.sum_squares,
+        bucket_limits=bins.bucket_limits,
+        bucket_counts=bins.bucket_counts,
+        global_step=step,
+    )

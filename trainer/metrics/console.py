@@ -57,7 +57,9 @@ class Standing:
     busy_since: float = 0.0
 
 
-def bar_line(standing: Standing, width: int, now: float, *, clock: float | None = None, ascii_only: bool = False) -> Text:
+def bar_line(
+    standing: Standing, width: int, now: float, *, clock: float | None = None, ascii_only: bool = False
+) -> Text:
     """The bar as one line of at most `width` columns: what there is no room for is left out, the least needed first.
 
     now, clock  the time of the clock that nobody sets, and that of the one on the wall
@@ -120,13 +122,20 @@ class ProgressBar:
         self._standing = Standing(0, max_steps, busy="starting", busy_since=time.monotonic())
         self._live: Live | None = None
         if console.is_terminal:
-            self._live = Live(console=console, transient=True, refresh_per_second=_REFRESH_HZ, get_renderable=self._line)
+            self._live = Live(
+                console=console, transient=True, refresh_per_second=_REFRESH_HZ, get_renderable=self._line
+            )
             self._live.start()
 
     def update(
-        self, step: int, *, loss: float | None = None, tokens_per_second: float | None = None, mfu: float | None = None,
+        self,
+        step: int,
+        *,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        mfu: float | None = None,
         seconds_left: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A step was taken: nothing else goes on any more."""
         ends_at = None if seconds_left is None else time.monotonic() + seconds_left
         self._standing = Standing(step, self._max_steps, loss, tokens_per_second, mfu, ends_at, self._saved_at)
@@ -153,4 +162,6 @@ class ProgressBar:
     def _line(self) -> Text:
         ascii_only = not self._console.encoding.startswith("utf")
         # A column is left free: a terminal that is full to the last one may wrap.
-        return bar_line(self._standing, self._console.width - 1, time.monotonic(), clock=time.time(), ascii_only=ascii_only)
+        return bar_line(
+            self._standing, self._console.width - 1, time.monotonic(), clock=time.time(), ascii_only=ascii_only
+        )

@@ -173,7 +173,9 @@ def _key_at(curve: Path, position: int) -> str | None:
     """The replay key that holds at a byte of a curve; None where no record before it has one."""
     before = (record for _, record in records_backward(curve, position) if "loss" in record)
     # Records of earlier versions have it each or never: those that can be carried over stand not far back.
-    nearest = (record["replay_key"] for _, record in zip(range(2 * KEY_EVERY_RECORDS), before) if "replay_key" in record)
+    nearest = (
+        record["replay_key"] for _, record in zip(range(2 * KEY_EVERY_RECORDS), before) if "replay_key" in record
+    )
     return next(nearest, None)
 
 

@@ -64,7 +64,9 @@ class Drawing:
         self._extras.append((step, prepare))
         if len(self._extras) > MAX_EXTRAS:
             self._extras.popleft()
-            self._failures.tell(self._board.name, BufferError("too many texts and histograms are waiting, the oldest is left out"))
+            self._failures.tell(
+                self._board.name, BufferError("too many texts and histograms are waiting, the oldest is left out")
+            )
 
     def close(self) -> None:
         """Draws what is left and ends the trackers; one that hangs is left behind and told."""
@@ -75,8 +77,9 @@ class Drawing:
         if self._thread.is_alive():
             log.warning(
                 "%s: still writing after %.0f s, so its last points are missing; the next start of the run draws them",
-                ", ".join(tracker.name for tracker in self._trackers), LONGEST_END_SECONDS,
-            )  # fmt: skip
+                ", ".join(tracker.name for tracker in self._trackers),
+                LONGEST_END_SECONDS,
+            )
 
     def _draw_on(self) -> None:
         while not self._ending.wait(ROUND_SECONDS):

@@ -54,7 +54,9 @@ def start_of_session(step: int) -> Event:
 
 def scalars(step: int, values: Mapping[str, float]) -> Event:
     """All numbers of a step, by tag, as one event."""
-    return Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))
+    return Event(
+        step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+    )
 
 
 def is_scalars(event: Event) -> bool:

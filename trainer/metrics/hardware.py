@@ -31,9 +31,15 @@ TAGS = {
     "gpu/sm_clock_hertz/{gpu}": ("hertz", "Clock of the GPU's multiprocessors."),
     "gpu/slowed_by_heat/{gpu}": ("0 or 1", "Whether heat holds the GPU's clocks down."),
     "gpu/slowed_by_power/{gpu}": ("0 or 1", "Whether the power limit or the power supply holds the GPU's clocks down."),
-    "host/cpu_fraction": ("fraction", "Share of all processors' time that was used since the sample before, by anybody."),
+    "host/cpu_fraction": (
+        "fraction",
+        "Share of all processors' time that was used since the sample before, by anybody.",
+    ),
     "host/load": ("processes", "Processes that ran or waited to run, on average of a minute."),
-    "host/process_memory_bytes": ("bytes", "Resident memory of this process and its children; shared pages count in each."),
+    "host/process_memory_bytes": (
+        "bytes",
+        "Resident memory of this process and its children; shared pages count in each.",
+    ),
     "host/available_memory_bytes": ("bytes", "Memory of the machine that can still be had."),
     "host/swap_used_bytes": ("bytes", "Memory of the machine that was swapped out to a disk."),
     "disk/free_bytes/{folder}": ("bytes", "Room left on the disk of the folder."),
@@ -66,9 +72,13 @@ class HardwareSampler:
     """Samples this machine, for the one process on it that writes things down."""
 
     def __init__(
-        self, device: torch.device, folders: Mapping[str, Path], *, num_local_processes: int = 1,
+        self,
+        device: torch.device,
+        folders: Mapping[str, Path],
+        *,
+        num_local_processes: int = 1,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`device` is this process's; `folders` are those whose disks matter, by name. On CUDA each local process has one GPU."""
         self._device, self._folders, self._clock = device, folders, clock
         self._told: set[str] = set()
@@ -82,9 +92,12 @@ class HardwareSampler:
     def sample(self) -> dict[str, float]:
         """Each tag's value of now; what is a rate or a share of the time since the sample before is absent in the first one."""
         sources = {
-            "processors": self._processors, "memory": self._memory, "processes": self._processes, "disks": self._disks,
+            "processors": self._processors,
+            "memory": self._memory,
+            "processes": self._processes,
+            "disks": self._disks,
             "torch's memory": lambda: torch_memory(self._device),
-        }  # fmt: skip
+        }
         values: dict[str, float] = {}
         for name, read in (self._gpu_readings() | self._room_readings()).items():
             with self._told_once(name):
@@ -106,7 +119,11 @@ class HardwareSampler:
             return
         there = torch.cuda.device_count()
         if there < num_local_processes:
-            log.info("hardware: %s here, and this one sees %s: nothing else is sampled", numbered(num_local_processes, "process"), numbered(there, "GPU"))
+            log.info(
+                "hardware: %s here, and this one sees %s: nothing else is sampled",
+                numbered(num_local_processes, "process"),
+                numbered(there, "GPU"),
+            )
         for number in range(min(there, num_local_processes)):
             with self._told_once(f"GPU {number}"):
                 self._gpus[number] = gpu_handle(self._nvml, str(torch.cuda.get_device_properties(number).uuid))
@@ -126,7 +143,9 @@ class HardwareSampler:
 
     def _processors(self) -> dict[str, float]:
         times = psutil.cpu_times()
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # guests are in user and nice already
+        total = (
+            sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        )  # guests are in user and nice already
         idle = times.idle + getattr(times, "iowait", 0.0)
         before, self._cpu_times = self._cpu_times, (total, idle)
         values = {"host/load": os.getloadavg()[0]}

@@ -36,6 +36,12 @@ def histogram_of(values: np.ndarray) -> Histogram | None:
     limits = np.unique(finite[last_of_bucket.clip(0)])
     counts = np.diff(np.searchsorted(finite, limits, side="right"), prepend=0)
     return Histogram(
-        min=float(finite[0]), max=float(finite[-1]), num=num, sum=float(finite.sum()), sum_squares=float(finite @ finite),
-        bucket_limits=limits, bucket_counts=counts, num_nonfinite=len(values) - num,
-    )  # fmt: skip
+        min=float(finite[0]),
+        max=float(finite[-1]),
+        num=num,
+        sum=float(finite.sum()),
+        sum_squares=float(finite @ finite),
+        bucket_limits=limits,
+        bucket_counts=counts,
+        num_nonfinite=len(values) - num,
+    )

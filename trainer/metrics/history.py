@@ -15,7 +15,15 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from trainer import files
 from trainer.metrics.curves import CURVE, end_of_step, records_from
-from trainer.metrics.event_files import BoardWriter, EventFile, event_files, events_of_file, is_scalars, scalars, start_of_session
+from trainer.metrics.event_files import (
+    BoardWriter,
+    EventFile,
+    event_files,
+    events_of_file,
+    is_scalars,
+    scalars,
+    start_of_session,
+)
 from trainer.metrics.thinning import Point, Thinning, width
 
 KEPT_STEPS, ROUND_STEPS = 2_000, 10_000

@@ -36,7 +36,11 @@ def short_names(names: Sequence[str]) -> list[str]:
 
     What all blocks have in front of their number but for one word is left out, of other parameters too.
     """
-    before_number = [parts[: place - 1] for name in names if (place := _place_of_number(parts := name.split("."))) is not None and place > 1]
+    before_number = [
+        parts[: place - 1]
+        for name in names
+        if (place := _place_of_number(parts := name.split("."))) is not None and place > 1
+    ]
     prefix = "".join(f"{part}." for part in os.path.commonprefix(before_number))
     short = [name.removeprefix(prefix).removesuffix(".weight") for name in names]
     seen = Counter(short)

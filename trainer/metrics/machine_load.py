@@ -59,10 +59,15 @@ def look(own_root: int) -> Counters:
             continue  # it ended while we looked, or is not ours to look at
     swap = psutil.swap_memory()
     return Counters(
-        at=time.monotonic(), num_cores=psutil.cpu_count() or 1, steal_seconds=getattr(psutil.cpu_times(), "steal", 0.0),
-        processes=processes, own=frozenset(pid for pid in processes if descends(pid, own_root, parents)),
-        throttled_seconds=_throttled_seconds(), heat_events=_heat_events(), swapped_bytes=swap.sin + swap.sout,
-    )  # fmt: skip
+        at=time.monotonic(),
+        num_cores=psutil.cpu_count() or 1,
+        steal_seconds=getattr(psutil.cpu_times(), "steal", 0.0),
+        processes=processes,
+        own=frozenset(pid for pid in processes if descends(pid, own_root, parents)),
+        throttled_seconds=_throttled_seconds(),
+        heat_events=_heat_events(),
+        swapped_bytes=swap.sin + swap.sout,
+    )
 
 
 def descends(pid: int, root: int, parents: Mapping[int, int]) -> bool:
@@ -84,10 +89,18 @@ def reasons(before: Counters, after: Counters, gpus: Mapping[str, float] | None 
     seconds = max(after.at - before.at, 1e-9)
     found = [
         _others(before, after, seconds),
-        _share("the hypervisor gave {:.0%} of the processor time to other machines (steal)", (after.steal_seconds - before.steal_seconds) / seconds / after.num_cores),
-        _share("the CPU quota of this container held it {:.0%} of the time", (after.throttled_seconds - before.throttled_seconds) / seconds),
+        _share(
+            "the hypervisor gave {:.0%} of the processor time to other machines (steal)",
+            (after.steal_seconds - before.steal_seconds) / seconds / after.num_cores,
+        ),
+        _share(
+            "the CPU quota of this container held it {:.0%} of the time",
+            (after.throttled_seconds - before.throttled_seconds) / seconds,
+        ),
         "processors are slowed down for heat" if after.heat_events > before.heat_events else None,
-        f"memory is swapped ({size((after.swapped_bytes - before.swapped_bytes) / seconds)}/s)" if after.swapped_bytes > before.swapped_bytes else None,
+        f"memory is swapped ({size((after.swapped_bytes - before.swapped_bytes) / seconds)}/s)"
+        if after.swapped_bytes > before.swapped_bytes
+        else None,
         *_slowed_gpus(gpus or {}),
     ]
     return [reason for reason in found if reason]
@@ -117,7 +130,9 @@ def _slowed_gpus(gpus: Mapping[str, float]) -> list[str]:
     for tag, value in sorted(gpus.items()):
         if value and (match := re.fullmatch(r"gpu/slowed_by_(heat|power)/(\d+)", tag)):
             clock = gpus.get(f"gpu/sm_clock_hertz/{match[2]}")
-            found.append(f"{match[1]} holds the clock of GPU {match[2]} down" + (f" ({clock / 1e6:.0f} MHz)" if clock else ""))
+            found.append(
+                f"{match[1]} holds the clock of GPU {match[2]} down" + (f" ({clock / 1e6:.0f} MHz)" if clock else "")
+            )
     return found
 
 

@@ -10,7 +10,7 @@ _IN_MODE = {
     "no": "A cluster file that says bf16 halves what is kept for the backward pass.",
     "fp8": "fp8 keeps copies of the weights beside them: precision.cache_weights=false frees them between micro-batches, a cluster file "
     "that says bf16 has none.",
-}  # fmt: skip
+}
 """What else takes memory in a precision, and how to save it."""
 
 

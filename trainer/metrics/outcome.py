@@ -18,7 +18,17 @@ EXIT_CODES = {"finished": 0, "interrupted": 75, "diverged": 3, "failed": 1, "ref
 ENDED = ("finished", "interrupted", "diverged", "failed")
 """Outcomes that tell how a launch ended that had begun: a refused start does not take their place."""
 
-_FACTS = ("loss", "val_loss", "last_val_loss", "last_val_step", "sample", "exported", "exported_step", "untidy", "planned_steps")
+_FACTS = (
+    "loss",
+    "val_loss",
+    "last_val_loss",
+    "last_val_step",
+    "sample",
+    "exported",
+    "exported_step",
+    "untidy",
+    "planned_steps",
+)
 
 
 def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts: Any) -> None:

@@ -41,7 +41,10 @@ SAMPLE_ELEMENTS = 2**14
 
 HISTOGRAM_TAGS = {
     "weights/{parameter}": ("1", "Values of a parameter after the update, of an even sample."),
-    "gradients/{parameter}": ("nats a token", "Elements of its gradient as the update saw it, after clipping, of an even sample."),
+    "gradients/{parameter}": (
+        "nats a token",
+        "Elements of its gradient as the update saw it, after clipping, of an even sample.",
+    ),
 }
 """Tag -> (unit, help) of the histograms, one a parameter."""
 
@@ -168,9 +171,10 @@ class Update:
 
 
 @probe(
-    "grad_norm/{group}", "L2 norm of a layer group's gradient as the update saw it, after clipping (the total before it is optim/grad_norm).",
+    "grad_norm/{group}",
+    "L2 norm of a layer group's gradient as the update saw it, after clipping (the total before it is optim/grad_norm).",
     unit="nats a token",
-)  # fmt: skip
+)
 def grad_norm(update: Update) -> Tensor:
     return update.group_norms(update.norms(update.gradients))
 
@@ -181,9 +185,10 @@ def param_norm(update: Update) -> Tensor:
 
 
 @probe(
-    "update_ratio/{group}", "L2 norm of the update over that of the weights before it, of an even sample of at most 16,384 elements a tensor.",
+    "update_ratio/{group}",
+    "L2 norm of the update over that of the weights before it, of an even sample of at most 16,384 elements a tensor.",
     unit="ratio",
-)  # fmt: skip
+)
 def update_ratio(update: Update) -> Tensor:
     change = update.group_norms(update.sample_norms(update.sample - update.old_sample))
     return change / update.group_norms(update.sample_norms(update.old_sample))
@@ -220,8 +225,13 @@ class Reading:
             first, num = next(iter(damaged.items()))
             log.warning(
                 "step %d: %d of %d histograms leave out values that are not finite; the first is %s with %d of %d",
-                self.step, len(damaged), len(samples), first, num, len(samples[first]),
-            )  # fmt: skip
+                self.step,
+                len(damaged),
+                len(samples),
+                first,
+                num,
+                len(samples[first]),
+            )
         return {tag: histogram for tag, histogram in histograms.items() if histogram}
 
 
@@ -229,9 +239,14 @@ class Probes:
     """Measures around the updates of some steps; on the others, and on ranks that write nothing down, it costs a comparison."""
 
     def __init__(
-        self, model: nn.Module, *, detail_every_steps: int, histogram_every_steps: int, is_main: bool = True,
+        self,
+        model: nn.Module,
+        *,
+        detail_every_steps: int,
+        histogram_every_steps: int,
+        is_main: bool = True,
         probes: Mapping[str, Probe] = PROBES,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`model` as it is trained, after `prepare`. 0 steps: never."""
         self._detail_every_steps = detail_every_steps if is_main else 0
         self._histogram_every_steps = histogram_every_steps if is_main else 0
@@ -243,8 +258,10 @@ class Probes:
     def tags(self) -> dict[str, tuple[str, str]]:
         """Tag -> (unit, help) of every number."""
         return {
-            tag: (probe.unit, probe.help) for probe in self._probes.values() for tag in expand(probe.tag, self._layout.groups)
-        }  # fmt: skip
+            tag: (probe.unit, probe.help)
+            for probe in self._probes.values()
+            for tag in expand(probe.tag, self._layout.groups)
+        }
 
     def around_update(self, step: int) -> AbstractContextManager[None]:
         """Measures the update that is taken in this block where that is due; `step` is the number of the step that it completes."""
@@ -269,7 +286,9 @@ class Probes:
 
     def _measure_all(self, update: Update) -> Late | None:
         """The numbers of every probe, by its tag, on their way; without those of a probe that raised."""
-        numbers = {tag: self._try(tag, lambda probe=probe: measure(probe, update)) for tag, probe in self._probes.items()}
+        numbers = {
+            tag: self._try(tag, lambda probe=probe: measure(probe, update)) for tag, probe in self._probes.items()
+        }
         there = {tag: number for tag, number in numbers.items() if number is not None}
         return self._try("sending the numbers", lambda: Late(there)) if there else None
 
@@ -283,8 +302,11 @@ class Probes:
             if self._failures[what].bit_count() == 1:  # told at the 1st, 2nd, 4th, 8th ...
                 log.warning(
                     "probes: %s failed, %s: %s (%d times by now); training goes on",
-                    what, type(error).__name__, error, self._failures[what],
-                )  # fmt: skip
+                    what,
+                    type(error).__name__,
+                    error,
+                    self._failures[what],
+                )
             return None
 
 

@@ -54,7 +54,12 @@ class Profiler:
             self._end_mark()
         if step >= last:
             if self._trace is None:
-                log.info("profile: the run stands at step %d, after the steps [%d, %d]: nothing is profiled", step, first, last)
+                log.info(
+                    "profile: the run stands at step %d, after the steps [%d, %d]: nothing is profiled",
+                    step,
+                    first,
+                    last,
+                )
             self.close()
         elif step + 1 >= first:
             if self._trace is None:
@@ -72,7 +77,10 @@ class Profiler:
             if self._taken >= self._first:
                 self._write(trace)
             else:
-                log.info("profile: the run ended before step %d, the first to be recorded, was whole: nothing is written", self._first)
+                log.info(
+                    "profile: the run ended before step %d, the first to be recorded, was whole: nothing is written",
+                    self._first,
+                )
         except (OSError, RuntimeError) as error:
             log.warning("profile: it could not be written (%s); training goes on", error)
 
@@ -89,7 +97,9 @@ class Profiler:
 
     def _begin_mark(self, step: int) -> None:
         if self._trace is not None:
-            self._step_mark = record_function(f"ProfilerStep#{step}")  # the name by which TensorBoard's plug-in finds the steps
+            self._step_mark = record_function(
+                f"ProfilerStep#{step}"
+            )  # the name by which TensorBoard's plug-in finds the steps
             self._step_mark.__enter__()
 
     def _end_mark(self) -> None:
@@ -115,8 +125,12 @@ class Profiler:
         log.info(
             "profile: steps %d to %d in %s (written in %s); open it at https://ui.perfetto.dev, or in TensorBoard with torch-tb-profiler; "
             "the heaviest operators are in %s",
-            self._first, self._taken, path, duration(time.perf_counter() - started), operators.name,
-        )  # fmt: skip
+            self._first,
+            self._taken,
+            path,
+            duration(time.perf_counter() - started),
+            operators.name,
+        )
 
 
 def operator_table(trace: profile, device: torch.device) -> str:

@@ -29,9 +29,14 @@ class ReplayProof:
     """Compares steps as they come with those that were lost, and says the verdict once."""
 
     def __init__(
-        self, lost: Iterable[dict[str, Any]], resumed_step: int, replay_key: str, facts: Mapping[str, Any] | None = None,
-        earlier: Mapping[str, Mapping[str, Any]] | None = None, assumed: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        lost: Iterable[dict[str, Any]],
+        resumed_step: int,
+        replay_key: str,
+        facts: Mapping[str, Any] | None = None,
+        earlier: Mapping[str, Mapping[str, Any]] | None = None,
+        assumed: Mapping[str, Any] | None = None,
+    ) -> None:
         """
         replay_key  stands for everything that must be equal for a bit-exact replay; other records are not compared
         facts       what it stands for, by name
@@ -57,7 +62,9 @@ class ReplayProof:
             again = "taken again and compared with what was written of"
             told.append(f"1 step is {again} it before" if number == 1 else f"{number} steps are {again} them before")
         if self._num_others:
-            told.append(f"{self._num_others} lost step{'' if self._num_others == 1 else 's'} cannot be compared: {self._why}")
+            told.append(
+                f"{self._num_others} lost step{'' if self._num_others == 1 else 's'} cannot be compared: {self._why}"
+            )
         return "; ".join(told) or None
 
     def compare(self, record: dict[str, Any]) -> str | None:
@@ -130,7 +137,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         content = json.loads(line)
     except ValueError:
         return None
-    is_whole = isinstance(content, dict) and isinstance(content.get("replay_key"), str) and isinstance(content.get("facts"), dict)
+    is_whole = (
+        isinstance(content, dict)
+        and isinstance(content.get("replay_key"), str)
+        and isinstance(content.get("facts"), dict)
+    )
     return content if is_whole else None
 
 
@@ -141,5 +152,7 @@ def _listed(words: list[str]) -> str:
 
 def _shown(value: Any) -> str:
     """A value in a few characters; of a digest, its beginning."""
-    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
+    text = (
+        value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
+    )
     return text if len(text) <= 40 else f"{text[:12]}..."

@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 
 from trainer.journal import Journal
-from trainer.metrics.console import ProgressBar
 from trainer.metrics.board import SETTINGS, Bins, remove_end, write_end, write_layout, write_settings
+from trainer.metrics.console import ProgressBar
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
 from trainer.metrics.details import FEWEST_STEPS, Details
 from trainer.metrics.drawing import Drawing
@@ -91,10 +91,23 @@ class Reporter:
     """Every method is called on every rank; only the main process writes."""
 
     def __init__(
-        self, accelerator: Accelerator, folder: Path, *, name: str, max_steps: int, console_every_steps: int, trackers: list[str],
-        tracker_options: dict[str, dict[str, Any]], features: Collection[str], meter: SpeedMeter, replay_key: str,
-        replay_facts: Mapping[str, Any], sample: Callable[[], Mapping[str, float]], slow_alarm: SlowAlarm, detail_every_steps: int = FEWEST_STEPS,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        name: str,
+        max_steps: int,
+        console_every_steps: int,
+        trackers: list[str],
+        tracker_options: dict[str, dict[str, Any]],
+        features: Collection[str],
+        meter: SpeedMeter,
+        replay_key: str,
+        replay_facts: Mapping[str, Any],
+        sample: Callable[[], Mapping[str, float]],
+        slow_alarm: SlowAlarm,
+        detail_every_steps: int = FEWEST_STEPS,
+    ) -> None:
         """`features` are those of tags.py that this run has; `replay_facts` are what the key stands for; `sample` looks at the machine: numbers by tag."""
         self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
         self._console_every_steps, self._meter = console_every_steps, meter
@@ -127,9 +140,13 @@ class Reporter:
             log.info("%s of the branch that was left moved to %s", numbered(moved, "record"), LOST)
 
     def open(
-        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str] | None = None,
+        self,
+        settings: dict[str, Any],
+        resumed_step: int | None,
+        texts: Mapping[str, str],
+        once: Mapping[str, str] | None = None,
         assumed_facts: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Opens every output; after a resume at `resumed_step` the curve continues there.
 
         texts          Markdown by tag that TensorBoard shows of each launch; `once`: of the run
@@ -139,16 +156,22 @@ class Reporter:
             self._open_outputs(settings, resumed_step, texts, once or {}, assumed_facts or {})
 
     def _open_outputs(
-        self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str],
+        self,
+        settings: dict[str, Any],
+        resumed_step: int | None,
+        texts: Mapping[str, str],
+        once: Mapping[str, str],
         assumed_facts: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         lost_before = (self._folder / LOST).stat().st_size if (self._folder / LOST).is_file() else 0
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
         if moved:
             log.info("%s after step %s moved to %s", numbered(moved, "record"), resumed_step or 0, LOST)
         lost = lost_records(self._folder, resumed_step or 0, lost_before)
-        self._proof = ReplayProof(lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts)
+        self._proof = ReplayProof(
+            lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts
+        )
         self._failures.guard(FACTS, lambda: remember_facts(self._folder, self._replay_key, self._replay_facts))
         if self._proof.announcement:
             log.info(self._proof.announcement)
@@ -164,11 +187,17 @@ class Reporter:
 
     def _open_trackers(
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
-    ) -> None:  # fmt: skip
+    ) -> None:
         remove_end(self._folder)
         trackers = open_trackers(
-            self._accelerator, self._tracker_names, self._name, self._folder, settings, resumed_step, self._tracker_options
-        )  # fmt: skip
+            self._accelerator,
+            self._tracker_names,
+            self._name,
+            self._folder,
+            settings,
+            resumed_step,
+            self._tracker_options,
+        )
         self._drawing = Drawing([*trackers, CurveIndex(self._folder)], self._failures)
         if "tensorboard" in self._tracker_names:
             self._failures.guard(SETTINGS, lambda: write_settings(self._folder, settings))
@@ -198,7 +227,13 @@ class Reporter:
 
         Returns the steps whose numbers have reached the host by now: this one on a CPU, the one before on a GPU.
         """
-        record = {"step": step, "tokens": tokens, "lr": _rounded(lr, 9), "epoch": _rounded(epoch), "data_digest": data_digest}
+        record = {
+            "step": step,
+            "tokens": tokens,
+            "lr": _rounded(lr, 9),
+            "epoch": _rounded(epoch),
+            "data_digest": data_digest,
+        }
         record.update({tag: _rounded(value) for tag, value in self._details.changed(facts or {}, step).items()})
         arrived = self.flush()
         self._pending = _Pending(record, step_tokens, *_send_to_host(numbers), laps, reading)
@@ -288,7 +323,9 @@ class Reporter:
         step, speed = pending.record["step"], self._meter.step(pending.num_tokens, pending.laps.step_seconds())
         self.step_seconds = speed.step_seconds
         if math.isfinite(loss):
-            self._smoothed = loss if self._smoothed is None else self._smoothed + (loss - self._smoothed) / SMOOTHING_STEPS
+            self._smoothed = (
+                loss if self._smoothed is None else self._smoothed + (loss - self._smoothed) / SMOOTHING_STEPS
+            )
         full = {
             **pending.record,
             "loss": _finite(loss),

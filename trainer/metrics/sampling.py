@@ -36,7 +36,9 @@ class Sampling:
             try:
                 self._newest = self._sample()
             except Exception as error:
-                log.warning("the machine is not looked at any more (%s: %s); training goes on", type(error).__name__, error)
+                log.warning(
+                    "the machine is not looked at any more (%s: %s); training goes on", type(error).__name__, error
+                )
                 return
             if self._ending.wait(self._seconds):
                 return

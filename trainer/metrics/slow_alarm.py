@@ -27,9 +27,15 @@ class SlowAlarm:
     """Takes the seconds of each step; the machine is looked at on a thread of its own, and training waits for nothing."""
 
     def __init__(
-        self, slow_ratio: float | None, journal: Journal, *, launcher_pid: int | None = None,
-        look: Callable[[int], Counters] = look, look_seconds: float = LOOK_SECONDS, kind_of_step: Callable[[int], Hashable] = lambda step: None,
-    ) -> None:  # fmt: skip
+        self,
+        slow_ratio: float | None,
+        journal: Journal,
+        *,
+        launcher_pid: int | None = None,
+        look: Callable[[int], Counters] = look,
+        look_seconds: float = LOOK_SECONDS,
+        kind_of_step: Callable[[int], Hashable] = lambda step: None,
+    ) -> None:
         """`launcher_pid`: the process whose descendants are this run's; by default this one. `kind_of_step`: what sort of step this is, by its number."""
         self._watch, self._journal = SlowdownWatch(slow_ratio), journal
         self._root, self._look, self._look_seconds = launcher_pid or os.getpid(), look, look_seconds
@@ -91,10 +97,23 @@ class SlowAlarm:
         found = self._reasons()
         log.warning(
             "slow: a step takes %s, %.1f times the %s of this launch's best stretch (medians of %d steps and %.0f s at least); %s",
-            duration(change.step_seconds), change.ratio, duration(change.best_seconds), MIN_STEPS, MIN_SECONDS, "; ".join(found) or UNKNOWN,
-        )  # fmt: skip
-        self._journal.write("slow", step=step, ratio=round(change.ratio, 3), step_seconds=change.step_seconds, reasons=found)
+            duration(change.step_seconds),
+            change.ratio,
+            duration(change.best_seconds),
+            MIN_STEPS,
+            MIN_SECONDS,
+            "; ".join(found) or UNKNOWN,
+        )
+        self._journal.write(
+            "slow", step=step, ratio=round(change.ratio, 3), step_seconds=change.step_seconds, reasons=found
+        )
 
     def _tell_over(self, step: int, change: SpeedChange, lasted: float) -> None:
         log.info("no longer slow: a step takes %s; it was slow for %s", duration(change.step_seconds), duration(lasted))
-        self._journal.write("slow_over", step=step, ratio=round(change.ratio, 3), step_seconds=change.step_seconds, seconds=round(lasted, 1))
+        self._journal.write(
+            "slow_over",
+            step=step,
+            ratio=round(change.ratio, 3),
+            step_seconds=change.step_seconds,
+            seconds=round(lasted, 1),
+        )

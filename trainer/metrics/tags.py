@@ -31,21 +31,33 @@ KEYS = {
 MEANINGS = {
     "loss/train": Meaning("nats a token", "mean over the global batch of the step"),
     "loss/train_smoothed": Meaning("nats a token", "the same, as a moving average over about 20 steps"),
-    "loss/validation": Meaning("nats a token", "mean over the held-out tokens, the same ones every time and for any number of processes"),
-    "loss/validation_bits_per_byte": Meaning("bits a byte", "validation loss of a byte of text: compares across tokenizers"),
+    "loss/validation": Meaning(
+        "nats a token", "mean over the held-out tokens, the same ones every time and for any number of processes"
+    ),
+    "loss/validation_bits_per_byte": Meaning(
+        "bits a byte", "validation loss of a byte of text: compares across tokenizers"
+    ),
     "optim/lr": Meaning("", "learning rate of the first parameter group in this step"),
     "optim/grad_norm": Meaning("", "norm of all gradients before clipping"),
     "data/tokens": Meaning("tokens", "trained on since the run began"),
     "data/epoch": Meaning("passes", "over the training data, all sources alike, since they are mixed"),
     "speed/tokens_per_second": Meaning("tokens/s", "of all processes, without evaluations and saves"),
     "speed/step_seconds": Meaning("s", "a step without evaluations and saves"),
-    "speed/slowdown": Meaning("times", "median step of the last 60 seconds (20 steps at least) over the best such median of the launch; 1 is as fast as ever"),
-    "speed/mfu": Meaning("0..1", "share of the devices' peak arithmetic that the model's own arithmetic reaches; under fp8 it is fp8's peak for all of it"),
+    "speed/slowdown": Meaning(
+        "times",
+        "median step of the last 60 seconds (20 steps at least) over the best such median of the launch; 1 is as fast as ever",
+    ),
+    "speed/mfu": Meaning(
+        "0..1",
+        "share of the devices' peak arithmetic that the model's own arithmetic reaches; under fp8 it is fp8's peak for all of it",
+    ),
     "precision/fp8_coverage": Meaning("0..1", "share of the matrix products' arithmetic that runs in fp8"),
     "checkpoint/bytes": Meaning("bytes", "size of the newest checkpoint"),
     "checkpoint/write_seconds": Meaning("s", "what writing it took, beside training"),
     "checkpoint/stall_seconds": Meaning("s", "what a save holds training for"),
-    "checkpoint/age_seconds": Meaning("s", "since the state of the newest checkpoint on the disk: lost if the machine died now"),
+    "checkpoint/age_seconds": Meaning(
+        "s", "since the state of the newest checkpoint on the disk: lost if the machine died now"
+    ),
     "promise/worst_loss_seconds": Meaning("s", "the longest training that could have been lost at any moment so far"),
     "promise/overhead_fraction": Meaning("0..1", "share of the time that saving took so far"),
     "resume/exact": Meaning("0 or 1", "whether the steps replayed after a resume were bit-identical"),
@@ -59,7 +71,10 @@ EXTREMES = ("loss/train", "optim/grad_norm", "speed/step_seconds")
 """Tags of which the least and the greatest are drawn besides, as TAG_min and TAG_max."""
 
 MEANINGS.update(
-    (f"{tag}_{which}", Meaning(MEANINGS[tag].unit, f"the {word} of the steps that one point of {tag} stands for (after step 20,000)"))
+    (
+        f"{tag}_{which}",
+        Meaning(MEANINGS[tag].unit, f"the {word} of the steps that one point of {tag} stands for (after step 20,000)"),
+    )
     for tag in EXTREMES
     for which, word in (("min", "least"), ("max", "greatest"))
 )
@@ -104,7 +119,10 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("epochs", ("data/epoch",)),
     ),
     "4 What would be lost?": (
-        Chart("longest loss so far, age of the newest checkpoint (s)", ("promise/worst_loss_seconds", "checkpoint/age_seconds")),
+        Chart(
+            "longest loss so far, age of the newest checkpoint (s)",
+            ("promise/worst_loss_seconds", "checkpoint/age_seconds"),
+        ),
         Chart("share of the time that saving took", ("promise/overhead_fraction",)),
         Chart("a save holds training for (s)", ("checkpoint/stall_seconds",)),
         Chart("writing takes (s)", ("checkpoint/write_seconds",)),

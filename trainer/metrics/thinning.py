@@ -33,7 +33,14 @@ class _Tag:
     """The numbers that a tag had."""
 
     def __init__(self) -> None:
-        self.count, self.total, self.least, self.greatest, self.last, self.step = 0, 0.0, math.inf, -math.inf, math.nan, 0
+        self.count, self.total, self.least, self.greatest, self.last, self.step = (
+            0,
+            0.0,
+            math.inf,
+            -math.inf,
+            math.nan,
+            0,
+        )
 
     def add(self, step: int, value: float) -> None:
         self.last, self.step = value, step

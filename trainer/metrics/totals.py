@@ -1,7 +1,7 @@
 """What a run's curve comes to, from its index and its end: the records of a month are never in memory together."""
 
-from itertools import islice
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ def totals_of(curve: Path) -> Totals:
     totals = Totals()
     for found in scan(curve):
         totals.add(found)
-    losses = (record["loss"] for _, record in islice(records_backward(curve), _LOOKED_BACK) if record.get("loss") is not None)
+    losses = (
+        record["loss"] for _, record in islice(records_backward(curve), _LOOKED_BACK) if record.get("loss") is not None
+    )
     totals.recent_losses = list(islice(losses, NUM_RECENT))[::-1]
     return totals

@@ -44,15 +44,22 @@ def check_tracker_names(names: list[str]) -> None:
         if name not in installed
     ]
     twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-    problems += [f"metrics.trackers names {name!r} twice, and each number would be drawn twice; name it once" for name in twice]
+    problems += [
+        f"metrics.trackers names {name!r} twice, and each number would be drawn twice; name it once" for name in twice
+    ]
     if problems:
         raise ConfigError(*problems)
 
 
 def open_trackers(
-    accelerator: Accelerator, names: list[str], name: str, folder: Path, settings: dict[str, Any], resumed_step: int | None,
+    accelerator: Accelerator,
+    names: list[str],
+    name: str,
+    folder: Path,
+    settings: dict[str, Any],
+    resumed_step: int | None,
     options: dict[str, dict[str, Any]] | None = None,
-) -> list["PatientTracker"]:  # fmt: skip
+) -> list["PatientTracker"]:
     """Opens the trackers that the Accelerator was made with; the main process has some. The curve has been cut to the resumed step before.
 
     options  what each tracker's own opening call is given, by the tracker's name
@@ -63,7 +70,9 @@ def open_trackers(
     if not accelerator.is_main_process:
         return []
     for tracker_name in (options or {}).keys() - set(names):
-        log.warning("metrics.tracker_options: %r is not among metrics.trackers, so its options count for nothing", tracker_name)
+        log.warning(
+            "metrics.tracker_options: %r is not among metrics.trackers, so its options count for nothing", tracker_name
+        )
     opened = []
     for tracker_name in names:
         position, purge_step = begin_of_drawing(folder, tracker_name, resumed_step)
@@ -78,7 +87,9 @@ def open_trackers(
                 raise TrainerError(f"{problem}; mend that, or take it out of metrics.trackers") from error
             log.warning("%s; the run goes on without it, and the next start draws what it missed", problem)
             continue
-        opened.append((BoardPatience if isinstance(tracker, BoardTracker) else PatientTracker)(tracker, folder, position))
+        opened.append(
+            (BoardPatience if isinstance(tracker, BoardTracker) else PatientTracker)(tracker, folder, position)
+        )
     accelerator.trackers, accelerator.log_with = [patient.tracker for patient in opened], names
     return opened
 

@@ -93,7 +93,7 @@ def build_shapes(preset: str | None, overrides: dict[str, Any], *, sequence_leng
     return build_model(config, vocab_size=1, seed=0, device="meta")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The transformers class with our loss, under its own name and module: what is saved names the original."""
 

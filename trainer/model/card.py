@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from transformers import PreTrainedModel
 
 
-def model_card(model: PreTrainedModel, name: str, vocab_size: int, facts: Mapping[str, object], license: str = "unknown") -> str:
+def model_card(
+    model: PreTrainedModel, name: str, vocab_size: int, facts: Mapping[str, object], license: str = "unknown"
+) -> str:
     """A short README in Markdown: what the model is, the run's facts by name, how to open it.
 
     license  as the hub knows licences (`mit`, `apache-2.0`, ...); `unknown` until whoever answers for the model has chosen one

@@ -14,7 +14,9 @@ NO_TARGET = -1
 """The target of a row that counts for nothing."""
 
 
-def log_likelihoods(logits: Tensor, targets: Tensor, bias: Tensor | None, vocab_size: int, scale: float | None) -> Tensor:
+def log_likelihoods(
+    logits: Tensor, targets: Tensor, bias: Tensor | None, vocab_size: int, scale: float | None
+) -> Tensor:
     """The log-probability of each row's target; where `scale` is given, the logits become `scale` times (softmax - one hot).
 
     logits      [R, Vp], of any float type; ids from `vocab_size` on are padding and have no probability

@@ -108,7 +108,9 @@ def chunked_cross_entropy(
     if fused and (missing := -hidden.shape[0] % chunk):
         hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=ignore_index)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss = _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, vocab_size, chunk, ignore_index, dtype, needs, fused)
+        loss = _ChunkedCrossEntropy.apply(
+            hidden, weight, bias, labels, vocab_size, chunk, ignore_index, dtype, needs, fused
+        )
     return loss, count
 
 
@@ -258,7 +260,9 @@ class _Walk:
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of hidden, weight and bias, in the types of those."""
         weight = None if self.grad_weight is None else self._unscaled(self.grad_weight).to(self.weight_dtype)
-        bias = None if self.grad_bias is None or self.bias is None else self._unscaled(self.grad_bias).to(self.bias.dtype)
+        bias = (
+            None if self.grad_bias is None or self.bias is None else self._unscaled(self.grad_bias).to(self.bias.dtype)
+        )
         return self.grad_hidden, weight, bias
 
 

@@ -34,9 +34,13 @@ class HeadWay:
 
 
 def find_head_way(
-    model: PreTrainedModel, num_tokens: int, *, compiler: str, autocast: Callable[[], AbstractContextManager],
+    model: PreTrainedModel,
+    num_tokens: int,
+    *,
+    compiler: str,
+    autocast: Callable[[], AbstractContextManager],
     gather: Callable[[str | None], list[str | None]],
-) -> HeadWay | None:  # fmt: skip
+) -> HeadWay | None:
     """The way of every rank of a run; None where it is the default of `chunked_cross_entropy`, or the head is a plain one.
 
     num_tokens  of a micro-batch
@@ -49,7 +53,9 @@ def find_head_way(
         return None
     with autocast():
         dtype = compute_dtype(weight, weight)
-    fused = HeadWay(True, dtype, _equal_chunks(num_tokens, default_chunk_tokens(weight.shape[0], weight.device, dtype.itemsize)))
+    fused = HeadWay(
+        True, dtype, _equal_chunks(num_tokens, default_chunk_tokens(weight.shape[0], weight.device, dtype.itemsize))
+    )
     why_not = _unfit(model, dtype, compiler)
     is_meant = why_not is not None
     if why_not is None:
@@ -75,7 +81,9 @@ def _unfit(model: PreTrainedModel, dtype: torch.dtype, compiler: str) -> str | N
     if compiler != COMPILER:
         return "torch.compile is off" if compiler == "no" else f"torch.compile is by {compiler}"
     if dtype.itemsize < 4 and getattr(model.get_output_embeddings(), "bias", None) is not None:
-        return f"the gradient of the head's bias would be summed of what {str(dtype).removeprefix('torch.')} has rounded"
+        return (
+            f"the gradient of the head's bias would be summed of what {str(dtype).removeprefix('torch.')} has rounded"
+        )
     return None
 
 
@@ -92,9 +100,14 @@ def _failure(model: PreTrainedModel, way: HeadWay, autocast: Callable[[], Abstra
         for with_gradients in (True, False):
             with torch.set_grad_enabled(with_gradients), autocast():
                 chunked_cross_entropy(
-                    hidden, head.weight, labels, vocab_size=model.real_vocab_size, bias=getattr(head, "bias", None),
-                    chunk_tokens=way.chunk_tokens, fused=True,
-                )  # fmt: skip
+                    hidden,
+                    head.weight,
+                    labels,
+                    vocab_size=model.real_vocab_size,
+                    bias=getattr(head, "bias", None),
+                    chunk_tokens=way.chunk_tokens,
+                    fused=True,
+                )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what the compilers of torch raise, and what a kernel that is made does

@@ -44,14 +44,20 @@ def positions_of(config: PretrainedConfig) -> int | None:
     return next((value for name in POSITION_FIELDS if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def _tables_of_positions(model: PreTrainedModel, field: str, sequence_length: int, surplus: int) -> list[nn.Embedding] | None:
+def _tables_of_positions(
+    model: PreTrainedModel, field: str, sequence_length: int, surplus: int
+) -> list[nn.Embedding] | None:
     """The embeddings that have a row for each position; None where anything else depends on their number."""
     shorter = copy.deepcopy(model.config)
     setattr(shorter, field, sequence_length)
     with torch.device("meta"):
         wanted = AutoModelForCausalLM.from_config(shorter).state_dict()
     here = model.state_dict()
-    changed = [name for name in here.keys() | wanted.keys() if name not in here or name not in wanted or here[name].shape != wanted[name].shape]
+    changed = [
+        name
+        for name in here.keys() | wanted.keys()
+        if name not in here or name not in wanted or here[name].shape != wanted[name].shape
+    ]
     tables = []
     for name in changed:
         module = model.get_submodule(name.rpartition(".")[0])

@@ -12,16 +12,26 @@ from trainer.text import did_you_mean
 
 def _gpt2(n_layer: int, n_embd: int, n_head: int) -> dict[str, Any]:
     return {
-        "model_type": "gpt2", "n_layer": n_layer, "n_embd": n_embd, "n_head": n_head,
-        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-    }  # fmt: skip
+        "model_type": "gpt2",
+        "n_layer": n_layer,
+        "n_embd": n_embd,
+        "n_head": n_head,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
 
 
 def _llama(layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, **fields: Any) -> dict[str, Any]:
     return {
-        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads, "intermediate_size": intermediate, "tie_word_embeddings": True,
-    } | fields  # fmt: skip
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": intermediate,
+        "tie_word_embeddings": True,
+    } | fields
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -38,8 +38,11 @@ def build_optimizer(
     for group_name, parameters in named_groups(model).items():
         if name == "muon" and group_name == "hidden":
             settings = {
-                "algorithm": "muon", "lr": muon_lr, "momentum": muon_momentum, "weight_decay": muon_weight_decay,
-            }  # fmt: skip
+                "algorithm": "muon",
+                "lr": muon_lr,
+                "momentum": muon_momentum,
+                "weight_decay": muon_weight_decay,
+            }
         else:
             decay = 0.0 if group_name == "vectors" else weight_decay
             settings = {"algorithm": "adamw", "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": decay}

@@ -60,7 +60,9 @@ def check_groups(model: nn.Module, optimizer: Optimizer) -> None:
         *([f"{len(strangers)} parameters of the optimizer are not the model's"] if strangers else []),
     ]
     if problems:
-        raise ConfigError(f"a {type(model).__name__} cannot be trained as it is: {'; '.join(problems)}; set model.config.model_type to another")
+        raise ConfigError(
+            f"a {type(model).__name__} cannot be trained as it is: {'; '.join(problems)}; set model.config.model_type to another"
+        )
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:

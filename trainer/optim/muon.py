@@ -88,8 +88,10 @@ class StackedMuon(Muon):
         updates = torch._foreach_lerp(gradients, moved, momentum) if group["nesterov"] else moved
         directions = orthogonalize(
             torch.stack(updates).to(iteration_dtype(updates[0].device.type)),
-            coefficients=group["ns_coefficients"], num_steps=group["ns_steps"], eps=group["eps"],
-        )  # fmt: skip
+            coefficients=group["ns_coefficients"],
+            num_steps=group["ns_steps"],
+            eps=group["eps"],
+        )
         rows, columns = parameters[0].shape
         decay = 1 - lr * group["weight_decay"]
         if is_taken is not None:  # adding -0.0, and multiplying by 1, change no bit

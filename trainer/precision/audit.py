@@ -59,7 +59,9 @@ class Coverage:
         )
 
 
-def coverage(model: nn.Module, layers: Sequence[Layer], flops_per_token: float, *, forward_only: bool = False) -> Coverage:
+def coverage(
+    model: nn.Module, layers: Sequence[Layer], flops_per_token: float, *, forward_only: bool = False
+) -> Coverage:
     """The share of fp8 by arithmetic.
 
     flops_per_token   of the whole model, forward and backward: six for each weight of a matrix product, and attention (model/flops.py)
@@ -72,7 +74,14 @@ def coverage(model: nn.Module, layers: Sequence[Layer], flops_per_token: float, 
     return Coverage(len(inside), len(layers), in_fp8 / max(6.0 * in_blocks, 1.0), in_fp8 / flops_per_token)
 
 
-def check_prepared(before: Census, model: nn.Module, converted: Mapping[str, nn.Module], *, mixed_precision: str, optimizer: torch.optim.Optimizer) -> None:
+def check_prepared(
+    before: Census,
+    model: nn.Module,
+    converted: Mapping[str, nn.Module],
+    *,
+    mixed_precision: str,
+    optimizer: torch.optim.Optimizer,
+) -> None:
     """Refuses a model that is not, parameter by parameter, the one that was built, with the converted layers in it.
 
     before            the census before the conversion

@@ -38,7 +38,10 @@ def load() -> Backend:
     pytorch = importlib.import_module("transformer_engine.pytorch")
     version = getattr(package, "__version__", "of unknown version")
     return Backend(
-        pytorch, importlib.import_module("transformer_engine.common.recipe"), emulation or f"TransformerEngine {version}", emulation is not None
+        pytorch,
+        importlib.import_module("transformer_engine.common.recipe"),
+        emulation or f"TransformerEngine {version}",
+        emulation is not None,
     )
 
 

@@ -20,7 +20,9 @@ from trainer.precision.recipes import Recipe
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Names of layers that choose experts: small, and a wrong choice is not a rounding error."""
 
-QKV = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "query", "key", "value"})
+QKV = frozenset(
+    {"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "query", "key", "value"}
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,18 @@ def survey(model: nn.Module, recipe: Recipe, *, first: int, last: int) -> list[L
         for inner, module in block.named_modules():
             if kind := _kind(module):
                 width_in, width_out = module.weight.shape if kind == "Conv1D" else reversed(module.weight.shape)
-                layer = Layer(f"{name}.{number}.{inner}", kind, width_in, width_out, role_of(inner, width_in, width_out))
+                layer = Layer(
+                    f"{name}.{number}.{inner}", kind, width_in, width_out, role_of(inner, width_in, width_out)
+                )
                 layers.append(_with_reason(layer, recipe, edge, is_shared=uses[id(module.weight)] > 1))
     return layers
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of the model's blocks and its name: the first as long as the config says, else the longest."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
     wanted = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for name, module in lists:
         if len(module) == wanted:
@@ -74,7 +80,12 @@ def _kind(module: nn.Module) -> str | None:
     if type(module) is nn.Linear:
         return "Linear"
     # transformers' class, recognised by its form: this room does not import transformers.
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf") and module.weight.ndim == 2 and module.weight.shape[1] == module.nf:
+    if (
+        type(module).__name__ == "Conv1D"
+        and hasattr(module, "nf")
+        and module.weight.ndim == 2
+        and module.weight.shape[1] == module.nf
+    ):
         return "Conv1D"
     return None
 
@@ -83,7 +94,9 @@ def _with_reason(layer: Layer, recipe: Recipe, edge: bool, is_shared: bool) -> L
     kept = None
     if edge:
         kept = "in one of the first or last blocks"
-    elif is_shared:  # TransformerEngine wants a layer once in a pass, and arithmetic is counted by weights (Zamba shares a block's)
+    elif (
+        is_shared
+    ):  # TransformerEngine wants a layer once in a pass, and arithmetic is counted by weights (Zamba shares a block's)
         kept = "its weight is used in more than one place"
     elif layer.name.rsplit(".", 1)[-1] in ROUTERS:
         kept = "a router"
@@ -104,7 +117,9 @@ def role_of(name: str, width_in: int, width_out: int) -> str:
     return "mlp_down" if width_out < width_in else "other"
 
 
-def misfit(model: nn.Module, recipe: Recipe, wanted: PrecisionConfig, *, micro_batch: int, sequence_length: int) -> str | None:
+def misfit(
+    model: nn.Module, recipe: Recipe, wanted: PrecisionConfig, *, micro_batch: int, sequence_length: int
+) -> str | None:
     """Why nothing can run in fp8 with this model and batch, as half a sentence that names setting or layer; None when something can."""
     first, last, num_blocks = wanted.bf16_first_blocks, wanted.bf16_last_blocks, len(find_blocks(model)[1])
     layers = survey(model, recipe, first=first, last=last)

@@ -25,6 +25,9 @@ def setup_command() -> str:
 SLOW = 0.8
 """A precision whose products have less than this of fp32's speed is warned of."""
 
+DEFAULTS = PrecisionConfig()
+"""The precision block of a recipe that does not speak of it."""
+
 NO_DEVICE = "there is no CUDA device, and fp8 is arithmetic of a GPU"
 
 
@@ -91,7 +94,11 @@ class Decision:
     @property
     def slow_warning(self) -> str | None:
         """One line for a launch in a precision that is slower than fp32; None for another. Not a part of the sentence, which is stored."""
-        return f"{self.mode} is slow here: {self.speed_words}; mixed_precision: no (fp32) would be faster" if self.is_slow else None
+        return (
+            f"{self.mode} is slow here: {self.speed_words}; mixed_precision: no (fp32) would be faster"
+            if self.is_slow
+            else None
+        )
 
     @property
     def label(self) -> str:
@@ -113,7 +120,7 @@ class Decision:
         return {**asdict(self), "label": self.label, "sentence": self.sentence}
 
 
-def decide(asked: str, facts: Facts, wanted: PrecisionConfig = PrecisionConfig(), misfit: str | None = None) -> Decision:
+def decide(asked: str, facts: Facts, wanted: PrecisionConfig = DEFAULTS, misfit: str | None = None) -> Decision:
     """The precision to compute in; `asked` is one of MODES.
 
     wanted   the recipe's precision block, read where fp8 is asked for
@@ -128,7 +135,9 @@ def decide(asked: str, facts: Facts, wanted: PrecisionConfig = PrecisionConfig()
     if asked == "fp8":
         return _decide_fp8(facts, wanted, misfit)
     if asked == "fp16" and facts.device_type == "cpu":
-        return Decision(asked, "no", "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name")
+        return Decision(
+            asked, "no", "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name"
+        )
     if asked == "bf16" and not facts.has_bf16:
         return Decision(asked, "no", "this GPU has no bf16 arithmetic of its own (compute capability 8.0 brings it)")
     return Decision(asked, asked, "as the cluster file asks")
@@ -143,7 +152,9 @@ def _decide_fp8(facts: Facts, wanted: PrecisionConfig, misfit: str | None) -> De
     if reason:
         below = decide("bf16", facts)
         return Decision("fp8", below.mode, reason if below.mode == "bf16" else f"{reason}; and {below.reason}", **named)
-    assert facts.backend is not None and facts.probe_error is not None, "a decision for fp8 needs facts that were looked at to the end"
+    assert facts.backend is not None and facts.probe_error is not None, (
+        "a decision for fp8 needs facts that were looked at to the end"
+    )
     where = "" if facts.emulated else f"; {facts.device}"
     emulation = "; this is NOT fp8, nothing is faster" if facts.emulated else ""
     reason = f"{recipe.title}, {form}, by {facts.backend}{where}; a small layer came within {facts.probe_error:.1%} of fp32{emulation}"
@@ -179,7 +190,9 @@ def agree(decisions: Sequence[Decision]) -> Decision:
 
     Where `auto` chose differently on GPUs of two kinds, it is current scaling, which both have.
     """
-    rank = min(range(len(decisions)), key=lambda rank: (MODES.index(decisions[rank].mode), decisions[rank].recipe == "mxfp8"))
+    rank = min(
+        range(len(decisions)), key=lambda rank: (MODES.index(decisions[rank].mode), decisions[rank].recipe == "mxfp8")
+    )
     chosen = decisions[rank]
     if len({decision.mode for decision in decisions}) == 1:
         return chosen
@@ -197,12 +210,16 @@ def check_required(decision: Decision, wanted: PrecisionConfig) -> None:
 
 def idle_settings(asked: str, wanted: PrecisionConfig) -> str | None:
     """One line on what was set in the precision block and means nothing under what the cluster file asks for; None when nothing."""
-    plain = PrecisionConfig()
+    plain = DEFAULTS
     changed = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
     idle = [f"precision.{name}" for name in changed if name != "tf32" and asked != "fp8"]
-    told = [f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"] if idle else []
+    told = (
+        [f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"] if idle else []
+    )
     if "tf32" in changed and asked not in IN_FP32:
-        told.append(f"precision.tf32: without effect, since the cluster file asks for {asked}, which computes nothing large in fp32")
+        told.append(
+            f"precision.tf32: without effect, since the cluster file asks for {asked}, which computes nothing large in fp32"
+        )
     return "; ".join(told) or None
 
 

@@ -74,7 +74,7 @@ class Fp8Layer:
         # On the meta device nothing is allocated and no random number is drawn.
         super().__init__(
             in_features, out_features, bias=replaced.bias is not None, params_dtype=replaced.weight.dtype, device="meta"
-        )  # fmt: skip
+        )
         self.weight = replaced.weight
         if replaced.bias is not None:
             self.bias = replaced.bias

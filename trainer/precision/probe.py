@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
-from trainer.precision.decide import setup_command, Facts, lacking
+from trainer.precision.decide import Facts, lacking, setup_command
 from trainer.precision.layers import Switch, fp8_classes
 from trainer.precision.recipes import Recipe, format_of, recipe_of
 from trainer.text import one_line
@@ -33,7 +33,9 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
         return facts
     try:
         loaded = backend.load()
-    except Exception as error:  # an installation breaks as ImportError, OSError, RuntimeError, AssertionError, FileNotFoundError
+    except (
+        Exception
+    ) as error:  # an installation breaks as ImportError, OSError, RuntimeError, AssertionError, FileNotFoundError
         return _with(facts, problem=_import_problem(error))
     facts = _with(facts, backend=loaded.name, emulated=loaded.emulated)
     try:
@@ -57,9 +59,13 @@ def _device_facts(device_type: str) -> Facts:
         return Facts(device_type, has_bf16=True)
     index = torch.cuda.current_device()
     return Facts(
-        device_type, has_bf16=torch.cuda.is_bf16_supported(including_emulation=False), gpu=torch.cuda.get_device_name(index), gpu_index=index,
-        capability=torch.cuda.get_device_capability(index), cuda=_pair(torch.version.cuda),
-    )  # fmt: skip
+        device_type,
+        has_bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        gpu=torch.cuda.get_device_name(index),
+        gpu_index=index,
+        capability=torch.cuda.get_device_capability(index),
+        cuda=_pair(torch.version.cuda),
+    )
 
 
 def _pair(version: str | None) -> tuple[int, int] | None:
@@ -80,7 +86,9 @@ def _import_problem(error: BaseException) -> str:
 def judge(forward: float, worst: float, recipe: Recipe) -> str | None:
     """Why a probe's relative errors show that fp8 does not work, None when they are as they should be. NaN is not as it should be."""
     if forward < LEAST_ERROR:
-        return f"a small layer came within {forward:.2%} of fp32, closer than fp8 can: {recipe.te_class} was not applied"
+        return (
+            f"a small layer came within {forward:.2%} of fp32, closer than fp8 can: {recipe.te_class} was not applied"
+        )
     if not worst <= recipe.worst_error:
         return f"a small layer was {worst:.2%} off fp32, and {recipe.title} should stay below {recipe.worst_error:.0%}"
     return None

@@ -67,31 +67,72 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            name="current", title="current scaling", te_class="Float8CurrentScaling", predicate="is_fp8_available", capability=_ADA, multiple=16,
-            formats=("hybrid", "e4m3"), options=frozenset({"backward_override"}),
+            name="current",
+            title="current scaling",
+            te_class="Float8CurrentScaling",
+            predicate="is_fp8_available",
+            capability=_ADA,
+            multiple=16,
+            formats=("hybrid", "e4m3"),
+            options=frozenset({"backward_override"}),
         ),
         Recipe(
-            name="delayed", title="delayed scaling", te_class="DelayedScaling", predicate="is_fp8_available", capability=_ADA, multiple=16,
-            formats=("hybrid", "e4m3"), stateless=False,
+            name="delayed",
+            title="delayed scaling",
+            te_class="DelayedScaling",
+            predicate="is_fp8_available",
+            capability=_ADA,
+            multiple=16,
+            formats=("hybrid", "e4m3"),
+            stateless=False,
             options=frozenset({"margin", "amax_history_len", "amax_compute_algo", "reduce_amax"}),
         ),
         Recipe(
-            name="block", title="block scaling", te_class="Float8BlockScaling", predicate="is_fp8_block_scaling_available", capability=_HOPPER,
-            cuda=(12, 9), multiple=128, formats=("e4m3", "hybrid"), block=(1, 128),
-            options=frozenset({"x_block_scaling_dim", "w_block_scaling_dim", "grad_block_scaling_dim", "backward_override"}),
+            name="block",
+            title="block scaling",
+            te_class="Float8BlockScaling",
+            predicate="is_fp8_block_scaling_available",
+            capability=_HOPPER,
+            cuda=(12, 9),
+            multiple=128,
+            formats=("e4m3", "hybrid"),
+            block=(1, 128),
+            options=frozenset(
+                {"x_block_scaling_dim", "w_block_scaling_dim", "grad_block_scaling_dim", "backward_override"}
+            ),
         ),
         Recipe(
-            name="mxfp8", title="MXFP8 block scaling", te_class="MXFP8BlockScaling", predicate="is_mxfp8_available", capability=_BLACKWELL,
-            ends=_CONSUMER_BLACKWELL, multiple=32, formats=("e4m3", "hybrid"), block=(1, 32),
+            name="mxfp8",
+            title="MXFP8 block scaling",
+            te_class="MXFP8BlockScaling",
+            predicate="is_mxfp8_available",
+            capability=_BLACKWELL,
+            ends=_CONSUMER_BLACKWELL,
+            multiple=32,
+            formats=("e4m3", "hybrid"),
+            block=(1, 32),
             options=frozenset({"enable_2d_quantization", "backward_override"}),
         ),
         Recipe(
-            name="nvfp4", title="NVFP4 block scaling", te_class="NVFP4BlockScaling", predicate="is_nvfp4_available", capability=_BLACKWELL,
-            ends=_CONSUMER_BLACKWELL, multiple=16, formats=("e4m3",), block=(1, 16), largest=6.0, cut_off=7.0, smallest=0.5, worst_error=0.4,
-            options=frozenset({"disable_rht", "disable_stochastic_rounding", "disable_2d_quantization", "backward_override"}),
+            name="nvfp4",
+            title="NVFP4 block scaling",
+            te_class="NVFP4BlockScaling",
+            predicate="is_nvfp4_available",
+            capability=_BLACKWELL,
+            ends=_CONSUMER_BLACKWELL,
+            multiple=16,
+            formats=("e4m3",),
+            block=(1, 16),
+            largest=6.0,
+            cut_off=7.0,
+            smallest=0.5,
+            worst_error=0.4,
+            options=frozenset(
+                {"disable_rht", "disable_stochastic_rounding", "disable_2d_quantization", "backward_override"}
+            ),
         ),
     )
-}  # fmt: skip
+}
 
 
 def recipe_of(name: str, capability: Capability | None) -> Recipe:
@@ -129,5 +170,7 @@ def uncompiled_because(recipe: Recipe, torch_version: tuple[int, int]) -> str | 
     if not recipe.stateless:
         return f"TransformerEngine's {recipe.te_class} refuses to be compiled"
     if torch_version < (2, 14):
-        return "TransformerEngine's layers can be compiled from torch 2.14 on, and each would break the graph of its block"
+        return (
+            "TransformerEngine's layers can be compiled from torch 2.14 on, and each would break the graph of its block"
+        )
     return None

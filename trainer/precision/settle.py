@@ -19,9 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def settle(
-    asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module],
-    gather: Callable[[Decision], list[Decision]], measured: Measured | None = None,
-) -> Decision:  # fmt: skip
+    asked: str,
+    wanted: PrecisionConfig,
+    *,
+    device_type: str,
+    micro_batch: int,
+    sequence_length: int,
+    model: Callable[[], nn.Module],
+    gather: Callable[[Decision], list[Decision]],
+    measured: Measured | None = None,
+) -> Decision:
     """Decides with the ranks together, from what each of them proposes.
 
     gather   gives the values of all ranks
@@ -30,17 +37,29 @@ def settle(
     if idle := idle_settings(asked, wanted):
         log.info(idle)
     proposed = propose(
-        asked, wanted, device_type=device_type, micro_batch=micro_batch, sequence_length=sequence_length, model=model, measured=measured
-    )  # fmt: skip
+        asked,
+        wanted,
+        device_type=device_type,
+        micro_batch=micro_batch,
+        sequence_length=sequence_length,
+        model=model,
+        measured=measured,
+    )
     agreed = agree(gather(proposed))
     check_required(agreed, wanted)
     return agreed
 
 
 def propose(
-    asked: str, wanted: PrecisionConfig, *, device_type: str, micro_batch: int, sequence_length: int, model: Callable[[], nn.Module],
+    asked: str,
+    wanted: PrecisionConfig,
+    *,
+    device_type: str,
+    micro_batch: int,
+    sequence_length: int,
+    model: Callable[[], nn.Module],
     measured: Measured | None = None,
-) -> Decision:  # fmt: skip
+) -> Decision:
     """What this process's current device gives for this model and batch.
 
     model      makes the run's model on the meta device, asked for its shapes where fp8 is possible
@@ -53,7 +72,9 @@ def propose(
     facts = look(device_type, wanted if asked == "fp8" else None)
     decision = decide(asked, facts, wanted)
     if decision.mode == "fp8":
-        why = misfit(model(), RECIPES[decision.recipe], wanted, micro_batch=micro_batch, sequence_length=sequence_length)
+        why = misfit(
+            model(), RECIPES[decision.recipe], wanted, micro_batch=micro_batch, sequence_length=sequence_length
+        )
         decision = decide(asked, facts, wanted, why)
     if decision.mode == "fp8" and fastest:
         decision = replace(decision, reason=f"{decision.reason}; {measured.words()}")

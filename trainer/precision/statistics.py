@@ -15,13 +15,25 @@ from torch.utils.hooks import RemovableHandle
 from trainer.precision.recipes import Recipe
 
 FP8_MEANINGS = {
-    "precision/amax_input/ROLE": ("", "largest absolute value that went into the fp8 layers of a role: qkv, attention_out, mlp_up, mlp_down"),
+    "precision/amax_input/ROLE": (
+        "",
+        "largest absolute value that went into the fp8 layers of a role: qkv, attention_out, mlp_up, mlp_down",
+    ),
     "precision/amax_weight/ROLE": ("", "largest absolute value of their weights"),
-    "precision/underflow_input/ROLE": ("0..1", "share of what went in that fp8 rounds to zero; over some percent is too much"),
+    "precision/underflow_input/ROLE": (
+        "0..1",
+        "share of what went in that fp8 rounds to zero; over some percent is too much",
+    ),
     "precision/underflow_weight/ROLE": ("0..1", "the same of their weights"),
-    "precision/overflow_input/ROLE": ("0..1", "share of what went in that is cut off at fp8's largest number; delayed scaling only"),
+    "precision/overflow_input/ROLE": (
+        "0..1",
+        "share of what went in that is cut off at fp8's largest number; delayed scaling only",
+    ),
     "precision/overflow_weight/ROLE": ("0..1", "the same of their weights"),
-    "precision/loss_gap": ("fraction", "how much higher the loss is in fp8 than in bf16, on one micro-batch of each rank, without dropout"),
+    "precision/loss_gap": (
+        "fraction",
+        "how much higher the loss is in fp8 than in bf16, on one micro-batch of each rank, without dropout",
+    ),
     "precision/shadow_loss": ("nats a token", "the loss in bf16 that it was compared with"),
 }
 """What each number is; ROLE stands for each of the four."""
@@ -103,7 +115,9 @@ def _scale(values: Tensor, largest: Tensor, recipe: Recipe) -> Tensor:
         amax = blocks.abs().amax(-1, keepdim=True).expand(blocks.shape).reshape(values.shape)
     scale = recipe.largest / amax
     if recipe.block is not None:
-        scale = torch.exp2(torch.floor(torch.log2(scale)))  # block scales are powers of two, rounded so that nothing is cut off
+        scale = torch.exp2(
+            torch.floor(torch.log2(scale))
+        )  # block scales are powers of two, rounded so that nothing is cut off
     return torch.where(torch.isfinite(scale), scale, torch.ones((), device=values.device))
 
 

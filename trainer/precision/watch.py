@@ -62,9 +62,17 @@ class PrecisionWatch:
     # Before the first step
 
     def attach(
-        self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, *, flops_per_token: float, journal: Journal,
-        accumulation: int, compiled: bool, deterministic: bool,
-    ) -> None:  # fmt: skip
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        flops_per_token: float,
+        journal: Journal,
+        accumulation: int,
+        compiled: bool,
+        deterministic: bool,
+    ) -> None:
         """Checks what `prepare` made of the model, and tells what computes in fp8; PrecisionError where it is not what was built.
 
         model, optimizer   what `prepare` gave back
@@ -76,19 +84,31 @@ class PrecisionWatch:
         self._inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         if self._switch is None:
             return
-        audit.check_prepared(self._census, self._bare, self._converted, mixed_precision=accelerator.mixed_precision, optimizer=optimizer)
+        audit.check_prepared(
+            self._census, self._bare, self._converted, mixed_precision=accelerator.mixed_precision, optimizer=optimizer
+        )
         self._caches = self._wanted.cache_weights and self._recipe.stateless and accumulation > 1 and not compiled
-        self._coverage = audit.coverage(self._bare, self._layers, flops_per_token, forward_only=self._switch.forward_only)
+        self._coverage = audit.coverage(
+            self._bare, self._layers, flops_per_token, forward_only=self._switch.forward_only
+        )
         log.info("%s: %s", self.decision.label, self._coverage.words)
         if self._switch.forward_only:
-            log.info("in bf16: the backward pass of all layers, by backward_override=%s", self._switch.made.backward_override)
+            log.info(
+                "in bf16: the backward pass of all layers, by backward_override=%s", self._switch.made.backward_override
+            )
         for why, names in _kept(self._layers).items():
-            log.info("in bf16: %d layers, %s (%s)", len(names), why, ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""))
+            log.info(
+                "in bf16: %d layers, %s (%s)",
+                len(names),
+                why,
+                ", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
+            )
         if not self._recipe.stateless:
             self._warn(
                 "delayed scaling has a state that no checkpoint holds: its scales begin anew at each start%s, and each micro-batch waits for "
-                "all ranks", ", so a resume is not exact to the last bit in spite of deterministic: true" if deterministic else "",
-            )  # fmt: skip
+                "all ranks",
+                ", so a resume is not exact to the last bit in spite of deterministic: true" if deterministic else "",
+            )
 
     def check_warm_up(self) -> None:
         """Refuses to begin where the warm-up's passes did not go through the fp8 layers in fp8."""
@@ -105,7 +125,11 @@ class PrecisionWatch:
             if not self._switch.enabled and self._untold_reason is not None:
                 self._write_down(self._untold_reason)
                 self._untold_reason = None
-        if self._computes_in_fp8 and self._accelerator.is_main_process and is_due(step, self._wanted.statistics_every_steps):
+        if (
+            self._computes_in_fp8
+            and self._accelerator.is_main_process
+            and is_due(step, self._wanted.statistics_every_steps)
+        ):
             roles = {layer.name: layer.role for layer in self._layers}
             self._statistics = Statistics(self._converted, roles, self._recipe)
 
@@ -149,10 +173,19 @@ class PrecisionWatch:
             by = f", {100 * gap:+.2f}%" if math.isfinite(gap) else ""
             self._warn(
                 "step %d: the loss is %.4f in fp8 and %.4f in bf16%s: over precision.max_loss_gap (%d in a row, %d end fp8)",
-                step, ours, reference, by, self._gaps_in_a_row, GAP_CHECKS,
-            )  # fmt: skip
+                step,
+                ours,
+                reference,
+                by,
+                self._gaps_in_a_row,
+                GAP_CHECKS,
+            )
         if self._gaps_in_a_row >= GAP_CHECKS:
-            how = f"{100 * gap:.2f} % above bf16's in" if math.isfinite(gap) else "no number, and bf16's was, in the last of"
+            how = (
+                f"{100 * gap:.2f} % above bf16's in"
+                if math.isfinite(gap)
+                else "no number, and bf16's was, in the last of"
+            )
             self._go_back_to_bf16(step, f"the loss in fp8 was {how} {GAP_CHECKS} comparisons up to step {step}")
         return {"precision/loss_gap": gap, "precision/shadow_loss": reference}
 
@@ -183,7 +216,11 @@ class PrecisionWatch:
 
     def _go_back_to_bf16(self, step: int, reason: str) -> None:
         self._switched_at, self._switch.enabled, self._untold_reason = step, False, reason
-        self._warn("precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this", step + 1, reason)
+        self._warn(
+            "precision: bf16 from step %d on, because %s; a cluster file that says bf16, for one launch, forgets this",
+            step + 1,
+            reason,
+        )
 
     def _write_down(self, reason: str, **facts: bool) -> None:
         if self._accelerator.is_main_process:
@@ -232,10 +269,13 @@ class PrecisionWatch:
             return {"precision": self.label}
         wanted = self._wanted
         return {
-            "precision": self.label, "precision.recipe": self.decision.recipe, "precision.format": self.decision.format,
-            "precision.bf16_first_blocks": wanted.bf16_first_blocks, "precision.bf16_last_blocks": wanted.bf16_last_blocks,
+            "precision": self.label,
+            "precision.recipe": self.decision.recipe,
+            "precision.format": self.decision.format,
+            "precision.bf16_first_blocks": wanted.bf16_first_blocks,
+            "precision.bf16_last_blocks": wanted.bf16_last_blocks,
             **{f"precision.options.{name}": value for name, value in wanted.options.items()},
-        }  # fmt: skip
+        }
 
     @property
     def words(self) -> str:
@@ -273,7 +313,7 @@ class PrecisionWatch:
             self._warn(
                 "precision: bf16, since the run went back to it at step %d; a launch with a cluster file that says bf16 forgets this",
                 self._switched_at,
-            )  # fmt: skip
+            )
 
 
 def _kept(layers: list[Layer]) -> dict[str, list[str]]:

@@ -53,9 +53,13 @@ def _bring_to_its_place(run: Run) -> None:
     config, lacking = run.config, [name for name in (CURVE, JOURNAL) if not (run.folder / name).is_file()]
     if run.accelerator.is_main_process:
         Journal(run.folder).write(
-            "start", fingerprint=fingerprint(config, run.accelerator.num_processes), processes=run.accelerator.num_processes,
-            **run.precision.start_facts(), compiled=launch.compile_backend(run.accelerator) != "no", machine=launch.describe(run.accelerator),
-        )  # fmt: skip
+            "start",
+            fingerprint=fingerprint(config, run.accelerator.num_processes),
+            processes=run.accelerator.num_processes,
+            **run.precision.start_facts(),
+            compiled=launch.compile_backend(run.accelerator) != "no",
+            machine=launch.describe(run.accelerator),
+        )
     wanted = resume_point(config)
     log.info("looking for a checkpoint to go on from; every byte of it is read")
     resolution = run.restorer.find(wanted)
@@ -90,8 +94,10 @@ def _tell_lost_history(run: Run, lacking: Sequence[str]) -> None:
     log.warning(
         "%s lacks %s, which earlier launches wrote: the history up to step %d is lost. The curves begin after it, no step of before can be "
         "compared, and why launches ended is not known any more; weights and moments are whole. Put the folder back to have it again",
-        run.folder, " and ".join(lacking), step,
-    )  # fmt: skip
+        run.folder,
+        " and ".join(lacking),
+        step,
+    )
 
 
 def _told_by(resolution: Resolution) -> dict[str, Any]:
@@ -101,8 +107,22 @@ def _told_by(resolution: Resolution) -> dict[str, Any]:
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
     """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
-    aside = ("checkpoint.", "metrics.", "evaluation.", "profile.", "precision.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
-    shown = {key: value for key, value in flatten(run.config).items() if not key.startswith(aside) and value not in (None, "", [], {})}
+    aside = (
+        "checkpoint.",
+        "metrics.",
+        "evaluation.",
+        "profile.",
+        "precision.",
+        "checkpoints_folder",
+        "runs_folder",
+        "resume_from_checkpoint",
+        "name",
+    )
+    shown = {
+        key: value
+        for key, value in flatten(run.config).items()
+        if not key.startswith(aside) and value not in (None, "", [], {})
+    }
     return {**shown, **run.precision.settings, "processes": run.accelerator.num_processes}
 
 
@@ -150,9 +170,13 @@ def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     restore_hyperparameters(run.optimizer, chosen)
     progress = run.progress
     log.info(
-        "resumed from %s: step %d of %d, %s tokens, epoch %.2f", resolution.path, progress.step, run.config.max_steps,
-        count(progress.tokens), run.loader.epoch_at(progress.sequences),
-    )  # fmt: skip
+        "resumed from %s: step %d of %d, %s tokens, epoch %.2f",
+        resolution.path,
+        progress.step,
+        run.config.max_steps,
+        count(progress.tokens),
+        run.loader.epoch_at(progress.sequences),
+    )
     run.restorer.tell_changes()
 
 
@@ -164,8 +188,11 @@ def _offer_selftest(run: Run, step: int, step_seconds: float) -> None:
         log.warning(
             "%s since step %d, and about %s of training are left: whether a resume is exact with these versions, a short run proves before "
             "(stop this one for that): %s",
-            ", ".join(versions_changed), step, duration(seconds_left), command_line("selftest", str(run.folder / "config.yaml")),
-        )  # fmt: skip
+            ", ".join(versions_changed),
+            step,
+            duration(seconds_left),
+            command_line("selftest", str(run.folder / "config.yaml")),
+        )
 
 
 def _warm_up(run: Run) -> float:

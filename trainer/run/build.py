@@ -39,8 +39,8 @@ from trainer.metrics.details import detail_interval
 from trainer.metrics.hardware import HardwareSampler
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.out_of_memory import record_memory_history
-from trainer.metrics.profiler import Profiler
 from trainer.metrics.probes import Probes, histogram_interval
+from trainer.metrics.profiler import Profiler
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.stopwatch import Stopwatch
@@ -58,8 +58,8 @@ from trainer.precision.decide import Decision, tf32_sentence
 from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
-from trainer.run.memory import check_memory
 from trainer.run.identity import computing_conditions, describe, replay_facts, replay_key, speed_conditions
+from trainer.run.memory import check_memory
 from trainer.safety.guard import LossGuard
 from trainer.safety.parent import launcher_pid
 from trainer.safety.stop import StopRequest
@@ -115,58 +115,123 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     log.info("opening the data")
     corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
-        corpus.train, global_batch=config.global_batch, micro_batch=config.micro_batch, rank=accelerator.process_index,
-        world_size=accelerator.num_processes, seed=config.seed, device=accelerator.device,
-    )  # fmt: skip
+        corpus.train,
+        global_batch=config.global_batch,
+        micro_batch=config.micro_batch,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        seed=config.seed,
+        device=accelerator.device,
+    )
     log.info("building the model")
     bare_model = model_of(config, corpus, accelerator.device)
     check_memory(
-        bare_model, accelerator.device, micro_batch=config.micro_batch, sequence_length=config.sequence_length, precision=decision.mode,
+        bare_model,
+        accelerator.device,
+        micro_batch=config.micro_batch,
+        sequence_length=config.sequence_length,
+        precision=decision.mode,
         num_local_processes=launch.num_local_processes(),
-    )  # fmt: skip
+    )
     precision = PrecisionWatch(decision, config.precision, bare_model)
     optimizer = optimizer_of(config, bare_model)
     # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
     compiler, num_tokens = launch.compile_backend(accelerator), config.micro_batch * config.sequence_length
-    bare_model.head_way = find_head_way(bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=launch.gather)
+    bare_model.head_way = find_head_way(
+        bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=launch.gather
+    )
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     precision.attach(
-        accelerator, model, optimizer, flops_per_token=flops_per_token(bare_model, config.sequence_length), journal=Journal(run_folder(config)),
-        accumulation=loader.accumulation, compiled=compiler != "no", deterministic=config.deterministic,
-    )  # fmt: skip
+        accelerator,
+        model,
+        optimizer,
+        flops_per_token=flops_per_token(bare_model, config.sequence_length),
+        journal=Journal(run_folder(config)),
+        accumulation=loader.accumulation,
+        compiled=compiler != "no",
+        deterministic=config.deterministic,
+    )
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
     conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
     description = describe(config, corpus, bare_model, precision, conditions)
-    evaluator = Evaluator(config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps)
+    evaluator = Evaluator(
+        config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps
+    )
     guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
     reporter = _build_reporter(config, accelerator, bare_model, precision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
     course = Course(
-        max_steps=config.max_steps, global_batch=config.global_batch, sequences_per_epoch=corpus.train.num_sequences,
+        max_steps=config.max_steps,
+        global_batch=config.global_batch,
+        sequences_per_epoch=corpus.train.num_sequences,
         evaluation_every_steps=config.evaluation.every_steps if corpus.validation else None,
-    )  # fmt: skip
-    restorer = Restorer(accelerator, ranks, bare_model, optimizer, state, store, description, policy, run_folder(config), config.max_steps)
+    )
+    restorer = Restorer(
+        accelerator,
+        ranks,
+        bare_model,
+        optimizer,
+        state,
+        store,
+        description,
+        policy,
+        run_folder(config),
+        config.max_steps,
+    )
     checkpointer = Checkpointer(
-        accelerator, ranks, bare_model, optimizer, state, store, description, restorer, config.checkpoint,
-        policy, run_folder=run_folder(config), curve=CURVE, mark=SAVED, course=course, before_commit=reporter.sync, report=reporter.saved,
-    )  # fmt: skip
+        accelerator,
+        ranks,
+        bare_model,
+        optimizer,
+        state,
+        store,
+        description,
+        restorer,
+        config.checkpoint,
+        policy,
+        run_folder=run_folder(config),
+        curve=CURVE,
+        mark=SAVED,
+        course=course,
+        before_commit=reporter.sync,
+        report=reporter.saved,
+    )
     return Run(
-        config=config, accelerator=accelerator, precision=precision, corpus=corpus, loader=loader, model=model,
-        bare_model=bare_model, optimizer=optimizer,
+        config=config,
+        accelerator=accelerator,
+        precision=precision,
+        corpus=corpus,
+        loader=loader,
+        model=model,
+        bare_model=bare_model,
+        optimizer=optimizer,
         schedule=build_schedule(
-            config.schedule.name, max_steps=config.max_steps, warmup_steps=config.schedule.warmup_steps,
-            min_lr_fraction=config.schedule.min_lr_fraction, decay_fraction=config.schedule.decay_fraction,
+            config.schedule.name,
+            max_steps=config.max_steps,
+            warmup_steps=config.schedule.warmup_steps,
+            min_lr_fraction=config.schedule.min_lr_fraction,
+            decay_fraction=config.schedule.decay_fraction,
         ),
-        state=state, guard=guard, stop=stop, evaluator=evaluator,
-        validate=_build_validation(config, corpus, accelerator, model), restorer=restorer, checkpointer=checkpointer,
-        reporter=reporter, stopwatch=Stopwatch(accelerator.device), probes=_build_probes(config, accelerator, bare_model),
-        profiler=Profiler(config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device),
-        folder=run_folder(config), exam=_build_exam(config, corpus, accelerator, bare_model),
+        state=state,
+        guard=guard,
+        stop=stop,
+        evaluator=evaluator,
+        validate=_build_validation(config, corpus, accelerator, model),
+        restorer=restorer,
+        checkpointer=checkpointer,
+        reporter=reporter,
+        stopwatch=Stopwatch(accelerator.device),
+        probes=_build_probes(config, accelerator, bare_model),
+        profiler=Profiler(
+            config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device
+        ),
+        folder=run_folder(config),
+        exam=_build_exam(config, corpus, accelerator, bare_model),
         samples=lambda: samples_of(config, corpus, bare_model),
-    )  # fmt: skip
+    )
 
 
 def _join(config: Config) -> tuple[Accelerator, Decision]:
@@ -178,14 +243,25 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     _check_length(config)
     measured = _measured(config, place, device) if place.precision == "fp8" else None
     decision = settle(
-        place.precision, config.precision, device_type=device.type, micro_batch=config.micro_batch, sequence_length=config.sequence_length,
-        model=lambda: blocks_of(config), gather=launch.gather, measured=measured,
-    )  # fmt: skip
+        place.precision,
+        config.precision,
+        device_type=device.type,
+        micro_batch=config.micro_batch,
+        sequence_length=config.sequence_length,
+        model=lambda: blocks_of(config),
+        gather=launch.gather,
+        measured=measured,
+    )
     accelerator = launch.start(
-        place, precision=decision.mode, deterministic=config.deterministic, seed=config.seed,
-        trackers=config.metrics.trackers, runs_folder=files.project_folder() / config.runs_folder, uncompiled=uncompiled(decision),
+        place,
+        precision=decision.mode,
+        deterministic=config.deterministic,
+        seed=config.seed,
+        trackers=config.metrics.trackers,
+        runs_folder=files.project_folder() / config.runs_folder,
+        uncompiled=uncompiled(decision),
         tf32=config.precision.tf32,
-    )  # fmt: skip
+    )
     log.info("%s: %s", config.name, launch.describe(accelerator))
     if config.profile.memory_history and accelerator.device.type == "cuda":
         record_memory_history()
@@ -224,27 +300,45 @@ def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.M
     """The model of a recipe, for its data; ConfigError with what is wrong with it, or with the prompts of its samples."""
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     model_config = resolve(
-        config.model.preset, config.model.config, vocab_size=vocab_size, sequence_length=config.sequence_length,
+        config.model.preset,
+        config.model.config,
+        vocab_size=vocab_size,
+        sequence_length=config.sequence_length,
         eot_id=tokenizer.eot_id if tokenizer else None,
-    )  # fmt: skip
+    )
     if tokenizer:
         check_prompts(prompts_of(config.evaluation), tokenizer, config.sequence_length)
     return build_model(
-        model_config, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=config.model.gradient_checkpointing
-    )  # fmt: skip
+        model_config,
+        vocab_size=vocab_size,
+        seed=config.seed,
+        device=device,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )
 
 
 def optimizer_of(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a recipe."""
     wanted = config.optimizer
     return build_optimizer(
-        model, name=wanted.name, lr=wanted.lr, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay,
-        muon_lr=wanted.muon_lr, muon_momentum=wanted.muon_momentum, muon_weight_decay=wanted.muon_weight_decay,
-    )  # fmt: skip
+        model,
+        name=wanted.name,
+        lr=wanted.lr,
+        betas=wanted.betas,
+        eps=wanted.eps,
+        weight_decay=wanted.weight_decay,
+        muon_lr=wanted.muon_lr,
+        muon_momentum=wanted.muon_momentum,
+        muon_weight_decay=wanted.muon_weight_decay,
+    )
 
 
 def _build_reporter(
-    config: Config, accelerator: Accelerator, model: torch.nn.Module, precision: PrecisionWatch, description: Description
+    config: Config,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    precision: PrecisionWatch,
+    description: Description,
 ) -> Reporter:
     flops = flops_per_token(model, config.sequence_length)
     device, decision = accelerator.device, precision.decision
@@ -253,32 +347,50 @@ def _build_reporter(
     parameters = parameter_counts(model)
     tokens_a_step = config.global_batch * config.sequence_length
     log.info(
-        "model: %s parameters (%s without embeddings), %s FLOP a token", count(parameters.total), count(parameters.non_embedding),
+        "model: %s parameters (%s without embeddings), %s FLOP a token",
+        count(parameters.total),
+        count(parameters.non_embedding),
         count(flops),
-    )  # fmt: skip
+    )
     log.info(
-        "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens", config.global_batch, config.sequence_length,
-        count(tokens_a_step), config.max_steps, count(tokens_a_step * config.max_steps),
-    )  # fmt: skip
+        "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens",
+        config.global_batch,
+        config.sequence_length,
+        count(tokens_a_step),
+        config.max_steps,
+        count(tokens_a_step * config.max_steps),
+    )
     if peak is None:
         log.info("MFU: unknown, because the peak of this device is not known")
     return Reporter(
-        accelerator, run_folder(config), name=config.name, max_steps=config.max_steps,
-        console_every_steps=config.metrics.console_every_steps, trackers=config.metrics.trackers,
+        accelerator,
+        run_folder(config),
+        name=config.name,
+        max_steps=config.max_steps,
+        console_every_steps=config.metrics.console_every_steps,
+        trackers=config.metrics.trackers,
         tracker_options=config.metrics.tracker_options,
         sample=HardwareSampler(
-            device, {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
+            device,
+            {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
             num_local_processes=launch.num_local_processes(),
         ).sample,
         slow_alarm=SlowAlarm(
-            config.metrics.slow_ratio, Journal(run_folder(config)), launcher_pid=launcher_pid(),
+            config.metrics.slow_ratio,
+            Journal(run_folder(config)),
+            launcher_pid=launcher_pid(),
             kind_of_step=lambda step: (precision.mode, _is_profiled(config, step)),
         ),
         features=_features(config, accelerator, decision, has_peak=peak is not None),
-        meter=SpeedMeter(flops_per_token=flops, peak_flops=lambda: peak_flops(name, precision.mode), num_devices=accelerator.num_processes),
-        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)), replay_facts=facts,
+        meter=SpeedMeter(
+            flops_per_token=flops,
+            peak_flops=lambda: peak_flops(name, precision.mode),
+            num_devices=accelerator.num_processes,
+        ),
+        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)),
+        replay_facts=facts,
         detail_every_steps=_detail_interval(config),
-    )  # fmt: skip
+    )
 
 
 def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
@@ -310,9 +422,11 @@ def _detail_interval(config: Config) -> int:
 
 def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
     return Probes(
-        model, detail_every_steps=_detail_interval(config), is_main=accelerator.is_main_process,
+        model,
+        detail_every_steps=_detail_interval(config),
+        is_main=accelerator.is_main_process,
         histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
-    )  # fmt: skip
+    )
 
 
 def _build_validation(
@@ -322,14 +436,20 @@ def _build_validation(
         log.info("no validation data: there will be no validation loss, and no best checkpoint")
         return None
     if (wanted := config.evaluation.num_sequences or 0) > (there := corpus.validation.num_sequences):
-        log.warning("evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there)
+        log.warning(
+            "evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there
+        )
     inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         micro_batches = validation_batches(
-            corpus.validation, num_sequences=config.evaluation.num_sequences, micro_batch=config.micro_batch,
-            rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
-        )  # fmt: skip
+            corpus.validation,
+            num_sequences=config.evaluation.num_sequences,
+            micro_batch=config.micro_batch,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            device=accelerator.device,
+        )
         return ((batch.inputs, batch.labels) for batch in micro_batches)
 
     return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
@@ -341,17 +461,27 @@ def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[S
     if not prompts or tokenizer is None:
         return []
     return take_samples(
-        model, prompts, tokenizer, num_tokens=config.evaluation.sample_tokens, sequence_length=config.sequence_length,
-        vocab_size=corpus.vocab_size, seed=config.seed,
-    )  # fmt: skip
+        model,
+        prompts,
+        tokenizer,
+        num_tokens=config.evaluation.sample_tokens,
+        sequence_length=config.sequence_length,
+        vocab_size=corpus.vocab_size,
+        seed=config.seed,
+    )
 
 
 def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> Exam:
     """The tasks of the recipe, opened and read as tokens."""
     wanted = config.evaluation
     if wanted.tasks and corpus.validation is None:
-        raise ConfigError("evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]")
+        raise ConfigError(
+            "evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]"
+        )
     tasks = launch.first_on_main(
-        accelerator, lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder(), rows=kept_rows, scenes=twelfth_night)
+        accelerator,
+        lambda: open_tasks(
+            wanted.tasks, wanted.task_items, files.project_folder(), rows=kept_rows, scenes=twelfth_night
+        ),
     )
     return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)

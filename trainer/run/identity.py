@@ -34,7 +34,11 @@ class Precision(Protocol):
 
 
 def describe(
-    config: Config, corpus: Corpus, model: torch.nn.Module, precision: Precision, computed_on: Mapping[str, Any] | None = None
+    config: Config,
+    corpus: Corpus,
+    model: torch.nn.Module,
+    precision: Precision,
+    computed_on: Mapping[str, Any] | None = None,
 ) -> Description:
     """The facts that a manifest states; `identity` are those that a resume must find again, `computed_on` those of `computing_conditions`, where known."""
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
@@ -70,9 +74,11 @@ PACKAGES = ("torch", "accelerate", "transformers")
 def versions() -> dict[str, str]:
     """What a result may depend on, by name."""
     return {
-        "trainer": trainer.__version__, "trainer_code": code_digest(), "python": platform.python_version(),
+        "trainer": trainer.__version__,
+        "trainer_code": code_digest(),
+        "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-    }  # fmt: skip
+    }
 
 
 NUMERIC = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
@@ -97,13 +103,17 @@ def replay_facts(
     return json.loads(json.dumps(facts, default=str))
 
 
-def computing_conditions(accelerator: Accelerator, decision: Decision, *, optimizer: str, head: object | None = None) -> dict[str, Any]:
+def computing_conditions(
+    accelerator: Accelerator, decision: Decision, *, optimizer: str, head: object | None = None
+) -> dict[str, Any]:
     """What a run computes on and how, beside its precision, by name, as plain values; what does not apply is None.
 
     head  the way of the head as find_head_way finds it, whose words are the fact
     """
     device = accelerator.device
-    kernels = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")}  # they choose among those of fp8
+    kernels = {
+        name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")
+    }  # they choose among those of fp8
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "muon_iteration": str(iteration_dtype(device.type)).removeprefix("torch.") if optimizer == "muon" else None,
@@ -144,7 +154,11 @@ def _facts_of_the_model(identity: Mapping[str, Any], model: Mapping[str, Any]) -
 
 def _facts_of_the_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     sections = ("optimizer.", "schedule.", "precision.")
-    return {key: value for key, value in settings.items() if key in NUMERIC or (key.startswith(sections) and key != "precision.tf32")}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key in NUMERIC or (key.startswith(sections) and key != "precision.tf32")
+    }
 
 
 def replay_key(facts: Mapping[str, Any]) -> str:
@@ -155,19 +169,34 @@ def replay_key(facts: Mapping[str, Any]) -> str:
 def speed_conditions(config: Config, num_processes: int, device: torch.device) -> dict[str, Any]:
     """What decides how fast a run is, and how much faster in fp8 than in bf16, as plain values; equal for runs of which one was measured."""
     names = (
-        "micro_batch", "global_batch", "sequence_length", "deterministic", "model.gradient_checkpointing", "optimizer.name", "data.corpus",
-        "data.tokenizer", "data.vocab_size", "precision.format", "precision.options", "precision.bf16_first_blocks",
-        "precision.bf16_last_blocks", "precision.cache_weights",
-    )  # fmt: skip
+        "micro_batch",
+        "global_batch",
+        "sequence_length",
+        "deterministic",
+        "model.gradient_checkpointing",
+        "optimizer.name",
+        "data.corpus",
+        "data.tokenizer",
+        "data.vocab_size",
+        "precision.format",
+        "precision.options",
+        "precision.bf16_first_blocks",
+        "precision.bf16_last_blocks",
+        "precision.cache_weights",
+    )
     settings = flatten(config)
-    return json.loads(json.dumps({
-        "model": {**(preset_fields(config.model.preset) if config.model.preset else {}), **config.model.config},
-        **{name: settings[name] for name in names},
-        "processes": num_processes,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "transformer_engine": _version("transformer_engine"),
-    }))  # fmt: skip
+    return json.loads(
+        json.dumps(
+            {
+                "model": {**(preset_fields(config.model.preset) if config.model.preset else {}), **config.model.config},
+                **{name: settings[name] for name in names},
+                "processes": num_processes,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "torch": torch.__version__,
+                "transformer_engine": _version("transformer_engine"),
+            }
+        )
+    )
 
 
 def _version(package: str) -> str | None:

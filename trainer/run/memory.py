@@ -33,7 +33,13 @@ def machine_bytes() -> int:
 
 
 def check_memory(
-    model: torch.nn.Module, device: torch.device, *, micro_batch: int, sequence_length: int, precision: str, num_local_processes: int
+    model: torch.nn.Module,
+    device: torch.device,
+    *,
+    micro_batch: int,
+    sequence_length: int,
+    precision: str,
+    num_local_processes: int,
 ) -> None:
     """Refuses a run that this device's memory cannot hold.
 

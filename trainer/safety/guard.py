@@ -88,8 +88,12 @@ class LossGuard:
         self._in_all += 1
         log.warning(
             "step %d: loss %g, gradient norm %g: the update is skipped (%d in a row, %d in all)",
-            step, loss, grad_norm, self._in_a_row, self._in_all,
-        )  # fmt: skip
+            step,
+            loss,
+            grad_norm,
+            self._in_a_row,
+            self._in_all,
+        )
         if self._in_a_row >= self._max_bad_steps:
             return f"{self._in_a_row} steps in a row had a gradient that is not finite, the last with loss {loss:g}"
         return None

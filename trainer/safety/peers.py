@@ -44,7 +44,9 @@ def ended_with_peers(folder: Path, end: Callable[[RankLostError], None]) -> Iter
 
     def look() -> None:
         while not is_over.wait(LOOK_SECONDS):
-            if waits_in_gpu() and (cause := cause_of_others(folder)):  # in this order: once the ranks have met, none of an earlier launch is left
+            if waits_in_gpu() and (
+                cause := cause_of_others(folder)
+            ):  # in this order: once the ranks have met, none of an earlier launch is left
                 if not is_over.wait(GRACE_SECONDS):
                     end(lost_to(cause))
                 return

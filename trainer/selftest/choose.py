@@ -90,9 +90,10 @@ def kills(choice: Choice, step_seconds: float, dice: random.Random) -> list[Kill
     hits_first = dice.random() < 0.5
     return [
         Kill(
-            step=dice.randint(part * periods + 1, (part + 1) * periods) * choice.every_steps + dice.randint(1, choice.every_steps - 1),
+            step=dice.randint(part * periods + 1, (part + 1) * periods) * choice.every_steps
+            + dice.randint(1, choice.every_steps - 1),
             delay_seconds=dice.random() * step_seconds,
             hits_writer=(part % 2 == 0) == hits_first,
         )
         for part in range(choice.num_kills)
-    ]  # fmt: skip
+    ]

@@ -37,7 +37,9 @@ MAX_ATTEMPTS = 4
 NAMES = ("straight", "killed")
 
 
-def selftest(config: Config, plan: Plan, *, seconds: float, say: Callable[[str], None], dice: random.Random | None = None) -> Result:
+def selftest(
+    config: Config, plan: Plan, *, seconds: float, say: Callable[[str], None], dice: random.Random | None = None
+) -> Result:
     """Proves on this machine that a run that is killed and resumed equals the one that never was; leaves nothing unless it does not.
 
     config   what was typed, resolved
@@ -62,11 +64,22 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
     warmup = [f"schedule.warmup_steps={steps}"] if config.schedule.warmup_steps > steps else []
     held_out = min(config.evaluation.num_sequences or config.global_batch, config.global_batch)
     return [
-        f"max_steps={steps}", "max_tokens=", "max_epochs=", *warmup, f"checkpoint.every_steps={every_steps}", "checkpoint.keep_every_steps=",
-        "checkpoint.second_place=", f"evaluation.every_steps={steps}", f"evaluation.num_sequences={held_out}",
-        "evaluation.sample_tokens=0", "evaluation.tasks=[]", "evaluation.tasks_every_steps=", "metrics.trackers=[]", "profile.steps=",
+        f"max_steps={steps}",
+        "max_tokens=",
+        "max_epochs=",
+        *warmup,
+        f"checkpoint.every_steps={every_steps}",
+        "checkpoint.keep_every_steps=",
+        "checkpoint.second_place=",
+        f"evaluation.every_steps={steps}",
+        f"evaluation.num_sequences={held_out}",
+        "evaluation.sample_tokens=0",
+        "evaluation.tasks=[]",
+        "evaluation.tasks_every_steps=",
+        "metrics.trackers=[]",
+        "profile.steps=",
         "resume_from_checkpoint=latest",
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -127,11 +140,18 @@ class _Site:
         if not found and not proof.is_enough:
             found = [f"{proof.shortcoming}, which is too little to prove anything; start again"]
         return Result(
-            name=self._config.name, settings=self._settings(choice), costs=proof.costs, choice=choice,
-            straight_seconds=proof.straight_seconds, survived=proof.survived, differences=found, seconds=time.monotonic() - began,
-            deterministic=self._config.deterministic, computed_in=precision_words(read_events(self._homes[0] / "straight")),
+            name=self._config.name,
+            settings=self._settings(choice),
+            costs=proof.costs,
+            choice=choice,
+            straight_seconds=proof.straight_seconds,
+            survived=proof.survived,
+            differences=found,
+            seconds=time.monotonic() - began,
+            deterministic=self._config.deterministic,
+            computed_in=precision_words(read_events(self._homes[0] / "straight")),
             folders=[str(home) for home in self._homes],
-        )  # fmt: skip
+        )
 
     def _clear(self, names: Sequence[str]) -> None:
         for folder in (home / name for home in self._homes for name in names):
@@ -230,6 +250,7 @@ class _Site:
         code = victim.wait()
         came_back = starts(read_events(checked.folder))[1:]
         survived = [
-            Survived(**blow, back_at_step=start.resumed_step, verdict=start.verdict) for blow, start in zip(blows, came_back, strict=False)
-        ]  # fmt: skip
+            Survived(**blow, back_at_step=start.resumed_step, verdict=start.verdict)
+            for blow, start in zip(blows, came_back, strict=False)
+        ]
         return survived, f"start {len(blows) + 1} {self._how_it_failed('killed', code)}" if code else None

@@ -69,12 +69,16 @@ class Result:
         rows: list[tuple[object, ...]] = [("kill", "at step", "back at", "lost", "start", "hit", "said after it")]
         rows += [
             (
-                number, one.killed_at_step, one.back_at_step, one.lost_steps,
+                number,
+                one.killed_at_step,
+                one.back_at_step,
+                one.lost_steps,
                 "-" if one.start_seconds is None else duration(one.start_seconds),
-                "trainer and writer" if one.hit_writer else "trainer", one.verdict or "nothing was lost",
+                "trainer and writer" if one.hit_writer else "trainer",
+                one.verdict or "nothing was lost",
             )
             for number, one in enumerate(self.survived, start=1)
-        ]  # fmt: skip
+        ]
         return table(rows)
 
     def _figures(self) -> str:

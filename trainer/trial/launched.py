@@ -42,9 +42,13 @@ class Launched:
         self._began = time.monotonic()
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                plan.command, env={**plan.environment, STARTED_BY: str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                plan.command,
+                env={**plan.environment, STARTED_BY: str(os.getpid())},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def seconds(self) -> float:

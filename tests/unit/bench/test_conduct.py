@@ -56,7 +56,9 @@ def config(*overrides):
 
 def seen(*, has=("current", "block"), bf16="bf16"):
     decisions = {"bf16": Decision("bf16", bf16, "as the cluster file asks")}
-    decisions |= {name: Decision("fp8", "fp8" if name in has else "bf16", "GPU 0 is too old", recipe=name) for name in RECIPES}
+    decisions |= {
+        name: Decision("fp8", "fp8" if name in has else "bf16", "GPU 0 is too old", recipe=name) for name in RECIPES
+    }
     return lambda config, cluster: Survey(decisions, CONDITIONS)
 
 
@@ -94,11 +96,21 @@ def test_variants_take_turns_under_their_own_cluster_files_and_the_result_is_sto
     assert machine.launched == [
         (f"{name}-{number}", precision, compiled)
         for number in (1, 2)
-        for name, precision, compiled in (("bf16", "bf16", False), ("bf16-compile", "bf16", True), ("fp8-current", "fp8", False), ("fp8-block", "fp8", False))
+        for name, precision, compiled in (
+            ("bf16", "bf16", False),
+            ("bf16-compile", "bf16", True),
+            ("fp8-current", "fp8", False),
+            ("fp8-block", "fp8", False),
+        )
     ]
     assert said[1:3] == ["round 1 of 2: bf16", "round 1 of 2: bf16+compile"] and len(said) == 9
-    assert result.judgement.recommended == "fp8 current" and result.judgement.gains == {"current": pytest.approx(0.25), "block": pytest.approx(-1 / 6)}
-    assert [each.peak_bytes for each in result.measured] == [7e9] * 4 and "fp8 mxfp8" in [each.name for each in result.missing]
+    assert result.judgement.recommended == "fp8 current" and result.judgement.gains == {
+        "current": pytest.approx(0.25),
+        "block": pytest.approx(-1 / 6),
+    }
+    assert [each.peak_bytes for each in result.measured] == [7e9] * 4 and "fp8 mxfp8" in [
+        each.name for each in result.missing
+    ]
     assert find(project / "runs", CONDITIONS).gains == result.judgement.gains
     assert json.loads(result.stored_in.read_text())["conditions"] == CONDITIONS
     assert sorted(path.name for path in project.glob("*/*")) == [".measured"], "nothing else is left"
@@ -109,7 +121,7 @@ def test_what_a_machine_that_was_not_steady_gave_is_not_kept(project):
     plan = machine.plan
 
     def slower_in_the_second_round(cluster_file, words):
-        machine.seconds = {name: (1.0 if "name=bf16-1" in words else 1.2) for name in machine.seconds}
+        machine.seconds = dict.fromkeys(machine.seconds, 1.0 if "name=bf16-1" in words else 1.2)
         return plan(cluster_file, words)
 
     machine.plan = slower_in_the_second_round
@@ -121,12 +133,18 @@ def test_a_variant_whose_launch_fails_is_told_with_its_reason_and_has_no_second_
     machine = Machine(breaks="fp8-current")
     result = measured_on(machine)
     assert [name for name, *_ in machine.launched].count("fp8-current-2") == 0
-    assert [each.variant.name for each in result.measured] == ["bf16", "bf16+compile", "fp8 block"] and result.judgement.gains.keys() == {"block"}
+    assert [each.variant.name for each in result.measured] == [
+        "bf16",
+        "bf16+compile",
+        "fp8 block",
+    ] and result.judgement.gains.keys() == {"block"}
     [failed] = [each for each in result.missing if each.reason.startswith("failed")]
     assert failed.reason == "failed: ended as refused (precision.required is true and fp8 cannot be had)"
 
 
-@pytest.mark.parametrize(("label", "words"), [("bf16", "it computed in bf16"), ("fp8 emulation", "it computed in fp8 emulation")])
+@pytest.mark.parametrize(
+    ("label", "words"), [("bf16", "it computed in bf16"), ("fp8 emulation", "it computed in fp8 emulation")]
+)
 def test_a_launch_that_computed_in_something_else_does_not_count(project, label, words):
     machine = Machine()
     machine.label["fp8-current"] = label
@@ -135,12 +153,19 @@ def test_a_launch_that_computed_in_something_else_does_not_count(project, label,
 
 
 def test_a_launch_that_was_not_compiled_does_not_count(project, monkeypatch):
-    monkeypatch.setattr(conduct, "write_variant", lambda cluster, path, *, precision, compiled: path.write_text(f"mixed_precision: {precision}"))
+    monkeypatch.setattr(
+        conduct,
+        "write_variant",
+        lambda cluster, path, *, precision, compiled: path.write_text(f"mixed_precision: {precision}"),
+    )
     result = measured_on(Machine())
     assert "failed: it ran without torch.compile" in [each.reason for each in result.missing]
 
 
-@pytest.mark.parametrize(("outcome", "code", "words"), [("refused", 2, "ended as refused"), ("failed", 1, "ended as failed"), (None, 1, r"exit code 1 \(last words\)")])
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [("refused", 2, "ended as refused"), ("failed", 1, "ended as failed"), (None, 1, r"exit code 1 \(last words\)")],
+)
 def test_a_run_that_does_not_run_in_bf16_ends_it_and_what_it_printed_is_kept(project, outcome, code, words):
     machine = Machine("bf16", outcome)
     with pytest.raises(LaunchError, match=f"does not even run in bf16: its launch .*{words}") as caught:
@@ -158,7 +183,9 @@ def test_a_launch_that_ends_by_itself_before_its_steps_is_a_failure(project):
 
 
 def test_a_machine_without_bf16_is_refused_with_its_reason(project):
-    with pytest.raises(LaunchError, match="nothing to compare with: precision: fp32 .* take a machine that computes in bf16"):
+    with pytest.raises(
+        LaunchError, match="nothing to compare with: precision: fp32 .* take a machine that computes in bf16"
+    ):
         measured_on(Machine(), survey=seen(bf16="no"))
 
 
@@ -175,4 +202,6 @@ def test_what_a_killed_measurement_left_is_swept_by_the_next(project):
     (project / "runs" / ".bench-dead" / ".lock").touch()
     said = []
     measured_on(Machine(), said=said)
-    assert "removed .bench-dead, which a bench that was killed has left" in said and not list(project.glob("*/.bench-*"))
+    assert "removed .bench-dead, which a bench that was killed has left" in said and not list(
+        project.glob("*/.bench-*")
+    )

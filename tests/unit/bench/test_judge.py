@@ -17,9 +17,14 @@ def test_two_per_cent_is_a_gain_and_less_is_none(pace, gains):
 
 
 def test_what_is_no_gain_is_called_that_with_its_figure():
-    assert compared(measured(CURRENT, 1012), measured(COMPILED, 1000)) == "no gain: 1.2% is within what a machine varies by"
+    assert (
+        compared(measured(CURRENT, 1012), measured(COMPILED, 1000))
+        == "no gain: 1.2% is within what a machine varies by"
+    )
     sentence = judge([measured(BF16, 1000), measured(CURRENT, 1012)]).sentence
-    assert sentence == "take bf16: fp8 current, the fastest in fp8, gives no gain: 1.2% is within what a machine varies by"
+    assert (
+        sentence == "take bf16: fp8 current, the fastest in fp8, gives no gain: 1.2% is within what a machine varies by"
+    )
 
 
 def test_a_machine_that_varies_by_more_needs_more_to_be_believed():
@@ -37,19 +42,30 @@ def test_a_gain_is_one_over_the_fastest_bf16_and_says_what_to_write():
         "fp8 current, the fastest in fp8, gives 7.7% fewer tokens/s than bf16+compile"
     )
     judgement = judge([measured(BF16, 1000), measured(COMPILED, 1300), measured(BLOCK, 1430)])
-    assert judgement.sentence == "take fp8 block: 10.0% more tokens/s than bf16+compile (mixed_precision: fp8 in the cluster file, precision.recipe=block)"
+    assert (
+        judgement.sentence
+        == "take fp8 block: 10.0% more tokens/s than bf16+compile (mixed_precision: fp8 in the cluster file, precision.recipe=block)"
+    )
 
 
 def test_a_compiled_recipe_counts_for_its_recipe_and_says_how_to_compile():
-    judgement = judge([measured(BF16, 1000), measured(CURRENT, 1100), measured(Variant("current", is_compiled=True), 1200)])
+    judgement = judge(
+        [measured(BF16, 1000), measured(CURRENT, 1100), measured(Variant("current", is_compiled=True), 1200)]
+    )
     assert judgement.gains == {"current": pytest.approx(0.2)} and judgement.recommended == "fp8 current+compile"
     assert "mixed_precision: fp8 and dynamo_config of the cluster file" in judgement.sentence
 
 
 def test_compiling_that_gains_nothing_is_not_recommended():
     judgement = judge([measured(BF16, 1000), measured(COMPILED, 1010)])
-    assert judgement.recommended == "bf16" and judgement.sentence == "take bf16: torch.compile gives no gain: 1.0% is within what a machine varies by"
-    assert judge([measured(BF16, 1000), measured(COMPILED, 800)]).sentence == "take bf16: torch.compile gives 20.0% fewer tokens/s than bf16"
+    assert (
+        judgement.recommended == "bf16"
+        and judgement.sentence == "take bf16: torch.compile gives no gain: 1.0% is within what a machine varies by"
+    )
+    assert (
+        judge([measured(BF16, 1000), measured(COMPILED, 800)]).sentence
+        == "take bf16: torch.compile gives 20.0% fewer tokens/s than bf16"
+    )
 
 
 def test_of_two_equally_fast_the_first_is_taken():

@@ -190,7 +190,9 @@ def test_a_writer_that_was_stopped_is_replaced_while_the_end_waits_for_it(run, s
     run.save("final")
     assert steps_on_disk(store) == [1] and "no sign of life" in caplog.text
     assert run.checkpointer._background._process.pid != stopped
-    assert {"state": "died", "code": -9}.items() <= [e for e in read_events(run.folder) if e["event"] == "writer"][0].items()
+    assert {"state": "died", "code": -9}.items() <= [e for e in read_events(run.folder) if e["event"] == "writer"][
+        0
+    ].items()
 
 
 class StillCopying:
@@ -241,7 +243,12 @@ os.kill(os.getpid(), signal.SIGKILL)
     for _ in range(3):
         # The writer shares the standard error, and would keep a pipe open.
         ended = subprocess.run(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120, check=False
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert ended.returncode == -signal.SIGKILL
         os.kill(writer := int(ended.stdout), signal.SIGCONT)
@@ -334,7 +341,9 @@ def test_a_failed_write_is_told_and_the_next_succeeds(run, store, caplog):
 @pytest.mark.parametrize("reason", ["final", "interrupt"])
 def test_a_last_write_that_fails_is_an_error(run, reason):
     (run.folder / "metrics.jsonl").unlink()
-    with pytest.raises(CheckpointError, match="could not be written .*FileNotFoundError.*the checkpoints before it are whole"):
+    with pytest.raises(
+        CheckpointError, match="could not be written .*FileNotFoundError.*the checkpoints before it are whole"
+    ):
         run.save(reason)
 
 
@@ -369,7 +378,9 @@ def test_the_first_snapshots_make_the_cadence_say_its_interval(run, caplog):
 
 def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_for_it(store, tmp_path, caplog):
     caplog.set_level("INFO")
-    small = Small(store, CheckpointConfig(second_place=str(tmp_path / "second"), second_place_every=2, second_place_keep=1))
+    small = Small(
+        store, CheckpointConfig(second_place=str(tmp_path / "second"), second_place_every=2, second_place_keep=1)
+    )
     for _ in range(4):
         small.step()
         small.save("every")
@@ -389,7 +400,9 @@ def test_a_second_place_that_fails_is_told_and_costs_nothing_else(store, tmp_pat
     small.step()
     small.save("final")
     small.checkpointer.end(wait_for_copies=True)
-    assert steps_on_disk(store) == [1] and "second place: " in caplog.text and "the next copy tries again" in caplog.text
+    assert (
+        steps_on_disk(store) == [1] and "second place: " in caplog.text and "the next copy tries again" in caplog.text
+    )
 
 
 def test_no_snapshot_is_wished_for_while_it_would_go_over_the_newest(run, monkeypatch):
@@ -455,7 +468,7 @@ def test_of_two_snapshots_the_newer_of_which_is_not_finite_the_older_is_rescued(
 
 
 def test_a_diverged_run_leaves_no_checkpoint_from_after_it_went_wrong(run, store):
-    for step in range(1, 5):
+    for _ in range(1, 5):
         run.save("budget")
         written(run)
         run.step()

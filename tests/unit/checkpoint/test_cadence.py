@@ -74,7 +74,11 @@ def test_without_a_bound_on_what_may_be_lost_nothing_comes_by_the_clock():
     for _ in range(9):
         cadence.snapshot_taken(20.0, 0.1, tokens=9, to_write=True)
         cadence.write_committed(22.0, 2.0, 0.3)
-    assert cadence.write_due(1e12) is None and cadence.news() is None and cadence.plan.write_interval_seconds == float("inf")
+    assert (
+        cadence.write_due(1e12) is None
+        and cadence.news() is None
+        and cadence.plan.write_interval_seconds == float("inf")
+    )
     cadence.write_failed()
     assert cadence.write_due(1e12) is None
 
@@ -188,7 +192,7 @@ def test_the_interval_is_said_once_and_again_when_it_changed_by_more_than_a_quar
         for _ in range(9):
             cadence.snapshot_taken(0.0, stall, to_write=False)
         text = cadence.news()
-        assert (said in text if said else text is None), (stall, text)
+        assert said in text if said else text is None, (stall, text)
 
 
 def test_a_conflict_is_said_however_little_the_interval_changed():

@@ -36,7 +36,10 @@ def run(store):
     [
         ({"every_steps": 5}, {5: "periodic", 10: "periodic", 15: "periodic", 20: "periodic"}),
         ({"keep_every_steps": 10}, {10: "every", 20: "every"}),
-        ({"keep_epochs": 1, "every_steps": 7}, {7: "periodic", 10: "epoch", 14: "periodic", 20: "epoch", 21: "periodic"}),
+        (
+            {"keep_epochs": 1, "every_steps": 7},
+            {7: "periodic", 10: "epoch", 14: "periodic", 20: "epoch", 21: "periodic"},
+        ),
         ({}, {}),
     ],
 )
@@ -137,13 +140,13 @@ def test_a_last_save_that_fails_is_an_error_at_once(run, monkeypatch, reason):
 
 @pytest.mark.parametrize("work", ["prune", "point_links"])
 def test_a_checkpoint_is_saved_though_nothing_could_be_tidied_after_it(run, store, monkeypatch, caplog, work):
-    monkeypatch.setattr(store, work, lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    monkeypatch.setattr(
+        store, work, lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted"))
+    )
     for reason in ("periodic", "periodic", "periodic", "final"):
         run.save(reason)
         run.step()
-    assert (
-        store.entries()[0].step == 4 and "PermissionError" in caplog.text and "(4 times by now)" in caplog.text
-    )
+    assert store.entries()[0].step == 4 and "PermissionError" in caplog.text and "(4 times by now)" in caplog.text
 
 
 def test_leftovers_are_swept_before_a_checkpoint_is_looked_for(run, store, caplog):
@@ -228,7 +231,9 @@ def test_another_optimizer_begins_with_moments_of_its_own_and_the_same_weights(r
     again = Small(store, identity=identity, allowed_changes=("optimizer",))
     again.resume()
     assert "moments begin anew" in caplog.text and not again.optimizer.state
-    assert again.state.progress.step == 1 and all(map(torch.equal, again.model.state_dict().values(), run.model.state_dict().values()))
+    assert again.state.progress.step == 1 and all(
+        map(torch.equal, again.model.state_dict().values(), run.model.state_dict().values())
+    )
 
 
 def test_a_resume_beyond_max_steps_is_refused_with_both_numbers(run, store):
@@ -366,4 +371,6 @@ def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_c
         if number % 5 == 0:
             run.save()
     (told,) = [line for line in caplog.messages if "checkpoints of" in line and "until the run ends" in line]
-    assert re.search(r"(17|18|19) by checkpoint.every_steps", told) and not [line for line in caplog.messages if "0 bytes" in line]
+    assert re.search(r"(17|18|19) by checkpoint.every_steps", told) and not [
+        line for line in caplog.messages if "0 bytes" in line
+    ]

@@ -20,9 +20,13 @@ def test_a_checkpoint_is_named_by_a_word_a_step_or_a_path(three, tmp_path):
     assert {word: one_of(three.folder, word).step for word in wanted} == wanted
 
 
-def test_latest_is_whole_and_tells_which_it_passes_over_the_best_is_whole_or_refused_and_a_step_may_be_damaged(three, caplog):
+def test_latest_is_whole_and_tells_which_it_passes_over_the_best_is_whole_or_refused_and_a_step_may_be_damaged(
+    three, caplog
+):
     (three.path(5) / "optimizer.bin").unlink()
-    with pytest.raises(CheckpointError, match="step-00000005 is the best and not whole .*: the next best is that of step 15"):
+    with pytest.raises(
+        CheckpointError, match="step-00000005 is the best and not whole .*: the next best is that of step 15"
+    ):
         one_of(three.folder, "best")
     (three.path(15) / "optimizer.bin").unlink()
     assert one_of(three.folder, "latest").step == 10 and "step-00000015" in caplog.text
@@ -35,7 +39,9 @@ def test_latest_is_whole_and_tells_which_it_passes_over_the_best_is_whole_or_ref
 
 
 def test_what_is_not_there_is_told_with_what_is(three):
-    with pytest.raises(CheckpointError, match="there is no checkpoint of step 7 in .*; take one of the steps: 15, 10, 5"):
+    with pytest.raises(
+        CheckpointError, match="there is no checkpoint of step 7 in .*; take one of the steps: 15, 10, 5"
+    ):
         one_of(three.folder, "7")
     with pytest.raises(CheckpointError, match="there is no checkpoint newest; give latest, best, a step, or the path"):
         one_of(three.folder, "newest")

@@ -82,7 +82,11 @@ def test_a_slow_place_keeps_no_more_than_what_is_copied_and_what_is_next(copying
 
 def test_the_bandwidth_is_kept(copying, monkeypatch):
     paced, real = [], copier.copy_checkpoint
-    monkeypatch.setattr(copier, "copy_checkpoint", lambda *words, pace, **more: (paced.append(pace._rate), real(*words, pace=pace, **more))[1])
+    monkeypatch.setattr(
+        copier,
+        "copy_checkpoint",
+        lambda *words, pace, **more: (paced.append(pace._rate), real(*words, pace=pace, **more))[1],
+    )
     run = copying(second_place_bytes_per_second=10**9)
     saved(run, "final")
     run.checkpointer.end(wait_for_copies=True)

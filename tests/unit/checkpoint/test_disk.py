@@ -50,7 +50,9 @@ def test_the_kept_ones_and_one_in_flight_are_compared_with_what_is_free(tmp_path
     assert preflight(tmp_path, FILES, num_kept=3).needed_bytes == 4 * ONE
     monkeypatch.setattr("trainer.files.free_bytes", lambda path: 4 * ONE - 1)
     text = refusal(tmp_path)
-    assert "need 37.7 MB more in" in text and "(3 kept and one being written, 9.44 MB each), and 37.7 MB are free" in text
+    assert (
+        "need 37.7 MB more in" in text and "(3 kept and one being written, 9.44 MB each), and 37.7 MB are free" in text
+    )
     assert preflight(tmp_path, FILES, num_kept=3, there_bytes=ONE).needed_bytes == 3 * ONE
     assert preflight(tmp_path, FILES, num_kept=3, there_bytes=99 * ONE).needed_bytes == 0
     assert preflight(tmp_path, FILES, num_kept=3, max_disk_bytes=2 * ONE).needed_bytes == 2 * ONE
@@ -75,7 +77,9 @@ except CheckpointError as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "inner/optimizer.bin of a checkpoint has 6.29 MB, and this process may write files of 5.24 MB at most" in said
+    assert (
+        "inner/optimizer.bin of a checkpoint has 6.29 MB, and this process may write files of 5.24 MB at most" in said
+    )
     assert "ulimit -f unlimited" in said and list(tmp_path.iterdir()) == []
 
 
@@ -95,7 +99,9 @@ def failing(code, at=1):
     return fallocate
 
 
-@pytest.mark.parametrize(("code", "words"), [(errno.EDQUOT, "Disk quota exceeded"), (errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.EDQUOT, "Disk quota exceeded"), (errno.ENOSPC, "No space left on device")]
+)
 def test_a_quota_that_nobody_told_of_is_met_before_the_first_save(tmp_path, monkeypatch, code, words):
     monkeypatch.setattr(disk, "_fallocate", failing(code, at=2))
     text = refusal(tmp_path)
@@ -111,7 +117,9 @@ def test_a_file_system_that_holds_no_such_file_is_told_as_that(tmp_path, monkeyp
 def test_a_file_system_without_reservations_is_told_and_gone_on_with(tmp_path, monkeypatch, code):
     monkeypatch.setattr(disk, "_fallocate", failing(code))
     proved = preflight(tmp_path, FILES, num_kept=3)
-    assert not proved.is_reserved and "this file system reserves nothing, so a quota shows only later" in proved.sentence
+    assert (
+        not proved.is_reserved and "this file system reserves nothing, so a quota shows only later" in proved.sentence
+    )
 
 
 def test_a_reservation_takes_room_and_writes_nothing(tmp_path):
@@ -161,7 +169,9 @@ def test_the_trial_waits_for_the_disk_and_reads_from_it(tmp_path, monkeypatch):
     assert told == ["fsync_open_file", "forget_cached"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system"), PermissionError(errno.EACCES, "Permission denied")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EROFS, "Read-only file system"), PermissionError(errno.EACCES, "Permission denied")]
+)
 def test_a_disk_that_refuses_is_told_in_a_paragraph(tmp_path, monkeypatch, error):
     monkeypatch.setattr("trainer.files.fsync_open_file", lambda *_: (_ for _ in ()).throw(error))
     assert refusal(tmp_path) == (
@@ -170,7 +180,9 @@ def test_a_disk_that_refuses_is_told_in_a_paragraph(tmp_path, monkeypatch, error
 
 
 def test_a_real_small_disk_is_refused_with_figures(tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:

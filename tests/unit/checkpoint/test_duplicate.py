@@ -47,14 +47,18 @@ def test_nothing_is_overwritten(source, target):
     duplicate(source.folder, "5", target)
     (target / "step-00000005" / "mine").write_text("mine")
     for folder in (target, source.folder):
-        with pytest.raises(CheckpointError, match="step-00000005 exists already, and nothing is overwritten; copy to another folder"):
+        with pytest.raises(
+            CheckpointError, match="step-00000005 exists already, and nothing is overwritten; copy to another folder"
+        ):
             duplicate(source.folder, "5", folder)
     assert (target / "step-00000005" / "mine").exists()
 
 
 def test_a_damaged_checkpoint_is_not_copied(source, target):
     flip(source.path(5) / "optimizer.bin")
-    with pytest.raises(CheckpointError, match="step-00000005 is not sound .*optimizer.bin is damaged.*, and was not copied"):
+    with pytest.raises(
+        CheckpointError, match="step-00000005 is not sound .*optimizer.bin is damaged.*, and was not copied"
+    ):
         duplicate(source.folder, "5", target)
     assert names(target) == [".lock"]
 
@@ -93,8 +97,12 @@ def test_a_disk_without_room_is_told_before_and_a_full_one_leaves_nothing(source
         duplicate(source.folder, "5", target)
     assert not target.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(files, "fsync_open_file", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(CheckpointError, match="could not be copied to .*No space left on device.*; mend that, and copy again"):
+    monkeypatch.setattr(
+        files, "fsync_open_file", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(
+        CheckpointError, match="could not be copied to .*No space left on device.*; mend that, and copy again"
+    ):
         duplicate(source.folder, "5", target)
     assert names(target) == [".lock"]
 
@@ -107,13 +115,18 @@ def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_told(source, target, 
         real(there, here)
 
     monkeypatch.setattr(module, "_copy_file", pruned)
-    with pytest.raises(CheckpointError, match="a trainer has pruned it meanwhile: pin one that is kept first, and copy again"):
+    with pytest.raises(
+        CheckpointError, match="a trainer has pruned it meanwhile: pin one that is kept first, and copy again"
+    ):
         duplicate(source.folder, "5", target)
     assert names(target) == [".lock"]
 
 
 def test_two_do_not_write_into_one_folder(source, target):
-    with locks.take(target / ".lock"), pytest.raises(CheckpointError, match="another process writes checkpoints to .* right now"):
+    with (
+        locks.take(target / ".lock"),
+        pytest.raises(CheckpointError, match="another process writes checkpoints to .* right now"),
+    ):
         duplicate(source.folder, "5", target)
     duplicate(source.folder, "5", target)
 
@@ -145,7 +158,10 @@ def test_whatever_operation_fails_there_is_a_whole_copy_or_none(source, tmp_path
             except CheckpointError as error:
                 assert "Input/output error" in str(error)
         committed = [path for path in target.iterdir() if path.name.startswith("step-")]
-        assert all(verify(path) == [] for path in committed) and {path.name for path in target.iterdir()} <= {".lock", "step-00000005"}
+        assert all(verify(path) == [] for path in committed) and {path.name for path in target.iterdir()} <= {
+            ".lock",
+            "step-00000005",
+        }
         if count < n:
             break
     assert n > 1 and committed

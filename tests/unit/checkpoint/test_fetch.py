@@ -48,7 +48,11 @@ def test_without_a_step_what_is_there_is_listed_newest_first(place, project):
 def test_a_checkpoint_comes_back_to_the_run_of_that_name(place, project, store, wanted, step):
     typed = trainer("checkpoints", "fetch", f"{place}/", wanted)
     home = CheckpointStore(project / "checkpoints" / "mine")
-    assert typed.code == 0 and typed.out.startswith(f"{home.path(step)}: ") and "every byte read back and sound" in typed.out
+    assert (
+        typed.code == 0
+        and typed.out.startswith(f"{home.path(step)}: ")
+        and "every byte read back and sound" in typed.out
+    )
     assert steps(home.folder) == [step] and verify(home.path(step)) == []
     assert (home.path(step) / "model.safetensors").read_bytes() == (store.path(step) / "model.safetensors").read_bytes()
     assert sorted(path.name for path in home.folder.iterdir()) == [".lock", home.path(step).name]
@@ -72,7 +76,9 @@ def trained(project, **settings):
 @pytest.mark.parametrize("by", ["name", "folder"])
 def test_a_run_brings_back_its_own(tmp_path, project, store, by):
     copy_checkpoint(commit(store, 5), str(tmp_path / "second" / "mine"), keep=3)
-    folder = trained(project, **{"checkpoint.second_place": "second", "checkpoints_folder": str(tmp_path / "elsewhere")})
+    folder = trained(
+        project, **{"checkpoint.second_place": "second", "checkpoints_folder": str(tmp_path / "elsewhere")}
+    )
     run = {"name": "mine", "folder": str(folder)}[by]
     assert trainer("checkpoints", "fetch", run).out.startswith(f"{tmp_path / 'second' / 'mine'}  (1, ")
     assert trainer("checkpoints", "fetch", run, "latest").code == 0
@@ -126,7 +132,9 @@ def test_a_copy_whose_manifest_is_damaged_is_never_passed_over_in_silence(tmp_pa
     assert "step-00000005" in refused(where, "latest")
 
 
-def test_a_copy_of_what_was_set_aside_as_diverged_is_not_brought_back_as_the_latest_or_the_best(tmp_path, project, store):
+def test_a_copy_of_what_was_set_aside_as_diverged_is_not_brought_back_as_the_latest_or_the_best(
+    tmp_path, project, store
+):
     where = tmp_path / "second" / "mine"
     for step, val_loss in ((5, 1.75), (10, 1.5)):
         copy_checkpoint(commit(store, step, val_loss=val_loss), str(where), keep=3)

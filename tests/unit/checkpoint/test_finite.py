@@ -37,12 +37,19 @@ def test_a_number_of_a_large_type_is_judged_wherever_it_stands(type_, value):
         numbers[:] = -1.0
         numbers[place] = value
         tensors = [Floats("a", 3, numbers.nbytes, type_)]  # at an odd address, in blocks that cut numbers in two
-        assert found(b"abc" + numbers.tobytes() + b"\xff" * 9, tensors, block=64) == (None if np.isfinite(value) else "a")
+        assert found(b"abc" + numbers.tobytes() + b"\xff" * 9, tensors, block=64) == (
+            None if np.isfinite(value) else "a"
+        )
 
 
 def test_what_lies_between_the_tensors_is_not_looked_at_and_the_first_bad_one_is_named():
     good, bad, hole = np.ones(5, "<f4").tobytes(), np.array([1, np.nan], "<f4").tobytes(), b"\xff" * 20
     content = hole + good + hole + bad + bad
-    tensors = [Floats("good", 20, 20, "F32"), Floats("worse", 68, 8, "F32"), Floats("bad", 60, 8, "F32"), Floats("empty", 60, 0, "F32")]
+    tensors = [
+        Floats("good", 20, 20, "F32"),
+        Floats("worse", 68, 8, "F32"),
+        Floats("bad", 60, 8, "F32"),
+        Floats("empty", 60, 0, "F32"),
+    ]
     assert [found(content, tensors, block) for block in (1, 7, 16, 64, 1000)] == ["bad"] * 5
     assert found(content, [tensors[0], tensors[3]]) is None

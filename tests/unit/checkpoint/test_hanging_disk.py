@@ -50,7 +50,11 @@ def disk(tmp_path):
 @pytest.fixture
 def run(store, monkeypatch, disk, tmp_path, caplog):
     caplog.set_level("INFO")
-    monkeypatch.setattr(background, "_COMMAND", (sys.executable, "-c", WRITER.format(flag=str(disk), copies=str(tmp_path / "copies hang"))))
+    monkeypatch.setattr(
+        background,
+        "_COMMAND",
+        (sys.executable, "-c", WRITER.format(flag=str(disk), copies=str(tmp_path / "copies hang"))),
+    )
     monkeypatch.setattr(checkpointer, "STILL_SECONDS", 0.4)
     monkeypatch.setattr(background, "HUNG_SECONDS", 1.0)
     small = Small(store, CheckpointConfig(second_place=str(tmp_path / "second")))
@@ -105,7 +109,9 @@ def test_a_slow_disk_that_moves_is_no_hanging_one(run, store, tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["final", "interrupt"])
-def test_a_last_save_is_made_by_the_trainer_where_the_writer_hangs_and_the_disk_answers(run, store, disk, caplog, reason):
+def test_a_last_save_is_made_by_the_trainer_where_the_writer_hangs_and_the_disk_answers(
+    run, store, disk, caplog, reason
+):
     disk.touch()
     run.save("every")
     run.step()
@@ -119,13 +125,18 @@ def test_a_last_save_is_made_by_the_trainer_where_the_writer_hangs_and_the_disk_
     run.checkpointer.end(wait_for_copies=True)
 
 
-def test_a_last_save_on_a_disk_that_does_not_answer_is_an_error_that_says_what_is_missing(run, store, disk, monkeypatch):
+def test_a_last_save_on_a_disk_that_does_not_answer_is_an_error_that_says_what_is_missing(
+    run, store, disk, monkeypatch
+):
     monkeypatch.setattr(checkpointer, "disk_answers", lambda folder: False)
     run.save("every")
     run.checkpointer.close()
     disk.touch()
     run.step()
-    with pytest.raises(CheckpointError, match="checkpoint of step 2 could not be written .*its disk does not answer.*the checkpoints before it are whole"):
+    with pytest.raises(
+        CheckpointError,
+        match="checkpoint of step 2 could not be written .*its disk does not answer.*the checkpoints before it are whole",
+    ):
         run.save("final")
     assert steps_on_disk(store) == [1]
 

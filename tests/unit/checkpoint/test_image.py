@@ -34,9 +34,15 @@ def filled(image: FileImage) -> bytes:
 def mixed_model() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 3).to(torch.bfloat16), nn.Linear(3, 1))
-    for name, dtype in (("b", torch.bool), ("u", torch.uint8), ("h", torch.float16), ("d", torch.float64), ("i", torch.int32)):
+    for name, dtype in (
+        ("b", torch.bool),
+        ("u", torch.uint8),
+        ("h", torch.float16),
+        ("d", torch.float64),
+        ("i", torch.int32),
+    ):
         model.register_buffer(name, torch.ones(3, 2).to(dtype))
-    model.register_buffer("a name with ü and \"", torch.zeros(()))
+    model.register_buffer('a name with ü and "', torch.zeros(()))
     return model
 
 

@@ -76,7 +76,9 @@ def test_what_a_verification_found_is_shown_by_the_next_listing(three):
     verification(three.folder)
     lines = listing(three.folder).splitlines()
     assert "whole, verified 0" in lines[2] and lines[2].endswith("s ago")
-    assert "DAMAGED, found 0" in lines[3] and lines[3].endswith("optimizer.bin is damaged: its bytes do not match their digest")
+    assert "DAMAGED, found 0" in lines[3] and lines[3].endswith(
+        "optimizer.bin is damaged: its bytes do not match their digest"
+    )
     flip(three.path(10) / "optimizer.bin", 3)
     verification(three.path(10))
     assert "DAMAGED" not in listing(three.folder), "the last verification counts"
@@ -170,7 +172,9 @@ def test_rules_of_the_command_line_take_the_place_of_the_settings_this_once(six)
 
 def test_nothing_is_pruned_while_another_process_writes_there(six):
     with locks.take(six.folder / ".lock"):
-        with pytest.raises(CheckpointError, match="another process writes checkpoints to .*; wait for it or stop it, or look"):
+        with pytest.raises(
+            CheckpointError, match="another process writes checkpoints to .*; wait for it or stop it, or look"
+        ):
             pruning(six.folder, dry_run=False)
         assert "3 would go" in pruning(six.folder, dry_run=True)
     assert len(six.entries()) == 6
@@ -199,7 +203,9 @@ def test_pruning_is_of_a_whole_run_and_needs_a_whole_checkpoint(six):
 
 def test_a_disk_that_refuses_is_told_in_a_sentence(six, monkeypatch):
     monkeypatch.setattr(files, "move_folder", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
-    with pytest.raises(CheckpointError, match="could not be pruned .*Read-only file system.*; mend that and prune again"):
+    with pytest.raises(
+        CheckpointError, match="could not be pruned .*Read-only file system.*; mend that and prune again"
+    ):
         pruning(six.folder, dry_run=False)
 
 
@@ -215,4 +221,6 @@ def test_pruning_by_hand_counts_on_no_checkpoint_that_is_damaged(store):
     flip(store.path(15) / "optimizer.bin")
     assert "step-00000010" not in pruning(store.folder, dry_run=True, rules={"keep_last": 1})
     pruning(store.folder, dry_run=False, rules={"keep_last": 1, "keep_best": 0})
-    assert [entry.step for entry in store.entries()] == [15, 10], "the damaged one is left alone, and the newest that is sound stays"
+    assert [entry.step for entry in store.entries()] == [15, 10], (
+        "the damaged one is left alone, and the newest that is sound stays"
+    )

@@ -35,7 +35,9 @@ def test_a_folder_where_a_trainer_lives_is_refused_with_who_it_is(folder, script
         request.getfixturevalue("without_locks")
     other, took = in_another_process(script, folder / LOCK)
     try:
-        with pytest.raises(CheckpointError, match=rf"another process is writing checkpoints .* \(process {other.pid} on "):
+        with pytest.raises(
+            CheckpointError, match=rf"another process is writing checkpoints .* \(process {other.pid} on "
+        ):
             hold(folder)
     finally:
         other.kill()
@@ -109,7 +111,13 @@ def test_a_writer_that_moves_is_waited_for_however_long_it_takes(folder, orphan)
 
 
 def test_a_writer_that_cannot_die_is_refused_with_what_to_do(folder, orphan, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match=r"was sent SIGKILL and does not die \(process .*\): it waits for a disk .*; mend that, or"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            CheckpointError,
+            match=r"was sent SIGKILL and does not die \(process .*\): it waits for a disk .*; mend that, or",
+        ),
+    ):
         patch.setattr("os.kill", lambda *_: None)
         hold(folder)
 
@@ -119,12 +127,19 @@ def test_a_writer_that_cannot_be_ended_from_here_is_refused_with_what_to_do(fold
     heir = locks.heir_of(folder / LOCK)
     locks.write_record(heir, ELSEWHERE, progress=7) if is_known else heir.unlink()
     where = "process 1 on node7" if is_known else "trainer.checkpoint.writer"
-    with pytest.raises(CheckpointError, match=rf"has moved nothing for .*: its disk may hang; mend that, or end it where it runs \({where}"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"has moved nothing for .*: its disk may hang; mend that, or end it where it runs \({where}",
+    ):
         hold(folder)
 
 
-@pytest.mark.parametrize(("is_orphan", "words"), [(True, "has moved nothing for"), (False, "another process is writing checkpoints")])
-def test_a_trainer_on_another_machine_that_holds_the_systems_lock_is_dead_when_its_writer_says_so(folder, orphan, is_orphan, words):
+@pytest.mark.parametrize(
+    ("is_orphan", "words"), [(True, "has moved nothing for"), (False, "another process is writing checkpoints")]
+)
+def test_a_trainer_on_another_machine_that_holds_the_systems_lock_is_dead_when_its_writer_says_so(
+    folder, orphan, is_orphan, words
+):
     locks.write_record(folder / LOCK, ELSEWHERE)
     locks.write_record(locks.heir_of(folder / LOCK), ELSEWHERE, progress=7, is_orphan=is_orphan)
     with pytest.raises(CheckpointError, match=words):

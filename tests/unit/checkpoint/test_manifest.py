@@ -45,11 +45,15 @@ def test_a_loss_that_is_no_number_is_not_written_as_one(tmp_path):
         ({"state": {"evaluation": {"last_step": 4, "last_loss": None}}}, (None, None, None)),
     ],
 )
-def test_the_last_validation_loss_is_stated_with_its_step_also_by_what_earlier_versions_wrote(tmp_path, facts, expected):
+def test_the_last_validation_loss_is_stated_with_its_step_also_by_what_earlier_versions_wrote(
+    tmp_path, facts, expected
+):
     write(tmp_path, manifest_of(7, **facts))
     content = json.loads((tmp_path / MANIFEST).read_text())
     if "state" in facts:  # as earlier versions wrote it, without the two fields
-        content = {key: value for key, value in content.items() if key not in ("digest", "last_val_loss", "last_val_step")}
+        content = {
+            key: value for key, value in content.items() if key not in ("digest", "last_val_loss", "last_val_step")
+        }
         (tmp_path / MANIFEST).write_text(json.dumps({**content, "digest": _digest(content)}))
     manifest = read_manifest(tmp_path)
     assert (manifest.last_val_step, manifest.last_val_loss, manifest.val_loss_words) == expected
@@ -98,7 +102,11 @@ def test_a_fact_that_a_later_version_added_is_left_out(tmp_path):
 
 
 def test_a_manifest_from_before_epochs_and_pins_reads_as_one_without(tmp_path):
-    content = {key: value for key, value in json.loads(to_json(manifest_of(7))).items() if key not in ("digest", "epoch", "pinned")}
+    content = {
+        key: value
+        for key, value in json.loads(to_json(manifest_of(7))).items()
+        if key not in ("digest", "epoch", "pinned")
+    }
     digest = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
     (tmp_path / MANIFEST).write_text(json.dumps({**content, "digest": digest}))
     manifest = read_manifest(tmp_path)
@@ -114,10 +122,22 @@ def test_the_digest_of_the_content_is_of_the_files_and_no_pin_changes_it():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("sequences", None), ("step", "300"), ("tokens", 1.5), ("loss", "x"), ("val_loss", True), ("epoch", "1"), ("created", "yesterday"), ("files", None),
-        ("files", [1]), ("files", {"a": 1}), ("files", {"a": {"bytes": "1", "xxh3_128": ""}}), ("state", [1]), ("state", {"guard": None}), ("identity", 3),
+        ("sequences", None),
+        ("step", "300"),
+        ("tokens", 1.5),
+        ("loss", "x"),
+        ("val_loss", True),
+        ("epoch", "1"),
+        ("created", "yesterday"),
+        ("files", None),
+        ("files", [1]),
+        ("files", {"a": 1}),
+        ("files", {"a": {"bytes": "1", "xxh3_128": ""}}),
+        ("state", [1]),
+        ("state", {"guard": None}),
+        ("identity", 3),
     ],
-)  # fmt: skip
+)
 def test_a_manifest_of_another_form_is_damaged_and_in_nobodys_way(store, key, value):
     for step in (5, 10):
         commit(store, step, val_loss=float(step))

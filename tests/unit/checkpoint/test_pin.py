@@ -71,7 +71,9 @@ def test_a_checkpoint_that_is_pruned_while_it_is_pinned_is_told(three, monkeypat
         real(argument)
 
     monkeypatch.setattr(files, moment, pruned_first)
-    with pytest.raises(CheckpointError, match="was removed just now, by a trainer that prunes, and nothing was changed; see what"):
+    with pytest.raises(
+        CheckpointError, match="was removed just now, by a trainer that prunes, and nothing was changed; see what"
+    ):
         set_pinned(three.folder, "1", pinned=True)
     assert names(three.folder) == ["step-00000002", "step-00000003"]
 
@@ -102,6 +104,8 @@ def test_a_checkpoint_that_is_not_whole_is_not_pinned_but_loses_its_pin(three):
 def test_a_manifest_that_cannot_be_written_is_told(three, monkeypatch):
     before = (three.path(2) / MANIFEST).read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(CheckpointError, match="cannot be rewritten .*No space left on device.*; mend that and try again"):
+    with pytest.raises(
+        CheckpointError, match="cannot be rewritten .*No space left on device.*; mend that and try again"
+    ):
         set_pinned(three.folder, "2", pinned=True)
     assert (three.path(2) / MANIFEST).read_bytes() == before and len(names(three.folder)) == 3

@@ -16,7 +16,9 @@ def three(store):
     return store
 
 
-@pytest.mark.parametrize(("wanted", "left"), [("10", [15, 5]), ("latest", [10, 5]), ("best", [15, 10]), ("00005", [15, 10])])
+@pytest.mark.parametrize(
+    ("wanted", "left"), [("10", [15, 5]), ("latest", [10, 5]), ("best", [15, 10]), ("00005", [15, 10])]
+)
 def test_the_checkpoint_that_is_named_goes_and_the_links_follow(three, wanted, left):
     remove(three.folder, wanted)
     assert [entry.step for entry in three.entries()] == left

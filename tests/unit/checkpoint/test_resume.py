@@ -109,7 +109,12 @@ def test_a_path_is_that_folder(store, tmp_path):
 def test_a_checkpoint_to_read_is_located_by_folder_or_by_word(store):
     for step, val_loss in ((5, 1.0), (10, 2.0)):
         commit(store, step, val_loss=val_loss)
-    places = ((store.path(5), "latest", 5), (store.folder, "latest", 10), (store.folder, "best", 5), (store.folder, "05", 5))
+    places = (
+        (store.path(5), "latest", 5),
+        (store.folder, "latest", 10),
+        (store.folder, "best", 5),
+        (store.folder, "05", 5),
+    )
     for folder, word, step in places:
         located = locate(folder, word)
         assert (located.path, located.manifest.step, located.passed_over) == (store.path(step), step, {})
@@ -129,7 +134,9 @@ def harm(path, how):
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "manifest"])
-def test_a_damaged_checkpoint_that_was_named_is_refused_with_the_next_one_and_latest_tells_what_it_passes_over(store, how):
+def test_a_damaged_checkpoint_that_was_named_is_refused_with_the_next_one_and_latest_tells_what_it_passes_over(
+    store, how
+):
     for step, val_loss in ((5, 3.0), (10, 2.0), (15, 2.5), (20, 1.0)):
         commit(store, step, val_loss=val_loss)
     harm(store.path(20), how)
@@ -152,7 +159,10 @@ def test_nothing_is_located_where_there_is_nothing(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoints; train first"):
         locate(tmp_path, "latest")
     (tmp_path / "config.json").touch()
-    with pytest.raises(CheckpointError, match="is an exported model, which transformers opens; this reads checkpoints: give the run's name"):
+    with pytest.raises(
+        CheckpointError,
+        match="is an exported model, which transformers opens; this reads checkpoints: give the run's name",
+    ):
         locate(tmp_path, "latest")
 
 
@@ -204,7 +214,9 @@ def test_going_back_to_what_was_pruned_since_is_not_refused_once_the_run_has_gon
 def test_a_run_that_stands_beyond_max_steps_is_refused_before_a_launch(store, wanted):
     commit(store, 10, val_loss=1.0)
     check(store, wanted, 10, store.folder)
-    with pytest.raises(CheckpointError, match="max_steps is 9, and the run stands at step 10 already.*launch.sh finish .*run"):
+    with pytest.raises(
+        CheckpointError, match="max_steps is 9, and the run stands at step 10 already.*launch.sh finish .*run"
+    ):
         check(store, wanted, 9, store.folder)
     commit(store, 20, val_loss=2.0)
     check(store, "10", 15, store.folder)

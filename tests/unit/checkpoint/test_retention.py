@@ -48,8 +48,9 @@ def test_the_newest_is_kept_whatever_the_policy_says():
 
 def test_a_final_checkpoint_says_that_it_is():
     assert tiers([manifest_of(1, reason="final"), manifest_of(2, reason="interrupt")], Policy(2, 0)) == {
-        2: ["latest", "rolling", "interrupt"], 1: ["rolling"],
-    }  # fmt: skip
+        2: ["latest", "rolling", "interrupt"],
+        1: ["rolling"],
+    }
 
 
 def test_nothing_is_kept_of_nothing():
@@ -84,8 +85,12 @@ def test_one_checkpoint_is_kept_for_several_reasons():
         manifest_of(30, epoch=3, val_loss=2.0, reason="interrupt"),
     ]
     assert tiers(manifests, Policy(1, 1, keep_every_steps=10, keep_epochs=2)) == {
-        30: ["latest", "rolling", "every", "epoch", "interrupt"], 22: ["epoch", "pinned"], 20: ["every"], 15: [], 10: ["every", "best"],
-    }  # fmt: skip
+        30: ["latest", "rolling", "every", "epoch", "interrupt"],
+        22: ["epoch", "pinned"],
+        20: ["every"],
+        15: [],
+        10: ["every", "best"],
+    }
 
 
 def test_a_policy_is_what_the_settings_say():
@@ -149,12 +154,19 @@ def test_a_reason_is_told_in_words_with_figures():
 def test_a_bound_that_cannot_hold_what_is_never_removed_is_told_with_figures():
     policy = Policy(3, 2, max_disk_bytes=409)
     told = shortage(HOLDING, policy, in_flight_bytes=100)
-    for words in ("max_disk_bytes is 409 bytes, and 410 bytes are needed", "300 bytes for the newest", "steps 1, 5, 9", "to 410 or more"):
+    for words in (
+        "max_disk_bytes is 409 bytes, and 410 bytes are needed",
+        "300 bytes for the newest",
+        "steps 1, 5, 9",
+        "to 410 or more",
+    ):
         assert words in told
     assert "\n" not in told
     assert shortage(HOLDING, Policy(3, 2, max_disk_bytes=410), in_flight_bytes=100) is None
     assert shortage(HOLDING, Policy(3, 2), in_flight_bytes=10**18) is None
-    assert "are needed: 0 bytes for the newest" in shortage(Holding([], {}), Policy(1, 1, max_disk_bytes=5), in_flight_bytes=6)
+    assert "are needed: 0 bytes for the newest" in shortage(
+        Holding([], {}), Policy(1, 1, max_disk_bytes=5), in_flight_bytes=6
+    )
 
 
 def test_how_much_a_run_needs_and_keeps_is_known_in_advance():
@@ -165,7 +177,11 @@ def test_how_much_a_run_needs_and_keeps_is_known_in_advance():
 
 def going(step, usual, **facts):
     """A manifest whose run had its last usual loss at step `usual`."""
-    return manifest_of(step, state={"guard": {"in_all": 0, "usual": {"step": usual, "losses": [], "unusual_in_a_row": step - usual}}}, **facts)
+    return manifest_of(
+        step,
+        state={"guard": {"in_all": 0, "usual": {"step": usual, "losses": [], "unusual_in_a_row": step - usual}}},
+        **facts,
+    )
 
 
 def test_what_is_saved_after_losses_became_unusual_pushes_the_last_one_from_before_not_out():
@@ -176,7 +192,9 @@ def test_what_is_saved_after_losses_became_unusual_pushes_the_last_one_from_befo
         there = [manifest for manifest in there if kept[manifest.step]]
     assert [manifest.step for manifest in there] == [30, 80, 90] and kept[30] == ["rolling"]
     assert sum(map(bool, tiers([going(10, 10), going(20, 20), going(30, 30), going(40, 40)], policy).values())) == 3
-    assert tiers([going(10, 10), going(20, 10)], Policy(1, 0))[10] == [], "one that is not known to be sound, where one is kept"
+    assert tiers([going(10, 10), going(20, 10)], Policy(1, 0))[10] == [], (
+        "one that is not known to be sound, where one is kept"
+    )
 
 
 def test_a_bound_takes_the_last_one_from_before_losses_became_unusual_last():
@@ -188,4 +206,6 @@ def test_a_bound_takes_the_last_one_from_before_losses_became_unusual_last():
 
 def test_what_copies_hold_counts_among_what_is_kept_at_once():
     assert most_kept(Policy(3, 1), 100, has_copies=True) == most_kept(Policy(3, 1), 100) + 2
-    assert most_kept(Policy(3, 1, max_disk_bytes=9), 100, has_copies=True) == most_kept(Policy(3, 1), 100), "a bound goes before them"
+    assert most_kept(Policy(3, 1, max_disk_bytes=9), 100, has_copies=True) == most_kept(Policy(3, 1), 100), (
+        "a bound goes before them"
+    )

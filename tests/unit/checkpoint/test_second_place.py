@@ -175,7 +175,9 @@ def test_a_place_that_fails_raises_one_kind_of_error(store, where, monkeypatch):
     for method in ("sweep", "steps", "begin", "write", "read", "flushed", "commit"):
         with monkeypatch.context() as patch:
             patch.setattr(place, method, lambda *_: (_ for _ in ()).throw(Throttled("slow down")))
-            with pytest.raises(CheckpointError, match=r"could not be copied to .* \(Throttled: slow down\); look whether"):
+            with pytest.raises(
+                CheckpointError, match=r"could not be copied to .* \(Throttled: slow down\); look whether"
+            ):
                 copy_checkpoint(checkpoint, where, keep=3)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="nosuch://x cannot be opened"):
@@ -226,7 +228,9 @@ def test_what_is_not_there_cannot_be_fetched_and_the_steps_that_are_there_are_to
         fetch_checkpoint(where, tmp_path)
     for step in (5, 10):
         copy_checkpoint(commit(store, step), where, keep=3)
-    with pytest.raises(CheckpointError, match="there is no checkpoint of step 7 in .*; it holds the steps 10, 5: give one"):
+    with pytest.raises(
+        CheckpointError, match="there is no checkpoint of step 7 in .*; it holds the steps 10, 5: give one"
+    ):
         fetch_checkpoint(where, tmp_path, 7)
 
 

@@ -16,7 +16,11 @@ FACTS = {
     "validation": "abc",
     "world_size": 4,
     "precision": "bf16",
-    "precision_facts": {"asked": "fp8", "sentence": f"precision: bf16 instead of fp8, because {'of this ' * 9}", "bf16_since_step": None},
+    "precision_facts": {
+        "asked": "fp8",
+        "sentence": f"precision: bf16 instead of fp8, because {'of this ' * 9}",
+        "bf16_since_step": None,
+    },
 }
 
 
@@ -36,10 +40,24 @@ def two(store):
 def test_everything_that_a_manifest_says_is_shown(two):
     text = show(two.folder, "latest")
     for words in (
-        str(two.path(10)), "latest, rolling, best, pinned", "whole, never verified", "periodic", "step 10, 40 sequences, 320 tokens",
-        "2.2500, on validation data abc", "world_size 4, precision bf16", "seed", "x" * 57 + "...", "rope.theta", "progress.step", "2.11",
-        "model.safetensors", "xxh3-128", f"bf16 instead of fp8, because {'of this ' * 9}".strip(), "asked", "bf16_since_step",
-    ):  # fmt: skip
+        str(two.path(10)),
+        "latest, rolling, best, pinned",
+        "whole, never verified",
+        "periodic",
+        "step 10, 40 sequences, 320 tokens",
+        "2.2500, on validation data abc",
+        "world_size 4, precision bf16",
+        "seed",
+        "x" * 57 + "...",
+        "rope.theta",
+        "progress.step",
+        "2.11",
+        "model.safetensors",
+        "xxh3-128",
+        f"bf16 instead of fp8, because {'of this ' * 9}".strip(),
+        "asked",
+        "bf16_since_step",
+    ):
         assert words in text, words
     older = show(two.folder, "5")
     assert "at the end of epoch 1" in older and "not evaluated" in older
@@ -66,7 +84,7 @@ def test_what_differs_between_two_checkpoints_is_told_and_nothing_else(two):
     assert lines["state.progress.step"][1:] == ["5", "10"] and lines["val_loss"][1:] == ["null", "2.25"]
     assert "differs (same size); 1 of 2 tensors differ: b" in " ".join(lines["model.safetensors"])
     assert lines["optimizer.bin"] == ["optimizer.bin", "equal"]
-    assert not {"seed", "identity.seed", "seed", "world_size", "micro_batch"} & lines.keys()
+    assert not {"seed", "identity.seed", "world_size", "micro_batch"} & lines.keys()
 
 
 def test_a_checkpoint_does_not_differ_from_itself(two, tmp_path):

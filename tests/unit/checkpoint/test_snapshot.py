@@ -106,7 +106,9 @@ def test_a_snapshot_for_which_too_little_memory_was_set_aside_is_refused(trained
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_memory_that_cannot_be_pinned_is_told_and_leaves_no_error_behind_for_the_next_kernel(monkeypatch, caplog, refused):
+def test_memory_that_cannot_be_pinned_is_told_and_leaves_no_error_behind_for_the_next_kernel(
+    monkeypatch, caplog, refused
+):
     """As CUDA does it: a refusal stays its last error until something asks for that, and what asks first is a kernel's start."""
     pending, kernels = [], []
 

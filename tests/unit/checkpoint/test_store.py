@@ -126,8 +126,13 @@ def test_a_bound_holds_with_one_more_and_the_reasons_are_told(store):
     one = folder_bytes(store.path(6))
     going = store.prune(Policy(4, 0, max_disk_bytes=4 * one + 100))
     assert [name for name, _ in going] == [
-        "step-00000001", "step-00000002", ".damaged-step-00000009", ".abandoned-step-00000007", "step-00000003", "step-00000004",
-    ]  # fmt: skip
+        "step-00000001",
+        "step-00000002",
+        ".damaged-step-00000009",
+        ".abandoned-step-00000007",
+        "step-00000003",
+        "step-00000004",
+    ]
     assert going[-1][1].startswith("max_disk_bytes: ")
     assert store.num_bytes() + one <= 4 * one + 100 and (store.folder / ".abandoned-step-00000008").is_dir()
     assert store.shortage(Policy(4, 0, max_disk_bytes=4 * one + 100)) is None
@@ -137,9 +142,14 @@ def test_a_bound_holds_with_one_more_and_the_reasons_are_told(store):
 
 def test_folders_set_aside_come_the_least_worth_keeping_first(store):
     names = [
-        ".damaged-step-00000010", ".damaged-step-00000010-2", ".damaged-step-00000011", ".diverged-step-00000003",
-        ".abandoned-step-00000002", ".abandoned-step-00000010", ".abandoned-step-00000010-10",
-    ]  # fmt: skip
+        ".damaged-step-00000010",
+        ".damaged-step-00000010-2",
+        ".damaged-step-00000011",
+        ".diverged-step-00000003",
+        ".abandoned-step-00000002",
+        ".abandoned-step-00000010",
+        ".abandoned-step-00000010-10",
+    ]
     for name in reversed(names):
         (store.folder / name).mkdir(parents=True)
     (store.folder / ".removing-step-00000001").mkdir()

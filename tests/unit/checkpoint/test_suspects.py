@@ -36,7 +36,19 @@ def test_the_trainers_own_failures_count(cause):
 
 @pytest.mark.parametrize(
     "cause",
-    ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "disk", "refusal", "finished", "interrupted", "diverged", "peer", "unknown"],
+    [
+        "SIGKILL",
+        "SIGTERM",
+        "SIGINT",
+        "SIGHUP",
+        "disk",
+        "refusal",
+        "finished",
+        "interrupted",
+        "diverged",
+        "peer",
+        "unknown",
+    ],
 )
 def test_other_ends_never_count_and_do_not_break_a_row_before_its_step(cause):
     assert suspects(story(*[launch(30, (cause, 37))] * 9)) == {}
@@ -110,4 +122,6 @@ def test_a_death_without_words_is_told_by_its_cause():
 def test_when_all_are_suspect_the_error_says_that_the_cause_is_elsewhere(tmp_path):
     text = all_suspect_text(tmp_path, {20: "died b", 30: "died a"})
     assert "holds 2 sound checkpoints and all are suspect (step 30: died a; step 20: died b)" in text
-    assert "the cause is then not in the checkpoints" in text and "resume_from_checkpoint=30" in text and "\n" not in text
+    assert (
+        "the cause is then not in the checkpoints" in text and "resume_from_checkpoint=30" in text and "\n" not in text
+    )

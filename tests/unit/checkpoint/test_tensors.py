@@ -26,7 +26,10 @@ def test_a_tensor_differs_by_a_bit_a_shape_a_dtype_or_by_not_being_there(tmp_pat
     late[-1] = 1 + 2**-23
     assert differing_tensors(a, write(tmp_path / "b", b=late)) == (["b"], 3)
     assert differing_tensors(a, write(tmp_path / "b", a=torch.arange(12.0).reshape(4, 3))) == (["a"], 3)
-    assert differing_tensors(a, write(tmp_path / "b", a=torch.arange(12.0).reshape(3, 4).view(torch.int32))) == (["a"], 3)
+    assert differing_tensors(a, write(tmp_path / "b", a=torch.arange(12.0).reshape(3, 4).view(torch.int32))) == (
+        ["a"],
+        3,
+    )
     assert differing_tensors(a, write(tmp_path / "b", c=None, d=torch.ones(1))) == (["c", "d"], 4)
 
 
@@ -44,9 +47,19 @@ def header(content):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"abc", b"\xff" * 8, header(b"{"), header([1]), header({"a": 1}), header({"a": {}}), header({"a": {"data_offsets": ["x"]}}),
-     header(b"[" * 50_000), (100).to_bytes(8, "little") + b"{}"],
-)  # fmt: skip
+    [
+        b"",
+        b"abc",
+        b"\xff" * 8,
+        header(b"{"),
+        header([1]),
+        header({"a": 1}),
+        header({"a": {}}),
+        header({"a": {"data_offsets": ["x"]}}),
+        header(b"[" * 50_000),
+        (100).to_bytes(8, "little") + b"{}",
+    ],
+)
 def test_what_is_no_safetensors_file_is_a_value_error(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     for first, second in ((tmp_path / "a", write(tmp_path / "b")), (tmp_path / "b", tmp_path / "a")):

@@ -36,12 +36,31 @@ LINE = {"step": 1, "digest": "0", "when": "2026-01-01T00:00:00+00:00", "problems
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"\xff\xfe\x00", b"null", b"[1]", b'"text"', b"{}", b"{", b"[" * 100_000,
-     *(json.dumps({**LINE, **change}).encode() for change in (
-         {"step": None}, {"step": 1e999}, {"digest": 3}, {"digest": []}, {"when": "yesterday"}, {"when": 5}, {"when": "2026-01-01"},
-         {"problems": None}, {"problems": "text"},
-     ))],
-)  # fmt: skip
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"null",
+        b"[1]",
+        b'"text"',
+        b"{}",
+        b"{",
+        b"[" * 100_000,
+        *(
+            json.dumps({**LINE, **change}).encode()
+            for change in (
+                {"step": None},
+                {"step": 1e999},
+                {"digest": 3},
+                {"digest": []},
+                {"when": "yesterday"},
+                {"when": 5},
+                {"when": "2026-01-01"},
+                {"problems": None},
+                {"problems": "text"},
+            )
+        ),
+    ],
+)
 def test_a_line_that_cannot_be_read_is_left_out(verified, damage):
     store, manifests = verified
     content = (store.folder / RECORD).read_bytes()

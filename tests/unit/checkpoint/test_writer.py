@@ -35,9 +35,16 @@ def hello(store, tmp_path):
     """What a writer is told first; its trainer is not this process's parent, so it is taken for dead as soon as it is silent."""
     (tmp_path / "metrics.jsonl").touch()
     return {
-        "folder": str(store.folder), "policy": {"keep_last": 2, "keep_best": 1}, "slots": [], "slot_bytes": 8192, "second_place": None,
-        "run_folder": str(tmp_path), "curve": str(tmp_path / "metrics.jsonl"), "mark": str(tmp_path / ".saved"), "pid": -1,
-    }  # fmt: skip
+        "folder": str(store.folder),
+        "policy": {"keep_last": 2, "keep_best": 1},
+        "slots": [],
+        "slot_bytes": 8192,
+        "second_place": None,
+        "run_folder": str(tmp_path),
+        "curve": str(tmp_path / "metrics.jsonl"),
+        "mark": str(tmp_path / ".saved"),
+        "pid": -1,
+    }
 
 
 def writer_over(channel, hello, num_slots=2):

@@ -42,14 +42,18 @@ def test_bins_do_not_depend_on_how_the_file_is_cut_into_chunks(tmp_path, monkeyp
     monkeypatch.setattr("trainer.metrics.curves._BLOCK_BYTES", 50)
     parts = read(folder)
     assert parts.sums["loss"].tolist() == whole.sums["loss"].tolist() and parts.seconds == pytest.approx(whole.seconds)
-    assert parts.digests == whole.digests and parts.evaluations == whole.evaluations == [Evaluation(100_000, {"val_loss": 3.0})]
+    assert parts.digests == whole.digests and parts.evaluations == whole.evaluations == [
+        Evaluation(100_000, {"val_loss": 3.0})
+    ]
 
 
 def test_a_damaged_line_and_one_cut_short_are_left_out_and_those_around_them_count(tmp_path):
     folder = write_run(tmp_path, "a", [3.0, 2.0, 1.0])
     path = folder / "metrics.jsonl"
     first, second, third = path.read_text().splitlines(keepends=True)
-    path.write_text(first + "\n" + second[:20] + "\n" + '["no record"]\n' + third + '{"step": 4, "tokens": 4000, "loss": 0.5}')
+    path.write_text(
+        first + "\n" + second[:20] + "\n" + '["no record"]\n' + third + '{"step": 4, "tokens": 4000, "loss": 0.5}'
+    )
     curve = read(folder)
     assert last_tokens(folder) == 3000
     assert curve.num_steps == 2 and curve.mean("loss")[curve.counts > 0].tolist() == [3.0, 1.0]
@@ -65,7 +69,10 @@ def test_a_loss_that_is_not_finite_is_counted_and_in_no_mean(tmp_path):
 
 def test_keys_that_nobody_knows_and_keys_that_are_absent_do_no_harm(tmp_path):
     folder = write_run(tmp_path, "a", [])
-    records = [{"step": 1, "tokens": 10, "loss": 2.0, "time/data_seconds": 0.1, "odd": {"x": [1]}}, {"step": 1, "memory/peak_bytes": 5}]
+    records = [
+        {"step": 1, "tokens": 10, "loss": 2.0, "time/data_seconds": 0.1, "odd": {"x": [1]}},
+        {"step": 1, "memory/peak_bytes": 5},
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     curve = read(folder)
     assert curve.num_steps == 1 and curve.seconds is None and curve.medians == {"tokens_per_second": None, "mfu": None}
@@ -97,5 +104,18 @@ def test_a_long_run_is_read_from_its_index_and_comes_to_the_same(tmp_path, monke
         np.testing.assert_allclose(getattr(found, name), getattr(read_whole, name), err_msg=name)
     for metric, sums in read_whole.sums.items():
         np.testing.assert_allclose(found.sums[metric], sums, err_msg=metric)
-    for name in ("num_steps", "last_tokens", "last_finite_tokens", "seconds", "num_unfinite", "medians", "digests", "evaluations"):
-        assert getattr(found, name) == pytest.approx(getattr(read_whole, name)) if name in ("seconds", "medians") else getattr(found, name) == getattr(read_whole, name)
+    for name in (
+        "num_steps",
+        "last_tokens",
+        "last_finite_tokens",
+        "seconds",
+        "num_unfinite",
+        "medians",
+        "digests",
+        "evaluations",
+    ):
+        assert (
+            getattr(found, name) == pytest.approx(getattr(read_whole, name))
+            if name in ("seconds", "medians")
+            else getattr(found, name) == getattr(read_whole, name)
+        )

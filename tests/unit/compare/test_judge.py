@@ -38,7 +38,9 @@ def test_two_runs_that_differ_in_the_seed_alone_are_the_measure_of_noise_however
         for name, seed, level, evaluated in (("a", 1, 0.0, evaluations[0]), ("b", 2, offset, evaluations[1]))
     )
     (found,) = compared(a, b).pairs
-    assert found.verdict == "no difference" and {judged.verdict for judged in found.judged.values()} == {"no difference"}
+    assert found.verdict == "no difference" and {judged.verdict for judged in found.judged.values()} == {
+        "no difference"
+    }
     assert found.judged["loss"].spread.measured_on == ("a", "b") and "differ in their seed alone" in found.notes[0]
     assert ("more than runs of one recipe are assumed" in found.notes[0]) == (abs(offset) == 0.5)
     other = write_run(tmp_path, "other", losses(seed=1) + offset, seed=3, settings={"optimizer": {"lr": 0.1}})
@@ -53,16 +55,31 @@ def test_one_recipe_and_one_seed_that_end_apart_are_not_excused_by_themselves(tm
 
 @pytest.mark.parametrize(
     ("training", "held_out", "verdict"),
-    [(0.5, 0.5, "worse"), (-0.5, -0.5, "better"), (0.5, 0.0, "mixed"), (0.5, -0.5, "mixed"), (0.0, 0.5, "mixed"), (0.0, 0.0, "no difference")],
+    [
+        (0.5, 0.5, "worse"),
+        (-0.5, -0.5, "better"),
+        (0.5, 0.0, "mixed"),
+        (0.5, -0.5, "mixed"),
+        (0.0, 0.5, "mixed"),
+        (0.0, 0.0, "no difference"),
+    ],
 )
 @pytest.mark.parametrize(("what", "named"), [("val_loss", "validation loss"), ("bits_per_byte", "bits a byte")])
 def test_a_verdict_that_the_validation_loss_does_not_share_says_so(tmp_path, training, held_out, verdict, what, named):
-    settings = {"optimizer": {"lr": 0.1}, **({} if what == "val_loss" else {"sequence_length": 77})}  # nats of another cut do not compare
+    settings = {
+        "optimizer": {"lr": 0.1},
+        **({} if what == "val_loss" else {"sequence_length": 77}),
+    }  # nats of another cut do not compare
     steps = (170, 180, 190, 200)
     a = write_run(tmp_path, "a", losses(seed=1), evaluations={step: {what: 3.0 + step / 1e5} for step in steps})
     b = write_run(
-        tmp_path, "b", losses(seed=1) + training + 1e-6, seed=2, settings=settings, evaluations={step: {what: 3.0001 + held_out + step / 1e5} for step in steps}
-    )  # fmt: skip
+        tmp_path,
+        "b",
+        losses(seed=1) + training + 1e-6,
+        seed=2,
+        settings=settings,
+        evaluations={step: {what: 3.0001 + held_out + step / 1e5} for step in steps},
+    )
     (found,) = compared(a, b).pairs
     headline = sentences(found)[0]
     assert list(found.judged) == ["loss", what]
@@ -91,7 +108,10 @@ def test_two_runs_that_diverged_are_judged_by_what_they_did_before(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_run_without_a_finite_loss_does_not_widen_the_noise_of_the_others(tmp_path):
-    a, b = write_run(tmp_path, "a", losses()), write_run(tmp_path, "b", losses() + 0.3, settings={"optimizer": {"lr": 0.002}})
+    a, b = (
+        write_run(tmp_path, "a", losses()),
+        write_run(tmp_path, "b", losses() + 0.3, settings={"optimizer": {"lr": 0.002}}),
+    )
     alone = compared(a, b).pairs[0]
     among = compared(a, b, write_run(tmp_path, "broken", broken_from(0))).pairs[0]
     assert among.verdict == "worse" and among.judged["loss"].gap == alone.judged["loss"].gap
@@ -141,7 +161,9 @@ def test_seeds_among_the_runs_measure_the_noise(tmp_path):
     among = compared(folders[0], other, *folders[1:])
     assert among.pairs[0].verdict == "no difference"
     assert among.pairs[0].judged["loss"].spread.measured_on == ("seed1", "seed2", "seed3")
-    assert among.pairs[1].judged["loss"].spread.measured_on == ("seed1", "seed2", "seed3"), "seeds are the measure, the judged one too"
+    assert among.pairs[1].judged["loss"].spread.measured_on == ("seed1", "seed2", "seed3"), (
+        "seeds are the measure, the judged one too"
+    )
 
 
 def test_runs_of_other_batch_sizes_are_compared_at_equal_tokens(tmp_path):
@@ -160,7 +182,9 @@ def test_a_longer_run_is_compared_over_what_both_have_and_that_is_said(tmp_path)
 
 
 def test_schedules_that_differ_are_told(tmp_path):
-    (note,) = pair(tmp_path, losses(), losses(), settings={"max_steps": 900, "schedule": {"name": "wsd", "warmup_steps": 5}}).notes
+    (note,) = pair(
+        tmp_path, losses(), losses(), settings={"max_steps": 900, "schedule": {"name": "wsd", "warmup_steps": 5}}
+    ).notes
     assert "different schedules (max_steps 200 and 900, schedule.name cosine and wsd)" in note
 
 
@@ -169,7 +193,9 @@ def test_losses_that_are_not_finite_are_told(tmp_path):
     broken = values.copy()
     broken[50] = np.inf
     found = pair(tmp_path, values, broken)
-    assert found.judged["loss"].gap.value == 0.0 and found.notes == ["b has 1 step whose loss is not finite, left out of every mean"]
+    assert found.judged["loss"].gap.value == 0.0 and found.notes == [
+        "b has 1 step whose loss is not finite, left out of every mean"
+    ]
 
 
 def test_a_run_of_a_few_steps_is_not_judged(tmp_path):
@@ -189,7 +215,9 @@ def test_validation_losses_are_judged_by_themselves(tmp_path):
     judged = compared(*folders).pairs[0].judged
     assert judged["loss"].verdict == "no difference"
     assert judged["val_loss"].verdict == "worse" and judged["val_loss"].gap.value == pytest.approx(0.2)
-    assert judged["val_loss"].over == "2 evaluations up to 200k tokens" and judged["bits_per_byte"].gap.value == pytest.approx(0.1)
+    assert judged["val_loss"].over == "2 evaluations up to 200k tokens" and judged[
+        "bits_per_byte"
+    ].gap.value == pytest.approx(0.1)
 
 
 def test_evaluations_at_other_tokens_are_compared_in_between(tmp_path):
@@ -201,22 +229,40 @@ def test_evaluations_at_other_tokens_are_compared_in_between(tmp_path):
 
 def test_other_tokenizers_compare_in_bits_a_byte_of_the_same_text(tmp_path):
     a = write_run(tmp_path, "a", losses(), evaluations=evaluated({200: 3.0}))
-    b = write_run(tmp_path, "b", 2 * losses(), evaluations={200: {"val_loss": 6.0, "bits_per_byte": 1.8}}, settings={"data": {"corpus": "plays", "tokenizer": "bytes"}})
+    b = write_run(
+        tmp_path,
+        "b",
+        2 * losses(),
+        evaluations={200: {"val_loss": 6.0, "bits_per_byte": 1.8}},
+        settings={"data": {"corpus": "plays", "tokenizer": "bytes"}},
+    )
     found = compared(a, b).pairs[0]
     assert list(found.judged) == ["bits_per_byte"] and found.verdict == "worse" and found.segments == []
-    assert "different tokenizers: their nats a token do not compare, and bits a byte stand in for them" in found.notes[0]
+    assert (
+        "different tokenizers: their nats a token do not compare, and bits a byte stand in for them" in found.notes[0]
+    )
 
 
 def test_other_tokenizers_on_other_text_cannot_be_judged(tmp_path):
     a = write_run(tmp_path, "a", losses(), evaluations=evaluated({200: 3.0}))
-    b = write_run(tmp_path, "b", losses(), evaluations=evaluated({200: 3.0}), settings={"data": {"corpus": "poems", "tokenizer": "bytes"}})
+    b = write_run(
+        tmp_path,
+        "b",
+        losses(),
+        evaluations=evaluated({200: 3.0}),
+        settings={"data": {"corpus": "poems", "tokenizer": "bytes"}},
+    )
     found = compared(a, b).pairs[0]
-    assert found.verdict == "cannot be judged" and "no bits a byte of the same text are known for both" in found.notes[0]
+    assert (
+        found.verdict == "cannot be judged" and "no bits a byte of the same text are known for both" in found.notes[0]
+    )
 
 
 def test_other_training_data_leave_the_validation_loss_where_that_is_the_same(tmp_path):
     shards = {"train": ["more.bin"], "validation": ["held.bin"], "tokenizer": "gpt2"}
-    a = write_run(tmp_path, "a", losses(), evaluations=evaluated({200: 3.0}), settings={"data": {**shards, "train": ["less.bin"]}})
+    a = write_run(
+        tmp_path, "a", losses(), evaluations=evaluated({200: 3.0}), settings={"data": {**shards, "train": ["less.bin"]}}
+    )
     b = write_run(tmp_path, "b", losses(), evaluations=evaluated({200: 2.5}), settings={"data": shards})
     found = compared(a, b).pairs[0]
     assert "loss" not in found.judged and found.verdict == "better" and "trained on different data" in found.notes[0]
@@ -224,7 +270,9 @@ def test_other_training_data_leave_the_validation_loss_where_that_is_the_same(tm
 
 def test_other_held_out_data_leave_the_training_loss(tmp_path):
     a = write_run(tmp_path, "a", losses(), evaluations=evaluated({200: 3.0}))
-    b = write_run(tmp_path, "b", losses(), evaluations=evaluated({200: 2.5}), settings={"evaluation": {"num_sequences": 9}})
+    b = write_run(
+        tmp_path, "b", losses(), evaluations=evaluated({200: 2.5}), settings={"evaluation": {"num_sequences": 9}}
+    )
     found = compared(a, b).pairs[0]
     assert list(found.judged) == ["loss"] and found.verdict == "no difference"
     assert found.notes == ["a and b were validated on different data: their validation losses do not compare"]
@@ -254,7 +302,10 @@ def test_losses_by_hours_have_no_row_in_which_no_run_has_a_step(tmp_path):
 
 def test_losses_by_hours_are_at_equal_time(tmp_path):
     values = losses(80, noise=0.0)
-    slow, fast = curve_of(tmp_path / "slow", values, step_seconds=36.0), curve_of(tmp_path / "fast", values, step_seconds=18.0)
+    slow, fast = (
+        curve_of(tmp_path / "slow", values, step_seconds=36.0),
+        curve_of(tmp_path / "fast", values, step_seconds=18.0),
+    )
     rows = losses_by_hours([slow, fast], 4)
     assert [hours for hours, _ in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert rows[0][1] == pytest.approx([values[:10].mean(), values[:20].mean()])
@@ -264,5 +315,7 @@ def test_losses_by_hours_are_at_equal_time(tmp_path):
 
 def test_the_time_to_a_loss_is_when_it_was_first_reached(tmp_path):
     curve = curve_of(tmp_path, np.linspace(5, 1, 101))
-    assert hours_to_reach(curve, 3.0) == pytest.approx(0.55, abs=0.01)  # the mean of eight steps is there half of them later
+    assert hours_to_reach(curve, 3.0) == pytest.approx(
+        0.55, abs=0.01
+    )  # the mean of eight steps is there half of them later
     assert hours_to_reach(curve, 0.5) is None

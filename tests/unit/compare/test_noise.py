@@ -27,7 +27,9 @@ def test_blocks_that_remember_have_a_larger_error():
     for number, kick in enumerate(np.random.default_rng(0).normal(0, 1, 19_999), start=1):
         blocks[number] = 0.5 * blocks[number - 1] + kick
     error, dof = standard_error(blocks)
-    assert error == pytest.approx(blocks.std() * math.sqrt(3 / 20_000), rel=0.05) and dof == pytest.approx(20_000 / 3, rel=0.1)
+    assert error == pytest.approx(blocks.std() * math.sqrt(3 / 20_000), rel=0.05) and dof == pytest.approx(
+        20_000 / 3, rel=0.1
+    )
 
 
 def test_blocks_that_swing_back_and_forth_are_not_more_certain_than_independent_ones():
@@ -50,7 +52,9 @@ def test_the_band_has_both_parts():
     window, both = gap(blocks, 3.0, NONE), gap(blocks, 3.0, Spread(0.01, 4))
     assert window.value == both.value == pytest.approx(0.5, abs=0.1) and window.window_error == both.window_error
     assert window.band == pytest.approx(t_quantile(standard_error(blocks)[1]) * window.window_error)
-    assert both.run_error == pytest.approx(math.sqrt(2) * 0.03) and both.band > math.hypot(window.band, 2 * both.run_error)
+    assert both.run_error == pytest.approx(math.sqrt(2) * 0.03) and both.band > math.hypot(
+        window.band, 2 * both.run_error
+    )
 
 
 def test_a_few_blocks_have_no_error_of_their_own():
@@ -75,7 +79,9 @@ def test_seeds_of_a_recipe_measure_the_spread_and_the_default_keeps_its_weight()
 def test_the_default_falls_with_the_tokens_and_is_of_the_order_of_what_was_measured():
     assert default_fraction("loss", 1.7e9, same_batches=False) * 3.28 == pytest.approx(0.0011, rel=0.1)
     assert default_fraction("val_loss", 1.7e9, same_batches=False) * 3.28 == pytest.approx(0.0015, rel=0.1)
-    assert default_fraction("loss", 10, same_batches=False) == default_fraction("loss", 1e5, same_batches=False) == 0.006
+    assert (
+        default_fraction("loss", 10, same_batches=False) == default_fraction("loss", 1e5, same_batches=False) == 0.006
+    )
     for what in ("loss", "val_loss", "bits_per_byte"):
         shares = [default_fraction(what, tokens, same_batches=same) for tokens in (1e6, 1e12) for same in (False, True)]
         assert shares[0] > shares[1] > shares[2] == shares[3] > 0

@@ -34,9 +34,15 @@ def test_the_page_has_every_plot_with_units_and_one_colour_a_run(comparison, tmp
     plots = {layout["title"]["text"]: (lines, layout) for lines, layout in figures(page)}
     titles = [re.sub("<.*?>", "", title) for title in plots]
     assert titles == [
-        "Training loss by tokens", "Gap to a, with its 95 % band", "Training loss by time", "Validation loss", "Throughput",
-        "Gradient norm before clipping", "Learning rate", "lines/acc norm",
-    ]  # fmt: skip
+        "Training loss by tokens",
+        "Gap to a, with its 95 % band",
+        "Training loss by time",
+        "Validation loss",
+        "Throughput",
+        "Gradient norm before clipping",
+        "Learning rate",
+        "lines/acc norm",
+    ]
     for lines, layout in plots.values():
         assert layout["xaxis"]["title"]["text"] and layout["yaxis"]["title"]["text"]
         for line in lines:
@@ -47,7 +53,10 @@ def test_the_page_has_every_plot_with_units_and_one_colour_a_run(comparison, tmp
 def test_the_page_needs_no_network_and_names_are_text(comparison, tmp_path):
     page = write_page(comparison, tmp_path / "page.html").read_text()
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
-    assert "<b>" not in re.sub(r"<b>[^<]*</b>", "", page.split("</script>")[-1]) and "&lt;b&gt; is worse than a by 0.2000" in page
+    assert (
+        "<b>" not in re.sub(r"<b>[^<]*</b>", "", page.split("</script>")[-1])
+        and "&lt;b&gt; is worse than a by 0.2000" in page
+    )
 
 
 def test_a_folder_gets_a_page_named_after_the_runs(comparison, tmp_path):
@@ -55,7 +64,9 @@ def test_a_folder_gets_a_page_named_after_the_runs(comparison, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused(comparison, tmp_path):
-    with pytest.raises(TrainerError, match="absent/page.html cannot be written .*give --html a file in a folder that exists"):
+    with pytest.raises(
+        TrainerError, match="absent/page.html cannot be written .*give --html a file in a folder that exists"
+    ):
         write_page(comparison, tmp_path / "absent" / "page.html")
 
 

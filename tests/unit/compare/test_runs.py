@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from tests.written_runs import losses, write_run
+from trainer.checkpoint.manifest import MANIFEST, Manifest, to_json
 from trainer.compare.runs import (
     is_one_recipe,
-    precisions,
     read_runs,
     same_batches,
     same_held_out,
@@ -18,7 +18,6 @@ from trainer.compare.runs import (
     setting_differences,
     version_differences,
 )
-from trainer.checkpoint.manifest import MANIFEST, Manifest, to_json
 from trainer.errors import TrainerError
 
 
@@ -29,7 +28,9 @@ def two(tmp_path, **second):
 def write_checkpoint(project, name, **facts):
     folder = project / "checkpoints" / name / "step-00000020"
     folder.mkdir(parents=True)
-    manifest = Manifest(step=20, sequences=200, tokens=20_000, reason="final", created="2026-11-01T00:00:00+00:00", **facts)
+    manifest = Manifest(
+        step=20, sequences=200, tokens=20_000, reason="final", created="2026-11-01T00:00:00+00:00", **facts
+    )
     (folder / MANIFEST).write_text(to_json(manifest))
 
 
@@ -73,7 +74,9 @@ def test_a_run_without_a_step_is_refused(tmp_path, content):
     write_run(tmp_path, "a", losses(20))
     path = write_run(tmp_path, "b", []) / "metrics.jsonl"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(TrainerError, match="b has no step to compare: .*metrics.jsonl is absent or has no record of one; let it train"):
+    with pytest.raises(
+        TrainerError, match="b has no step to compare: .*metrics.jsonl is absent or has no record of one; let it train"
+    ):
         read_runs(["a", "b"])
 
 
@@ -90,8 +93,12 @@ def test_precision_and_processes_are_those_of_every_launch(tmp_path):
 def test_a_run_that_went_back_to_bf16_is_not_called_fp8(tmp_path):
     two(tmp_path)
     with open(tmp_path / "runs/b/journal.jsonl", "w") as file:
-        for event in ({"event": "start", "precision": "fp8"}, {"event": "precision", "mode": "bf16"}, {"event": "start", "precision": "fp8"},
-                      {"event": "precision", "mode": "bf16", "resumed": True}):  # fmt: skip
+        for event in (
+            {"event": "start", "precision": "fp8"},
+            {"event": "precision", "mode": "bf16"},
+            {"event": "start", "precision": "fp8"},
+            {"event": "precision", "mode": "bf16", "resumed": True},
+        ):
             file.write(json.dumps(event) + "\n")
     assert read_runs(["a", "b"])[1].precision == "fp8, then bf16"
 
@@ -113,21 +120,36 @@ def test_the_seed_the_micro_batch_and_the_cadence_of_checkpoints_do_not_make_ano
     a, b = two(tmp_path, seed=2, settings={"micro_batch": 5, **cadence})
     assert is_one_recipe(a, b) and not same_batches(a, b)
     assert setting_differences([a, b]) == {
-        "micro_batch": [10, 5], "seed": [1, 2], "checkpoint.keep_last": [None, 9], "precision.statistics_every_steps": [None, 7],
+        "micro_batch": [10, 5],
+        "seed": [1, 2],
+        "checkpoint.keep_last": [None, 9],
+        "precision.statistics_every_steps": [None, 7],
         "precision.required": [None, True],
-    }  # fmt: skip
+    }
 
 
 def test_a_setting_that_came_in_between_does_not_make_another_recipe(tmp_path):
     a, b = two(tmp_path)
     config = b.folder / "config.yaml"
-    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "max_tokens": None, "resume": {"allow_changes": ["seed"]}, "profile": {"memory_history": False}}))
+    config.write_text(
+        yaml.safe_dump(
+            {
+                **yaml.safe_load(config.read_text()),
+                "max_tokens": None,
+                "resume": {"allow_changes": ["seed"]},
+                "profile": {"memory_history": False},
+            }
+        )
+    )
     assert is_one_recipe(*read_runs(["a", "b"]))
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "deterministic": False}))
     assert not is_one_recipe(*read_runs(["a", "b"]))
 
 
-@pytest.mark.parametrize("change", [{"precision": "fp8"}, {"settings": {"optimizer": {"lr": 0.1}}}, {"settings": {"precision": {"recipe": "block"}}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": "fp8"}, {"settings": {"optimizer": {"lr": 0.1}}}, {"settings": {"precision": {"recipe": "block"}}}],
+)
 def test_precision_its_recipe_and_the_learning_rate_make_another_recipe_on_the_same_batches(tmp_path, change):
     a, b = two(tmp_path, **change)
     assert not is_one_recipe(a, b) and same_batches(a, b)
@@ -151,7 +173,9 @@ def test_runs_whose_steps_end_at_other_tokens_have_other_batches(tmp_path):
 def test_tokenizers_and_held_out_data_are_told_by_the_settings(tmp_path):
     a, b = two(tmp_path, settings={"data": {"corpus": "plays", "tokenizer": "gpt2"}})
     assert not same_vocabulary(a, b) and not same_held_out(a, b) and same_text(a, b) and same_training_data(a, b)
-    (tmp_path / "runs/b/config.yaml").write_text(yaml.safe_dump({**yaml.safe_load((a.folder / "config.yaml").read_text()), "data": {"corpus": "poems"}}))
+    (tmp_path / "runs/b/config.yaml").write_text(
+        yaml.safe_dump({**yaml.safe_load((a.folder / "config.yaml").read_text()), "data": {"corpus": "poems"}})
+    )
     a, b = read_runs(["a", "b"])
     assert not same_text(a, b) and not same_training_data(a, b)
 
@@ -160,7 +184,9 @@ def test_checkpoints_of_both_tell_it_better(tmp_path):
     a, b = two(tmp_path, settings={"data": {"train": ["a/moved/place/*.bin"], "tokenizer": "copy.tiktoken"}})
     assert not same_vocabulary(a, b) and not same_training_data(a, b)
     for name in "ab":
-        write_checkpoint(tmp_path, name, identity={"tokenizer": "f00d", "training_data": "beef"}, vocab_size=9, validation="cafe")
+        write_checkpoint(
+            tmp_path, name, identity={"tokenizer": "f00d", "training_data": "beef"}, vocab_size=9, validation="cafe"
+        )
     a, b = read_runs(["a", "b"])
     assert same_vocabulary(a, b) and same_training_data(a, b) and same_held_out(a, b)
 

@@ -20,7 +20,13 @@ def worse(tmp_path):
     evaluations = {200: {"val_loss": 3.3, "bits_per_byte": 1.2, "lines/acc_norm": 0.5}}
     a = write_run(tmp_path, "plain", losses(), evaluations=evaluations)
     b = write_run(
-        tmp_path, "fast", losses() + 0.2, evaluations=evaluations, precision="fp8", step_seconds=18.0, settings={"optimizer": {"lr": 0.002}}
+        tmp_path,
+        "fast",
+        losses() + 0.2,
+        evaluations=evaluations,
+        precision="fp8",
+        step_seconds=18.0,
+        settings={"optimizer": {"lr": 0.002}},
     )
     return compared(a, b)
 
@@ -39,7 +45,9 @@ def test_the_table_has_what_one_looks_for(worse):
 
 
 def test_what_is_unknown_of_all_has_no_row_and_full_precision_is_called_so(tmp_path):
-    runs = compared(*(write_run(tmp_path, name, losses(), precision=kind) for name, kind in (("a", "no"), ("b", None)))).runs
+    runs = compared(
+        *(write_run(tmp_path, name, losses(), precision=kind) for name, kind in (("a", "no"), ("b", None)))
+    ).runs
     rows = {name: cells for name, *cells in facts(runs)}
     assert rows["precision"] == ["fp32", "unknown"] and "validation loss, best" not in rows
 
@@ -71,8 +79,13 @@ def test_the_text_ends_with_the_verdict(worse):
     said = text(worse)
     end = said.split("\n\n")[-1].splitlines()
     assert end[0].startswith("fast is worse than plain by 0.2000 +- 0.0")
-    assert " %), beyond noise, over the last 20 % of 200k tokens, from the start; but that is the training loss: the validation loss " in end[0]
-    assert end[1].startswith("  validation loss: no difference beyond noise (gap +0.0000 +- 0.0000, the evaluation at 200k tokens)")
+    assert (
+        " %), beyond noise, over the last 20 % of 200k tokens, from the start; but that is the training loss: the validation loss "
+        in end[0]
+    )
+    assert end[1].startswith(
+        "  validation loss: no difference beyond noise (gap +0.0000 +- 0.0000, the evaluation at 200k tokens)"
+    )
     assert end[3].startswith("  noise: standard error 0.0000 from the same batches, whose ups and downs cancel, and 0.")
     assert end[4] == "  speed: fast is 2.00 times as fast as plain (55.6 and 27.8 tokens/s)"
     assert "training loss by tokens" in said and said.count(" *\n") >= 7 and "training loss by time of training" in said
@@ -89,7 +102,9 @@ def test_every_verdict_is_a_sentence(tmp_path):
     ]
     said = [part.splitlines()[0] for part in text(compared(base, *runs)).split("\n\n")[-5:]]
     assert said[0] == "twin is base to the last bit: every training loss of the 200k tokens is equal"
-    assert said[1].startswith("seed and base: no difference beyond noise (gap ") and said[1].endswith("nats a token over the last 20 % of 200k tokens)")
+    assert said[1].startswith("seed and base: no difference beyond noise (gap ") and said[1].endswith(
+        "nats a token over the last 20 % of 200k tokens)"
+    )
     assert said[2].startswith("better is better than base by 0.3000 +- ")
     assert said[3] == "short and base cannot be judged: they have too few steps with a finite loss in common"
     assert said[4] == "bytes and base cannot be judged: nothing that was measured of both compares"
@@ -100,8 +115,13 @@ def test_a_run_that_diverged_is_called_that_before_its_losses_are(tmp_path):
     values[100:] = float("nan")
     base, broken = write_run(tmp_path, "base", losses()), write_run(tmp_path, "broken", values)
     said = text(compared(base, broken)).split("\n\n")[-1].splitlines()
-    assert said[0] == "broken diverged after 100k tokens, and base did not: broken is worse, whatever the losses were before"
-    assert said[1].startswith("  training loss: no difference beyond noise (gap +0.0000 +- 0.0000, the last 20 % of 100k tokens)")
+    assert (
+        said[0]
+        == "broken diverged after 100k tokens, and base did not: broken is worse, whatever the losses were before"
+    )
+    assert said[1].startswith(
+        "  training loss: no difference beyond noise (gap +0.0000 +- 0.0000, the last 20 % of 100k tokens)"
+    )
 
 
 def test_the_source_of_the_noise_is_said(tmp_path):
@@ -117,6 +137,11 @@ def test_json_has_the_same_for_a_program(worse):
     assert told["runs"][0]["evaluation"] == {"val_loss": 3.3, "bits_per_byte": 1.2, "lines/acc_norm": 0.5}
     assert told["settings"] == {"optimizer.lr": [0.001, 0.002]}
     (pair,) = told["pairs"]
-    assert pair["verdict"] == "mixed" and pair["judged"]["loss"]["verdict"] == "worse" and pair["judged"]["loss"]["gap"] == pytest.approx(0.2) and pair["same_batches"]
+    assert (
+        pair["verdict"] == "mixed"
+        and pair["judged"]["loss"]["verdict"] == "worse"
+        and pair["judged"]["loss"]["gap"] == pytest.approx(0.2)
+        and pair["same_batches"]
+    )
     assert pair["curve"][-1]["tokens"] == pytest.approx(200_000) and pair["curve"][-1]["gap"] == pytest.approx(0.2)
     assert pair["sentences"][0] in text(worse)

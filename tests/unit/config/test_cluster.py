@@ -73,7 +73,13 @@ def test_the_precision_is_read_as_it_is_meant(cluster, written, meant):
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [(None, "no"), ({}, "no"), ({"dynamo_backend": "INDUCTOR"}, "inductor"), ({"dynamo_backend": False}, "no"), ({"dynamo_backend": "no"}, "no")],
+    [
+        (None, "no"),
+        ({}, "no"),
+        ({"dynamo_backend": "INDUCTOR"}, "inductor"),
+        ({"dynamo_backend": False}, "no"),
+        ({"dynamo_backend": "no"}, "no"),
+    ],
 )
 def test_the_compiler_is_read_as_accelerate_reads_it(cluster, written, meant):
     assert clusters.read_cluster(cluster(dynamo_config=written)).compiler == meant
@@ -93,8 +99,14 @@ def test_the_compiler_is_read_as_accelerate_reads_it(cluster, written, meant):
             "num_processes is 3, but should be a multiple of num_machines, which is 2",
         ),
         ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
-        ({"distributed_type": "NO"}, "distributed_type is 'NO', which is one process, and num_processes is 2; use MULTI_GPU"),
-        ({"distributed_type": "MULTI_XPU"}, "distributed_type is 'MULTI_XPU', and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU"),
+        (
+            {"distributed_type": "NO"},
+            "distributed_type is 'NO', which is one process, and num_processes is 2; use MULTI_GPU",
+        ),
+        (
+            {"distributed_type": "MULTI_XPU"},
+            "distributed_type is 'MULTI_XPU', and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU",
+        ),
         ({"distributed_type": "fsdp"}, "distributed_type is 'fsdp', in which each process holds a part of the model"),
         ({"distributed_type": "FSDP2"}, "distributed_type is 'FSDP2', in which each process holds a part of the model"),
         ({"distributed_type": "DeepSpeed"}, "remove deepspeed_config"),
@@ -124,9 +136,16 @@ def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a: [", "not readable YAML"), (b"[a, b]: 1", "not readable YAML at line 1"), (b"{a: b}: 1", "not readable YAML at line 1"), (b"<<: 3", "not readable YAML at line 1"),
-        (b"2026-13-01: 3", "not readable YAML"), (b"debug: true\n!!python/object:os.system x: 1", "not readable YAML at line 2"), (b"a: \xff", "not readable YAML"), (b"", "no settings"), (b"- 1", "no settings"),
-    ],  # fmt: skip
+        (b"a: [", "not readable YAML"),
+        (b"[a, b]: 1", "not readable YAML at line 1"),
+        (b"{a: b}: 1", "not readable YAML at line 1"),
+        (b"<<: 3", "not readable YAML at line 1"),
+        (b"2026-13-01: 3", "not readable YAML"),
+        (b"debug: true\n!!python/object:os.system x: 1", "not readable YAML at line 2"),
+        (b"a: \xff", "not readable YAML"),
+        (b"", "no settings"),
+        (b"- 1", "no settings"),
+    ],
 )
 def test_a_file_that_is_no_cluster_file_is_refused(tmp_path, content, words):
     (tmp_path / "mine.yaml").write_bytes(content)
@@ -152,7 +171,9 @@ def test_what_a_cluster_file_says_about_fp8_and_nobody_hears_is_told():
 
 def variant(path, **wanted):
     target = path.parent / "variant.yaml"
-    clusters.write_variant(clusters.read_cluster(str(path)), target, **{"precision": "bf16", "compiled": False, **wanted})
+    clusters.write_variant(
+        clusters.read_cluster(str(path)), target, **{"precision": "bf16", "compiled": False, **wanted}
+    )
     return yaml.safe_load(target.read_text()), clusters.read_cluster(str(target))
 
 

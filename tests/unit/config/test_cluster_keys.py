@@ -23,7 +23,9 @@ def problems_of(path):
 def launched(path):
     """What Accelerate's launcher makes of a cluster file and of what it is told besides; no process is started."""
     cluster = read_cluster(str(path))
-    args = launch_command_parser().parse_args(["--config_file", str(path), "--mixed_precision", cluster.precision, *cluster.options, "-m", "trainer"])
+    args = launch_command_parser().parse_args(
+        ["--config_file", str(path), "--mixed_precision", cluster.precision, *cluster.options, "-m", "trainer"]
+    )
     return _validate_launch_command(args)[0]
 
 
@@ -38,38 +40,75 @@ def test_the_words_that_accelerate_knows_are_those_known_here():
     assert list(COMPILERS) == DynamoBackend.list() and list(COMPILER_MODES) == TORCH_DYNAMO_MODES
     args = vars(launch_command_parser().parse_args(["trainer"]))
     assert {name.removeprefix("dynamo_") for name in args if name.startswith("dynamo_")} == COMPILER_KEYS.keys()
-    told = {name: value if not isinstance(value, tuple) else list(value) for name, value in args.items() if name.startswith("fp8_")}
-    te = {name: value for name, value in told.items() if not name.endswith(("backend", "opt_level", "all_gather", "inner_dim"))}
+    told = {
+        name: value if not isinstance(value, tuple) else list(value)
+        for name, value in args.items()
+        if name.startswith("fp8_")
+    }
+    te = {
+        name: value
+        for name, value in told.items()
+        if not name.endswith(("backend", "opt_level", "all_gather", "inner_dim"))
+    }
     assert len(te) >= 7 and unheard(te) == []
 
 
 # What `accelerate config` writes
 
-ONE, GPUS, CPUS = ("Which type of machine", "NO"), ("Which type of machine", "MULTI_GPU"), ("Which type of machine", "MULTI_CPU")
+ONE, GPUS, CPUS = (
+    ("Which type of machine", "NO"),
+    ("Which type of machine", "MULTI_GPU"),
+    ("Which type of machine", "MULTI_CPU"),
+)
 FOUR = ("How many GPU", 4)
 WRITTEN = {
     "one GPU": ([ONE], {"num_processes": 1, "use_cpu": False, "precision": "no"}),
-    "one GPU by its number": ([ONE, ("What GPU", "1"), ("Do you wish to use mixed", "bf16")], {"environment": {"CUDA_VISIBLE_DEVICES": "1"}, "precision": "bf16"}),
-    "one process on CPUs": ([ONE, ("Do you want to run your training on CPU", True)], {"num_processes": 1, "use_cpu": True}),
+    "one GPU by its number": (
+        [ONE, ("What GPU", "1"), ("Do you wish to use mixed", "bf16")],
+        {"environment": {"CUDA_VISIBLE_DEVICES": "1"}, "precision": "bf16"},
+    ),
+    "one process on CPUs": (
+        [ONE, ("Do you want to run your training on CPU", True)],
+        {"num_processes": 1, "use_cpu": True},
+    ),
     "four GPUs": ([GPUS, FOUR], {"num_processes": 4, "use_cpu": False, "options": ()}),
-    "two of the GPUs": ([GPUS, ("How many GPU", 2), ("What GPU", "0,2")], {"num_processes": 2, "environment": {"CUDA_VISIBLE_DEVICES": "0,2"}}),
+    "two of the GPUs": (
+        [GPUS, ("How many GPU", 2), ("What GPU", "0,2")],
+        {"num_processes": 2, "environment": {"CUDA_VISIBLE_DEVICES": "0,2"}},
+    ),
     "processes on CPUs": ([CPUS, ("How many processes", 2)], {"num_processes": 2, "use_cpu": True}),
     "NUMA": ([GPUS, FOUR, ("Would you like to enable numa", True)], {"environment": {"ACCELERATE_CPU_AFFINITY": "1"}}),
     "compiled": (
-        [ONE, ("Do you wish to optimize", True), ("Do you want to customize", True), ("Which mode", "max-autotune")], {"compiler": "inductor"},
+        [ONE, ("Do you wish to optimize", True), ("Do you want to customize", True), ("Which mode", "max-autotune")],
+        {"compiler": "inductor"},
     ),
     "checked collectives": ([GPUS, FOUR, ("Should distributed operations", True)], {"num_processes": 4}),
     "fp8": ([ONE, ("Do you wish to use mixed", "fp8"), ("Which FP8 backend", "TE")], {"precision": "fp8"}),
     "two machines": (
-        [GPUS, ("How many different", 2), ("What is the rank", 1), ("What is the IP", "10.0.0.1"), ("What is the port", 29500), ("How many GPU", 8)],
+        [
+            GPUS,
+            ("How many different", 2),
+            ("What is the rank", 1),
+            ("What is the IP", "10.0.0.1"),
+            ("What is the port", 29500),
+            ("How many GPU", 8),
+        ],
         {"num_processes": 8, "num_machines": 2},
     ),
     "two machines of two networks": (
-        [GPUS, ("How many different", 2), ("What is the rank", 0), ("What is the IP", "10.0.0.1"), ("What is the port", 29500), ("How many GPU", 8),
-         ("Are all the machines", False), ("What rendezvous", "c10d")],
+        [
+            GPUS,
+            ("How many different", 2),
+            ("What is the rank", 0),
+            ("What is the IP", "10.0.0.1"),
+            ("What is the port", 29500),
+            ("How many GPU", 8),
+            ("Are all the machines", False),
+            ("What rendezvous", "c10d"),
+        ],
         {"options": ("--rdzv_backend", "c10d")},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -98,7 +137,9 @@ def accelerate_config(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("answers", "expected"), WRITTEN.values(), ids=WRITTEN)
-def test_a_file_as_accelerate_config_writes_it_is_taken_and_started_by_the_launcher_of_several_processes(accelerate_config, answers, expected):
+def test_a_file_as_accelerate_config_writes_it_is_taken_and_started_by_the_launcher_of_several_processes(
+    accelerate_config, answers, expected
+):
     path = accelerate_config(answers)
     read = read_cluster(str(path))
     assert {name: getattr(read, name) for name in expected} == expected
@@ -115,7 +156,9 @@ def test_a_file_as_accelerate_config_writes_it_is_taken_and_started_by_the_launc
         ([CPUS, ("How many processes", 2), ("Do you want accelerate to launch mpirun", True)], ["mpirun_config"]),
     ],
 )
-def test_what_this_trainer_does_not_do_is_refused_by_name_though_accelerate_config_writes_it(accelerate_config, answers, keys):
+def test_what_this_trainer_does_not_do_is_refused_by_name_though_accelerate_config_writes_it(
+    accelerate_config, answers, keys
+):
     text = "\n".join(problems_of(accelerate_config(answers)))
     assert [key for key in keys if key not in text] == []
 
@@ -123,7 +166,9 @@ def test_what_this_trainer_does_not_do_is_refused_by_name_though_accelerate_conf
 @pytest.mark.parametrize("written", ["NO", "'NO'"])
 def test_a_bare_no_is_the_text_no_to_the_launcher_too(tmp_path, written):
     path = tmp_path / "one.yaml"
-    path.write_text(f"distributed_type: {written}\nmixed_precision: no\nnum_processes: 1\nuse_cpu: true\ndynamo_config: {{dynamo_backend: no}}\n")
+    path.write_text(
+        f"distributed_type: {written}\nmixed_precision: no\nnum_processes: 1\nuse_cpu: true\ndynamo_config: {{dynamo_backend: no}}\n"
+    )
     read, args = read_cluster(str(path)), launched(path)
     assert (read.num_processes, read.precision, read.compiler) == (1, "no", "no")
     assert args.multi_gpu and args.num_processes == 1 and args.main_process_port == 0 and args.dynamo_backend == "no"
@@ -171,7 +216,10 @@ REFUSED = [
     ({"dynamo_config": {False: 2}}, "dynamo_config.False"),
     ({"fp8_config": "TE"}, "fp8_config is 'TE'"),
     ({"fp8_config": {"margin": 2}}, "fp8_config.margin"),
-    ({"dynamo_config": {"dynamo_backend": "INDUKTOR"}}, "dynamo_config.dynamo_backend is 'INDUKTOR'; did you mean 'INDUCTOR'"),
+    (
+        {"dynamo_config": {"dynamo_backend": "INDUKTOR"}},
+        "dynamo_config.dynamo_backend is 'INDUKTOR'; did you mean 'INDUCTOR'",
+    ),
     ({"dynamo_config": {"dynamo_mod": "default"}}, "dynamo_config.dynamo_mod"),
     ({"dynamo_config": {"dynamo_use_dynamic": "no"}}, "dynamo_config.dynamo_use_dynamic is 'no'"),
 ]
@@ -191,7 +239,10 @@ def test_a_dry_run_refuses_it_with_exit_code_2_and_the_line(cluster):
 
 WRONG_WORDS = [
     ("num_processes: 2\nnum_processes: 1", ["num_processes", "a second time"]),
-    ("num_processes: 2\ndynamo_config:\n  dynamo_mode: default\n  dynamo_mode: max-autotune", ["dynamo_config.dynamo_mode", "a second time"]),
+    (
+        "num_processes: 2\ndynamo_config:\n  dynamo_mode: default\n  dynamo_mode: max-autotune",
+        ["dynamo_config.dynamo_mode", "a second time"],
+    ),
     ("num_processes: 2\n1: 2", ["unknown key 1"]),
     ("num_processes: 010", ["num_processes", "010", "8 (octal)", "10"]),
     ("num_processes: yes", ["num_processes", "yes", "true"]),
@@ -210,5 +261,7 @@ def test_a_key_set_twice_and_a_word_with_two_readings_are_refused(tmp_path, line
 
 def test_merge_keys_are_read_as_accelerate_reads_them(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_processes": 2}) + "<<: {mixed_precision: bf16}\n")
+    path.write_text(
+        yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_processes": 2}) + "<<: {mixed_precision: bf16}\n"
+    )
     assert read_cluster(str(path)).precision == "bf16"

@@ -39,7 +39,11 @@ def test_relative_folders_are_those_of_the_project(project):
 
 
 def test_a_folder_to_continue_from_is_meant_from_the_project_and_a_word_is_not(project):
-    for wanted, meant in (("latest", "latest"), ("1500", "1500"), ("copy/step-00000005", str(project / "copy/step-00000005"))):
+    for wanted, meant in (
+        ("latest", "latest"),
+        ("1500", "1500"),
+        ("copy/step-00000005", str(project / "copy/step-00000005")),
+    ):
         assert resume_point(load("shakespeare", [f"resume_from_checkpoint={wanted}"]).config) == meant
 
 

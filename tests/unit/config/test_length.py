@@ -81,7 +81,10 @@ def test_one_from_a_stronger_place_replaces_another(recipe, below, above, steps)
 @pytest.mark.parametrize(("first", "second"), [(SAID[0], SAID[1]), (SAID[0], SAID[2]), (SAID[1], SAID[2])])
 def test_two_in_one_place_are_refused_with_both(recipe, first, second):
     lines = f"{first}\n{second}".replace("=", ": ")
-    for path, overrides, where in ((recipe(lines, "both"), [], "both.yaml:6"), (recipe("max_steps: 3"), [first, second], "override")):
+    for path, overrides, where in (
+        (recipe(lines, "both"), [], "both.yaml:6"),
+        (recipe("max_steps: 3"), [first, second], "override"),
+    ):
         with pytest.raises(ConfigError) as caught:
             load(path, overrides, a_thousand)
         (problem,) = caught.value.problems
@@ -101,7 +104,18 @@ def test_an_empty_one_says_nothing(recipe):
     assert problem.startswith("max_steps is not set") and "max_tokens" in problem and "max_epochs" in problem
 
 
-@pytest.mark.parametrize("override", ["max_tokens=0", "max_tokens=many", "max_tokens=1.5", "max_epochs=0", "max_epochs=-1", "max_epochs=.inf", "max_epochs=yes"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "max_tokens=0",
+        "max_tokens=many",
+        "max_tokens=1.5",
+        "max_epochs=0",
+        "max_epochs=-1",
+        "max_epochs=.inf",
+        "max_epochs=yes",
+    ],
+)
 def test_a_length_that_is_none_is_refused(recipe, override):
     with pytest.raises(ConfigError) as caught:
         load(recipe("max_steps: 3"), [override], a_thousand)

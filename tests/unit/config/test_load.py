@@ -196,9 +196,16 @@ def test_a_resolved_config_reads_back_as_itself(tmp_path):
 
 def test_a_kept_config_of_another_version_has_todays_defaults_and_keeps_what_is_no_setting_any_more(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("max_steps: 3\ngone: {x: 1}\noptimizer: {lr: 1e-3, betas: [0.8, 0.9]}\nmodel: {config: {n_layer: 2}}\n")
+    path.write_text(
+        "max_steps: 3\ngone: {x: 1}\noptimizer: {lr: 1e-3, betas: [0.8, 0.9]}\nmodel: {config: {n_layer: 2}}\n"
+    )
     kept = kept_settings(path)
-    assert kept["max_steps"] == 3 and kept["gone"] == {"x": 1} and kept["optimizer.lr"] == 1e-3 and kept["optimizer.betas"] == [0.8, 0.9]
+    assert (
+        kept["max_steps"] == 3
+        and kept["gone"] == {"x": 1}
+        and kept["optimizer.lr"] == 1e-3
+        and kept["optimizer.betas"] == [0.8, 0.9]
+    )
     assert kept["model.config"] == {"n_layer": 2} and kept["optimizer.eps"] == 1e-8 and "global_batch" not in kept
     config = load("shakespeare").config
     path.write_text(dump(config))

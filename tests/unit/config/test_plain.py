@@ -50,7 +50,9 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "key", "first", "second"), NUMBERS + TEXTS, ids=[case[0] for case in NUMBERS + TEXTS])
+@pytest.mark.parametrize(
+    ("lines", "key", "first", "second"), NUMBERS + TEXTS, ids=[case[0] for case in NUMBERS + TEXTS]
+)
 def test_a_word_with_two_readings_is_refused_with_both(tmp_path, lines, key, first, second):
     if lines.startswith("base"):
         (tmp_path / "mine.yaml").write_text(lines)
@@ -62,7 +64,16 @@ def test_a_word_with_two_readings_is_refused_with_both(tmp_path, lines, key, fir
     assert problem.startswith(f"{key} (mine.yaml:") and first in problem and second in problem
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=true", "max_steps=0100", "max_tokens=0100", "checkpoint.every_minutes=1:30", "metrics.trackers=[on]"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=true",
+        "max_steps=0100",
+        "max_tokens=0100",
+        "checkpoint.every_minutes=1:30",
+        "metrics.trackers=[on]",
+    ],
+)
 def test_a_typed_number_with_two_readings_is_refused_too(tmp_path, override):
     (problem,) = problems_of(tmp_path, "", [override])
     assert problem.startswith(f"{override.partition('=')[0]} (override) is ")
@@ -88,7 +99,11 @@ def test_a_typed_number_with_two_readings_is_refused_too(tmp_path, override):
         ("evaluation: {prompt: 'yes'}", "evaluation.prompt", "yes"),
         ("data: {tokenizer: ~}", "data.tokenizer", None),
         ("checkpoint: {every_minutes: 1.5}", "checkpoint.every_minutes", 1.5),
-        ("model: {config: {tie_word_embeddings: yes, rope_theta: 1e4}}", "model.config", {"tie_word_embeddings": True, "rope_theta": 1e4}),
+        (
+            "model: {config: {tie_word_embeddings: yes, rope_theta: 1e4}}",
+            "model.config",
+            {"tie_word_embeddings": True, "rope_theta": 1e4},
+        ),
         ("metrics: {tracker_options: {on: {no: 1}}}", "metrics.tracker_options", {"on": {"no": 1}}),
     ],
 )
@@ -129,20 +144,38 @@ def test_a_file_that_may_not_be_read_is_refused_in_a_sentence(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        ("max_steps", "number"), ("data.vocab_size", "number"), ("optimizer.betas", "number"), ("profile.steps", "number"), ("name", "text"),
-        ("data.train", "text"), ("data.dtype", "text"), ("schedule.name", "text"), ("deterministic", "any"), ("model.config", "any"),
-        ("model.config.hidden_size", "any"), ("no_such.key", "any"),
+        ("max_steps", "number"),
+        ("data.vocab_size", "number"),
+        ("optimizer.betas", "number"),
+        ("profile.steps", "number"),
+        ("name", "text"),
+        ("data.train", "text"),
+        ("data.dtype", "text"),
+        ("schedule.name", "text"),
+        ("deterministic", "any"),
+        ("model.config", "any"),
+        ("model.config.hidden_size", "any"),
+        ("no_such.key", "any"),
     ],
-)  # fmt: skip
+)
 def test_what_a_setting_takes_is_in_the_schema(key, kind):
     assert kind_of(key) == kind
 
 
 @pytest.mark.parametrize(
     "override",
-    ["optimizer.lr=.inf", "optimizer.lr=inf", "optimizer.muon_lr=.inf", "optimizer.eps=.inf", "optimizer.weight_decay=.inf", "optimizer.muon_weight_decay=.inf",
-     "optimizer.betas=[0.9, 1]", "optimizer.betas=[1.0, 0.9]", "optimizer.muon_momentum=1"],
-)  # fmt: skip
+    [
+        "optimizer.lr=.inf",
+        "optimizer.lr=inf",
+        "optimizer.muon_lr=.inf",
+        "optimizer.eps=.inf",
+        "optimizer.weight_decay=.inf",
+        "optimizer.muon_weight_decay=.inf",
+        "optimizer.betas=[0.9, 1]",
+        "optimizer.betas=[1.0, 0.9]",
+        "optimizer.muon_momentum=1",
+    ],
+)
 def test_a_rate_or_decay_without_an_end_and_a_beta_of_1_are_refused(override):
     with pytest.raises(ConfigError) as caught:
         load("shakespeare", [override])
@@ -151,8 +184,13 @@ def test_a_rate_or_decay_without_an_end_and_a_beta_of_1_are_refused(override):
 
 
 def test_a_config_that_an_earlier_version_wrote_is_read(tmp_path):
-    config = load("shakespeare", ["name=1e3", "checkpoint.max_loss_seconds=.inf", "resume_from_checkpoint=0100", "evaluation.prompt=yes"]).config
-    content = {key: value for key, value in yaml.safe_load(dump(config)).items() if key not in ("max_tokens", "max_epochs")}
+    config = load(
+        "shakespeare",
+        ["name=1e3", "checkpoint.max_loss_seconds=.inf", "resume_from_checkpoint=0100", "evaluation.prompt=yes"],
+    ).config
+    content = {
+        key: value for key, value in yaml.safe_load(dump(config)).items() if key not in ("max_tokens", "max_epochs")
+    }
     text = dump(config)
     for key in ("max_tokens", "max_epochs"):
         text = text.replace(f"{key}: null\n", "")

@@ -15,11 +15,23 @@ CONTRADICTIONS = [
     (["data.train=[a.bin]"], "data.corpus already names train and validation shards"),
     (["data.corpus=", "data.train=[a.bin]"], "data.train needs data.tokenizer"),
     (["model.preset="], "no model: set model.preset"),
-    (["evaluation.tasks_every_steps=150"], "evaluation.tasks_every_steps 150 is not a multiple of evaluation.every_steps 140"),
+    (
+        ["evaluation.tasks_every_steps=150"],
+        "evaluation.tasks_every_steps 150 is not a multiple of evaluation.every_steps 140",
+    ),
     (["data.corpus=", "data.train=[a.bin]", "data.tokenizer=gpt2"], "evaluation.tasks needs data.validation"),
-    (["data.corpus=", "data.train=[a.bin]", "data.validation=[b.bin]", "data.vocab_size=9"], "evaluation.tasks needs data.validation"),
-    (["precision.recipe=delayed", "model.gradient_checkpointing=true"], "precision.recipe delayed and model.gradient_checkpointing do not go together"),
-    (["precision.recipe=nvfp4", "precision.format=hybrid"], "precision.format hybrid is not a format of precision.recipe nvfp4"),
+    (
+        ["data.corpus=", "data.train=[a.bin]", "data.validation=[b.bin]", "data.vocab_size=9"],
+        "evaluation.tasks needs data.validation",
+    ),
+    (
+        ["precision.recipe=delayed", "model.gradient_checkpointing=true"],
+        "precision.recipe delayed and model.gradient_checkpointing do not go together",
+    ),
+    (
+        ["precision.recipe=nvfp4", "precision.format=hybrid"],
+        "precision.format hybrid is not a format of precision.recipe nvfp4",
+    ),
     (["name=.hidden"], "name '.hidden' cannot name a folder"),
     (["name=a/b"], "name 'a/b' cannot name a folder"),
 ]
@@ -41,11 +53,23 @@ def test_every_contradiction_is_told():
 @pytest.mark.parametrize(
     "override",
     [
-        "max_steps=0", "micro_batch=-1", "optimizer.lr=0", "optimizer.betas=[0.9]", "optimizer.betas=[0.9,0.9,0.9]",
-        "schedule.min_lr_fraction=1.5", "optimizer.name=sgd", "max_steps=1.5", "optimizer.lr=.nan", "profile.steps=[0,5]",
-        "profile.steps=[5]", "profile.steps=5", "metrics.detail_every_steps=-1", "metrics.histogram_every_steps=x", "data=shakespeare",
+        "max_steps=0",
+        "micro_batch=-1",
+        "optimizer.lr=0",
+        "optimizer.betas=[0.9]",
+        "optimizer.betas=[0.9,0.9,0.9]",
+        "schedule.min_lr_fraction=1.5",
+        "optimizer.name=sgd",
+        "max_steps=1.5",
+        "optimizer.lr=.nan",
+        "profile.steps=[0,5]",
+        "profile.steps=[5]",
+        "profile.steps=5",
+        "metrics.detail_every_steps=-1",
+        "metrics.histogram_every_steps=x",
+        "data=shakespeare",
     ],
-)  # fmt: skip
+)
 def test_a_value_out_of_its_range_is_refused(override):
     with pytest.raises(ConfigError, match="but should be"):
         load("shakespeare", [override])

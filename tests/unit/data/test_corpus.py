@@ -101,7 +101,9 @@ def test_a_shard_that_cannot_be_read_is_left_out_where_the_recipe_says_so(tmp_pa
     data = {"train": [str(tmp_path / "data")], "vocab_size": 257}
     with pytest.raises(DataError, match="b.bin"):
         open_corpus(DataConfig(**data), 16)
-    assert names(open_corpus(DataConfig(**data, skip_unreadable=True), 16).train) == ["a.bin"] and "b.bin" in caplog.text
+    assert (
+        names(open_corpus(DataConfig(**data, skip_unreadable=True), 16).train) == ["a.bin"] and "b.bin" in caplog.text
+    )
 
 
 def test_held_out_shards_are_those_of_the_manifest_or_of_their_names_or_all(corpus, tmp_path):

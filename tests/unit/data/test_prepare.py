@@ -14,8 +14,8 @@ from trainer import files
 from trainer.config.schema import DataConfig
 from trainer.data import prepare as module
 from trainer.data.assets import embedded_documents
-from trainer.data.corpus import open_corpus
 from trainer.data.bpe import tiktoken_lines, train_bpe
+from trainer.data.corpus import open_corpus
 from trainer.data.hold_out import choose
 from trainer.data.prepare import prepare, prepare_embedded, read_manifest, verify_corpus
 from trainer.data.shards import TokenDataset, open_shard, resolve_shards
@@ -47,11 +47,19 @@ def test_shards_hold_the_documents_in_order_each_after_its_end_of_text(source, t
     out = tmp_path / "out"
     seen = []
     report = prepare(
-        [source], out, "gpt2", validation_fraction=0.1, tokens_per_shard=1000, name="web", num_workers=2,
+        [source],
+        out,
+        "gpt2",
+        validation_fraction=0.1,
+        tokens_per_shard=1000,
+        name="web",
+        num_workers=2,
         progress=lambda documents, tokens: seen.append((documents, tokens)),
-    )  # fmt: skip
+    )
     rule = choose(TEXTS, 0.1)
-    held_out, kept = ([text for text in TEXTS if rule.parts(text) == [(split, text)]] for split in ("validation", "train"))
+    held_out, kept = (
+        [text for text in TEXTS if rule.parts(text) == [(split, text)]] for split in ("validation", "train")
+    )
     assert 10 < len(held_out) < 60 and len(held_out) + len(kept) == len(TEXTS)
     assert stream(out, "train") == expected(kept)
     assert stream(out, "validation") == expected(held_out)
@@ -243,9 +251,13 @@ def test_verifying_finds_every_shard_that_changed(source, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is damaged"), ("[]", "format_version None"), ('{"format_version": 2}', "format_version 2"),
-     ('{"format_version": 1, "name": "x"}', "it lacks baselines")],
-)  # fmt: skip
+    [
+        ("{", "is damaged"),
+        ("[]", "format_version None"),
+        ('{"format_version": 2}', "format_version 2"),
+        ('{"format_version": 1, "name": "x"}', "it lacks baselines"),
+    ],
+)
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, content, message):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=message):
@@ -261,8 +273,11 @@ def test_the_embedded_corpus_holds_twelfth_night_for_validation(tmp_path):
     manifest = verify_corpus(folder)
     assert manifest["splits"]["train"]["tokens"] == 368_982
     assert manifest["splits"]["validation"] == {
-        "documents": 19, "tokens": 40_529, "text_bytes": 114_820, "bytes_per_token": 114_820 / 40_529,
-    }  # fmt: skip
+        "documents": 19,
+        "tokens": 40_529,
+        "text_bytes": 114_820,
+        "bytes_per_token": 114_820 / 40_529,
+    }
     assert stream(folder, "validation") == expected(embedded_documents("shakespeare", "validation"), "shakespeare")
     assert manifest["baselines"]["unigram"] == pytest.approx(6.350, abs=1e-3)
     assert manifest["baselines"]["bigram"] == pytest.approx(5.122, abs=1e-3)
@@ -368,7 +383,8 @@ UNEVEN = [3000 if number % 25 == 0 else 20 + number for number in range(151)]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "fraction"), [(UNEVEN, 0.005), (UNEVEN, 0.05), ([400] * 151, 0.005), ([5000, 5000], 0.02), ([9000], 0.05), ([9000], 0.5)]
+    ("sizes", "fraction"),
+    [(UNEVEN, 0.005), (UNEVEN, 0.05), ([400] * 151, 0.005), ([5000, 5000], 0.02), ([9000], 0.05), ([9000], 0.5)],
 )
 def test_the_share_held_out_is_one_of_tokens(tmp_path, sizes, fraction):
     report = prepare([write_texts(tmp_path / "texts", sizes)], tmp_path / "out", "bytes", validation_fraction=fraction)
@@ -376,13 +392,17 @@ def test_the_share_held_out_is_one_of_tokens(tmp_path, sizes, fraction):
     assert report.validation_documents >= 1 and report.train_documents >= 1
     assert 0.5 * fraction <= share <= 1.5 * fraction
     manifest = read_manifest(tmp_path / "out")
-    assert manifest["repeats"] == {what: {"documents": 0, "text_bytes": 0} for what in ("held_out_in_train", "within_train")}
+    assert manifest["repeats"] == {
+        what: {"documents": 0, "text_bytes": 0} for what in ("held_out_in_train", "within_train")
+    }
 
 
 def test_one_long_document_is_divided_and_loses_nothing(tmp_path):
     source = write_texts(tmp_path / "texts", [500])
     prepare([source], tmp_path / "out", "bytes", validation_fraction=0.1)
-    begin, end = (load_tokenizer("bytes").decode(stream(tmp_path / "out", split)[1:]) for split in ("train", "validation"))
+    begin, end = (
+        load_tokenizer("bytes").decode(stream(tmp_path / "out", split)[1:]) for split in ("train", "validation")
+    )
     assert begin + end == (tmp_path / "texts" / "0.txt").read_text() and begin.endswith(" ")
 
 
@@ -434,11 +454,15 @@ def test_held_out_text_that_is_trained_on_is_told_with_its_share(source, tmp_pat
 
 def test_a_file_that_is_given_twice_counts_once_and_is_told(source, tmp_path, caplog):
     (tmp_path / "linked.jsonl").symlink_to(source)
-    report = prepare([source, str(tmp_path / "*.jsonl")], tmp_path / "out", "bytes", validation_sources=[source, source])
+    report = prepare(
+        [source, str(tmp_path / "*.jsonl")], tmp_path / "out", "bytes", validation_sources=[source, source]
+    )
     assert (report.train_documents, report.validation_documents) == (len(TEXTS), len(TEXTS))
     assert caplog.text.count("1 of its 1 files") == 2
     (tmp_path / "copy.jsonl").write_bytes(open(source, "rb").read())
-    (told,) = prepare([source, str(tmp_path / "copy.jsonl")], tmp_path / "copies", "bytes", validation_fraction=0.0).repeats
+    (told,) = prepare(
+        [source, str(tmp_path / "copy.jsonl")], tmp_path / "copies", "bytes", validation_fraction=0.0
+    ).repeats
     assert "300 of 600 documents" in told and "50.0%" in told
 
 

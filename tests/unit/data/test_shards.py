@@ -177,7 +177,11 @@ def test_a_shard_that_is_there_and_cannot_be_read_is_named_and_left_out_only_whe
     with pytest.raises(DataError, match="c_train_000099.bin .*gone.bin.*data.skip_unreadable"):
         resolve_shards([pattern], folder)
     with caplog.at_level(logging.WARNING):
-        found = resolve_shards(["corpus/*_val_*", pattern], folder, skip_unreadable=True) if "99" not in pattern else ["left out"]
+        found = (
+            resolve_shards(["corpus/*_val_*", pattern], folder, skip_unreadable=True)
+            if "99" not in pattern
+            else ["left out"]
+        )
     assert len(found) >= 1 and ("99" in pattern or "c_train_000099.bin" in caplog.text)
 
 
@@ -229,4 +233,8 @@ def test_shards_in_another_form_that_a_folder_holds_are_told_and_capitals_are_re
         (folder / "corpus" / name).touch()
     (folder / "corpus" / "G_TRAIN_000001.BIN").touch()
     assert "G_TRAIN_000001.BIN" in names(resolve_shards(["corpus"], folder, "train"))
-    assert all(words in caplog.text for words in ("1 .zst", "1 .part", "1 hidden")) and ".metadata" not in caplog.text and ".md" not in caplog.text
+    assert (
+        all(words in caplog.text for words in ("1 .zst", "1 .part", "1 hidden"))
+        and ".metadata" not in caplog.text
+        and ".md" not in caplog.text
+    )

@@ -145,7 +145,11 @@ def test_documents_without_text_are_left_out_and_counted(tmp_path, caplog):
         ("a.txt", b"caf\xe9", "a.txt is not UTF-8: byte 0xe9 at 3"),
         ("a.parquet", b"PAR1 no more", "cannot be read as parquet"),
         ("a.jsonl.gz", gzip.compress(json_lines(TEXTS))[:-20], "cannot be read to its end"),
-        ("a.jsonl.gz", flipped(gzip.compress(json_lines(TEXTS * 9), mtime=0)), "a.jsonl.gz, line 1, cannot be read to its end: Error -3"),
+        (
+            "a.jsonl.gz",
+            flipped(gzip.compress(json_lines(TEXTS * 9), mtime=0)),
+            "a.jsonl.gz, line 1, cannot be read to its end: Error -3",
+        ),
         ("a.txt.gz", flipped(gzip.compress(b"x" * 5000, mtime=0)), "a.txt.gz cannot be read to its end: Error -3"),
         ("a.jsonl", b'{"text": "x"}\n' + b"[" * 200_000, "a.jsonl, line 2 holds JSON that cannot be read .*recursion"),
         ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "line 1 holds JSON that cannot be read .*5000 digits"),
@@ -302,7 +306,11 @@ def test_a_dangling_link_is_named_and_left_out_only_when_told_to(tmp_path, caplo
     with pytest.raises(DataError, match="2 of .*3.txt .*link to .*gone.txt.*inner/more .*--skip-unreadable"):
         documents(f"{folder}{pattern}")
     assert list(documents(f"{folder}{pattern}", skip_unreadable=True)) == ["one", "two"]
-    assert caplog.text.count("left out") == 2 and str(folder / "3.txt") in caplog.text and str(folder / "inner" / "more") in caplog.text
+    assert (
+        caplog.text.count("left out") == 2
+        and str(folder / "3.txt") in caplog.text
+        and str(folder / "inner" / "more") in caplog.text
+    )
 
 
 def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
@@ -360,7 +368,9 @@ def test_what_a_folder_holds_besides_is_told(tmp_path, caplog):
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "linked").symlink_to(tmp_path / "elsewhere")
     assert list(documents(str(tmp_path))) == ["a", "d"]
-    assert all(words in caplog.text for words in (str(tmp_path / ".git"), str(tmp_path / "inside" / "linked"), "1 .csv"))
+    assert all(
+        words in caplog.text for words in (str(tmp_path / ".git"), str(tmp_path / "inside" / "linked"), "1 .csv")
+    )
     caplog.clear()
     assert list(documents(f"{tmp_path}/*")) == ["a"]
     assert str(tmp_path / "elsewhere") in caplog.text
@@ -373,7 +383,11 @@ def test_md_and_rst_are_text_and_other_files_by_their_suffix(tmp_path):
     for name in ("a.md", "b.rst", "c.py", "d.C", "e.json", "f.py.gz"):
         (tmp_path / name).write_bytes(gzip.compress(b"packed") if name.endswith("gz") else b"import x")
     assert [path.name for path in source_files(f"{tmp_path}/*.[mr][ds]*")] == ["a.md", "b.rst"]
-    assert [path.name for path in source_files(str(tmp_path), suffixes=[".py", ".json"])] == ["c.py", "e.json", "f.py.gz"]
+    assert [path.name for path in source_files(str(tmp_path), suffixes=[".py", ".json"])] == [
+        "c.py",
+        "e.json",
+        "f.py.gz",
+    ]
     assert list(documents(str(tmp_path), suffixes=[".py", ".json"])) == ["import x", "import x", "packed"]
     assert list(documents(str(tmp_path / "c.py"), suffixes=[".py"])) == ["import x"]
     with pytest.raises(DataError, match="c.py' is a .py file.*--suffix"):
@@ -432,7 +446,9 @@ def test_every_form_of_text_in_parquet_is_text(tmp_path, form):
 
 @pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary(), pyarrow.binary_view()])
 def test_text_that_a_column_holds_as_bytes_is_text_where_it_is_utf8(tmp_path, kind):
-    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a\xc3\xa9", None], kind)}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": pyarrow.array([b"a\xc3\xa9", None], kind)}), tmp_path / "a.parquet"
+    )
     assert list(documents(str(tmp_path / "a.parquet"))) == ["a\u00e9"]
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a", b"\xff"], kind)}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match="row 2, .*UTF-8"):

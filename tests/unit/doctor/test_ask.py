@@ -35,7 +35,9 @@ def test_one_process_answers_all_it_can():
 
 def test_a_death_is_the_answer_to_one_question_and_another_process_takes_the_rest():
     answers = ask(("a", "segfault", "b", "half", "c"), None, {})
-    assert answers["segfault"] == {"problem": 'the process that tried it was killed by SIGSEGV; its last words: "last line"'}
+    assert answers["segfault"] == {
+        "problem": 'the process that tried it was killed by SIGSEGV; its last words: "last line"'
+    }
     assert answers["half"] == {"problem": "the process that tried it ended with exit code 3"}
     assert len({answers[question]["pid"] for question in "abc"}) == 3
 

@@ -23,15 +23,32 @@ def possible(found):
 def test_a_hopper_gpu_has_three_recipes(monkeypatch):
     found = diagnosis(monkeypatch, machine(H100), answers(H100, num_gpus=1))
     assert possible(found) == {
-        "no": "yes", "bf16": "yes", "fp16": "yes", "fp8 current": "yes", "fp8 delayed": "yes", "fp8 block": "yes", "fp8 mxfp8": "no", "fp8 nvfp4": "no",
-    }  # fmt: skip
+        "no": "yes",
+        "bf16": "yes",
+        "fp16": "yes",
+        "fp8 current": "yes",
+        "fp8 delayed": "yes",
+        "fp8 block": "yes",
+        "fp8 mxfp8": "no",
+        "fp8 nvfp4": "no",
+    }
     reasons = {row.asked: row.reason for row in found.rows}
-    assert reasons["bf16"] == "" and "came within 4.1% of fp32" in reasons["fp8 current"] and "needs 10.0" in reasons["fp8 mxfp8"]
-    assert (found.fp8, found.lacks_only_the_backend, found.exit_code, found.fits) == ("fp8 current", False, 0, "1gpu_bf16")
+    assert (
+        reasons["bf16"] == ""
+        and "came within 4.1% of fp32" in reasons["fp8 current"]
+        and "needs 10.0" in reasons["fp8 mxfp8"]
+    )
+    assert (found.fp8, found.lacks_only_the_backend, found.exit_code, found.fits) == (
+        "fp8 current",
+        False,
+        0,
+        "1gpu_bf16",
+    )
 
 
 @pytest.mark.parametrize(
-    ("facts", "backend", "lacks"), [(H100, None, True), (H100, TE, False), (A100, None, False), (A100, TE, False), (CPU, None, False)]
+    ("facts", "backend", "lacks"),
+    [(H100, None, True), (H100, TE, False), (A100, None, False), (A100, TE, False), (CPU, None, False)],
 )
 def test_an_installation_is_what_fp8_lacks_only_where_the_gpu_has_it(monkeypatch, facts, backend, lacks):
     found = diagnosis(monkeypatch, machine(facts), answers(facts, backend=backend, num_gpus=1))
@@ -71,17 +88,24 @@ def launch_of(monkeypatch, *overrides, answer, cluster="1gpu_fp8", num_gpus=1):
 
     def ask(questions, what, environment):
         asked.append((questions, what, environment))
-        return {question: answer for question in questions}
+        return dict.fromkeys(questions, answer)
 
     monkeypatch.setattr(room, "ask", ask)
     config = load("llama-1b", list(overrides)).config
     launch = foresee(read_cluster(cluster), "llama-1b", list(overrides), config, {"OF": "the launch"})
-    assert not asked or (asked[0][1]["recipe"], asked[0][1]["overrides"], asked[0][2]) == ("llama-1b", list(overrides), {"OF": "the launch"})
+    assert not asked or (asked[0][1]["recipe"], asked[0][1]["overrides"], asked[0][2]) == (
+        "llama-1b",
+        list(overrides),
+        {"OF": "the launch"},
+    )
     return launch
 
 
 GIVEN = {"decision": asdict(Decision("fp8", "fp8", "current scaling", recipe="current")), **NOTHING_LEFT}
-FALLBACK = {"decision": asdict(Decision("fp8", "bf16", NO_DEVICE, recipe="current", title="current scaling, hybrid")), **NOTHING_LEFT}
+FALLBACK = {
+    "decision": asdict(Decision("fp8", "bf16", NO_DEVICE, recipe="current", title="current scaling, hybrid")),
+    **NOTHING_LEFT,
+}
 
 
 def test_a_launch_in_what_was_asked_is_one(monkeypatch):
@@ -99,13 +123,18 @@ def test_a_fallback_is_not_what_was_asked(monkeypatch):
 
 def test_a_fallback_that_is_refused_is_told_in_the_runs_words(monkeypatch):
     launch = launch_of(monkeypatch, "precision.required=true", answer=FALLBACK)
-    assert launch.refused.startswith("precision.required is true and fp8 (current scaling, hybrid) cannot be had: there is no CUDA device")
+    assert launch.refused.startswith(
+        "precision.required is true and fp8 (current scaling, hybrid) cannot be had: there is no CUDA device"
+    )
     assert launch.decision is not None and not launch.is_as_asked
 
 
 def test_too_few_gpus_are_told_without_trying(monkeypatch):
     launch = launch_of(monkeypatch, answer=None, cluster="4gpu_fp8", num_gpus=1)
-    assert launch.refused == "cluster file 4gpu_fp8 wants 4 GPUs and this machine has 1; take 1gpu_fp8, or set num_processes in a copy of the file"
+    assert (
+        launch.refused
+        == "cluster file 4gpu_fp8 wants 4 GPUs and this machine has 1; take 1gpu_fp8, or set num_processes in a copy of the file"
+    )
     launch = launch_of(monkeypatch, answer=None, cluster="1gpu_fp8", num_gpus=0)
     assert launch.refused == "cluster file 1gpu_fp8 wants 1 GPU and this machine has 0; take cpu"
 

@@ -28,7 +28,11 @@ def broken(monkeypatch):
 def test_a_backend_that_is_missing_is_no_problem_and_a_broken_one_is(broken):
     broken(ModuleNotFoundError("No module named 'transformer_engine'", name="transformer_engine"))
     assert examine.find_out(examine.BACKEND, None) == {"name": None}
-    for error in (ModuleNotFoundError("No module named 'onnx'", name="onnx"), OSError("libnccl.so.2"), AssertionError()):
+    for error in (
+        ModuleNotFoundError("No module named 'onnx'", name="onnx"),
+        OSError("libnccl.so.2"),
+        AssertionError(),
+    ):
         broken(error)
         assert type(error).__name__ in examine.find_out(examine.BACKEND, None)["problem"]
 
@@ -48,7 +52,11 @@ def test_why_torch_can_use_no_gpu_is_told_in_its_words(monkeypatch):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert examine.find_out(examine.TORCH, None) == {"version": torch.__version__, "cuda": torch.version.cuda, "num_gpus": 0}
+    assert examine.find_out(examine.TORCH, None) == {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "num_gpus": 0,
+    }
 
     def init():
         raise RuntimeError("The NVIDIA driver on your system is too old")
@@ -56,13 +64,19 @@ def test_why_torch_can_use_no_gpu_is_told_in_its_words(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
     found = examine.find_out(examine.TORCH, None)
-    assert (found["cuda"], found["num_gpus"]) == ("13.0", 0) and found["problem"].startswith("RuntimeError: The NVIDIA driver on your")
+    assert (found["cuda"], found["num_gpus"]) == ("13.0", 0) and found["problem"].startswith(
+        "RuntimeError: The NVIDIA driver on your"
+    )
 
 
 def test_after_a_failure_on_a_gpu_nothing_more_is_asked_of_the_process(monkeypatch):
     import torch
 
-    answers = {"a": {"name": "x"}, "b": {"problem": "CUDA error: an illegal memory access was encountered"}, "c": {"name": "x"}}
+    answers = {
+        "a": {"name": "x"},
+        "b": {"problem": "CUDA error: an illegal memory access was encountered"},
+        "c": {"name": "x"},
+    }
     monkeypatch.setattr(examine, "find_out", lambda question, asked: answers[question])
     monkeypatch.setattr(examine, "end_with_parent", lambda: None)
 

@@ -20,7 +20,11 @@ from trainer.doctor import install as room
 from trainer.doctor.examine import BACKEND, TORCH
 from trainer.precision.decide import setup_command
 
-NOT_THERE, WORKS, BROKEN = {"name": None}, {"name": "TransformerEngine 2.20.2"}, {"problem": "OSError: undefined symbol"}
+NOT_THERE, WORKS, BROKEN = (
+    {"name": None},
+    {"name": "TransformerEngine 2.20.2"},
+    {"problem": "OSError: undefined symbol"},
+)
 
 
 class Environment:
@@ -80,7 +84,11 @@ def test_folders_that_pip_left_behind_are_no_installation(tmp_path, monkeypatch)
 
 def test_a_launch_with_fp8_installs_what_is_missing(here):
     said = here.launch()
-    assert "installing TransformerEngine (transformer-engine[pytorch]" in said and "up to an hour on few cores" in said and str(here.log) in said
+    assert (
+        "installing TransformerEngine (transformer-engine[pytorch]" in said
+        and "up to an hour on few cores" in said
+        and str(here.log) in said
+    )
     assert "TransformerEngine 2.20.2 was installed in" in said
     tools, extra = here.commands
     assert tools[:5] == extra[:5] == [sys.executable, "-P", "-m", "pip", "install"]
@@ -128,24 +136,40 @@ def test_without_a_checkout_the_package_itself_says_what_is_required(here, tmp_p
     if requirement:
         (packages / "accelerate_trainer-0.1.0.dist-info").mkdir(parents=True)
         noted = f'Requires-Dist: pytest; extra == "test"\nRequires-Dist: {requirement}; extra == "fp8"\n'
-        (packages / "accelerate_trainer-0.1.0.dist-info" / "METADATA").write_text(f"Name: accelerate-trainer\nVersion: 0.1.0\n{noted}")
+        (packages / "accelerate_trainer-0.1.0.dist-info" / "METADATA").write_text(
+            f"Name: accelerate-trainer\nVersion: 0.1.0\n{noted}"
+        )
     path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 1\nmixed_precision: fp8\n")
     said = here.launch(str(path))
-    assert [command[-1] for command in here.commands][1:] == ([requirement] if requirement else []) and (requirement or "") in said
+    assert [command[-1] for command in here.commands][1:] == ([requirement] if requirement else []) and (
+        requirement or ""
+    ) in said
 
 
 # Failures
 
 
 def test_a_failure_is_told_once_and_not_tried_again_at_every_start(here):
-    here.code, here.output = 1, "  common.h:3: fatal error: Python.h: No such file or directory\nERROR: Could not build wheels\n"
+    here.code, here.output = (
+        1,
+        "  common.h:3: fatal error: Python.h: No such file or directory\nERROR: Could not build wheels\n",
+    )
     said = here.launch()
     assert "TransformerEngine could not be installed" in said and "Python.h: No such file or directory" in said
-    assert f"all of it: {here.log}" in said and "the run goes on in bf16" in said and f"{setup_command()} tries again" in said
+    assert (
+        f"all of it: {here.log}" in said
+        and "the run goes on in bf16" in said
+        and f"{setup_command()} tries again" in said
+    )
     here.commands.clear()
     said = here.launch()
-    assert "TransformerEngine is not installed: that failed on" in said and "Python.h" in said and setup_command() in said and not here.commands
+    assert (
+        "TransformerEngine is not installed: that failed on" in said
+        and "Python.h" in said
+        and setup_command() in said
+        and not here.commands
+    )
 
 
 def test_with_another_torch_it_is_tried_again(here, monkeypatch):
@@ -183,9 +207,18 @@ def test_an_environment_that_cannot_be_written_is_told(here, monkeypatch):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("a.cpp:1: error: no\nx.cpp:2: fatal error: nv/target: No such file\nERROR: Could not build wheels", "a.cpp:1: error: no"),
-        ("ERROR: Could not find a version\nERROR: No matching distribution found for x\nbye", "ERROR: No matching distribution found for x"),
-        ("  /bin/sh: 1: g++: not found\nRuntimeError: Error compiling\nERROR: Could not build wheels", "/bin/sh: 1: g++: not found"),
+        (
+            "a.cpp:1: error: no\nx.cpp:2: fatal error: nv/target: No such file\nERROR: Could not build wheels",
+            "a.cpp:1: error: no",
+        ),
+        (
+            "ERROR: Could not find a version\nERROR: No matching distribution found for x\nbye",
+            "ERROR: No matching distribution found for x",
+        ),
+        (
+            "  /bin/sh: 1: g++: not found\nRuntimeError: Error compiling\nERROR: Could not build wheels",
+            "/bin/sh: 1: g++: not found",
+        ),
         ("collecting\nKilled\n\n", "Killed"),
         ("", None),
     ],
@@ -204,7 +237,11 @@ def test_typed_by_hand_it_is_tried_again_and_a_success_takes_the_note_away(here)
     assert room.install(here.said.append, again=True) is None
     assert not (here.folder / "fp8-install.failed").exists() and "was installed in" in here.said[-1]
     here.commands.clear()
-    assert room.install(here.said.append, again=True) is None and here.said[-1] == "TransformerEngine 2.20.2 is installed" and not here.commands
+    assert (
+        room.install(here.said.append, again=True) is None
+        and here.said[-1] == "TransformerEngine 2.20.2 is installed"
+        and not here.commands
+    )
 
 
 def test_what_is_broken_goes_before_it_comes_again(here):
@@ -237,14 +274,19 @@ def test_of_two_that_install_at_once_the_second_takes_the_firsts_failure_for_its
     here.code = 1
     here.launch()
     here.commands.clear()
-    assert "TransformerEngine is not installed: that failed on" in room.install(here.said.append, again=False) and not here.commands
+    assert (
+        "TransformerEngine is not installed: that failed on" in room.install(here.said.append, again=False)
+        and not here.commands
+    )
 
 
 # The build
 
 
 def test_the_headers_are_those_of_the_cuda_that_torch_brought(monkeypatch):
-    monkeypatch.setattr(room, "version", {"nvidia-cuda-runtime": "13.0.96", "nvidia-cuda-runtime-cu12": "12.8.90"}.__getitem__)
+    monkeypatch.setattr(
+        room, "version", {"nvidia-cuda-runtime": "13.0.96", "nvidia-cuda-runtime-cu12": "12.8.90"}.__getitem__
+    )
     assert room._headers("13.0") == ["nvidia-cuda-crt==13.0.*", "nvidia-cuda-cccl==13.0.*"]
     assert room._headers("12.8") == ["nvidia-cuda-nvcc-cu12==12.8.*", "nvidia-cuda-cccl-cu12==12.8.*"]
 
@@ -273,7 +315,9 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 with open({str(tmp_path / "log")!r}, "w") as out:
     _run(["sh", "-c", "echo $$ > {tmp_path}/pid; sleep 100 & wait"], dict(__import__("os").environ), out)
 """
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}
+    )
     ends = time.monotonic() + 30
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
         assert process.poll() is None and time.monotonic() < ends
@@ -295,7 +339,9 @@ install.end_with_parent = lambda: os.kill(os.getppid(), signal.SIGTERM)
 with open({str(tmp_path / "log")!r}, "w") as out:
     install._run(["sh", "-c", "echo $$ > {tmp_path}/pid; sleep 100 & wait"], dict(os.environ), out)
 """
-    process = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=60)
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=60
+    )
     assert process.returncode == 75
     ends = time.monotonic() + 10
     while (pid := tmp_path / "pid").exists() and pid.read_text().strip() and _alive(int(pid.read_text())):
@@ -318,4 +364,8 @@ def test_a_note_of_a_failure_says_what_it_was_of(here):
     here.code = 1
     here.launch()
     note = json.loads((here.folder / "fp8-install.failed").read_text())
-    assert "transformer-engine[pytorch]" in note["for"] and "torch" in note["for"] and note["why"] == '"Successfully installed"'
+    assert (
+        "transformer-engine[pytorch]" in note["for"]
+        and "torch" in note["for"]
+        and note["why"] == '"Successfully installed"'
+    )

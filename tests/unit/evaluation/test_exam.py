@@ -46,7 +46,9 @@ def test_the_weights_of_the_moment_are_asked():
 def test_progress_is_heard_task_by_task():
     heard = []
     words = Task("words", (item("here", {"context": "a", "continuation": "b"}),))
-    exam_of(tiny_model("llama", max_position_embeddings=300), LINES, words).results(lambda task, fraction: heard.append((task, fraction)))
+    exam_of(tiny_model("llama", max_position_embeddings=300), LINES, words).results(
+        lambda task, fraction: heard.append((task, fraction))
+    )
     assert heard[-1] == ("words", 1.0) and ("lines", 1.0) in heard
 
 
@@ -76,4 +78,7 @@ def test_tasks_without_a_tokenizer_are_refused_and_no_tasks_need_none():
 
 def test_an_item_that_does_not_fit_the_model_is_refused_before_anything_is_asked():
     with pytest.raises(DataError, match="since the model has 32 positions"):
-        exam_of(tiny_model("gpt2", max_position_embeddings=32), Task("long", (item("here", {"context": "a", "continuation": "b" * 40}),)))
+        exam_of(
+            tiny_model("gpt2", max_position_embeddings=32),
+            Task("long", (item("here", {"context": "a", "continuation": "b" * 40}),)),
+        )

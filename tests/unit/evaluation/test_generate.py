@@ -18,14 +18,36 @@ PROMPTS = [PROMPT, [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [40, 41, 42, 43
 GREEDY, DRAWN = Sampling(temperature=0.0), Sampling(temperature=1.5, top_k=40, top_p=0.9)
 
 FAMILIES = {
-    "opt": {"model_type": "opt", "hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "dropout": 0.0},
-    "bloom": {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "openai-gpt": {"model_type": "openai-gpt", "n_embd": 32, "n_layer": 2, "n_head": 4, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0},
-    "mistral": {
-        "model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
-        "sliding_window": 6, "head_dim": 8,
+    "opt": {
+        "model_type": "opt",
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 48,
+        "dropout": 0.0,
     },
-}  # fmt: skip
+    "bloom": {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "openai-gpt": {
+        "model_type": "openai-gpt",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "mistral": {
+        "model_type": "mistral",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "sliding_window": 6,
+        "head_dim": 8,
+    },
+}
 """Besides the tiny shapes: positions with an offset, none but in the attention, no cache, a cache that forgets."""
 
 
@@ -68,7 +90,9 @@ def test_a_seed_gives_the_same_text_and_leaves_the_random_state_alone(model):
 
 
 def test_a_model_that_draws_also_in_evaluation_mode_leaves_no_trace_either(model, monkeypatch):
-    monkeypatch.setattr(model, "forward", lambda *args, plain=model.forward, **kwargs: torch.rand(3) is None or plain(*args, **kwargs))
+    monkeypatch.setattr(
+        model, "forward", lambda *args, plain=model.forward, **kwargs: torch.rand(3) is None or plain(*args, **kwargs)
+    )
     state = torch.get_rng_state()
     tokens_of(model)
     assert torch.equal(torch.get_rng_state(), state)
@@ -93,13 +117,17 @@ def test_the_samples_of_a_seed_are_different_texts(model):
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
 def test_a_row_is_what_it_would_be_alone(model, sampling):
-    rows = [Row(prompt_ids=prompt, sampling=sampling, seed=7, sample=number % 2) for number, prompt in enumerate(PROMPTS)]
+    rows = [
+        Row(prompt_ids=prompt, sampling=sampling, seed=7, sample=number % 2) for number, prompt in enumerate(PROMPTS)
+    ]
     together = write(model, *rows)
     assert [written.tokens for written in together] == [write(model, row)[0].tokens for row in rows]
 
 
 def test_rows_that_choose_differently_stand_in_one_batch(model):
-    rows = [Row(prompt_ids=PROMPT, sampling=sampling) for sampling in (GREEDY, DRAWN, Sampling(temperature=3.0), GREEDY)]
+    rows = [
+        Row(prompt_ids=PROMPT, sampling=sampling) for sampling in (GREEDY, DRAWN, Sampling(temperature=3.0), GREEDY)
+    ]
     together = [written.tokens for written in write(model, *rows)]
     assert together == [tokens_of(model, sampling=row.sampling) for row in rows]
     assert together[0] == together[3] and together[0] != together[1] != together[2]
@@ -187,7 +215,9 @@ class Heard:
 
 def test_a_listener_hears_every_token_in_time_and_may_end_a_row(model):
     heard = Heard({1: 3})
-    written = write(model, *(Row(prompt_ids=PROMPT, sample=number) for number in range(3)), max_new_tokens=5, listener=heard)
+    written = write(
+        model, *(Row(prompt_ids=PROMPT, sample=number) for number in range(3)), max_new_tokens=5, listener=heard
+    )
     assert [heard.tokens[row] for row in range(3)] == [row.tokens for row in written]
     assert heard.ends == [(1, "stop"), (0, "max_new_tokens"), (2, "max_new_tokens")]
     assert [row.ended_by for row in written] == ["max_new_tokens", "stop", "max_new_tokens"]
@@ -248,9 +278,16 @@ def test_tokens_come_as_often_as_their_probability_says(sampling, shares):
     assert chosen(sampling) == pytest.approx(shares, abs=0.002)
 
 
-@given(st.lists(st.floats(-100, 100) | st.just(float("-inf")), min_size=1, max_size=6), st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1))
+@given(
+    st.lists(st.floats(-100, 100) | st.just(float("-inf")), min_size=1, max_size=6),
+    st.floats(0, 1, exclude_max=True),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
 def test_only_a_token_that_may_come_comes(logits, uniform, top_p, min_p):
-    token = int(choose(torch.tensor([logits]), Sampling(top_p=top_p, min_p=min_p), torch.tensor([uniform], dtype=torch.float64)))
+    token = int(
+        choose(torch.tensor([logits]), Sampling(top_p=top_p, min_p=min_p), torch.tensor([uniform], dtype=torch.float64))
+    )
     if max(logits) == float("-inf"):
         assert token == -1
     else:

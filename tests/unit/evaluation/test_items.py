@@ -36,9 +36,15 @@ def test_a_last_word_is_one_pair():
 
 def test_hellaswag():
     row = {
-        "ind": 4, "activity_label": "Removing ice [title] from car", "ctx_a": "Then, the man  writes.", "ctx_b": "then a [substeps] woman",
-        "ctx": "unused", "endings": ["smiles. [title] It ends", "cries"], "label": "1", "split": "val",
-    }  # fmt: skip
+        "ind": 4,
+        "activity_label": "Removing ice [title] from car",
+        "ctx_a": "Then, the man  writes.",
+        "ctx_b": "then a [substeps] woman",
+        "ctx": "unused",
+        "endings": ["smiles. [title] It ends", "cries"],
+        "label": "1",
+        "split": "val",
+    }
     made = item("here", row)
     context = "Removing ice. from car: Then, the man writes. Then a woman"
     assert made.pairs == ((context, " smiles.. It ends"), (context, " cries")) and made.gold == 1
@@ -52,22 +58,40 @@ def test_piqa():
 
 @pytest.mark.parametrize(("labels", "key", "gold"), [(["A", "B", "C"], "C", 2), (["1", "2", "3"], "1", 0)])
 def test_arc_whose_labels_are_letters_or_numbers_from_one(labels, key, gold):
-    row = {"id": "x", "question": "Which?", "choices": {"text": ["this", "that", "none"], "label": labels}, "answerKey": key}
+    row = {
+        "id": "x",
+        "question": "Which?",
+        "choices": {"text": ["this", "that", "none"], "label": labels},
+        "answerKey": key,
+    }
     made = item("here", row)
     assert made.pairs[2] == ("Question: Which?\nAnswer:", " none") and made.gold == gold
 
 
 @pytest.mark.parametrize(("question", "joint"), [("cause", "because"), ("effect", "therefore")])
 def test_copa_with_the_second_space_that_the_harness_has(question, joint):
-    row = {"premise": "It rained. ", "choice1": "The road got wet.", "choice2": "I slept.", "question": question, "idx": 0, "label": 0}
+    row = {
+        "premise": "It rained. ",
+        "choice1": "The road got wet.",
+        "choice2": "I slept.",
+        "question": question,
+        "idx": 0,
+        "label": 0,
+    }
     made = item("here", row)
-    assert made.pairs == ((f"It rained {joint}", "  the road got wet."), (f"It rained {joint}", "  i slept.")) and made.gold == 0
+    assert (
+        made.pairs == ((f"It rained {joint}", "  the road got wet."), (f"It rained {joint}", "  i slept."))
+        and made.gold == 0
+    )
 
 
 def test_winogrande_whose_options_count_from_one():
     row = {"sentence": "Ann was better than Bea so _ won.", "option1": "Ann", "option2": "Bea", "answer": "2"}
     made = item("here", row)
-    assert made.pairs == (("Ann was better than Bea so Ann", " won."), ("Ann was better than Bea so Bea", " won.")) and made.gold == 1
+    assert (
+        made.pairs == (("Ann was better than Bea so Ann", " won."), ("Ann was better than Bea so Bea", " won."))
+        and made.gold == 1
+    )
 
 
 def test_lambada_parts_its_text_at_the_last_space():
@@ -95,8 +119,14 @@ def test_lambada_parts_its_text_at_the_last_space():
         ({**CHOICE, "gold": "neither"}, "gold is 'neither'"),
         ({"context_options": ["a", "b"], "continuation": "", "gold": 0}, "the continuation is empty"),
         ({"context": "a", "continuation": ""}, "the continuation is empty"),
-        ({"question": "x", "choices": ["a", "b"], "answerKey": "A"}, "an object with the lists text and label was expected"),
-        ({"premise": "x", "choice1": "a", "choice2": "b", "question": "why", "label": 0}, "cause or effect was expected"),
+        (
+            {"question": "x", "choices": ["a", "b"], "answerKey": "A"},
+            "an object with the lists text and label was expected",
+        ),
+        (
+            {"premise": "x", "choice1": "a", "choice2": "b", "question": "why", "label": 0},
+            "cause or effect was expected",
+        ),
         ({"sentence": "no mark", "option1": "a", "option2": "b", "answer": "1"}, "sentence has no _"),
         ({"sentence": "a _ b", "option1": "a", "option2": "b", "answer": ""}, "a number from 1 to 2"),
     ],

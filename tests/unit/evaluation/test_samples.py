@@ -9,14 +9,28 @@ from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError
 from trainer.evaluation.generate import Row, Sampling, generate
-from trainer.evaluation.samples import DRAWN, LIKELIEST, Sample, check_prompts, markdown, prompts_of, samples_due, take_samples
+from trainer.evaluation.samples import (
+    DRAWN,
+    LIKELIEST,
+    Sample,
+    check_prompts,
+    markdown,
+    prompts_of,
+    samples_due,
+    take_samples,
+)
 
 TOKENIZER = load_tokenizer("bytes")
 PROMPTS = ["Enter", "", "To be, or"]
 
 
 def take(model, prompts=PROMPTS, **settings):
-    return take_samples(model, prompts, TOKENIZER, **({"num_tokens": 10, "sequence_length": 32, "vocab_size": 257, "seed": 5} | settings))
+    return take_samples(
+        model,
+        prompts,
+        TOKENIZER,
+        **({"num_tokens": 10, "sequence_length": 32, "vocab_size": 257, "seed": 5} | settings),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +40,9 @@ def model():
 
 def test_each_prompt_is_continued_by_the_likeliest_tokens_and_by_drawn_ones(model):
     samples = take(model)
-    assert [(sample.prompt, sample.kind) for sample in samples] == [(prompt, kind) for prompt in PROMPTS for kind in (LIKELIEST, DRAWN)]
+    assert [(sample.prompt, sample.kind) for sample in samples] == [
+        (prompt, kind) for prompt in PROMPTS for kind in (LIKELIEST, DRAWN)
+    ]
     for sample in samples:
         sampling = Sampling(temperature=0.0) if sample.kind == LIKELIEST else Sampling(temperature=0.8, top_k=50)
         row = Row(prompt_ids=[256, *sample.prompt.encode()], sampling=sampling, seed=5)
@@ -37,7 +53,9 @@ def test_each_prompt_is_continued_by_the_likeliest_tokens_and_by_drawn_ones(mode
 
 def test_they_are_one_pass_of_the_model(model, monkeypatch):
     calls = []
-    monkeypatch.setattr(model, "forward", lambda *args, plain=model.forward, **kwargs: calls.append(1) or plain(*args, **kwargs))
+    monkeypatch.setattr(
+        model, "forward", lambda *args, plain=model.forward, **kwargs: calls.append(1) or plain(*args, **kwargs)
+    )
     take(model, ["a", "b", "c"])
     assert len(calls) == 10
 
@@ -56,7 +74,11 @@ def test_the_same_weights_give_the_same_samples_and_the_run_sees_no_trace(model)
 
 def test_a_cpu_takes_them_on_one_thread_and_has_its_own_number_back(model, monkeypatch):
     before, during = torch.get_num_threads(), []
-    monkeypatch.setattr(model, "forward", lambda *args, plain=model.forward, **kwargs: during.append(torch.get_num_threads()) or plain(*args, **kwargs))
+    monkeypatch.setattr(
+        model,
+        "forward",
+        lambda *args, plain=model.forward, **kwargs: during.append(torch.get_num_threads()) or plain(*args, **kwargs),
+    )
     torch.set_num_threads(3)
     try:
         take(model)
@@ -80,7 +102,10 @@ def test_weights_that_are_no_numbers_are_said_in_the_sample():
 
 def test_a_prompt_that_leaves_no_position_is_refused_when_the_run_starts():
     check_prompts(["x" * 30], TOKENIZER, 32)
-    with pytest.raises(ConfigError, match=r"prompt 'x{37}\.\.\.' of evaluation.prompt or evaluation.sample_prompts has 46 tokens .* sequence_length is 32"):
+    with pytest.raises(
+        ConfigError,
+        match=r"prompt 'x{37}\.\.\.' of evaluation.prompt or evaluation.sample_prompts has 46 tokens .* sequence_length is 32",
+    ):
         check_prompts(["", "x" * 45], TOKENIZER, 32)
 
 
@@ -107,7 +132,18 @@ def test_samples_are_due_with_each_evaluation_or_every_so_many_steps_and_at_the_
 
 def test_markdown_shows_a_text_as_it_is():
     written = "# no heading\n\n* no list\n```\n<b>no tag</b>\x0b    and \u2028 lines"
-    page = markdown_to_safe_html(markdown([Sample("Enter", LIKELIEST, written), Sample("", DRAWN, "\n\nx"), Sample("", DRAWN, "")]))
+    page = markdown_to_safe_html(
+        markdown([Sample("Enter", LIKELIEST, written), Sample("", DRAWN, "\n\nx"), Sample("", DRAWN, "")])
+    )
     assert page.count("<pre>") == 2 and page.count("<strong>") == 3
-    assert "<h1>" not in page and "<li>" not in page and "<b>" not in page and "Enter# no heading\n\n* no list\n```\n&lt;b&gt;" in page
-    assert page.index("the likeliest token each time") < page.index("Enter#") < page.index("drawn at temperature 0.8 from the 50 likeliest")
+    assert (
+        "<h1>" not in page
+        and "<li>" not in page
+        and "<b>" not in page
+        and "Enter# no heading\n\n* no list\n```\n&lt;b&gt;" in page
+    )
+    assert (
+        page.index("the likeliest token each time")
+        < page.index("Enter#")
+        < page.index("drawn at temperature 0.8 from the 50 likeliest")
+    )

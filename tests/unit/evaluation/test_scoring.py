@@ -67,7 +67,9 @@ def test_a_continuation_longer_than_the_model_is_refused_with_its_line():
 
 
 def test_equal_texts_are_one_row_so_that_a_tie_is_one():
-    task = encoded({"query": "a", "choices": ["b", "c", "b"], "gold": 2}, {"query": "a", "choices": ["c", "d"], "gold": 0})
+    task = encoded(
+        {"query": "a", "choices": ["b", "c", "b"], "gold": 2}, {"query": "a", "choices": ["c", "d"], "gold": 0}
+    )
     assert task.row_of_pair == ((0, 1, 0), (1, 2)) and len(task.rows) == 3
 
 
@@ -93,7 +95,9 @@ def test_a_gpu_takes_larger_groups_than_a_core():
 
 @pytest.fixture(scope="module")
 def task():
-    return encode_task(Task("lines", next_line_items(twelfth_night())[:6]), BYTES.encode, eot_id=BYTES.eot_id, num_positions=2048)
+    return encode_task(
+        Task("lines", next_line_items(twelfth_night())[:6]), BYTES.encode, eot_id=BYTES.eot_id, num_positions=2048
+    )
 
 
 @pytest.fixture(scope="module")

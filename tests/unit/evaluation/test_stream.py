@@ -36,7 +36,10 @@ def test_a_character_comes_once_it_is_whole():
 
 
 def test_what_may_begin_a_stop_is_held_back_until_it_is_known_not_to():
-    assert streamed([b"To be", b"\n", b"or", b"\n", b"\n", b"not"], ["\n\n"]) == (["To be", "", "\nor", "", "", "", ""], True)
+    assert streamed([b"To be", b"\n", b"or", b"\n", b"\n", b"not"], ["\n\n"]) == (
+        ["To be", "", "\nor", "", "", "", ""],
+        True,
+    )
     assert streamed([b"ab", b"abc"], ["abd"]) == (["", "ab" + "abc", ""], False)
     assert streamed([b"abcd"], ["cd", "b"]) == (["a", ""], True)
     assert streamed([b"ab"], ["abc"]) == (["", "ab"], False)
@@ -57,7 +60,7 @@ def test_the_first_row_is_shown_as_it_comes_and_the_others_when_it_is_their_turn
 
 @given(st.permutations([(row, text) for row in range(3) for text in ("a", "", "b", "c")]))
 def test_every_row_is_whole_and_in_its_place_whatever_the_order(events):
-    left = {row: 4 for row in range(3)}
+    left = dict.fromkeys(range(3), 4)
     told = []
     for row, text in events:
         told.append((row, text))

@@ -76,7 +76,9 @@ def test_two_files_of_one_name_are_refused(tmp_path):
 
 
 def test_an_unknown_name_is_told_with_the_nearest(tmp_path):
-    with pytest.raises(ConfigError, match=r"'shakespear_lines' is neither a file .* did you mean 'shakespeare_lines'\?"):
+    with pytest.raises(
+        ConfigError, match=r"'shakespear_lines' is neither a file .* did you mean 'shakespeare_lines'\?"
+    ):
         opened(tmp_path, "shakespear_lines")
     with pytest.raises(ConfigError, match=r"~nosuch/mine.jsonl' is neither a file"):
         opened(tmp_path, "~nosuch/mine.jsonl")
@@ -99,7 +101,9 @@ def test_two_forms_in_one_file_are_refused(tmp_path):
         opened(tmp_path, "sky.jsonl")
 
 
-@pytest.mark.parametrize(("line", "words"), [("{", "line 2: .* JSON object a line"), ('{"query": 1}', "line 2 is no item of a task")])
+@pytest.mark.parametrize(
+    ("line", "words"), [("{", "line 2: .* JSON object a line"), ('{"query": 1}', "line 2 is no item of a task")]
+)
 def test_a_broken_line_is_refused_with_its_number(tmp_path, line, words):
     write(tmp_path / "sky.jsonl", CHOICE, line)
     with pytest.raises(DataError, match=words):

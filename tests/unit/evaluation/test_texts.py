@@ -29,10 +29,17 @@ def write(model, texts, interrupt_after=None, **settings):
             raise KeyboardInterrupt
 
     wanted = {
-        "sampling": Sampling(temperature=2.0), "seed": 3, "max_new_tokens": 9, "sequence_length": 32, "vocab_size": 257, "stops": (),
+        "sampling": Sampling(temperature=2.0),
+        "seed": 3,
+        "max_new_tokens": 9,
+        "sequence_length": 32,
+        "vocab_size": 257,
+        "stops": (),
         "rows_at_once": 2,
-    }  # fmt: skip
-    continue_texts(model, TOKENIZER, texts, **(wanted | settings), show=show, close=lambda text: said.append((text, None)))
+    }
+    continue_texts(
+        model, TOKENIZER, texts, **(wanted | settings), show=show, close=lambda text: said.append((text, None))
+    )
     return said
 
 
@@ -72,7 +79,9 @@ def test_a_text_ends_before_a_stop(model):
     stop = free.text[3:5]
     texts = [Text("To be"), Text("To be", 1)]
     write(model, texts, stops=["never" * 3, stop])
-    assert texts[0].ended_by == "stop" and texts[0].text == free.text[: free.text.index(stop)] and texts[0].num_tokens <= 9
+    assert (
+        texts[0].ended_by == "stop" and texts[0].text == free.text[: free.text.index(stop)] and texts[0].num_tokens <= 9
+    )
     with pytest.raises(ConfigError, match="a text to stop at is empty"):
         write(model, [Text("To be")], stops=["a", ""])
 
@@ -104,9 +113,14 @@ def test_a_gpu_that_is_full_is_told(model, monkeypatch):
 
 def test_the_summary_says_how_fast_and_which_texts_ended_early():
     assert summary([Text("", num_tokens=30, ended_by="max_new_tokens")], 2.0, 128) == "30 tokens in 2s: 15 tokens/s"
-    texts = [Text("", num_tokens=15, ended_by=reason) for reason in ("sequence_length", "sequence_length", "not_finite", "stop")]
+    texts = [
+        Text("", num_tokens=15, ended_by=reason)
+        for reason in ("sequence_length", "sequence_length", "not_finite", "stop")
+    ]
     said = summary(texts, 2.0, 128)
-    assert "60 tokens" in said and "; 2 of 4 texts ended because the model was trained on sequences of 128 tokens" in said
+    assert (
+        "60 tokens" in said and "; 2 of 4 texts ended because the model was trained on sequences of 128 tokens" in said
+    )
     assert "; 1 of 4 texts ended because the logits are not finite" in said and exit_code(texts) == 1
     assert "the text ended because it was interrupted" in summary([Text("", ended_by="interrupted")], 2.0, 128)
     assert exit_code(texts[:2]) == 0

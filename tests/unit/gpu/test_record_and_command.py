@@ -80,7 +80,12 @@ def test_a_piece_that_fails_is_a_check_that_is_not_held_and_hides_no_other(path)
     assert part.finish() is False
     written = read(path)
     assert written["complete"] and written["pieces"] == {"current": FIRST}
-    assert written["checks"][0] == {"name": "block can be measured", "value": "RuntimeError: CUDA error: something", "bar": "no error", "held": False}
+    assert written["checks"][0] == {
+        "name": "block can be measured",
+        "value": "RuntimeError: CUDA error: something",
+        "bar": "no error",
+        "held": False,
+    }
 
 
 def test_what_is_timed_or_compiled_works_in_the_thread_that_asks(path):
@@ -115,9 +120,17 @@ def stored(folder, **changes):
     way = {"milliseconds": 1.234, "over_bf16": 1.5, "over_compiled": 1.2, "mfu_of_bf16_peak": 0.41, "peak_bytes": 2e9}
     plain = {key: value for key, value in way.items() if key not in ("over_compiled", "mfu_of_bf16_peak")}
     pieces = {
-        "step 1600 current+block": {"ways": {"bf16": plain, "bf16 compiled": {"failed": "no compiler"}, "current": way, "block": {"not_applicable": "1600"}}},
-        "linears 768 delayed": {"ways": {"delayed": way}}, "step 1600 delayed": {"ways": {"bf16": way, "delayed": way}},
-    }  # fmt: skip
+        "step 1600 current+block": {
+            "ways": {
+                "bf16": plain,
+                "bf16 compiled": {"failed": "no compiler"},
+                "current": way,
+                "block": {"not_applicable": "1600"},
+            }
+        },
+        "linears 768 delayed": {"ways": {"delayed": way}},
+        "step 1600 delayed": {"ways": {"bf16": way, "delayed": way}},
+    }
     file_of(folder, "share").write_text(json.dumps({**facts, "checks": checks, "pieces": {}, **changes}))
     file_of(folder, "speed").write_text(json.dumps({**facts, "checks": checks, "pieces": pieces}))
     return folder
@@ -125,11 +138,15 @@ def stored(folder, **changes):
 
 def test_the_passage_shows_machine_checks_and_speeds_and_what_is_missing(tmp_path):
     text = passage(stored(tmp_path), ["share", "speed", "stall"])
-    assert "Measured on NVIDIA H100 (driver 580), torch 2.11.0, TransformerEngine 2.20.2." in text and text.endswith("Not yet measured: stall.")
+    assert "Measured on NVIDIA H100 (driver 580), torch 2.11.0, TransformerEngine 2.20.2." in text and text.endswith(
+        "Not yet measured: stall."
+    )
     assert "| share | current | 0.9991 | at least 0.99 | held |" in text and "| speed | current |" not in text
     rows = [line for line in text.splitlines() if line.startswith(("| linears", "| step"))]
     assert [row.split(" | ")[2] for row in rows] == ["delayed", "bf16", "bf16 compiled", "current", "block", "delayed"]
-    assert rows[3].endswith("1.23 | 1.50 | 1.20 | 41% | 2.0 GB |") and rows[1].endswith("1.50 | unknown | unknown | 2.0 GB |")
+    assert rows[3].endswith("1.23 | 1.50 | 1.20 | 41% | 2.0 GB |") and rows[1].endswith(
+        "1.50 | unknown | unknown | 2.0 GB |"
+    )
     assert "n/a: 1600" in rows[4] and "failed: no compiler" in rows[2] and len({row.count("|") for row in rows}) == 1
 
 
@@ -158,7 +175,10 @@ def test_without_a_gpu_it_says_in_one_paragraph_what_it_needs(monkeypatch, capsy
 def test_the_list_names_every_part_first_the_first_and_each_takes_less_than_a_command_may(capsys):
     code, said, _ = run(capsys, "--list")
     assert code == 0 and [line.split()[0] for line in said.splitlines()] == list(command.PARTS)
-    assert sum(part.minutes for part in command.PARTS.values()) <= 45 and max(part.minutes for part in command.PARTS.values()) < 10
+    assert (
+        sum(part.minutes for part in command.PARTS.values()) <= 45
+        and max(part.minutes for part in command.PARTS.values()) < 10
+    )
     assert list(command.PARTS)[0] == "first" and command.PARTS["first"].minutes <= 9
 
 
@@ -171,13 +191,24 @@ def test_a_python_without_torch_is_told_in_one_line(tmp_path):
     python.write_text("#!/bin/sh\nexit 1\n")
     python.chmod(0o755)
     script = PROJECT / "tests" / "gpu" / "run"
-    ended = subprocess.run([script, "--list"], env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and "has no torch" in ended.stderr and ended.stderr.count("\n") == 1
+    ended = subprocess.run(
+        [script, "--list"], env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False
+    )
+    assert (
+        ended.returncode == 2
+        and ended.stderr.startswith("error: ")
+        and "has no torch" in ended.stderr
+        and ended.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [([], "name a part"), (["nonsense"], "'nonsense' is not a part"), (["--emulate", "share", "--out", record.RESULTS], "an emulation is no result")],
+    [
+        ([], "name a part"),
+        (["nonsense"], "'nonsense' is not a part"),
+        (["--emulate", "share", "--out", record.RESULTS], "an emulation is no result"),
+    ],
 )
 def test_a_wrong_word_is_told(capsys, words, said):
     code, _, error = run(capsys, *words)
@@ -228,7 +259,9 @@ def test_several_parts_run_apart_and_one_that_dies_or_hangs_hides_no_other(monke
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(command.psutil, "Popen", functools.partial(_impatient, command.psutil.Popen, tmp_path / "child"))
+    monkeypatch.setattr(
+        command.psutil, "Popen", functools.partial(_impatient, command.psutil.Popen, tmp_path / "child")
+    )
     found, said, _ = run(capsys, *parts, "--emulate", "--fresh", "--out", tmp_path, "--work", tmp_path)
     assert found == code and "| probe | it | 1 | 1 | held |" in said
     assert ("| share | | not finished | | **NOT held** |" in said) == ("share" in parts)
@@ -242,7 +275,9 @@ def test_several_parts_run_apart_and_one_that_dies_or_hangs_hides_no_other(monke
 
 def test_a_part_that_is_told_to_end_takes_its_runs_with_it(monkeypatch):
     child, codes = subprocess.Popen(["sleep", "600"]), []
-    monkeypatch.setattr(command.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [child] if recursive else []))
+    monkeypatch.setattr(
+        command.psutil, "Process", lambda: SimpleNamespace(children=lambda recursive: [child] if recursive else [])
+    )
     monkeypatch.setattr(command.os, "_exit", codes.append)
     command.end()
     assert child.wait(10) == -9 and codes == [143]

@@ -13,9 +13,27 @@ from trainer.metrics.console import ProgressBar, Standing, TerminalHandler, bar_
 
 NOW = time.mktime((2026, 3, 5, 14, 0, 0, 0, 0, -1))
 STANDING = Standing(
-    120, 420, loss=4.12345, tokens_per_second=5760.0, mfu=0.412, ends_at=NOW + 86400 + 1200, saved_at=NOW - 12, busy="evaluating", busy_since=NOW - 3
-)  # fmt: skip
-PARTS = ["step 120/420", "28.6%", "loss 4.1235", "5.76k tokens/s", "mfu 41.2%", "1d 0h left", "ends Fri 14:20", "saved 12s ago", "evaluating 3s"]
+    120,
+    420,
+    loss=4.12345,
+    tokens_per_second=5760.0,
+    mfu=0.412,
+    ends_at=NOW + 86400 + 1200,
+    saved_at=NOW - 12,
+    busy="evaluating",
+    busy_since=NOW - 3,
+)
+PARTS = [
+    "step 120/420",
+    "28.6%",
+    "loss 4.1235",
+    "5.76k tokens/s",
+    "mfu 41.2%",
+    "1d 0h left",
+    "ends Fri 14:20",
+    "saved 12s ago",
+    "evaluating 3s",
+]
 
 
 def line(width, standing=STANDING, **settings):
@@ -40,11 +58,20 @@ def test_a_line_fits_whatever_the_width(width):
 
 
 def test_what_is_needed_least_is_left_out_first():
-    quiet = Standing(120, 420, loss=4.12345, tokens_per_second=5760.0, mfu=0.412, ends_at=NOW + 86400 + 1200, saved_at=NOW - 12)
-    kept = {width: [part.split()[0] for part in PARTS if part in line(width, quiet)] for width in (30, 60, 80, 100, 120)}
+    quiet = Standing(
+        120, 420, loss=4.12345, tokens_per_second=5760.0, mfu=0.412, ends_at=NOW + 86400 + 1200, saved_at=NOW - 12
+    )
+    kept = {
+        width: [part.split()[0] for part in PARTS if part in line(width, quiet)] for width in (30, 60, 80, 100, 120)
+    }
     assert kept[30] == ["step", "loss"] and kept[60] == ["step", "28.6%", "loss", "5.76k", "1d"]
     assert kept[80] == ["step", "28.6%", "loss", "5.76k", "1d"] and "\u2501" in line(80, quiet)
-    assert set(kept[80]) < set(kept[100]) < set(kept[120]) == {"step", "28.6%", "loss", "5.76k", "mfu", "1d", "ends", "saved"}
+    assert (
+        set(kept[80])
+        < set(kept[100])
+        < set(kept[120])
+        == {"step", "28.6%", "loss", "5.76k", "mfu", "1d", "ends", "saved"}
+    )
     assert "evaluating 3s" in line(30)
 
 
@@ -103,7 +130,10 @@ def drawn(bar, terminal):
 def test_the_bar_follows_what_it_is_told(bar, terminal):
     assert re.search(r"step 0/420 .*starting 0s$", drawn(bar, terminal))
     bar.update(42, loss=3.5, tokens_per_second=5760.0, seconds_left=90.0)
-    assert re.search(r"^step 42/420 .* 10\.0%  loss 3\.5000  5\.76k tokens/s  1m \d\ds left  ends \w\w\w \d\d:\d\d$", drawn(bar, terminal))
+    assert re.search(
+        r"^step 42/420 .* 10\.0%  loss 3\.5000  5\.76k tokens/s  1m \d\ds left  ends \w\w\w \d\d:\d\d$",
+        drawn(bar, terminal),
+    )
     bar.busy("evaluating")
     assert "loss 3.5000" in drawn(bar, terminal) and drawn(bar, terminal).endswith("evaluating 0s")
     bar.saved()

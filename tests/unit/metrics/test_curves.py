@@ -84,7 +84,9 @@ def test_lost_records_are_not_glued_to_a_line_that_a_crash_cut_short(tmp_path):
 
 
 def test_the_end_of_an_early_step_is_found_without_reading_all_that_came_after_it(tmp_path, monkeypatch):
-    steps = [step for step in range(1, 20_001) for _ in range(1 + (step % 100 == 0))]  # an evaluation beside each hundredth
+    steps = [
+        step for step in range(1, 20_001) for _ in range(1 + (step % 100 == 0))
+    ]  # an evaluation beside each hundredth
     lines = [json.dumps({"step": step, "loss": 3.5, "pad": "x" * (step % 50)}).encode() + b"\n" for step in steps]
     lines[777], lines[15_000] = b"damaged\n", b'{"step": \n'
     (tmp_path / CURVE).write_bytes(b"".join(lines) + b'{"step": 20001')

@@ -42,7 +42,15 @@ def events_of(folder):
     return events
 
 
-BINS = SimpleNamespace(min=-1.0, max=1.0, num=4, sum=0.5, sum_squares=2.0, bucket_limits=np.array([0.0, 1.0]), bucket_counts=np.array([1, 3]))
+BINS = SimpleNamespace(
+    min=-1.0,
+    max=1.0,
+    num=4,
+    sum=0.5,
+    sum_squares=2.0,
+    bucket_limits=np.array([0.0, 1.0]),
+    bucket_counts=np.array([1, 3]),
+)
 
 
 def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, failures):
@@ -114,7 +122,9 @@ def test_a_failure_of_one_tracker_is_counted_and_the_others_draw_on(folder, fail
     Drawing([PatientTracker(Broken(), folder, 0), *board(folder)], failures).close()
     assert [event.step for event in events_of(folder).Scalars("loss/train")] == [1]
     assert failures.count == 2
-    assert caplog.messages == [f"wandb: not written, {words} times by now); training goes on" for words in ("gone (1", "'gone' (2")]
+    assert caplog.messages == [
+        f"wandb: not written, {words} times by now); training goes on" for words in ("gone (1", "'gone' (2")
+    ]
 
 
 def test_a_histogram_that_cannot_be_counted_is_told_and_costs_nothing_else(folder, failures, caplog):

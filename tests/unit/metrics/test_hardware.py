@@ -24,7 +24,15 @@ class Gpu:
 
     def __init__(self, uuid, **changes):
         self.uuid = uuid
-        self.said = {"utilization": 75, "memory": 3 * GB, "power": 412_500, "temperature": 61, "clock": 1980, "reasons": 0, **changes}
+        self.said = {
+            "utilization": 75,
+            "memory": 3 * GB,
+            "power": 412_500,
+            "temperature": 61,
+            "clock": 1980,
+            "reasons": 0,
+            **changes,
+        }
 
     def say(self, what):
         if self.said[what] is None:
@@ -56,18 +64,26 @@ def machine(monkeypatch):
         nvml.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: gpu.say("reasons")
         monkeypatch.setitem(sys.modules, "pynvml", nvml)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cuda_uuids))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=cuda_uuids[number]))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=cuda_uuids[number])
+        )
         counters = {"allocated_bytes.all.current": 5, "reserved_bytes.all.current": 9, "allocated_bytes.all.peak": 7}
         monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: dict(counters))
         monkeypatch.setattr(
-            torch.cuda, "reset_peak_memory_stats", lambda device: counters.update({"allocated_bytes.all.peak": counters["allocated_bytes.all.current"]})
-        )  # fmt: skip
+            torch.cuda,
+            "reset_peak_memory_stats",
+            lambda device: counters.update({"allocated_bytes.all.peak": counters["allocated_bytes.all.current"]}),
+        )
 
     return make
 
 
 def gpu_values(sample, number):
-    return {tag.split("/")[1]: value for tag, value in sample.items() if tag.startswith("gpu/") and tag.endswith(f"/{number}")}
+    return {
+        tag.split("/")[1]: value
+        for tag, value in sample.items()
+        if tag.startswith("gpu/") and tag.endswith(f"/{number}")
+    }
 
 
 # GPUs
@@ -78,10 +94,19 @@ def test_two_gpus_are_read_by_the_numbers_that_cuda_gives_them(machine):
     machine(gpus, ["cc", "aa"])
     sample = HardwareSampler(CUDA, {}, num_local_processes=2).sample()
     assert gpu_values(sample, 0) == {
-        "utilization_fraction": 0.75, "memory_bytes": 3 * GB, "power_watts": 300.0, "temperature_celsius": 61.0, "sm_clock_hertz": 1.98e9,
-        "slowed_by_heat": 1.0, "slowed_by_power": 1.0,
-    }  # fmt: skip
-    assert gpu_values(sample, 1) == gpu_values(sample, 0) | {"power_watts": 100.0, "slowed_by_heat": 0.0, "slowed_by_power": 0.0}
+        "utilization_fraction": 0.75,
+        "memory_bytes": 3 * GB,
+        "power_watts": 300.0,
+        "temperature_celsius": 61.0,
+        "sm_clock_hertz": 1.98e9,
+        "slowed_by_heat": 1.0,
+        "slowed_by_power": 1.0,
+    }
+    assert gpu_values(sample, 1) == gpu_values(sample, 0) | {
+        "power_watts": 100.0,
+        "slowed_by_heat": 0.0,
+        "slowed_by_power": 0.0,
+    }
     assert not gpu_values(sample, 2)
 
 
@@ -96,7 +121,10 @@ def test_only_as_many_gpus_as_processes_are_sampled(machine, caplog):
 
 def test_a_slice_of_a_gpu_has_what_nvml_says_of_it_and_nothing_else(machine, caplog):
     caplog.set_level(logging.INFO)
-    machine([Gpu("GPU-whole"), Gpu("MIG-slice", utilization=None, power=None, temperature=None, clock=None, reasons=None)], ["slice"])
+    machine(
+        [Gpu("GPU-whole"), Gpu("MIG-slice", utilization=None, power=None, temperature=None, clock=None, reasons=None)],
+        ["slice"],
+    )
     sampler = HardwareSampler(CUDA, {})
     for _ in range(3):
         assert gpu_values(sampler.sample(), 0) == {"memory_bytes": 3 * GB}
@@ -151,7 +179,10 @@ def test_on_cuda_the_peak_is_that_since_the_sample_before(machine):
 def test_on_a_cpu_it_is_what_the_process_holds():
     sample = HardwareSampler(CPU, {}).sample()
     assert sample["memory/resident_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
-    assert sample["memory/peak_resident_bytes"] > 0.9 * sample["memory/resident_bytes"] and "memory/peak_bytes" not in sample
+    assert (
+        sample["memory/peak_resident_bytes"] > 0.9 * sample["memory/resident_bytes"]
+        and "memory/peak_bytes" not in sample
+    )
     assert sample["host/process_memory_bytes"] >= 0.9 * sample["memory/resident_bytes"]
 
 
@@ -196,11 +227,16 @@ def test_room_is_that_of_each_folders_disk_whether_it_is_there_yet_or_not(tmp_pa
 @pytest.mark.parametrize(
     ("function", "outcome", "missing", "words"),
     [
-        ("disk_io_counters", lambda: None, "disk/read_bytes_per_second", "disks cannot be read (NotImplementedError: the system counts no"),
+        (
+            "disk_io_counters",
+            lambda: None,
+            "disk/read_bytes_per_second",
+            "disks cannot be read (NotImplementedError: the system counts no",
+        ),
         ("swap_memory", lambda: 1 / 0, "host/swap_used_bytes", "memory cannot be read (ZeroDivisionError"),
         ("cpu_times", lambda: open("/nowhere"), "host/cpu_fraction", "processors cannot be read (FileNotFoundError"),
     ],
-)  # fmt: skip
+)
 def test_what_the_system_does_not_say_is_absent_and_told_once(monkeypatch, caplog, function, outcome, missing, words):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(psutil, function, outcome)

@@ -10,7 +10,9 @@ def test_a_histogram_counts_every_value_once():
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     found = histogram_of(values)
     assert (found.num, found.min, found.max) == (1000, values.min(), values.max())
-    assert found.sum == pytest.approx(values.sum(), rel=1e-4) and found.sum_squares == pytest.approx((values**2).sum(), rel=1e-4)
+    assert found.sum == pytest.approx(values.sum(), rel=1e-4) and found.sum_squares == pytest.approx(
+        (values**2).sum(), rel=1e-4
+    )
     assert found.bucket_counts.sum() == 1000 and len(found.bucket_counts) == len(found.bucket_limits) == NUM_BUCKETS
     assert found.bucket_limits[-1] == found.max and np.all(np.diff(found.bucket_limits) > 0)
     before = -np.inf

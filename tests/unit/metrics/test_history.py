@@ -105,7 +105,9 @@ def test_a_run_that_goes_back_takes_its_history_back(tmp_path, back_to):
     assert steps == sorted(set(steps)) and steps[-20:] == list(range(581, 601)) and drawn_twice(events) == []
     values = {event.step: event.value for event in events.Scalars("loss/train")}
     assert all(value <= 6 for step, value in values.items() if step <= back_to)
-    assert all(value >= 9 for step, value in values.items() if step > back_to + width(back_to))  # a point may be of steps of both
+    assert all(
+        value >= 9 for step, value in values.items() if step > back_to + width(back_to)
+    )  # a point may be of steps of both
 
 
 class Crash(BaseException):
@@ -130,9 +132,11 @@ def test_a_crash_at_any_instant_of_thinning_costs_no_step_and_doubles_none(tmp_p
 
     with monkeypatch.context() as crashing:
         for owner, name in (
-            (event_files.BoardWriter, "go_on_in_new_file"), (history, "_add_to_history"), (history.files, "write_atomic"),
+            (event_files.BoardWriter, "go_on_in_new_file"),
+            (history, "_add_to_history"),
+            (history.files, "write_atomic"),
             (history.History, "_remove_recent_before"),
-        ):  # fmt: skip
+        ):
             crashing.setattr(owner, name, dying(getattr(owner, name)))
         if number < 4:
             with pytest.raises(Crash):

@@ -20,7 +20,14 @@ def write(folder, steps, scale=1.0):
     with open(folder / CURVE, "a") as file:
         for step in steps:
             loss = None if step % 7 == 0 else scale / step
-            content = {"step": step, "tokens": 10 * step, "loss": loss, "grad_norm": 1.0, "step_seconds": 0.5, "data_digest": f"d{step}"}
+            content = {
+                "step": step,
+                "tokens": 10 * step,
+                "loss": loss,
+                "grad_norm": 1.0,
+                "step_seconds": 0.5,
+                "data_digest": f"d{step}",
+            }
             file.write(json.dumps(content) + "\n")
             if step % 6 == 0:
                 file.write(json.dumps({"step": step, "tokens": 10 * step, "val_loss": 2.0 / step}) + "\n")
@@ -56,9 +63,23 @@ def test_a_block_has_what_its_steps_come_to(tmp_path):
     write(tmp_path, range(1, 9))
     indexed(tmp_path)
     second = list(scan(tmp_path / CURVE))[1]
-    assert (second.step, second.num_steps, second.num_unfinite, second.tokens, second.finite_tokens, second.seconds) == (8, 4, 1, 80, 80, 2.0)
-    assert second.sums["loss"] == pytest.approx(1 / 5 + 1 / 6 + 1 / 8) and (second.lowest, second.highest) == (1 / 8, 1 / 5)
-    assert second.elapsed == 0.5 + 1.0 + 2.0 and second.digest == "d8" and [each["step"] for each in second.evaluations] == [6]
+    assert (
+        second.step,
+        second.num_steps,
+        second.num_unfinite,
+        second.tokens,
+        second.finite_tokens,
+        second.seconds,
+    ) == (8, 4, 1, 80, 80, 2.0)
+    assert second.sums["loss"] == pytest.approx(1 / 5 + 1 / 6 + 1 / 8) and (second.lowest, second.highest) == (
+        1 / 8,
+        1 / 5,
+    )
+    assert (
+        second.elapsed == 0.5 + 1.0 + 2.0
+        and second.digest == "d8"
+        and [each["step"] for each in second.evaluations] == [6]
+    )
 
 
 def test_a_resume_that_goes_back_takes_the_index_back(tmp_path):

@@ -18,7 +18,9 @@ def cuda(monkeypatch):
 
 
 def explained(folder, *, rank=3, micro_batch=8, has_history=True, mode="bf16"):
-    return out_of_memory_explained(folder, rank=rank, micro_batch=micro_batch, precision=lambda: mode, has_history=has_history)
+    return out_of_memory_explained(
+        folder, rank=rank, micro_batch=micro_batch, precision=lambda: mode, has_history=has_history
+    )
 
 
 def run_out(folder, **changes):
@@ -31,16 +33,27 @@ def run_out(folder, **changes):
 def test_running_out_of_memory_leaves_a_summary_and_a_snapshot_and_says_what_to_do(cuda, tmp_path):
     error = run_out(tmp_path / "profile", has_history=True)
     summary, snapshot = tmp_path / "profile" / "memory-rank-3.txt", tmp_path / "profile" / "memory-rank-3.pickle"
-    assert summary.read_text() == "| allocated | 79 GiB |" and pickle.loads(snapshot.read_bytes()) == {"segments": [1, 2]}
+    assert summary.read_text() == "| allocated | 79 GiB |" and pickle.loads(snapshot.read_bytes()) == {
+        "segments": [1, 2]
+    }
     paragraph = str(error)
-    assert paragraph.startswith("rank 3 ran out of GPU memory in bf16: CUDA out of memory. Tried to allocate 2.00 GiB. Set micro_batch=4 instead of 8")
-    assert str(summary) in paragraph and str(snapshot) in paragraph and "pytorch.org/memory_viz" in paragraph and "\n" not in paragraph
+    assert paragraph.startswith(
+        "rank 3 ran out of GPU memory in bf16: CUDA out of memory. Tried to allocate 2.00 GiB. Set micro_batch=4 instead of 8"
+    )
+    assert (
+        str(summary) in paragraph
+        and str(snapshot) in paragraph
+        and "pytorch.org/memory_viz" in paragraph
+        and "\n" not in paragraph
+    )
     assert isinstance(error.__cause__, torch.OutOfMemoryError) and str(error.__cause__) == WORDS
 
 
 def test_without_a_history_there_is_the_summary_and_how_to_get_the_snapshot(cuda, tmp_path):
     error = run_out(tmp_path, has_history=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["memory-rank-3.txt"] and "profile.memory_history=true" in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["memory-rank-3.txt"] and "profile.memory_history=true" in str(
+        error
+    )
 
 
 def test_what_cannot_be_written_does_not_hide_the_error(cuda, tmp_path, monkeypatch):
@@ -69,7 +82,12 @@ def test_the_advice_is_a_micro_batch_that_divides_what_there_was():
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("no", "in fp32: .* says bf16 halves what is kept"), ("fp8", "in fp8: .* precision.cache_weights=false"), ("fp16", "in fp16: ")]
+    ("mode", "words"),
+    [
+        ("no", "in fp32: .* says bf16 halves what is kept"),
+        ("fp8", "in fp8: .* precision.cache_weights=false"),
+        ("fp16", "in fp16: "),
+    ],
 )
 def test_the_precision_is_told_and_what_it_takes_of_the_memory(cuda, tmp_path, mode, words):
     assert re.match(f"rank 3 ran out of GPU memory {words}", str(run_out(tmp_path, mode=mode)))
@@ -87,12 +105,17 @@ def test_the_history_is_bounded(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 314000000000 bytes. Error code 12"), "314 GB"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:1] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 314000000000 bytes. Error code 12"
+            ),
+            "314 GB",
+        ),
         (MemoryError(), "MemoryError"),
         (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
         (OSError(12, "Cannot allocate memory"), "Cannot allocate memory"),
     ],
-)  # fmt: skip
+)
 def test_the_machines_memory_running_out_has_the_same_advice(tmp_path, error, told):
     with pytest.raises(OutOfMemoryError) as caught:
         with explained(tmp_path, mode="no"):

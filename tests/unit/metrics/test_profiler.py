@@ -46,7 +46,9 @@ def test_the_steps_asked_for_and_no_others_are_in_the_trace(tmp_path, told):
     assert [event["name"] for event in steps] == [f"ProfilerStep#{step}" for step in (3, 4, 5)]
     assert all(event["ts"] + event["dur"] <= after["ts"] for event, after in itertools.pairwise(steps))
     assert [event["name"] for event in found].count("aten::mm") == 3
-    assert "aten::mm" in (tmp_path / FOLDER / table).read_text() and "Self CPU" in (tmp_path / FOLDER / table).read_text()
+    assert (
+        "aten::mm" in (tmp_path / FOLDER / table).read_text() and "Self CPU" in (tmp_path / FOLDER / table).read_text()
+    )
     (line,) = told.messages
     assert f"steps 3 to 5 in {tmp_path / FOLDER / trace}" in line and "ui.perfetto.dev" in line and table in line
     assert PLUGIN_PATTERN.match(trace)[1] == "rank-0-steps-3-5"
@@ -83,7 +85,9 @@ def test_a_step_that_does_not_end_is_not_written_and_that_is_said(tmp_path, told
     profiler.close()
     profiler.close()
     assert not (tmp_path / FOLDER).exists()
-    assert told.messages == ["profile: the run ended before step 1, the first to be recorded, was whole: nothing is written"]
+    assert told.messages == [
+        "profile: the run ended before step 1, the first to be recorded, was whole: nothing is written"
+    ]
 
 
 def test_what_a_launch_that_was_killed_amid_its_trace_has_left_is_removed(tmp_path):

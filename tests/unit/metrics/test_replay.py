@@ -75,9 +75,14 @@ def test_of_a_launch_that_wrote_down_its_key_alone_the_checkpoint_tells_the_fact
     proof = ReplayProof([record(6)], 5, "another key", now, {}, {"processes": 1})
     assert "processes 1 -> 2, rounding to zero (before this was recorded) -> to even" in proof.announcement
     assert "device" not in proof.announcement
-    unknown = ReplayProof([record(6)], 5, "another key", {"processes": 2, "device": "cpu", "unused": None}, {}, {"processes": 2}).announcement
+    unknown = ReplayProof(
+        [record(6)], 5, "another key", {"processes": 2, "device": "cpu", "unused": None}, {}, {"processes": 2}
+    ).announcement
     assert "device" in unknown and "processes" not in unknown and "unused" not in unknown
-    assert "rounding" not in ReplayProof([record(6)], 5, "other", {"rounding": None, "seed": 2}, {}, {"seed": 1}).announcement
+    assert (
+        "rounding"
+        not in ReplayProof([record(6)], 5, "other", {"rounding": None, "seed": 2}, {}, {"seed": 1}).announcement
+    )
 
 
 def test_steps_of_two_launches_are_compared_where_they_can_be_and_the_others_are_counted():

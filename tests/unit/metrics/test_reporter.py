@@ -12,9 +12,9 @@ from trainer.errors import TrainerError
 from trainer.journal import Journal, read_events
 from trainer.metrics import reporter as reporter_module
 from trainer.metrics.curves import CURVE, LOST, read_records
+from trainer.metrics.machine_load import Counters
 from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.reporter import Known, Reporter
-from trainer.metrics.machine_load import Counters
 from trainer.metrics.slow_alarm import TAG, SlowAlarm
 from trainer.metrics.trackers import PatientTracker
 
@@ -26,9 +26,18 @@ def folder(tmp_path):
 
 def reporter_of(accelerator, folder, **changes):
     settings = {
-        "name": "run", "max_steps": 10, "console_every_steps": 5, "trackers": ["tensorboard"], "replay_key": "key", "replay_facts": {"seed": 1},
-        "slow_alarm": SlowAlarm(2.0, Journal(folder)), "meter": SpeedMeter(flops_per_token=10.0, peak_flops=lambda: 1e9, num_devices=1), "tracker_options": {}, "features": (), "sample": dict,
-    }  # fmt: skip
+        "name": "run",
+        "max_steps": 10,
+        "console_every_steps": 5,
+        "trackers": ["tensorboard"],
+        "replay_key": "key",
+        "replay_facts": {"seed": 1},
+        "slow_alarm": SlowAlarm(2.0, Journal(folder)),
+        "meter": SpeedMeter(flops_per_token=10.0, peak_flops=lambda: 1e9, num_devices=1),
+        "tracker_options": {},
+        "features": (),
+        "sample": dict,
+    }
     return Reporter(accelerator, folder, **{**settings, **changes})
 
 
@@ -49,9 +58,15 @@ def take(reporter, step, loss=None, grad_norm=1.0, votes=0.0, laps=None):
     """One step whose loss is a function of the step."""
     loss = 4.0 / step if loss is None else loss
     return reporter.step(
-        step=step, tokens=step * 32, step_tokens=32, lr=0.5, epoch=step / 100, data_digest=f"d{step}",
-        numbers=torch.tensor([loss, grad_norm, votes, 0.0]), laps=laps or Laps(),
-    )  # fmt: skip
+        step=step,
+        tokens=step * 32,
+        step_tokens=32,
+        lr=0.5,
+        epoch=step / 100,
+        data_digest=f"d{step}",
+        numbers=torch.tensor([loss, grad_norm, votes, 0.0]),
+        laps=laps or Laps(),
+    )
 
 
 def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, folder, caplog):
@@ -172,7 +187,9 @@ def test_numbers_that_are_late_are_known_with_the_next_step_and_after_a_flush(ac
     assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 3]
 
 
-def test_speed_is_that_of_the_time_that_the_stopwatch_saw_however_late_the_numbers_come(accelerator, folder, monkeypatch):
+def test_speed_is_that_of_the_time_that_the_stopwatch_saw_however_late_the_numbers_come(
+    accelerator, folder, monkeypatch
+):
     monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Ready()))
     reporter = reporter_of(accelerator, folder, max_steps=4)
     reporter.open({}, None, {})
@@ -308,7 +325,10 @@ def test_hparams_shows_the_settings_of_the_newest_launch(accelerator, folder, is
     events.Reload()
     shown = events.PluginTagToContent("hparams")
     assert b"rate_now" in shown["_hparams_/session_start_info"] and b"rate_now" in shown["_hparams_/experiment"]
-    assert b"rate_before" not in shown["_hparams_/session_start_info"] and b"rate_of_old" not in shown["_hparams_/session_start_info"]
+    assert (
+        b"rate_before" not in shown["_hparams_/session_start_info"]
+        and b"rate_of_old" not in shown["_hparams_/session_start_info"]
+    )
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2]
 
 
@@ -316,26 +336,48 @@ def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all
     """With every number as long as at the end of a month, and the details of a model with 30 layer groups as often as then."""
     reporter = reporter_of(accelerator, folder, replay_key="0123456789abcdef", detail_every_steps=147, trackers=[])
     reporter.open({}, None, {})
-    groups = {f"{what}/block_{number:02}": 0.123456 for what in ("grad_norm", "param_norm", "update_ratio") for number in range(30)}
+    groups = {
+        f"{what}/block_{number:02}": 0.123456
+        for what in ("grad_norm", "param_norm", "update_ratio")
+        for number in range(30)
+    }
     long = Laps(**dict.fromkeys(("data", "forward_backward", "optimizer", "report"), 0.0123456789))
     for step in range(14_700_000, 14_700_600):
         reading = SimpleNamespace(numbers=lambda: groups, has_histograms=False) if step % 147 == 0 else None
         reporter.step(
-            step=step, tokens=step * 65536, step_tokens=65536, lr=0.1 / 3, epoch=100 / 3, data_digest="0123456789abcdef",
-            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]), facts={"precision/fp8_coverage": 0.98765}, laps=long, reading=reading,
-        )  # fmt: skip
+            step=step,
+            tokens=step * 65536,
+            step_tokens=65536,
+            lr=0.1 / 3,
+            epoch=100 / 3,
+            data_digest="0123456789abcdef",
+            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]),
+            facts={"precision/fp8_coverage": 0.98765},
+            laps=long,
+            reading=reading,
+        )
     reporter.close()
     assert (folder / CURVE).stat().st_size / 600 <= 300
     records = read_records(folder / CURVE)
-    assert records[300]["loss"] == float(torch.tensor(10 / 3)) and records[300]["lr"] == pytest.approx(0.1 / 3, rel=1e-8)
-    assert [record["step"] for record in records if "time/data_seconds" in record] == [step for step in range(14_700_000, 14_700_600) if step % 147 == 0]
+    assert records[300]["loss"] == float(torch.tensor(10 / 3)) and records[300]["lr"] == pytest.approx(
+        0.1 / 3, rel=1e-8
+    )
+    assert [record["step"] for record in records if "time/data_seconds" in record] == [
+        step for step in range(14_700_000, 14_700_600) if step % 147 == 0
+    ]
     again = reporter_of(accelerator, folder, replay_key="0123456789abcdef", detail_every_steps=147, trackers=[])
     again.open({}, 14_700_299, {})
     for step in range(14_700_300, 14_700_600):
         again.step(
-            step=step, tokens=step, step_tokens=65536, lr=0.1, epoch=1.0, data_digest="0123456789abcdef",
-            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]), laps=Laps(),
-        )  # fmt: skip
+            step=step,
+            tokens=step,
+            step_tokens=65536,
+            lr=0.1,
+            epoch=1.0,
+            data_digest="0123456789abcdef",
+            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]),
+            laps=Laps(),
+        )
     again.close()
     assert again.verdict == "resume exact: 300/300 replayed steps bit-identical"
 
@@ -344,10 +386,22 @@ def test_a_curve_of_an_earlier_version_is_gone_on_with_and_its_lost_steps_are_co
     """Its records were fat: spaces, every number in full, and a replay key each."""
     folder.mkdir()
     old = [
-        {"step": step, "tokens": step * 32, "lr": 0.5, "epoch": step / 100, "data_digest": f"d{step}", "loss": 4.0 / step, "loss_smoothed": 4.0 / step,
-         "grad_norm": 1.0, "tokens_per_second": 10.0, "step_seconds": 0.1, "replay_key": "key", "time/data_seconds": 0.1}
+        {
+            "step": step,
+            "tokens": step * 32,
+            "lr": 0.5,
+            "epoch": step / 100,
+            "data_digest": f"d{step}",
+            "loss": 4.0 / step,
+            "loss_smoothed": 4.0 / step,
+            "grad_norm": 1.0,
+            "tokens_per_second": 10.0,
+            "step_seconds": 0.1,
+            "replay_key": "key",
+            "time/data_seconds": 0.1,
+        }
         for step in (1, 2, 4, 8)
-    ]  # fmt: skip
+    ]
     (folder / CURVE).write_text("".join(json.dumps(record) + "\n" for record in old))
     reporter = reporter_of(accelerator, folder)
     reporter.open({}, 2, {})
@@ -364,7 +418,14 @@ def test_a_curve_of_an_earlier_version_is_gone_on_with_and_its_lost_steps_are_co
 def test_slow_steps_are_told_and_drawn_and_pauses_between_steps_are_not(accelerator, folder):
     alarm = SlowAlarm(2.0, Journal(folder), look=lambda root: Counters(at=0.0, num_cores=2), look_seconds=600.0)
     samples = iter(range(1000))
-    reporter = reporter_of(accelerator, folder, max_steps=400, slow_alarm=alarm, sample=lambda: {"host/load": float(next(samples))}, trackers=[])
+    reporter = reporter_of(
+        accelerator,
+        folder,
+        max_steps=400,
+        slow_alarm=alarm,
+        sample=lambda: {"host/load": float(next(samples))},
+        trackers=[],
+    )
     reporter._sampling._seconds = 0.001
     reporter.open({}, None, {})
 

@@ -51,7 +51,10 @@ def test_single_slow_steps_slow_starts_and_less_than_the_ratio_are_not(seconds):
 def test_it_is_over_below_one_and_a_half_times_the_best_and_not_before():
     found = changes([FAST] * 60 + [3 * FAST] * 60 + [1.7 * FAST] * 100 + [1.4 * FAST] * 100)
     assert [is_slow for _, is_slow in found] == [True, False] and found[1][0] > 220
-    assert [is_slow for _, is_slow in changes([FAST] * 60 + [1.4 * FAST] * 60 + [FAST] * 60, slow_ratio=1.2)] == [True, False]
+    assert [is_slow for _, is_slow in changes([FAST] * 60 + [1.4 * FAST] * 60 + [FAST] * 60, slow_ratio=1.2)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_stretch_has_at_least_twenty_steps_and_sixty_seconds():
@@ -87,7 +90,9 @@ def counters(at, **changes):
 def alarm_of(tmp_path):
     def make(*looks):
         remaining = list(looks)
-        return SlowAlarm(2.0, Journal(tmp_path), look=lambda root: remaining.pop(0), look_seconds=0.0)  # what a look returns is at its own time
+        return SlowAlarm(
+            2.0, Journal(tmp_path), look=lambda root: remaining.pop(0), look_seconds=0.0
+        )  # what a look returns is at its own time
 
     return make
 
@@ -101,7 +106,9 @@ def test_the_warning_names_step_ratio_and_reasons_and_the_end_is_told(alarm_of, 
     caplog.set_level(logging.INFO)
     busy = {7: ("other", 0.0), 8: ("trainer", 0.0)}
     later = {7: ("other", 18.0), 8: ("trainer", 2.0)}
-    alarm = alarm_of(counters(0.0, processes=busy, own=frozenset({8})), counters(10.0, processes=later, own=frozenset({8})))
+    alarm = alarm_of(
+        counters(0.0, processes=busy, own=frozenset({8})), counters(10.0, processes=later, own=frozenset({8}))
+    )
     for step in range(1, 151):
         alarm.step(step, 3 * FAST if 60 < step <= 90 else FAST)
     alarm.wait()
@@ -132,7 +139,9 @@ def test_the_end_of_a_run_cuts_a_look_short_waits_for_what_is_told_and_blames_no
     slow_down(alarm)
     started = time.monotonic()
     alarm.close()
-    assert time.monotonic() - started < 5 and [(event["event"], event["reasons"]) for event in events(tmp_path)] == [("slow", [])]
+    assert time.monotonic() - started < 5 and [(event["event"], event["reasons"]) for event in events(tmp_path)] == [
+        ("slow", [])
+    ]
 
 
 def test_a_look_that_hangs_holds_no_end_up_and_one_that_fails_is_told(tmp_path, monkeypatch, caplog):
@@ -155,7 +164,9 @@ def test_a_look_that_hangs_holds_no_end_up_and_one_that_fails_is_told(tmp_path, 
 
 def test_steps_of_another_kind_are_measured_by_their_own_kind(tmp_path):
     kind = ["fp8"]
-    alarm = SlowAlarm(2.0, Journal(tmp_path), look=lambda root: counters(0.0), look_seconds=0.0, kind_of_step=lambda step: kind[0])
+    alarm = SlowAlarm(
+        2.0, Journal(tmp_path), look=lambda root: counters(0.0), look_seconds=0.0, kind_of_step=lambda step: kind[0]
+    )
 
     def take(number, seconds):
         for _ in range(number):
@@ -190,7 +201,12 @@ def test_each_thing_that_slows_a_machine_down_is_a_reason(changes, named):
 
 
 def test_a_gpu_that_heat_or_power_holds_down_is_a_reason_with_its_clock():
-    gpus = {"gpu/slowed_by_heat/0": 0.0, "gpu/slowed_by_power/0": 0.0, "gpu/slowed_by_heat/1": 1.0, "gpu/sm_clock_hertz/1": 6e8}
+    gpus = {
+        "gpu/slowed_by_heat/0": 0.0,
+        "gpu/slowed_by_power/0": 0.0,
+        "gpu/slowed_by_heat/1": 1.0,
+        "gpu/sm_clock_hertz/1": 6e8,
+    }
     (reason,) = reasons(counters(0.0), counters(1.0), gpus)
     assert "GPU 1" in reason and "600 MHz" in reason and "heat" in reason
 
@@ -203,7 +219,12 @@ def test_the_runs_own_work_and_little_work_of_others_is_no_reason():
 
 def test_descendants_are_found_through_their_parents():
     parents = {3: 2, 2: 1, 1: 0, 9: 1, 5: 5}
-    assert descends(3, 2, parents) and descends(2, 2, parents) and not descends(9, 2, parents) and not descends(5, 2, parents)
+    assert (
+        descends(3, 2, parents)
+        and descends(2, 2, parents)
+        and not descends(9, 2, parents)
+        and not descends(5, 2, parents)
+    )
 
 
 def test_a_look_at_this_machine_finds_this_process_and_counts_its_time():

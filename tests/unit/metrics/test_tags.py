@@ -6,7 +6,16 @@ from trainer.metrics.tags import KEYS, MEANINGS, MFU, VALIDATION, drawn, empty_c
 
 
 def test_a_step_is_drawn_by_its_tags_and_what_is_no_number_is_not():
-    record = {"step": 3, "tokens": 96, "loss": 2.5, "lr": 0.1, "data_digest": "ab", "replay_key": "cd", "time/data_seconds": 0.25, "other": 7}
+    record = {
+        "step": 3,
+        "tokens": 96,
+        "loss": 2.5,
+        "lr": 0.1,
+        "data_digest": "ab",
+        "replay_key": "cd",
+        "time/data_seconds": 0.25,
+        "other": 7,
+    }
     assert drawn(record) == {"data/tokens": 96.0, "loss/train": 2.5, "optim/lr": 0.1, "time/data_seconds": 0.25}
 
 
@@ -33,9 +42,15 @@ def test_a_chart_that_a_run_cannot_fill_is_left_out():
 
 
 def test_a_pattern_draws_whole_tags_only():
-    ((_, patterns),) = [chart for title, chart in layout({VALIDATION})["1 Is it learning?"].items() if title.startswith("validation loss")]
+    ((_, patterns),) = [
+        chart
+        for title, chart in layout({VALIDATION})["1 Is it learning?"].items()
+        if title.startswith("validation loss")
+    ]
     assert re.search(patterns[0], "loss/validation") and not re.search(patterns[0], "loss/validation_bits_per_byte")
 
 
 def test_a_chart_that_nothing_is_drawn_in_is_found():
-    assert "epochs" in empty_charts((), {"loss/train"}) and "training loss (nats a token)" not in empty_charts((), {"loss/train"})
+    assert "epochs" in empty_charts((), {"loss/train"}) and "training loss (nats a token)" not in empty_charts(
+        (), {"loss/train"}
+    )

@@ -34,7 +34,10 @@ def test_a_month_of_short_steps_has_at_most_some_hundred_thousand_points():
 
 
 def test_a_young_run_is_drawn_step_by_step(sparse):
-    assert points_of(record(step, 1 / step) for step in range(1, 20))[6] == (7, {"loss/train": 1 / 7, "optim/grad_norm": 1.0, "data/tokens": 28.0})
+    assert points_of(record(step, 1 / step) for step in range(1, 20))[6] == (
+        7,
+        {"loss/train": 1 / 7, "optim/grad_norm": 1.0, "data/tokens": 28.0},
+    )
 
 
 def test_many_steps_are_their_mean_their_extremes_and_the_last_of_what_counts_up(sparse):
@@ -46,15 +49,31 @@ def test_many_steps_are_their_mean_their_extremes_and_the_last_of_what_counts_up
 
 
 def test_what_few_steps_have_keeps_its_step_and_its_value(sparse):
-    records = [record(30), record(31, **{"checkpoint/bytes": 7}), {"step": 31, "tokens": 1, "val_loss": 2.5}, record(32), record(33)]
+    records = [
+        record(30),
+        record(31, **{"checkpoint/bytes": 7}),
+        {"step": 31, "tokens": 1, "val_loss": 2.5},
+        record(32),
+        record(33),
+    ]
     found = dict(points_of(records))
     assert found[31] == {"checkpoint/bytes": 7.0, "loss/validation": 2.5} and found[32]["loss/train"] == 1.0
 
 
 def test_a_step_that_was_not_finite_or_proved_a_resume_stands_alone_and_no_mean_has_it(sparse):
-    records = [record(100), record(101, None), record(102), record(103, 5.0, **{"resume/exact": 1.0}), *map(record, range(104, 111))]
+    records = [
+        record(100),
+        record(101, None),
+        record(102),
+        record(103, 5.0, **{"resume/exact": 1.0}),
+        *map(record, range(104, 111)),
+    ]
     found = dict(points_of(records))
-    assert math.isnan(found[101]["loss/train"]) and found[100]["loss/train"] == 1.0 and found[110]["loss/train"] == pytest.approx(13 / 9)
+    assert (
+        math.isnan(found[101]["loss/train"])
+        and found[100]["loss/train"] == 1.0
+        and found[110]["loss/train"] == pytest.approx(13 / 9)
+    )
     records = [*map(record, range(100, 103)), record(103, 5.0, **{"resume/exact": 1.0}), *map(record, range(104, 111))]
     assert dict(points_of(records))[103]["loss/train"] == 5.0
 

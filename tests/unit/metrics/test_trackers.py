@@ -111,21 +111,30 @@ def test_a_tracker_that_accelerate_does_not_know_is_refused_with_the_nearest():
 
 
 def test_a_tracker_that_is_named_twice_is_refused():
-    with pytest.raises(ConfigError, match="metrics.trackers names 'tensorboard' twice, and each number would be drawn twice; name it once"):
+    with pytest.raises(
+        ConfigError,
+        match="metrics.trackers names 'tensorboard' twice, and each number would be drawn twice; name it once",
+    ):
         check_tracker_names(["tensorboard", "tensorboard"])
 
 
 def test_options_that_no_tracker_takes_are_told(tmp_path, caplog):
     (tmp_path / "run").mkdir()
     accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
-    open_trackers(accelerator, ["tensorboard"], "run", tmp_path / "run", {}, None, {"wandb": {"entity": "me"}, "tensorboard": {}})
-    assert caplog.messages == ["metrics.tracker_options: 'wandb' is not among metrics.trackers, so its options count for nothing"]
+    open_trackers(
+        accelerator, ["tensorboard"], "run", tmp_path / "run", {}, None, {"wandb": {"entity": "me"}, "tensorboard": {}}
+    )
+    assert caplog.messages == [
+        "metrics.tracker_options: 'wandb' is not among metrics.trackers, so its options count for nothing"
+    ]
 
 
 @pytest.mark.parametrize("names", [["wandb"], ["wandb", "tensorboard"]])
 def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(names, monkeypatch):
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
-    with pytest.raises(ConfigError, match=f"'wandb' needs its package, which is not installed; .*{sys.executable} -m pip install wandb"):
+    with pytest.raises(
+        ConfigError, match=f"'wandb' needs its package, which is not installed; .*{sys.executable} -m pip install wandb"
+    ):
         check_tracker_names(names)
     monkeypatch.setattr(trackers, "get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB])
     check_tracker_names(names)
@@ -175,18 +184,26 @@ def test_another_tracker_is_given_each_launchs_settings_and_the_same_numbers(tmp
             tracker.draw()
             tracker.close()
     first, second = (tracker.calls for tracker in other.made)
-    opened = ("open", "run", {"name": "run", "id": "run", "dir": str(tmp_path / "run"), "resume": "allow", "entity": "me"})
+    opened = (
+        "open",
+        "run",
+        {"name": "run", "id": "run", "dir": str(tmp_path / "run"), "resume": "allow", "entity": "me"},
+    )
     numbers = {"loss/train": 1.0, "optim/lr": 2.0}
     assert first == [opened, ("settings", {"seed": 1, "betas": "[1]"}), (1, numbers), (2, numbers), "end"]
     assert second == [opened, first[1], "end"]
     assert [step for step, _ in points(tmp_path)] == [1, 2]
 
 
-def test_a_tracker_that_cannot_be_opened_is_told_before_the_first_step_and_does_not_hold_up_a_resume(tmp_path, other, caplog):
+def test_a_tracker_that_cannot_be_opened_is_told_before_the_first_step_and_does_not_hold_up_a_resume(
+    tmp_path, other, caplog
+):
     write_curve(tmp_path, steps_of([1], 1.0))
     other.start = lambda self: (_ for _ in ()).throw(ConnectionError("no network"))
     try:
-        with pytest.raises(TrainerError, match="wandb could not be opened: ConnectionError: no network; .*metrics.trackers"):
+        with pytest.raises(
+            TrainerError, match="wandb could not be opened: ConnectionError: no network; .*metrics.trackers"
+        ):
             open_two(tmp_path, None)
         (tracker,) = open_two(tmp_path, 1)
         tracker.draw()
@@ -197,19 +214,27 @@ def test_a_tracker_that_cannot_be_opened_is_told_before_the_first_step_and_does_
     assert [step for step, _ in points(tmp_path)] == [1]
 
 
-def test_a_tracker_that_lets_no_setting_change_draws_on_in_a_resume_and_that_is_told(tmp_path, other, monkeypatch, caplog):
+def test_a_tracker_that_lets_no_setting_change_draws_on_in_a_resume_and_that_is_told(
+    tmp_path, other, monkeypatch, caplog
+):
     write_curve(tmp_path, steps_of([1], 1.0))
     for tracker in open_two(tmp_path, None):
         tracker.draw()
         tracker.close()
-    monkeypatch.setattr(other, "store_init_configuration", lambda self, values: (_ for _ in ()).throw(ValueError("not allowed to change")))
+    monkeypatch.setattr(
+        other,
+        "store_init_configuration",
+        lambda self, values: (_ for _ in ()).throw(ValueError("not allowed to change")),
+    )
     assert [tracker.name for tracker in open_two(tmp_path, 1)] == ["wandb", "tensorboard"]
     assert "not allowed to change" in caplog.text
     with pytest.raises(TrainerError, match="not allowed to change"):
         open_two(tmp_path / "new", None)
 
 
-def test_another_tracker_of_a_long_run_is_given_ever_fewer_points_in_their_order_and_its_end(tmp_path, other, monkeypatch):
+def test_another_tracker_of_a_long_run_is_given_ever_fewer_points_in_their_order_and_its_end(
+    tmp_path, other, monkeypatch
+):
     monkeypatch.setattr("trainer.metrics.thinning.DENSE_STEPS", 10)
     write_curve(tmp_path, [])
     for first in range(1, 1000, 100):
@@ -270,12 +295,16 @@ def test_a_moment_of_full_disk_costs_no_point(tmp_path, disk, now, caplog, capsy
             failures.append((step, error))
     tracker.close()
     assert [step for step, _ in failures] == [5, 6, 8, 12], "the pauses double"
-    assert len({id(error) for _, error in failures}) == len(failures), "no error is raised twice: its traceback would grow"
+    assert len({id(error) for _, error in failures}) == len(failures), (
+        "no error is raised twice: its traceback would grow"
+    )
     assert [step for step, _ in points(tmp_path)] == list(range(1, 41))
     assert [step for step, _ in points(tmp_path, "optim/lr")] == list(range(1, 41))
     assert "tensorboard is written again, and draws what it missed" in caplog.text
     assert "Traceback" not in capsys.readouterr().err, "a writer that dies says nothing beside it"
-    assert not [thread for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__ and thread not in before]
+    assert not [
+        thread for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__ and thread not in before
+    ]
 
 
 def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(tmp_path, now):
@@ -300,4 +329,7 @@ def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(tmp_path, now):
 
 @pytest.mark.parametrize(("tracker", "key"), [("wandb", "dir"), ("dvclive", "dir"), ("swanlab", "logdir")])
 def test_files_of_a_tracker_go_into_the_runs_folder_and_not_where_one_stands(tmp_path, tracker, key):
-    assert tmp_path in [Path(opening(tracker, "mine", tmp_path, 0)[key]), *Path(opening(tracker, "mine", tmp_path, 0)[key]).parents]
+    assert tmp_path in [
+        Path(opening(tracker, "mine", tmp_path, 0)[key]),
+        *Path(opening(tracker, "mine", tmp_path, 0)[key]).parents,
+    ]

@@ -23,9 +23,14 @@ def test_gpt2_124m_is_the_published_figure():
 
 def test_of_experts_only_the_visited_share_counts():
     fields = {
-        "model_type": "mixtral", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "intermediate_size": 48, "num_experts_per_tok": 2,
-    }  # fmt: skip
+        "model_type": "mixtral",
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 48,
+        "num_experts_per_tok": 2,
+    }
     few, many = (
         flops_per_token(resolve(None, fields | {"num_local_experts": n}, vocab_size=64, sequence_length=8), 8)
         for n in (4, 8)

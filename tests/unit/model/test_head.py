@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.model import head
@@ -193,7 +192,11 @@ def test_the_default_chunk_fills_its_budget_and_never_goes_below_what_pays():
     assert 512 < default_chunk_tokens(4096, cpu) <= 1024
     with pytest.MonkeyPatch.context() as patch:
         for gigabytes, budget in ((141, 2e9), (80, 2e9), (24, 0.6e9)):
-            patch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=int(gigabytes * 1e9)))
+            patch.setattr(
+                torch.cuda,
+                "get_device_properties",
+                lambda device, gigabytes=gigabytes: SimpleNamespace(total_memory=int(gigabytes * 1e9)),
+            )
             for size in (2, 4, 6):
                 assert 0.9 < default_chunk_tokens(50304, cuda, size) * 50304 * size / budget <= 1.0
         assert default_chunk_tokens(10**7, cuda, 4) == MIN_CHUNK_TOKENS
@@ -219,7 +222,10 @@ def test_half_precision_is_no_further_from_float64_one_way_than_the_other(dtype)
 
 def test_fp16_keeps_probabilities_that_are_too_small_for_it():
     """Of 4,096 ids some have 2^-20, of which fp16 keeps 4 bits; the logits, -4 to 4 by sixteenths, are exact in it."""
-    hidden, weight = torch.full((8, 1), 64.0).half().requires_grad_(), (torch.linspace(-64, 64, 4096).round() / 1024).half().unsqueeze(1).requires_grad_()
+    hidden, weight = (
+        torch.full((8, 1), 64.0).half().requires_grad_(),
+        (torch.linspace(-64, 64, 4096).round() / 1024).half().unsqueeze(1).requires_grad_(),
+    )
     labels = torch.full((8,), 4095)
     _, (_, expected, _) = reference(hidden, weight, None, labels, 4096)
     loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=4096)
@@ -255,7 +261,9 @@ def test_where_a_device_leaves_products_in_fp32_the_gradients_are_nearer_to_floa
 def test_under_fp16_a_gpu_takes_bf16_where_it_has_it_and_a_cpu_fp32(monkeypatch, has_bf16, expected):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.float16)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 and not including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 and not including_emulation
+    )
     for device, wanted in (("cuda", expected), ("cpu", torch.float32)):
         operand = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
         assert compute_dtype(operand, operand) == wanted

@@ -51,7 +51,9 @@ def test_steps_and_validation_compile_nothing_that_was_not_tried_at_the_start(sh
     """Under deterministic mode and gradient checkpointing, with a last chunk and a last batch that are smaller."""
     torch.use_deterministic_algorithms(True)
     model = tiny_model(shape)
-    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)(
+        {"use_reentrant": False}
+    )
     expected, gradients = loss_and_gradients(model, autocast)
     monkeypatch.setattr(head_way, "default_chunk_tokens", lambda vocabulary, device, size: 128)
     model.head_way = found(model, 190, autocast=autocast)
@@ -65,7 +67,9 @@ def test_steps_and_validation_compile_nothing_that_was_not_tried_at_the_start(sh
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "with gradients and without"
     assert loss == pytest.approx(expected, rel=1e-6)
     for actual, wanted in zip(ours, gradients, strict=True):
-        assert float((actual - wanted).norm() / wanted.norm().clamp(min=1e-9)) < (1e-5 if autocast is not bf16 else 5e-3)
+        assert float((actual - wanted).norm() / wanted.norm().clamp(min=1e-9)) < (
+            1e-5 if autocast is not bf16 else 5e-3
+        )
 
 
 @pytest.mark.long
@@ -105,10 +109,16 @@ def test_a_compiler_that_fails_is_told_once_with_its_reason_and_the_passes_are_t
     expected, _ = loss_and_gradients(model)
     monkeypatch.setattr(head, "compiled_log_likelihoods", lambda: fails)
     model.head_way = found(model)
-    assert not model.head_way.fused and model.head_way.chunk_tokens == default_chunk_tokens(model.config.vocab_size, model.device)
+    assert not model.head_way.fused and model.head_way.chunk_tokens == default_chunk_tokens(
+        model.config.vocab_size, model.device
+    )
     assert loss_and_gradients(model)[0] == expected
     [record] = caplog.records
-    assert record.levelno == logging.WARNING and "RuntimeError: no such compiler: gcc" in record.getMessage() and "much more" not in record.getMessage()
+    assert (
+        record.levelno == logging.WARNING
+        and "RuntimeError: no such compiler: gcc" in record.getMessage()
+        and "much more" not in record.getMessage()
+    )
 
 
 def test_memory_that_runs_out_at_the_trial_is_no_reason_for_another_way(monkeypatch):
@@ -147,6 +157,9 @@ def test_a_cpu_and_a_plain_head_keep_their_ways(monkeypatch):
     assert found(tiny_model("gpt2")) is None
 
 
-@pytest.mark.parametrize(("num_tokens", "most", "expected"), [(32768, 19840, 16384), (16384, 19840, 16384), (32768, 9920, 8192), (190, 128, 128), (70, 256, 128)])
+@pytest.mark.parametrize(
+    ("num_tokens", "most", "expected"),
+    [(32768, 19840, 16384), (16384, 19840, 16384), (32768, 9920, 8192), (190, 128, 128), (70, 256, 128)],
+)
 def test_chunks_are_equal_and_hold_all_tokens(num_tokens, most, expected):
     assert head_way._equal_chunks(num_tokens, most) == expected

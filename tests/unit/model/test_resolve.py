@@ -9,9 +9,16 @@ from trainer.model.presets import PRESETS
 from trainer.model.resolve import padded_vocabulary, resolve
 
 SIZES = {
-    "gpt2-124m": 124e6, "gpt2-350m": 355e6, "gpt2-774m": 774e6, "gpt2-1.5b": 1558e6, "llama-124m": 124e6,
-    "llama-350m": 360e6, "llama-1b": 1.08e9, "llama-7b": 6.9e9, "llama-shakespeare": 11.4e6,
-}  # fmt: skip
+    "gpt2-124m": 124e6,
+    "gpt2-350m": 355e6,
+    "gpt2-774m": 774e6,
+    "gpt2-1.5b": 1558e6,
+    "llama-124m": 124e6,
+    "llama-350m": 360e6,
+    "llama-1b": 1.08e9,
+    "llama-7b": 6.9e9,
+    "llama-shakespeare": 11.4e6,
+}
 
 
 def resolved(preset=None, **overrides):

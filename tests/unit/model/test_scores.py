@@ -14,9 +14,15 @@ TOKENS = torch.randint(257, (3, 13), generator=torch.Generator().manual_seed(0))
 def soft_capped():
     """A family that changes its logits after the head."""
     fields = {
-        "model_type": "gemma2", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "head_dim": 16, "intermediate_size": 48, "final_logit_softcapping": 0.5,
-    }  # fmt: skip
+        "model_type": "gemma2",
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 48,
+        "final_logit_softcapping": 0.5,
+    }
     config = resolve(None, fields, vocab_size=257, sequence_length=16, eot_id=256)
     model = build_model(config, vocab_size=257, seed=1, device="cpu")
     assert model.head_reason

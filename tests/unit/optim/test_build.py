@@ -139,8 +139,10 @@ def test_adamw_is_torchs_fused_adamw():
             {"params": [p for p in plain.parameters() if p.ndim >= 2], "weight_decay": 0.1},
             {"params": [p for p in plain.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ],
-        lr=1e-2, betas=(0.9, 0.95), fused=True,
-    )  # fmt: skip
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     optimizer = optimizer_of(model, "adamw")
     for step in range(3):
         for m, o in ((model, optimizer), (plain, reference)):

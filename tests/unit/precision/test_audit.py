@@ -25,7 +25,9 @@ class Prepared:
         self.optimizer = build_optimizer(self.model, name="adamw", lr=1e-3)
 
     def check(self, mixed_precision="fp8"):
-        check_prepared(self.before, self.model, self.converted, mixed_precision=mixed_precision, optimizer=self.optimizer)
+        check_prepared(
+            self.before, self.model, self.converted, mixed_precision=mixed_precision, optimizer=self.optimizer
+        )
 
     def fails(self, words, **changes):
         with pytest.raises(PrecisionError, match=f"not the model that was built: .*{words}"):
@@ -40,7 +42,9 @@ def test_a_sound_conversion_passes(stand_in, shape):
 def test_an_untied_head_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.model.lm_head.weight = nn.Parameter(prepared.model.lm_head.weight.detach().clone())
-    prepared.fails("the head is no longer tied to the embedding; .*1 parameters were replaced or lost \\(lm_head.weight\\)")
+    prepared.fails(
+        "the head is no longer tied to the embedding; .*1 parameters were replaced or lost \\(lm_head.weight\\)"
+    )
 
 
 def test_a_head_that_nobody_trains_is_found(stand_in):
@@ -93,7 +97,9 @@ def test_a_layer_that_was_replaced_afterwards_is_found(stand_in):
 def test_a_norm_that_got_a_bias_is_found(stand_in):
     prepared = Prepared(stand_in, "llama")
     prepared.model.model.norm.bias = nn.Parameter(torch.zeros(32))
-    prepared.fails("1 parameters came out of nowhere \\(model.norm.bias\\); a checkpoint would have other keys \\(model.norm.bias\\)")
+    prepared.fails(
+        "1 parameters came out of nowhere \\(model.norm.bias\\); a checkpoint would have other keys \\(model.norm.bias\\)"
+    )
 
 
 def test_extra_state_that_is_left_is_found(stand_in):
@@ -130,7 +136,9 @@ def test_layers_without_a_context_as_under_fsdp2_are_found(stand_in, tokens):
     prepared = Prepared(stand_in)
     prepared.switch.around_model = True
     loss_and_gradients(prepared.model, tokens)
-    with pytest.raises(PrecisionError, match="8 of 8 layers did not compute in fp8 in the warm-up .transformer.h.0.attn.c_attn"):
+    with pytest.raises(
+        PrecisionError, match="8 of 8 layers did not compute in fp8 in the warm-up .transformer.h.0.attn.c_attn"
+    ):
         check_ran(prepared.converted, "the warm-up")
 
 
@@ -139,7 +147,9 @@ def test_siblings_that_an_early_return_left_out_are_found(stand_in, tokens):
     idle = prepared.converted["model.layers.0.mlp.down_proj"]
     idle.switch = make_switch(stand_in, enabled=False)
     loss_and_gradients(prepared.model, tokens)
-    with pytest.raises(PrecisionError, match="1 of 14 layers did not compute in fp8 in step 1 .model.layers.0.mlp.down_proj"):
+    with pytest.raises(
+        PrecisionError, match="1 of 14 layers did not compute in fp8 in step 1 .model.layers.0.mlp.down_proj"
+    ):
         check_ran(prepared.converted, "step 1")
 
 
@@ -160,7 +170,9 @@ def test_coverage_counts_the_arithmetic_as_mfu_does(stand_in, shape):
 def test_coverage_of_one_block_of_two_is_half_of_the_blocks():
     model = tiny_model("llama")
     share = coverage(model, survey(model, CURRENT, first=1, last=0), flops_per_token(model, 32))
-    assert share.block_fraction == 0.5 and share.words.startswith("7 of 14 linear layers, 50.0% of the blocks' linear arithmetic")
+    assert share.block_fraction == 0.5 and share.words.startswith(
+        "7 of 14 linear layers, 50.0% of the blocks' linear arithmetic"
+    )
 
 
 def test_coverage_of_forward_passes_alone_is_a_third():

@@ -51,10 +51,15 @@ def test_every_name_of_it_that_is_used_is_there(loaded):
 
 
 @pytest.mark.parametrize("family", [TINY_GPT2, TINY_LLAMA], ids=["gpt2", "llama"])
-def test_its_own_linear_takes_over_the_parameters_of_a_model_and_accelerate_finds_nothing_left_to_convert(loaded, family, monkeypatch):
+def test_its_own_linear_takes_over_the_parameters_of_a_model_and_accelerate_finds_nothing_left_to_convert(
+    loaded, family, monkeypatch
+):
     config = resolve(None, {**family, "tie_word_embeddings": True}, vocab_size=200, sequence_length=16)
     model = build_model(config, vocab_size=200, seed=0, device=torch.device("cpu")).eval()
-    before, parameters = {key: tensor.clone() for key, tensor in model.state_dict().items()}, dict(model.named_parameters())
+    before, parameters = (
+        {key: tensor.clone() for key, tensor in model.state_dict().items()},
+        dict(model.named_parameters()),
+    )
     inputs, numbers = torch.arange(32).view(2, 16), torch.get_rng_state()
     logits = model(inputs).logits
     switch = Switch(loaded.pytorch.autocast, backend.make_recipe(RECIPES["current"], "hybrid", {}))

@@ -26,7 +26,9 @@ ALL_BLOCKS = {"first": 0, "last": 0}
 
 def make_switch(te, name="current", **changes):
     recipe = RECIPES[name]
-    return Switch(te.autocast, backend.make_recipe(recipe, recipe.formats[0], {}), around_model=not recipe.stateless, **changes)
+    return Switch(
+        te.autocast, backend.make_recipe(recipe, recipe.formats[0], {}), around_model=not recipe.stateless, **changes
+    )
 
 
 def converted_model(te, shape, *, name="current", ends=ALL_BLOCKS, **fields):
@@ -61,8 +63,14 @@ def test_parameters_keys_types_and_random_state_stay_what_they_were(stand_in, sh
     before, state = census(model), torch.get_rng_state()
     convert(model, survey(model, CURRENT, **ALL_BLOCKS), make_switch(stand_in))
     now = census(model)
-    assert now.keys == before.keys == tuple(tiny_model(shape).state_dict()) and now.facts == before.facts and now.is_tied == before.is_tied
-    assert list(now.parameters) == list(before.parameters) and all(now.parameters[name] is p for name, p in before.parameters.items())
+    assert (
+        now.keys == before.keys == tuple(tiny_model(shape).state_dict())
+        and now.facts == before.facts
+        and now.is_tied == before.is_tied
+    )
+    assert list(now.parameters) == list(before.parameters) and all(
+        now.parameters[name] is p for name, p in before.parameters.items()
+    )
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -109,7 +117,11 @@ def test_a_router_stays_in_bf16():
 
 
 @pytest.mark.parametrize(
-    ("shape", "roles"), [("gpt2", {"qkv": 1, "attention_out": 1, "mlp_up": 1, "mlp_down": 1}), ("llama", {"qkv": 3, "attention_out": 1, "mlp_up": 2, "mlp_down": 1})]
+    ("shape", "roles"),
+    [
+        ("gpt2", {"qkv": 1, "attention_out": 1, "mlp_up": 1, "mlp_down": 1}),
+        ("llama", {"qkv": 3, "attention_out": 1, "mlp_up": 2, "mlp_down": 1}),
+    ],
 )
 def test_each_layer_of_a_block_has_its_role(shape, roles):
     layers = [layer for layer in survey(tiny_model(shape), CURRENT, **ALL_BLOCKS) if ".0." in layer.name]
@@ -119,9 +131,14 @@ def test_each_layer_of_a_block_has_its_role(shape, roles):
 
 @pytest.mark.parametrize(
     ("name", "widths", "role"),
-    [("attention.query_key_value", (32, 96), "qkv"), ("attention.dense", (32, 32), "attention_out"), ("mlp.dense_h_to_4h", (32, 128), "mlp_up"),
-     ("mlp.dense_4h_to_h", (128, 32), "mlp_down"), ("mixer.proj", (32, 32), "other")],
-)  # fmt: skip
+    [
+        ("attention.query_key_value", (32, 96), "qkv"),
+        ("attention.dense", (32, 32), "attention_out"),
+        ("mlp.dense_h_to_4h", (32, 128), "mlp_up"),
+        ("mlp.dense_4h_to_h", (128, 32), "mlp_down"),
+        ("mixer.proj", (32, 32), "other"),
+    ],
+)
 def test_roles_come_from_names_and_shapes(name, widths, role):
     assert role_of(name, *widths) == role
 
@@ -146,17 +163,22 @@ def test_a_model_and_a_batch_that_fit_have_no_misfit():
 
 
 def test_a_model_none_of_whose_layers_fits_is_told_with_a_layer():
-    assert "no layer fits precision.recipe 'block': transformer.h.0.attn.c_attn stays in bf16, because its widths 32 and 96" in fits(
-        tiny_model("gpt2"), recipe="block"
+    assert (
+        "no layer fits precision.recipe 'block': transformer.h.0.attn.c_attn stays in bf16, because its widths 32 and 96"
+        in fits(tiny_model("gpt2"), recipe="block")
     )
 
 
 def test_edges_that_leave_no_block_are_told_by_their_settings():
-    assert fits(tiny_model("llama"), bf16_first_blocks=1, bf16_last_blocks=1).startswith("precision.bf16_first_blocks 1 and precision.bf16_last_blocks 1")
+    assert fits(tiny_model("llama"), bf16_first_blocks=1, bf16_last_blocks=1).startswith(
+        "precision.bf16_first_blocks 1 and precision.bf16_last_blocks 1"
+    )
 
 
 def test_a_micro_batch_whose_tokens_do_not_fit_is_told_by_its_settings():
-    assert "micro_batch 1 x sequence_length 24 = 24 tokens" in fits(tiny_model("llama"), micro_batch=1, sequence_length=24)
+    assert "micro_batch 1 x sequence_length 24 = 24 tokens" in fits(
+        tiny_model("llama"), micro_batch=1, sequence_length=24
+    )
 
 
 def test_a_model_without_linear_layers_in_its_blocks_is_told():
@@ -193,14 +215,20 @@ def test_the_shapes_are_known_without_building_the_weights():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("vocab_size", [257, 320])  # padded to 320 both: a multiple of 16, so the head would be converted
+@pytest.mark.parametrize(
+    "vocab_size", [257, 320]
+)  # padded to 320 both: a multiple of 16, so the head would be converted
 def test_prepare_leaves_every_parameter_and_the_tie_alone(fp8_accelerator, stand_in, shape, vocab_size):
     model, converted, _ = converted_model(stand_in, shape, vocab_size=vocab_size)
     before = census(model)
     optimizer = build_optimizer(model, name="adamw", lr=1e-3)
     prepared, wrapped = fp8_accelerator.prepare(model, optimizer)
     now = census(prepared)
-    assert all(now.parameters[name] is p for name, p in before.parameters.items()) and now.keys == before.keys and now.is_tied == before.is_tied
+    assert (
+        all(now.parameters[name] is p for name, p in before.parameters.items())
+        and now.keys == before.keys
+        and now.is_tied == before.is_tied
+    )
     check_groups(model, wrapped)
     assert all(model.get_submodule(name) is layer for name, layer in converted.items())
 
@@ -217,12 +245,20 @@ def test_without_hiding_the_head_accelerate_unties_and_loses_it(fp8_accelerator,
 
 
 def test_hidden_layers_compute_what_they_did():
-    linear, plain, norm, bare = nn.Linear(6, 3), nn.Linear(6, 3, bias=False), nn.LayerNorm(6, bias=False), nn.LayerNorm(6, elementwise_affine=False)
+    linear, plain, norm, bare = (
+        nn.Linear(6, 3),
+        nn.Linear(6, 3, bias=False),
+        nn.LayerNorm(6, bias=False),
+        nn.LayerNorm(6, elementwise_affine=False),
+    )
     model, x = nn.ModuleList([linear, plain, norm, bare]), torch.randn(2, 6)
     before, keys = [layer(x) for layer in model], list(model.state_dict())
     hide(model)
     assert [type(layer) for layer in model] == [PlainLinear, PlainLinear, PlainLayerNorm, PlainLayerNorm]
-    assert all(torch.equal(layer(x), y) for layer, y in zip(model, before, strict=True)) and list(model.state_dict()) == keys
+    assert (
+        all(torch.equal(layer(x), y) for layer, y in zip(model, before, strict=True))
+        and list(model.state_dict()) == keys
+    )
     assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
 
 
@@ -294,7 +330,9 @@ def group_of_one():
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
-def test_sharded_blocks_as_under_fsdp2_compute_in_fp8_without_any_context_of_accelerates(stand_in, tokens, group_of_one, shape):
+def test_sharded_blocks_as_under_fsdp2_compute_in_fp8_without_any_context_of_accelerates(
+    stand_in, tokens, group_of_one, shape
+):
     model, converted, _ = converted_model(stand_in, shape)
     for module in (*find_blocks(model)[1], model):
         fully_shard(module, mesh=group_of_one, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -329,7 +367,9 @@ def test_keeping_fp8_weights_over_micro_batches_changes_no_bit_and_follows_an_up
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
-def test_delayed_scaling_has_one_context_around_the_blocks_and_one_update_for_each_pass(fp8_accelerator, stand_in, tokens, shape):
+def test_delayed_scaling_has_one_context_around_the_blocks_and_one_update_for_each_pass(
+    fp8_accelerator, stand_in, tokens, shape
+):
     model, converted, _ = converted_model(stand_in, shape, name="delayed")
     prepared, _ = fp8_accelerator.prepare(model, build_optimizer(model, name="adamw", lr=1e-3))
     for number in (1, 2):

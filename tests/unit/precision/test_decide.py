@@ -15,8 +15,15 @@ BACKEND = "TransformerEngine 2.20.2"
 
 def gpu(name, capability, *, has_bf16=True, cuda=(13, 0), error=0.04, problem=None):
     return Facts(
-        "cuda", has_bf16, gpu=name, capability=capability, cuda=cuda, backend=BACKEND, problem=problem, probe_error=error
-    )  # fmt: skip
+        "cuda",
+        has_bf16,
+        gpu=name,
+        capability=capability,
+        cuda=cuda,
+        backend=BACKEND,
+        problem=problem,
+        probe_error=error,
+    )
 
 
 H100, A100, ADA, T4 = gpu("H100", (9, 0)), gpu("A100", (8, 0)), gpu("L40S", (8, 9)), gpu("T4", (7, 5), has_bf16=False)
@@ -35,7 +42,13 @@ SITUATIONS = [
     ("fp16", T4, "auto", "fp16", "as the cluster file asks"),
     ("fp8", CPU, "auto", "bf16", NO_DEVICE),
     ("fp8", CPU, "delayed", "bf16", NO_DEVICE),
-    ("fp8", A100, "auto", "bf16", "GPU 0 is A100 (compute capability 8.0), and fp8 with precision.recipe 'current' needs 8.9"),
+    (
+        "fp8",
+        A100,
+        "auto",
+        "bf16",
+        "GPU 0 is A100 (compute capability 8.0), and fp8 with precision.recipe 'current' needs 8.9",
+    ),
     ("fp8", T4, "auto", "no", "needs 8.9; and this GPU has no bf16"),
     ("fp8", ADA, "auto", "fp8", "current scaling, hybrid, by TransformerEngine 2.20.2; GPU 0 is L40S"),
     ("fp8", ADA, "block", "bf16", "needs 9.0"),
@@ -44,7 +57,13 @@ SITUATIONS = [
     ("fp8", H100, "block", "fp8", "block scaling, e4m3"),
     ("fp8", H100, "mxfp8", "bf16", "needs 10.0"),
     ("fp8", H100, "nvfp4", "bf16", "needs 10.0"),
-    ("fp8", gpu("H100", (9, 0), cuda=(12, 8)), "block", "bf16", "torch was built with CUDA 12.8, and fp8 with precision.recipe 'block' needs CUDA 12.9"),
+    (
+        "fp8",
+        gpu("H100", (9, 0), cuda=(12, 8)),
+        "block",
+        "bf16",
+        "torch was built with CUDA 12.8, and fp8 with precision.recipe 'block' needs CUDA 12.9",
+    ),
     ("fp8", gpu("H100", (9, 0), cuda=None), "block", "bf16", "no CUDA"),
     ("fp8", B200, "auto", "fp8", "MXFP8 block scaling, e4m3"),
     ("fp8", B300, "auto", "fp8", "MXFP8 block scaling, e4m3"),
@@ -90,18 +109,30 @@ def test_shapes_that_leave_nothing_for_fp8_are_a_fallback_with_their_reason():
 
 
 def test_a_format_that_the_recipe_lacks_is_refused_by_name():
-    with pytest.raises(PrecisionError, match="precision.format 'hybrid' is not one that precision.recipe 'nvfp4' has: e4m3"):
+    with pytest.raises(
+        PrecisionError, match="precision.format 'hybrid' is not one that precision.recipe 'nvfp4' has: e4m3"
+    ):
         decide("fp8", CPU, PrecisionConfig(recipe="nvfp4", format="hybrid"))
     assert decide("fp8", H100, PrecisionConfig(format="e4m3")).format == "e4m3"
 
 
 @pytest.mark.parametrize(
     ("recipe", "option"),
-    [("delayed", "interval"), ("delayed", "override_linear_precision"), ("delayed", "amax_hist_len"), ("current", "amax_history_len"),
-     ("current", "use_power_2_scales"), ("mxfp8", "fp8_dpa"), ("nvfp4", "amax_compute_algo"), ("block", "margin")],
-)  # fmt: skip
+    [
+        ("delayed", "interval"),
+        ("delayed", "override_linear_precision"),
+        ("delayed", "amax_hist_len"),
+        ("current", "amax_history_len"),
+        ("current", "use_power_2_scales"),
+        ("mxfp8", "fp8_dpa"),
+        ("nvfp4", "amax_compute_algo"),
+        ("block", "margin"),
+    ],
+)
 def test_an_option_that_would_be_dropped_is_refused_even_where_fp8_cannot_be_had(recipe, option):
-    with pytest.raises(PrecisionError, match=f"precision.options.{option} is not an option of precision.recipe '{recipe}'"):
+    with pytest.raises(
+        PrecisionError, match=f"precision.options.{option} is not an option of precision.recipe '{recipe}'"
+    ):
         decide("fp8", CPU, PrecisionConfig(recipe=recipe, options={option: 1}))
 
 
@@ -138,7 +169,10 @@ def test_one_rank_without_fp8_takes_it_from_all_and_is_named():
 
 
 def test_gpus_of_two_kinds_take_the_recipe_that_both_have():
-    assert [agree(pair).recipe for pair in ([decide("fp8", B200), decide("fp8", H100)], [decide("fp8", H100), decide("fp8", B200)])] == [
+    assert [
+        agree(pair).recipe
+        for pair in ([decide("fp8", B200), decide("fp8", H100)], [decide("fp8", H100), decide("fp8", B200)])
+    ] == [
         "current",
         "current",
     ]

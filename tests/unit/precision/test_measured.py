@@ -24,7 +24,19 @@ def test_other_conditions_find_nothing(tmp_path, change):
     assert find(tmp_path, CONDITIONS | change) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"date": "x"}', b'{"date": "x", "gains": [1]}', b'{"date": "x", "gains": {"current": "much"}}', b'{"date": "x", "gains": {"current": NaN}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"date": "x"}',
+        b'{"date": "x", "gains": [1]}',
+        b'{"date": "x", "gains": {"current": "much"}}',
+        b'{"date": "x", "gains": {"current": NaN}}',
+    ],
+)
 def test_a_file_that_cannot_be_read_is_told_and_is_as_none(tmp_path, caplog, content):
     store(tmp_path, CONDITIONS, "2026-11-25", GAINS).write_bytes(content)
     assert find(tmp_path, CONDITIONS) is None and "cannot be read" in caplog.text and "writes it anew" in caplog.text
@@ -44,7 +56,11 @@ def test_of_two_equally_fast_the_first_in_the_order_of_recipes_is_taken():
 def test_a_recipe_that_is_not_faster_is_warned_of_with_its_figure(gain, warns):
     warning = Measured("2026-11-25", {"current": gain}).warning("current")
     assert (warning is not None) is warns
-    assert not warns or f"current scaling was measured at {1 + gain:.2f}x the tokens/s of bf16 (bench precision, 2026-11-25)" in warning
+    assert (
+        not warns
+        or f"current scaling was measured at {1 + gain:.2f}x the tokens/s of bf16 (bench precision, 2026-11-25)"
+        in warning
+    )
 
 
 def test_nothing_is_warned_of_that_was_not_measured():

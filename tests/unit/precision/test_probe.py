@@ -57,8 +57,14 @@ def test_the_probe_leaves_the_random_state_alone(stand_in):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ModuleNotFoundError("No module named 'transformer_engine'", name="transformer_engine"), "is not installed (./launch.sh --setup fp8"),
-        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), "cannot be imported (ModuleNotFoundError: No module named 'onnx')"),
+        (
+            ModuleNotFoundError("No module named 'transformer_engine'", name="transformer_engine"),
+            "is not installed (./launch.sh --setup fp8",
+        ),
+        (
+            ModuleNotFoundError("No module named 'onnx'", name="onnx"),
+            "cannot be imported (ModuleNotFoundError: No module named 'onnx')",
+        ),
         (OSError("libnccl.so.2: cannot open shared object file"), "OSError: libnccl.so.2"),
         (RuntimeError("found empty torch extension"), "RuntimeError: found empty"),
         (FileNotFoundError("no torch part"), "FileNotFoundError: no torch part"),
@@ -76,7 +82,9 @@ def test_a_broken_installation_is_told_in_its_own_words(monkeypatch, imports, er
 
 
 def test_transformer_engines_own_refusal_is_told_in_its_words(stand_in, monkeypatch):
-    monkeypatch.setattr(stand_in, "is_fp8_available", lambda return_reason: (False, "CublasLt version 12.1.3.x or higher required."))
+    monkeypatch.setattr(
+        stand_in, "is_fp8_available", lambda return_reason: (False, "CublasLt version 12.1.3.x or higher required.")
+    )
     assert probe.look("cpu", PrecisionConfig()).problem.endswith("says: CublasLt version 12.1.3.x or higher required")
 
     def raises(return_reason):
@@ -87,7 +95,9 @@ def test_transformer_engines_own_refusal_is_told_in_its_words(stand_in, monkeypa
 
 
 def test_a_layer_that_cannot_be_computed_is_told(stand_in, monkeypatch):
-    monkeypatch.setattr(stand_in.Linear, "forward", lambda self, x, is_first_microbatch: (_ for _ in ()).throw(ValueError("no GEMM")))
+    monkeypatch.setattr(
+        stand_in.Linear, "forward", lambda self, x, is_first_microbatch: (_ for _ in ()).throw(ValueError("no GEMM"))
+    )
     assert "could not be computed with it (ValueError: no GEMM)" in probe.look("cpu", PrecisionConfig()).problem
 
 
@@ -102,7 +112,14 @@ def test_a_layer_that_is_far_off_is_found_out(stand_in, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("forward", "worst", "good"), [(0.037, 0.06, True), (0.003, 0.06, False), (0.037, 0.3, False), (0.037, math.nan, False), (math.nan, math.nan, False)]
+    ("forward", "worst", "good"),
+    [
+        (0.037, 0.06, True),
+        (0.003, 0.06, False),
+        (0.037, 0.3, False),
+        (0.037, math.nan, False),
+        (math.nan, math.nan, False),
+    ],
 )
 def test_the_probes_errors_are_judged_on_both_sides(forward, worst, good):
     assert (probe.judge(forward, worst, RECIPES["current"]) is None) == good
@@ -118,7 +135,9 @@ def test_a_recipe_that_transformer_engine_refuses_is_a_paragraph(stand_in):
 def test_an_option_that_this_version_has_no_more_is_refused_and_not_dropped(stand_in):
     recipes = sys.modules["transformer_engine.common.recipe"]
     recipes.DelayedScaling(interval=2)  # which its class takes, and drops
-    with pytest.raises(PrecisionError, match="precision.options.interval is not an option of DelayedScaling in .*would drop it"):
+    with pytest.raises(
+        PrecisionError, match="precision.options.interval is not an option of DelayedScaling in .*would drop it"
+    ):
         backend.make_recipe(RECIPES["delayed"], "hybrid", {"interval": 2})
 
 

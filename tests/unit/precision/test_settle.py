@@ -12,10 +12,25 @@ from trainer.precision.settle import settle, uncompiled
 EVERYWHERE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 
 
-def settled(asked="fp8", *, ranks=lambda decision: [decision], model=lambda: tiny_model("llama"), micro_batch=2, measured=None, **wanted):
+def settled(
+    asked="fp8",
+    *,
+    ranks=lambda decision: [decision],
+    model=lambda: tiny_model("llama"),
+    micro_batch=2,
+    measured=None,
+    **wanted,
+):
     return settle(
-        asked, PrecisionConfig(**{**EVERYWHERE, **wanted}), device_type="cpu", micro_batch=micro_batch, sequence_length=32, model=model, gather=ranks, measured=measured,
-    )  # fmt: skip
+        asked,
+        PrecisionConfig(**{**EVERYWHERE, **wanted}),
+        device_type="cpu",
+        micro_batch=micro_batch,
+        sequence_length=32,
+        model=model,
+        gather=ranks,
+        measured=measured,
+    )
 
 
 def test_with_the_stand_in_fp8_is_settled_as_an_emulation(stand_in):
@@ -56,7 +71,9 @@ MEASURED = Measured("2026-11-25T10:00:00+00:00", {"current": 0.1, "delayed": 0.2
 def test_auto_takes_the_fastest_that_was_measured_and_the_sentence_says_so(stand_in):
     decision = settled(measured=MEASURED)
     assert decision.recipe == "delayed" and decision.mode == "fp8"
-    assert decision.sentence.endswith("; the fastest fp8 recipe here, as measured by bench precision on 2026-11-25T10:00:00+00:00")
+    assert decision.sentence.endswith(
+        "; the fastest fp8 recipe here, as measured by bench precision on 2026-11-25T10:00:00+00:00"
+    )
 
 
 def test_without_a_measurement_or_with_one_of_no_fp8_auto_is_as_it_was(stand_in):

@@ -53,7 +53,9 @@ def test_statistics_are_taken_by_role_and_the_hooks_go_away(stand_in, tokens):
     statistics.stop()
     numbers = statistics.numbers()
     assert not any(layer._forward_pre_hooks for layer in converted.values())
-    assert {tag.rsplit("/", 1)[0] + "/ROLE" for tag in numbers} == {tag for tag in FP8_MEANINGS if tag.endswith("/ROLE")}
+    assert {tag.rsplit("/", 1)[0] + "/ROLE" for tag in numbers} == {
+        tag for tag in FP8_MEANINGS if tag.endswith("/ROLE")
+    }
     assert {tag.rsplit("/", 1)[1] for tag in numbers} == {"c_attn", "c_proj", "c_fc"} and len(numbers) == 18
     weights = [layer.weight for name, layer in converted.items() if name.endswith("c_fc")]
     assert numbers["precision/amax_weight/c_fc"] == pytest.approx(max(weight.abs().max().item() for weight in weights))
@@ -67,17 +69,27 @@ def test_delayed_scaling_is_measured_with_the_scales_it_has(stand_in, tokens):
     loss_and_gradients(model, tokens)
     for layer in converted.values():
         layer.fp8_meta["scaling_fwd"].scale[0] = 1e6
-    statistics = Statistics(converted, {name: "all" for name in converted}, DELAYED)
+    statistics = Statistics(converted, dict.fromkeys(converted, "all"), DELAYED)
     loss_and_gradients(model, tokens)
     assert statistics.numbers()["precision/overflow_input/all"] > 0.2
 
 
 def test_what_is_due_every_so_many_steps():
-    assert [step for step in range(1, 11) if is_due(step, 5)] == [5, 10] and not any(is_due(step, 0) for step in range(1, 11))
+    assert [step for step in range(1, 11) if is_due(step, 5)] == [5, 10] and not any(
+        is_due(step, 0) for step in range(1, 11)
+    )
 
 
 @pytest.mark.parametrize(
-    ("ours", "reference", "gap"), [(2.02, 2.0, 0.01), (1.98, 2.0, -0.01), (math.nan, 2.0, math.inf), (math.inf, 2.0, math.inf), (2.0, math.nan, 0.0), (2.0, 0.0, 0.0)]
+    ("ours", "reference", "gap"),
+    [
+        (2.02, 2.0, 0.01),
+        (1.98, 2.0, -0.01),
+        (math.nan, 2.0, math.inf),
+        (math.inf, 2.0, math.inf),
+        (2.0, math.nan, 0.0),
+        (2.0, 0.0, 0.0),
+    ],
 )
 def test_the_gap_is_relative_and_no_number_in_fp8_is_infinitely_far(ours, reference, gap):
     assert relative_gap(ours, reference) == pytest.approx(gap)

@@ -17,20 +17,34 @@ def seconds(monkeypatch):
     """Lets a product take as long as it is told, by its dtype."""
 
     def put(**by_name):
-        monkeypatch.setattr(timing, "product_seconds", lambda dtype, device_type, width: by_name[str(dtype).removeprefix("torch.")])
+        monkeypatch.setattr(
+            timing, "product_seconds", lambda dtype, device_type, width: by_name[str(dtype).removeprefix("torch.")]
+        )
 
     return put
 
 
 def settled(asked="bf16"):
-    return settle(asked, PrecisionConfig(), device_type="cpu", micro_batch=2, sequence_length=8, model=lambda: None, gather=lambda value: [value])
+    return settle(
+        asked,
+        PrecisionConfig(),
+        device_type="cpu",
+        micro_batch=2,
+        sequence_length=8,
+        model=lambda: None,
+        gather=lambda value: [value],
+    )
 
 
 def test_a_launch_in_a_precision_that_is_slower_here_decides_for_it_and_says_how_slow(seconds):
     seconds(float32=0.001, bfloat16=0.06)
     decision = settled()
     assert decision.mode == "bf16" and decision.speed == pytest.approx(1 / 60) and decision.is_slow
-    assert "1/60" in decision.slow_warning and "bf16" in decision.slow_warning and decision.as_json()["speed"] == decision.speed
+    assert (
+        "1/60" in decision.slow_warning
+        and "bf16" in decision.slow_warning
+        and decision.as_json()["speed"] == decision.speed
+    )
     assert "60" not in decision.sentence
 
 

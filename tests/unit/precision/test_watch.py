@@ -18,7 +18,9 @@ BF16 = Decision("bf16", "bf16", "as the cluster file asks")
 
 
 def fp8_decision(recipe="current", emulated=True):
-    return Decision("fp8", "fp8", "it can", recipe=recipe, title=recipe, format="hybrid", backend="the tests'", emulated=emulated)
+    return Decision(
+        "fp8", "fp8", "it can", recipe=recipe, title=recipe, format="hybrid", backend="the tests'", emulated=emulated
+    )
 
 
 @pytest.fixture
@@ -26,15 +28,29 @@ def attached(fp8_accelerator, tmp_path):
     """Makes a watch over a tiny model, prepared by Accelerate, as run/build.py does."""
 
     def make(decision=None, accumulation=1, compiled=False, shape="gpt2", **wanted):
-        settings = PrecisionConfig(**{"bf16_first_blocks": 0, "bf16_last_blocks": 0, "statistics_every_steps": 0, "shadow_every_steps": 0, **wanted})
+        settings = PrecisionConfig(
+            **{
+                "bf16_first_blocks": 0,
+                "bf16_last_blocks": 0,
+                "statistics_every_steps": 0,
+                "shadow_every_steps": 0,
+                **wanted,
+            }
+        )
         model = tiny_model(shape)
         watch = PrecisionWatch(decision or fp8_decision(), settings, model)
         optimizer = build_optimizer(model, name="adamw", lr=1e-3)
         prepared, optimizer = fp8_accelerator.prepare(model, optimizer)
         watch.attach(
-            fp8_accelerator, prepared, optimizer, flops_per_token=flops_per_token(model, 16), journal=Journal(tmp_path), accumulation=accumulation,
-            compiled=compiled, deterministic=True,
-        )  # fmt: skip
+            fp8_accelerator,
+            prepared,
+            optimizer,
+            flops_per_token=flops_per_token(model, 16),
+            journal=Journal(tmp_path),
+            accumulation=accumulation,
+            compiled=compiled,
+            deterministic=True,
+        )
         return watch, prepared, model
 
     return make
@@ -49,7 +65,16 @@ def step(watch, model, tokens, number):
 
 def test_without_fp8_nothing_is_done_and_nothing_is_written(tokens):
     watch = PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2"))
-    watch.attach(None, torch.nn.Identity(), None, flops_per_token=1.0, journal=None, accumulation=4, compiled=False, deterministic=True)
+    watch.attach(
+        None,
+        torch.nn.Identity(),
+        None,
+        flops_per_token=1.0,
+        journal=None,
+        accumulation=4,
+        compiled=False,
+        deterministic=True,
+    )
     watch.check_warm_up()
     watch.begin(100)
     watch.micro_batch(1)
@@ -66,7 +91,10 @@ def test_the_log_says_how_much_is_in_fp8_and_what_is_not(attached, caplog):
     with caplog.at_level(logging.INFO):
         watch, _, _ = attached(bf16_last_blocks=1)
     assert "fp8 emulation: 4 of 8 linear layers, 50.0% of the blocks' linear arithmetic" in caplog.text
-    assert "in bf16: 4 layers, in one of the first or last blocks (transformer.h.1.attn.c_attn, transformer.h.1.attn.c_proj" in caplog.text
+    assert (
+        "in bf16: 4 layers, in one of the first or last blocks (transformer.h.1.attn.c_attn, transformer.h.1.attn.c_proj"
+        in caplog.text
+    )
     assert watch.facts()["num_layers"] == 4 and "50.0% of the blocks" in watch.words
 
 
@@ -79,11 +107,17 @@ def test_a_backward_pass_in_bf16_is_not_counted_as_fp8(attached, caplog):
 
 
 def test_a_run_in_fp8_is_compared_by_what_its_fp8_is_made_of(attached):
-    watch, _, _ = attached(fp8_decision("delayed"), recipe="auto", options={"amax_history_len": 16}, statistics_every_steps=7)
+    watch, _, _ = attached(
+        fp8_decision("delayed"), recipe="auto", options={"amax_history_len": 16}, statistics_every_steps=7
+    )
     assert watch.settings == {
-        "precision": "fp8 emulation", "precision.recipe": "delayed", "precision.format": "hybrid", "precision.bf16_first_blocks": 0,
-        "precision.bf16_last_blocks": 0, "precision.options.amax_history_len": 16,
-    }  # fmt: skip
+        "precision": "fp8 emulation",
+        "precision.recipe": "delayed",
+        "precision.format": "hybrid",
+        "precision.bf16_first_blocks": 0,
+        "precision.bf16_last_blocks": 0,
+        "precision.options.amax_history_len": 16,
+    }
 
 
 def test_an_emulation_covers_nothing_and_real_fp8_its_share(attached, tokens):
@@ -99,7 +133,16 @@ def test_a_model_that_prepare_changed_is_refused(fp8_accelerator, tmp_path):
     optimizer = build_optimizer(model, name="adamw", lr=1e-3)
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(PrecisionError, match="no longer tied"):
-        watch.attach(fp8_accelerator, model, optimizer, flops_per_token=1.0, journal=Journal(tmp_path), accumulation=1, compiled=False, deterministic=True)
+        watch.attach(
+            fp8_accelerator,
+            model,
+            optimizer,
+            flops_per_token=1.0,
+            journal=Journal(tmp_path),
+            accumulation=1,
+            compiled=False,
+            deterministic=True,
+        )
 
 
 def test_a_warm_up_or_a_first_step_outside_of_fp8_is_refused(attached, tokens):
@@ -121,16 +164,25 @@ def test_statistics_are_taken_when_due_of_the_first_micro_batch_only(attached, t
         assert bool(bare.transformer.h[0].mlp.c_fc._forward_pre_hooks) == (number == 1)
         model(tokens, labels=tokens).backward()
     numbers = watch.end(2, tokens, tokens)
-    assert {"precision/amax_input/qkv", "precision/underflow_weight/mlp_down"} <= numbers.keys() and len(numbers) == 1 + 6 * 4
+    assert {"precision/amax_input/qkv", "precision/underflow_weight/mlp_down"} <= numbers.keys() and len(
+        numbers
+    ) == 1 + 6 * 4
     assert len(step(watch, model, tokens, 3)) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "flags"),
-    [({"accumulation": 2}, [True, False]), ({"accumulation": 1}, [None, None]), ({"accumulation": 2, "compiled": True}, [None, None]),
-     ({"accumulation": 2, "cache_weights": False}, [None, None]), ({"accumulation": 2, "decision": fp8_decision("delayed")}, [None, None])],
-)  # fmt: skip
-def test_fp8_weights_are_kept_where_that_changes_nothing_and_saves_something(attached, stand_in, tokens, changes, flags):
+    [
+        ({"accumulation": 2}, [True, False]),
+        ({"accumulation": 1}, [None, None]),
+        ({"accumulation": 2, "compiled": True}, [None, None]),
+        ({"accumulation": 2, "cache_weights": False}, [None, None]),
+        ({"accumulation": 2, "decision": fp8_decision("delayed")}, [None, None]),
+    ],
+)
+def test_fp8_weights_are_kept_where_that_changes_nothing_and_saves_something(
+    attached, stand_in, tokens, changes, flags
+):
     watch, model, _ = attached(**changes)
     for number, flag in enumerate(flags, start=1):
         watch.micro_batch(number)
@@ -176,9 +228,16 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
         numbers = step(watch, model, tokens, number)
         assert numbers["precision/fp8_coverage"] > 0.5, "the step that ends it was in fp8 itself"
     assert watch.label == watch.mode == "bf16" and watch.facts()["bf16_since_step"] == 5
-    assert watch.facts()["sentence"] == watch.words == "precision: bf16 instead of fp8 (current), because the run went back to it at step 5; nothing runs in fp8"
+    assert (
+        watch.facts()["sentence"]
+        == watch.words
+        == "precision: bf16 instead of fp8 (current), because the run went back to it at step 5; nothing runs in fp8"
+    )
     assert watch.facts()["mode"] == "bf16" and "matmul_fraction" not in watch.facts()
-    assert "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons" in caplog.text
+    assert (
+        "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons"
+        in caplog.text
+    )
     assert not read_events(tmp_path), "a run that ends here has computed nothing in bf16"
     stand_in.RAN.clear()
     for number in (6, 7):
@@ -194,10 +253,16 @@ def test_a_loss_that_is_no_number_in_fp8_is_told_as_that(attached, tokens, monke
     for number in range(1, GAP_CHECKS + 1):
         step(watch, model, tokens, number)
     assert "step 1: the loss is nan in fp8 and 2.0000 in bf16: over precision.max_loss_gap" in caplog.text
-    assert "because the loss in fp8 was no number, and bf16's was, in the last of 3 comparisons up to step 3" in caplog.text and "inf" not in caplog.text
+    assert (
+        "because the loss in fp8 was no number, and bf16's was, in the last of 3 comparisons up to step 3"
+        in caplog.text
+        and "inf" not in caplog.text
+    )
 
 
-def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_step(attached, stand_in, tokens, tmp_path, caplog):
+def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_step(
+    attached, stand_in, tokens, tmp_path, caplog
+):
     watch, model, _ = attached()
     step(watch, model, tokens, 1)
     assert watch.give_up_fp8(1, "all was NaN") and watch.give_up_fp8(2, "NaN again"), "step 2 is in fp8 yet"
@@ -209,7 +274,9 @@ def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_ste
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"], event["reason"]) == (2, "bf16", "all was NaN")
     assert "precision: bf16 from step 3 on, because all was NaN" in caplog.text
-    assert not PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2")).give_up_fp8(1, "NaN"), "without fp8 there is no way back"
+    assert not PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2")).give_up_fp8(1, "NaN"), (
+        "without fp8 there is no way back"
+    )
 
 
 def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached, stand_in, tokens, caplog, tmp_path):

@@ -15,25 +15,47 @@ from trainer.run.identity import computing_conditions, facts_of_checkpoint, repl
 
 
 def conditions(*overrides, recipe="gpt2-124m", processes=1, device="cpu"):
-    return speed_conditions(load(recipe, ["data.corpus=shakespeare", *overrides]).config, processes, torch.device(device))
+    return speed_conditions(
+        load(recipe, ["data.corpus=shakespeare", *overrides]).config, processes, torch.device(device)
+    )
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "micro_batch=1", "global_batch=960", "sequence_length=512", "model.config={n_layer: 6}", "model.preset=gpt2-350m", "optimizer.name=muon",
-        "model.gradient_checkpointing=true", "deterministic=false", "data.tokenizer=bytes", "precision.format=e4m3",
-        "precision.options={backward_override: dequantized}", "precision.bf16_first_blocks=0", "precision.bf16_last_blocks=2", "precision.cache_weights=false",
+        "micro_batch=1",
+        "global_batch=960",
+        "sequence_length=512",
+        "model.config={n_layer: 6}",
+        "model.preset=gpt2-350m",
+        "optimizer.name=muon",
+        "model.gradient_checkpointing=true",
+        "deterministic=false",
+        "data.tokenizer=bytes",
+        "precision.format=e4m3",
+        "precision.options={backward_override: dequantized}",
+        "precision.bf16_first_blocks=0",
+        "precision.bf16_last_blocks=2",
+        "precision.cache_weights=false",
     ],
-)  # fmt: skip
+)
 def test_what_changes_the_speed_is_another_condition(override):
     assert conditions(override) != conditions()
 
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "seed=2", "max_steps=700", "optimizer.lr=1e-4", "precision.recipe=block", "precision.required=true", "checkpoint.keep_last=9", "runs_folder=elsewhere"],
-)  # fmt: skip
+    [
+        "name=other",
+        "seed=2",
+        "max_steps=700",
+        "optimizer.lr=1e-4",
+        "precision.recipe=block",
+        "precision.required=true",
+        "checkpoint.keep_last=9",
+        "runs_folder=elsewhere",
+    ],
+)
 def test_what_does_not_is_none(override):
     assert conditions(override) == conditions()
 
@@ -47,7 +69,9 @@ def test_the_number_of_processes_and_the_versions_are_conditions(monkeypatch):
 
 
 def test_a_preset_and_its_fields_are_the_same_model():
-    fields = "model_type: gpt2, n_layer: 12, n_embd: 768, n_head: 12, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
+    fields = (
+        "model_type: gpt2, n_layer: 12, n_embd: 768, n_head: 12, resid_pdrop: 0.0, embd_pdrop: 0.0, attn_pdrop: 0.0"
+    )
     assert conditions("model.preset=", f"model.config={{{fields}}}") == conditions()
 
 
@@ -57,9 +81,18 @@ def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
 
 
 def facts(mode="bf16", *overrides, head=None):
-    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision=mode, state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()))
-    description = SimpleNamespace(identity={"seed": 1337, "optimizer": "adamw", "tokenizer": None}, model={"n_layer": 12, "dtype": "float32"})
-    return replay_facts(load("gpt2-124m", overrides).config, accelerator, Decision("fp8", mode, "", recipe="current"), description, head)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        num_processes=1,
+        mixed_precision=mode,
+        state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()),
+    )
+    description = SimpleNamespace(
+        identity={"seed": 1337, "optimizer": "adamw", "tokenizer": None}, model={"n_layer": 12, "dtype": "float32"}
+    )
+    return replay_facts(
+        load("gpt2-124m", overrides).config, accelerator, Decision("fp8", mode, "", recipe="current"), description, head
+    )
 
 
 def key(mode):
@@ -86,7 +119,10 @@ def test_the_way_of_the_head_is_a_fact_where_it_is_not_the_default():
     assert facts("bf16")["head"] is None, "replays of before stay comparable on a CPU"
     ways = [HeadWay(fused, torch.bfloat16, chunk) for fused, chunk in ((True, 16384), (True, 8192), (False, 6592))]
     found = [facts("bf16", head=way) for way in ways]
-    assert len({replay_key(now) for now in found}) == 3 and found[0]["head"] == "one compiled kernel, bfloat16, 16384 tokens a chunk"
+    assert (
+        len({replay_key(now) for now in found}) == 3
+        and found[0]["head"] == "one compiled kernel, bfloat16, 16384 tokens a chunk"
+    )
     of_before = {name: value for name, value in found[0].items() if name != "head"}
     assert [change.partition(" ")[0] for change in fact_changes(of_before, found[0])] == ["head"]
 
@@ -94,9 +130,17 @@ def test_the_way_of_the_head_is_a_fact_where_it_is_not_the_default():
 def test_a_checkpoint_tells_the_same_facts_by_the_same_names():
     now = facts("bf16")
     manifest = Manifest(
-        step=3, sequences=0, tokens=0, reason="periodic", created="", world_size=1, precision="bf16", identity={"seed": 1337, "tokenizer": None},
-        model={"n_layer": 12}, versions={"torch": torch.__version__, "accelerate": "1.0"},
-    )  # fmt: skip
+        step=3,
+        sequences=0,
+        tokens=0,
+        reason="periodic",
+        created="",
+        world_size=1,
+        precision="bf16",
+        identity={"seed": 1337, "tokenizer": None},
+        model={"n_layer": 12},
+        versions={"torch": torch.__version__, "accelerate": "1.0"},
+    )
     told = facts_of_checkpoint(manifest, flatten(load("gpt2-124m").config))
     assert told.keys() < now.keys() and {name for name in told if told[name] != now[name]} == {"accelerate"}
 
@@ -113,9 +157,13 @@ def test_tf32_is_a_fact_where_it_decides_about_bits_and_none_elsewhere(monkeypat
     before, found = torch.backends.cuda.matmul.allow_tf32, {}
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
-        assert facts("no")["tf32"] is None and "precision.tf32" not in facts("no"), "a CPU has none, and replays of before stay comparable"
+        assert facts("no")["tf32"] is None and "precision.tf32" not in facts("no"), (
+            "a CPU has none, and replays of before stay comparable"
+        )
         for mode in ("no", "bf16", "fp16", "fp8"):
-            accelerator = SimpleNamespace(device=torch.device("cuda"), state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()))
+            accelerator = SimpleNamespace(
+                device=torch.device("cuda"), state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin())
+            )
             found[mode] = computing_conditions(accelerator, Decision(mode, mode, ""), optimizer="adamw")["tf32"]
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

@@ -17,10 +17,17 @@ STEP = 7
 def at_its_last_step(evaluator, loss):
     """A run that stands at its last step, where nobody may have evaluated it: it was interrupted there."""
     return SimpleNamespace(
-        bare_model=torch.nn.Linear(2, 2), progress=SimpleNamespace(step=STEP, tokens=70), config=MagicMock(max_steps=STEP), evaluator=evaluator,
-        validate=lambda: SimpleNamespace(loss=loss), corpus=SimpleNamespace(validation_bytes=lambda number: None), guard=LossGuard(9),
-        exam=MagicMock(), reporter=MagicMock(), stopwatch=MagicMock(),
-    )  # fmt: skip
+        bare_model=torch.nn.Linear(2, 2),
+        progress=SimpleNamespace(step=STEP, tokens=70),
+        config=MagicMock(max_steps=STEP),
+        evaluator=evaluator,
+        validate=lambda: SimpleNamespace(loss=loss),
+        corpus=SimpleNamespace(validation_bytes=lambda number: None),
+        guard=LossGuard(9),
+        exam=MagicMock(),
+        reporter=MagicMock(),
+        stopwatch=MagicMock(),
+    )
 
 
 @pytest.mark.parametrize(("loss", "kind"), [(2.5, "finished"), (math.nan, "diverged")])
@@ -35,4 +42,6 @@ def test_a_last_step_whose_validation_loss_was_not_finite_is_no_finished_run_whe
     evaluator = Evaluator(5, STEP, "held out")
     evaluator.record(STEP, math.nan)
     assert train(at_its_last_step(evaluator, 2.5)).kind == "diverged"
-    assert train(at_its_last_step(Evaluator(5, STEP, None), 2.5)).kind == "finished", "without held-out text the weights decide"
+    assert train(at_its_last_step(Evaluator(5, STEP, None), 2.5)).kind == "finished", (
+        "without held-out text the weights decide"
+    )

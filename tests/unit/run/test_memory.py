@@ -39,7 +39,10 @@ def test_it_is_a_bound_from_below_of_what_a_step_keeps():
 def test_what_a_machine_cannot_hold_is_refused_with_the_advice(monkeypatch, there, processes, fits):
     model = tiny_model("llama", 257)
     monkeypatch.setattr(memory, "machine_bytes", lambda: there)
-    ask = lambda: memory.check_memory(model, torch.device("cpu"), **SHAPE, precision="no", num_local_processes=processes)  # noqa: E731
+
+    def ask():
+        memory.check_memory(model, torch.device("cpu"), **SHAPE, precision="no", num_local_processes=processes)
+
     if fits:
         ask()
         return

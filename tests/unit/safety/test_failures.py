@@ -56,7 +56,9 @@ def test_a_broken_connection_has_the_reason_of_the_rank_that_broke_it(tmp_path, 
 def test_a_rank_that_is_gone_without_a_word_is_told_as_what_is_known(tmp_path, become):
     become(0)
     error = lost(tmp_path)
-    assert "broke (Read error [127.0.0.1]:48816: Connection reset by peer), and that process did not say why" in str(error)
+    assert "broke (Read error [127.0.0.1]:48816: Connection reset by peer), and that process did not say why" in str(
+        error
+    )
     assert (error.kind, error.was_said) == ("failed", False) and "start it again to continue" in str(error)
 
 
@@ -90,7 +92,9 @@ def test_words_of_an_earlier_launch_that_met_at_the_same_port_are_removed_before
     assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"]
     become(0)
     sweep_causes(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"], "it may be of a quicker rank of this launch"
+    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"], (
+        "it may be of a quicker rank of this launch"
+    )
     sweep_causes(tmp_path, others_wait=True)
     assert not list(tmp_path.iterdir())
 
@@ -139,7 +143,12 @@ def test_what_a_launcher_saw_reaches_the_one_that_started_it(monkeypatch):
 
 @pytest.mark.parametrize(
     ("exit_code", "words"),
-    [(-9, "killed by SIGKILL (out of memory?"), (-15, "killed by SIGTERM; start it again"), (-40, "killed by signal 40;"), (1, "exit code 1")],
-)  # fmt: skip
+    [
+        (-9, "killed by SIGKILL (out of memory?"),
+        (-15, "killed by SIGTERM; start it again"),
+        (-40, "killed by signal 40;"),
+        (1, "exit code 1"),
+    ],
+)
 def test_how_a_process_ended_is_said_in_words(exit_code, words):
     assert words in how_it_ended("rank 0", exit_code)

@@ -63,13 +63,21 @@ NOISY = [3.0 + 0.1 * (step % 5) for step in range(50)]
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ((), 0), ((math.nan,) * 3, 0),
-        ((5.5, math.nan, math.nan), 1), ((5.5, 5.6, 1e12, math.nan), 2), ((5.5, 1e12, 1e13, 1e14), 1),
-        ((*NOISY, math.nan), 50), ((*NOISY, 4.9, 6.0, 7.0, math.inf), 50), ((*NOISY, 6.0, 3.3, math.nan), 52),
-        ((*NOISY, *(9.0,) * 99, math.nan), 50), ((*NOISY, *(9.0,) * 100, math.nan), 150), ((*NOISY, *(9.0,) * 110, 9.1), 161),
-        (tuple(10.0 * 0.99**step for step in range(300)), 300), ((0.0,) * 40, 40),
+        ((), 0),
+        ((math.nan,) * 3, 0),
+        ((5.5, math.nan, math.nan), 1),
+        ((5.5, 5.6, 1e12, math.nan), 2),
+        ((5.5, 1e12, 1e13, 1e14), 1),
+        ((*NOISY, math.nan), 50),
+        ((*NOISY, 4.9, 6.0, 7.0, math.inf), 50),
+        ((*NOISY, 6.0, 3.3, math.nan), 52),
+        ((*NOISY, *(9.0,) * 99, math.nan), 50),
+        ((*NOISY, *(9.0,) * 100, math.nan), 150),
+        ((*NOISY, *(9.0,) * 110, 9.1), 161),
+        (tuple(10.0 * 0.99**step for step in range(300)), 300),
+        ((0.0,) * 40, 40),
     ],
-)  # fmt: skip
+)
 def test_what_may_have_diverged_begins_at_the_last_step_with_a_usual_loss(losses, expected):
     assert unsure_after(*losses) == expected
 

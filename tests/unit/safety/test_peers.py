@@ -36,11 +36,17 @@ def test_a_rank_that_waits_in_a_gpu_ends_with_the_reason_of_the_one_that_failed(
     leave_cause(tmp_path, "failed", "a bad shard")
     become(0)
     error = ended_by(tmp_path)
-    assert isinstance(error, RankLostError) and (str(error), error.kind, error.was_said) == ("rank 2: a bad shard", "failed", True)
+    assert isinstance(error, RankLostError) and (str(error), error.kind, error.was_said) == (
+        "rank 2: a bad shard",
+        "failed",
+        True,
+    )
 
 
 @pytest.mark.parametrize(("in_gpu", "port"), [(False, "1234"), (True, "9999")])
-def test_one_that_waits_on_the_host_or_belongs_to_another_launch_is_left_alone(tmp_path, become, monkeypatch, in_gpu, port):
+def test_one_that_waits_on_the_host_or_belongs_to_another_launch_is_left_alone(
+    tmp_path, become, monkeypatch, in_gpu, port
+):
     monkeypatch.setattr(peers, "waits_in_gpu", lambda: in_gpu)
     become(2)
     leave_cause(tmp_path, "failed", "a bad shard")
@@ -72,7 +78,10 @@ def test_one_that_ends_by_itself_in_time_is_left_alone(tmp_path, become, monkeyp
     time.sleep(0.3)
 
 
-@pytest.mark.parametrize(("backends", "world_size", "waits"), [("cuda:nccl", 2, True), ("cuda:nccl", 1, False), ("cpu:gloo,cuda:gloo", 2, False)])
+@pytest.mark.parametrize(
+    ("backends", "world_size", "waits"),
+    [("cuda:nccl", 2, True), ("cuda:nccl", 1, False), ("cpu:gloo,cuda:gloo", 2, False)],
+)
 def test_ranks_wait_in_a_gpu_where_there_are_others_and_nccl_connects_them(monkeypatch, backends, world_size, waits):
     monkeypatch.setattr("torch.distributed.get_backend_config", lambda: backends)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: world_size)

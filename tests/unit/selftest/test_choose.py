@@ -60,5 +60,9 @@ def test_a_choice_made_while_the_machine_was_busy_is_too_short_once_steps_are_fa
 def test_a_longer_choice_has_the_same_kills_over_a_multiple_of_the_steps():
     short = choose(EVERYDAY, 110)
     more = longer(short, EVERYDAY)
-    assert more.num_kills == short.num_kills and more.every_steps == 3 * short.every_steps and more.steps == 3 * short.steps
+    assert (
+        more.num_kills == short.num_kills
+        and more.every_steps == 3 * short.every_steps
+        and more.steps == 3 * short.steps
+    )
     assert more.seconds > short.seconds

@@ -28,14 +28,27 @@ def config(*overrides):
 
 
 def test_the_settings_of_the_runs_are_valid_and_reach_nothing_of_the_users():
-    typed = ["checkpoint.second_place=s3://bucket/runs", "checkpoint.keep_every_steps=50", "resume_from_checkpoint=best", "schedule.warmup_steps=300"]
+    typed = [
+        "checkpoint.second_place=s3://bucket/runs",
+        "checkpoint.keep_every_steps=50",
+        "resume_from_checkpoint=best",
+        "schedule.warmup_steps=300",
+    ]
     typed += ["profile.steps=[200,205]", "evaluation.tasks_every_steps=280"]
     settings = settings_for(config(*typed), 9, 3)
     resolved = config(*typed, *settings)
     assert (resolved.max_steps, resolved.checkpoint.every_steps, resolved.schedule.warmup_steps) == (9, 3, 9)
     assert resolved.checkpoint.second_place is None and resolved.checkpoint.keep_every_steps is None
-    assert resolved.profile.steps is None and resolved.metrics.trackers == [] and resolved.resume_from_checkpoint == "latest"
-    assert resolved.evaluation.tasks == [] and resolved.evaluation.sample_tokens == 0 and resolved.evaluation.num_sequences == 16
+    assert (
+        resolved.profile.steps is None
+        and resolved.metrics.trackers == []
+        and resolved.resume_from_checkpoint == "latest"
+    )
+    assert (
+        resolved.evaluation.tasks == []
+        and resolved.evaluation.sample_tokens == 0
+        and resolved.evaluation.num_sequences == 16
+    )
 
 
 def test_a_warm_up_that_fits_is_left_as_it_is():
@@ -89,18 +102,23 @@ def test_kills_that_came_too_late_are_tried_again_over_more_steps(project, monke
     assert result.is_exact and steps == sorted(set(steps)) and len(steps) == 4 and result.choice.steps == steps[-1]
     assert result.settings[0] == f"max_steps={steps[-1]}" and result.costs == QUIET
     assert [line.split(":")[0] for line in said[-3:]] == [
-        f"only 0 of 2 kills could come before the end of {steps[0]} steps", f"only 1 of 2 kills could come before the end of {steps[1]} steps",
+        f"only 0 of 2 kills could come before the end of {steps[0]} steps",
+        f"only 1 of 2 kills could come before the end of {steps[1]} steps",
         "none of 2 kills lost a step",
-    ]  # fmt: skip
+    ]
 
 
 def test_when_no_attempt_is_enough_nothing_is_proved(project, monkeypatch):
     result, steps, _ = attempts(monkeypatch, *[([KEPT], [])] * MAX_ATTEMPTS)
-    assert len(steps) == MAX_ATTEMPTS and not result.is_exact and "too little to prove anything" in result.differences[0]
+    assert (
+        len(steps) == MAX_ATTEMPTS and not result.is_exact and "too little to prove anything" in result.differences[0]
+    )
 
 
 def test_what_differs_is_told_and_not_tried_again(project, monkeypatch):
-    result, steps, _ = attempts(monkeypatch, ([KEPT], ["step 3: loss is 1 in the killed run and 2 in the straight one"]))
+    result, steps, _ = attempts(
+        monkeypatch, ([KEPT], ["step 3: loss is 1 in the killed run and 2 in the straight one"])
+    )
     assert len(steps) == 1 and result.differences == ["step 3: loss is 1 in the killed run and 2 in the straight one"]
 
 
@@ -133,7 +151,9 @@ def test_what_a_killed_test_left_is_swept_by_the_next_and_that_is_told(project):
     with pytest.raises(LaunchError):
         selftest(config(), fails(project, None), seconds=1, say=said.append)
     held.close()
-    assert not any(folder.exists() for folder in mine) and all(folder.exists() for folder in busy), "a writer is still there"
+    assert not any(folder.exists() for folder in mine) and all(folder.exists() for folder in busy), (
+        "a writer is still there"
+    )
     assert kept.exists(), "it was kept to be looked at"
     assert said[0] == "removed .selftest-dead, which a selftest that was killed has left" and len(said) == 2
 

@@ -76,10 +76,16 @@ def test_a_launch_that_ends_before_the_step_is_not_waited_for(tmp_path):
 
 def test_a_resume_is_seen_in_the_journal_and_not_the_one_before(tmp_path):
     Journal(tmp_path).write("resume", step=3)
-    victim = Launched(Launch(tmp_path, [sys.executable, "-c", "import time; time.sleep(0.5)"]), tmp_path / "log", limit_seconds=60)
+    victim = Launched(
+        Launch(tmp_path, [sys.executable, "-c", "import time; time.sleep(0.5)"]), tmp_path / "log", limit_seconds=60
+    )
     assert victim.wait_for_resume(reached=5) is None and victim.seconds >= 0.5
     script = f"from trainer.journal import Journal; from pathlib import Path; Journal(Path({str(tmp_path)!r})).write('resume', step=6); import time; time.sleep(60)"
-    victim = Launched(Launch(tmp_path, [sys.executable, "-c", script], {"PYTHONPATH": ":".join(sys.path)}), tmp_path / "log", limit_seconds=60)
+    victim = Launched(
+        Launch(tmp_path, [sys.executable, "-c", script], {"PYTHONPATH": ":".join(sys.path)}),
+        tmp_path / "log",
+        limit_seconds=60,
+    )
     assert 0 < victim.wait_for_resume(reached=7) < 30
     victim.clear_away()
 
@@ -87,18 +93,24 @@ def test_a_resume_is_seen_in_the_journal_and_not_the_one_before(tmp_path):
 def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
     assert last_step(tmp_path) == 0
     curve = tmp_path / "metrics.jsonl"
-    curve.write_text("".join(json.dumps({"step": step, "more": "x" * 90}) + "\n" for step in range(1, 500)) + '{"step": 500}')
+    curve.write_text(
+        "".join(json.dumps({"step": step, "more": "x" * 90}) + "\n" for step in range(1, 500)) + '{"step": 500}'
+    )
     began = time.perf_counter()
     assert last_step(tmp_path) == 499 and time.perf_counter() - began < 0.1
 
 
 def test_a_launch_that_hangs_is_told_after_its_time_with_where_it_stands(launch):
-    hanging = Launch(launch.folder, [sys.executable, "-c", LAUNCH.replace("range(1, 1000)", "range(1, 4)") + "time.sleep(60)"])
+    hanging = Launch(
+        launch.folder, [sys.executable, "-c", LAUNCH.replace("range(1, 1000)", "range(1, 4)") + "time.sleep(60)"]
+    )
     hanging.command.append(str(launch.folder))
     victim = Launched(hanging, launch.folder / "log", limit_seconds=2)
     assert victim.wait_for_step(3)
     for wait in (victim.wait, lambda: victim.wait_for_step(4), lambda: victim.wait_for_resume(9)):
-        with pytest.raises(LaunchError, match=r"launch hangs: .* after 2s stands at step 3; .* is kept in .*log") as caught:
+        with pytest.raises(
+            LaunchError, match=r"launch hangs: .* after 2s stands at step 3; .* is kept in .*log"
+        ) as caught:
             wait()
         assert caught.value.exit_code == 1
     victim.clear_away()

@@ -11,6 +11,15 @@ def is_fp8_available(return_reason: bool = False):
 is_fp8_block_scaling_available = is_mxfp8_available = is_nvfp4_available = is_fp8_available
 
 __all__ = [
-    "RAN", "STATE", "LayerNorm", "Linear", "TransformerLayer", "autocast", "fp8_autocast", "is_fp8_available", "is_fp8_block_scaling_available",
-    "is_mxfp8_available", "is_nvfp4_available",
-]  # fmt: skip
+    "RAN",
+    "STATE",
+    "LayerNorm",
+    "Linear",
+    "TransformerLayer",
+    "autocast",
+    "fp8_autocast",
+    "is_fp8_available",
+    "is_fp8_block_scaling_available",
+    "is_mxfp8_available",
+    "is_nvfp4_available",
+]

@@ -1,6 +1,7 @@
 """The nesting of contexts, and delayed scaling's history, as quantization.py of TransformerEngine 2.20 has them."""
 
 import torch
+
 from transformer_engine.common.recipe import DelayedScaling, Recipe
 
 
@@ -12,7 +13,7 @@ class State:
         self.recipe: Recipe | None = None
         self.is_first = False
         self.depth = 0
-        self.delayed: dict[bool, list["Scales"]] = {True: [], False: []}
+        self.delayed: dict[bool, list[Scales]] = {True: [], False: []}
         """All layers' scales that ever ran with delayed scaling, of the forward passes and of the backward passes."""
         self.num_reductions = 0
         """How often the amax of delayed scaling was reduced after a forward pass."""
@@ -55,7 +56,13 @@ def reduce_and_update(forward: bool) -> None:
 
 
 class autocast:
-    def __init__(self, enabled: bool = True, calibrating: bool = False, recipe: Recipe | None = None, amax_reduction_group: object = None) -> None:
+    def __init__(
+        self,
+        enabled: bool = True,
+        calibrating: bool = False,
+        recipe: Recipe | None = None,
+        amax_reduction_group: object = None,
+    ) -> None:
         self._wanted = (enabled, recipe or DelayedScaling())
         self._before = None
 
@@ -77,5 +84,7 @@ class autocast:
             reduce_and_update(forward=True)
 
 
-def fp8_autocast(enabled: bool = True, calibrating: bool = False, fp8_recipe: Recipe | None = None, fp8_group: object = None) -> autocast:
+def fp8_autocast(
+    enabled: bool = True, calibrating: bool = False, fp8_recipe: Recipe | None = None, fp8_group: object = None
+) -> autocast:
     return autocast(enabled, calibrating, fp8_recipe)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
 from transformer_engine.common.recipe import DelayedScaling, Format, MXFP8BlockScaling, NVFP4BlockScaling, Recipe
 from transformer_engine.pytorch.contexts import STATE, Scales, reduce_and_update
 
@@ -49,7 +50,9 @@ class _Call(NamedTuple):
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, weight_in_fp8, call):
-        in_fp8 = rounded(x, 448.0, call.forward and call.forward.scale[0])  # of x as it came: nothing is cast before it is rounded
+        in_fp8 = rounded(
+            x, 448.0, call.forward and call.forward.scale[0]
+        )  # of x as it came: nothing is cast before it is rounded
         ctx.save_for_backward(*((x, weight) if call.override == "high_precision" else (in_fp8, weight_in_fp8)))
         ctx.call, ctx.has_bias = call, bias is not None
         y = in_fp8.to(call.dtype) @ weight_in_fp8.to(call.dtype).t()
@@ -111,9 +114,20 @@ class Linear(nn.Module):
             workspace = rounded(weight.detach(), 448.0, forward and forward.scale[1])
         if is_first_microbatch is not None:
             self._fp8_workspaces["weight"] = workspace
-        largest = Format.E4M3.value.max_bwd if isinstance(recipe, NVFP4BlockScaling) else float(recipe.fp8_format.value.max_bwd)
+        largest = (
+            Format.E4M3.value.max_bwd
+            if isinstance(recipe, NVFP4BlockScaling)
+            else float(recipe.fp8_format.value.max_bwd)
+        )
         override = getattr(recipe, "backward_override", None)
-        call = _Call(dtype, forward, backward, largest, override, STATE.take_first() and torch.is_grad_enabled() and override is None)
+        call = _Call(
+            dtype,
+            forward,
+            backward,
+            largest,
+            override,
+            STATE.take_first() and torch.is_grad_enabled() and override is None,
+        )
         with torch.autocast(x.device.type, enabled=False):
             return _Product.apply(x, weight, bias, workspace, call)
 
@@ -121,7 +135,9 @@ class Linear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             return torch.get_autocast_dtype(x.device.type)
         if x.dtype != self.weight.dtype:
-            raise TypeError(f"Data types for parameters must match when outside of autocasted region. Found input dtype: {x.dtype}")
+            raise TypeError(
+                f"Data types for parameters must match when outside of autocasted region. Found input dtype: {x.dtype}"
+            )
         return x.dtype
 
     def _check_operands(self, recipe: Recipe, x: Tensor, weight: Tensor) -> None:

@@ -32,7 +32,7 @@ def stand_in(monkeypatch):
     emulation.uninstall()
 
 
-def test_each_variant_is_launched_and_an_emulation_is_never_recommended(words, stand_in, tmp_path):
+def test_each_variant_is_launched_and_an_emulation_is_never_recommended(words, stand_in, tmp_path, without_a_launcher):
     done = trainer(*words, "--json")
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)

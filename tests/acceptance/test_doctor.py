@@ -83,9 +83,9 @@ def test_a_mistake_in_its_words_is_the_usual_paragraph(words, said):
 @pytest.mark.parametrize(
     ("stand_in", "wanted"),
     [
-        (False, {}),
+        pytest.param(False, {}, marks=pytest.mark.long),
         (True, WHOLE),
-        (True, {**WHOLE, "recipe": "block", "required": True}),
+        pytest.param(True, {**WHOLE, "recipe": "block", "required": True}, marks=pytest.mark.long),
     ],
     ids=["no device", "emulation", "widths"],
 )
@@ -240,6 +240,7 @@ def test_a_set_up_with_fp8_that_fails_says_why_and_where(checkout):
     assert "Python.h" in (checkout / ".venv" / "fp8-install.log").read_text()
 
 
+@pytest.mark.long
 def test_a_launch_whose_installation_fails_trains_in_bf16(checkout, tmp_path):
     """ACCELERATE_USE_CPU lets the ranks compute without the GPU that this machine only seems to have."""
     recipe = write_recipe(tmp_path, max_steps=2, schedule={"warmup_steps": 0})

@@ -54,7 +54,7 @@ def test_a_bug_shows_its_traceback_from_the_rank_where_it_is_and_no_other(tmp_pa
     assert (ended["outcome"], ended["reason"]) == ("failed", reason)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_rank_that_is_killed_is_told_by_the_other_in_one_paragraph(tmp_path, killed):
     recipe = write_recipe(tmp_path, max_steps=2000, checkpoint={"every_steps": 5, "keep_best": 0})
     run = Started(recipe, (), 2)

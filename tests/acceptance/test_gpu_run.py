@@ -22,7 +22,8 @@ PARTS = {
 """By part, the recipes that are gone through here; the others differ in nothing but their name."""
 
 
-LONG = ("first", "resume", "switch")
+LONG = ("first", "gap", "resume", "speed", "switch")
+"""The parts of which the fast set has none: the others go the same way through the program."""
 
 
 @pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.long if part in LONG else ()) for part in PARTS])

@@ -96,7 +96,9 @@ def _check_interrupted(recipe: Path, number: int, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)], ids=["one-SIGTERM", "two-SIGINT"]
+    ("num_processes", "number"),
+    [(1, signal.SIGTERM), pytest.param(2, signal.SIGINT, marks=pytest.mark.long)],
+    ids=["one-SIGTERM", "two-SIGINT"],
 )
 def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_processes, number):
     recipe = write_recipe(tmp_path)
@@ -135,14 +137,15 @@ def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(t
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 4))
 
 
-def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
-    """One run with the shipped CPU cluster file as it is, torch.compile included; called again it says that it is finished."""
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_launch_sh_reports_and_does_not_start_over(tmp_path, compiles):
+    """One run; called again it says that it is finished. With torch.compile it is the shipped CPU cluster file as it is."""
     recipe = write_recipe(tmp_path)
     words = [
         "-m",
         "trainer",
         "launch",
-        "cpu",
+        "cpu" if compiles else str(write_cluster(tmp_path, 1)),
         str(recipe),
         "max_steps=6",
         "evaluation.every_steps=3",
@@ -151,7 +154,7 @@ def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     log = tmp_path / "launcher.log"
     assert _start(words, log).wait(300) == 0, log.read_text()
     said = log.read_text()
-    assert "with torch.compile (inductor)" in said and "recompile_limit" not in said
+    assert ("with torch.compile (inductor)" in said) == compiles and "recompile_limit" not in said
     for expected in (
         "tiny: finished at step 6",
         "validation loss",
@@ -168,6 +171,7 @@ def test_launch_sh_compiles_reports_and_does_not_start_over(tmp_path):
     assert (records(recipe), checkpoint(recipe, 6).stat().st_mtime_ns) == before
 
 
+@pytest.mark.long
 def test_a_rank_that_the_system_kills_is_the_reason_that_launch_sh_states(tmp_path):
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
     launcher = _start_training(["-m", "trainer", "launch", str(cluster), str(recipe), *LONG], recipe)
@@ -196,7 +200,8 @@ def test_when_everything_above_the_trainer_is_killed_it_saves_and_ends(tmp_path)
     _check_interrupted(recipe, signal.SIGTERM, (tmp_path / "launcher.log").read_text())
 
 
-@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path, num_processes):
     """Both have passed the look before the launch when the first takes the run; the second says that, and nothing else."""
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, num_processes)

@@ -37,7 +37,13 @@ torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "p
 
 
 @pytest.mark.parametrize(
-    "config", [TINY_LLAMA, {**TINY_LLAMA, "tie_word_embeddings": True}, TINY_GPT2], ids=["llama", "llama-tied", "gpt2"]
+    "config",
+    [
+        pytest.param(TINY_LLAMA, marks=pytest.mark.long),
+        pytest.param({**TINY_LLAMA, "tie_word_embeddings": True}, marks=pytest.mark.long),
+        TINY_GPT2,
+    ],
+    ids=["llama", "llama-tied", "gpt2"],
 )
 def test_a_plain_accelerate_script_loads_a_checkpoint_to_the_same_bits(tmp_path, config):
     recipe = write_recipe(

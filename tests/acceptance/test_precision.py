@@ -41,6 +41,9 @@ SHORT = {
 }
 FAMILIES = {"gpt2": TINY_GPT2, "llama": TINY_LLAMA}
 
+ONE_IS_LONG = ["gpt2", pytest.param("llama", marks=pytest.mark.long)]
+"""Where what is tested is the same mechanism in both, the fast set has one of them."""
+
 
 def recipe_of(folder, family="gpt2", precision=None, **changes):
     folder.mkdir(exist_ok=True)
@@ -268,7 +271,7 @@ def test_fp8_weights_are_kept_over_the_micro_batches_of_a_step(tmp_path):
     emulation.train(recipe_of(tmp_path, max_steps=3), before=weights_that_must_be_kept)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_IS_LONG)
 def test_a_killed_run_in_fp8_is_resumed_to_the_last_bit(tmp_path, family):
     reference, recipe = recipe_of(tmp_path / "a", family), recipe_of(tmp_path / "b", family)
     emulation.train(reference)
@@ -280,7 +283,7 @@ def test_a_killed_run_in_fp8_is_resumed_to_the_last_bit(tmp_path, family):
     assert [record["loss"] for record in steps(recipe)] == [record["loss"] for record in steps(reference)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_IS_LONG)
 def test_a_run_goes_from_fp8_to_bf16_and_back_by_the_cluster_file_alone(tmp_path, family):
     constant = {"schedule": {"name": "constant", "warmup_steps": 0}}
     recipe, plain = (recipe_of(tmp_path / name, family, **constant) for name in "ab")
@@ -299,7 +302,7 @@ def test_a_run_goes_from_fp8_to_bf16_and_back_by_the_cluster_file_alone(tmp_path
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ONE_IS_LONG)
 def test_an_export_of_an_fp8_run_has_its_weights_in_the_form_of_a_bf16_runs(tmp_path, family):
     exported = {}
     for precision in ("fp8", "bf16"):

@@ -8,7 +8,6 @@ import pytest
 
 from tests.commands import trainer
 from tests.launching import ONE_THREAD, PROJECT, TINY_GPT2, write_cluster, write_recipe
-from trainer import supervise
 from trainer.selftest import conduct
 
 FAULT = '''
@@ -54,7 +53,17 @@ def words(tmp_path, monkeypatch):
     return ["selftest", str(write_cluster(tmp_path, 1)), str(recipe), "--seconds", "1", "--json"]
 
 
-def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing(words, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact(words, tmp_path, without_a_launcher):
+    done = trainer(*words)
+    assert done.code == 0, done.out + done.err
+    facts = json.loads(done.out)
+    assert facts["exact"] and facts["differences"] == []
+    assert {one["hit_writer"] for one in facts["survived"]} == {True, False}
+    assert [list((tmp_path / folder).iterdir()) for folder in ("runs", "checkpoints")] == [[], []]
+
+
+@pytest.mark.long
+def test_a_run_whose_steps_are_longer_than_they_seemed_is_killed_again(words, tmp_path, monkeypatch):
     measure = conduct._Site._measure
 
     def measure_while_busy(site):
@@ -76,16 +85,12 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact_and_leaves_nothing
     assert left == []
 
 
-def test_a_random_stream_that_does_not_come_back_is_found_and_the_runs_are_kept(words, tmp_path, monkeypatch):
+@pytest.mark.long
+def test_a_random_stream_that_does_not_come_back_is_found_and_the_runs_are_kept(
+    words, tmp_path, monkeypatch, without_a_launcher
+):
     (tmp_path / "sitecustomize.py").write_text(FAULT)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{PROJECT}")
-    checked = supervise.plan
-
-    def without_a_launcher(words):
-        plan = checked(words)
-        return replace(plan, command=[plan.command[0], *plan.command[plan.command.index("trainer") - 1 :]])
-
-    monkeypatch.setattr(supervise, "plan", without_a_launcher)
     done = trainer(*words)
     assert done.code == 1, done.out + done.err
     facts = json.loads(done.out)

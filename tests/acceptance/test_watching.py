@@ -15,7 +15,7 @@ NOTHING = {"metrics": {"detail_every_steps": 0, "histogram_every_steps": 0, "tra
 EVERYTHING = {"metrics": {"detail_every_steps": 1, "histogram_every_steps": 1}, "profile": {"steps": [1, 6]}}
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_probes_histograms_and_the_profiler_at_every_step_change_no_bit(tmp_path, num_processes):
     ends, curves = [], []
     for name, settings in (("nothing", NOTHING), ("everything", EVERYTHING)):

@@ -29,7 +29,7 @@ class Disk:
     free: Callable[[], None]
 
 
-@pytest.fixture(params=["tmpfs", "injected"])
+@pytest.fixture(params=[pytest.param("tmpfs", marks=pytest.mark.long), "injected"])
 def disk(request, tmp_path) -> Iterator[Disk]:
     folder = tmp_path / "disk"
     folder.mkdir()

@@ -89,13 +89,21 @@ def struck(folder: Path) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("number", "resumed"),
-    [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EROFS, False), (errno.EACCES, True)],
-    ids=["full-fresh", "full-resumed", "read-only-fresh", "forbidden-resumed"],
+    ("number", "resumed", "every"),
+    [
+        (errno.ENOSPC, False, 5),
+        (errno.EACCES, True, 7),
+        pytest.param(errno.ENOSPC, False, 1, marks=pytest.mark.long),
+        pytest.param(errno.ENOSPC, True, 1, marks=pytest.mark.long),
+        pytest.param(errno.EROFS, False, 1, marks=pytest.mark.long),
+        pytest.param(errno.EACCES, True, 1, marks=pytest.mark.long),
+    ],
+    ids=["full-some", "forbidden-resumed-some", "full", "full-resumed", "read-only", "forbidden-resumed"],
 )
 def test_a_disk_that_takes_nothing_before_the_first_step_is_told_in_a_paragraph_and_leaves_nothing_half_made(
-    tmp_path, number, resumed
+    tmp_path, number, resumed, every
 ):
+    """`every`: 1 for each operation, N for every N-th, from the first."""
     disk, before, seen = tmp_path / "disk", tmp_path / "before", []
     recipe = write_recipe(
         tmp_path,
@@ -108,7 +116,7 @@ def test_a_disk_that_takes_nothing_before_the_first_step_is_told_in_a_paragraph_
     if resumed:
         train(recipe, "max_steps=4")
     shutil.copytree(disk, before, symlinks=True)
-    for n in range(1, 100):
+    for n in range(1, 100, every):
         run = Started(recipe, (), 1, partial(refuse, str(disk), n, number))
         code, text = run.wait(), run.text()
         seen.append(struck(tmp_path))
@@ -122,7 +130,7 @@ def test_a_disk_that_takes_nothing_before_the_first_step_is_told_in_a_paragraph_
             assert leftovers == [], seen[-1]
         config = disk / "runs" / "tiny" / "config.yaml"
         assert not config.exists() or load_resolved(config).max_steps in (4, 6), seen[-1]
-        if n % 10 == 0:
+        if n == 11 or n % 10 == 0:
             assert "finished at step 6" in train(recipe), "once there is room it starts"
         shutil.rmtree(disk)
         shutil.copytree(before, disk, symlinks=True)

@@ -34,7 +34,9 @@ def sound_steps(store):
     return [entry.step for entry in store.entries() if not verify(entry.path)]
 
 
-@pytest.mark.parametrize("fault", [DISK_FULL, DISK_BROKEN, Crash()], ids=["full", "broken", "crash"])
+@pytest.mark.parametrize(
+    "fault", [pytest.param(DISK_FULL, marks=pytest.mark.long), DISK_BROKEN, Crash()], ids=["full", "broken", "crash"]
+)
 def test_whatever_operation_of_a_prune_fails_the_protected_stay_and_the_next_one_makes_the_room(tmp_path, fault):
     for n in range(1, 1000):
         store = CheckpointStore(tmp_path / str(n))

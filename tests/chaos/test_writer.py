@@ -117,7 +117,9 @@ def fail(store, n, fault):
     return writer, answer, faults.struck
 
 
-@pytest.mark.parametrize("fault", [DISK_FULL, DISK_BROKEN, Crash()], ids=["full", "broken", "crash"])
+@pytest.mark.parametrize(
+    "fault", [DISK_FULL, pytest.param(DISK_BROKEN, marks=pytest.mark.long), Crash()], ids=["full", "broken", "crash"]
+)
 @pytest.mark.parametrize("prepare", [prepare_plain, prepare_leftovers], ids=["plain", "over-leftovers"])
 def test_whatever_operation_of_the_writer_fails_the_newest_checkpoint_is_a_whole_one(tmp_path, fault, prepare):
     found = set()

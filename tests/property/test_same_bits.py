@@ -150,7 +150,7 @@ def test_a_folder_of_the_writer_loads_to_the_bits_of_a_plain_save_state(config, 
 @pytest.mark.parametrize(
     "variant",
     [
-        {"model": {"config": TINY_GPT2}},
+        pytest.param({"model": {"config": TINY_GPT2}}, marks=pytest.mark.long),
         {"model": {"config": {**TINY_LLAMA, "tie_word_embeddings": False}}, "optimizer": {"name": "muon"}},
     ],
     ids=["gpt2-tied-adamw", "llama-untied-muon"],

@@ -220,7 +220,8 @@ def test_a_slot_whose_copies_are_under_way_is_not_free(run):
     assert not background._arriving
 
 
-def test_what_the_trainer_said_last_is_heard_by_a_writer_that_was_stopped(store, tmp_path):
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_what_the_trainer_said_last_is_heard_by_a_writer_that_was_stopped(store, times):
     """The trainer promised a step and was killed while its writer stood still."""
     script = f"""
 import os, signal, sys
@@ -240,7 +241,7 @@ print(writer, flush=True)
 import time; time.sleep(0.3)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    for _ in range(3):
+    for _ in range(times):
         # The writer shares the standard error, and would keep a pipe open.
         ended = subprocess.run(
             [sys.executable, "-c", script],

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from trainer.compare.judge import Comparison, judge
-from trainer.compare.runs import read_runs
+from trainer.tools.compare.judge import Comparison, judge
+from trainer.tools.compare.runs import read_runs
 
 STEP_TOKENS = 1000
 

@@ -4,8 +4,8 @@ The house. An import may only go down a floor (on floor 6 also to the right); ro
 one needs of another `run/` hands it. `tests/test_architecture.py` reads this plan and checks it.
 
     floor 6  __main__ cli cli_bench cli_doctor cli_launch cli_checkpoints cli_runs session
-    floor 5  loop evaluate finish selftest bench doctor dry_run
-    floor 4  run supervise export report compare trial tensorboard runs
+    floor 5  loop evaluate finish tools dry_run
+    floor 4  run supervise export report tensorboard runs
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config journal state determinism
     floor 1  errors files locks start streams text

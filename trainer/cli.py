@@ -180,7 +180,7 @@ def selftest(
     """Kill a short run of this recipe on this machine, resume it, and compare it bit for bit with one that was never killed."""
     from trainer import supervise
     from trainer.data.corpus import open_corpus
-    from trainer.selftest.conduct import selftest as conduct
+    from trainer.tools.selftest.conduct import selftest as conduct
 
     typed = words or []
     _, recipe, overrides = supervise.split_words(typed)
@@ -228,14 +228,14 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Say whether runs are as good as the first, and how sure that is: losses by tokens and by time, speed, what differs."""
-    from trainer.compare.judge import judge
-    from trainer.compare.runs import read_runs
-    from trainer.compare.show import text, to_json
+    from trainer.tools.compare.judge import judge
+    from trainer.tools.compare.runs import read_runs
+    from trainer.tools.compare.show import text, to_json
 
     comparison = judge(read_runs(runs))
     answer(to_json(comparison) if as_json else text(comparison))
     if html:
-        from trainer.compare.page import write_page
+        from trainer.tools.compare.page import write_page
 
         (say if as_json else tell)(f"\nplots: {write_page(comparison, html)}")
 

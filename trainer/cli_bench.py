@@ -21,10 +21,10 @@ def precision(
 ) -> None:
     """Time this recipe in bf16, compiled and not, and in each fp8 recipe that this machine has; say which to take, if any."""
     from trainer import supervise
-    from trainer.bench.conduct import bench as conduct
-    from trainer.bench.survey import survey
     from trainer.config.cluster import fitting_cluster, read_cluster
     from trainer.data.corpus import open_corpus
+    from trainer.tools.bench.conduct import bench as conduct
+    from trainer.tools.bench.survey import survey
 
     cluster_name, recipe, overrides = supervise.split_words(words or [])
     config = supervise.load_run(recipe, overrides).config

@@ -18,8 +18,8 @@ def doctor(
     from dataclasses import replace
 
     from trainer import supervise
-    from trainer.doctor.diagnosis import diagnose, foresee
-    from trainer.doctor.show import text
+    from trainer.tools.doctor.diagnosis import diagnose, foresee
+    from trainer.tools.doctor.show import text
 
     launch = None
     if words:
@@ -32,8 +32,8 @@ def doctor(
 
 def install_fp8() -> None:
     """Install TransformerEngine into this environment; what ./launch.sh --setup fp8 calls."""
-    from trainer.doctor.install import install
     from trainer.errors import PrecisionError
+    from trainer.tools.doctor.install import install
 
     if failure := install(say, again=True):
         raise PrecisionError(f"{failure}; mend that, and start again")

@@ -25,9 +25,9 @@ def launch(
     from trainer import supervise
 
     with supervise.stopped_early():
-        from trainer.doctor.install import install_for
         from trainer.journal import Journal
         from trainer.metrics.outcome import read_outcome
+        from trainer.tools.doctor.install import install_for
 
         if dry_run:
             from trainer.dry_run import dry_run as look

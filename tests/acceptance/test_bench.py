@@ -7,7 +7,7 @@ import pytest
 from tests import emulation
 from tests.commands import trainer
 from tests.launching import ONE_THREAD, PROJECT, TINY_GPT2, write_cluster, write_recipe
-from trainer.bench import conduct
+from trainer.tools.bench import conduct
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from tests.acceptance.test_mistakes import launch_sh
 from tests.commands import paragraph, trainer
 from tests.launching import PROJECT, outcome, write_cluster, write_recipe
 from trainer import supervise
-from trainer.doctor.ask import ask
-from trainer.doctor.diagnosis import foresee
-from trainer.doctor.examine import BACKEND, ROWS
+from trainer.tools.doctor.ask import ask
+from trainer.tools.doctor.diagnosis import foresee
+from trainer.tools.doctor.examine import BACKEND, ROWS
 
 WHOLE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 
@@ -164,7 +164,7 @@ if [ "$2 $3" = "-m pip" ]; then
     case "$*" in *'[fp8]') echo "a.h:3:10: fatal error: Python.h: No such file or directory"; exit 1 ;; esac
     exit 0
 fi
-if [ "$3" = trainer.doctor.examine ]; then
+if [ "$3" = trainer.tools.doctor.examine ]; then
     case "$(cat)" in *'"launch"'*) exit 1 ;; *'"backend"'*) answer='["backend", {"name": null}]' ;; *) answer='["torch", {"version": "2.11.0", "cuda": "13.0"}]' ;; esac
     echo "$answer" > "/proc/self/fd/$4"
     exit 0

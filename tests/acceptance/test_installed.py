@@ -94,7 +94,7 @@ def test_another_projects_setup_cfg_in_the_folder_is_no_checkout_of_ours(install
     (installed.folder / "setup.cfg").write_text(
         "[metadata]\nname = somebody-elses\n[options.extras_require]\nfp8 = somebody-elses-package\n"
     )
-    script = "from trainer.doctor import install; import json; print(json.dumps([install.requirement(), install.what_to_install()]))"
+    script = "from trainer.tools.doctor import install; import json; print(json.dumps([install.requirement(), install.what_to_install()]))"
     requirement, words = json.loads(installed.run("python", "-c", script).stdout)
     assert requirement.startswith("transformer-engine[pytorch]") and words == [requirement]
     (installed.folder / "setup.cfg").unlink()

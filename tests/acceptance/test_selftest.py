@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import trainer
 from tests.launching import ONE_THREAD, PROJECT, TINY_GPT2, write_cluster, write_recipe
-from trainer.selftest import conduct
+from trainer.tools.selftest import conduct
 
 FAULT = '''
 """One number of a rank's random stream is drawn after a resume that nobody drew the first time."""

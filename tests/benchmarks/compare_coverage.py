@@ -25,9 +25,9 @@ sys.path.insert(0, str(PROJECT))
 import numpy as np  # noqa: E402
 
 from tests.launching import start, write_recipe  # noqa: E402
-from trainer.compare.judge import judge  # noqa: E402
-from trainer.compare.runs import Run, read_runs  # noqa: E402
 from trainer.metrics.curves import CURVE, read_records  # noqa: E402
+from trainer.tools.compare.judge import judge  # noqa: E402
+from trainer.tools.compare.runs import Run, read_runs  # noqa: E402
 
 WANTED = 0.95
 NUM_MEASURING = 3

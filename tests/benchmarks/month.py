@@ -51,7 +51,7 @@ QUESTIONS = {
     ),
     "compare": (
         10.0,
-        "from trainer.compare.judge import judge\nfrom trainer.compare.runs import read_runs\nfrom trainer.compare.show import text",
+        "from trainer.tools.compare.judge import judge\nfrom trainer.tools.compare.runs import read_runs\nfrom trainer.tools.compare.show import text",
         "text(judge(read_runs([str(runs / 'a'), str(runs / 'b')])))",
     ),
 }

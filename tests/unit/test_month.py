@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import pytest
 
 from tests.month import write_thinly
-from trainer.compare.judge import judge
-from trainer.compare.runs import read_runs
 from trainer.journal import read_events
 from trainer.metrics.curves import CURVE, LOST, cut_after, end_of_step, last_record, lost_records
 from trainer.metrics.index import CurveIndex
 from trainer.metrics.totals import totals_of
 from trainer.metrics.trackers import begin_of_drawing
 from trainer.report import report
+from trainer.tools.compare.judge import judge
+from trainer.tools.compare.runs import read_runs
 
 MB = 1 << 20
 STEPS = 2_000_000

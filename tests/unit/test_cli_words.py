@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from tests.commands import paragraph, trainer
+from tests.messages import refuses
 from trainer import cli, supervise
 from trainer.cli import DOOR, app, with_command
 from trainer.errors import ConfigError
@@ -40,7 +41,7 @@ def test_words_without_a_command_are_those_of_a_launch(words, through_launch_sh,
 
 @pytest.mark.parametrize("is_launch_sh", [True, False])
 def test_a_command_with_a_typing_mistake_is_no_cluster_file(is_launch_sh):
-    with pytest.raises(ConfigError, match="'reprot'; did you mean 'report'"):
+    with refuses(ConfigError, "'reprot'", "'report'"):
         with_command(["reprot", "mine"], COMMANDS, is_launch_sh=is_launch_sh)
 
 

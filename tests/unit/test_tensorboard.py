@@ -11,10 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import psutil
-import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.launching import PROJECT
+from tests.messages import refuses
 from trainer import tensorboard
 from trainer.errors import TrainerError
 from trainer.tensorboard import board
@@ -45,11 +45,11 @@ def test_the_first_free_port_is_taken_and_the_tunnel_leads_to_it(monkeypatch):
 
 def test_a_port_that_is_taken_is_refused(monkeypatch):
     with taken() as port:
-        with pytest.raises(TrainerError, match=f"port {port} is taken; give another with --port"):
+        with refuses(TrainerError, f"port {port}", "--port"):
             board(Path("runs"), port, {})
         monkeypatch.setattr(tensorboard, "FIRST_PORT", port)
         monkeypatch.setattr(tensorboard, "NUM_PORTS", 1)
-        with pytest.raises(TrainerError, match=f"the ports {port} to {port} are taken"):
+        with refuses(TrainerError, f"{port} to {port}"):
             board(Path("runs"), None, {})
 
 

@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from tests.messages import refuses
 from trainer.config.load import load
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
@@ -50,6 +51,12 @@ def test_every_contradiction_is_told():
     assert len(caught.value.problems) == 3
 
 
+def mistaken(override):
+    """The key of an override and the first value behind it, as a message names them."""
+    key, _, value = override.partition("=")
+    return key, value.strip("[.]").split(",")[0]
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -71,7 +78,7 @@ def test_every_contradiction_is_told():
     ],
 )
 def test_a_value_out_of_its_range_is_refused(override):
-    with pytest.raises(ConfigError, match="but should be"):
+    with refuses(ConfigError, *mistaken(override)):
         load("shakespeare", [override])
 
 
@@ -97,5 +104,5 @@ def test_the_promised_keys_exist_under_their_names():
 
 
 def test_a_format_of_fp8_that_nothing_trains_in_is_refused_by_name():
-    with pytest.raises(ConfigError, match="precision.format"):
+    with refuses(ConfigError, "precision.format", "e5m2"):
         load("shakespeare", ["precision.format=e5m2"])

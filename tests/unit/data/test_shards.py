@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 
+from tests.messages import refuses
 from trainer.data import shards
 from trainer.data.shards import ShardWriter, TokenDataset, natural_key, open_shard, resolve_shards
 from trainer.errors import DataError
@@ -49,11 +50,11 @@ def test_a_shard_that_was_not_finished_does_not_appear(tmp_path):
 
 
 def test_a_shard_takes_no_id_outside_the_vocabulary_and_no_more_than_its_header_counts(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="ids from 3 to 100 do not fit a vocabulary of 100"):
+    with refuses(DataError, "3 to 100", "vocabulary of 100"):
         with ShardWriter(tmp_path / "a.bin", 100) as shard:
             shard.write(np.array([3, 100]))
     monkeypatch.setattr(shards, "_MAX_SHARD_TOKENS", 3)
-    with pytest.raises(DataError, match="more than 3 tokens"), ShardWriter(tmp_path / "a.bin", 100) as shard:
+    with refuses(DataError, "3 tokens"), ShardWriter(tmp_path / "a.bin", 100) as shard:
         shard.write(np.arange(4))
 
 
@@ -88,7 +89,7 @@ def test_an_id_outside_the_vocabulary_is_found_when_opening(tmp_path, place):
     tokens[place] = 4096
     with ShardWriter(tmp_path / "a.bin", 50257) as shard:
         shard.write(tokens)
-    with pytest.raises(DataError, match="a.bin holds the token id 4,096, outside the vocabulary of 4,096.*tokenizer"):
+    with refuses(DataError, "a.bin", "token id 4,096", "vocabulary of 4,096", "tokenizer"):
         TokenDataset([tmp_path / "a.bin"], 1024, 4096)
 
 
@@ -101,38 +102,38 @@ def test_an_id_outside_the_vocabulary_that_no_sample_saw_is_found_when_read(tmp_
             shard.write(tokens)
     dataset = TokenDataset(paths, 1000, 50257)
     dataset.sequences(np.arange(dataset.num_sequences // 2))
-    with pytest.raises(DataError, match="b.bin holds the token id 60,000"):
+    with refuses(DataError, "b.bin", "token id 60,000"):
         dataset.sequences(np.array([0, 999 + 100]))
 
 
 def test_negative_ids_are_outside_every_vocabulary(tmp_path):
     np.save(tmp_path / "a.npy", np.array([1, -1, 3] * 10))
-    with pytest.raises(DataError, match="token id -1"):
+    with refuses(DataError, "token id -1"):
         TokenDataset([tmp_path / "a.npy"], 8, 100)
 
 
 def test_uint32_read_as_uint16_is_recognised_by_its_zeros(tmp_path):
     np.arange(1, 40_000, dtype="<u4").tofile(tmp_path / "a.bin")
-    with pytest.raises(DataError, match="every second number in it is 0: it holds uint32"):
+    with refuses(DataError, "uint32"):
         TokenDataset([tmp_path / "a.bin"], 8, 50257, "uint16")
     assert TokenDataset([tmp_path / "a.bin"], 8, 50257, "uint32").num_tokens == 39_999
 
 
 def test_uint16_read_as_uint32_is_outside_the_vocabulary(tmp_path):
     np.arange(1, 40_001, dtype="<u2").tofile(tmp_path / "a.bin")
-    with pytest.raises(DataError, match="stored as another type"):
+    with refuses(DataError, "a.bin", "vocabulary of 50,257", "type"):
         TokenDataset([tmp_path / "a.bin"], 8, 50257, "uint32")
 
 
 def test_a_shard_too_short_for_one_sequence_says_what_to_do(make_dataset):
-    with pytest.raises(DataError, match="hold 16 tokens, and one sequence of length 8 needs 9.*Lower sequence_length"):
+    with refuses(DataError, "16 tokens", "length 8", 9, "sequence_length"):
         make_dataset(8, 8)
 
 
 def test_a_dataset_needs_shards_and_a_length(make_dataset):
-    with pytest.raises(DataError, match="no shards are named.*launch.sh prepare"):
+    with refuses(DataError, "launch.sh prepare"):
         TokenDataset([], 8, 100)
-    with pytest.raises(DataError, match="sequence_length is 0"):
+    with refuses(DataError, "sequence_length", 0):
         make_dataset(8, sequence_length=0)
 
 
@@ -161,7 +162,7 @@ def test_a_folder_never_mixes_validation_into_training_when_a_split_is_asked_for
     assert names(resolve_shards(["corpus"], folder, "train")) == ["c_train_000002.bin", "c_train_000010.bin"]
     assert names(resolve_shards(["corpus"], folder, "validation")) == ["c_val_000000.bin"]
     (folder / "corpus" / "c_val_000000.bin").unlink()
-    with pytest.raises(DataError, match="holds no validation shards"):
+    with refuses(DataError, "corpus", "validation shards"):
         resolve_shards(["corpus"], folder, "validation")
 
 
@@ -174,7 +175,7 @@ def test_a_shard_named_twice_counts_once_and_is_told(folder, caplog):
 @pytest.mark.parametrize("pattern", ["corpus", "corpus/*.bin", "corp*/*_train_*", "corpus/c_train_000099.bin"])
 def test_a_shard_that_is_there_and_cannot_be_read_is_named_and_left_out_only_when_told_to(folder, caplog, pattern):
     (folder / "corpus" / "c_train_000099.bin").symlink_to(folder / "gone.bin")
-    with pytest.raises(DataError, match="c_train_000099.bin .*gone.bin.*data.skip_unreadable"):
+    with refuses(DataError, "c_train_000099.bin", "gone.bin", "data.skip_unreadable"):
         resolve_shards([pattern], folder)
     with caplog.at_level(logging.WARNING):
         found = (
@@ -204,16 +205,16 @@ def test_subfolders_of_a_folder_of_shards_are_told(folder, caplog):
 def test_a_project_folder_with_brackets_has_shards(folder):
     project = folder.rename(folder.with_name("project[1]"))
     assert len(resolve_shards(["corpus/*.bin"], project)) == 3
-    with pytest.raises(DataError, match=r"\[\[\]"):
+    with refuses(DataError, "[[]"):
         resolve_shards(["corpus[2]/*.bin"], project)
 
 
 def test_what_stands_for_no_shard_says_how_to_make_some(folder):
     (folder / "empty").mkdir()
     for pattern in ("empty", "none", "none/*.bin"):
-        with pytest.raises(DataError, match="launch.sh prepare SOURCE"):
+        with refuses(DataError, "launch.sh prepare SOURCE"):
             resolve_shards([pattern], folder)
-    with pytest.raises(DataError, match="no shards are named"):
+    with refuses(DataError, "no shards"):
         resolve_shards([], folder)
 
 

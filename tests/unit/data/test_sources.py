@@ -5,7 +5,6 @@ import gzip
 import json
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.messages import refuses
 from trainer.data import sources
 from trainer.data.sources import open_source, rows, suffixes
 from trainer.errors import DataError
@@ -120,9 +120,9 @@ def test_the_content_key_is_second_and_another_must_be_named(tmp_path):
     assert list(documents(str(tmp_path / "a.jsonl"))) == TEXTS
     for name in ("b.jsonl", "b.parquet"):
         assert list(documents(str(tmp_path / name), "body")) == TEXTS
-        with pytest.raises(DataError, match="no key 'text or content'; it has: .*body.*--text-key"):
+        with refuses(DataError, "'text or content'", "body", "--text-key"):
             list(documents(str(tmp_path / name)))
-        with pytest.raises(DataError, match="no key 'txt'"):
+        with refuses(DataError, "'txt'"):
             list(documents(str(tmp_path / name), "txt"))
 
 
@@ -134,34 +134,34 @@ def test_documents_without_text_are_left_out_and_counted(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: .* at column"),
-        ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', "a.jsonl, line 2 has no key 'text'; it has: body"),
-        ("a.jsonl", b'["x"]\n', "line 1 holds list; a JSON object"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' is int, not text"),
-        ("a.jsonl", b'{"text": "\xff"}\n', "line 1 is not UTF-8: byte 0xff at 10"),
-        ("a.json", b'[{"text": "x"},\n', "a.json, line 2: .*array of objects"),
-        ("a.txt", b"caf\xe9", "a.txt is not UTF-8: byte 0xe9 at 3"),
-        ("a.parquet", b"PAR1 no more", "cannot be read as parquet"),
-        ("a.jsonl.gz", gzip.compress(json_lines(TEXTS))[:-20], "cannot be read to its end"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["line 2", "column"]),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "x"}\n', ["line 2", "'text'", "body"]),
+        ("a.jsonl", b'["x"]\n', ["line 1", "list", "JSON object"]),
+        ("a.jsonl", b'{"text": 3}\n', ["line 1", "'text'", "int"]),
+        ("a.jsonl", b'{"text": "\xff"}\n', ["line 1", "UTF-8", "0xff at 10"]),
+        ("a.json", b'[{"text": "x"},\n', ["line 2", "array"]),
+        ("a.txt", b"caf\xe9", ["UTF-8", "0xe9 at 3"]),
+        ("a.parquet", b"PAR1 no more", ["parquet"]),
+        ("a.jsonl.gz", gzip.compress(json_lines(TEXTS))[:-20], ["end"]),
         (
             "a.jsonl.gz",
             flipped(gzip.compress(json_lines(TEXTS * 9), mtime=0)),
-            "a.jsonl.gz, line 1, cannot be read to its end: Error -3",
+            ["line 1", "end", "Error -3"],
         ),
-        ("a.txt.gz", flipped(gzip.compress(b"x" * 5000, mtime=0)), "a.txt.gz cannot be read to its end: Error -3"),
-        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 200_000, "a.jsonl, line 2 holds JSON that cannot be read .*recursion"),
-        ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "line 1 holds JSON that cannot be read .*5000 digits"),
-        ("a.json", b"[" * 200_000, "a.json holds JSON that cannot be read .*recursion"),
-        ("a.json", b"[" + b"9" * 5000 + b"]", "a.json holds JSON that cannot be read .*5000 digits"),
-        ("a.jsonl.zst", b"no zstd at all", "cannot be read to its end"),
-        ("a.csv", b"a,b", "is a .csv file. Known are"),
+        ("a.txt.gz", flipped(gzip.compress(b"x" * 5000, mtime=0)), ["end", "Error -3"]),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 200_000, ["line 2", "JSON", "recursion"]),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", ["line 1", "JSON", "5000 digits"]),
+        ("a.json", b"[" * 200_000, ["JSON", "recursion"]),
+        ("a.json", b"[" + b"9" * 5000 + b"]", ["JSON", "5000 digits"]),
+        ("a.jsonl.zst", b"no zstd at all", ["end"]),
+        ("a.csv", b"a,b", [".csv", ".jsonl"]),
     ],
 )
-def test_a_damaged_file_is_told_with_its_place(tmp_path, name, content, message):
+def test_a_damaged_file_is_told_with_its_place(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with refuses(DataError, name, *words):
         list(documents(str(tmp_path / name)))
 
 
@@ -175,17 +175,17 @@ def test_a_truncated_zst_file_is_not_taken_for_a_short_one(tmp_path):
 
 def test_a_column_that_is_not_text_is_refused(tmp_path):
     write_parquet(tmp_path / "a.parquet", [1, 2])
-    with pytest.raises(DataError, match="column 'text' holds int64, not text"):
+    with refuses(DataError, "a.parquet", "'text'", "int64"):
         list(documents(str(tmp_path / "a.parquet")))
 
 
 def test_a_source_that_is_nothing_is_told_what_there_is(tmp_path):
-    with pytest.raises(DataError, match="is not there: .* Known are .* For a dataset of the hub write hf:roneneldan/T"):
+    with refuses(DataError, "'roneneldan/TinyStories'", "embedded:shakespeare", "hf:roneneldan/TinyStories"):
         documents("roneneldan/TinyStories")
     (tmp_path / "readme.html").touch()
-    with pytest.raises(DataError, match="is there, and holds no file of text .*1 .html.*--suffix"):
+    with refuses(DataError, tmp_path, "1 .html", "--suffix"):
         documents(str(tmp_path))
-    with pytest.raises(DataError, match=r"is not there: .*\[\[\]"):
+    with refuses(DataError, "none[1]", "[[]"):
         documents(f"{tmp_path}/none[1]/*.txt")
 
 
@@ -193,7 +193,7 @@ def test_the_embedded_corpus_has_two_splits():
     assert len(list(documents("embedded:shakespeare"))) == 163
     held_out = list(documents("embedded:shakespeare@validation"))
     assert held_out == list(documents("embedded:shakespeare", split="validation")) and len(held_out) == 19
-    with pytest.raises(DataError, match="no embedded corpus"):
+    with refuses(DataError, "milton", "shakespeare"):
         documents("embedded:milton")
 
 
@@ -202,7 +202,7 @@ def test_a_saved_dataset_with_splits_is_read_by_split(tmp_path):
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     assert list(documents(str(tmp_path / "saved"))) == ["train"]
     assert list(documents(str(tmp_path / "saved"), split="validation")) == ["validation"]
-    with pytest.raises(DataError, match="no split 'test'; it has: train, validation"):
+    with refuses(DataError, "'test'", "train", "validation"):
         list(documents(str(tmp_path / "saved"), split="test"))
 
 
@@ -224,13 +224,13 @@ def test_a_hub_that_cannot_be_reached_is_one_paragraph(monkeypatch):
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(DataError, match="hf:owner/name, split 'train', cannot be read: no network. Check its name"):
+    with refuses(DataError, "hf:owner/name", "'train'", "no network"):
         list(documents("hf:owner/name"))
 
 
 def test_a_machine_without_datasets_is_told_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="pip install datasets"):
+    with refuses(DataError, "pip install datasets"):
         list(documents("hf:owner/name"))
 
 
@@ -265,12 +265,12 @@ def test_rows_of_a_file_come_with_their_lines(name, tmp_path):
 
 def test_rows_of_another_kind_of_file_or_of_a_damaged_one_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"a.txt is a .txt file; .jsonl, .ndjson, .json were expected"):
+    with refuses(DataError, "a.txt", ".jsonl", ".ndjson", ".json"):
         list(rows(str(tmp_path / "a.txt")))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-10])
-    with pytest.raises(DataError, match="cannot be read"):
+    with refuses(DataError, tmp_path / "a.jsonl.gz"):
         list(rows(str(tmp_path / "a.jsonl.gz")))
-    with pytest.raises(DataError, match="cannot be read"):
+    with refuses(DataError, tmp_path / "b.jsonl", "No such file"):
         list(rows(str(tmp_path / "b.jsonl")))
 
 
@@ -303,7 +303,7 @@ def broken_folder(tmp_path):
 @pytest.mark.parametrize("pattern", ["", "/**", "/**/*"])
 def test_a_dangling_link_is_named_and_left_out_only_when_told_to(tmp_path, caplog, pattern):
     folder = broken_folder(tmp_path)
-    with pytest.raises(DataError, match="2 of .*3.txt .*link to .*gone.txt.*inner/more .*--skip-unreadable"):
+    with refuses(DataError, 2, folder / "3.txt", tmp_path / "gone.txt", folder / "inner/more", "--skip-unreadable"):
         documents(f"{folder}{pattern}")
     assert list(documents(f"{folder}{pattern}", skip_unreadable=True)) == ["one", "two"]
     assert (
@@ -326,7 +326,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.listdir", refused)
     for source in (folder, f"{folder}/**/*.txt", f"{folder}/*/*.txt"):
-        with pytest.raises(DataError, match=f"{folder / 'inner'} .Permission denied"):
+        with refuses(DataError, folder / "inner", "Permission denied"):
             documents(str(source))
     assert list(documents(str(folder), skip_unreadable=True)) == ["one"]
 
@@ -334,7 +334,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
 def test_a_file_that_is_none_or_may_not_be_opened_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
     os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(DataError, match="pipe.txt .neither a file nor a folder"):
+    with refuses(DataError, "pipe.txt", "file", "folder"):
         documents(str(tmp_path))
     (tmp_path / "pipe.txt").unlink()
     opened = os.open
@@ -346,7 +346,7 @@ def test_a_file_that_is_none_or_may_not_be_opened_is_named(tmp_path, monkeypatch
 
     monkeypatch.setattr("os.open", refused)
     for source in (tmp_path, tmp_path / "a.txt", f"{tmp_path}/*.txt"):
-        with pytest.raises(DataError, match="a.txt .Permission denied"):
+        with refuses(DataError, "a.txt", "Permission denied"):
             documents(str(source))
 
 
@@ -390,7 +390,7 @@ def test_md_and_rst_are_text_and_other_files_by_their_suffix(tmp_path):
     ]
     assert list(documents(str(tmp_path), suffixes=[".py", ".json"])) == ["import x", "import x", "packed"]
     assert list(documents(str(tmp_path / "c.py"), suffixes=[".py"])) == ["import x"]
-    with pytest.raises(DataError, match="c.py' is a .py file.*--suffix"):
+    with refuses(DataError, "c.py", ".py", "--suffix"):
         documents(str(tmp_path / "c.py"))
     assert suffixes([".py,c", " .h , "]) == (".py", ".c", ".h")
 
@@ -410,14 +410,14 @@ def test_relative_names_and_patterns_are_meant_from_the_current_folder(tmp_path,
     for source in ("a", "a/1.txt", "a/*.txt", "*/*.txt", "**/*.txt", "../*/a/1.txt"):
         assert list(documents(source)) == ["one"]
     for source in ("none", "none/*.txt", "~nosuch/none"):
-        with pytest.raises(DataError, match=f"'{re.escape(source)}' is not there"):
+        with refuses(DataError, f"'{source}'"):
             documents(source)
 
 
 def test_a_saved_dataset_that_lost_a_file_is_told(tmp_path):
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
     next((tmp_path / "saved").glob("*.arrow")).unlink()
-    with pytest.raises(DataError, match="saved cannot be read"):
+    with refuses(DataError, tmp_path / "saved"):
         list(documents(str(tmp_path / "saved")))
 
 
@@ -451,7 +451,7 @@ def test_text_that_a_column_holds_as_bytes_is_text_where_it_is_utf8(tmp_path, ki
     )
     assert list(documents(str(tmp_path / "a.parquet"))) == ["a\u00e9"]
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a", b"\xff"], kind)}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="row 2, .*UTF-8"):
+    with refuses(DataError, "b.parquet", "row 2", "UTF-8"):
         list(documents(str(tmp_path / "b.parquet")))
 
 

@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.data.assets import twelfth_night
 from trainer.data.tokenizer import load_tokenizer
@@ -71,13 +72,13 @@ def test_the_precision_is_that_of_the_run():
 
 def test_tasks_without_a_tokenizer_are_refused_and_no_tasks_need_none():
     model = tiny_model("llama")
-    with pytest.raises(ConfigError, match="there is no tokenizer to read it: set data.tokenizer"):
+    with refuses(ConfigError, "data.tokenizer"):
         exam_of(model, LINES, tokenizer=None)
     assert exam_of(model, tokenizer=None).facts() == {}
 
 
 def test_an_item_that_does_not_fit_the_model_is_refused_before_anything_is_asked():
-    with pytest.raises(DataError, match="since the model has 32 positions"):
+    with refuses(DataError, 32, "positions"):
         exam_of(
             tiny_model("gpt2", max_position_embeddings=32),
             Task("long", (item("here", {"context": "a", "continuation": "b" * 40}),)),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.messages import refuses
 from trainer.errors import DataError
 from trainer.evaluation.items import item
 
@@ -105,32 +106,32 @@ def test_lambada_parts_its_text_at_the_last_space():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (["query"], "holds list; an object was expected"),
-        ({"query": "x", "choices": ["a", "b"]}, "no item of a task, its fields are: query, choices"),
-        ({}, "its fields are: none"),
-        ({**CHOICE, "query": 3}, "query is 3, and a text was expected"),
-        ({**CHOICE, "choices": ["a"]}, "a list of at least two texts was expected"),
-        ({**CHOICE, "choices": "ab"}, "a list of at least two texts was expected"),
-        ({**CHOICE, "choices": ["a", None]}, r"choices\[1\] is None, and a text was expected"),
-        ({**CHOICE, "choices": ["a", ""]}, "choice 1 is empty"),
-        ({**CHOICE, "gold": 2}, "gold is 2, which names none of the 2 choices; a number from 0 to 1"),
-        ({**CHOICE, "gold": True}, "gold is True"),
-        ({**CHOICE, "gold": -1}, "gold is -1"),
-        ({**CHOICE, "gold": "neither"}, "gold is 'neither'"),
-        ({"context_options": ["a", "b"], "continuation": "", "gold": 0}, "the continuation is empty"),
-        ({"context": "a", "continuation": ""}, "the continuation is empty"),
+        (["query"], ["list", "object"]),
+        ({"query": "x", "choices": ["a", "b"]}, ["fields", "query, choices"]),
+        ({}, ["fields"]),
+        ({**CHOICE, "query": 3}, ["query", 3]),
+        ({**CHOICE, "choices": ["a"]}, ["choices", "two texts"]),
+        ({**CHOICE, "choices": "ab"}, ["choices", "two texts"]),
+        ({**CHOICE, "choices": ["a", None]}, ["choices[1]", "None"]),
+        ({**CHOICE, "choices": ["a", ""]}, ["choice 1", "empty"]),
+        ({**CHOICE, "gold": 2}, ["gold", "2 choices", "0 to 1"]),
+        ({**CHOICE, "gold": True}, ["gold", "True"]),
+        ({**CHOICE, "gold": -1}, ["gold", "-1"]),
+        ({**CHOICE, "gold": "neither"}, ["gold", "'neither'"]),
+        ({"context_options": ["a", "b"], "continuation": "", "gold": 0}, ["continuation", "empty"]),
+        ({"context": "a", "continuation": ""}, ["continuation", "empty"]),
         (
             {"question": "x", "choices": ["a", "b"], "answerKey": "A"},
-            "an object with the lists text and label was expected",
+            ["text", "label"],
         ),
         (
             {"premise": "x", "choice1": "a", "choice2": "b", "question": "why", "label": 0},
-            "cause or effect was expected",
+            ["cause", "effect"],
         ),
-        ({"sentence": "no mark", "option1": "a", "option2": "b", "answer": "1"}, "sentence has no _"),
-        ({"sentence": "a _ b", "option1": "a", "option2": "b", "answer": ""}, "a number from 1 to 2"),
+        ({"sentence": "no mark", "option1": "a", "option2": "b", "answer": "1"}, ["sentence", "_"]),
+        ({"sentence": "a _ b", "option1": "a", "option2": "b", "answer": ""}, ["1 to 2"]),
     ],
 )
 def test_a_row_that_is_not_right_is_refused_with_its_place(row, words):
-    with pytest.raises(DataError, match=f"^file, line 3.*{words}"):
+    with refuses(DataError, "file, line 3", *words):
         item("file, line 3", row)

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.messages import refuses
 from trainer.errors import ConfigError
 from trainer.evaluation.prompts import gather_prompts, is_piped, read_prompts
 
@@ -41,23 +42,23 @@ def test_a_jsonl_file_has_an_object_a_line_and_a_prompt_may_have_lines(file):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("prompts.txt", "\n \n", "has none; write one a line"),
-        ("prompts.jsonl", "", "has none; write one a line"),
-        ("prompts.txt", b"\xff\xfe", "cannot be read .*in UTF-8"),
-        ("prompts.jsonl", '{"prompt": "a"}\nTo be\n', "line 2 of .* is not JSON .*a field prompt"),
-        ("prompts.jsonl", '{"text": "a"}\n', "line 1 of .* has no prompt"),
-        ("prompts.jsonl", '{"prompt": 1}\n', "line 1 of .* has no prompt"),
-        ("prompts.jsonl", '["a"]\n', "line 1 of .* has no prompt"),
-        ("prompts.jsonl", b"\xff\n", "line 1 of .* is not JSON"),
+        ("prompts.txt", "\n \n", ["prompts"]),
+        ("prompts.jsonl", "", ["prompts"]),
+        ("prompts.txt", b"\xff\xfe", ["prompts.txt", "UTF-8"]),
+        ("prompts.jsonl", '{"prompt": "a"}\nTo be\n', ["line 2", "JSON", "prompt"]),
+        ("prompts.jsonl", '{"text": "a"}\n', ["line 1", "prompt"]),
+        ("prompts.jsonl", '{"prompt": 1}\n', ["line 1", "prompt"]),
+        ("prompts.jsonl", '["a"]\n', ["line 1", "prompt"]),
+        ("prompts.jsonl", b"\xff\n", ["line 1", "JSON"]),
     ],
 )
 def test_a_file_that_has_no_prompts_is_told(file, name, text, words):
-    with pytest.raises(ConfigError, match=words):
+    with refuses(ConfigError, name, *words):
         read_prompts(file(text, name))
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="none.txt cannot be read .*name a text file"):
+    with refuses(ConfigError, tmp_path / "none.txt"):
         read_prompts(tmp_path / "none.txt")
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
@@ -102,10 +103,7 @@ def test_weights_that_are_no_numbers_are_said_in_the_sample():
 
 def test_a_prompt_that_leaves_no_position_is_refused_when_the_run_starts():
     check_prompts(["x" * 30], TOKENIZER, 32)
-    with pytest.raises(
-        ConfigError,
-        match=r"prompt 'x{37}\.\.\.' of evaluation.prompt or evaluation.sample_prompts has 46 tokens .* sequence_length is 32",
-    ):
+    with refuses(ConfigError, "evaluation.prompt", "evaluation.sample_prompts", "46 tokens", "sequence_length", 32):
         check_prompts(["", "x" * 45], TOKENIZER, 32)
 
 

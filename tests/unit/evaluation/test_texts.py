@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, TrainerError
@@ -82,7 +83,7 @@ def test_a_text_ends_before_a_stop(model):
     assert (
         texts[0].ended_by == "stop" and texts[0].text == free.text[: free.text.index(stop)] and texts[0].num_tokens <= 9
     )
-    with pytest.raises(ConfigError, match="a text to stop at is empty"):
+    with refuses(ConfigError, "stop", "empty"):
         write(model, [Text("To be")], stops=["a", ""])
 
 
@@ -97,7 +98,7 @@ def test_ctrl_c_keeps_what_was_written_and_ends_every_text_that_was_begun(model)
 
 def test_a_prompt_that_is_too_long_is_refused_before_any_text_comes(model):
     texts = [Text("To be"), Text("x" * 31)]
-    with pytest.raises(ConfigError, match="the prompt has 32 tokens"):
+    with refuses(ConfigError, "prompt", "32 tokens"):
         write(model, texts, rows_at_once=1)
     assert texts[0].num_tokens == 0
 
@@ -107,7 +108,7 @@ def test_a_gpu_that_is_full_is_told(model, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(module, "generate", full)
-    with pytest.raises(TrainerError, match="2 texts at once do not fit .* lower --rows-at-once"):
+    with refuses(TrainerError, "2 texts", "--rows-at-once"):
         write(model, texts_of())
 
 

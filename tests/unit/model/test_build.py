@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.messages import refuses
 from tests.unit.model.tiny import SHAPES, tiny_config, tiny_model
 from trainer.errors import ConfigError
 from trainer.model.build import build_model, plain_loss_sums
@@ -132,7 +133,7 @@ def tiny_model_of(fields):
 
 
 def test_a_model_that_sees_later_tokens_is_refused():
-    with pytest.raises(ConfigError, match="sees later tokens"):
+    with refuses(ConfigError, "model.config.model_type", "'bert'"):
         tiny_model_of({"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4})
 
 
@@ -153,7 +154,7 @@ def test_a_tie_that_the_config_does_not_announce_is_refused(monkeypatch):
         self.lm_head.weight = torch.nn.Parameter(self.lm_head.weight.detach().clone())
 
     monkeypatch.setattr(LlamaForCausalLM, "__init__", untied)
-    with pytest.raises(ConfigError, match="tie_word_embeddings is true"):
+    with refuses(ConfigError, "tie_word_embeddings", "true"):
         tiny_model("llama-tied")
 
 

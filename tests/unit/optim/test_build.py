@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from tests.messages import refuses
 from trainer.errors import CheckpointError, ConfigError
 from trainer.optim.build import build_optimizer, step_if_finite
 from trainer.optim.groups import (
@@ -117,18 +118,19 @@ def test_a_parameter_in_no_group_or_in_two_is_caught():
     model = tiny()
     optimizer = optimizer_of(model, "adamw")
     lost = optimizer.param_groups[-1]["params"].pop()
-    with pytest.raises(ConfigError, match="no optimizer group"):
+    name = next(name for name, parameter in model.named_parameters() if parameter is lost)
+    with refuses(ConfigError, "no optimizer group", name):
         check_groups(model, optimizer)
     optimizer.param_groups[-1]["params"] += [lost, lost]
-    with pytest.raises(ConfigError, match="two optimizer groups"):
+    with refuses(ConfigError, "two optimizer groups"):
         check_groups(model, optimizer)
     optimizer.param_groups[-1]["params"][-1] = nn.Parameter(torch.zeros(1))
-    with pytest.raises(ConfigError, match="not the model's"):
+    with refuses(ConfigError, "1 parameters of the optimizer"):
         check_groups(model, optimizer)
 
 
 def test_an_unknown_optimizer_is_a_config_error():
-    with pytest.raises(ConfigError, match="did you mean 'adamw'"):
+    with refuses(ConfigError, "'adamw'"):
         optimizer_of(tiny(), "adam")
 
 

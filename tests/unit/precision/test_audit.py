@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from tests.unit.precision.test_convert import ALL_BLOCKS, CURRENT, converted_model, loss_and_gradients, make_switch
 from trainer.errors import PrecisionError
@@ -29,8 +30,8 @@ class Prepared:
             self.before, self.model, self.converted, mixed_precision=mixed_precision, optimizer=self.optimizer
         )
 
-    def fails(self, words, **changes):
-        with pytest.raises(PrecisionError, match=f"not the model that was built: .*{words}"):
+    def fails(self, *words, **changes):
+        with refuses(PrecisionError, *words):
             self.check(**changes)
 
 
@@ -42,9 +43,7 @@ def test_a_sound_conversion_passes(stand_in, shape):
 def test_an_untied_head_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.model.lm_head.weight = nn.Parameter(prepared.model.lm_head.weight.detach().clone())
-    prepared.fails(
-        "the head is no longer tied to the embedding; .*1 parameters were replaced or lost \\(lm_head.weight\\)"
-    )
+    prepared.fails("tied", "1 parameters", "lm_head.weight")
 
 
 def test_a_head_that_nobody_trains_is_found(stand_in):
@@ -52,37 +51,37 @@ def test_a_head_that_nobody_trains_is_found(stand_in):
     head = prepared.model.lm_head.weight
     for group in prepared.optimizer.param_groups:
         group["params"] = [p for p in group["params"] if p is not head]
-    prepared.fails("1 parameters are trained by nobody \\(lm_head.weight\\)")
+    prepared.fails("1 parameters", "trained", "lm_head.weight")
 
 
 def test_a_frozen_parameter_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.model.transformer.h[0].mlp.c_fc.weight.requires_grad_(False)
-    prepared.fails("1 parameters changed shape, type or training")
+    prepared.fails("1 parameters", "training", "transformer.h.0.mlp.c_fc.weight")
 
 
 def test_a_parameter_in_another_type_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.model.transformer.ln_f.weight.data = prepared.model.transformer.ln_f.weight.data.bfloat16()
-    prepared.fails("1 parameters changed shape, type or training \\(transformer.ln_f.weight\\)")
+    prepared.fails("1 parameters", "type", "transformer.ln_f.weight")
 
 
 def test_an_optimizer_on_other_parameters_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.optimizer.param_groups[0]["params"].append(nn.Parameter(torch.zeros(1)))
-    prepared.fails("the optimizer trains 1 parameters that are not the model's")
+    prepared.fails("optimizer", "1 parameters")
 
 
 def test_a_parameter_that_is_trained_twice_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.optimizer.param_groups[0]["params"].append(prepared.optimizer.param_groups[0]["params"][0])
-    prepared.fails("the optimizer has a parameter twice")
+    prepared.fails("optimizer", "twice")
 
 
 def test_nothing_converted_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.converted.clear()
-    prepared.fails("no layer was converted to fp8")
+    prepared.fails("no layer")
 
 
 def test_a_layer_that_was_replaced_afterwards_is_found(stand_in):
@@ -91,25 +90,23 @@ def test_a_layer_that_was_replaced_afterwards_is_found(stand_in):
     lost = mlp.up_proj
     mlp.up_proj = nn.Linear(32, 48, bias=False)
     mlp.up_proj.weight = lost.weight
-    prepared.fails("1 of 14 fp8 layers were replaced \\(model.layers.1.mlp.up_proj\\)")
+    prepared.fails("1 of 14 fp8 layers", "model.layers.1.mlp.up_proj")
 
 
 def test_a_norm_that_got_a_bias_is_found(stand_in):
     prepared = Prepared(stand_in, "llama")
     prepared.model.model.norm.bias = nn.Parameter(torch.zeros(32))
-    prepared.fails(
-        "1 parameters came out of nowhere \\(model.norm.bias\\); a checkpoint would have other keys \\(model.norm.bias\\)"
-    )
+    prepared.fails("1 parameters", "model.norm.bias", "checkpoint", "keys")
 
 
 def test_extra_state_that_is_left_is_found(stand_in):
     prepared = Prepared(stand_in)
     prepared.model.transformer.ln_f.__class__ = stand_in.LayerNorm
-    prepared.fails("a checkpoint would have other keys \\(transformer.ln_f._extra_state\\)")
+    prepared.fails("checkpoint", "keys", "transformer.ln_f._extra_state")
 
 
 def test_accelerates_quiet_fp16_is_found(stand_in):
-    Prepared(stand_in).fails("Accelerate was asked for fp8 and says fp16", mixed_precision="fp16")
+    Prepared(stand_in).fails("Accelerate", "fp8", "fp16", mixed_precision="fp16")
 
 
 def test_accelerates_own_conversion_is_found(fp8_accelerator, stand_in):
@@ -119,7 +116,7 @@ def test_accelerates_own_conversion_is_found(fp8_accelerator, stand_in):
     prepared.optimizer = build_optimizer(prepared.model, name="adamw", lr=1e-3)
     fp8_accelerator.prepare(prepared.model, prepared.optimizer)
     prepared.converted.clear()
-    prepared.fails("no longer tied.*no layer was converted")
+    prepared.fails("tied", "no layer")
 
 
 def test_layers_that_ran_in_fp8_pass_and_are_watched_anew(stand_in, tokens):
@@ -127,7 +124,7 @@ def test_layers_that_ran_in_fp8_pass_and_are_watched_anew(stand_in, tokens):
     loss_and_gradients(prepared.model, tokens)
     check_ran(prepared.converted, "step 1")
     forget_what_ran(prepared.converted)
-    with pytest.raises(PrecisionError, match="8 of 8 layers did not compute in fp8 in step 2"):
+    with refuses(PrecisionError, "8 of 8 layers", "step 2"):
         check_ran(prepared.converted, "step 2")
 
 
@@ -136,9 +133,7 @@ def test_layers_without_a_context_as_under_fsdp2_are_found(stand_in, tokens):
     prepared = Prepared(stand_in)
     prepared.switch.around_model = True
     loss_and_gradients(prepared.model, tokens)
-    with pytest.raises(
-        PrecisionError, match="8 of 8 layers did not compute in fp8 in the warm-up .transformer.h.0.attn.c_attn"
-    ):
+    with refuses(PrecisionError, "8 of 8 layers", "warm-up", "transformer.h.0.attn.c_attn"):
         check_ran(prepared.converted, "the warm-up")
 
 
@@ -147,9 +142,7 @@ def test_siblings_that_an_early_return_left_out_are_found(stand_in, tokens):
     idle = prepared.converted["model.layers.0.mlp.down_proj"]
     idle.switch = make_switch(stand_in, enabled=False)
     loss_and_gradients(prepared.model, tokens)
-    with pytest.raises(
-        PrecisionError, match="1 of 14 layers did not compute in fp8 in step 1 .model.layers.0.mlp.down_proj"
-    ):
+    with refuses(PrecisionError, "1 of 14 layers", "step 1", "model.layers.0.mlp.down_proj"):
         check_ran(prepared.converted, "step 1")
 
 

@@ -6,6 +6,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import ConfigError, PrecisionError
@@ -200,7 +201,7 @@ def test_a_layer_that_accelerate_would_replace_against_its_meaning_is_told_and_r
     model = tiny_model("llama")
     model.model.layers[0].odd = layer
     assert f"model.layers.0.odd is a {type(layer).__name__}, a subclass of nn." in fits(model)
-    with pytest.raises(PrecisionError, match="that Accelerate would replace under fp8; take another model"):
+    with refuses(PrecisionError, "Accelerate", "fp8"):
         convert(model, [], make_switch(stand_in))
 
 
@@ -239,7 +240,7 @@ def test_without_hiding_the_head_accelerate_unties_and_loses_it(fp8_accelerator,
     optimizer = build_optimizer(model, name="adamw", lr=1e-3)
     fp8_accelerator.prepare(model, optimizer)
     assert model.lm_head.weight is not model.transformer.wte.weight
-    with pytest.raises(ConfigError, match="parameters that no optimizer group trains"):
+    with refuses(ConfigError, "parameters", "optimizer group"):
         check_groups(model, optimizer)
     assert any(key.endswith("_extra_state") for key in model.state_dict())
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from tests.messages import refuses
 from trainer.config.cluster_keys import MODES
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
@@ -109,9 +110,7 @@ def test_shapes_that_leave_nothing_for_fp8_are_a_fallback_with_their_reason():
 
 
 def test_a_format_that_the_recipe_lacks_is_refused_by_name():
-    with pytest.raises(
-        PrecisionError, match="precision.format 'hybrid' is not one that precision.recipe 'nvfp4' has: e4m3"
-    ):
+    with refuses(PrecisionError, "precision.format", "'hybrid'", "precision.recipe", "'nvfp4'", "e4m3"):
         decide("fp8", CPU, PrecisionConfig(recipe="nvfp4", format="hybrid"))
     assert decide("fp8", H100, PrecisionConfig(format="e4m3")).format == "e4m3"
 
@@ -130,9 +129,7 @@ def test_a_format_that_the_recipe_lacks_is_refused_by_name():
     ],
 )
 def test_an_option_that_would_be_dropped_is_refused_even_where_fp8_cannot_be_had(recipe, option):
-    with pytest.raises(
-        PrecisionError, match=f"precision.options.{option} is not an option of precision.recipe '{recipe}'"
-    ):
+    with refuses(PrecisionError, f"precision.options.{option}", "precision.recipe", f"'{recipe}'"):
         decide("fp8", CPU, PrecisionConfig(recipe=recipe, options={option: 1}))
 
 
@@ -148,7 +145,7 @@ def test_a_mode_that_is_none_is_refused():
 @pytest.mark.parametrize("facts", [A100, NOT_INSTALLED, CPU])
 def test_a_fallback_can_be_refused(facts):
     wanted = PrecisionConfig(required=True)
-    with pytest.raises(PrecisionError, match="precision.required is true and fp8"):
+    with refuses(PrecisionError, "precision.required", "fp8"):
         check_required(decide("fp8", facts, wanted), wanted)
     check_required(decide("fp8", facts), PrecisionConfig())
     check_required(decide("bf16", facts, wanted), wanted)

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
@@ -55,7 +56,7 @@ def test_another_rank_without_fp8_takes_it_from_this_one(stand_in):
 
 
 def test_a_fallback_that_is_refused_is_refused_on_every_rank_after_they_agreed(stand_in):
-    with pytest.raises(PrecisionError, match="on rank 1 GPU 1 is A100; mend that"):
+    with refuses(PrecisionError, "rank 1", "GPU 1 is A100"):
         settled(ranks=lambda mine: [mine, Decision("fp8", "bf16", "GPU 1 is A100")], required=True)
 
 

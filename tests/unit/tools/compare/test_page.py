@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from tests.messages import refuses
 from tests.written_runs import compared, losses, write_run
 from trainer.errors import TrainerError
 from trainer.tools.compare.page import COLOURS, MAX_POINTS, extremes, means, write_page
@@ -64,9 +65,7 @@ def test_a_folder_gets_a_page_named_after_the_runs(comparison, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused(comparison, tmp_path):
-    with pytest.raises(
-        TrainerError, match="absent/page.html cannot be written .*give --html a file in a folder that exists"
-    ):
+    with refuses(TrainerError, "absent/page.html", "--html"):
         write_page(comparison, tmp_path / "absent" / "page.html")
 
 

@@ -20,11 +20,12 @@ from trainer.checkpoint.retention import most_kept, policy_of
 from trainer.checkpoint.room import expected_bytes
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.cluster import lacking_gpus
-from trainer.config.folders import checkpoints_folder, is_trained, resume_point
+from trainer.config.folders import checkpoints_folder, resume_point
 from trainer.config.load import flatten, kept_settings
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.errors import CheckpointError
+from trainer.locks import is_trained
 from trainer.metrics.curves import CURVE
 from trainer.metrics.totals import totals_of
 from trainer.metrics.trackers import check_tracker_names

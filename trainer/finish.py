@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer import files
-from trainer.checkpoint.lock import hold as hold_checkpoints
+from trainer.checkpoint.lock import lock_checkpoints
 from trainer.checkpoint.manifest import MANIFEST, Manifest, to_json
 from trainer.checkpoint.resume import Resolution, resolve
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.folders import checkpoints_folder, find_run, hold
+from trainer.config.folders import checkpoints_folder, find_run
 from trainer.config.load import load_resolved
 from trainer.errors import CheckpointError
 from trainer.export import export_checkpoint
 from trainer.journal import Journal
+from trainer.locks import lock_run
 from trainer.metrics.board import write_end
 from trainer.metrics.curves import cut_after
 from trainer.metrics.outcome import facts_at, read_outcome, write_outcome
@@ -58,7 +59,7 @@ def finish(run: str) -> Finished:
         raise CheckpointError(
             f"{store.folder} holds no checkpoints, so there is nothing that {config.name} could be finished with; train it first"
         )
-    with hold(folder), hold_checkpoints(store.folder):
+    with lock_run(folder), lock_checkpoints(store.folder):
         resolution = resolve(store, "latest")
         step = resolution.manifest.step
         exported = export_final(resolution.path, folder)

@@ -1,216 +1,47 @@
-"""One holder a folder: by the system's lock where the file system has one, by numbered records where it has none.
+"""One holder a folder: by the system's lock where the file system has one, by a lease (lease.py) where it has none.
 
-The system's lock (flock on `.lock`) ends with the process that took it, however it ends, and with those that inherited it. NFS mounted
-`nolock`, Lustre without `flock` and some of FUSE have none. There each holder makes a record beside it, and the highest number holds:
-
-    .lock             who holds it: process, its start, its machine
-    .lock-00000003    the same, where there is no system's lock; it counts `beats` up as long as the holder lives
-    .lock.heir        a process that holds on when the holder is gone, in the same words: the writer of a trainer
-
-Whoever finds the highest number without a living holder makes the next, and O_EXCL lets only one do so. Whether a process lives is
-asked of the system on its own machine, at once. Of another machine it is seen by the beats, timed with one's own monotonic clock:
-clocks that jump or disagree change nothing. A holder that finds a higher number than its own was taken for dead, and ends itself.
+The system's lock (flock on `.lock`) ends with the process that took it, however it ends, and with those that inherited it.
 """
 
-import atexit
 import errno
 import fcntl
-import json
 import logging
 import os
-import re
-import socket
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
+
+from trainer import lease
+from trainer.errors import LaunchError
+from trainer.lease import Lease
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0
-"""How often a holder says that it lives."""
-
-STILL_SECONDS = 90.0
-"""A record of another machine that stands still for so long is of a dead process: NFS may show a file as it was up to 60 seconds ago."""
-
-_LOOK_SECONDS = 0.5
-_RECORD_BYTES = 512
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-
-
-@dataclass(frozen=True)
-class Process:
-    """One process among all of all machines and times."""
-
-    pid: int
-    started: str | None
-    """When it began, by no clock that can be set: ticks since the machine's boot."""
-    machine: str
-    """The boot of the machine and the space of process numbers in it, which a container has of its own."""
-    host: str
-    """For people: two machines may have one name."""
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this process can ask the system for it."""
-        return self.machine == _machine()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether a process of this machine still is the one that was meant; one that has died and was not waited for is not."""
-        return self.started is not None and _started(self.pid) == self.started
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-
-def process(pid: int | None = None) -> Process:
-    """A process of this machine, by default this one."""
-    pid = pid or os.getpid()
-    return Process(pid, _started(pid), _machine(), socket.gethostname())
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _started(pid: int) -> str | None:
-    try:
-        state, *others = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except OSError:
-        return None
-    return None if state in "ZX" else others[18]
-
-
-# Records
-
-
-def write_record(path: Path, who: Process, **facts: Any) -> None:
-    """Writes a record in place, in one write of one size, which a full disk takes too. raises OSError"""
-    content = json.dumps({**asdict(who), **facts}).encode().ljust(_RECORD_BYTES)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        os.pwrite(descriptor, content, 0)
-    finally:
-        os.close(descriptor)
-
-
-def release_record(path: Path) -> None:
-    """Says that this process, whose record it is, holds nothing any more; where that cannot be said, others find out in a while."""
-    try:
-        write_record(path, process(), is_released=True)
-    except OSError as error:
-        log.warning("%s still says that this process holds it: %s", path, error.strerror)
-
-
-def read_record(path: Path) -> tuple[Process, dict[str, Any]] | None:
-    """Whose record this is, and what else it says; None when there is none, or none that is whole."""
-    try:
-        facts = json.loads(path.read_bytes())
-        who = Process(**{name: facts.pop(name) for name in ("pid", "started", "machine", "host")})
-        return (who, facts) if isinstance(who.pid, int) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def lives(path: Path) -> bool:
-    """Whether the process of a record lives; watches a record of another machine until that is known, for STILL_SECONDS at most."""
-    first, ends, is_told = _content(path), time.monotonic() + STILL_SECONDS, False
-    while (now := _content(path)) is not None:
-        if (record := read_record(path)) and (record[1].get("is_released") or record[0].is_here):
-            return not record[1].get("is_released") and record[0].is_running
-        if now != first:
-            return True
-        if time.monotonic() > ends:
-            return False
-        if not is_told:
-            is_told = True
-            who = record[0] if record else "an unknown process"
-            log.info(
-                "%s is held by %s, or was: watching for a sign of life, %.0f seconds at most",
-                path.parent,
-                who,
-                STILL_SECONDS,
-            )
-        time.sleep(_LOOK_SECONDS)
-    return False
-
-
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
-def keep_beating(path: Path, who: Process, facts: Callable[[], dict[str, Any]], beside: Path) -> Callable[[], None]:
-    """Writes a record now and then from a thread, with what `facts` says; returns what stops that.
-
-    beside  the lock; when it has a higher record than now, this process ends: another has taken its place
-    """
-    stopped, highest = threading.Event(), _number(newest_record(beside))
-
-    def beat() -> None:
-        beats = 0
-        while not stopped.wait(BEAT_SECONDS):
-            beats += 1
-            try:
-                if _number(newest_record(beside)) > highest:
-                    log.critical(
-                        "%s was taken over by another process while this one stood still; this one ends", path.parent
-                    )
-                    os._exit(1)
-                write_record(path, who, beats=beats, **facts())
-            except OSError as error:
-                log.debug("no sign of life could be left in %s: %s", path, error)  # a disk that is back takes the next
-
-    thread = threading.Thread(target=beat, name="beat", daemon=True)
-    thread.start()
-
-    def stop() -> None:
-        stopped.set()
-        thread.join(BEAT_SECONDS)
-
-    return stop
-
-
-# Taking and holding
 
 
 class Lock:
     """A lock that this process holds until it is closed, or ends."""
 
-    def __init__(self, path: Path, file: BinaryIO | None, record: Path | None) -> None:
+    def __init__(self, path: Path, file: BinaryIO | None, lease: Lease | None) -> None:
         """
-        file    holds the system's lock; None where there is none
-        record  this holder's own, where it needs one
+        file   holds the system's lock; None where there is none
+        lease  this holder's own, where it needs one
         """
-        self.path, self._file, self._record, self._stop = path, file, record, lambda: None
-        if record is not None:
-            self._stop = keep_beating(record, process(), dict, path)
-            atexit.register(self.close)
+        self.path, self._file, self._lease = path, file, lease
 
     @property
     def descriptors(self) -> list[int]:
         """What a child has to inherit to hold the lock too."""
         return [self._file.fileno()] if self._file else []
 
-    def bequeath(self, pid: int) -> None:
-        """Makes a child the heir, from before it does anything; it leaves its own signs of life. raises OSError"""
-        write_record(heir_of(self.path), process(pid), beats=0)
+    def hand_over(self, pid: int) -> None:
+        """Makes a child the inheritor, from before it does anything; it leaves its own signs of life. raises OSError"""
+        lease.write_record(lease.inheritor_of(self.path), lease.process(pid), beats=0)
 
     def close(self) -> None:
-        """Lets go; a child that inherited it, or an heir that lives, still holds it."""
-        self._stop()
-        if self._record is not None:
-            atexit.unregister(self.close)
-            release_record(self._record)
-            self._record = None
+        """Releases it; a child that inherited it, or an inheritor that lives, still holds it."""
+        if self._lease is not None:
+            self._lease.release()
         if self._file is not None:
             self._file.close()
 
@@ -227,7 +58,7 @@ def take(path: Path) -> Lock | None:
     raises  OSError when nothing can be written there
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file: BinaryIO | None = open(path, "r+b", buffering=0, opener=_make)
+    file = open(path, "r+b", buffering=0, opener=_make)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -237,27 +68,26 @@ def take(path: Path) -> Lock | None:
         file.close()
         if error.errno not in _WITHOUT_LOCKS:
             raise
-        file = None
         log.warning(
             "%s is on a file system without locks (%s): a second process of one run is recognised by %s-*, which says who holds it",
             path.parent,
             error.strerror,
             path.name,
         )
-    record = None
-    if file is None or newest_record(path):  # another machine may have mounted the same folder without locks
-        record = _take_record(path)
-        if record is None:
-            if file is not None:
-                file.close()
+        mine = Lease.take(path)
+        return Lock(path, None, mine) if mine else None
+    mine = None
+    if lease.newest_record(path):  # another machine may have mounted the same folder without locks
+        mine = Lease.take(path)
+        if mine is None:
+            file.close()
             return None
-    if file is not None:
-        write_record(path, process())
-    return Lock(path, file, record)
+    lease.write_record(path, lease.process())
+    return Lock(path, file, mine)
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds a lock; leaves no trace."""
+    """Whether another process holds a lock; leaves no trace. raises OSError where that cannot be known"""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -266,59 +96,49 @@ def is_held(path: Path) -> bool:
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
-    highest = newest_record(path)
-    return highest is not None and (lives(highest) or lives(heir_of(path)))
+    return lease.is_taken(path)
 
 
 def _make(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT, 0o644)
 
 
-def _take_record(path: Path) -> Path | None:
-    """Makes the next record, once the holder of the highest is gone; None when it lives."""
-    while True:
-        highest = newest_record(path)
-        if highest and (lives(highest) or lives(heir_of(path))):
-            return None
-        mine = path.with_name(f"{path.name}-{_number(highest) + 1:08d}")
-        try:
-            os.close(os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        except FileExistsError:
-            continue  # another was quicker, and lives
-        write_record(mine, process(), beats=0)
-        if newest_record(path) == mine:
-            for older in _records(path):
-                if older != mine:
-                    older.unlink(missing_ok=True)
-            return mine
-        mine.unlink(
-            missing_ok=True
-        )  # two others came and went between the look and now, and what the second left is higher
+# A run's folder in runs/
 
 
-def holder(path: Path) -> Process | None:
-    """Who took a lock last; None when nobody did, or has not said so yet."""
-    record = read_record(newest_record(path) or path)
-    return record[0] if record else None
+def lock_run(folder: Path) -> Lock:
+    """Takes a run's folder for this process, as long as it lives; LaunchError when another process trains this run."""
+    try:
+        lock = take(folder / ".lock")
+    except OSError as error:
+        raise LaunchError(
+            f"{folder} cannot be written ({error.strerror}); fix that, or set runs_folder to another place"
+        ) from None
+    if lock is None:
+        raise _is_trained_by_another(folder)
+    return lock
 
 
-def heir_of(path: Path) -> Path:
-    """Where the record is of a process that holds on when the holder of a lock is gone."""
-    return path.with_name(f"{path.name}.heir")
+def is_trained(folder: Path) -> bool:
+    """Whether another process trains a run; leaves no trace. raises LaunchError where nobody can know"""
+    path = folder / ".lock"
+    try:
+        return path.is_file() and is_held(path)
+    except OSError as error:
+        raise LaunchError(
+            f"cannot find out whether another process trains {folder.name}: {path} cannot be locked ({error.strerror}); fix that disk "
+            "or the rights on it, or set runs_folder to another place"
+        ) from None
 
 
-def newest_record(path: Path) -> Path | None:
-    """The record with the highest number; None where the system's lock is all there is."""
-    return max(_records(path), key=_number, default=None)
+def check_not_trained(folder: Path) -> None:
+    """Refuses a run that another process trains, and leaves no trace. raises LaunchError"""
+    if is_trained(folder):
+        raise _is_trained_by_another(folder)
 
 
-def _records(path: Path) -> list[Path]:
-    return [
-        each
-        for each in path.parent.glob(f"{path.name}-*")
-        if re.fullmatch(rf"{re.escape(path.name)}-[0-9]{{8,}}", each.name)
-    ]
-
-
-def _number(record: Path | None) -> int:
-    return int(record.name.rpartition("-")[2]) if record else 0
+def _is_trained_by_another(folder: Path) -> LaunchError:
+    return LaunchError(
+        f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
+        "run another name: name=..."
+    )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.store import CheckpointStore
-from trainer.config.folders import command_line, is_trained, typed
+from trainer.config.folders import command_line, typed
 from trainer.errors import TrainerError
 from trainer.journal import precision_words, read_events
+from trainer.locks import is_trained
 from trainer.metrics.curves import CURVE
 from trainer.metrics.outcome import read_outcome
 from trainer.metrics.totals import Totals, totals_of

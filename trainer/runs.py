@@ -9,13 +9,14 @@ from pathlib import Path
 
 from trainer import files
 from trainer.checkpoint.copier import second_place_of
-from trainer.checkpoint.lock import hold as hold_checkpoints
+from trainer.checkpoint.lock import lock_checkpoints
 from trainer.checkpoint.store import CheckpointStore, folder_bytes
-from trainer.config.folders import checkpoints_folder, command_line, find_run, hold, run_folder
+from trainer.config.folders import checkpoints_folder, command_line, find_run, run_folder
 from trainer.config.load import dump, load_resolved
 from trainer.config.schema import Config, name_problem
 from trainer.errors import ConfigError, TrainerError
 from trainer.journal import Journal, read_events
+from trainer.locks import lock_run
 from trainer.metrics.outcome import OUTCOME
 from trainer.text import size
 
@@ -49,9 +50,9 @@ def home_of(run: str) -> Home:
 def _held(home: Home) -> Iterator[None]:
     """Both folders, so that no process trains the run meanwhile. raises TrainerError when one does"""
     with ExitStack() as stack:
-        stack.enter_context(hold(home.folder))
+        stack.enter_context(lock_run(home.folder))
         if home.checkpoints.is_dir():
-            stack.enter_context(hold_checkpoints(home.checkpoints))
+            stack.enter_context(lock_checkpoints(home.checkpoints))
         yield
 
 

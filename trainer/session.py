@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.manifest import folder_name
-from trainer.config.folders import checkpoints_folder, command_line, hold, run_folder, typed
+from trainer.config.folders import checkpoints_folder, command_line, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained
 from trainer.errors import LaunchError, RankLostError, TrainerError
@@ -17,7 +17,7 @@ from trainer.evaluation.samples import DRAWN
 from trainer.finish import EXPORTED, export_final
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import decided_precision, finish_processes, first_before_joining, others_wait
-from trainer.locks import Lock
+from trainer.locks import Lock, lock_run
 from trainer.loop import Outcome, train
 from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
@@ -103,7 +103,7 @@ def run_session(config: Config) -> int:
 
 def _take(folder: Path) -> Lock:
     """Takes the run's folder for this launch; where no other rank can have failed yet, what they left in earlier ones goes."""
-    held = hold(folder)
+    held = lock_run(folder)
     sweep_causes(folder, others_wait=others_wait())
     return held
 

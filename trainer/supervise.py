@@ -24,11 +24,8 @@ from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import (
     check_can_be_made,
-    check_not_held,
     checkpoints_folder,
     command_line,
-    hold,
-    is_trained,
     resume_point,
     run_folder,
 )
@@ -38,6 +35,7 @@ from trainer.config.settings import settings_help
 from trainer.config.waiting import waiting
 from trainer.errors import ConfigError, LaunchError
 from trainer.journal import Journal, cause_of_signal
+from trainer.locks import check_not_trained, is_trained, lock_run
 from trainer.metrics.curves import CURVE, last_record
 from trainer.metrics.memory_advice import advice
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
@@ -186,7 +184,7 @@ def plan(words: Sequence[str]) -> Plan:
     if lacking := clusters.lacking_gpus(asked.cluster):
         raise ConfigError(lacking)
     planned = plan_elsewhere(asked)
-    check_not_held(planned.folder)
+    check_not_trained(planned.folder)
     return planned
 
 
@@ -367,7 +365,7 @@ def _speak_for_the_dead(folder: Path, reason: str, failure: Failure | None) -> N
     if now is None or now["outcome"] not in ("running", "failed"):
         return
     try:
-        with hold(folder):  # or another launch trains this run by now, and the outcome is that one's
+        with lock_run(folder):  # or another launch trains this run by now, and the outcome is that one's
             last = last_record(folder / CURVE)
             step = last["step"] if last else now["step"]
             write_outcome(folder, "failed", step=step, reason=reason, **facts_at(now, step))

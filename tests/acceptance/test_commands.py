@@ -17,10 +17,10 @@ from tests.small_checkpoints import flip
 from trainer import files, locks, supervise
 from trainer.checkpoint.manifest import describe_files, read_manifest, to_json
 from trainer.checkpoint.store import CheckpointStore, verify
-from trainer.config.folders import hold
 from trainer.config.load import flatten, load
 from trainer.data.bpe import tiktoken_lines, train_bpe
 from trainer.journal import read_events
+from trainer.locks import lock_run
 from trainer.metrics.curves import read_records
 from trainer.metrics.outcome import read_outcome
 
@@ -497,7 +497,7 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
 
 def test_finish_refuses_a_run_that_is_trained_one_without_checkpoints_and_one_that_is_not_there(stopped):
     before = read_outcome(stopped / "runs/tiny")
-    with hold(stopped / "runs/tiny"):
+    with lock_run(stopped / "runs/tiny"):
         assert "another process is training tiny" in paragraph(said("finish", "tiny", code=2))
     shutil.rmtree(stopped / "checkpoints/tiny")
     assert "holds no checkpoints" in paragraph(said("finish", "tiny", code=2))

@@ -19,7 +19,7 @@ OLDER, NEWEST = 1, 2
 
 def written_by_the_writer(store, monkeypatch):
     """Two checkpoints of a model of one layer, from a real writer."""
-    monkeypatch.setattr("trainer.checkpoint.restore.hold", lambda folder: None)
+    monkeypatch.setattr("trainer.checkpoint.restore.lock_checkpoints", lambda folder: None)
     run = Small(store, CheckpointConfig())
     for _ in (OLDER, NEWEST):
         run.step()

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from trainer import files, locks
+from tests.messages import refuses
+from trainer import files, lease, locks
+from trainer.errors import LaunchError
+from trainer.locks import check_not_trained, lock_run
 
 WITHOUT = "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOLCK, 'No locks available')\nfcntl.flock = flock\n"
-ELSEWHERE = locks.Process(1, "77", "another boot pid:[1]", "node7")
+ELSEWHERE = lease.Process(1, "77", "another boot pid:[1]", "node7")
 """A process that nobody here can ask for."""
 
 
@@ -34,21 +37,21 @@ def without_locks(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(locks, "STILL_SECONDS", 0.4)
-    monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "STILL_SECONDS", 0.4)
+    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.02)
 
 
 def record(path, number, who, **facts):
     path.parent.mkdir(exist_ok=True)
     made = path.with_name(f"{path.name}-{number:08d}")
-    locks.write_record(made, who, **facts)
+    lease.write_record(made, who, **facts)
     return made
 
 
 def gone():
     """A process of this machine that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    who = locks.process(ended.pid)
+    who = lease.process(ended.pid)
     ended.wait()
     return who
 
@@ -66,7 +69,7 @@ def beating(made, who):
         beats = 0
         while not over.wait(0.05):
             beats += 1
-            locks.write_record(made, who, beats=beats)
+            lease.write_record(made, who, beats=beats)
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -93,7 +96,7 @@ def in_another_process(script, path):
 def test_a_lock_is_held_by_one_and_free_again_when_it_is_closed(path):
     held = locks.take(path)
     assert held is not None and locks.take(path) is None and locks.is_held(path)
-    assert locks.holder(path) == locks.process() and names(path) == [".lock"]
+    assert lease.holder(path) == lease.process() and names(path) == [".lock"]
     held.close()
     assert not locks.is_held(path)
     locks.take(path).close()
@@ -105,7 +108,7 @@ def test_a_lock_is_free_again_when_its_process_ends_however_it_ends(path, script
         request.getfixturevalue("without_locks")
     other, took = in_another_process(script, path)
     assert took and locks.take(path) is None and locks.is_held(path)
-    assert locks.holder(path).pid == other.pid
+    assert lease.holder(path).pid == other.pid
     other.kill()
     other.wait()
     assert not locks.is_held(path)
@@ -146,11 +149,11 @@ def test_where_there_are_no_locks_a_record_holds_and_that_is_announced(path, mon
 def test_a_record_whose_process_is_gone_or_whose_number_another_has_now_is_stale_at_once(
     path, without_locks, monkeypatch
 ):
-    monkeypatch.setattr(locks, "STILL_SECONDS", 60.0)
+    monkeypatch.setattr(lease, "STILL_SECONDS", 60.0)
     record(path, 3, gone())
     locks.take(path).close()
-    mine = locks.process()
-    record(path, 5, locks.Process(mine.pid, "1", mine.machine, mine.host))
+    mine = lease.process()
+    record(path, 5, lease.Process(mine.pid, "1", mine.machine, mine.host))
     locks.take(path).close()
     assert names(path) == [".lock", ".lock-00000006"]
 
@@ -161,7 +164,7 @@ def test_a_record_of_another_machine_counts_as_long_as_it_beats(path, without_lo
         assert locks.take(path) is None and locks.is_held(path)
     assert "process 1 on node7" in caplog.text
     held = locks.take(path)
-    assert held is not None and locks.holder(path) == locks.process()
+    assert held is not None and lease.holder(path) == lease.process()
     held.close()
 
 
@@ -186,26 +189,26 @@ def test_a_record_that_was_never_written_is_stale_after_a_while(path, without_lo
 def test_one_who_looked_long_ago_does_not_take_a_number_below_the_highest(path, without_locks, monkeypatch):
     """It saw the first record, and two holders came since; the second has removed all before it."""
     first = record(path, 1, gone())
-    record(path, 3, locks.process())
-    seen, real = [first], locks.newest_record
-    monkeypatch.setattr(locks, "newest_record", lambda path: seen.pop() if seen else real(path))
-    assert locks._take_record(path) is None
+    record(path, 3, lease.process())
+    seen, real = [first], lease.newest_record
+    monkeypatch.setattr(lease, "newest_record", lambda path: seen.pop() if seen else real(path))
+    assert lease._next_record(path) is None
     assert ".lock-00000002" not in names(path)
 
 
 def test_a_number_that_another_took_since_the_look_is_that_ones(path, without_locks, monkeypatch):
-    first, real, looks = record(path, 1, gone()), locks.newest_record, []
+    first, real, looks = record(path, 1, gone()), lease.newest_record, []
 
     def newest(path):
         looks.append(real(path))
         if len(looks) == 1:
-            record(path, 2, locks.process(os.getppid()))  # between the look and the taking
+            record(path, 2, lease.process(os.getppid()))  # between the look and the taking
             return first
         return looks[-1]
 
-    monkeypatch.setattr(locks, "newest_record", newest)
-    assert locks._take_record(path) is None
-    assert locks.read_record(path.with_name(".lock-00000002"))[0].pid == os.getppid()
+    monkeypatch.setattr(lease, "newest_record", newest)
+    assert lease._next_record(path) is None
+    assert lease.read_record(path.with_name(".lock-00000002"))[0].pid == os.getppid()
 
 
 def test_of_many_who_find_a_stale_record_at_once_one_takes_it(path, without_locks):
@@ -224,18 +227,18 @@ def in_another_process_later(script, path):
     return subprocess.Popen([sys.executable, "-c", code], cwd=files.project_folder(), stdout=subprocess.PIPE, text=True)
 
 
-def test_a_heir_holds_on_when_the_holder_is_gone(path, without_locks):
+def test_an_inheritor_holds_on_when_the_holder_is_gone(path, without_locks):
     record(path, 1, gone())
-    locks.write_record(locks.heir_of(path), locks.process())
+    lease.write_record(lease.inheritor_of(path), lease.process())
     assert locks.take(path) is None and locks.is_held(path)
-    locks.release_record(locks.heir_of(path))
+    lease.release_record(lease.inheritor_of(path))
     locks.take(path).close()
 
 
-def test_a_child_is_the_heir_from_before_it_does_anything(path, without_locks):
+def test_a_child_is_the_inheritor_from_before_it_does_anything(path, without_locks):
     held = locks.take(path)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.PIPE)
-    held.bequeath(child.pid)
+    held.hand_over(child.pid)
     held.close()
     assert locks.take(path) is None
     child.kill()
@@ -244,11 +247,11 @@ def test_a_child_is_the_heir_from_before_it_does_anything(path, without_locks):
 
 
 def test_a_holder_beats_in_place_which_a_full_disk_takes_too(path, without_locks, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
     held = locks.take(path)
-    made = locks.newest_record(path)
+    made = lease.newest_record(path)
     first, ends = made.stat(), time.monotonic() + 10
-    while locks.read_record(made)[1]["beats"] < 3 and time.monotonic() < ends:
+    while lease.read_record(made)[1]["beats"] < 3 and time.monotonic() < ends:
         time.sleep(0.01)
     assert json.loads(made.read_bytes())["beats"] >= 3
     assert (made.stat().st_ino, made.stat().st_size) == (first.st_ino, first.st_size)
@@ -256,14 +259,14 @@ def test_a_holder_beats_in_place_which_a_full_disk_takes_too(path, without_locks
 
 
 def test_one_who_was_taken_for_dead_ends_itself(path, without_locks):
-    other, took = in_another_process(f"{WITHOUT}from trainer import locks\nlocks.BEAT_SECONDS = 0.05", path)
+    other, took = in_another_process(f"{WITHOUT}from trainer import lease\nlease.BEAT_SECONDS = 0.05", path)
     assert took
-    record(path, 2, locks.process())
+    record(path, 2, lease.process())
     assert other.wait(20) == 1
 
 
 def test_a_record_that_a_lock_of_another_mount_has_left_counts_where_there_are_locks_too(path):
-    record(path, 1, locks.process())
+    record(path, 1, lease.process())
     assert locks.take(path) is None and locks.is_held(path)
     record(path, 1, gone())
     held = locks.take(path)
@@ -278,7 +281,7 @@ def test_a_release_that_cannot_be_written_is_told(path, without_locks, monkeypat
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(locks, "write_record", broken)
+        patch.setattr(lease, "write_record", broken)
         held.close()
     assert "still says that this process holds it: Input/output error" in caplog.text
 
@@ -288,4 +291,37 @@ def test_a_release_that_cannot_be_written_is_told(path, without_locks, monkeypat
 )
 def test_what_is_no_record_is_none(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
-    assert locks.read_record(tmp_path / "x") is None and locks.read_record(tmp_path / "y") is None
+    assert lease.read_record(tmp_path / "x") is None and lease.read_record(tmp_path / "y") is None
+
+
+# A run's folder
+
+
+def test_a_run_is_held_by_one_process_and_a_look_leaves_no_trace(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    check_not_trained(folder)
+    assert not folder.exists()
+    held = lock_run(folder)
+    with refuses(LaunchError, "another process", "mine"):
+        check_not_trained(folder)
+    held.close()
+    check_not_trained(folder)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_run_whose_lock_cannot_be_asked_for_is_refused(tmp_path, monkeypatch, number):
+    folder = tmp_path / "runs" / "mine"
+    lock_run(folder).close()
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with refuses(LaunchError, "/mine/.lock", os.strerror(number)):
+        check_not_trained(folder)
+
+
+def test_a_run_that_nothing_can_be_written_of_is_refused(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with refuses(LaunchError, "runs/mine", "runs_folder"):
+        lock_run(tmp_path / "runs" / "mine")

@@ -6,10 +6,10 @@ import pytest
 
 from tests.messages import refuses
 from tests.small_checkpoints import CONFIG, commit
-from trainer import files, runs
+from trainer import files, locks, runs
 from trainer.checkpoint.pin import set_pinned
 from trainer.checkpoint.store import CheckpointStore, verify
-from trainer.config.folders import find_checkpoints, folder_of_run, hold
+from trainer.config.folders import find_checkpoints, folder_of_run
 from trainer.config.load import load_resolved
 from trainer.errors import TrainerError
 from trainer.journal import Journal, read_events
@@ -120,7 +120,7 @@ def test_a_run_is_removed_with_its_checkpoints_by_whoever_is_sure(project):
 
 @pytest.mark.parametrize("place", ["runs", "checkpoints"])
 def test_nothing_of_a_live_run_is_touched(project, monkeypatch, place):
-    real, before = hold.__globals__["locks"].take, content(project)
+    real, before = locks.take, content(project)
     monkeypatch.setattr("trainer.locks.take", lambda path: None if path.parent.parent.name == place else real(path))
     for work in (lambda: runs.remove("run", is_sure=True), lambda: runs.rename("run", "better")):
         with pytest.raises(TrainerError, match="another process"):

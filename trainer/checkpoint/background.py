@@ -289,16 +289,16 @@ class Background:
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
-        self._bequeath()
+        self._hand_over_lock()
         self._heard_at = self._moved_at = time.monotonic()
         self._progress = 0
         self._channel = Channel(ours)
         self._channel.send(self._hello)
 
-    def _bequeath(self) -> None:
+    def _hand_over_lock(self) -> None:
         try:
             if self._lock:
-                self._lock.bequeath(self._process.pid)
+                self._lock.hand_over(self._process.pid)
         except OSError as error:
             log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trainer import files
 from trainer.checkpoint.choose import one_of
-from trainer.checkpoint.lock import hold
+from trainer.checkpoint.lock import lock_checkpoints
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
 from trainer.config.folders import command_line, folder_of_run
@@ -23,7 +23,7 @@ def remove(folder: Path, wanted: str) -> str:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} holds no checkpoints, so there is none to remove")
     store = CheckpointStore(folder)
-    with hold(folder):
+    with lock_checkpoints(folder):
         path = _chosen(store, wanted)
         _check(store, path)
         run, num_bytes = folder_of_run(path), folder_bytes(path)

@@ -22,7 +22,7 @@ from trainer import files
 from trainer.checkpoint import random_states
 from trainer.checkpoint.changes import Change, changes, refusal, sentences, settings_of
 from trainer.checkpoint.description import Description
-from trainer.checkpoint.lock import hold
+from trainer.checkpoint.lock import lock_checkpoints
 from trainer.checkpoint.manifest import Manifest, manifest_digest
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume import Resolution, check_not_beyond, gone_on, resolve
@@ -70,7 +70,7 @@ class Restorer:
         return self._ranks.told_by_main(lambda: self._find(wanted))
 
     def _find(self, wanted: str) -> Resolution:
-        self.held = hold(self._store.folder)
+        self.held = lock_checkpoints(self._store.folder)
         for name in self._store.sweep():
             log.info("removed %s, which was never committed", name)
         wanted = self._unless_gone_on(wanted)

@@ -32,7 +32,7 @@ import psutil
 import xxhash
 from isal import isal_zlib
 
-from trainer import files, locks
+from trainer import files, lease
 from trainer.checkpoint.channel import Channel, marked, to_bytes
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.finite import FiniteLook, Floats, NotFinite
@@ -319,12 +319,12 @@ def _die(arguments: threading.ExceptHookArgs) -> None:
 
 def _hold_on(lock: Path, facts: Callable[[], dict[str, Any]]) -> Callable[[], None]:
     """Leaves signs of life beside the folder's lock, which this process holds with its trainer and after it; returns what ends that."""
-    record = locks.heir_of(lock)
-    stop = locks.keep_beating(record, locks.process(), facts, lock)
+    record = lease.inheritor_of(lock)
+    stop = lease.keep_beating(record, lease.process(), facts, lock)
 
     def let_go() -> None:
         stop()
-        locks.release_record(record)
+        lease.release_record(record)
 
     return let_go
 

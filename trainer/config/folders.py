@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from trainer import files, locks
+from trainer import files
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config
 from trainer.errors import LaunchError, TrainerError
@@ -37,44 +37,6 @@ def check_can_be_made(setting: str, folder: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         cause = "may not be written" if there.is_dir() else "is not a folder"
         raise LaunchError(f"{folder} cannot be made: {there} {cause}; mend that, or set {setting} to another place")
-
-
-def hold(folder: Path) -> locks.Lock:
-    """Takes a run's folder in runs/ for this process, as long as it lives; LaunchError when another process trains this run."""
-    try:
-        held = locks.take(folder / ".lock")
-    except OSError as error:
-        raise LaunchError(
-            f"{folder} cannot be written ({error.strerror}); mend that, or set runs_folder to another place"
-        ) from None
-    if held is None:
-        raise _held(folder)
-    return held
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether another process trains a run; leaves no trace. raises LaunchError where nobody can know"""
-    lock = folder / ".lock"
-    try:
-        return lock.is_file() and locks.is_held(lock)
-    except OSError as error:
-        raise LaunchError(
-            f"whether another process trains {folder.name} cannot be told: {lock} cannot be locked ({error.strerror}); mend that disk or the "
-            "rights on it, or set runs_folder to another place"
-        ) from None
-
-
-def check_not_held(folder: Path) -> None:
-    """Refuses a run that another process trains, and leaves no trace."""
-    if is_trained(folder):
-        raise _held(folder)
-
-
-def _held(folder: Path) -> LaunchError:
-    return LaunchError(
-        f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
-        "run another name: name=..."
-    )
 
 
 def find_run(run: str) -> Path:

@@ -23,7 +23,7 @@ from trainer.journal import read_events
 
 @pytest.fixture(autouse=True)
 def many_in_one_process(monkeypatch):
-    monkeypatch.setattr("trainer.checkpoint.restore.hold", lambda folder: None)
+    monkeypatch.setattr("trainer.checkpoint.restore.lock_checkpoints", lambda folder: None)
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})
 from tests.small_runs import Small
 from trainer.checkpoint.store import CheckpointStore
 from trainer.config.schema import CheckpointConfig
-with mock.patch("trainer.checkpoint.restore.hold", lambda folder: None):
+with mock.patch("trainer.checkpoint.restore.lock_checkpoints", lambda folder: None):
     run = Small(CheckpointStore(Path({str(store.folder)!r})), CheckpointConfig())
 run.step(); run.save("every"); run.checkpointer.close()
 writer = run.checkpointer._background._process.pid

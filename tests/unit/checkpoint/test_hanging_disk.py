@@ -38,7 +38,7 @@ writer.main()
 
 @pytest.fixture(autouse=True)
 def many_in_one_process(monkeypatch):
-    monkeypatch.setattr("trainer.checkpoint.restore.hold", lambda folder: None)
+    monkeypatch.setattr("trainer.checkpoint.restore.lock_checkpoints", lambda folder: None)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.unit.test_locks import ELSEWHERE, WITHOUT, beating, gone, in_another_process, record
-from trainer import locks
-from trainer.checkpoint.lock import LOCK, hold
+from trainer import lease
+from trainer.checkpoint.lock import LOCK, lock_checkpoints
 from trainer.errors import CheckpointError
 
 
@@ -25,8 +25,8 @@ def without_locks(monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(locks, "STILL_SECONDS", 0.4)
-    monkeypatch.setattr(locks, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "STILL_SECONDS", 0.4)
+    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize("script", ["", WITHOUT], ids=["flock", "records"])
@@ -38,19 +38,19 @@ def test_a_folder_where_a_trainer_lives_is_refused_with_who_it_is(folder, script
         with pytest.raises(
             CheckpointError, match=rf"another process is writing checkpoints .* \(process {other.pid} on "
         ):
-            hold(folder)
+            lock_checkpoints(folder)
     finally:
         other.kill()
         other.wait()
     assert took
-    hold(folder).close()
+    lock_checkpoints(folder).close()
 
 
 def test_a_trainer_on_another_machine_is_refused_as_long_as_it_beats(folder, without_locks):
     made = record(folder / LOCK, 1, ELSEWHERE)
     with beating(made, ELSEWHERE), pytest.raises(CheckpointError, match=r"\(process 1 on node7\)"):
-        hold(folder)
-    hold(folder).close()
+        lock_checkpoints(folder)
+    lock_checkpoints(folder).close()
 
 
 @pytest.mark.parametrize("left_it", ["killed", "ended"])
@@ -58,12 +58,12 @@ def test_a_writer_that_outlives_its_trainer_is_waited_for(folder, without_locks,
     caplog.set_level("INFO")
     made = record(folder / LOCK, 1, gone())
     if left_it == "ended":
-        locks.release_record(made)
-    heir = locks.heir_of(folder / LOCK)
-    locks.write_record(heir, locks.process())
-    threading.Timer(0.5, lambda: locks.release_record(heir)).start()
+        lease.release_record(made)
+    inheritor = lease.inheritor_of(folder / LOCK)
+    lease.write_record(inheritor, lease.process())
+    threading.Timer(0.5, lambda: lease.release_record(inheritor)).start()
     started = time.monotonic()
-    hold(folder).close()
+    lock_checkpoints(folder).close()
     assert time.monotonic() - started >= 0.5
     assert "still committing its newest snapshot; waiting for it" in caplog.text
 
@@ -73,13 +73,13 @@ def test_a_writer_that_outlives_its_trainer_is_waited_for(folder, without_locks,
 
 @pytest.fixture
 def orphan(folder, monkeypatch):
-    """A process that holds the system's lock, as the heir of a trainer that is dead."""
+    """A process that holds the system's lock, as the inheritor of a trainer that is dead."""
     monkeypatch.setattr("trainer.checkpoint.lock.HUNG_SECONDS", 0.5)
     monkeypatch.setattr("trainer.checkpoint.lock.DEATH_SECONDS", 0.5)
     other, took = in_another_process("", folder / LOCK)
     assert took
-    locks.write_record(folder / LOCK, gone())
-    locks.write_record(locks.heir_of(folder / LOCK), locks.process(other.pid), progress=7)
+    lease.write_record(folder / LOCK, gone())
+    lease.write_record(lease.inheritor_of(folder / LOCK), lease.process(other.pid), progress=7)
     yield other
     other.kill()
     other.wait()
@@ -87,25 +87,25 @@ def orphan(folder, monkeypatch):
 
 def test_a_writer_that_hangs_is_ended_and_the_start_goes_on(folder, orphan, caplog):
     started = time.monotonic()
-    hold(folder).close()
+    lock_checkpoints(folder).close()
     assert time.monotonic() - started >= 0.5 and orphan.wait(10) == -9
     assert "has moved nothing for" in caplog.text and f"was ended (process {orphan.pid} on" in caplog.text
 
 
 def test_a_writer_that_moves_is_waited_for_however_long_it_takes(folder, orphan):
     moved = 0
-    heir, who = locks.heir_of(folder / LOCK), locks.process(orphan.pid)
+    inheritor, who = lease.inheritor_of(folder / LOCK), lease.process(orphan.pid)
 
     def work():
         nonlocal moved
         for moved in range(15):
-            locks.write_record(heir, who, progress=100 + moved)
+            lease.write_record(inheritor, who, progress=100 + moved)
             time.sleep(0.1)
         orphan.terminate()
 
     worker = threading.Thread(target=work)
     worker.start()
-    hold(folder).close()
+    lock_checkpoints(folder).close()
     worker.join()
     assert moved == 14 and orphan.wait(10) == -15, "it was not killed"
 
@@ -115,23 +115,23 @@ def test_a_writer_that_cannot_die_is_refused_with_what_to_do(folder, orphan, mon
         monkeypatch.context() as patch,
         pytest.raises(
             CheckpointError,
-            match=r"was sent SIGKILL and does not die \(process .*\): it waits for a disk .*; mend that, or",
+            match=r"was sent SIGKILL and does not die \(process .*\): it waits for a disk .*; fix that, or",
         ),
     ):
         patch.setattr("os.kill", lambda *_: None)
-        hold(folder)
+        lock_checkpoints(folder)
 
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_writer_that_cannot_be_ended_from_here_is_refused_with_what_to_do(folder, orphan, is_known):
-    heir = locks.heir_of(folder / LOCK)
-    locks.write_record(heir, ELSEWHERE, progress=7) if is_known else heir.unlink()
+    inheritor = lease.inheritor_of(folder / LOCK)
+    lease.write_record(inheritor, ELSEWHERE, progress=7) if is_known else inheritor.unlink()
     where = "process 1 on node7" if is_known else "trainer.checkpoint.writer"
     with pytest.raises(
         CheckpointError,
-        match=rf"has moved nothing for .*: its disk may hang; mend that, or end it where it runs \({where}",
+        match=rf"has moved nothing for .*: its disk may hang; fix that, or end it where it runs \({where}",
     ):
-        hold(folder)
+        lock_checkpoints(folder)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_writer_that_cannot_be_ended_from_here_is_refused_with_what_to_do(fold
 def test_a_trainer_on_another_machine_that_holds_the_systems_lock_is_dead_when_its_writer_says_so(
     folder, orphan, is_orphan, words
 ):
-    locks.write_record(folder / LOCK, ELSEWHERE)
-    locks.write_record(locks.heir_of(folder / LOCK), ELSEWHERE, progress=7, is_orphan=is_orphan)
+    lease.write_record(folder / LOCK, ELSEWHERE)
+    lease.write_record(lease.inheritor_of(folder / LOCK), ELSEWHERE, progress=7, is_orphan=is_orphan)
     with pytest.raises(CheckpointError, match=words):
-        hold(folder)
+        lock_checkpoints(folder)

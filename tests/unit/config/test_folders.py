@@ -1,6 +1,3 @@
-import errno
-import fcntl
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,11 +9,9 @@ from trainer import files
 from trainer.config import folders
 from trainer.config.folders import (
     check_can_be_made,
-    check_not_held,
     checkpoints_folder,
     find_checkpoints,
     find_run,
-    hold,
     resume_point,
     run_folder,
 )
@@ -103,36 +98,6 @@ def test_the_folder_of_one_checkpoint_means_this_checkpoint_and_not_its_run(run,
     for name in ("config.yaml", "manifest.json"):
         (folder / name).write_text(dump(run), encoding="utf-8")
     assert find_checkpoints(str(folder)) == folder
-
-
-def test_a_run_is_held_by_one_process_and_a_look_leaves_no_trace(project):
-    folder = project / "runs" / "mine"
-    check_not_held(folder)
-    assert not folder.exists()
-    held = hold(folder)
-    with refuses(LaunchError, "another process", "mine"):
-        check_not_held(folder)
-    held.close()
-    check_not_held(folder)
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
-def test_a_run_whose_lock_cannot_be_asked_for_is_refused(project, monkeypatch, number):
-    folder = project / "runs" / "mine"
-    hold(folder).close()
-
-    def flock(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with refuses(LaunchError, "/mine/.lock", os.strerror(number)):
-        check_not_held(folder)
-
-
-def test_a_run_that_nothing_can_be_written_of_is_refused(project):
-    (project / "runs").write_text("a file")
-    with refuses(LaunchError, "runs/mine", "runs_folder"):
-        hold(project / "runs" / "mine")
 
 
 def test_a_command_is_printed_for_a_shell_and_for_where_one_stands(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from trainer import files, locks
+from trainer import files, lease, locks
 from trainer.config.cluster import Cluster
 from trainer.config.schema import PrecisionConfig
 from trainer.precision.decide import Facts, lacking, setup_command
@@ -104,7 +104,7 @@ def _alone(say: Say) -> locks.Lock:
     path, is_told = _place("lock"), False
     while (lock := locks.take(path)) is None:
         if not is_told:
-            say(f"another process installs TransformerEngine ({locks.holder(path)}): waiting for it")
+            say(f"another process installs TransformerEngine ({lease.holder(path)}): waiting for it")
             is_told = True
         time.sleep(0.5)
     return lock

@@ -24,7 +24,8 @@ def pair(first, second, **facts):
 @given(st.lists(finite, min_size=8, max_size=80))
 def test_identical_runs_have_a_gap_of_exactly_nothing(values):
     found = pair(values, values)
-    assert found.is_equal and found.verdict == "no difference"
+    assert found.is_equal
+    assert found.verdict == "no difference"
     assert all(part.gap.value == 0.0 for part in found.segments)
 
 
@@ -40,9 +41,8 @@ def test_turning_a_pair_round_turns_the_gap_round(first, second, step_tokens):
         there, back = (compared(*runs).pairs[0].judged.get("loss") for runs in ((a, b), (b, a)))
     assert (there is None) == (back is None)
     if there:
-        assert there.gap.value == pytest.approx(-back.gap.value, abs=1e-9) and there.gap.window_error == pytest.approx(
-            back.gap.window_error
-        )
+        assert there.gap.value == pytest.approx(-back.gap.value, abs=1e-9)
+        assert there.gap.window_error == pytest.approx(back.gap.window_error)
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,7 +63,8 @@ def test_thinning_keeps_the_range_and_the_mean(values, number):
     x, y = means(places, numbers, filled.astype(float), number)
     assert len(x) == len(y) <= number
     if filled.any():
-        assert np.nanmin(numbers) <= y.min() + 1e-9 and y.max() - 1e-9 <= np.nanmax(numbers)
+        assert np.nanmin(numbers) <= y.min() + 1e-9
+        assert y.max() - 1e-9 <= np.nanmax(numbers)
 
 
 def told_apart(number_of_pairs: int, *, memory: float, noise_of_step: float, planted: float = 0.0) -> float:

@@ -16,7 +16,8 @@ def test_a_dumped_config_loads_as_itself(config):
         path = Path(folder) / "config.yaml"
         path.write_text(dump(config), encoding="utf-8")
         loaded = load(str(path))
-        assert loaded.config == config and load_resolved(path) == config
+        assert loaded.config == config
+        assert load_resolved(path) == config
         assert loaded.origins.keys() == flatten(config).keys()
 
 

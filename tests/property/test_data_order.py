@@ -36,7 +36,8 @@ def test_the_answer_at_a_position_does_not_depend_on_what_else_is_asked(num_sequ
     together = sequence_at(np.array(positions), num_sequences, seed)
     alone = [int(sequence_at(np.array([position]), num_sequences, seed)[0]) for position in positions]
     assert together.tolist() == alone
-    assert min(alone) >= 0 and max(alone) < num_sequences
+    assert min(alone) >= 0
+    assert max(alone) < num_sequences
 
 
 def deviations(chi_square: float, freedom: int) -> float:

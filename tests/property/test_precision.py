@@ -57,4 +57,5 @@ def test_ranks_agree_on_what_each_of_them_can_do(known, recipe):
 def test_shares_are_shares_and_nothing_is_cut_off_by_its_own_scale(recipe, values, rows):
     largest, underflow, overflow = fit(torch.tensor([values] * rows), recipe)
     assert largest.item() == max(abs(value) for value in values)
-    assert 0.0 <= underflow.item() <= 1.0 and overflow.item() == 0.0
+    assert 0.0 <= underflow.item() <= 1.0
+    assert overflow.item() == 0.0

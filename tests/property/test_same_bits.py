@@ -98,7 +98,8 @@ def assert_same_bits(one: Path, other: Path) -> None:
 def assert_equal(one, other) -> None:
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
         assert (
             one.contiguous().view(torch.uint8).equal(other.contiguous().view(torch.uint8))
             if one.dim()

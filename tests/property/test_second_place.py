@@ -18,7 +18,9 @@ def test_no_more_are_kept_than_asked_for_and_the_one_just_copied_always(there, d
     newest = data.draw(st.sampled_from(there))
     gone = too_many(there, newest, keep)
     kept = set(there) - set(gone)
-    assert newest in kept and len(kept) == min(len(there), max(keep, 1)) and set(gone) <= set(there)
+    assert newest in kept
+    assert len(kept) == min(len(there), max(keep, 1))
+    assert set(gone) <= set(there)
     older_kept = [step for step in kept if step < newest]
     assert all(step > newest or step < min(older_kept, default=100) for step in gone)
 

@@ -57,7 +57,8 @@ def door(request, monkeypatch):
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_help_shows_every_command_under_the_name_that_was_called(door, word):
     said = trainer(word)
-    assert said.code == 0 and f"Usage: {door} " in said.out
+    assert said.code == 0
+    assert f"Usage: {door} " in said.out
     assert all(f" {command} " in said.out for command in COMMANDS)
 
 
@@ -82,7 +83,8 @@ def test_a_run_is_started_through_both_doors(door, words, monkeypatch):
         raise ConfigError("seen")
 
     monkeypatch.setattr(supervise, "plan", plan)
-    assert trainer(*words).code == 2 and asked == [["shakespeare", "seed=3"]]
+    assert trainer(*words).code == 2
+    assert asked == [["shakespeare", "seed=3"]]
 
 
 def test_the_door_is_not_handed_on_to_processes_that_a_command_starts(monkeypatch):
@@ -113,4 +115,5 @@ def test_the_command_that_shows_a_form_can_be_pasted(monkeypatch, door, program,
     ):
         cli.main()
     form = paragraph(said.getvalue()).rpartition("shown by: ")[2]
-    assert ended.value.code == 2 and shlex.split(form) == [*typed, "bench", "precision", "--help"]
+    assert ended.value.code == 2
+    assert shlex.split(form) == [*typed, "bench", "precision", "--help"]

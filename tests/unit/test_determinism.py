@@ -71,7 +71,8 @@ def test_the_scatter_of_the_head_is_spared_its_deterministic_form_and_nothing_el
     hidden, weight = torch.randn(6, 4, requires_grad=True), torch.randn(8, 4, requires_grad=True)
     with Flags() as flags:
         chunked_cross_entropy(hidden, weight, torch.randint(0, 8, (6,)), vocab_size=8)[0].backward()
-    assert flags.seen.pop("scatter_") == {False} and set().union(*flags.seen.values()) == {True}
+    assert flags.seen.pop("scatter_") == {False}
+    assert set().union(*flags.seen.values()) == {True}
     assert is_strict()
 
 
@@ -80,7 +81,10 @@ def test_an_operation_without_a_deterministic_form_is_a_paragraph_with_its_name_
     with pytest.raises(ConfigError) as caught, determinism.missing_form_explained(determinism.SWITCH_OFF):
         torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
     said = str(caught.value)
-    assert "put_" in said and "deterministic is true" in said and "deterministic=false" in said and "\n" not in said
+    assert "put_" in said
+    assert "deterministic is true" in said
+    assert "deterministic=false" in said
+    assert "\n" not in said
 
 
 def test_a_workspace_setting_of_the_environment_that_cublas_refuses_is_named(monkeypatch):
@@ -89,7 +93,8 @@ def test_a_workspace_setting_of_the_environment_that_cublas_refuses_is_named(mon
         raise RuntimeError(
             "Deterministic behavior was enabled, but this uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8"
         )
-    assert "CUBLAS_WORKSPACE_CONFIG=:0:0" in str(caught.value) and "a remedy" in str(caught.value)
+    assert "CUBLAS_WORKSPACE_CONFIG=:0:0" in str(caught.value)
+    assert "a remedy" in str(caught.value)
 
 
 def test_other_errors_pass_by():
@@ -114,7 +119,8 @@ def test_attention_is_timed_under_the_flags_of_the_run_and_without_them(monkeypa
 
     monkeypatch.setattr(determinism, "_seconds", takes)
     assert determinism.attention_seconds((1, 2, 8, 4), torch.float32, torch.device("cpu")) == (0.003, 0.001)
-    assert seen == [True, False] * determinism.ROUNDS and is_strict()
+    assert seen == [True, False] * determinism.ROUNDS
+    assert is_strict()
 
 
 def test_its_cost_is_a_share_of_a_step():
@@ -140,6 +146,10 @@ def test_the_report_of_a_gpu_times_whole_passes_and_those_of_others_time_nothing
             deterministic, torch.device(device), torch.bfloat16, Model, 4, 64, lambda: passes.append(1)
         )
 
-    assert "25.0 % of a step" in said(True, "cuda") and len(passes) == 4
-    assert "off" in said(False, "cuda") and "last bit" in said(False, "cuda") and not passes
-    assert "costs nothing" in said(True, "cpu") and not passes
+    assert "25.0 % of a step" in said(True, "cuda")
+    assert len(passes) == 4
+    assert "off" in said(False, "cuda")
+    assert "last bit" in said(False, "cuda")
+    assert not passes
+    assert "costs nothing" in said(True, "cpu")
+    assert not passes

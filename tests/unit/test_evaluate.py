@@ -33,7 +33,8 @@ def evaluation(passed_over=None, **changes):
 
 
 def test_results_are_a_table_under_what_they_are_of():
-    assert evaluation().text().splitlines()[0] == "mine, step 10, fp32" and len(evaluation().text().splitlines()) == 3
+    assert evaluation().text().splitlines()[0] == "mine, step 10, fp32"
+    assert len(evaluation().text().splitlines()) == 3
 
 
 def test_scores_that_are_no_numbers_are_told():
@@ -64,12 +65,13 @@ def test_newer_checkpoints_that_were_passed_over_stand_in_the_table_and_in_the_r
 def test_a_loss_stands_before_the_tasks_in_table_and_records():
     loss = Loss(data="mine", loss=math.inf, perplexity=math.inf, bits_per_byte=None, num_tokens=8)
     told = replace(evaluation(), loss=loss)
-    assert [record["task"] for record in told.records()] == ["validation_loss", "words"] and told.records()[0][
-        "loss"
-    ] is None
+    assert [record["task"] for record in told.records()] == ["validation_loss", "words"]
+    assert told.records()[0]["loss"] is None
     lines = told.text().splitlines()
-    assert lines[1].split()[:2] == ["held-out", "text"] and lines[2].split() == ["mine", "8", "inf", "inf", "-"]
-    assert "diverged" in lines[-1] and len(replace(told, results=[]).text().splitlines()) == 4
+    assert lines[1].split()[:2] == ["held-out", "text"]
+    assert lines[2].split() == ["mine", "8", "inf", "inf", "-"]
+    assert "diverged" in lines[-1]
+    assert len(replace(told, results=[]).text().splitlines()) == 4
 
 
 @pytest.fixture
@@ -89,7 +91,9 @@ def test_the_loss_on_training_text_is_never_called_that_on_held_out_text(trained
         evaluate._held_out(config, manifest, None)
     assert not caplog.text
     found = evaluate._held_out(config, manifest, str(folder))
-    assert found.num_sequences > 0 and "100%" in caplog.text and "trained on" in caplog.text
+    assert found.num_sequences > 0
+    assert "100%" in caplog.text
+    assert "trained on" in caplog.text
 
 
 def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_stops_nothing(

@@ -79,11 +79,14 @@ def test_the_exported_logits_are_the_trained_models_to_the_last_bit(shape, tmp_p
     tied = opened.get_input_embeddings().weight is opened.get_output_embeddings().weight
     assert tied == model.config.tie_word_embeddings
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation.get("suppress_tokens") is None and generation["eos_token_id"] == 256
+    assert generation.get("suppress_tokens") is None
+    assert generation["eos_token_id"] == 256
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer(TEXTS[0])["input_ids"] == list(TEXTS[0].encode()) and tokenizer.eos_token_id == 256
+    assert tokenizer(TEXTS[0])["input_ids"] == list(TEXTS[0].encode())
+    assert tokenizer.eos_token_id == 256
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| steps | 12 |" in card and "| validation loss | 3.5 |" in card
+    assert "| steps | 12 |" in card
+    assert "| validation loss | 3.5 |" in card
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
@@ -96,7 +99,9 @@ def test_ids_from_auto_tokenizer_are_tiktokens(name, shape, tmp_path):
         weights = stored(AutoModelForCausalLM.from_config(config), tmp_path)
     export(tmp_path / "out", model_config=config, weights=weights, tokenizer=facts)
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "out"), tiktoken_of(facts)
-    assert ours.eos_token == END and ours.convert_tokens_to_ids(END) == facts.eot_id and len(ours) == facts.vocab_size
+    assert ours.eos_token == END
+    assert ours.convert_tokens_to_ids(END) == facts.eot_id
+    assert len(ours) == facts.vocab_size
     for text in TEXTS:
         ids = ours(text)["input_ids"]
         assert ids == theirs.encode_ordinary(text)
@@ -127,7 +132,9 @@ def test_every_gpt2_token_but_the_bytes_has_a_merge_of_two_earlier_tokens():
 
 def test_byte_letters_are_256_different_printable_ones():
     letters = byte_letters()
-    assert len(set(letters)) == 256 and letters[ord("A")] == "A" and letters[ord(" ")] == "\u0120"
+    assert len(set(letters)) == 256
+    assert letters[ord("A")] == "A"
+    assert letters[ord(" ")] == "\u0120"
 
 
 def test_a_dtype_is_honoured_and_an_unknown_one_refused(tmp_path):
@@ -222,13 +229,15 @@ def test_the_written_tokenizer_is_one_that_transformers_4_and_5_open(tmp_path):
     """The contract that was tried by hand in both: this class, no key of version 5 alone, an id to pad with."""
     out, _ = exported(tmp_path, "llama")
     config = written(out, "tokenizer_config.json")
-    assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in config
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "backend" not in config
     assert config["pad_token"] == config["eos_token"] == config["bos_token"] == END
     assert AutoTokenizer.from_pretrained(out)(["a", "bcd"], padding=True)["input_ids"] == [
         [256, 256, 97],
         [98, 99, 100],
     ]
-    assert config["model_input_names"] == ["input_ids", "attention_mask"] and config["padding_side"] == "left"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
+    assert config["padding_side"] == "left"
     assert written(out, "tokenizer.json")["added_tokens"][0]["id"] == 256
 
 
@@ -352,16 +361,14 @@ def test_the_card_of_a_checkpoint_says_how_it_was_trained(tmp_path, monkeypatch)
     rows = dict(
         line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "| | |"
     )
-    assert rows["data"] == "shakespeare" and rows["sequence length"].startswith("8 ") and rows["batch"].startswith("4 ")
-    assert (
-        "adamw" in rows["optimizer"]
-        and rows["learning rate"].startswith("0.0006 ")
-        and "cosine, 7 " in rows["learning rate"]
-    )
-    assert (
-        rows["words"] == "acc 0.100"
-        and rows["piqa"] == "acc 0.250, chance 0.500"
-        and rows["validation loss"].startswith("3.0000")
-    )
+    assert rows["data"] == "shakespeare"
+    assert rows["sequence length"].startswith("8 ")
+    assert rows["batch"].startswith("4 ")
+    assert "adamw" in rows["optimizer"]
+    assert rows["learning rate"].startswith("0.0006 ")
+    assert "cosine, 7 " in rows["learning rate"]
+    assert rows["words"] == "acc 0.100"
+    assert rows["piqa"] == "acc 0.250, chance 0.500"
+    assert rows["validation loss"].startswith("3.0000")
     assert all(number in rows["loss on other"] for number in ("2.5000", "1.2500", "640"))
     assert written(tmp_path / "out", "config.json")["max_position_embeddings"] == 8

@@ -23,7 +23,8 @@ def test_the_project_folder_of_an_installed_wheel_is_the_current_one(tmp_path, m
 def test_an_atomic_file_appears_whole_and_leaves_nothing_else(tmp_path):
     files.write_atomic(tmp_path / "a", "first")
     files.write_atomic(tmp_path / "a", b"second")
-    assert (tmp_path / "a").read_bytes() == b"second" and names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"second"
+    assert names(tmp_path) == ["a"]
 
 
 def test_an_atomic_file_that_fails_half_way_leaves_the_old_one(tmp_path):
@@ -31,7 +32,8 @@ def test_an_atomic_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError), files.atomic_file(tmp_path / "a") as file:
         file.write(b"new, but")
         raise OSError(errno.ENOSPC, "no space")
-    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
 
 
 def test_an_atomic_file_may_be_written_beside_its_folder(tmp_path, monkeypatch):
@@ -42,7 +44,8 @@ def test_an_atomic_file_may_be_written_beside_its_folder(tmp_path, monkeypatch):
         os, "replace", lambda a, b: (seen.append((names(tmp_path), names(tmp_path / "inner"))), real(a, b))
     )
     files.write_atomic(tmp_path / "inner" / "a", "content", partial_in=tmp_path)
-    assert seen == [([f".a.partial-{os.getpid()}", "inner"], [])] and names(tmp_path / "inner") == ["a"]
+    assert seen == [([f".a.partial-{os.getpid()}", "inner"], [])]
+    assert names(tmp_path / "inner") == ["a"]
     assert names(tmp_path) == ["inner"]
 
 
@@ -75,7 +78,8 @@ def test_everything_in_a_folder_is_on_the_disk_before_it_has_its_final_name(tmp_
     monkeypatch.setattr(os, "rename", lambda a, b: (at_rename.extend(synced), real_rename(a, b)))
     files.commit_folder(tmp_path / ".staging", tmp_path / "final")
     assert sorted(at_rename) == [".staging", "inner", "x", "y"]
-    assert synced[-1] == tmp_path.name and (tmp_path / "final" / "inner" / "y").read_text() == "inner/y"
+    assert synced[-1] == tmp_path.name
+    assert (tmp_path / "final" / "inner" / "y").read_text() == "inner/y"
 
 
 def test_a_folder_loses_its_name_before_its_content(tmp_path, monkeypatch):
@@ -104,7 +108,8 @@ def test_a_folder_set_aside_keeps_its_content_and_never_hides_another(tmp_path):
 def test_a_symbolic_link_is_pointed_anew_in_one_step(tmp_path):
     for target in ("one", "two"):
         files.point_symlink(tmp_path / "latest", target)
-    assert os.readlink(tmp_path / "latest") == "two" and names(tmp_path) == ["latest"]
+    assert os.readlink(tmp_path / "latest") == "two"
+    assert names(tmp_path) == ["latest"]
 
 
 def test_sha256_is_the_one_of_the_standard(tmp_path):
@@ -175,4 +180,5 @@ def test_a_file_that_was_forgotten_reads_as_before(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("content")
     files.fsync_file(tmp_path / "a")
     files.forget_cached(tmp_path / "a")
-    assert (tmp_path / "a").read_text() == "content" and advised == [(0, 0, os.POSIX_FADV_DONTNEED)]
+    assert (tmp_path / "a").read_text() == "content"
+    assert advised == [(0, 0, os.POSIX_FADV_DONTNEED)]

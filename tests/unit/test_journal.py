@@ -39,7 +39,8 @@ def test_a_number_that_is_not_finite_is_none(tmp_path):
     Journal(tmp_path).write("save", loss=float("nan"), inner={"a": [float("inf"), 1.5], 3: "three"})
     json.loads((tmp_path / JOURNAL).read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     (event,) = read_events(tmp_path)
-    assert event["loss"] is None and event["inner"] == {"a": [None, 1.5], "3": "three"}
+    assert event["loss"] is None
+    assert event["inner"] == {"a": [None, 1.5], "3": "three"}
 
 
 def test_the_journals_own_names_are_not_facts(tmp_path):
@@ -77,11 +78,14 @@ def test_a_full_disk_loses_events_and_their_number_stands_in_the_next(tmp_path, 
             journal.write("save", step=step)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [text.rsplit(", ", 1)[1] for text in told] == ["1 in a row by now", "2 in a row by now", "4 in a row by now"]
-    assert "No space left on device" in told[0] and "'save' is lost" in told[0]
+    assert "No space left on device" in told[0]
+    assert "'save' is lost" in told[0]
     journal.write("save", step=9)
     journal.write("stop")
     saved, stopped = read_events(tmp_path)
-    assert saved["step"] == 9 and saved["lost_events"] == 5 and "lost_events" not in stopped
+    assert saved["step"] == 9
+    assert saved["lost_events"] == 5
+    assert "lost_events" not in stopped
 
 
 def test_a_folder_that_cannot_be_made_loses_the_event_only(tmp_path, caplog):
@@ -152,7 +156,8 @@ class DistBackendError(RuntimeError):
     ],
 )
 def test_an_exception_has_a_cause(error, cause):
-    assert cause_of_error(error) == cause and cause in CAUSES
+    assert cause_of_error(error) == cause
+    assert cause in CAUSES
 
 
 def test_what_a_suppressed_exception_was_is_not_looked_at():
@@ -184,7 +189,8 @@ def test_exceptions_that_are_a_circle_have_a_cause():
     ],
 )
 def test_a_signal_has_a_cause(number, cause):
-    assert cause_of_signal(int(number)) == cause and cause in CAUSES
+    assert cause_of_signal(int(number)) == cause
+    assert cause in CAUSES
 
 
 def test_a_journal_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):

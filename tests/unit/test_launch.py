@@ -64,7 +64,9 @@ def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_acce
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(LaunchError) as caught:
         launch.asked()
-    assert name in str(caught.value) and "MULTI_GPU" in str(caught.value) and caught.value.exit_code == 2
+    assert name in str(caught.value)
+    assert "MULTI_GPU" in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
 def test_processes_that_did_not_find_each_other_are_refused(tmp_path):
@@ -82,7 +84,8 @@ def test_what_would_make_accelerate_convert_or_accumulate_by_itself_is_taken_awa
     monkeypatch.setenv("ACCELERATE_FP8_BACKEND", "TE")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     accelerator = begin(tmp_path)
-    assert "ACCELERATE_FP8_BACKEND" not in os.environ and accelerator.gradient_accumulation_steps == 1
+    assert "ACCELERATE_FP8_BACKEND" not in os.environ
+    assert accelerator.gradient_accumulation_steps == 1
 
 
 def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unread(tmp_path, monkeypatch, caplog):
@@ -95,9 +98,8 @@ def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unre
     for name, value in passed_on.items():
         monkeypatch.setenv(name, value)
     begin(tmp_path)
-    assert "fp8_config.margin of the cluster file is not read" in caplog.text and not any(
-        name.startswith("ACCELERATE_FP8_") for name in os.environ
-    )
+    assert "fp8_config.margin of the cluster file is not read" in caplog.text
+    assert not any(name.startswith("ACCELERATE_FP8_") for name in os.environ)
 
 
 def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it_finds_first(tmp_path, monkeypatch):
@@ -109,7 +111,8 @@ def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it
         accelerator = launch.start(
             place, precision="fp8", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path
         )
-        assert accelerator.mixed_precision == "fp8" and accelerator.fp8_backend.value == "TE"
+        assert accelerator.mixed_precision == "fp8"
+        assert accelerator.fp8_backend.value == "TE"
     finally:
         emulation.uninstall()
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -127,10 +130,8 @@ def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monke
         runs_folder=tmp_path,
         uncompiled="these layers cannot be compiled",
     )
-    assert (
-        os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
-        and "torch.compile is left out: these layers cannot be compiled" in caplog.text
-    )
+    assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
+    assert "torch.compile is left out: these layers cannot be compiled" in caplog.text
 
 
 @pytest.mark.parametrize(("local_rank", "told"), [("0", True), ("1", False)])
@@ -145,7 +146,8 @@ def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them
     launch.start(
         place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason"
     )
-    assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no" and "ACCELERATE_FP8_MARGIN" not in os.environ
+    assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
+    assert "ACCELERATE_FP8_MARGIN" not in os.environ
     assert ["torch.compile is left out" in caplog.text, "fp8_config.margin" in caplog.text] == [told, told]
 
 
@@ -165,7 +167,8 @@ def test_compiled_blocks_are_not_split_where_buckets_of_gradients_end(tmp_path, 
     assert torch._dynamo.config.optimize_ddp is True, "nothing is compiled"
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     launch._choose_compiler(None, use_cpu=True)
-    assert torch._dynamo.config.optimize_ddp is False and torch._dynamo.config.recompile_limit == 64
+    assert torch._dynamo.config.optimize_ddp is False
+    assert torch._dynamo.config.recompile_limit == 64
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -237,7 +240,8 @@ def test_compiling_without_a_compiler_is_left_out_with_a_warning(tmp_path, monke
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert launch.compile_backend(begin(tmp_path)) == "no" and "torch.compile is left out" in caplog.text
+    assert launch.compile_backend(begin(tmp_path)) == "no"
+    assert "torch.compile is left out" in caplog.text
 
 
 def test_the_log_is_the_main_processs_story_and_the_others_warnings(tmp_path, monkeypatch):
@@ -336,7 +340,8 @@ def test_the_other_ranks_wait_until_rank_0_has_done_its_work(two_ranks):
     other = waiting_rank()
     two_ranks(0)
     assert launch.first_before_joining(lambda: (time.sleep(1.0), other.poll())[1]) is None, "it still waits"
-    assert other.stdout.readline() == "joins\n" and other.wait(30) == 0
+    assert other.stdout.readline() == "joins\n"
+    assert other.wait(30) == 0
 
 
 def test_a_rank_that_waits_for_one_that_was_refused_ends_at_its_launchers_signal(two_ranks):

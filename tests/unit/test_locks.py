@@ -95,8 +95,11 @@ def in_another_process(script, path):
 
 def test_a_lock_is_held_by_one_and_free_again_when_it_is_closed(path):
     held = locks.take(path)
-    assert held is not None and locks.take(path) is None and locks.is_held(path)
-    assert lease.holder(path) == lease.process() and names(path) == [".lock"]
+    assert held is not None
+    assert locks.take(path) is None
+    assert locks.is_held(path)
+    assert lease.holder(path) == lease.process()
+    assert names(path) == [".lock"]
     held.close()
     assert not locks.is_held(path)
     locks.take(path).close()
@@ -107,7 +110,9 @@ def test_a_lock_is_free_again_when_its_process_ends_however_it_ends(path, script
     if script:
         request.getfixturevalue("without_locks")
     other, took = in_another_process(script, path)
-    assert took and locks.take(path) is None and locks.is_held(path)
+    assert took
+    assert locks.take(path) is None
+    assert locks.is_held(path)
     assert lease.holder(path).pid == other.pid
     other.kill()
     other.wait()
@@ -134,11 +139,10 @@ def test_where_there_are_no_locks_a_record_holds_and_that_is_announced(path, mon
 
     monkeypatch.setattr(fcntl, "flock", flock)
     held = locks.take(path)
-    assert (
-        names(path) == [".lock", ".lock-00000001"]
-        and f"{path.parent} is on a file system without locks (no locks)" in caplog.text
-    )
-    assert locks.take(path) is None and locks.is_held(path)
+    assert names(path) == [".lock", ".lock-00000001"]
+    assert f"{path.parent} is on a file system without locks (no locks)" in caplog.text
+    assert locks.take(path) is None
+    assert locks.is_held(path)
     held.close()
     assert not locks.is_held(path)
     again = locks.take(path)
@@ -161,10 +165,12 @@ def test_a_record_whose_process_is_gone_or_whose_number_another_has_now_is_stale
 def test_a_record_of_another_machine_counts_as_long_as_it_beats(path, without_locks, caplog):
     caplog.set_level("INFO")
     with beating(record(path, 1, ELSEWHERE), ELSEWHERE):
-        assert locks.take(path) is None and locks.is_held(path)
+        assert locks.take(path) is None
+        assert locks.is_held(path)
     assert "process 1 on node7" in caplog.text
     held = locks.take(path)
-    assert held is not None and lease.holder(path) == lease.process()
+    assert held is not None
+    assert lease.holder(path) == lease.process()
     held.close()
 
 
@@ -230,7 +236,8 @@ def in_another_process_later(script, path):
 def test_an_inheritor_holds_on_when_the_holder_is_gone(path, without_locks):
     record(path, 1, gone())
     lease.write_record(lease.inheritor_of(path), lease.process())
-    assert locks.take(path) is None and locks.is_held(path)
+    assert locks.take(path) is None
+    assert locks.is_held(path)
     lease.release_record(lease.inheritor_of(path))
     locks.take(path).close()
 
@@ -267,7 +274,8 @@ def test_one_who_was_taken_for_dead_ends_itself(path, without_locks):
 
 def test_a_record_that_a_lock_of_another_mount_has_left_counts_where_there_are_locks_too(path):
     record(path, 1, lease.process())
-    assert locks.take(path) is None and locks.is_held(path)
+    assert locks.take(path) is None
+    assert locks.is_held(path)
     record(path, 1, gone())
     held = locks.take(path)
     assert names(path) == [".lock", ".lock-00000002"]
@@ -291,7 +299,8 @@ def test_a_release_that_cannot_be_written_is_told(path, without_locks, monkeypat
 )
 def test_what_is_no_record_is_none(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
-    assert lease.read_record(tmp_path / "x") is None and lease.read_record(tmp_path / "y") is None
+    assert lease.read_record(tmp_path / "x") is None
+    assert lease.read_record(tmp_path / "y") is None
 
 
 # A run's folder

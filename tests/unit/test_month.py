@@ -49,7 +49,9 @@ def test_a_report_of_millions_of_steps_takes_little_memory(month):
         words = report("a", folder, month / "checkpoints", None)
         totals = totals_of(folder / CURVE)
     assert "tokens in 4d 15h of training" in words
-    assert totals.step == STEPS and round(totals.seconds) == STEPS // 5 and len(totals.recent_losses) == 20
+    assert totals.step == STEPS
+    assert round(totals.seconds) == STEPS // 5
+    assert len(totals.recent_losses) == 20
 
 
 def test_a_resume_of_millions_of_steps_reads_the_end(month):
@@ -59,7 +61,8 @@ def test_a_resume_of_millions_of_steps_reads_the_end(month):
         assert len(read_events(folder, "start")) == 1
         CurveIndex(folder).draw()
         begin = (folder / LOST).stat().st_size if (folder / LOST).is_file() else 0
-        assert cut_after(folder, STEPS - 100) == 100 and len(list(lost_records(folder, STEPS - 100, begin))) == 100
+        assert cut_after(folder, STEPS - 100) == 100
+        assert len(list(lost_records(folder, STEPS - 100, begin))) == 100
         (folder / ".drawn-tensorboard").write_text(str((folder / CURVE).stat().st_size))
         assert begin_of_drawing(folder, "tensorboard", STEPS - 100)[1] == STEPS - 99
         assert end_of_step(folder / CURVE, STEPS - 120) < (folder / CURVE).stat().st_size
@@ -68,4 +71,6 @@ def test_a_resume_of_millions_of_steps_reads_the_end(month):
 def test_a_comparison_of_millions_of_steps_takes_little_memory(month):
     with at_most(80):
         (pair,) = judge(read_runs([str(month / "runs" / name) for name in ("a", "b")])).pairs
-    assert pair.a.curve.num_steps >= STEPS - 600 and len(pair.judged) == 2 and not pair.has_same_batches
+    assert pair.a.curve.num_steps >= STEPS - 600
+    assert len(pair.judged) == 2
+    assert not pair.has_same_batches

@@ -85,7 +85,9 @@ def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, 
 def test_a_run_that_was_killed_at_its_start_is_reported_too(store, tmp_path):
     write_outcome(tmp_path / "mine", "running", step=0, reason="started")
     text = report("mine", tmp_path / "mine", store.folder, None)
-    assert "mine: running, or killed at step 0 (started)\n" in text and "nats" not in text and "It writes" not in text
+    assert "mine: running, or killed at step 0 (started)\n" in text
+    assert "nats" not in text
+    assert "It writes" not in text
 
 
 def test_a_run_that_is_running_stands_at_the_last_step_of_its_curve(store, tmp_path):
@@ -156,7 +158,8 @@ def test_what_it_names_next_finds_the_run_wherever_its_folders_are(project, sett
     lines = report("mine", folder, checkpoints_folder(config), None).split("Next:\n")[1].splitlines()
     generate, tensorboard, checkpoints = map(shlex.split, lines)
     assert generate[2] == checkpoints[3] == ("mine" if config.runs_folder == "runs" else str(folder))
-    assert find_checkpoints(generate[2]) == checkpoints_folder(config) and find_run(generate[2]) == folder
+    assert find_checkpoints(generate[2]) == checkpoints_folder(config)
+    assert find_run(generate[2]) == folder
     assert tensorboard == [generate[0], "tensorboard", generate[2]]
 
 
@@ -184,15 +187,14 @@ def test_what_continues_a_run_that_ended_early_comes_first(store, project, kind)
     folder = project / "runs" / "mine"
     write_outcome(folder, kind, step=0, reason="because")
     lines = next_lines(folder, store)
-    assert lines[0].startswith("./launch.sh cpu mine.yaml") and "no checkpoint was made" in lines[0]
+    assert lines[0].startswith("./launch.sh cpu mine.yaml")
+    assert "no checkpoint was made" in lines[0]
     assert lines[1:] == ["./launch.sh tensorboard mine"], "there is nothing to generate with, and nothing to list"
     commit(store, 5)
     lines = next_lines(folder, store)
-    assert (
-        lines[0].startswith("./launch.sh cpu mine.yaml")
-        and "from step 5" in lines[0]
-        and ("optimizer.lr=" in lines[0]) == (kind == "diverged")
-    )
+    assert lines[0].startswith("./launch.sh cpu mine.yaml")
+    assert "from step 5" in lines[0]
+    assert ("optimizer.lr=" in lines[0]) == (kind == "diverged")
     assert lines[1] == "./launch.sh generate mine --prompt '1. Remove the cover'"
 
 

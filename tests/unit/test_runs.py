@@ -40,7 +40,8 @@ def content(project):
 
 def test_a_renamed_run_has_everything_under_its_new_name(project):
     runs.rename("run", "better")
-    assert not (project / "runs/run").exists() and not (project / "checkpoints/run").exists()
+    assert not (project / "runs/run").exists()
+    assert not (project / "checkpoints/run").exists()
     folder = project / "runs/better"
     assert load_resolved(folder / "config.yaml").name == "better"
     assert find_checkpoints("better") == project / "checkpoints/better"
@@ -50,7 +51,8 @@ def test_a_renamed_run_has_everything_under_its_new_name(project):
         ("rename", "better", "run"),
     ]
     for entry in CheckpointStore(project / "checkpoints/better").entries():
-        assert verify(entry.path) == [] and folder_of_run(entry.path) == folder
+        assert verify(entry.path) == []
+        assert folder_of_run(entry.path) == folder
 
 
 @pytest.mark.parametrize("number", range(1, 20))
@@ -80,7 +82,8 @@ def test_a_renaming_that_was_killed_anywhere_is_finished_by_the_same_command(pro
         runs.rename("run", "better")
     assert load_resolved(project / "runs/better/config.yaml").name == "better"
     assert len(CheckpointStore(project / "checkpoints/better").entries()) == 2
-    assert not (project / "runs/run").exists() and not (project / "checkpoints/run").exists()
+    assert not (project / "runs/run").exists()
+    assert not (project / "checkpoints/run").exists()
 
 
 def test_a_renaming_that_was_killed_is_finished_also_when_starts_were_refused_since(project, monkeypatch):
@@ -93,7 +96,8 @@ def test_a_renaming_that_was_killed_is_finished_also_when_starts_were_refused_si
     journal.write("stop", cause="exception")
     runs.rename("run", "better")
     assert load_resolved(project / "runs/better/config.yaml").name == "better"
-    assert len(CheckpointStore(project / "checkpoints/better").entries()) == 2 and not (project / "runs/run").exists()
+    assert len(CheckpointStore(project / "checkpoints/better").entries()) == 2
+    assert not (project / "runs/run").exists()
 
 
 def test_nothing_is_replaced_and_a_name_has_to_be_one(project):

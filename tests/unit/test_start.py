@@ -82,7 +82,8 @@ def test_a_start_runs_its_own_package_and_keeps_the_packages_that_a_person_bring
     words = ["trainer.tell", "a word"]
     for command, environment in (([sys.executable, "-P"], {}), ([sys.executable], start.SAFE_PATH)):
         files = json.loads(ran([*command, str(own), *words], foreign, PYTHONPATH=str(other), **environment))
-        assert files[0] == str(own.parent / "__init__.py") and not any(str(foreign) in file for file in files)
+        assert files[0] == str(own.parent / "__init__.py")
+        assert not any(str(foreign) in file for file in files)
     assert start.command("trainer.tell", "a word") == [sys.executable, "-P", str(PACKAGE / "start.py"), *words]
 
 
@@ -121,13 +122,15 @@ def test_the_command_of_an_environment_runs_what_is_installed_there(tmp_path, mo
     monkeypatch.setattr("trainer.cli.main", lambda: became.append("this one"))
     if how == "not at all":
         main()
-        assert became == ["this one"] and start.installed_package() is None
+        assert became == ["this one"]
+        assert start.installed_package() is None
         return
     with pytest.raises(SystemExit) as ended:
         main()
     assert start.installed_package() == root / "trainer"
     if how == "as an older one":
-        assert ended.value.code == 2 and became == []
+        assert ended.value.code == 2
+        assert became == []
     else:
         assert became == [[sys.executable, "-P", str(root / "trainer" / "start.py"), "trainer", "report", "mine"]]
 
@@ -164,7 +167,7 @@ def test_every_start_of_ours_goes_through_it_or_is_told_to_look_nowhere_else():
 
 def test_the_ranks_of_a_launch_are_started_the_same_way(cluster):
     plan = supervise.plan([cluster(), "shakespeare"])
-    assert plan.command[:4] == start.command("trainer.supervise") and start.SCRIPT in plan.command[4:]
-    assert plan.environment["PYTHONSAFEPATH"] == "1" and plan.environment.get("PYTHONPATH") == os.environ.get(
-        "PYTHONPATH"
-    )
+    assert plan.command[:4] == start.command("trainer.supervise")
+    assert start.SCRIPT in plan.command[4:]
+    assert plan.environment["PYTHONSAFEPATH"] == "1"
+    assert plan.environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH")

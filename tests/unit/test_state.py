@@ -27,14 +27,16 @@ def test_the_state_survives_a_round_trip_through_json():
     stored = json.loads(json.dumps(state.state_dict()))
     again = TrainState(Progress(), guard=Part(0), evaluation=Part(0))
     again.load_state_dict(stored)
-    assert again.state_dict() == state.state_dict() and stored["version"] == 1
+    assert again.state_dict() == state.state_dict()
+    assert stored["version"] == 1
 
 
 def test_a_part_that_the_checkpoint_lacks_starts_fresh_with_a_warning(caplog):
     state = TrainState(Progress(), guard=Part(5))
     with caplog.at_level(logging.WARNING):
         state.load_state_dict({"version": 1, "progress": {"step": 1, "sequences": 2, "tokens": 3}})
-    assert state.progress.step == 1 and state.state_dict()["guard"] == {"value": 5}
+    assert state.progress.step == 1
+    assert state.state_dict()["guard"] == {"value": 5}
     assert "no part 'guard'" in caplog.text
 
 
@@ -44,4 +46,5 @@ def test_a_part_that_this_run_lacks_is_left_out_with_a_warning(caplog):
         state.load_state_dict(
             {"version": 1, "progress": {"step": 1, "sequences": 2, "tokens": 3}, "clock": {"value": 1}}
         )
-    assert "part 'clock'" in caplog.text and "clock" not in state.state_dict()
+    assert "part 'clock'" in caplog.text
+    assert "clock" not in state.state_dict()

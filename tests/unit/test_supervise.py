@@ -102,7 +102,8 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
         "ACCELERATE_USE_CPU": "true",
     }
-    assert plan.folder == files.project_folder() / "runs" / "mine" and plan.config.seed == 3
+    assert plan.folder == files.project_folder() / "runs" / "mine"
+    assert plan.config.seed == 3
 
 
 def test_a_time_to_shut_down_that_a_person_chose_stays(cluster, monkeypatch):
@@ -121,16 +122,16 @@ def test_settings_of_fp8_that_a_cluster_file_has_and_nobody_reads_are_told(clust
         supervise.plan(
             [cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"]
         )
-    assert "fp8_config.amax_history_len is not read" in str(caught.value) and "fp8_config.backend is 'MSAMP'" in str(
-        caught.value
-    )
+    assert "fp8_config.amax_history_len is not read" in str(caught.value)
+    assert "fp8_config.backend is 'MSAMP'" in str(caught.value)
     supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
 
 
 def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
     gpus(monkeypatch, 0)
     plan = supervise.plan([])
-    assert plan.cluster.path.stem == "cpu" and plan.config.name == "shakespeare"
+    assert plan.cluster.path.stem == "cpu"
+    assert plan.config.name == "shakespeare"
 
 
 def test_more_gpus_than_there_are_is_refused_with_a_file_that_fits(cluster, monkeypatch):
@@ -157,7 +158,8 @@ def test_every_outcome_has_its_code_and_none_is_the_launchers():
     assert {kind: supervise.exit_code(9, {"outcome": kind}) for kind in EXIT_CODES} == EXIT_CODES
     assert supervise.exit_code(0, {"outcome": "running"}) == 0, "finished, and the disk too full to say so"
     assert supervise.exit_code(-9, None) == 1, "a launcher that was killed"
-    assert supervise.exit_code(7, None) == 7 and supervise.exit_code(0, None) == 1
+    assert supervise.exit_code(7, None) == 7
+    assert supervise.exit_code(0, None) == 1
 
 
 def planned(project, script=""):
@@ -285,7 +287,8 @@ def test_a_signal_while_a_launch_is_checked_asks_to_be_queued_again(monkeypatch,
     before = signal.getsignal(number)
     monkeypatch.setattr(supervise, "plan", lambda words: os.kill(os.getpid(), number))
     assert trainer("launch", "cpu").code == 75
-    assert caplog.messages == [supervise.STOPPED_EARLY] and signal.getsignal(number) is before
+    assert caplog.messages == [supervise.STOPPED_EARLY]
+    assert signal.getsignal(number) is before
 
 
 def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):
@@ -396,7 +399,8 @@ def test_a_rank_that_ended_with_a_code_of_the_runs_own_has_said_all(project, cap
     plan.command[2] = f"{leaves(plan, left).removesuffix('; raise SystemExit(1)')}; {seen(0, exit_code)}"
     write_outcome(plan.folder, "running", step=0, reason="before")
     assert supervise.run_launch(plan) == exit_code
-    assert read_outcome(plan.folder)["reason"] == "new" and caplog.messages == []
+    assert read_outcome(plan.folder)["reason"] == "new"
+    assert caplog.messages == []
 
 
 def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, caplog):
@@ -404,7 +408,8 @@ def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, 
     write_outcome(plan.folder, "running", step=3, reason="training")
     with locks.take(plan.folder / ".lock"):
         assert supervise.run_launch(plan) == 1
-    assert read_outcome(plan.folder)["outcome"] == "running" and "another process is training mine" in caplog.text
+    assert read_outcome(plan.folder)["outcome"] == "running"
+    assert "another process is training mine" in caplog.text
 
 
 LEFT_BEHIND = """
@@ -441,4 +446,5 @@ def test_ranks_that_outlive_a_failed_one_are_waited_for_shortly_and_those_that_s
         assert supervise.accelerate_launch() == 0
     finally:
         signal.signal(signal.SIGINT, heard)
-    assert seen == [(None, supervise.LOST_SECONDS)] and supervise.LOST_SECONDS < 30 < supervise.SHUTDOWN_SECONDS
+    assert seen == [(None, supervise.LOST_SECONDS)]
+    assert supervise.LOST_SECONDS < 30 < supervise.SHUTDOWN_SECONDS

@@ -64,9 +64,8 @@ def test_a_single_run_is_shown_under_its_name_and_nothing_piles_up(tmp_path, mon
         SummaryWriter(str(tmp_path / "runs" / name)).close()
     shown = [logdir_of(board(tmp_path / "runs" / name, None, {})) for name in ("mine", "mine", "yours")]
     assert shown[0] == shown[1] != shown[2]
-    assert [path.name for path in shown[0].iterdir()] == ["mine"] and (
-        shown[0] / "mine"
-    ).resolve() == tmp_path / "runs" / "mine"
+    assert [path.name for path in shown[0].iterdir()] == ["mine"]
+    assert (shown[0] / "mine").resolve() == tmp_path / "runs" / "mine"
     assert logdir_of(board(tmp_path / "runs", None, {})) == tmp_path / "runs"
     assert len(list((tmp_path / "temporary").glob("*/*"))) == 2
 

@@ -45,7 +45,8 @@ def test_a_number_and_its_noun_agree(number, noun, words):
 
 @pytest.mark.parametrize("almost", [999_700, 999_999, 999_600_000])
 def test_a_number_just_below_a_unit_has_no_exponent(almost):
-    assert "e+" not in text.count(almost) and "e+" not in text.size(almost)
+    assert "e+" not in text.count(almost)
+    assert "e+" not in text.size(almost)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from trainer.errors import ConfigError
 )
 def test_the_cluster_file_fits_the_machine(monkeypatch, number, name):
     monkeypatch.setattr(clusters, "count_gpus", lambda: number)
-    assert clusters.fitting_cluster() == name and name in clusters.cluster_names()
+    assert clusters.fitting_cluster() == name
+    assert name in clusters.cluster_names()
 
 
 @pytest.fixture
@@ -196,7 +197,8 @@ def test_it_compiles_as_the_file_says_and_by_blocks_where_the_file_does_not_comp
 
 def test_the_shipped_cluster_files_compile_in_the_same_way():
     said = [yaml.safe_load(path.read_text())["dynamo_config"] for path in clusters.clusters_folder().glob("*.yaml")]
-    assert len(said) >= 6 and all(each == clusters.COMPILED for each in said)
+    assert len(said) >= 6
+    assert all(each == clusters.COMPILED for each in said)
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch, tmp_path):

@@ -37,7 +37,8 @@ def test_every_key_of_accelerate_is_known_and_no_other():
 
 
 def test_the_words_that_accelerate_knows_are_those_known_here():
-    assert list(COMPILERS) == DynamoBackend.list() and list(COMPILER_MODES) == TORCH_DYNAMO_MODES
+    assert list(COMPILERS) == DynamoBackend.list()
+    assert list(COMPILER_MODES) == TORCH_DYNAMO_MODES
     args = vars(launch_command_parser().parse_args(["trainer"]))
     assert {name.removeprefix("dynamo_") for name in args if name.startswith("dynamo_")} == COMPILER_KEYS.keys()
     told = {
@@ -50,7 +51,8 @@ def test_the_words_that_accelerate_knows_are_those_known_here():
         for name, value in told.items()
         if not name.endswith(("backend", "opt_level", "all_gather", "inner_dim"))
     }
-    assert len(te) >= 7 and unheard(te) == []
+    assert len(te) >= 7
+    assert unheard(te) == []
 
 
 # What `accelerate config` writes
@@ -144,7 +146,9 @@ def test_a_file_as_accelerate_config_writes_it_is_taken_and_started_by_the_launc
     read = read_cluster(str(path))
     assert {name: getattr(read, name) for name in expected} == expected
     args = launched(path)
-    assert args.multi_gpu and args.num_processes == read.num_processes and args.gpu_ids == "all"
+    assert args.multi_gpu
+    assert args.num_processes == read.num_processes
+    assert args.gpu_ids == "all"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,10 @@ def test_a_bare_no_is_the_text_no_to_the_launcher_too(tmp_path, written):
     )
     read, args = read_cluster(str(path)), launched(path)
     assert (read.num_processes, read.precision, read.compiler) == (1, "no", "no")
-    assert args.multi_gpu and args.num_processes == 1 and args.main_process_port == 0 and args.dynamo_backend == "no"
+    assert args.multi_gpu
+    assert args.num_processes == 1
+    assert args.main_process_port == 0
+    assert args.dynamo_backend == "no"
 
 
 def test_one_process_need_not_be_counted(tmp_path):
@@ -234,7 +241,9 @@ def test_a_key_that_is_unknown_or_asks_for_what_nobody_honours_is_refused_by_nam
 def test_a_dry_run_refuses_it_with_exit_code_2_and_the_line(cluster):
     path = cluster(zz_unknown=1)
     said = trainer("launch", path, "shakespeare", "--dry-run")
-    assert said.code == 2 and "zz_unknown" in said.err and f"{path}:5" in said.err
+    assert said.code == 2
+    assert "zz_unknown" in said.err
+    assert f"{path}:5" in said.err
 
 
 WRONG_WORDS = [

@@ -27,7 +27,8 @@ def recipe(tmp_path):
 
 def a_thousand(config: Config) -> int:
     """Stands for the size of the data."""
-    assert config.data.corpus == "shakespeare" and config.sequence_length == 16
+    assert config.data.corpus == "shakespeare"
+    assert config.sequence_length == 16
     return 1000
 
 
@@ -75,7 +76,8 @@ def test_one_from_a_stronger_place_replaces_another(recipe, below, above, steps)
     top = recipe(above.replace("=", ": "), "top", "ground")
     assert steps_of(top) == steps_of(recipe(below.replace("=", ": ")), above) == steps
     middle = recipe("seed: 3", "middle", "ground")
-    assert steps_of(middle, above) == steps and steps_of(middle) == STEPS[SAID.index(below)]
+    assert steps_of(middle, above) == steps
+    assert steps_of(middle) == STEPS[SAID.index(below)]
 
 
 @pytest.mark.parametrize(("first", "second"), [(SAID[0], SAID[1]), (SAID[0], SAID[2]), (SAID[1], SAID[2])])
@@ -101,7 +103,9 @@ def test_an_empty_one_says_nothing(recipe):
     with pytest.raises(ConfigError) as caught:
         load(recipe("max_tokens: 1280"), ["max_tokens="])
     (problem,) = caught.value.problems
-    assert problem.startswith("max_steps is not set") and "max_tokens" in problem and "max_epochs" in problem
+    assert problem.startswith("max_steps is not set")
+    assert "max_tokens" in problem
+    assert "max_epochs" in problem
 
 
 @pytest.mark.parametrize(
@@ -127,13 +131,15 @@ def test_what_does_not_fit_the_resolved_steps_is_refused(recipe):
     with pytest.raises(ConfigError) as caught:
         load(recipe("max_tokens: 1280\nschedule: {warmup_steps: 11}"))
     (problem,) = caught.value.problems
-    assert "schedule.warmup_steps 11" in problem and "max_steps 10" in problem
+    assert "schedule.warmup_steps 11" in problem
+    assert "max_steps 10" in problem
     assert load(recipe("max_tokens: 1280\nschedule: {warmup_steps: 10}")).config.max_steps == 10
 
 
 def test_the_resolved_steps_say_where_they_came_from(recipe):
     origin = load(recipe("max_tokens: 1280")).origins["max_steps"]
-    assert "max_tokens" in origin and "mine.yaml:6" in origin
+    assert "max_tokens" in origin
+    assert "mine.yaml:6" in origin
     assert "max_epochs" in load(recipe("max_tokens: 1280"), ["max_epochs=1"], a_thousand).origins["max_steps"]
 
 
@@ -157,7 +163,9 @@ def test_an_epoch_is_that_of_the_runs_own_data():
 def test_a_person_sees_the_steps_and_what_they_came_from():
     shown = trainer("train", "shakespeare", "max_tokens=1e6", "--show-config")
     (line,) = [line for line in shown.out.splitlines() if line.startswith("max_steps ")]
-    assert shown.code == 0 and "489" in line and "max_tokens" in line
+    assert shown.code == 0
+    assert "489" in line
+    assert "max_tokens" in line
 
 
 @pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])

@@ -53,7 +53,8 @@ def test_an_unknown_recipe_is_answered_with_the_nearest():
 
 def test_a_recipe_file_that_is_not_there_is_answered_with_the_shipped_ones(tmp_path):
     (problem,) = problems_of(str(tmp_path / "none.yaml"))
-    assert "does not exist" in problem and "shakespeare" in problem
+    assert "does not exist" in problem
+    assert "shakespeare" in problem
 
 
 def test_every_value_knows_where_it_came_from(recipe):
@@ -61,10 +62,14 @@ def test_every_value_knows_where_it_came_from(recipe):
     loaded = load(
         recipe("base: ground.yaml\nseed: 7\noptimizer:\n  lr: 0.5\n", "top"), ["optimizer.lr=0.25", "max_steps=7"]
     )
-    assert loaded.config.optimizer.lr == 0.25 and loaded.config.max_steps == 7
-    assert loaded.origins["optimizer.lr"] == "override" and loaded.origins["seed"] == "top.yaml:2"
-    assert loaded.origins["global_batch"] == "ground.yaml:2" and loaded.origins["data.corpus"] == "ground.yaml:6"
-    assert loaded.origins["optimizer.eps"] == "default" and loaded.origins["name"] == "the recipe's name"
+    assert loaded.config.optimizer.lr == 0.25
+    assert loaded.config.max_steps == 7
+    assert loaded.origins["optimizer.lr"] == "override"
+    assert loaded.origins["seed"] == "top.yaml:2"
+    assert loaded.origins["global_batch"] == "ground.yaml:2"
+    assert loaded.origins["data.corpus"] == "ground.yaml:6"
+    assert loaded.origins["optimizer.eps"] == "default"
+    assert loaded.origins["name"] == "the recipe's name"
     assert loaded.origins.keys() == flatten(loaded.config).keys()
 
 
@@ -118,7 +123,8 @@ def test_all_mistakes_are_told_at_once(recipe):
 )
 def test_an_unknown_key_is_answered_with_the_nearest(key, help_text):
     (problem,) = problems_of("shakespeare", [f"{key}=1"])
-    assert problem.startswith("unknown key ") and help_text in problem
+    assert problem.startswith("unknown key ")
+    assert help_text in problem
 
 
 def test_a_setting_has_no_settings_inside():
@@ -181,7 +187,8 @@ def test_every_setting_can_be_overridden(key):
     config = load("shakespeare").config
     text = yaml.safe_dump(flatten(config)[key], default_flow_style=True).removesuffix("\n").removesuffix("\n...")
     again = load("shakespeare", [f"{key}={'' if text == 'null' else text.strip(chr(39))}"])
-    assert again.config == config and again.origins[key] == "override"
+    assert again.config == config
+    assert again.origins[key] == "override"
 
 
 def test_every_setting_has_words_of_help():
@@ -200,13 +207,13 @@ def test_a_kept_config_of_another_version_has_todays_defaults_and_keeps_what_is_
         "max_steps: 3\ngone: {x: 1}\noptimizer: {lr: 1e-3, betas: [0.8, 0.9]}\nmodel: {config: {n_layer: 2}}\n"
     )
     kept = kept_settings(path)
-    assert (
-        kept["max_steps"] == 3
-        and kept["gone"] == {"x": 1}
-        and kept["optimizer.lr"] == 1e-3
-        and kept["optimizer.betas"] == [0.8, 0.9]
-    )
-    assert kept["model.config"] == {"n_layer": 2} and kept["optimizer.eps"] == 1e-8 and "global_batch" not in kept
+    assert kept["max_steps"] == 3
+    assert kept["gone"] == {"x": 1}
+    assert kept["optimizer.lr"] == 1e-3
+    assert kept["optimizer.betas"] == [0.8, 0.9]
+    assert kept["model.config"] == {"n_layer": 2}
+    assert kept["optimizer.eps"] == 1e-8
+    assert "global_batch" not in kept
     config = load("shakespeare").config
     path.write_text(dump(config))
     assert kept_settings(path) == flatten(config)

@@ -61,7 +61,9 @@ def test_a_word_with_two_readings_is_refused_with_both(tmp_path, lines, key, fir
         (problem,) = caught.value.problems
     else:
         (problem,) = problems_of(tmp_path, lines)
-    assert problem.startswith(f"{key} (mine.yaml:") and first in problem and second in problem
+    assert problem.startswith(f"{key} (mine.yaml:")
+    assert first in problem
+    assert second in problem
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,8 @@ def test_a_file_that_may_not_be_read_is_refused_in_a_sentence(tmp_path, monkeypa
     for read in (load, read_cluster):
         with pytest.raises(ConfigError) as caught:
             read(str(tmp_path / "mine.yaml"))
-        assert "Permission denied" in str(caught.value) and str(tmp_path / "mine.yaml") in str(caught.value)
+        assert "Permission denied" in str(caught.value)
+        assert str(tmp_path / "mine.yaml") in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,7 @@ def test_a_config_that_an_earlier_version_wrote_is_read(tmp_path):
     text = dump(config)
     for key in ("max_tokens", "max_epochs"):
         text = text.replace(f"{key}: null\n", "")
-    assert content["name"] == "1e3" and "max_tokens" not in text
+    assert content["name"] == "1e3"
+    assert "max_tokens" not in text
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     assert load_resolved(tmp_path / "config.yaml") == config

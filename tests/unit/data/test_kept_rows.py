@@ -37,7 +37,8 @@ def take(number):
 def test_rows_that_were_fetched_once_need_no_network(hub, project):
     assert take(3) == ROWS[:3]
     hub.up = False
-    assert take(3) == ROWS[:3] and take(2) == ROWS[:2]
+    assert take(3) == ROWS[:3]
+    assert take(2) == ROWS[:2]
     assert [path.name for path in (project / FOLDER).iterdir()] == ["who--set--part@test.jsonl"]
     with pytest.raises(DataError, match="no network"):
         take(4)
@@ -45,7 +46,8 @@ def test_rows_that_were_fetched_once_need_no_network(hub, project):
 
 
 def test_more_rows_are_fetched_behind_those_that_are_kept(hub):
-    assert take(2) == ROWS[:2] and take(4) == ROWS[:4]
+    assert take(2) == ROWS[:2]
+    assert take(4) == ROWS[:4]
     hub.up = False
     assert take(4) == ROWS[:4]
 
@@ -68,7 +70,8 @@ def test_a_damaged_file_is_fetched_anew(hub, project, content):
 def test_rows_that_cannot_be_kept_are_told_and_used(hub, project, caplog):
     (project / ".data").touch()
     assert take(2) == ROWS[:2]
-    assert "cannot be written" in caplog.text and "the next start fetches these rows again" in caplog.text
+    assert "cannot be written" in caplog.text
+    assert "the next start fetches these rows again" in caplog.text
 
 
 def test_a_file_is_read_as_it_is(project):

@@ -49,7 +49,8 @@ def test_labels_are_the_inputs_one_token_on(make_loader):
     for micro_batch in batch.micro_batches:
         assert micro_batch.inputs.shape == micro_batch.labels.shape == (2, 8)
         assert micro_batch.inputs.dtype == micro_batch.labels.dtype == torch.int64
-        assert micro_batch.inputs.is_contiguous() and micro_batch.labels.is_contiguous()
+        assert micro_batch.inputs.is_contiguous()
+        assert micro_batch.labels.is_contiguous()
         assert torch.equal(micro_batch.labels, micro_batch.inputs + 1)  # tokens of the test data are running numbers
 
 
@@ -57,7 +58,8 @@ def test_a_batch_says_what_the_global_batch_amounts_to(make_loader):
     first, second = take(make_loader(rank=1, world_size=2), 2, first_sequence=24)
     assert (first.first_sequence, second.first_sequence) == (24, 36)
     assert (first.num_sequences, first.num_tokens) == (12, 96)
-    assert first.digest != second.digest and len(first.digest) == 16
+    assert first.digest != second.digest
+    assert len(first.digest) == 16
     assert make_loader().epoch_at(31) == pytest.approx(31 / 61)
 
 
@@ -177,7 +179,8 @@ def test_validation_is_the_same_set_for_every_world_size_and_micro_batch(
         assert batch.inputs.shape == batch.labels.shape == (micro_batch, 8)
         for inputs, labels in zip(batch.inputs.tolist(), batch.labels.tolist()):
             if labels[0] == -100:
-                assert set(labels) == {-100} and set(inputs) == {0}
+                assert set(labels) == {-100}
+                assert set(inputs) == {0}
             else:
                 seen.append(inputs + labels[-1:])
     assert sorted(seen) == expected.tolist()

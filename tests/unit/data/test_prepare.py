@@ -60,7 +60,8 @@ def test_shards_hold_the_documents_in_order_each_after_its_end_of_text(source, t
     held_out, kept = (
         [text for text in TEXTS if rule.parts(text) == [(split, text)]] for split in ("validation", "train")
     )
-    assert 10 < len(held_out) < 60 and len(held_out) + len(kept) == len(TEXTS)
+    assert 10 < len(held_out) < 60
+    assert len(held_out) + len(kept) == len(TEXTS)
     assert stream(out, "train") == expected(kept)
     assert stream(out, "validation") == expected(held_out)
     manifest = verify_corpus(out)
@@ -69,12 +70,14 @@ def test_shards_hold_the_documents_in_order_each_after_its_end_of_text(source, t
     assert manifest["shards"][-1]["file"] == "web_val_000000.bin"
     assert sum(shard["documents"] for shard in manifest["shards"]) == manifest["documents"] == len(TEXTS)
     text_bytes = sum(len(text.encode()) for text in TEXTS)
-    assert manifest["text_bytes"] == text_bytes and manifest["bytes_per_token"] == text_bytes / manifest["tokens"]
+    assert manifest["text_bytes"] == text_bytes
+    assert manifest["bytes_per_token"] == text_bytes / manifest["tokens"]
     assert (manifest["tokenizer"], manifest["vocab_size"], manifest["eot_id"]) == ("gpt2", 50257, 50256)
     assert (manifest["eot_placement"], manifest["dtype"]) == ("before", "uint16")
     assert seen[-1] == (len(TEXTS), manifest["tokens"])
     assert (report.train_documents, report.validation_documents) == (len(kept), len(held_out))
-    assert report.unigram == manifest["baselines"]["unigram"] > report.bigram and not report.reused
+    assert report.unigram == manifest["baselines"]["unigram"] > report.bigram
+    assert not report.reused
     assert not list(out.glob(".*"))
 
 
@@ -83,7 +86,8 @@ def test_what_is_written_does_not_depend_on_the_number_of_workers(source, tmp_pa
     for workers in (1, 5):
         prepare([source], tmp_path / str(workers), "gpt2", num_workers=workers, name="x", tokens_per_shard=700)
     digests = [[shard["sha256"] for shard in verify_corpus(tmp_path / workers)["shards"]] for workers in "15"]
-    assert digests[0] == digests[1] and len(digests[0]) > 2
+    assert digests[0] == digests[1]
+    assert len(digests[0]) > 2
 
 
 def test_validation_is_chosen_by_the_text_and_not_by_its_place(source, tmp_path):
@@ -103,7 +107,8 @@ def test_validation_sources_replace_the_fraction(source, tmp_path):
 
 def test_a_corpus_without_validation_is_told(source, tmp_path, caplog):
     report = prepare([source], tmp_path / "out", "gpt2", validation_fraction=0.0)
-    assert report.validation_tokens == 0 and report.unigram is None
+    assert report.validation_tokens == 0
+    assert report.unigram is None
     assert "no document fell to validation" in caplog.text
 
 
@@ -112,7 +117,8 @@ def test_the_same_request_returns_at_once_and_rewrites_nothing(source, tmp_path)
     first = prepare([source], out, "gpt2")
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again = prepare([source], out, "gpt2")
-    assert again.reused and again.train_tokens == first.train_tokens
+    assert again.reused
+    assert again.train_tokens == first.train_tokens
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
 
 
@@ -145,7 +151,8 @@ def test_what_a_killed_attempt_left_is_written_again(source, tmp_path, monkeypat
     monkeypatch.setattr(module, "_write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare([source], out, "gpt2", tokens_per_shard=300, validation_fraction=0.1)
-    assert read_manifest(out) is None and len(list(out.glob("*.bin"))) > 5
+    assert read_manifest(out) is None
+    assert len(list(out.glob("*.bin"))) > 5
     monkeypatch.undo()
     (out / ".out_train_000001.bin.partial-1").touch()
     prepare([source], out, "gpt2", tokens_per_shard=100_000, validation_fraction=0.1)
@@ -224,7 +231,8 @@ def test_a_vocabulary_of_ones_own_travels_with_the_corpus(source, tmp_path):
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     manifest = read_manifest(moved)
     tokenizer = load_tokenizer(manifest["tokenizer"])
-    assert tokenizer.sha256 == manifest["tokenizer_sha256"] and tokenizer.eot_id == manifest["eot_id"]
+    assert tokenizer.sha256 == manifest["tokenizer_sha256"]
+    assert tokenizer.eot_id == manifest["eot_id"]
 
 
 def test_text_that_utf8_cannot_write_is_prepared_all_the_same(tmp_path):
@@ -389,7 +397,8 @@ UNEVEN = [3000 if number % 25 == 0 else 20 + number for number in range(151)]
 def test_the_share_held_out_is_one_of_tokens(tmp_path, sizes, fraction):
     report = prepare([write_texts(tmp_path / "texts", sizes)], tmp_path / "out", "bytes", validation_fraction=fraction)
     share = report.validation_tokens / (report.validation_tokens + report.train_tokens)
-    assert report.validation_documents >= 1 and report.train_documents >= 1
+    assert report.validation_documents >= 1
+    assert report.train_documents >= 1
     assert 0.5 * fraction <= share <= 1.5 * fraction
     manifest = read_manifest(tmp_path / "out")
     assert manifest["repeats"] == {
@@ -403,7 +412,8 @@ def test_one_long_document_is_divided_and_loses_nothing(tmp_path):
     begin, end = (
         load_tokenizer("bytes").decode(stream(tmp_path / "out", split)[1:]) for split in ("train", "validation")
     )
-    assert begin + end == (tmp_path / "texts" / "0.txt").read_text() and begin.endswith(" ")
+    assert begin + end == (tmp_path / "texts" / "0.txt").read_text()
+    assert begin.endswith(" ")
 
 
 def test_with_nothing_to_divide_there_is_a_warning_and_no_validation(tmp_path, caplog):
@@ -432,7 +442,8 @@ def test_what_is_fetched_is_fetched_once(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.data.sources._hub_rows", hub_rows)
     monkeypatch.setattr("trainer.data.texts._MAX_MEASURED_BYTES", 3000)
     report = prepare(["hf:some/set"], tmp_path / "out", "bytes", validation_fraction=0.2)
-    assert fetched == list(range(60)) and report.train_documents + report.validation_documents == 60
+    assert fetched == list(range(60))
+    assert report.train_documents + report.validation_documents == 60
     assert 0.05 < report.validation_tokens / (report.train_tokens + report.validation_tokens) < 0.5
 
 
@@ -443,7 +454,8 @@ def test_held_out_text_that_is_trained_on_is_told_with_its_share(source, tmp_pat
     copied = tmp_path / "copied.jsonl"
     copied.write_text("".join(open(source).readlines()[:30]) + '{"text": "new text"}\n')
     (told,) = prepare([source], tmp_path / "all", "bytes", validation_sources=[source]).repeats
-    assert "300 of 300 documents" in told and "100.0%" in told
+    assert "300 of 300 documents" in told
+    assert "100.0%" in told
     for _ in range(2):  # also where it was prepared before
         (told,) = prepare([source], tmp_path / "some", "bytes", validation_sources=[str(copied)]).repeats
         assert "30 of 31 documents" in told
@@ -463,7 +475,8 @@ def test_a_file_that_is_given_twice_counts_once_and_is_told(source, tmp_path, ca
     (told,) = prepare(
         [source, str(tmp_path / "copy.jsonl")], tmp_path / "copies", "bytes", validation_fraction=0.0
     ).repeats
-    assert "300 of 600 documents" in told and "50.0%" in told
+    assert "300 of 600 documents" in told
+    assert "50.0%" in told
 
 
 def test_a_request_of_an_earlier_version_is_known_again(source, tmp_path):

@@ -37,7 +37,8 @@ def test_written_shards_are_llmc_files(tmp_path, vocab_size, magic, itemsize):
         shard.write(np.array([], dtype=np.int64))
         shard.write(np.array([5], dtype=np.uint32))
     words = np.frombuffer(path.read_bytes()[:1024], dtype="<i4")
-    assert words[:3].tolist() == [magic, 1 if itemsize == 2 else 7, 4] and not words[3:].any()
+    assert words[:3].tolist() == [magic, 1 if itemsize == 2 else 7, 4]
+    assert not words[3:].any()
     assert path.stat().st_size == 1024 + 4 * itemsize
     assert open_shard(path).tokens().tolist() == [1, 2, vocab_size - 1, 5]
 
@@ -183,7 +184,8 @@ def test_a_shard_that_is_there_and_cannot_be_read_is_named_and_left_out_only_whe
             if "99" not in pattern
             else ["left out"]
         )
-    assert len(found) >= 1 and ("99" in pattern or "c_train_000099.bin" in caplog.text)
+    assert len(found) >= 1
+    assert "99" in pattern or "c_train_000099.bin" in caplog.text
 
 
 def test_a_shard_that_counts_again_under_another_path_is_told(folder, caplog):
@@ -199,7 +201,8 @@ def test_subfolders_of_a_folder_of_shards_are_told(folder, caplog):
     (folder / "corpus" / "notes").mkdir()
     with caplog.at_level(logging.WARNING):
         assert len(resolve_shards(["corpus"], folder)) == 3
-    assert str(folder / "corpus" / "more") in caplog.text and "notes" not in caplog.text
+    assert str(folder / "corpus" / "more") in caplog.text
+    assert "notes" not in caplog.text
 
 
 def test_a_project_folder_with_brackets_has_shards(folder):
@@ -220,7 +223,8 @@ def test_what_stands_for_no_shard_says_how_to_make_some(folder):
 
 def test_shards_that_are_too_short_for_a_sequence_are_told_and_so_is_a_great_remainder(make_dataset, caplog):
     make_dataset(7, 8, 8001)  # a sequence of 8 needs 9 tokens
-    assert "2 of 3 shards" in caplog.text and "15 of 8,016 tokens" in caplog.text
+    assert "2 of 3 shards" in caplog.text
+    assert "15 of 8,016 tokens" in caplog.text
     caplog.clear()
     make_dataset(*[15] * 20)
     assert "120 of 300 tokens" in caplog.text
@@ -234,8 +238,6 @@ def test_shards_in_another_form_that_a_folder_holds_are_told_and_capitals_are_re
         (folder / "corpus" / name).touch()
     (folder / "corpus" / "G_TRAIN_000001.BIN").touch()
     assert "G_TRAIN_000001.BIN" in names(resolve_shards(["corpus"], folder, "train"))
-    assert (
-        all(words in caplog.text for words in ("1 .zst", "1 .part", "1 hidden"))
-        and ".metadata" not in caplog.text
-        and ".md" not in caplog.text
-    )
+    assert all(words in caplog.text for words in ("1 .zst", "1 .part", "1 hidden"))
+    assert ".metadata" not in caplog.text
+    assert ".md" not in caplog.text

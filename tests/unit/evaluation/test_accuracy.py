@@ -29,7 +29,8 @@ def decided(items, sums, greedy=False):
 
 def test_the_likeliest_is_chosen_and_by_character_the_likeliest_a_character():
     decisions, found = decided([choices("ab", "abcdefgh", gold=1)], [[-2.0, -4.0]])
-    assert (decisions[0].choice, decisions[0].choice_norm) == (0, 1) and decisions[0].log_likelihoods == (-2.0, -4.0)
+    assert (decisions[0].choice, decisions[0].choice_norm) == (0, 1)
+    assert decisions[0].log_likelihoods == (-2.0, -4.0)
     assert (found.acc, found.acc_norm, found.chance, found.perplexity) == (0.0, 1.0, 0.5, None)
 
 
@@ -40,7 +41,9 @@ def test_of_equals_the_first_is_chosen_however_many_there_are():
 
 def test_what_is_no_number_is_never_chosen():
     decisions, found = decided([choices("ab", "cd"), choices("ab", "cd")], [[NAN, -5.0], [NAN, NAN]])
-    assert [d.choice for d in decisions] == [1, None] and found.acc == 0.0 and found.num_not_finite == 2
+    assert [d.choice for d in decisions] == [1, None]
+    assert found.acc == 0.0
+    assert found.num_not_finite == 2
 
 
 def test_a_choice_that_is_impossible_loses_to_any_other():
@@ -58,7 +61,8 @@ def test_contexts_have_no_accuracy_by_character():
 def test_a_last_word_is_right_when_it_is_the_likeliest_and_has_a_perplexity(greedy):
     one = item("here", {"context": "a", "continuation": "b"})
     _, found = decided([one, one], [[-1.0], [-3.0]], greedy)
-    assert found.acc == float(greedy) and found.perplexity == pytest.approx(math.exp(2.0))
+    assert found.acc == float(greedy)
+    assert found.perplexity == pytest.approx(math.exp(2.0))
     assert (found.acc_norm, found.chance) == (None, None)
 
 
@@ -70,7 +74,8 @@ def test_a_perplexity_beyond_a_float_is_infinite():
 def test_a_perplexity_of_what_is_no_number_is_none_either():
     one = item("here", {"context": "a", "continuation": "b"})
     _, found = decided([one, one], [[NAN], [-1.0]])
-    assert math.isnan(found.perplexity) and found.num_not_finite == 1
+    assert math.isnan(found.perplexity)
+    assert found.num_not_finite == 1
 
 
 def test_the_standard_error_is_that_of_a_mean_of_zeros_and_ones():
@@ -78,7 +83,8 @@ def test_the_standard_error_is_that_of_a_mean_of_zeros_and_ones():
     _, found = decided([choices("ab", "cd")] * 4, [[-1.0, -2.0] if right else [-2.0, -1.0] for right in rights])
     mean = sum(rights) / 4
     deviation = math.sqrt(sum((right - mean) ** 2 for right in rights) / 3)
-    assert found.acc == 0.75 and found.acc_stderr == pytest.approx(deviation / math.sqrt(4)) == found.acc_norm_stderr
+    assert found.acc == 0.75
+    assert found.acc_stderr == pytest.approx(deviation / math.sqrt(4)) == found.acc_norm_stderr
 
 
 def test_one_item_has_no_standard_error():

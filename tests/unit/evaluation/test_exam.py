@@ -31,7 +31,8 @@ def test_neither_the_mode_nor_the_random_state_nor_a_gradient_shows_it(training)
     exam = exam_of(model, LINES)
     first, second = exam.facts(), exam.facts()
     assert first == second and set(first) == {"lines/acc", "lines/acc_norm", "lines/chance"}, "dropout is off"
-    assert model.training == training and torch.equal(torch.get_rng_state(), state)
+    assert model.training == training
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -50,7 +51,8 @@ def test_progress_is_heard_task_by_task():
     exam_of(tiny_model("llama", max_position_embeddings=300), LINES, words).results(
         lambda task, fraction: heard.append((task, fraction))
     )
-    assert heard[-1] == ("words", 1.0) and ("lines", 1.0) in heard
+    assert heard[-1] == ("words", 1.0)
+    assert ("lines", 1.0) in heard
 
 
 def test_the_precision_is_that_of_the_run():

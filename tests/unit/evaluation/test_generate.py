@@ -87,7 +87,8 @@ def test_a_seed_gives_the_same_text_and_leaves_the_random_state_alone(model):
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     assert tokens_of(model, seed=3) == first != tokens_of(model, seed=4)
-    assert len(first) == 12 and model.training
+    assert len(first) == 12
+    assert model.training
 
 
 def test_a_model_that_draws_also_in_evaluation_mode_leaves_no_trace_either(model, monkeypatch):
@@ -131,7 +132,8 @@ def test_rows_that_choose_differently_stand_in_one_batch(model):
     ]
     together = [written.tokens for written in write(model, *rows)]
     assert together == [tokens_of(model, sampling=row.sampling) for row in rows]
-    assert together[0] == together[3] and together[0] != together[1] != together[2]
+    assert together[0] == together[3]
+    assert together[0] != together[1] != together[2]
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt2", "llama"])
@@ -150,7 +152,8 @@ def test_every_family_writes_what_the_plain_way_writes(family):
 
 def test_weights_in_bf16_stay_in_bf16():
     model = tiny_model("llama").to(torch.bfloat16)
-    assert len(tokens_of(model)) == 12 and {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert len(tokens_of(model)) == 12
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_padding_ids_never_come_even_when_they_are_the_likeliest():
@@ -169,7 +172,8 @@ def test_a_model_that_accelerate_prepared_for_bf16_writes():
     GradientState._reset_state()
     try:
         model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(tiny_model("llama"))
-        assert tokens_of(model) and model.training
+        assert tokens_of(model)
+        assert model.training
     finally:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
@@ -292,7 +296,8 @@ def test_only_a_token_that_may_come_comes(logits, uniform, top_p, min_p):
     if max(logits) == float("-inf"):
         assert token == -1
     else:
-        assert logits[token] > float("-inf") and logits[token] >= max(logits) - 110
+        assert logits[token] > float("-inf")
+        assert logits[token] >= max(logits) - 110
         assert min_p < 0.999 or logits[token] > max(logits) - 0.1
 
 

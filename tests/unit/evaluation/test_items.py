@@ -12,7 +12,10 @@ CHOICE = {"query": "The sky is", "choices": ["blue", "a cow"], "gold": 1}
 def test_a_choice_follows_its_query_after_one_space():
     made = item("here", CHOICE)
     assert made.pairs == (("The sky is", " blue"), ("The sky is", " a cow"))
-    assert made.gold == 1 and made.num_characters == (4, 5) and made.form == "multiple choice" and not made.is_last_word
+    assert made.gold == 1
+    assert made.num_characters == (4, 5)
+    assert made.form == "multiple choice"
+    assert not made.is_last_word
 
 
 @pytest.mark.parametrize("key", ["gold", "label", "answer"])
@@ -23,13 +26,16 @@ def test_the_right_choice_is_a_number_a_text_or_a_letter_under_the_usual_keys(ke
 
 def test_of_contexts_the_continuation_is_scored_and_characters_do_not_count():
     made = item("here", {"context_options": ["Ann so Ann", "Ann so Bea"], "continuation": "won.", "gold": 0})
-    assert made.pairs == (("Ann so Ann", " won."), ("Ann so Bea", " won.")) and made.num_characters is None
+    assert made.pairs == (("Ann so Ann", " won."), ("Ann so Bea", " won."))
+    assert made.num_characters is None
     assert made.form == "multiple contexts"
 
 
 def test_a_last_word_is_one_pair():
     made = item("here", {"context": "I do not care about", "continuation": "signs"})
-    assert made.pairs == (("I do not care about", " signs"),) and made.is_last_word and made.form == "last word"
+    assert made.pairs == (("I do not care about", " signs"),)
+    assert made.is_last_word
+    assert made.form == "last word"
 
 
 # The public sets, by rows as their cards document them: expected is what lm-evaluation-harness makes of each
@@ -48,13 +54,15 @@ def test_hellaswag():
     }
     made = item("here", row)
     context = "Removing ice. from car: Then, the man writes. Then a woman"
-    assert made.pairs == ((context, " smiles.. It ends"), (context, " cries")) and made.gold == 1
+    assert made.pairs == ((context, " smiles.. It ends"), (context, " cries"))
+    assert made.gold == 1
 
 
 def test_piqa():
     made = item("here", {"goal": "Dry a cat", "sol1": "Wait.", "sol2": "Wring it.", "label": 0})
     assert made.pairs == (("Question: Dry a cat\nAnswer:", " Wait."), ("Question: Dry a cat\nAnswer:", " Wring it."))
-    assert made.gold == 0 and made.num_characters == (5, 9)
+    assert made.gold == 0
+    assert made.num_characters == (5, 9)
 
 
 @pytest.mark.parametrize(("labels", "key", "gold"), [(["A", "B", "C"], "C", 2), (["1", "2", "3"], "1", 0)])
@@ -66,7 +74,8 @@ def test_arc_whose_labels_are_letters_or_numbers_from_one(labels, key, gold):
         "answerKey": key,
     }
     made = item("here", row)
-    assert made.pairs[2] == ("Question: Which?\nAnswer:", " none") and made.gold == gold
+    assert made.pairs[2] == ("Question: Which?\nAnswer:", " none")
+    assert made.gold == gold
 
 
 @pytest.mark.parametrize(("question", "joint"), [("cause", "because"), ("effect", "therefore")])
@@ -80,19 +89,15 @@ def test_copa_with_the_second_space_that_the_harness_has(question, joint):
         "label": 0,
     }
     made = item("here", row)
-    assert (
-        made.pairs == ((f"It rained {joint}", "  the road got wet."), (f"It rained {joint}", "  i slept."))
-        and made.gold == 0
-    )
+    assert made.pairs == ((f"It rained {joint}", "  the road got wet."), (f"It rained {joint}", "  i slept."))
+    assert made.gold == 0
 
 
 def test_winogrande_whose_options_count_from_one():
     row = {"sentence": "Ann was better than Bea so _ won.", "option1": "Ann", "option2": "Bea", "answer": "2"}
     made = item("here", row)
-    assert (
-        made.pairs == (("Ann was better than Bea so Ann", " won."), ("Ann was better than Bea so Bea", " won."))
-        and made.gold == 1
-    )
+    assert made.pairs == (("Ann was better than Bea so Ann", " won."), ("Ann was better than Bea so Bea", " won."))
+    assert made.gold == 1
 
 
 def test_lambada_parts_its_text_at_the_last_space():

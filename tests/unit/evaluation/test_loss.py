@@ -30,7 +30,8 @@ def test_each_token_counts_once_however_batches_are_cut():
     for cut in (1, 2, 5, 6):
         batches = zip(inputs.split(cut), labels.split(cut), strict=True)
         result = validation_loss(Constant(), batches, lambda total: total)
-        assert result.num_tokens == 21 and result.loss == pytest.approx(expected, rel=1e-6)
+        assert result.num_tokens == 21
+        assert result.loss == pytest.approx(expected, rel=1e-6)
 
 
 def test_sums_are_in_float64_so_that_small_losses_survive_many_large_ones():
@@ -43,14 +44,16 @@ def test_ranks_are_summed_before_the_division():
     batches = [(torch.tensor([[3.0]]), torch.ones(1, 1, dtype=torch.long))]
     other_rank = torch.tensor([9.0, 3.0], dtype=torch.float64)
     result = validation_loss(Constant(), batches, lambda total: total + other_rank)
-    assert result.loss == 3.0 and result.num_tokens == 4
+    assert result.loss == 3.0
+    assert result.num_tokens == 4
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_evaluated_without_gradients_and_left_in_its_mode(training):
     model = Constant().train(training)
     validation_loss(model, [(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.long))], lambda total: total)
-    assert model.calls == [("sum", False, False)] and model.training == training
+    assert model.calls == [("sum", False, False)]
+    assert model.training == training
 
 
 def test_bits_a_byte_compare_across_tokenizers():

@@ -21,16 +21,19 @@ def test_the_questions_are_the_same_everywhere_and_for_ever(items):
 
 
 def test_there_are_300_of_four_choices_with_the_true_line_in_every_place(items):
-    assert len(items) == NUM_ITEMS and all(len(set(item.pairs)) == 4 for item in items)
+    assert len(items) == NUM_ITEMS
+    assert all(len(set(item.pairs)) == 4 for item in items)
     golds = Counter(item.gold for item in items)
-    assert set(golds) == {0, 1, 2, 3} and min(golds.values()) > NUM_ITEMS // 6
+    assert set(golds) == {0, 1, 2, 3}
+    assert min(golds.values()) > NUM_ITEMS // 6
 
 
 def test_context_and_true_line_stand_together_in_the_play_and_the_others_elsewhere_in_it(items):
     play = "\n".join(twelfth_night())
     for item in items:
         for number, (context, line) in enumerate(item.pairs):
-            assert line.startswith("\n") and line in play
+            assert line.startswith("\n")
+            assert line in play
             assert (context + line in play) == (number == item.gold)
 
 
@@ -40,7 +43,8 @@ def test_choices_are_of_nearly_the_same_length_and_contexts_short(items):
         assert all(abs(length - true) <= MAX_DIFFERENCE for length in item.num_characters)
         assert item.num_characters == tuple(len(line) - 1 for _, line in item.pairs)
         context = item.pairs[0][0]
-        assert context and (len(context) <= CONTEXT_CHARACTERS or "\n" not in context)
+        assert context
+        assert len(context) <= CONTEXT_CHARACTERS or "\n" not in context
 
 
 def test_no_line_stands_in_the_plays_that_are_trained_on(items):

@@ -64,7 +64,8 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 def test_what_is_piped_in_is_the_prompt_without_the_newline_of_echo():
     with piped("caf\u00e9\n\n".encode() + b"\xff\n") as stream:
-        assert is_piped(stream) and gather_prompts([], None, stream) == ["caf\u00e9\n\n\ufffd"]
+        assert is_piped(stream)
+        assert gather_prompts([], None, stream) == ["caf\u00e9\n\n\ufffd"]
 
 
 def test_a_dash_stands_for_standard_input_among_others(file):
@@ -74,13 +75,15 @@ def test_a_dash_stands_for_standard_input_among_others(file):
 
 def test_standard_input_is_left_alone_where_there_are_prompts(file):
     with piped(b"to be\n") as stream:
-        assert gather_prompts(["a"], None, stream) == ["a"] and gather_prompts([], file("b\n"), stream) == ["b"]
+        assert gather_prompts(["a"], None, stream) == ["a"]
+        assert gather_prompts([], file("b\n"), stream) == ["b"]
         assert stream.read() == "to be\n"
 
 
 def test_without_any_the_prompt_is_empty_also_under_a_scheduler(file):
     with open(os.devnull) as nothing, open(file("from a file")) as something:
-        assert not is_piped(nothing) and gather_prompts([], None, nothing) == [""]
+        assert not is_piped(nothing)
+        assert gather_prompts([], None, nothing) == [""]
         assert gather_prompts([], None, something) == ["from a file"]
     assert gather_prompts([], None, io.StringIO("no file at all")) == [""]
     assert gather_prompts([], None, something) == [""], "it is closed"

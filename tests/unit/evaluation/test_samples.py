@@ -65,11 +65,13 @@ def test_the_same_weights_give_the_same_samples_and_the_run_sees_no_trace(model)
     torch.manual_seed(3)
     state, was_training = torch.get_rng_state(), model.training
     first = take(model)
-    assert torch.equal(torch.get_rng_state(), state) and model.training == was_training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training == was_training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
     model.eval()
     torch.manual_seed(4)
-    assert take(model) == first and not model.training
+    assert take(model) == first
+    assert not model.training
     model.train()
 
 
@@ -83,7 +85,8 @@ def test_a_cpu_takes_them_on_one_thread_and_has_its_own_number_back(model, monke
     torch.set_num_threads(3)
     try:
         take(model)
-        assert set(during) == {1} and torch.get_num_threads() == 3
+        assert set(during) == {1}
+        assert torch.get_num_threads() == 3
         with pytest.raises(ConfigError):
             take(model, ["x" * 40])
         assert torch.get_num_threads() == 3
@@ -133,13 +136,12 @@ def test_markdown_shows_a_text_as_it_is():
     page = markdown_to_safe_html(
         markdown([Sample("Enter", LIKELIEST, written), Sample("", DRAWN, "\n\nx"), Sample("", DRAWN, "")])
     )
-    assert page.count("<pre>") == 2 and page.count("<strong>") == 3
-    assert (
-        "<h1>" not in page
-        and "<li>" not in page
-        and "<b>" not in page
-        and "Enter# no heading\n\n* no list\n```\n&lt;b&gt;" in page
-    )
+    assert page.count("<pre>") == 2
+    assert page.count("<strong>") == 3
+    assert "<h1>" not in page
+    assert "<li>" not in page
+    assert "<b>" not in page
+    assert "Enter# no heading\n\n* no list\n```\n&lt;b&gt;" in page
     assert (
         page.index("the likeliest token each time")
         < page.index("Enter#")

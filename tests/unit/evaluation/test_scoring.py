@@ -46,13 +46,15 @@ def test_context_and_continuation_are_encoded_as_one_text():
 @pytest.mark.parametrize("space", [" ", "\n", "  \n "])
 def test_space_at_the_end_of_a_context_is_scored_with_the_continuation(space):
     (row,) = encoded(word(f"The sky is{space}", "blue")).rows
-    assert row.ids == ids(f"The sky is{space} blue") and row.num_scored == len(row.ids) - len(ids("The sky is"))
+    assert row.ids == ids(f"The sky is{space} blue")
+    assert row.num_scored == len(row.ids) - len(ids("The sky is"))
 
 
 @pytest.mark.parametrize("context", ["", " ", "\n"])
 def test_an_end_of_text_stands_for_an_empty_context_and_nowhere_else(context):
     (row,) = encoded(word(context, "blue")).rows
-    assert row.ids == (GPT2.eot_id, *ids(f"{context} blue")) and row.num_scored == len(row.ids) - 1
+    assert row.ids == (GPT2.eot_id, *ids(f"{context} blue"))
+    assert row.num_scored == len(row.ids) - 1
     assert GPT2.eot_id not in encoded(word("The", "sky")).rows[0].ids
 
 
@@ -71,7 +73,8 @@ def test_equal_texts_are_one_row_so_that_a_tie_is_one():
     task = encoded(
         {"query": "a", "choices": ["b", "c", "b"], "gold": 2}, {"query": "a", "choices": ["c", "d"], "gold": 0}
     )
-    assert task.row_of_pair == ((0, 1, 0), (1, 2)) and len(task.rows) == 3
+    assert task.row_of_pair == ((0, 1, 0), (1, 2))
+    assert len(task.rows) == 3
 
 
 # Groups
@@ -170,8 +173,10 @@ def test_on_a_cpu_the_cores_work_side_by_side_and_progress_is_told(task):
         task.rows, score, device=CPU, rank=0, world_size=1, reduce=lambda totals: totals, progress=heard.append
     )
     assert all(score.is_greedy and score.log_likelihood == 0.0 for score in scores)
-    assert threading.get_ident() not in {thread for thread, _ in threads} and {number for _, number in threads} == {1}
-    assert heard == sorted(heard) and heard[-1] == 1.0
+    assert threading.get_ident() not in {thread for thread, _ in threads}
+    assert {number for _, number in threads} == {1}
+    assert heard == sorted(heard)
+    assert heard[-1] == 1.0
 
 
 def test_the_number_of_threads_comes_back_after_an_error(task):

@@ -26,7 +26,8 @@ def test_a_text_ends_before_the_first_stop_that_is_whole(parts, stops):
     assert is_stopped == any(stop in whole for stop in stops)
     if is_stopped:
         # Of two stops that overlap the one that is whole first counts: what came after it was never written.
-        assert whole.startswith("".join(said)) and any(whole[len("".join(said)) :].startswith(stop) for stop in stops)
+        assert whole.startswith("".join(said))
+        assert any(whole[len("".join(said)) :].startswith(stop) for stop in stops)
     else:
         assert "".join(said) == whole
 
@@ -71,4 +72,5 @@ def test_every_row_is_whole_and_in_its_place_whatever_the_order(events):
     assert [row for row, _ in said] == sorted(row for row, _ in said)
     for row in range(3):
         own = [text for other, text in said if other == row]
-        assert own[-1] == "end" and "".join(own[:-1]) == "".join(text for other, text in events if other == row)
+        assert own[-1] == "end"
+        assert "".join(own[:-1]) == "".join(text for other, text in events if other == row)

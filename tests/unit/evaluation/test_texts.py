@@ -55,7 +55,8 @@ def test_a_text_is_the_same_however_many_are_computed_together(model, rows_at_on
         write(model, [text])
     together = texts_of()
     write(model, together, rows_at_once=rows_at_once)
-    assert together == alone and len({text.text for text in alone}) == 6
+    assert together == alone
+    assert len({text.text for text in alone}) == 6
     assert all(text.ended_by == "max_new_tokens" and text.num_tokens == 9 for text in alone)
 
 
@@ -66,7 +67,8 @@ def test_what_is_shown_is_what_is_written_in_the_order_of_the_texts(model):
     assert order == sorted(order)
     for text in texts:
         own = [piece for shown, piece in said if shown is text]
-        assert own[-1] is None and "".join(own[:-1]) == text.text
+        assert own[-1] is None
+        assert "".join(own[:-1]) == text.text
 
 
 def test_one_text_comes_a_token_at_a_time(model):
@@ -80,9 +82,9 @@ def test_a_text_ends_before_a_stop(model):
     stop = free.text[3:5]
     texts = [Text("To be"), Text("To be", 1)]
     write(model, texts, stops=["never" * 3, stop])
-    assert (
-        texts[0].ended_by == "stop" and texts[0].text == free.text[: free.text.index(stop)] and texts[0].num_tokens <= 9
-    )
+    assert texts[0].ended_by == "stop"
+    assert texts[0].text == free.text[: free.text.index(stop)]
+    assert texts[0].num_tokens <= 9
     with refuses(ConfigError, "stop", "empty"):
         write(model, [Text("To be")], stops=["a", ""])
 
@@ -91,7 +93,8 @@ def test_ctrl_c_keeps_what_was_written_and_ends_every_text_that_was_begun(model)
     texts = texts_of()
     said = write(model, texts, interrupt_after=3, rows_at_once=2)
     assert [text.ended_by for text in texts] == ["interrupted", "interrupted", None, None, None, None]
-    assert 0 < texts[0].num_tokens < 9 and [text for text, piece in said if piece is None] == texts[:2]
+    assert 0 < texts[0].num_tokens < 9
+    assert [text for text, piece in said if piece is None] == texts[:2]
     assert "".join(piece for text, piece in said if text is texts[1] and piece) == texts[1].text
     assert exit_code(texts) == 130
 
@@ -119,9 +122,9 @@ def test_the_summary_says_how_fast_and_which_texts_ended_early():
         for reason in ("sequence_length", "sequence_length", "not_finite", "stop")
     ]
     said = summary(texts, 2.0, 128)
-    assert (
-        "60 tokens" in said and "; 2 of 4 texts ended because the model was trained on sequences of 128 tokens" in said
-    )
-    assert "; 1 of 4 texts ended because the logits are not finite" in said and exit_code(texts) == 1
+    assert "60 tokens" in said
+    assert "; 2 of 4 texts ended because the model was trained on sequences of 128 tokens" in said
+    assert "; 1 of 4 texts ended because the logits are not finite" in said
+    assert exit_code(texts) == 1
     assert "the text ended because it was interrupted" in summary([Text("", ended_by="interrupted")], 2.0, 128)
     assert exit_code(texts[:2]) == 0

@@ -37,7 +37,8 @@ def test_a_recipe_for_a_gpu_is_one_that_the_trainer_takes(tmp_path):
     for family in runs.FAMILIES:
         model = runs.model_of(scene, family, width=768, layers=6, dropout=0.1)
         config = load(str(runs.recipe_of(scene, family, model, 40, precision={"recipe": "block"})), []).config
-        assert config.data.corpus == "shakespeare" and config.micro_batch * config.sequence_length % 128 == 0
+        assert config.data.corpus == "shakespeare"
+        assert config.micro_batch * config.sequence_length % 128 == 0
         assert {
             value % 128 for key, value in model.items() if key in ("n_embd", "hidden_size", "intermediate_size")
         } == {0}
@@ -49,9 +50,12 @@ def test_a_run_is_started_through_accelerate_with_the_shipped_cluster_file_as_it
         cluster = cluster_of(tmp_path, precision)
         words = words_of(recipe, ["a=1"], cluster)
         parsed = launch_command_parser().parse_args(words[words.index("--config_file") :])
-        assert parsed.config_file == str(cluster) and parsed.training_script == "trainer" and parsed.module
+        assert parsed.config_file == str(cluster)
+        assert parsed.training_script == "trainer"
+        assert parsed.module
         content = yaml.safe_load(cluster.read_text())
-        assert content["mixed_precision"] == precision and content["dynamo_config"]["dynamo_backend"] == "INDUCTOR"
+        assert content["mixed_precision"] == precision
+        assert content["dynamo_config"]["dynamo_backend"] == "INDUCTOR"
         assert (cluster.parent == tmp_path) == (precision in ("no", "fp16")), "bf16 and fp8 are shipped"
     watched = words_of(recipe, [], cluster, watched=("witness", tmp_path / "n"))
     assert watched[-5:] == ["-m", "tests.gpu.witness", str(tmp_path / "n"), "train", str(recipe)]
@@ -64,9 +68,8 @@ def test_on_a_gpu_a_run_is_a_launch_and_its_precision_stands_in_its_cluster_file
     runs.start(scene, tmp_path / "tiny.yaml", precision="fp8")
     runs.start(scene, tmp_path / "tiny.yaml", precision="bf16", syncs=tmp_path / "waits.json")
     for (words, environment), precision in zip(seen, ("fp8", "bf16"), strict=True):
-        assert words[2] == "accelerate.commands.launch" and words[4].endswith(
-            f"accelerate_configs/1gpu_{precision}.yaml"
-        )
+        assert words[2] == "accelerate.commands.launch"
+        assert words[4].endswith(f"accelerate_configs/1gpu_{precision}.yaml")
         assert "ACCELERATE_MIXED_PRECISION" not in environment
     assert "tests.gpu.syncs" in seen[1][0]
 
@@ -79,7 +82,8 @@ def test_a_launch_is_killed_with_the_rank_that_it_started(tmp_path):
         time.sleep(0.02)
     rank = psutil.Process(int(run.text()))
     run.kill()
-    assert not run.running and (not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE)
+    assert not run.running
+    assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_process_ends_or_is_found_to_hang_and_is_killed(tmp_path, monkeypatch):
@@ -132,12 +136,11 @@ def test_the_witness_counts_what_ran_in_fp8_and_not_what_was_converted():
         for block in blocks:
             block["a"](hidden), block["b"](hidden)
     seen = witness.facts(flops_per_token=6 * 32 * 10)
-    assert (
-        seen["of_chosen_blocks"] == 0.5
-        and seen["of_all_blocks"] == pytest.approx(1 / 3)
-        and seen["of_all_matmuls"] == pytest.approx(0.2)
-    )
-    assert seen["layers_seen"] == 6 and seen["not_in_fp8"] == ["1.b", "2.a"]
+    assert seen["of_chosen_blocks"] == 0.5
+    assert seen["of_all_blocks"] == pytest.approx(1 / 3)
+    assert seen["of_all_matmuls"] == pytest.approx(0.2)
+    assert seen["layers_seen"] == 6
+    assert seen["not_in_fp8"] == ["1.b", "2.a"]
 
 
 def test_the_busiest_kernels_are_read_from_the_profile(tmp_path):
@@ -146,17 +149,18 @@ def test_the_busiest_kernels_are_read_from_the_profile(tmp_path):
     ]
     content = json.dumps({"traceEvents": [*events, {"cat": "cpu_op", "name": "aten::mm", "dur": 9.0}, {"ph": "M"}]})
     (tmp_path / "rank-0.pt.trace.json.gz").write_bytes(gzip.compress(content.encode()))
-    assert share.kernels(tmp_path) == {"e4m3": 6.0, "norm": 3.0} and share.kernels(tmp_path, most=1) == {"e4m3": 6.0}
+    assert share.kernels(tmp_path) == {"e4m3": 6.0, "norm": 3.0}
+    assert share.kernels(tmp_path, most=1) == {"e4m3": 6.0}
 
 
 def test_a_way_that_fails_is_said_and_the_others_are_timed(tmp_path):
     found = speed.time_in_turn(
         Scene(True, tmp_path), {"bf16": lambda: None, "bf16 compiled": fails, "block": "1600"}, 1.0
     )
-    assert found["bf16 compiled"] == {"failed": "RuntimeError: CUDA error: something"} and found["block"] == {
-        "not_applicable": "1600"
-    }
-    assert found["bf16"]["over_bf16"] == 1.0 and "over_compiled" not in found["bf16"]
+    assert found["bf16 compiled"] == {"failed": "RuntimeError: CUDA error: something"}
+    assert found["block"] == {"not_applicable": "1600"}
+    assert found["bf16"]["over_bf16"] == 1.0
+    assert "over_compiled" not in found["bf16"]
     part = Record(tmp_path / "part.json", "speed", emulated=True)
     speed._tell(part, "step", found)
     assert [(check["value"], check["held"]) for check in part.checks] == [
@@ -209,10 +213,10 @@ def test_the_gap_of_every_seed_counts_to_either_side_and_rounding_alone_has_no_b
     monkeypatch.setattr(record, "hardware", lambda emulated: {})
     part = Record(tmp_path / "gap.json", "gap", emulated=False)
     gap.measure(Scene(False, tmp_path), part)
-    assert [check["held"] for check in part.checks] == [held, True, True, True] and "no bar" in part.checks[2]["bar"]
-    assert (
-        gap._gap(None, {"training": 1.0}, "training") is None and gap._gap({"training": 1.0}, None, "training") is None
-    )
+    assert [check["held"] for check in part.checks] == [held, True, True, True]
+    assert "no bar" in part.checks[2]["bar"]
+    assert gap._gap(None, {"training": 1.0}, "training") is None
+    assert gap._gap({"training": 1.0}, None, "training") is None
 
 
 @pytest.mark.parametrize("wrong", [None, "weights are equal", "it was killed while it ran"])
@@ -227,7 +231,9 @@ def test_a_resume_that_differs_in_anything_is_told(tmp_path, monkeypatch, wrong)
         {"holds": {**holds, **({wrong: False} if wrong else {})}, "killed_after": 70},
     )
     *killed, price = found.values()
-    assert killed == [wrong is None] * 2 and price and "current gpt2: killed after step 70 and resumed" in found
+    assert killed == [wrong is None] * 2
+    assert price
+    assert "current gpt2: killed after step 70 and resumed" in found
 
 
 @pytest.mark.parametrize(
@@ -325,14 +331,13 @@ def test_a_first_visit_that_finds_everything_well_holds_and_tells_the_price():
 )
 def test_a_bad_figure_of_the_first_visit_names_what_it_points_to(tmp_path, monkeypatch, changes, name, rows):
     verdict = judged(**changes)[name]
-    assert not verdict.held and rows in verdict.rows
+    assert not verdict.held
+    assert rows in verdict.rows
     monkeypatch.setattr(record, "hardware", lambda emulated: {})
     part = Record(tmp_path / "first.json", "first", emulated=False)
     verdict.note(part)
-    assert (
-        part.checks[0]["bar"].endswith(f"points to {verdict.rows} of tests/gpu/README.md")
-        and not part.checks[0]["held"]
-    )
+    assert part.checks[0]["bar"].endswith(f"points to {verdict.rows} of tests/gpu/README.md")
+    assert not part.checks[0]["held"]
 
 
 def test_every_row_that_the_first_visit_names_is_in_the_table_of_the_readme():
@@ -380,7 +385,8 @@ def test_waits_are_counted_by_their_place_and_other_warnings_are_told(tmp_path, 
                 warnings.warn_explicit("something else", UserWarning, "/a/b.py", 1)
             loop.report(SimpleNamespace(progress=SimpleNamespace(step=number)))
     assert json.loads((tmp_path / "waits.json").read_text()) == {"steps": 3, "waits": {"optim/build.py:72": 1}}
-    assert modes == ["warn", "default"] and told == ["something else"]
+    assert modes == ["warn", "default"]
+    assert told == ["something else"]
 
 
 # The parts that other programs measure

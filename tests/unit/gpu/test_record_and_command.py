@@ -57,7 +57,8 @@ def test_a_piece_is_measured_once_and_goes_on_after_a_cut(path):
 def test_a_part_goes_on_from_the_stored_results_where_its_folder_has_none(path, monkeypatch, tmp_path):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "stored")
     new(file_of(tmp_path / "stored", "share")).piece("current", lambda: FIRST)
-    assert new(path).piece("current", fails) == FIRST and read(path)["pieces"] == {"current": FIRST}
+    assert new(path).piece("current", fails) == FIRST
+    assert read(path)["pieces"] == {"current": FIRST}
 
 
 @pytest.mark.parametrize("what", ["hardware", "versions", "sources"])
@@ -79,7 +80,8 @@ def test_a_piece_that_fails_is_a_check_that_is_not_held_and_hides_no_other(path)
     part.check("share", 1.0, "at least 1", held=True)
     assert part.finish() is False
     written = read(path)
-    assert written["complete"] and written["pieces"] == {"current": FIRST}
+    assert written["complete"]
+    assert written["pieces"] == {"current": FIRST}
     assert written["checks"][0] == {
         "name": "block can be measured",
         "value": "RuntimeError: CUDA error: something",
@@ -97,9 +99,11 @@ def test_a_part_without_a_check_is_not_held_and_one_that_dies_leaves_nothing_tha
     assert new(path).finish() is False
     first = new(path)
     first.check("share", 1.0, "at least 1", held=True)
-    assert first.finish() and read(path)["complete"]
+    assert first.finish()
+    assert read(path)["complete"]
     new(path)
-    assert not read(path)["complete"] and read(path)["checks"] == []
+    assert not read(path)["complete"]
+    assert read(path)["checks"] == []
 
 
 def test_the_digest_of_the_sources_is_a_parts_own(monkeypatch):
@@ -138,23 +142,25 @@ def stored(folder, **changes):
 
 def test_the_passage_shows_machine_checks_and_speeds_and_what_is_missing(tmp_path):
     text = passage(stored(tmp_path), ["share", "speed", "stall"])
-    assert "Measured on NVIDIA H100 (driver 580), torch 2.11.0, TransformerEngine 2.20.2." in text and text.endswith(
-        "Not yet measured: stall."
-    )
-    assert "| share | current | 0.9991 | at least 0.99 | held |" in text and "| speed | current |" not in text
+    assert "Measured on NVIDIA H100 (driver 580), torch 2.11.0, TransformerEngine 2.20.2." in text
+    assert text.endswith("Not yet measured: stall.")
+    assert "| share | current | 0.9991 | at least 0.99 | held |" in text
+    assert "| speed | current |" not in text
     rows = [line for line in text.splitlines() if line.startswith(("| linears", "| step"))]
     assert [row.split(" | ")[2] for row in rows] == ["delayed", "bf16", "bf16 compiled", "current", "block", "delayed"]
-    assert rows[3].endswith("1.23 | 1.50 | 1.20 | 41% | 2.0 GB |") and rows[1].endswith(
-        "1.50 | unknown | unknown | 2.0 GB |"
-    )
-    assert "n/a: 1600" in rows[4] and "failed: no compiler" in rows[2] and len({row.count("|") for row in rows}) == 1
+    assert rows[3].endswith("1.23 | 1.50 | 1.20 | 41% | 2.0 GB |")
+    assert rows[1].endswith("1.50 | unknown | unknown | 2.0 GB |")
+    assert "n/a: 1600" in rows[4]
+    assert "failed: no compiler" in rows[2]
+    assert len({row.count("|") for row in rows}) == 1
 
 
 def test_a_part_that_is_missing_or_cut_off_or_missed_its_bar_is_told(tmp_path):
     checks = [{"name": "current", "value": 0.5, "bar": "at least 0.99", "held": False}]
     text = checks_table({"share": read(file_of(stored(tmp_path, complete=False, checks=checks), "share")), "gap": None})
     assert "| share | current | 0.5 | at least 0.99 | **NOT held** |" in text
-    assert "| share | | not finished | | **NOT held** |" in text and "| gap | | not finished | | **NOT held** |" in text
+    assert "| share | | not finished | | **NOT held** |" in text
+    assert "| gap | | not finished | | **NOT held** |" in text
 
 
 def test_without_a_result_the_passage_says_not_yet_measured_and_an_emulation_is_refused(tmp_path):
@@ -169,17 +175,20 @@ def test_without_a_result_the_passage_says_not_yet_measured_and_an_emulation_is_
 def test_without_a_gpu_it_says_in_one_paragraph_what_it_needs(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, said = run(capsys, "share")
-    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "--emulate" in said
+    assert code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "--emulate" in said
 
 
 def test_the_list_names_every_part_first_the_first_and_each_takes_less_than_a_command_may(capsys):
     code, said, _ = run(capsys, "--list")
-    assert code == 0 and [line.split()[0] for line in said.splitlines()] == list(command.PARTS)
-    assert (
-        sum(part.minutes for part in command.PARTS.values()) <= 45
-        and max(part.minutes for part in command.PARTS.values()) < 10
-    )
-    assert list(command.PARTS)[0] == "first" and command.PARTS["first"].minutes <= 9
+    assert code == 0
+    assert [line.split()[0] for line in said.splitlines()] == list(command.PARTS)
+    assert sum(part.minutes for part in command.PARTS.values()) <= 45
+    assert max(part.minutes for part in command.PARTS.values()) < 10
+    assert list(command.PARTS)[0] == "first"
+    assert command.PARTS["first"].minutes <= 9
 
 
 def test_the_passage_is_printed(capsys, tmp_path):
@@ -194,12 +203,10 @@ def test_a_python_without_torch_is_told_in_one_line(tmp_path):
     ended = subprocess.run(
         [script, "--list"], env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True, check=False
     )
-    assert (
-        ended.returncode == 2
-        and ended.stderr.startswith("error: ")
-        and "has no torch" in ended.stderr
-        and ended.stderr.count("\n") == 1
-    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert "has no torch" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -212,7 +219,8 @@ def test_a_python_without_torch_is_told_in_one_line(tmp_path):
 )
 def test_a_wrong_word_is_told(capsys, words, said):
     code, _, error = run(capsys, *words)
-    assert code == 2 and said in error
+    assert code == 2
+    assert said in error
 
 
 PROGRAM = """#!{python}
@@ -263,7 +271,8 @@ def test_several_parts_run_apart_and_one_that_dies_or_hangs_hides_no_other(monke
         command.psutil, "Popen", functools.partial(_impatient, command.psutil.Popen, tmp_path / "child")
     )
     found, said, _ = run(capsys, *parts, "--emulate", "--fresh", "--out", tmp_path, "--work", tmp_path)
-    assert found == code and "| probe | it | 1 | 1 | held |" in said
+    assert found == code
+    assert "| probe | it | 1 | 1 | held |" in said
     assert ("| share | | not finished | | **NOT held** |" in said) == ("share" in parts)
     assert ("gap: ended after" in said) == ("gap" in parts)
     if "gap" in parts:
@@ -280,4 +289,5 @@ def test_a_part_that_is_told_to_end_takes_its_runs_with_it(monkeypatch):
     )
     monkeypatch.setattr(command.os, "_exit", codes.append)
     command.end()
-    assert child.wait(10) == -9 and codes == [143]
+    assert child.wait(10) == -9
+    assert codes == [143]

@@ -49,7 +49,8 @@ def test_a_wide_terminal_shows_everything_in_one_order():
 @pytest.mark.parametrize("width", range(1, 200))
 def test_a_line_fits_whatever_the_width(width):
     said = line(width)
-    assert len(said) <= width and (width < 12 or said.startswith("step 120/420"))
+    assert len(said) <= width
+    assert width < 12 or said.startswith("step 120/420")
     kept = [part for part in PARTS if part in said]
     rest = said
     for part in kept:
@@ -64,8 +65,10 @@ def test_what_is_needed_least_is_left_out_first():
     kept = {
         width: [part.split()[0] for part in PARTS if part in line(width, quiet)] for width in (30, 60, 80, 100, 120)
     }
-    assert kept[30] == ["step", "loss"] and kept[60] == ["step", "28.6%", "loss", "5.76k", "1d"]
-    assert kept[80] == ["step", "28.6%", "loss", "5.76k", "1d"] and "\u2501" in line(80, quiet)
+    assert kept[30] == ["step", "loss"]
+    assert kept[60] == ["step", "28.6%", "loss", "5.76k", "1d"]
+    assert kept[80] == ["step", "28.6%", "loss", "5.76k", "1d"]
+    assert "\u2501" in line(80, quiet)
     assert (
         set(kept[80])
         < set(kept[100])
@@ -80,16 +83,19 @@ def test_what_is_not_known_is_not_said():
 
 
 def test_a_terminal_without_unicode_gets_a_bar_of_ascii():
-    assert line(200, ascii_only=True).isascii() and "#" * 11 + "." * 29 in line(200, ascii_only=True)
+    assert line(200, ascii_only=True).isascii()
+    assert "#" * 11 + "." * 29 in line(200, ascii_only=True)
 
 
 def test_a_run_that_went_over_its_end_has_a_full_bar_and_no_time_below_zero():
     said = line(100, Standing(500, 420, ends_at=NOW - 5))
-    assert "\u2500" not in said and "0s left" in said
+    assert "\u2500" not in said
+    assert "0s left" in said
 
 
 def test_the_time_it_ends_has_a_date_where_a_weekday_would_not_say_which():
-    assert clock_time(NOW + 5 * 86400, NOW) == "Tue 14:00" and clock_time(NOW + 30 * 86400, NOW).startswith("04 Apr 1")
+    assert clock_time(NOW + 5 * 86400, NOW) == "Tue 14:00"
+    assert clock_time(NOW + 30 * 86400, NOW).startswith("04 Apr 1")
 
 
 # On a terminal
@@ -135,7 +141,8 @@ def test_the_bar_follows_what_it_is_told(bar, terminal):
         drawn(bar, terminal),
     )
     bar.busy("evaluating")
-    assert "loss 3.5000" in drawn(bar, terminal) and drawn(bar, terminal).endswith("evaluating 0s")
+    assert "loss 3.5000" in drawn(bar, terminal)
+    assert drawn(bar, terminal).endswith("evaluating 0s")
     bar.saved()
     bar.update(43, loss=3.4)
     assert re.search(r"loss 3\.4000  saved 0s ago$", drawn(bar, terminal)), "what went on has ended, the save stays"
@@ -159,15 +166,18 @@ def test_log_lines_scroll_above_the_bar_and_are_whole(bar, terminal):
     handler, long = TerminalHandler(bar._console), "a line [of] " + "x" * 100
     handler.emit(record(logging.INFO, long))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    assert f"\r{long}\n" in plain and plain.split("\n")[-1].startswith("step 42/420")
+    assert f"\r{long}\n" in plain
+    assert plain.split("\n")[-1].startswith("step 42/420")
 
 
 def test_warnings_and_errors_have_a_colour(bar, terminal):
     handler = TerminalHandler(bar._console)
     for level in (logging.INFO, logging.WARNING, logging.ERROR):
         handler.emit(record(level, f"message {level}"))
-    assert "\x1b[33mmessage 30\x1b[0m" in terminal.getvalue() and "\x1b[1;31mmessage 40\x1b[0m" in terminal.getvalue()
-    assert "message 20\n" in terminal.getvalue() and "mmessage 20" not in terminal.getvalue()
+    assert "\x1b[33mmessage 30\x1b[0m" in terminal.getvalue()
+    assert "\x1b[1;31mmessage 40\x1b[0m" in terminal.getvalue()
+    assert "message 20\n" in terminal.getvalue()
+    assert "mmessage 20" not in terminal.getvalue()
 
 
 def test_a_terminal_that_is_gone_does_not_stop_the_log(bar, terminal, monkeypatch):

@@ -17,7 +17,8 @@ def steps(path):
 
 
 def test_an_absent_curve_has_no_records(tmp_path):
-    assert read_records(tmp_path / CURVE) == [] and cut_after(tmp_path, 3) == 0
+    assert read_records(tmp_path / CURVE) == []
+    assert cut_after(tmp_path, 3) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -34,7 +35,8 @@ def test_records_are_read_as_they_were_appended(tmp_path):
 def test_records_after_the_step_move_to_the_lost_ones(tmp_path):
     write(tmp_path, [1, 2, 2, 3, 4])
     assert cut_after(tmp_path, 2) == 2
-    assert steps(tmp_path / CURVE) == [1, 2, 2] and steps(tmp_path / LOST) == [3, 4]
+    assert steps(tmp_path / CURVE) == [1, 2, 2]
+    assert steps(tmp_path / LOST) == [3, 4]
     assert cut_after(tmp_path, 2) == 0
 
 
@@ -53,7 +55,8 @@ def test_a_line_that_a_crash_cut_short_goes(tmp_path, tail):
     write(tmp_path, [1, 2], tail)
     assert steps(tmp_path / CURVE) == [1, 2]
     assert cut_after(tmp_path, 2) == 0
-    assert (tmp_path / CURVE).read_bytes().endswith(b"1.0}\n") and steps(tmp_path / CURVE) == [1, 2]
+    assert (tmp_path / CURVE).read_bytes().endswith(b"1.0}\n")
+    assert steps(tmp_path / CURVE) == [1, 2]
 
 
 def test_a_damaged_line_costs_no_other_line(tmp_path):
@@ -62,7 +65,8 @@ def test_a_damaged_line_costs_no_other_line(tmp_path):
     (tmp_path / CURVE).write_bytes(content.replace(b'"step": 3', b'"step": \xff', 1))
     assert steps(tmp_path / CURVE) == [1, 2, 4, 5, 6, 7, 8]
     cut_after(tmp_path, 6)
-    assert steps(tmp_path / CURVE) == [1, 2, 4, 5, 6] and steps(tmp_path / LOST) == [7, 8]
+    assert steps(tmp_path / CURVE) == [1, 2, 4, 5, 6]
+    assert steps(tmp_path / LOST) == [7, 8]
 
 
 def test_the_lost_ones_are_durable_before_the_curve_is_cut(tmp_path, monkeypatch):
@@ -70,10 +74,12 @@ def test_the_lost_ones_are_durable_before_the_curve_is_cut(tmp_path, monkeypatch
     monkeypatch.setattr("trainer.files.truncate_file", lambda *_: (_ for _ in ()).throw(OSError("crash")))
     with pytest.raises(OSError, match="crash"):
         cut_after(tmp_path, 1)
-    assert steps(tmp_path / CURVE) == [1, 2, 3] and steps(tmp_path / LOST) == [2, 3]
+    assert steps(tmp_path / CURVE) == [1, 2, 3]
+    assert steps(tmp_path / LOST) == [2, 3]
     monkeypatch.undo()
     cut_after(tmp_path, 1)
-    assert steps(tmp_path / CURVE) == [1] and steps(tmp_path / LOST) == [2, 3, 2, 3]
+    assert steps(tmp_path / CURVE) == [1]
+    assert steps(tmp_path / LOST) == [2, 3, 2, 3]
 
 
 def test_lost_records_are_not_glued_to_a_line_that_a_crash_cut_short(tmp_path):
@@ -104,5 +110,6 @@ def test_the_end_of_an_early_step_is_found_without_reading_all_that_came_after_i
     monkeypatch.setattr(curves, "_SCANNED_BYTES", 1 << 12, raising=False)
     wanted = [1, 2, 99, 100, 101, 771, 772, 773, 9_999, 14_850, 14_851, 14_852, 19_999, 20_000]
     assert {step: end_of_step(tmp_path / CURVE, step) for step in wanted} == {step: ends[step] for step in wanted}
-    assert end_of_step(tmp_path / CURVE, 0) == 0 and end_of_step(tmp_path / CURVE, 10**9) == ends[20_000]
+    assert end_of_step(tmp_path / CURVE, 0) == 0
+    assert end_of_step(tmp_path / CURVE, 10**9) == ends[20_000]
     assert num_read / (len(wanted) + 2) < 3_000

@@ -5,7 +5,8 @@ from trainer.metrics.details import Details, detail_interval
 
 def test_the_details_of_a_long_run_are_rarer():
     assert [detail_interval(None, steps) for steps in (24, 1_000_000, 14_700_000)] == [10, 10, 147]
-    assert detail_interval(3, 10**9) == 3 and detail_interval(0, 100) == 0
+    assert detail_interval(3, 10**9) == 3
+    assert detail_interval(0, 100) == 0
 
 
 def test_what_every_step_has_is_written_as_a_mean_since_the_last_look_and_at_the_first_step():

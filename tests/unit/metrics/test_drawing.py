@@ -152,4 +152,5 @@ def test_without_tensorboard_there_is_no_text_and_no_thread(failures):
     drawing = Drawing([], failures)
     drawing.text("sample", "nobody reads it", 1)
     drawing.close()
-    assert threading.active_count() == before and not drawing._extras
+    assert threading.active_count() == before
+    assert not drawing._extras

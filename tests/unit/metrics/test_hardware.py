@@ -114,7 +114,9 @@ def test_only_as_many_gpus_as_processes_are_sampled(machine, caplog):
     caplog.set_level(logging.INFO)
     machine([Gpu("GPU-a"), Gpu("GPU-b")], ["a", "b"])
     sample = HardwareSampler(CUDA, {}, num_local_processes=1).sample()
-    assert gpu_values(sample, 0) and not gpu_values(sample, 1) and not caplog.text
+    assert gpu_values(sample, 0)
+    assert not gpu_values(sample, 1)
+    assert not caplog.text
     HardwareSampler(CUDA, {}, num_local_processes=4)
     assert "4 processes here, and this one sees 2 GPUs" in caplog.text
 
@@ -136,7 +138,8 @@ def test_a_gpu_that_nvml_does_not_know_is_told_and_left_out(machine, caplog):
     caplog.set_level(logging.INFO)
     machine([Gpu("GPU-a")], ["other", "a"])
     sample = HardwareSampler(CUDA, {}, num_local_processes=2).sample()
-    assert not gpu_values(sample, 0) and gpu_values(sample, 1)
+    assert not gpu_values(sample, 0)
+    assert gpu_values(sample, 1)
     assert "GPU 0 cannot be read (NVMLError: Not Found)" in caplog.text
 
 
@@ -153,7 +156,8 @@ def test_without_nvml_everything_else_is_sampled_and_the_reason_told_once(machin
     sampler = HardwareSampler(CUDA, {})
     for _ in range(2):
         sample = sampler.sample()
-        assert not gpu_values(sample, 0) and sample["host/available_memory_bytes"] > 0
+        assert not gpu_values(sample, 0)
+        assert sample["host/available_memory_bytes"] > 0
     assert caplog.text.count("NVML cannot be read") == 1
     assert ("Driver Not Loaded" if is_there else "pynvml") in caplog.text
 
@@ -173,16 +177,15 @@ def test_on_cuda_the_peak_is_that_since_the_sample_before(machine):
     sampler = HardwareSampler(CUDA, {})
     first, second = sampler.sample(), sampler.sample()
     assert [first[f"memory/{name}_bytes"] for name in ("allocated", "reserved", "peak")] == [5.0, 9.0, 7.0]
-    assert second["memory/peak_bytes"] == 5.0 and "memory/resident_bytes" not in first
+    assert second["memory/peak_bytes"] == 5.0
+    assert "memory/resident_bytes" not in first
 
 
 def test_on_a_cpu_it_is_what_the_process_holds():
     sample = HardwareSampler(CPU, {}).sample()
     assert sample["memory/resident_bytes"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
-    assert (
-        sample["memory/peak_resident_bytes"] > 0.9 * sample["memory/resident_bytes"]
-        and "memory/peak_bytes" not in sample
-    )
+    assert sample["memory/peak_resident_bytes"] > 0.9 * sample["memory/resident_bytes"]
+    assert "memory/peak_bytes" not in sample
     assert sample["host/process_memory_bytes"] >= 0.9 * sample["memory/resident_bytes"]
 
 
@@ -216,12 +219,14 @@ def test_rates_and_shares_begin_with_the_second_sample(monkeypatch):
     first, second = sampler.sample(), sampler.sample()
     assert not {"host/cpu_fraction", "disk/read_bytes_per_second"} & first.keys()
     assert second["host/cpu_fraction"] == pytest.approx(0.3)
-    assert second["disk/read_bytes_per_second"] == 50.0 and second["disk/written_bytes_per_second"] == 2000.0
+    assert second["disk/read_bytes_per_second"] == 50.0
+    assert second["disk/written_bytes_per_second"] == 2000.0
 
 
 def test_room_is_that_of_each_folders_disk_whether_it_is_there_yet_or_not(tmp_path):
     sample = HardwareSampler(CPU, {"runs": tmp_path, "checkpoints": tmp_path / "not" / "yet"}).sample()
-    assert sample["disk/free_bytes/runs"] > 0 and sample["disk/free_bytes/checkpoints"] > 0
+    assert sample["disk/free_bytes/runs"] > 0
+    assert sample["disk/free_bytes/checkpoints"] > 0
 
 
 @pytest.mark.parametrize(
@@ -242,7 +247,9 @@ def test_what_the_system_does_not_say_is_absent_and_told_once(monkeypatch, caplo
     monkeypatch.setattr(psutil, function, outcome)
     sampler = HardwareSampler(CPU, {})
     sampler.sample()
-    assert missing not in sampler.sample() and caplog.text.count("cannot be read") == 1 and words in caplog.text
+    assert missing not in sampler.sample()
+    assert caplog.text.count("cannot be read") == 1
+    assert words in caplog.text
 
 
 def test_every_value_has_a_tag_with_its_unit_and_a_sentence(machine, monkeypatch, tmp_path):

@@ -10,11 +10,12 @@ def test_a_histogram_counts_every_value_once():
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     found = histogram_of(values)
     assert (found.num, found.min, found.max) == (1000, values.min(), values.max())
-    assert found.sum == pytest.approx(values.sum(), rel=1e-4) and found.sum_squares == pytest.approx(
-        (values**2).sum(), rel=1e-4
-    )
-    assert found.bucket_counts.sum() == 1000 and len(found.bucket_counts) == len(found.bucket_limits) == NUM_BUCKETS
-    assert found.bucket_limits[-1] == found.max and np.all(np.diff(found.bucket_limits) > 0)
+    assert found.sum == pytest.approx(values.sum(), rel=1e-4)
+    assert found.sum_squares == pytest.approx((values**2).sum(), rel=1e-4)
+    assert found.bucket_counts.sum() == 1000
+    assert len(found.bucket_counts) == len(found.bucket_limits) == NUM_BUCKETS
+    assert found.bucket_limits[-1] == found.max
+    assert np.all(np.diff(found.bucket_limits) > 0)
     before = -np.inf
     for limit, count in zip(found.bucket_limits, found.bucket_counts, strict=True):
         assert ((values > before) & (values <= limit)).sum() == count
@@ -23,13 +24,15 @@ def test_a_histogram_counts_every_value_once():
 
 def test_an_outlier_does_not_blur_the_rest():
     found = histogram_of(np.append(np.linspace(-1, 1, 640), 1e6))
-    assert found.bucket_counts.max() <= 12 and found.max == 1e6
+    assert found.bucket_counts.max() <= 12
+    assert found.max == 1e6
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.0] * 300, [1.0, 1.0, 2.0], list(range(65))])
 def test_few_and_equal_values_have_a_histogram(values):
     found = histogram_of(np.array(values, np.float32))
-    assert found.bucket_counts.sum() == len(values) and found.bucket_counts.min() > 0
+    assert found.bucket_counts.sum() == len(values)
+    assert found.bucket_counts.min() > 0
     assert (found.min, found.max) == (min(values), max(values))
 
 
@@ -39,7 +42,8 @@ def test_values_that_are_not_finite_are_counted_and_left_out():
 
 
 def test_where_nothing_is_finite_there_is_no_histogram():
-    assert histogram_of(np.array([np.nan, np.inf])) is None and histogram_of(np.array([], np.float32)) is None
+    assert histogram_of(np.array([np.nan, np.inf])) is None
+    assert histogram_of(np.array([], np.float32)) is None
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path):
@@ -51,4 +55,5 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     ((step, read),) = [(event.step, event.histogram_value) for event in events.Histograms("weights/a")]
-    assert (step, read.num, read.min, read.max) == (3, 256, -2, 2) and read.bucket == [4.0] * NUM_BUCKETS
+    assert (step, read.num, read.min, read.max) == (3, 256, -2, 2)
+    assert read.bucket == [4.0] * NUM_BUCKETS

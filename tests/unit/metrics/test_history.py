@@ -57,7 +57,9 @@ def check(folder, last, *, value=1.0):
     """Every number once, the end dense, the beginning thin, and nothing of another value."""
     events = read(folder)
     steps = steps_of(events)
-    assert steps == sorted(set(steps)) and drawn_twice(events) == [] and steps[-20:] == list(range(last - 19, last + 1))
+    assert steps == sorted(set(steps))
+    assert drawn_twice(events) == []
+    assert steps[-20:] == list(range(last - 19, last + 1))
     assert all(value <= event.value <= value + 1 for event in events.Scalars("loss/train"))
     return events, steps
 
@@ -74,7 +76,9 @@ def test_a_long_run_is_thin_and_its_end_is_whole(tmp_path):
     draw_on(tracker, tmp_path, range(801, 1001))
     tracker.close()
     events, steps = check(tmp_path, 1000)
-    assert steps[:19] == list(range(1, 20)) and len(steps) < 130 and files_of(tmp_path) == ["history", "recent"]
+    assert steps[:19] == list(range(1, 20))
+    assert len(steps) < 130
+    assert files_of(tmp_path) == ["history", "recent"]
     assert {"loss/train_min", "loss/train_max"} <= set(events.Tags()["scalars"])
     assert {event.value for event in events.Scalars("loss/train_max")} == {2.0}
     assert [event.step for tag in ("once", "late") for event in events.Tensors(f"{tag}/text_summary")] == [0, 795]
@@ -102,7 +106,9 @@ def test_a_run_that_goes_back_takes_its_history_back(tmp_path, back_to):
     tracker.close()
     events = read(tmp_path)
     steps = steps_of(events)
-    assert steps == sorted(set(steps)) and steps[-20:] == list(range(581, 601)) and drawn_twice(events) == []
+    assert steps == sorted(set(steps))
+    assert steps[-20:] == list(range(581, 601))
+    assert drawn_twice(events) == []
     values = {event.step: event.value for event in events.Scalars("loss/train")}
     assert all(value <= 6 for step, value in values.items() if step <= back_to)
     assert all(
@@ -191,7 +197,8 @@ def test_files_of_earlier_versions_stay_and_are_read_first(tmp_path):
     draw_on(tracker, tmp_path, range(81, 401))
     tracker.close()
     _, steps = check(tmp_path, 400)
-    assert steps[:80] == list(range(1, 81)) and 80 < len(steps) < 180
+    assert steps[:80] == list(range(1, 81))
+    assert 80 < len(steps) < 180
 
 
 @pytest.mark.parametrize("days", [-2, 2])
@@ -209,4 +216,5 @@ def test_a_clock_that_jumps_between_launches_costs_no_step(tmp_path, monkeypatch
     draw_on(tracker, tmp_path, range(26, 41), value=math.pi)
     tracker.close()
     events = read(tmp_path)
-    assert steps_of(events) == list(range(1, 41)) and events.Scalars("loss/train")[30].value > 3
+    assert steps_of(events) == list(range(1, 41))
+    assert events.Scalars("loss/train")[30].value > 3

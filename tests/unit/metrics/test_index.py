@@ -56,7 +56,8 @@ def test_totals_are_the_same_with_the_index_and_without(tmp_path):
     indexed(tmp_path)
     assert kinds(tmp_path) == ["block"] * 7 + [29, 30, 30]
     assert totals_of(tmp_path / CURVE) == without_index(tmp_path)
-    assert totals_of(tmp_path / CURVE).last_evaluation["step"] == 30 and totals_of(tmp_path / CURVE).seconds == 15.0
+    assert totals_of(tmp_path / CURVE).last_evaluation["step"] == 30
+    assert totals_of(tmp_path / CURVE).seconds == 15.0
 
 
 def test_a_block_has_what_its_steps_come_to(tmp_path):
@@ -71,15 +72,14 @@ def test_a_block_has_what_its_steps_come_to(tmp_path):
         second.finite_tokens,
         second.seconds,
     ) == (8, 4, 1, 80, 80, 2.0)
-    assert second.sums["loss"] == pytest.approx(1 / 5 + 1 / 6 + 1 / 8) and (second.lowest, second.highest) == (
+    assert second.sums["loss"] == pytest.approx(1 / 5 + 1 / 6 + 1 / 8)
+    assert (second.lowest, second.highest) == (
         1 / 8,
         1 / 5,
     )
-    assert (
-        second.elapsed == 0.5 + 1.0 + 2.0
-        and second.digest == "d8"
-        and [each["step"] for each in second.evaluations] == [6]
-    )
+    assert second.elapsed == 0.5 + 1.0 + 2.0
+    assert second.digest == "d8"
+    assert [each["step"] for each in second.evaluations] == [6]
 
 
 def test_a_resume_that_goes_back_takes_the_index_back(tmp_path):
@@ -90,7 +90,8 @@ def test_a_resume_that_goes_back_takes_the_index_back(tmp_path):
     write(tmp_path, range(18, 25), scale=0.001)
     assert kinds(tmp_path)[:5] == ["block"] * 4 + [17]
     indexed(tmp_path)
-    assert totals_of(tmp_path / CURVE) == without_index(tmp_path) and kinds(tmp_path) == ["block"] * 6 + [24]
+    assert totals_of(tmp_path / CURVE) == without_index(tmp_path)
+    assert kinds(tmp_path) == ["block"] * 6 + [24]
 
 
 def test_an_index_of_another_curve_or_with_a_hole_counts_as_far_as_it_fits(tmp_path):

@@ -90,9 +90,8 @@ def test_a_model_of_an_unknown_kind_is_grouped_and_nothing_is_left_out():
 def test_short_names_are_of_their_own_and_lack_what_all_have(family):
     names = names_of(family, tied=False)
     short = short_names(names)
-    assert len(set(short)) == len(names) and all(
-        full.removesuffix(".weight").endswith(name) for full, name in zip(names, short, strict=True)
-    )
+    assert len(set(short)) == len(names)
+    assert all(full.removesuffix(".weight").endswith(name) for full, name in zip(names, short, strict=True))
     assert not any(
         name.startswith(("model.", "transformer.", "gpt_neox.", "backbone.")) or name.endswith(".weight")
         for name in short
@@ -108,7 +107,8 @@ def test_short_names_by_hand():
     ]
     assert short_names(names) == ["embed_tokens", "layers.11.mlp.up_proj", "layers.11.mlp.up_proj.bias", "lm_head"]
     assert short_names(["module.model.h.0.weight", "module.model.h.1.weight"]) == ["h.0", "h.1"]
-    assert short_names(["0.weight", "2.bias", "gate"]) == ["0", "2.bias", "gate"] and short_names([]) == []
+    assert short_names(["0.weight", "2.bias", "gate"]) == ["0", "2.bias", "gate"]
+    assert short_names([]) == []
 
 
 def test_names_that_would_be_one_stay_whole():

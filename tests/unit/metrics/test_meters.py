@@ -9,7 +9,8 @@ def meter(peak_flops=1e6, num_devices=2):
 
 def test_speed_is_tokens_over_the_time_of_the_step():
     speed = meter().step(1000, 0.5)
-    assert speed.step_seconds == 0.5 and speed.tokens_per_second == 2000
+    assert speed.step_seconds == 0.5
+    assert speed.tokens_per_second == 2000
     assert speed.mfu == pytest.approx(2000 * 100 / 2e6)
 
 

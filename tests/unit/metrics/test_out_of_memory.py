@@ -33,27 +33,24 @@ def run_out(folder, **changes):
 def test_running_out_of_memory_leaves_a_summary_and_a_snapshot_and_says_what_to_do(cuda, tmp_path):
     error = run_out(tmp_path / "profile", has_history=True)
     summary, snapshot = tmp_path / "profile" / "memory-rank-3.txt", tmp_path / "profile" / "memory-rank-3.pickle"
-    assert summary.read_text() == "| allocated | 79 GiB |" and pickle.loads(snapshot.read_bytes()) == {
-        "segments": [1, 2]
-    }
+    assert summary.read_text() == "| allocated | 79 GiB |"
+    assert pickle.loads(snapshot.read_bytes()) == {"segments": [1, 2]}
     paragraph = str(error)
     assert paragraph.startswith(
         "rank 3 ran out of GPU memory in bf16: CUDA out of memory. Tried to allocate 2.00 GiB. Set micro_batch=4 instead of 8"
     )
-    assert (
-        str(summary) in paragraph
-        and str(snapshot) in paragraph
-        and "pytorch.org/memory_viz" in paragraph
-        and "\n" not in paragraph
-    )
-    assert isinstance(error.__cause__, torch.OutOfMemoryError) and str(error.__cause__) == WORDS
+    assert str(summary) in paragraph
+    assert str(snapshot) in paragraph
+    assert "pytorch.org/memory_viz" in paragraph
+    assert "\n" not in paragraph
+    assert isinstance(error.__cause__, torch.OutOfMemoryError)
+    assert str(error.__cause__) == WORDS
 
 
 def test_without_a_history_there_is_the_summary_and_how_to_get_the_snapshot(cuda, tmp_path):
     error = run_out(tmp_path, has_history=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["memory-rank-3.txt"] and "profile.memory_history=true" in str(
-        error
-    )
+    assert [path.name for path in tmp_path.iterdir()] == ["memory-rank-3.txt"]
+    assert "profile.memory_history=true" in str(error)
 
 
 def test_what_cannot_be_written_does_not_hide_the_error(cuda, tmp_path, monkeypatch):
@@ -65,7 +62,8 @@ def test_what_cannot_be_written_does_not_hide_the_error(cuda, tmp_path, monkeypa
     error = run_out(tmp_path, has_history=True)
     assert "memory-rank-3.txt could not be written (OSError: [Errno 28] No space left on device)" in str(error)
     assert "memory-rank-3.pickle could not be written (ZeroDivisionError: division by zero)" in str(error)
-    assert "Tried to allocate 2.00 GiB" in str(error) and isinstance(error.__cause__, torch.OutOfMemoryError)
+    assert "Tried to allocate 2.00 GiB" in str(error)
+    assert isinstance(error.__cause__, torch.OutOfMemoryError)
 
 
 def test_other_errors_and_none_go_their_way(tmp_path):
@@ -77,8 +75,10 @@ def test_other_errors_and_none_go_their_way(tmp_path):
 
 
 def test_the_advice_is_a_micro_batch_that_divides_what_there_was():
-    assert "micro_batch=4 instead of 8" in advice(8, "bf16") and "micro_batch=1 instead of 5" in advice(5, "bf16")
-    assert "micro_batch is 1 already" in advice(1, "bf16") and "gradient_checkpointing" in advice(1, "bf16")
+    assert "micro_batch=4 instead of 8" in advice(8, "bf16")
+    assert "micro_batch=1 instead of 5" in advice(5, "bf16")
+    assert "micro_batch is 1 already" in advice(1, "bf16")
+    assert "gradient_checkpointing" in advice(1, "bf16")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,10 @@ def test_the_machines_memory_running_out_has_the_same_advice(tmp_path, error, to
         with explained(tmp_path, mode="no"):
             raise error
     words = str(caught.value)
-    assert told in words and advice(8, "no") in words and "\n" not in words and caught.value.__cause__ is error
+    assert told in words
+    assert advice(8, "no") in words
+    assert "\n" not in words
+    assert caught.value.__cause__ is error
     assert list(tmp_path.iterdir()) == [], "there is no GPU to tell of"
 
 

@@ -15,7 +15,9 @@ def test_an_outcome_reads_back_with_its_exit_code(tmp_path, kind):
 
 
 def test_only_what_asks_for_another_start_or_for_nothing_has_its_own_code():
-    assert EXIT_CODES["finished"] == 0 and EXIT_CODES["interrupted"] == 75 and EXIT_CODES["refused"] == 2
+    assert EXIT_CODES["finished"] == 0
+    assert EXIT_CODES["interrupted"] == 75
+    assert EXIT_CODES["refused"] == 2
     assert all(EXIT_CODES[kind] for kind in EXIT_CODES if kind != "finished")
 
 
@@ -52,7 +54,8 @@ def test_a_refused_start_stands_beside_how_the_launch_before_ended(tmp_path, kin
         write_refusal(tmp_path, before, reason)
         after = read_outcome(tmp_path)
         attempt = after.pop("last_attempt")
-        assert after == before and (attempt["outcome"], attempt["reason"]) == ("refused", reason)
+        assert after == before
+        assert (attempt["outcome"], attempt["reason"]) == ("refused", reason)
 
 
 @pytest.mark.parametrize("kind", sorted(EXIT_CODES.keys() - set(ENDED)))
@@ -65,10 +68,13 @@ def test_a_refused_start_is_the_outcome_where_no_launch_had_ended(tmp_path, kind
 
 def test_a_refused_first_start_is_the_outcome(tmp_path):
     write_refusal(tmp_path / "mine", None, "no data")
-    assert read_outcome(tmp_path / "mine")["outcome"] == "refused" and read_outcome(tmp_path / "mine")["step"] == 0
+    assert read_outcome(tmp_path / "mine")["outcome"] == "refused"
+    assert read_outcome(tmp_path / "mine")["step"] == 0
 
 
 def test_losses_sample_and_export_hold_for_their_step_only():
     facts = {"loss": 1.0, "val_loss": 2.0, "sample": "To be", "exported": "there", "exported_step": 7, "untidy": "no"}
     before = {"outcome": "finished", "step": 7, "reason": "because", "pid": 3, **facts}
-    assert facts_at(before, 7) == facts and facts_at(before, 8) == {} and facts_at(None, 7) == {}
+    assert facts_at(before, 7) == facts
+    assert facts_at(before, 8) == {}
+    assert facts_at(None, 7) == {}

@@ -93,8 +93,10 @@ def test_the_update_ratio_of_a_large_tensor_is_close_by_a_sample():
 @pytest.mark.parametrize("width", [1, 64, 768, 4096])
 def test_a_sample_is_bounded_and_meets_every_column(num_elements, width):
     stride = sample_stride(num_elements, width)
-    assert math.gcd(stride, width) == 1 and stride < 2 * num_elements / SAMPLE_ELEMENTS + 40
-    assert num_elements / stride <= SAMPLE_ELEMENTS and (stride == 1 or num_elements > SAMPLE_ELEMENTS)
+    assert math.gcd(stride, width) == 1
+    assert stride < 2 * num_elements / SAMPLE_ELEMENTS + 40
+    assert num_elements / stride <= SAMPLE_ELEMENTS
+    assert stride == 1 or num_elements > SAMPLE_ELEMENTS
 
 
 def test_histograms_are_of_the_weights_after_the_update_and_of_the_gradients():
@@ -102,7 +104,8 @@ def test_histograms_are_of_the_weights_after_the_update_and_of_the_gradients():
     model.a.grad = torch.full((2, 3), 3.0)
     reading = read(probes_of(model, detail=0, histograms=5), lambda: shift(model, 10.0), step=5)
     found = reading.histograms()
-    assert found.keys() == {"weights/a", "gradients/a"} and reading.numbers() == {}
+    assert found.keys() == {"weights/a", "gradients/a"}
+    assert reading.numbers() == {}
     assert (found["weights/a"].min, found["weights/a"].max, found["weights/a"].num) == (10.0, 15.0, 6)
     assert found["gradients/a"].sum == 18.0
 
@@ -111,13 +114,15 @@ def test_what_is_read_is_what_was_there_then():
     model = Bare(a=torch.ones(4))
     reading = read(probes_of(model, histograms=1))
     shift(model, 100.0)
-    assert reading.numbers()["param_norm/other"] == 2.0 and reading.histograms()["weights/a"].max == 1.0
+    assert reading.numbers()["param_norm/other"] == 2.0
+    assert reading.histograms()["weights/a"].max == 1.0
 
 
 def test_every_tag_has_a_unit_and_a_sentence_before_anything_is_measured():
     probes = probes_of(model_of(TINY_LLAMA))
     tags = probes.tags()
-    assert tags.keys() == read(probes).numbers().keys() and len(tags) == 3 * 5
+    assert tags.keys() == read(probes).numbers().keys()
+    assert len(tags) == 3 * 5
     assert all(unit and help.endswith(".") for unit, help in tags.values())
     assert tags["grad_norm/embeddings"][1] == tags["grad_norm/final_norm"][1]
 
@@ -145,7 +150,8 @@ def test_nothing_is_measured_where_it_is_off_or_written_by_another_rank(off):
 
 def test_histograms_come_a_hundred_times_a_run_or_as_often_as_asked_for():
     assert [histogram_interval(None, steps) for steps in (24, 420, 28610)] == [100, 100, 287]
-    assert histogram_interval(7, 420) == 7 and histogram_interval(0, 420) == 0
+    assert histogram_interval(7, 420) == 7
+    assert histogram_interval(0, 420) == 0
 
 
 # What must not happen
@@ -186,7 +192,8 @@ def trained(fields, name, *, monitored, precision=None):
                 take(optimizer, scaler, norm)
             after = [(p.grad, p.grad.stride(), p.stride(), p.data_ptr()) for p in model.parameters()]
             for (old, *rest), (new, *same) in zip(before, after, strict=True):
-                assert torch.equal(old.nan_to_num(), new.nan_to_num()) and rest == same
+                assert torch.equal(old.nan_to_num(), new.nan_to_num())
+                assert rest == same
             seen.append(probes.take().numbers()["grad_norm/embeddings"])
         else:
             take(optimizer, scaler, norm)
@@ -230,7 +237,8 @@ def test_a_parameter_without_a_gradient_counts_as_none_and_has_no_histogram():
     assert reading.histograms().keys() == {"weights/a", "weights/b", "gradients/a"}
     model.a.grad = None
     reading = read(probes_of(model, histograms=1))
-    assert reading.numbers()["grad_norm/other"] == 0.0 and reading.histograms().keys() == {"weights/a", "weights/b"}
+    assert reading.numbers()["grad_norm/other"] == 0.0
+    assert reading.histograms().keys() == {"weights/a", "weights/b"}
 
 
 def test_a_gradient_that_is_not_finite_shows_in_its_own_group_and_its_histogram_says_so(caplog):
@@ -241,9 +249,11 @@ def test_a_gradient_that_is_not_finite_shows_in_its_own_group_and_its_histogram_
     model["lm_head"].bias.grad.fill_(math.inf)
     reading = read(probes_of(model, histograms=1), step=7)
     numbers, histograms = reading.numbers(), reading.histograms()
-    assert math.isnan(numbers["grad_norm/embeddings"]) and numbers["grad_norm/head"] == math.inf
+    assert math.isnan(numbers["grad_norm/embeddings"])
+    assert numbers["grad_norm/head"] == math.inf
     assert math.isfinite(numbers["param_norm/embeddings"])
-    assert histograms["gradients/embed"].num == 5 and histograms["gradients/embed"].num_nonfinite == 1
+    assert histograms["gradients/embed"].num == 5
+    assert histograms["gradients/embed"].num_nonfinite == 1
     assert "gradients/lm_head.bias" not in histograms
     assert (
         "step 7: 2 of 6 histograms leave out values that are not finite; the first is gradients/embed with 1 of 6"
@@ -263,7 +273,8 @@ def test_tied_empty_frozen_and_oddly_laid_out_parameters_are_measured_as_they_ar
         parameter.grad = torch.ones_like(parameter)
     reading = read(probes_of(model, histograms=1), lambda: shift(model, 1.0))
     numbers, histograms = reading.numbers(), reading.histograms()
-    assert numbers["param_norm/other"] == pytest.approx(math.sqrt(6 * 4 + 4 * 16)) and model.a.stride() == (1, 2)
+    assert numbers["param_norm/other"] == pytest.approx(math.sqrt(6 * 4 + 4 * 16))
+    assert model.a.stride() == (1, 2)
     assert numbers["grad_norm/other"] == pytest.approx(math.sqrt(10))
     assert numbers["update_ratio/other"] == pytest.approx(math.sqrt(10 / (6 + 36)))
     assert histograms.keys() == {f"{kind}/{name}" for kind in ("weights", "gradients") for name in ("a", "low")}
@@ -297,10 +308,8 @@ def test_a_probe_that_raises_is_told_now_and_then_and_the_others_are_measured(ca
     for step in range(1, 9):
         assert read(probes, step=step).numbers().keys() == probes.tags().keys() - {"broken"}
     told = [record.message for record in caplog.records]
-    assert (
-        len(told) == 4
-        and told[0] == "probes: broken failed, RuntimeError: out of ideas (1 times by now); training goes on"
-    )
+    assert len(told) == 4
+    assert told[0] == "probes: broken failed, RuntimeError: out of ideas (1 times by now); training goes on"
     assert "(8 times by now)" in told[3]
 
 
@@ -371,4 +380,5 @@ def test_two_probes_of_one_tag_are_a_mistake_in_the_program(registry):
 
 def test_a_probe_needs_no_docstring_which_python_leaves_out_when_it_optimizes(registry):
     probe("new", "What it is.", unit="1")(lambda update: update)
-    assert registry["new"].help == "What it is." and all(known.help.endswith(".") for known in registry.values())
+    assert registry["new"].help == "What it is."
+    assert all(known.help.endswith(".") for known in registry.values())

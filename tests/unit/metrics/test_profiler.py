@@ -46,11 +46,12 @@ def test_the_steps_asked_for_and_no_others_are_in_the_trace(tmp_path, told):
     assert [event["name"] for event in steps] == [f"ProfilerStep#{step}" for step in (3, 4, 5)]
     assert all(event["ts"] + event["dur"] <= after["ts"] for event, after in itertools.pairwise(steps))
     assert [event["name"] for event in found].count("aten::mm") == 3
-    assert (
-        "aten::mm" in (tmp_path / FOLDER / table).read_text() and "Self CPU" in (tmp_path / FOLDER / table).read_text()
-    )
+    assert "aten::mm" in (tmp_path / FOLDER / table).read_text()
+    assert "Self CPU" in (tmp_path / FOLDER / table).read_text()
     (line,) = told.messages
-    assert f"steps 3 to 5 in {tmp_path / FOLDER / trace}" in line and "ui.perfetto.dev" in line and table in line
+    assert f"steps 3 to 5 in {tmp_path / FOLDER / trace}" in line
+    assert "ui.perfetto.dev" in line
+    assert table in line
     assert PLUGIN_PATTERN.match(trace)[1] == "rank-0-steps-3-5"
 
 
@@ -76,7 +77,8 @@ def test_a_run_that_is_past_the_range_says_so_once_and_records_nothing(tmp_path,
 
 @pytest.mark.parametrize("off", [{"steps": None}, {"steps": (3, 5), "rank": 1}, {"steps": (3, 5), "end": 1}])
 def test_nothing_is_recorded_where_nothing_was_asked_for(tmp_path, told, off):
-    assert run(tmp_path, **off) == [] and not told.messages
+    assert run(tmp_path, **off) == []
+    assert not told.messages
 
 
 def test_a_step_that_does_not_end_is_not_written_and_that_is_said(tmp_path, told):

@@ -18,7 +18,8 @@ def record(step, **changes):
 
 def test_steps_that_agree_to_the_last_bit_prove_an_exact_resume():
     proof = ReplayProof([record(step) for step in range(1, 9)], 5, "key")
-    assert proof.announcement.startswith("3 steps ") and "compared" in proof.announcement
+    assert proof.announcement.startswith("3 steps ")
+    assert "compared" in proof.announcement
     assert [proof.compare(record(step)) for step in (6, 7)] == [None, None]
     assert proof.compare(record(8)) == "resume exact: 3/3 replayed steps bit-identical"
     assert proof.compare(record(9)) is None
@@ -41,7 +42,9 @@ def test_the_first_difference_is_named_with_its_likely_cause(at, changes, words)
     proof = ReplayProof([record(step) for step in (6, 7, 8)], 5, "key")
     said = [proof.compare(record(step, **(changes if step == at else {}))) for step in (6, 7, 8)]
     (verdict,) = [text for text in said if text]
-    assert said.index(verdict) == at - 6 and verdict.startswith("resume NOT exact: ") and words in verdict
+    assert said.index(verdict) == at - 6
+    assert verdict.startswith("resume NOT exact: ")
+    assert words in verdict
 
 
 def test_of_a_step_that_was_lost_twice_the_later_record_counts():
@@ -56,7 +59,8 @@ def test_losses_that_were_no_numbers_agree():
 
 def test_evaluations_and_earlier_steps_are_not_compared():
     proof = ReplayProof([record(5), {"step": 6, "val_loss": 1.0}], 5, "key")
-    assert proof.announcement is None and proof.compare(record(6)) is None
+    assert proof.announcement is None
+    assert proof.compare(record(6)) is None
 
 
 def test_steps_of_other_settings_are_beyond_comparison_and_the_facts_that_changed_are_named():
@@ -64,8 +68,10 @@ def test_steps_of_other_settings_are_beyond_comparison_and_the_facts_that_change
     now = {"global_batch": 16, "optimizer.lr": 0.003, "torch": "2.13.0", "seed": 1}
     proof = ReplayProof([record(6), record(7)], 5, "another key", now, earlier)
     assert proof.announcement.startswith("2 lost steps cannot be compared: ")
-    assert "global_batch 8 -> 16" in proof.announcement and "torch 2.12.0 -> 2.13.0" in proof.announcement
-    assert "optimizer.lr" not in proof.announcement and "seed" not in proof.announcement
+    assert "global_batch 8 -> 16" in proof.announcement
+    assert "torch 2.12.0 -> 2.13.0" in proof.announcement
+    assert "optimizer.lr" not in proof.announcement
+    assert "seed" not in proof.announcement
     assert proof.compare(record(6)) is None
 
 
@@ -78,7 +84,9 @@ def test_of_a_launch_that_wrote_down_its_key_alone_the_checkpoint_tells_the_fact
     unknown = ReplayProof(
         [record(6)], 5, "another key", {"processes": 2, "device": "cpu", "unused": None}, {}, {"processes": 2}
     ).announcement
-    assert "device" in unknown and "processes" not in unknown and "unused" not in unknown
+    assert "device" in unknown
+    assert "processes" not in unknown
+    assert "unused" not in unknown
     assert (
         "rounding"
         not in ReplayProof([record(6)], 5, "other", {"rounding": None, "seed": 2}, {}, {"seed": 1}).announcement
@@ -88,7 +96,8 @@ def test_of_a_launch_that_wrote_down_its_key_alone_the_checkpoint_tells_the_fact
 def test_steps_of_two_launches_are_compared_where_they_can_be_and_the_others_are_counted():
     lost = [record(6, replay_key="other"), record(7, replay_key="other"), record(6)]
     proof = ReplayProof(lost, 5, "key", {"seed": 1}, {"other": {"seed": 2}})
-    assert proof.announcement.startswith("1 step ") and "1 lost step cannot be compared" in proof.announcement
+    assert proof.announcement.startswith("1 step ")
+    assert "1 lost step cannot be compared" in proof.announcement
     assert "seed 2 -> 1" in proof.announcement
     assert proof.compare(record(6)).startswith("resume exact: 1/1")
 

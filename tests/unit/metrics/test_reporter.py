@@ -73,14 +73,18 @@ def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, fo
     caplog.set_level(logging.INFO)
     reporter = reporter_of(accelerator, folder)
     reporter.open({"seed": 1}, None, {})
-    assert take(reporter, 1, votes=2.0) == [Known(1, 4.0, 1.0, 2.0, 0.0)] and reporter.known.step == 1
+    assert take(reporter, 1, votes=2.0) == [Known(1, 4.0, 1.0, 2.0, 0.0)]
+    assert reporter.known.step == 1
     for step in range(2, 6):
         take(reporter, step)
     reporter.sync()
     reporter.close()
     (first, *others) = read_records(folder / CURVE)
     promised = {"step", "tokens", "loss", "grad_norm", "lr", "tokens_per_second", "data_digest"}
-    assert promised <= first.keys() and first["loss"] == 4.0 and first["tokens"] == 32 and "mfu" in first
+    assert promised <= first.keys()
+    assert first["loss"] == 4.0
+    assert first["tokens"] == 32
+    assert "mfu" in first
     assert [record["step"] for record in others] == [2, 3, 4, 5]
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -89,7 +93,8 @@ def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, fo
         events.Tags()["scalars"]
     )
     mean = sum(4.0 / step for step in range(1, 6)) / 5
-    assert f"step 5/10  loss {mean:.4f}" in caplog.text and caplog.text.count("tokens/s") == 1
+    assert f"step 5/10  loss {mean:.4f}" in caplog.text
+    assert caplog.text.count("tokens/s") == 1
 
 
 def test_a_loss_that_is_no_number_is_none_in_the_curve(accelerator, folder):
@@ -97,10 +102,12 @@ def test_a_loss_that_is_no_number_is_none_in_the_curve(accelerator, folder):
     reporter.open({}, None, {})
     known = take(reporter, 1, loss=math.nan, grad_norm=math.inf)
     reporter.close()
-    assert math.isnan(known[0].loss) and math.isinf(known[0].grad_norm)
+    assert math.isnan(known[0].loss)
+    assert math.isinf(known[0].grad_norm)
     (line,) = (folder / CURVE).read_text().splitlines()
     record = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert record["loss"] is None and record["grad_norm"] is None
+    assert record["loss"] is None
+    assert record["grad_norm"] is None
 
 
 def test_a_resume_proves_itself_by_the_steps_taken_again(accelerator, folder, caplog):
@@ -112,9 +119,8 @@ def test_a_resume_proves_itself_by_the_steps_taken_again(accelerator, folder, ca
     first.close()
     second = reporter_of(accelerator, folder)
     second.open({}, 4, {})
-    assert (
-        "3 records after step 4 moved to metrics.lost.jsonl" in caplog.text and "3 steps are taken again" in caplog.text
-    )
+    assert "3 records after step 4 moved to metrics.lost.jsonl" in caplog.text
+    assert "3 steps are taken again" in caplog.text
     for step in range(5, 9):
         take(second, step)
     second.close()
@@ -163,7 +169,9 @@ def test_nothing_is_left_after_the_last_step(accelerator, folder, caplog):
     take(reporter, 1), take(reporter, 2)
     reporter.close()
     first, last = (message for message in caplog.messages if "tokens/s" in message)
-    assert first.endswith(" left") and "left" not in last and reporter._bar._standing.ends_at is None
+    assert first.endswith(" left")
+    assert "left" not in last
+    assert reporter._bar._standing.ends_at is None
 
 
 class Ready:
@@ -177,11 +185,13 @@ def test_numbers_that_are_late_are_known_with_the_next_step_and_after_a_flush(ac
     monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Ready()))
     reporter = reporter_of(accelerator, folder)
     reporter.open({}, None, {})
-    assert take(reporter, 1) == [] and reporter.known is None
+    assert take(reporter, 1) == []
+    assert reporter.known is None
     assert [known.step for known in take(reporter, 2)] == [1]
     with pytest.raises(AssertionError, match="flush"), reporter.pause("saving"):
         pass
-    assert [known.step for known in reporter.flush()] == [2] and reporter.flush() == []
+    assert [known.step for known in reporter.flush()] == [2]
+    assert reporter.flush() == []
     take(reporter, 3)
     reporter.close()
     assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 3]
@@ -220,11 +230,13 @@ def test_a_run_that_fails_leaves_all_that_is_known_and_waits_for_no_device(accel
     monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Never()))
     take(reporter, 2)
     reporter.abandon()
-    assert reporter._bar._live is None and reporter._sampling._ending.is_set()
+    assert reporter._bar._live is None
+    assert reporter._sampling._ending.is_set()
     reporter.abandon()
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [1] and events.Tensors("samples/text_summary")
+    assert [event.step for event in events.Scalars("loss/train")] == [1]
+    assert events.Tensors("samples/text_summary")
 
 
 def test_a_run_whose_outputs_were_closed_has_nothing_left_to_abandon(accelerator, folder, monkeypatch):
@@ -324,11 +336,10 @@ def test_hparams_shows_the_settings_of_the_newest_launch(accelerator, folder, is
     events = EventAccumulator(str(folder))
     events.Reload()
     shown = events.PluginTagToContent("hparams")
-    assert b"rate_now" in shown["_hparams_/session_start_info"] and b"rate_now" in shown["_hparams_/experiment"]
-    assert (
-        b"rate_before" not in shown["_hparams_/session_start_info"]
-        and b"rate_of_old" not in shown["_hparams_/session_start_info"]
-    )
+    assert b"rate_now" in shown["_hparams_/session_start_info"]
+    assert b"rate_now" in shown["_hparams_/experiment"]
+    assert b"rate_before" not in shown["_hparams_/session_start_info"]
+    assert b"rate_of_old" not in shown["_hparams_/session_start_info"]
     assert [event.step for event in events.Scalars("loss/train")] == [1, 2]
 
 
@@ -359,9 +370,8 @@ def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all
     reporter.close()
     assert (folder / CURVE).stat().st_size / 600 <= 300
     records = read_records(folder / CURVE)
-    assert records[300]["loss"] == float(torch.tensor(10 / 3)) and records[300]["lr"] == pytest.approx(
-        0.1 / 3, rel=1e-8
-    )
+    assert records[300]["loss"] == float(torch.tensor(10 / 3))
+    assert records[300]["lr"] == pytest.approx(0.1 / 3, rel=1e-8)
     assert [record["step"] for record in records if "time/data_seconds" in record] == [
         step for step in range(14_700_000, 14_700_600) if step % 147 == 0
     ]
@@ -441,5 +451,6 @@ def test_slow_steps_are_told_and_drawn_and_pauses_between_steps_are_not(accelera
     take_all(151, 152, forward_backward=6.0)
     reporter.close()
     (slow,) = read_events(folder, "slow", "slow_over")
-    assert 121 < slow["step"] <= 151 and slow["ratio"] == 3.0
+    assert 121 < slow["step"] <= 151
+    assert slow["ratio"] == 3.0
     assert read_records(folder / CURVE)[-1][TAG] == 3.0

@@ -16,7 +16,8 @@ def test_a_sample_is_taken_at_once_and_given_out_once():
     sampling = Sampling(lambda: {"host/load": 1.0}, seconds=60)
     assert sampling.take() == {}
     sampling.start()
-    assert wait_for(sampling.take) == {"host/load": 1.0} and sampling.take() == {}
+    assert wait_for(sampling.take) == {"host/load": 1.0}
+    assert sampling.take() == {}
     sampling.close()
 
 

@@ -50,7 +50,8 @@ def test_single_slow_steps_slow_starts_and_less_than_the_ratio_are_not(seconds):
 
 def test_it_is_over_below_one_and_a_half_times_the_best_and_not_before():
     found = changes([FAST] * 60 + [3 * FAST] * 60 + [1.7 * FAST] * 100 + [1.4 * FAST] * 100)
-    assert [is_slow for _, is_slow in found] == [True, False] and found[1][0] > 220
+    assert [is_slow for _, is_slow in found] == [True, False]
+    assert found[1][0] > 220
     assert [is_slow for _, is_slow in changes([FAST] * 60 + [1.4 * FAST] * 60 + [FAST] * 60, slow_ratio=1.2)] == [
         True,
         False,
@@ -113,10 +114,14 @@ def test_the_warning_names_step_ratio_and_reasons_and_the_end_is_told(alarm_of, 
         alarm.step(step, 3 * FAST if 60 < step <= 90 else FAST)
     alarm.wait()
     slow, over = events(tmp_path)
-    assert (slow["event"], over["event"]) == ("slow", "slow_over") and 60 < slow["step"] <= 90 < over["step"]
-    assert slow["ratio"] == pytest.approx(3.0) and len(slow["reasons"]) == 1 and "other 1.8" in slow["reasons"][0]
+    assert (slow["event"], over["event"]) == ("slow", "slow_over")
+    assert 60 < slow["step"] <= 90 < over["step"]
+    assert slow["ratio"] == pytest.approx(3.0)
+    assert len(slow["reasons"]) == 1
+    assert "other 1.8" in slow["reasons"][0]
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1 and "other 1.8" in warnings[0].getMessage()
+    assert len(warnings) == 1
+    assert "other 1.8" in warnings[0].getMessage()
     assert alarm.values({"host/load": 1.0}) == {TAG: 1.0}
 
 
@@ -139,9 +144,8 @@ def test_the_end_of_a_run_cuts_a_look_short_waits_for_what_is_told_and_blames_no
     slow_down(alarm)
     started = time.monotonic()
     alarm.close()
-    assert time.monotonic() - started < 5 and [(event["event"], event["reasons"]) for event in events(tmp_path)] == [
-        ("slow", [])
-    ]
+    assert time.monotonic() - started < 5
+    assert [(event["event"], event["reasons"]) for event in events(tmp_path)] == [("slow", [])]
 
 
 def test_a_look_that_hangs_holds_no_end_up_and_one_that_fails_is_told(tmp_path, monkeypatch, caplog):
@@ -159,7 +163,8 @@ def test_a_look_that_hangs_holds_no_end_up_and_one_that_fails_is_told(tmp_path, 
     slow_down(alarm)
     alarm.close()
     forever.set()
-    assert [event["event"] for event in events(tmp_path)][:1] == ["slow"] and "/proc is not for you" in caplog.text
+    assert [event["event"] for event in events(tmp_path)][:1] == ["slow"]
+    assert "/proc is not for you" in caplog.text
 
 
 def test_steps_of_another_kind_are_measured_by_their_own_kind(tmp_path):
@@ -178,7 +183,8 @@ def test_steps_of_another_kind_are_measured_by_their_own_kind(tmp_path):
     kind[0] = "bf16"
     assert take(100, 3 * FAST) == []
     kind[0] = "fp8"
-    assert take(60, FAST) == [] and take(60, 3 * FAST) == ["slow"]
+    assert take(60, FAST) == []
+    assert take(60, 3 * FAST) == ["slow"]
     assert alarm.values({}) == {TAG: 3.0}
 
 
@@ -208,7 +214,9 @@ def test_a_gpu_that_heat_or_power_holds_down_is_a_reason_with_its_clock():
         "gpu/sm_clock_hertz/1": 6e8,
     }
     (reason,) = reasons(counters(0.0), counters(1.0), gpus)
-    assert "GPU 1" in reason and "600 MHz" in reason and "heat" in reason
+    assert "GPU 1" in reason
+    assert "600 MHz" in reason
+    assert "heat" in reason
 
 
 def test_the_runs_own_work_and_little_work_of_others_is_no_reason():
@@ -219,12 +227,10 @@ def test_the_runs_own_work_and_little_work_of_others_is_no_reason():
 
 def test_descendants_are_found_through_their_parents():
     parents = {3: 2, 2: 1, 1: 0, 9: 1, 5: 5}
-    assert (
-        descends(3, 2, parents)
-        and descends(2, 2, parents)
-        and not descends(9, 2, parents)
-        and not descends(5, 2, parents)
-    )
+    assert descends(3, 2, parents)
+    assert descends(2, 2, parents)
+    assert not descends(9, 2, parents)
+    assert not descends(5, 2, parents)
 
 
 def test_a_look_at_this_machine_finds_this_process_and_counts_its_time():
@@ -235,8 +241,10 @@ def test_a_look_at_this_machine_finds_this_process_and_counts_its_time():
     while time.process_time() < ends:
         pass
     after = look(os.getpid())
-    assert os.getpid() in before.own and after.processes[os.getpid()][1] > before.processes[os.getpid()][1]
-    assert after.at > before.at and os.getppid() not in after.own
+    assert os.getpid() in before.own
+    assert after.processes[os.getpid()][1] > before.processes[os.getpid()][1]
+    assert after.at > before.at
+    assert os.getppid() not in after.own
 
 
 def test_what_a_system_counts_is_read_in_its_units(tmp_path, monkeypatch):
@@ -259,4 +267,5 @@ def test_what_a_system_counts_is_read_in_its_units(tmp_path, monkeypatch):
 def test_a_process_id_that_another_process_has_by_now_is_counted_from_its_start():
     before = counters(0.0, processes={2: ("first", 500.0), 3: ("same", 500.0)})
     (reason,) = reasons(before, counters(10.0, processes={2: ("second", 15.0), 3: ("same", 500.0)}))
-    assert "second 1.5" in reason and "same" not in reason
+    assert "second 1.5" in reason
+    assert "same" not in reason

@@ -76,7 +76,8 @@ def test_an_evaluation_and_a_save_belong_to_the_step_they_follow(clock):
     watch.start()
     first = take_step(watch, clock, data=1.0, report=0.25, evaluation=7.0, save=2.0)
     second = take_step(watch, clock, data=1.0, report=0.25)
-    assert first.seconds()["evaluation"] == 7.0 and first.seconds()["save"] == 2.0
+    assert first.seconds()["evaluation"] == 7.0
+    assert first.seconds()["save"] == 2.0
     assert parts(second) == {"data": 1.0, "report": 0.25}
 
 
@@ -89,7 +90,8 @@ def test_the_time_of_a_step_is_that_of_its_parts_and_of_handing_over_its_numbers
     watch.lap("data")
     clock[0] += 0.5  # the reduction of the step's numbers
     last = watch.end_step()
-    assert last.seconds() == {"data": 1.0, "report": 0.5} and last.step_seconds() == 1.5
+    assert last.seconds() == {"data": 1.0, "report": 0.5}
+    assert last.step_seconds() == 1.5
 
 
 def test_on_cuda_a_step_after_a_pause_is_timed_by_the_device_and_not_by_how_fast_it_was_asked_for(events):

@@ -26,18 +26,22 @@ def test_what_an_evaluation_found_is_drawn_under_its_own_group():
 
 def test_a_loss_that_was_no_number_is_drawn_as_one():
     values = drawn(json.loads('{"step": 1, "loss": null, "grad_norm": null}'))
-    assert values.keys() == {"loss/train", "optim/grad_norm"} and all(map(math.isnan, values.values()))
+    assert values.keys() == {"loss/train", "optim/grad_norm"}
+    assert all(map(math.isnan, values.values()))
 
 
 def test_every_plain_key_has_a_meaning_and_the_guide_tells_it():
     assert set(KEYS.values()) <= MEANINGS.keys()
     table = guide(MEANINGS, {"own/probe": ("widgets", "how many there are")})
-    assert "| `loss/train` | nats a token |" in table and "| `own/probe` | widgets | how many there are |" in table
+    assert "| `loss/train` | nats a token |" in table
+    assert "| `own/probe` | widgets | how many there are |" in table
 
 
 def test_a_chart_that_a_run_cannot_fill_is_left_out():
     titles = [title for charts in layout({VALIDATION}).values() for title in charts]
-    assert "validation loss (nats a token)" in titles and "MFU (0..1)" not in titles and "GPU power (W)" not in titles
+    assert "validation loss (nats a token)" in titles
+    assert "MFU (0..1)" not in titles
+    assert "GPU power (W)" not in titles
     assert "MFU (0..1)" in layout({MFU})["3 How fast, how far?"]
 
 
@@ -47,10 +51,10 @@ def test_a_pattern_draws_whole_tags_only():
         for title, chart in layout({VALIDATION})["1 Is it learning?"].items()
         if title.startswith("validation loss")
     ]
-    assert re.search(patterns[0], "loss/validation") and not re.search(patterns[0], "loss/validation_bits_per_byte")
+    assert re.search(patterns[0], "loss/validation")
+    assert not re.search(patterns[0], "loss/validation_bits_per_byte")
 
 
 def test_a_chart_that_nothing_is_drawn_in_is_found():
-    assert "epochs" in empty_charts((), {"loss/train"}) and "training loss (nats a token)" not in empty_charts(
-        (), {"loss/train"}
-    )
+    assert "epochs" in empty_charts((), {"loss/train"})
+    assert "training loss (nats a token)" not in empty_charts((), {"loss/train"})

@@ -30,7 +30,8 @@ def test_a_month_of_short_steps_has_at_most_some_hundred_thousand_points():
         step += width(step)
         number += 1
     assert 80_000 < number < 100_000
-    assert all(width(step) == 1 for step in range(1, 20_000)) and width(14_700_000) == 1470
+    assert all(width(step) == 1 for step in range(1, 20_000))
+    assert width(14_700_000) == 1470
 
 
 def test_a_young_run_is_drawn_step_by_step(sparse):
@@ -44,7 +45,8 @@ def test_many_steps_are_their_mean_their_extremes_and_the_last_of_what_counts_up
     found = points_of(record(step, float(step % 3)) for step in range(30, 36))
     assert [step for step, _ in found] == [32, 35]
     values = found[0][1]
-    assert values["loss/train"] == 1.0 and (values["loss/train_min"], values["loss/train_max"]) == (0.0, 2.0)
+    assert values["loss/train"] == 1.0
+    assert (values["loss/train_min"], values["loss/train_max"]) == (0.0, 2.0)
     assert values["data/tokens"] == 4.0 * 32
 
 
@@ -57,7 +59,8 @@ def test_what_few_steps_have_keeps_its_step_and_its_value(sparse):
         record(33),
     ]
     found = dict(points_of(records))
-    assert found[31] == {"checkpoint/bytes": 7.0, "loss/validation": 2.5} and found[32]["loss/train"] == 1.0
+    assert found[31] == {"checkpoint/bytes": 7.0, "loss/validation": 2.5}
+    assert found[32]["loss/train"] == 1.0
 
 
 def test_a_step_that_was_not_finite_or_proved_a_resume_stands_alone_and_no_mean_has_it(sparse):
@@ -69,15 +72,14 @@ def test_a_step_that_was_not_finite_or_proved_a_resume_stands_alone_and_no_mean_
         *map(record, range(104, 111)),
     ]
     found = dict(points_of(records))
-    assert (
-        math.isnan(found[101]["loss/train"])
-        and found[100]["loss/train"] == 1.0
-        and found[110]["loss/train"] == pytest.approx(13 / 9)
-    )
+    assert math.isnan(found[101]["loss/train"])
+    assert found[100]["loss/train"] == 1.0
+    assert found[110]["loss/train"] == pytest.approx(13 / 9)
     records = [*map(record, range(100, 103)), record(103, 5.0, **{"resume/exact": 1.0}), *map(record, range(104, 111))]
     assert dict(points_of(records))[103]["loss/train"] == 5.0
 
 
 def test_what_happens_all_the_time_has_no_more_points_than_anything_else(sparse):
     found = points_of(record(step, None) for step in range(1000, 2000))
-    assert len(found) < 30 and all(math.isnan(values["loss/train"]) for _, values in found)
+    assert len(found) < 30
+    assert all(math.isnan(values["loss/train"]) for _, values in found)

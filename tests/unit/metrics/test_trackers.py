@@ -241,7 +241,9 @@ def test_another_tracker_of_a_long_run_is_given_ever_fewer_points_in_their_order
         board.close()
     drawn = [call for each in other.made for call in each.calls if isinstance(call[0], int)]
     steps = [step for step, _ in drawn]
-    assert len(steps) < 150 and steps[:19] == list(range(1, 20)) and steps[-1] == 1010
+    assert len(steps) < 150
+    assert steps[:19] == list(range(1, 20))
+    assert steps[-1] == 1010
     assert all(1.0 <= values["loss/train"] <= 2.0 for _, values in drawn)
     last = [call[0] for call in other.made[-1].calls if isinstance(call[0], int)]
     assert last == sorted(last)
@@ -318,7 +320,8 @@ def test_a_tracker_that_stays_broken_is_asked_ever_more_rarely(tmp_path, now):
         with contextlib.suppress(KeyError):
             tracker.draw()
     pauses = [after - before for before, after in itertools.pairwise(asked)]
-    assert pauses[:4] == [1, 2, 4, 8] and set(pauses[10:]) == {trackers.LONGEST_PAUSE_SECONDS}
+    assert pauses[:4] == [1, 2, 4, 8]
+    assert set(pauses[10:]) == {trackers.LONGEST_PAUSE_SECONDS}
 
 
 @pytest.mark.parametrize(("tracker", "key"), [("wandb", "dir"), ("dvclive", "dir"), ("swanlab", "logdir")])

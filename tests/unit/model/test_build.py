@@ -32,7 +32,8 @@ def test_the_loss_and_its_gradients_are_those_of_the_plain_logits(shape, vocab_s
     loss.backward()
     loss_sum, count = plain_loss_sums(plain(inputs).logits, labels, vocab_size)
     (loss_sum / count).backward()
-    assert loss.ndim == 0 and loss.dtype == torch.float32
+    assert loss.ndim == 0
+    assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, loss_sum / count, rtol=1e-6, atol=0)
     for (name, actual), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
@@ -43,7 +44,8 @@ def test_state_dict_class_and_logits_are_those_of_transformers(shape):
     model = tiny_model(shape).eval()
     plain = AutoModelForCausalLM.from_config(tiny_config(shape)).eval()
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert isinstance(model, type(plain)) and type(model).__name__ == type(plain).__name__
+    assert isinstance(model, type(plain))
+    assert type(model).__name__ == type(plain).__name__
     plain.load_state_dict(model.state_dict())
     inputs, _ = batch()
     assert torch.equal(model(inputs).logits, plain(inputs).logits)
@@ -62,7 +64,8 @@ def test_all_labels_ignored_is_a_loss_of_zero():
     inputs, labels = batch()
     loss = model(inputs, labels=torch.full_like(labels, IGNORED))
     loss.backward()
-    assert loss == 0 and all(p.grad is None or p.grad.count_nonzero() == 0 for p in model.parameters())
+    assert loss == 0
+    assert all(p.grad is None or p.grad.count_nonzero() == 0 for p in model.parameters())
 
 
 def test_weights_depend_on_the_seed_and_on_nothing_else():
@@ -110,7 +113,8 @@ def test_families_that_change_their_logits_take_the_plain_way_and_say_so(family,
     shape = {"model_type": family, "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
     with caplog.at_level(logging.INFO):
         model = tiny_model_of(shape | FAMILIES[family])
-    assert "after the head" in model.head_reason and model.head_reason in caplog.text
+    assert "after the head" in model.head_reason
+    assert model.head_reason in caplog.text
     inputs, labels = batch()
     loss_sum, count = plain_loss_sums(model(inputs).logits, labels, 257)
     torch.testing.assert_close(model(inputs, labels=labels), loss_sum / count)
@@ -165,7 +169,8 @@ def test_gradient_checkpointing_changes_no_gradient():
         model = build_model(
             tiny_config("llama"), vocab_size=257, seed=1, device="cpu", gradient_checkpointing=checkpointing
         )
-        assert model.is_gradient_checkpointing == checkpointing and model.training
+        assert model.is_gradient_checkpointing == checkpointing
+        assert model.training
         model(inputs, labels=labels).backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -182,7 +187,8 @@ def test_a_saved_model_is_opened_by_transformers_alone(tmp_path):
     model = tiny_model("llama-tied").eval()
     model.save_pretrained(tmp_path)
     opened = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert opened.config.architectures == ["LlamaForCausalLM"] and type(opened) is not type(model)
+    assert opened.config.architectures == ["LlamaForCausalLM"]
+    assert type(opened) is not type(model)
     inputs, _ = batch()
     assert torch.equal(opened(inputs).logits, model(inputs).logits)
 
@@ -204,7 +210,8 @@ def test_transformers_asks_us_whether_sequences_are_packed_and_is_told_that_none
     from transformers import masking_utils
 
     asked = masking_utils.find_packed_sequence_indices
-    assert asked.__module__ == "trainer.model.build" and asked(torch.arange(4)[None]) is None
+    assert asked.__module__ == "trainer.model.build"
+    assert asked(torch.arange(4)[None]) is None
     calls = []
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: calls.append(position_ids))
     inputs, labels = batch()

@@ -42,7 +42,8 @@ def test_tied_parameters_count_once():
     tied, untied = parameter_counts(tiny_model("llama-tied")), parameter_counts(tiny_model("llama"))
     assert untied.total - tied.total == 320 * 32
     assert tied.embedding == untied.embedding == 320 * 32
-    assert tied.non_embedding == tied.total - tied.embedding and tied.trainable == tied.total
+    assert tied.non_embedding == tied.total - tied.embedding
+    assert tied.trainable == tied.total
 
 
 def test_what_is_frozen_is_not_trainable():

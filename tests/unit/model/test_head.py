@@ -61,7 +61,8 @@ def test_loss_and_gradients_equal_float64_whatever_the_chunk(vocab_size, padded,
         loss, count = chunked_cross_entropy(
             hidden, weight, labels, vocab_size=vocab_size, bias=offset, chunk_tokens=chunk
         )
-        assert loss.dtype == torch.float32 and loss.ndim == 0
+        assert loss.dtype == torch.float32
+        assert loss.ndim == 0
         assert count == (labels != IGNORED).sum()
         assert relative(loss, expected) < 1e-6
         for actual, wanted in zip(torch.autograd.grad(loss, leaves), [g for g in gradients if g is not None]):
@@ -83,14 +84,16 @@ def test_float64_operands_stay_float64():
     actual = torch.autograd.grad(total, (hidden, weight, bias))
     _, expected = reference(hidden, weight, bias, labels, 10)
     for a, e in zip(actual, expected):
-        assert a.dtype == torch.float64 and relative(a[: e.shape[0]], e) < 1e-14
+        assert a.dtype == torch.float64
+        assert relative(a[: e.shape[0]], e) < 1e-14
 
 
 def test_padding_ids_get_zero_gradient():
     hidden, weight, bias, labels = operands(bias=True)
     loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257, bias=bias, chunk_tokens=16)
     loss.backward()
-    assert weight.grad[257:].count_nonzero() == 0 and bias.grad[257:].count_nonzero() == 0
+    assert weight.grad[257:].count_nonzero() == 0
+    assert bias.grad[257:].count_nonzero() == 0
     assert weight.grad[:257].count_nonzero() > 0
 
 
@@ -107,8 +110,10 @@ def test_all_labels_ignored_is_a_loss_of_zero_with_zero_gradients():
     hidden, weight, _, labels = operands()
     loss, count = chunked_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED), vocab_size=257)
     loss.backward()
-    assert loss == 0 and count == 0
-    assert hidden.grad.count_nonzero() == 0 and weight.grad.count_nonzero() == 0
+    assert loss == 0
+    assert count == 0
+    assert hidden.grad.count_nonzero() == 0
+    assert weight.grad.count_nonzero() == 0
 
 
 def test_what_stands_at_an_ignored_position_does_not_matter_even_when_it_is_not_finite():
@@ -117,7 +122,8 @@ def test_what_stands_at_an_ignored_position_does_not_matter_even_when_it_is_not_
     with torch.no_grad():
         hidden[::7] = float("nan")
     loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
-    assert torch.isfinite(loss) and torch.equal(torch.autograd.grad(loss, weight)[0], expected)
+    assert torch.isfinite(loss)
+    assert torch.equal(torch.autograd.grad(loss, weight)[0], expected)
 
 
 def test_certain_and_hopeless_predictions_have_exact_losses():
@@ -132,7 +138,8 @@ def test_without_gradients_only_the_loss_is_computed():
     with_gradients, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
     with torch.no_grad():
         without, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
-    assert torch.equal(with_gradients, without) and without.grad_fn is None
+    assert torch.equal(with_gradients, without)
+    assert without.grad_fn is None
 
 
 @pytest.mark.parametrize(("of_hidden", "of_weight"), list(itertools.product([True, False], repeat=2)))
@@ -143,7 +150,8 @@ def test_only_the_gradients_asked_for_are_computed(of_hidden, of_weight):
     assert loss.requires_grad == (of_hidden or of_weight)
     if loss.requires_grad:
         loss.backward()
-    assert (hidden.grad is not None) == of_hidden and (weight.grad is not None) == of_weight
+    assert (hidden.grad is not None) == of_hidden
+    assert (weight.grad is not None) == of_weight
 
 
 def test_the_gradients_are_used_once():
@@ -163,8 +171,10 @@ def test_autocast_computes_products_in_bf16_and_the_loss_in_fp32():
     loss.backward()
     assert loss.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
     exact, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257)
-    assert 0 < relative(loss, expected) < 1e-2 and loss != exact
-    assert relative(hidden.grad, gradients[0]) < 2e-2 and relative(weight.grad, gradients[1]) < 2e-2
+    assert 0 < relative(loss, expected) < 1e-2
+    assert loss != exact
+    assert relative(hidden.grad, gradients[0]) < 2e-2
+    assert relative(weight.grad, gradients[1]) < 2e-2
 
 
 def test_bf16_weights_get_bf16_gradients_summed_in_fp32():
@@ -173,7 +183,8 @@ def test_bf16_weights_get_bf16_gradients_summed_in_fp32():
     _, (_, expected, _) = reference(hidden.bfloat16().float(), low.float(), None, labels, 257)
     loss, _ = chunked_cross_entropy(hidden.bfloat16(), low, labels, vocab_size=257, chunk_tokens=8)
     loss.backward()
-    assert low.grad.dtype == torch.bfloat16 and relative(low.grad, expected) < 2e-2
+    assert low.grad.dtype == torch.bfloat16
+    assert relative(low.grad, expected) < 2e-2
 
 
 def test_equal_calls_give_equal_bits():
@@ -241,7 +252,8 @@ class WideProducts(TorchDispatchMode):
         if func not in (torch.ops.aten.mm.dtype, torch.ops.aten.mm.dtype_out):
             return func(*args, **(kwargs or {}))
         left, right, dtype = args
-        assert left.dtype in (torch.bfloat16, torch.float16) and dtype == torch.float32
+        assert left.dtype in (torch.bfloat16, torch.float16)
+        assert dtype == torch.float32
         self.number += 1
         product = left.float() @ right.float()
         return kwargs["out"].copy_(product) if kwargs else product

@@ -93,10 +93,12 @@ def test_the_compiler_makes_one_kernel_of_it_that_writes_in_place():
     expected = log_likelihoods(expected_gradient, targets, None, 257, 1.0)
     with torch._inductor.config.patch(force_disable_caches=True):
         likelihoods, [code] = run_and_get_code(compiled_log_likelihoods(), logits, targets, None, 257, 1.0)
-    assert len(set(re.findall(r"cpp_fused_\w+", code))) == 1 and "empty_strided_cpu((64, 320)" not in code
+    assert len(set(re.findall(r"cpp_fused_\w+", code))) == 1
+    assert "empty_strided_cpu((64, 320)" not in code
     torch.testing.assert_close(likelihoods, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logits, expected_gradient, rtol=1e-5, atol=1e-7)
-    assert logits[::7].count_nonzero() == 0 and logits[:, 257:].count_nonzero() == 0
+    assert logits[::7].count_nonzero() == 0
+    assert logits[:, 257:].count_nonzero() == 0
 
 
 def fails(*operands):
@@ -109,16 +111,13 @@ def test_a_compiler_that_fails_is_told_once_with_its_reason_and_the_passes_are_t
     expected, _ = loss_and_gradients(model)
     monkeypatch.setattr(head, "compiled_log_likelihoods", lambda: fails)
     model.head_way = found(model)
-    assert not model.head_way.fused and model.head_way.chunk_tokens == default_chunk_tokens(
-        model.config.vocab_size, model.device
-    )
+    assert not model.head_way.fused
+    assert model.head_way.chunk_tokens == default_chunk_tokens(model.config.vocab_size, model.device)
     assert loss_and_gradients(model)[0] == expected
     [record] = caplog.records
-    assert (
-        record.levelno == logging.WARNING
-        and "RuntimeError: no such compiler: gcc" in record.getMessage()
-        and "much more" not in record.getMessage()
-    )
+    assert record.levelno == logging.WARNING
+    assert "RuntimeError: no such compiler: gcc" in record.getMessage()
+    assert "much more" not in record.getMessage()
 
 
 def test_memory_that_runs_out_at_the_trial_is_no_reason_for_another_way(monkeypatch):
@@ -140,13 +139,15 @@ def test_what_the_cluster_file_leaves_out_is_no_warning(compiler, caplog):
     caplog.set_level(logging.INFO)
     assert not found(tiny_model("gpt2"), compiler=compiler).fused
     [record] = caplog.records
-    assert record.levelno == logging.INFO and "torch.compile" in record.getMessage()
+    assert record.levelno == logging.INFO
+    assert "torch.compile" in record.getMessage()
 
 
 def test_a_bias_in_half_precision_is_summed_by_passes():
     model = tiny_model("llama")
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
-    assert found(model).fused and not found(model, autocast=bf16).fused
+    assert found(model).fused
+    assert not found(model, autocast=bf16).fused
 
 
 def test_a_cpu_and_a_plain_head_keep_their_ways(monkeypatch):

@@ -31,7 +31,8 @@ def test_every_preset_has_the_size_its_name_says(preset):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert model.num_parameters() == pytest.approx(SIZES[preset], rel=0.01)
-    assert config.vocab_size == 50304 and config.eos_token_id == config.bos_token_id == 50256
+    assert config.vocab_size == 50304
+    assert config.eos_token_id == config.bos_token_id == 50256
     dropouts = [getattr(config, name, 0.0) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")]
     assert dropouts == [0.0] * 4
 
@@ -43,13 +44,15 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_64(vocab_size, padded):
 
 def test_an_inline_config_is_a_model_of_its_own():
     config = resolved(model_type="llama", hidden_size=96, num_attention_heads=6, num_hidden_layers=2)
-    assert isinstance(config, LlamaConfig) and config.hidden_size == 96
+    assert isinstance(config, LlamaConfig)
+    assert config.hidden_size == 96
 
 
 def test_overrides_win_over_the_preset_also_under_another_name_of_the_field():
     assert resolved("llama-124m", num_hidden_layers=3).num_hidden_layers == 3
     config = resolved("gpt2-124m", hidden_size=96, num_attention_heads=6)
-    assert isinstance(config, GPT2Config) and (config.n_embd, config.n_head) == (96, 6)
+    assert isinstance(config, GPT2Config)
+    assert (config.n_embd, config.n_head) == (96, 6)
 
 
 def test_positions_reach_the_sequence_length():

@@ -39,8 +39,10 @@ def test_the_scores_of_all_positions_add_up_to_the_loss(model):
     scores, _ = token_scores(model, inputs, torch.arange(inputs.numel()), labels.flatten())
     with torch.no_grad():
         loss, count = model(inputs, labels=labels, reduction="sum").tolist()
-    assert count == scores.numel() and -float(scores.double().sum()) == pytest.approx(loss, rel=1e-6)
-    assert scores.dtype == torch.float32 and not scores.requires_grad
+    assert count == scores.numel()
+    assert -float(scores.double().sum()) == pytest.approx(loss, rel=1e-6)
+    assert scores.dtype == torch.float32
+    assert not scores.requires_grad
 
 
 def test_some_positions_have_the_scores_they_have_among_all(model):
@@ -77,4 +79,5 @@ def test_under_bf16_the_scores_are_those_of_the_bf16_loss():
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         loss = float(model(inputs, labels=labels, reduction="sum")[0])
         scores, _ = token_scores(model, inputs, torch.arange(inputs.numel()), labels.flatten())
-    assert scores.dtype == torch.float32 and -float(scores.double().sum()) == pytest.approx(loss, rel=1e-6)
+    assert scores.dtype == torch.float32
+    assert -float(scores.double().sum()) == pytest.approx(loss, rel=1e-6)

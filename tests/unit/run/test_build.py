@@ -44,4 +44,5 @@ def test_the_way_of_the_head_reaches_the_model_that_is_trained_and_not_only_the_
     process = launching._context().Process(target=train_once, args=(str(write_recipe(tmp_path)), path))
     process.start()
     process.join(120)
-    assert process.exitcode == 0 and path.read_text() == "1"
+    assert process.exitcode == 0
+    assert path.read_text() == "1"

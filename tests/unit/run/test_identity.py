@@ -64,8 +64,10 @@ def test_the_number_of_processes_and_the_versions_are_conditions(monkeypatch):
     assert conditions(processes=2) != conditions()
     before = conditions()
     monkeypatch.setattr("trainer.run.identity.version", lambda package: "2.20.2")
-    assert conditions()["transformer_engine"] == "2.20.2" and conditions() != before
-    assert before["torch"] == torch.__version__ and before["transformer_engine"] is None
+    assert conditions()["transformer_engine"] == "2.20.2"
+    assert conditions() != before
+    assert before["torch"] == torch.__version__
+    assert before["transformer_engine"] is None
 
 
 def test_a_preset_and_its_fields_are_the_same_model():
@@ -101,8 +103,12 @@ def key(mode):
 
 def test_the_facts_of_a_replay_have_the_names_of_the_settings_and_only_what_decides_about_bits_is_among_them():
     found = facts("bf16", "global_batch=960", "evaluation.every_steps=7", "checkpoint.keep_last=9")
-    assert found["global_batch"] == 960 and found["optimizer.betas"] == [0.9, 0.95] and found["model.n_layer"] == 12
-    assert found["torch"] == torch.__version__ and found["processes"] == 1 and found["precision"] == "bf16"
+    assert found["global_batch"] == 960
+    assert found["optimizer.betas"] == [0.9, 0.95]
+    assert found["model.n_layer"] == 12
+    assert found["torch"] == torch.__version__
+    assert found["processes"] == 1
+    assert found["precision"] == "bf16"
     assert not found.keys() & {"evaluation.every_steps", "checkpoint.keep_last", "model.dtype", "name"}
     assert replay_key(found) != replay_key(facts("bf16"))
     assert replay_key({**found, "new and not used": None}) == replay_key(found)
@@ -110,7 +116,8 @@ def test_the_facts_of_a_replay_have_the_names_of_the_settings_and_only_what_deci
 
 def test_what_muons_iteration_computes_in_is_a_fact_of_runs_with_muon():
     with_muon = facts("bf16", "optimizer.name=muon")
-    assert with_muon["muon_iteration"] == "float32" and facts("bf16")["muon_iteration"] is None
+    assert with_muon["muon_iteration"] == "float32"
+    assert facts("bf16")["muon_iteration"] is None
     of_before = {name: value for name, value in with_muon.items() if name != "muon_iteration"}
     assert fact_changes(of_before, with_muon) == ["muon_iteration bfloat16 (before this was recorded) -> float32"]
 
@@ -119,10 +126,8 @@ def test_the_way_of_the_head_is_a_fact_where_it_is_not_the_default():
     assert facts("bf16")["head"] is None, "replays of before stay comparable on a CPU"
     ways = [HeadWay(fused, torch.bfloat16, chunk) for fused, chunk in ((True, 16384), (True, 8192), (False, 6592))]
     found = [facts("bf16", head=way) for way in ways]
-    assert (
-        len({replay_key(now) for now in found}) == 3
-        and found[0]["head"] == "one compiled kernel, bfloat16, 16384 tokens a chunk"
-    )
+    assert len({replay_key(now) for now in found}) == 3
+    assert found[0]["head"] == "one compiled kernel, bfloat16, 16384 tokens a chunk"
     of_before = {name: value for name, value in found[0].items() if name != "head"}
     assert [change.partition(" ")[0] for change in fact_changes(of_before, found[0])] == ["head"]
 
@@ -142,13 +147,15 @@ def test_a_checkpoint_tells_the_same_facts_by_the_same_names():
         versions={"torch": torch.__version__, "accelerate": "1.0"},
     )
     told = facts_of_checkpoint(manifest, flatten(load("gpt2-124m").config))
-    assert told.keys() < now.keys() and {name for name in told if told[name] != now[name]} == {"accelerate"}
+    assert told.keys() < now.keys()
+    assert {name for name in told if told[name] != now[name]} == {"accelerate"}
 
 
 def test_what_chooses_among_kernels_of_fp8_is_part_of_a_replay_in_fp8_alone(monkeypatch):
     before = key("fp8"), key("bf16")
     monkeypatch.setenv("NVTE_FP8_DPA_BWD", "0")
-    assert key("fp8") != before[0] and key("bf16") == before[1]
+    assert key("fp8") != before[0]
+    assert key("bf16") == before[1]
 
 
 @pytest.mark.parametrize("allowed", [True, False])

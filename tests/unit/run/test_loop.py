@@ -35,7 +35,8 @@ def test_a_last_step_that_was_not_evaluated_is_before_the_run_counts_as_finished
     evaluator = Evaluator(5, STEP, "held out")
     evaluator.record(5, 3.0)
     assert train(at_its_last_step(evaluator, loss)).kind == kind
-    assert evaluator.last_step == STEP and evaluator.loss_at(STEP) == (2.5 if kind == "finished" else None)
+    assert evaluator.last_step == STEP
+    assert evaluator.loss_at(STEP) == (2.5 if kind == "finished" else None)
 
 
 def test_a_last_step_whose_validation_loss_was_not_finite_is_no_finished_run_when_it_is_started_again():

@@ -48,7 +48,8 @@ def test_what_a_machine_cannot_hold_is_refused_with_the_advice(monkeypatch, ther
         return
     with pytest.raises(OutOfMemoryError) as caught:
         ask()
-    assert "micro_batch 8" in str(caught.value) and advice(8, "no") in str(caught.value)
+    assert "micro_batch 8" in str(caught.value)
+    assert advice(8, "no") in str(caught.value)
 
 
 def test_the_machine_has_memory():

@@ -33,7 +33,8 @@ def chosen(decided, torch_version=(2, 13), no_compiler=None):
 def test_bf16_comes_first_and_each_recipe_that_the_machine_has_follows():
     variants, missing = chosen(decisions())
     assert [variant.name for variant in variants] == ["bf16", "bf16+compile", "fp8 current", "fp8 delayed", "fp8 block"]
-    assert Missing("fp8 mxfp8", NOT_HERE) in missing and Missing("fp8 nvfp4", NOT_HERE) in missing
+    assert Missing("fp8 mxfp8", NOT_HERE) in missing
+    assert Missing("fp8 nvfp4", NOT_HERE) in missing
     assert [each.name for each in missing if each.reason.startswith("not compiled: ")] == [
         f"fp8 {name}+compile" for name in ("current", "delayed", "block")
     ]
@@ -70,7 +71,8 @@ def test_an_emulation_is_measured_under_its_own_name_and_never_called_fp8():
 
 def test_a_gpu_without_bf16_has_nothing_to_compare_with():
     variants, missing = chosen(decisions(bf16="no"))
-    assert variants[0].recipe and missing[0] == Missing("bf16", NOT_HERE)
+    assert variants[0].recipe
+    assert missing[0] == Missing("bf16", NOT_HERE)
 
 
 @pytest.mark.parametrize("variant", [BF16, COMPILED, Variant("block")])
@@ -93,11 +95,12 @@ def test_a_launch_trains_as_the_run_does_and_does_nothing_else(variant):
         load("shakespeare", [*typed, *more]).config
         for more in ([], settings_for(load("shakespeare", typed).config, variant))
     )
-    assert after.max_steps == OUT_OF_REACH == after.evaluation.every_steps and after.evaluation.tasks == []
+    assert after.max_steps == OUT_OF_REACH == after.evaluation.every_steps
+    assert after.evaluation.tasks == []
     checkpoint = after.checkpoint
-    assert (
-        checkpoint.max_loss_seconds == float("inf") and not checkpoint.asynchronous and checkpoint.second_place is None
-    )
+    assert checkpoint.max_loss_seconds == float("inf")
+    assert not checkpoint.asynchronous
+    assert checkpoint.second_place is None
     assert (
         checkpoint.every_steps,
         checkpoint.every_minutes,
@@ -105,8 +108,11 @@ def test_a_launch_trains_as_the_run_does_and_does_nothing_else(variant):
         checkpoint.keep_every_steps,
         checkpoint.keep_epochs,
     ) == (None,) * 4 + (0,)
-    assert after.metrics.trackers == [] and after.profile.steps is None and after.resume_from_checkpoint == "none"
-    assert after.precision.recipe == (variant.recipe or "delayed") and after.precision.required == bool(variant.recipe)
+    assert after.metrics.trackers == []
+    assert after.profile.steps is None
+    assert after.resume_from_checkpoint == "none"
+    assert after.precision.recipe == (variant.recipe or "delayed")
+    assert after.precision.required == bool(variant.recipe)
     assert after.precision.bf16_first_blocks == 0
     same = (
         "seed",

@@ -104,14 +104,15 @@ def test_variants_take_turns_under_their_own_cluster_files_and_the_result_is_sto
             ("fp8-block", "fp8", False),
         )
     ]
-    assert said[1:3] == ["round 1 of 2: bf16", "round 1 of 2: bf16+compile"] and len(said) == 9
-    assert result.judgement.recommended == "fp8 current" and result.judgement.gains == {
+    assert said[1:3] == ["round 1 of 2: bf16", "round 1 of 2: bf16+compile"]
+    assert len(said) == 9
+    assert result.judgement.recommended == "fp8 current"
+    assert result.judgement.gains == {
         "current": pytest.approx(0.25),
         "block": pytest.approx(-1 / 6),
     }
-    assert [each.peak_bytes for each in result.measured] == [7e9] * 4 and "fp8 mxfp8" in [
-        each.name for each in result.missing
-    ]
+    assert [each.peak_bytes for each in result.measured] == [7e9] * 4
+    assert "fp8 mxfp8" in [each.name for each in result.missing]
     assert find(project / "runs", CONDITIONS).gains == result.judgement.gains
     assert json.loads(result.stored_in.read_text())["conditions"] == CONDITIONS
     assert sorted(path.name for path in project.glob("*/*")) == [".measured"], "nothing else is left"
@@ -127,7 +128,9 @@ def test_what_a_machine_that_was_not_steady_gave_is_not_kept(project):
 
     machine.plan = slower_in_the_second_round
     result = measured_on(machine)
-    assert result.stored_in is None and find(project / "runs", CONDITIONS) is None and "was not steady" in result.text()
+    assert result.stored_in is None
+    assert find(project / "runs", CONDITIONS) is None
+    assert "was not steady" in result.text()
 
 
 def test_a_variant_whose_launch_fails_is_told_with_its_reason_and_has_no_second_turn(project):
@@ -138,7 +141,8 @@ def test_a_variant_whose_launch_fails_is_told_with_its_reason_and_has_no_second_
         "bf16",
         "bf16+compile",
         "fp8 block",
-    ] and result.judgement.gains.keys() == {"block"}
+    ]
+    assert result.judgement.gains.keys() == {"block"}
     [failed] = [each for each in result.missing if each.reason.startswith("failed")]
     assert failed.reason == "failed: ended as refused (precision.required is true and fp8 cannot be had)"
 
@@ -150,7 +154,8 @@ def test_a_launch_that_computed_in_something_else_does_not_count(project, label,
     machine = Machine()
     machine.label["fp8-current"] = label
     result = measured_on(machine)
-    assert f"failed: {words}" in [each.reason for each in result.missing] and "current" not in result.judgement.gains
+    assert f"failed: {words}" in [each.reason for each in result.missing]
+    assert "current" not in result.judgement.gains
 
 
 def test_a_launch_that_was_not_compiled_does_not_count(project, monkeypatch):
@@ -171,9 +176,11 @@ def test_a_run_that_does_not_run_in_bf16_ends_it_and_what_it_printed_is_kept(pro
     machine = Machine("bf16", outcome)
     with refuses(LaunchError, "bf16", *words) as caught:
         measured_on(machine)
-    assert caught.value.exit_code == code and len(machine.launched) == 1
+    assert caught.value.exit_code == code
+    assert len(machine.launched) == 1
     [log] = (project / "runs").glob(".bench-*/bf16-1.log")
-    assert str(log) in str(caught.value) and log.read_text() == "last words\n"
+    assert str(log) in str(caught.value)
+    assert log.read_text() == "last words\n"
 
 
 def test_a_launch_that_ends_by_itself_before_its_steps_is_a_failure(project):
@@ -201,6 +208,5 @@ def test_what_a_killed_measurement_left_is_swept_by_the_next(project):
     (project / "runs" / ".bench-dead" / ".lock").touch()
     said = []
     measured_on(Machine(), said=said)
-    assert "removed .bench-dead, which a bench that was killed has left" in said and not list(
-        project.glob("*/.bench-*")
-    )
+    assert "removed .bench-dead, which a bench that was killed has left" in said
+    assert not list(project.glob("*/.bench-*"))

@@ -36,7 +36,8 @@ def test_a_machine_that_varies_by_more_needs_more_to_be_believed():
 
 def test_a_gain_is_one_over_the_fastest_bf16_and_says_what_to_write():
     judgement = judge([measured(BF16, 1000), measured(COMPILED, 1300), measured(CURRENT, 1200)])
-    assert judgement.recommended == "bf16+compile" and judgement.gains == {"current": pytest.approx(1200 / 1300 - 1)}
+    assert judgement.recommended == "bf16+compile"
+    assert judgement.gains == {"current": pytest.approx(1200 / 1300 - 1)}
     assert judgement.sentence == (
         "take bf16+compile: torch.compile gives 30.0% more tokens/s than bf16 (dynamo_config of the cluster file, as in accelerate_configs/); "
         "fp8 current, the fastest in fp8, gives 7.7% fewer tokens/s than bf16+compile"
@@ -52,16 +53,15 @@ def test_a_compiled_recipe_counts_for_its_recipe_and_says_how_to_compile():
     judgement = judge(
         [measured(BF16, 1000), measured(CURRENT, 1100), measured(Variant("current", is_compiled=True), 1200)]
     )
-    assert judgement.gains == {"current": pytest.approx(0.2)} and judgement.recommended == "fp8 current+compile"
+    assert judgement.gains == {"current": pytest.approx(0.2)}
+    assert judgement.recommended == "fp8 current+compile"
     assert "mixed_precision: fp8 and dynamo_config of the cluster file" in judgement.sentence
 
 
 def test_compiling_that_gains_nothing_is_not_recommended():
     judgement = judge([measured(BF16, 1000), measured(COMPILED, 1010)])
-    assert (
-        judgement.recommended == "bf16"
-        and judgement.sentence == "take bf16: torch.compile gives no gain: 1.0% is within what a machine varies by"
-    )
+    assert judgement.recommended == "bf16"
+    assert judgement.sentence == "take bf16: torch.compile gives no gain: 1.0% is within what a machine varies by"
     assert (
         judge([measured(BF16, 1000), measured(COMPILED, 800)]).sentence
         == "take bf16: torch.compile gives 20.0% fewer tokens/s than bf16"
@@ -75,7 +75,8 @@ def test_of_two_equally_fast_the_first_is_taken():
 
 def test_a_variant_whose_loss_runs_away_is_neither_recommended_nor_kept_for_auto():
     judgement = judge([measured(BF16, 1000), measured(CURRENT, 2000, has_run_away=True), measured(BLOCK, 1100)])
-    assert judgement.recommended == "fp8 block" and judgement.gains.keys() == {"block"}
+    assert judgement.recommended == "fp8 block"
+    assert judgement.gains.keys() == {"block"}
 
 
 def test_an_emulation_is_neither_recommended_nor_kept_for_auto():
@@ -85,4 +86,6 @@ def test_an_emulation_is_neither_recommended_nor_kept_for_auto():
 
 def test_without_bf16_nothing_is_recommended():
     judgement = judge([measured(BF16, 1000, has_run_away=True), measured(CURRENT, 2000)])
-    assert judgement.recommended is None and judgement.gains == {} and "a gain is one over bf16" in judgement.sentence
+    assert judgement.recommended is None
+    assert judgement.gains == {}
+    assert "a gain is one over bf16" in judgement.sentence

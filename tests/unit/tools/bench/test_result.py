@@ -50,25 +50,23 @@ def test_the_table_has_a_row_for_each_variant_and_each_that_is_missing():
     assert lines[3].split() == ["bf16", "1s", "0.0%", "1k", "0.50x", "40.0%", "-", "-", "2h", "24m"]
     assert lines[4].split() == ["bf16+compile", "0.5s", "0.0%", "2k", "1.00x", "80.0%", "-", "+0.00%", "1h", "12m"]
     assert lines[5] == "  fp8 current   there is no CUDA device"
-    assert "stored in runs/x.json, where precision.recipe: auto finds it" in found.text() and found.text().endswith(
-        found.judgement.sentence
-    )
+    assert "stored in runs/x.json, where precision.recipe: auto finds it" in found.text()
+    assert found.text().endswith(found.judgement.sentence)
 
 
 def test_what_is_not_known_is_told_and_what_runs_away_stands_out():
     text = result(figures(BF16, steps()), figures(CURRENT, steps(losses=[9.0] * 9), reference=steps())).text()
-    assert (
-        "MFU: unknown" in text
-        and "memory: unknown" in text
-        and "+80.00% RUNS AWAY" in text
-        and "MFU of fp8" not in text
-    )
+    assert "MFU: unknown" in text
+    assert "memory: unknown" in text
+    assert "+80.00% RUNS AWAY" in text
+    assert "MFU of fp8" not in text
 
 
 def test_a_machine_that_was_not_steady_is_told():
     assert "steady" not in result(figures(BF16, steps(1.0), steps(1.1))).text()
     shaky = result(figures(BF16, steps(1.0), steps(1.2)))
-    assert not shaky.is_steady and "(rounds of bf16 were 18% apart), and this is not kept" in shaky.text()
+    assert not shaky.is_steady
+    assert "(rounds of bf16 were 18% apart), and this is not kept" in shaky.text()
 
 
 def test_the_mfu_of_fp8_is_told_apart_from_bf16s():
@@ -80,25 +78,23 @@ def test_the_mfu_of_fp8_is_told_apart_from_bf16s():
 
 def test_an_emulation_is_said_to_be_one():
     text = result(figures(BF16, steps()), figures(EMULATED, steps())).text()
-    assert "fp8 emulation current" in text and "an emulation rounds as fp8 does and is not fp8" in text
+    assert "fp8 emulation current" in text
+    assert "an emulation rounds as fp8 does and is not fp8" in text
 
 
 def test_a_program_gets_the_same_as_plain_values():
     facts = json.loads(
         json.dumps(result(figures(BF16, steps(1.0)), figures(CURRENT, steps(0.8), reference=steps())).facts())
     )
-    assert (
-        facts["recommended"] == "fp8 current"
-        and facts["gains"] == {"current": 0.25}
-        and facts["measured"][1]["gain"] == 0.25
-    )
-    assert (
-        facts["measured"][0]["run_days"] == 0.1
-        and facts["conditions"]["device"] == "NVIDIA H100"
-        and facts["stored_in"] == "runs/x.json"
-    )
+    assert facts["recommended"] == "fp8 current"
+    assert facts["gains"] == {"current": 0.25}
+    assert facts["measured"][1]["gain"] == 0.25
+    assert facts["measured"][0]["run_days"] == 0.1
+    assert facts["conditions"]["device"] == "NVIDIA H100"
+    assert facts["stored_in"] == "runs/x.json"
 
 
 def test_without_a_bf16_to_compare_with_the_table_stands_all_the_same():
     found = result(figures(BF16, steps(losses=[None] * 9)), figures(CURRENT, steps()))
-    assert found.facts()["measured"][1]["gain"] is None and "nothing is recommended" in found.text()
+    assert found.facts()["measured"][1]["gain"] is None
+    assert "nothing is recommended" in found.text()

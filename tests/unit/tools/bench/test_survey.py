@@ -30,11 +30,13 @@ def looked(*overrides, num_processes=1):
 def test_without_a_gpu_bf16_is_there_and_no_fp8_with_the_decisions_own_words():
     seen = looked(num_processes=2)
     assert list(seen.decisions) == ["bf16", *RECIPES]
-    assert seen.decisions["bf16"].mode == "bf16" and all(seen.decisions[name].mode == "bf16" for name in RECIPES)
+    assert seen.decisions["bf16"].mode == "bf16"
+    assert all(seen.decisions[name].mode == "bf16" for name in RECIPES)
     assert {seen.decisions[name].reason for name in RECIPES} == {
         "there is no CUDA device, and fp8 is arithmetic of a GPU"
     }
-    assert seen.conditions["processes"] == 2 and seen.conditions["device"] == "cpu"
+    assert seen.conditions["processes"] == 2
+    assert seen.conditions["device"] == "cpu"
 
 
 def test_with_the_stand_in_each_recipe_that_fits_the_shapes_is_an_emulation(stand_in):
@@ -60,10 +62,8 @@ def test_a_recipe_that_a_setting_of_the_run_excludes_is_missing_in_the_words_of_
 ):
     seen = looked("model.gradient_checkpointing=true")
     assert {name: decision.mode for name, decision in seen.decisions.items()}["current"] == "fp8"
-    assert (
-        seen.decisions["delayed"].mode == "bf16"
-        and "model.gradient_checkpointing do not go together" in seen.decisions["delayed"].reason
-    )
+    assert seen.decisions["delayed"].mode == "bf16"
+    assert "model.gradient_checkpointing do not go together" in seen.decisions["delayed"].reason
 
 
 def test_a_look_that_ends_its_process_is_told(monkeypatch):

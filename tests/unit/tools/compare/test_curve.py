@@ -18,11 +18,14 @@ def read(folder):
 def test_a_short_run_has_a_bin_for_each_step(tmp_path):
     values = losses()
     curve = read(write_run(tmp_path, "a", values))
-    assert curve.num_steps == 200 and curve.last_tokens == 200_000 and curve.counts.max() == 1
+    assert curve.num_steps == 200
+    assert curve.last_tokens == 200_000
+    assert curve.counts.max() == 1
     filled = curve.counts > 0
     assert curve.mean("loss")[filled].tolist() == values.tolist()
     assert curve.tokens[filled].tolist() == [1000 * step for step in range(1, 201)]
-    assert curve.hours[filled] == pytest.approx(np.arange(1, 201) / 100) and curve.seconds == pytest.approx(7200)
+    assert curve.hours[filled] == pytest.approx(np.arange(1, 201) / 100)
+    assert curve.seconds == pytest.approx(7200)
     assert curve.medians == {"tokens_per_second": pytest.approx(1000 / 36), "mfu": pytest.approx(0.4)}
 
 
@@ -32,7 +35,8 @@ def test_a_long_run_has_the_mean_the_least_and_the_greatest_of_each_bin(tmp_path
     pairs = values.reshape(-1, 2)
     assert (curve.counts == 2).all()
     assert curve.mean("loss") == pytest.approx(pairs.mean(1))
-    assert (curve.lowest == pairs.min(1)).all() and (curve.highest == pairs.max(1)).all()
+    assert (curve.lowest == pairs.min(1)).all()
+    assert (curve.highest == pairs.max(1)).all()
 
 
 def test_bins_do_not_depend_on_how_the_file_is_cut_into_chunks(tmp_path, monkeypatch):
@@ -41,10 +45,10 @@ def test_bins_do_not_depend_on_how_the_file_is_cut_into_chunks(tmp_path, monkeyp
     monkeypatch.setattr(curves, "_CHUNK_BYTES", 500)
     monkeypatch.setattr("trainer.metrics.curves._BLOCK_BYTES", 50)
     parts = read(folder)
-    assert parts.sums["loss"].tolist() == whole.sums["loss"].tolist() and parts.seconds == pytest.approx(whole.seconds)
-    assert parts.digests == whole.digests and parts.evaluations == whole.evaluations == [
-        Evaluation(100_000, {"val_loss": 3.0})
-    ]
+    assert parts.sums["loss"].tolist() == whole.sums["loss"].tolist()
+    assert parts.seconds == pytest.approx(whole.seconds)
+    assert parts.digests == whole.digests
+    assert parts.evaluations == whole.evaluations == [Evaluation(100_000, {"val_loss": 3.0})]
 
 
 def test_a_damaged_line_and_one_cut_short_are_left_out_and_those_around_them_count(tmp_path):
@@ -56,7 +60,8 @@ def test_a_damaged_line_and_one_cut_short_are_left_out_and_those_around_them_cou
     )
     curve = read(folder)
     assert last_tokens(folder) == 3000
-    assert curve.num_steps == 2 and curve.mean("loss")[curve.counts > 0].tolist() == [3.0, 1.0]
+    assert curve.num_steps == 2
+    assert curve.mean("loss")[curve.counts > 0].tolist() == [3.0, 1.0]
 
 
 def test_a_loss_that_is_not_finite_is_counted_and_in_no_mean(tmp_path):
@@ -64,7 +69,9 @@ def test_a_loss_that_is_not_finite_is_counted_and_in_no_mean(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "tokens": 4000, "loss": null}\n{"step": 5, "tokens": 5000, "loss": "high"}\n')
     curve = read(folder)
-    assert curve.num_steps == 5 and curve.num_unfinite == 3 and np.nansum(curve.sums["loss"]) == 4.0
+    assert curve.num_steps == 5
+    assert curve.num_unfinite == 3
+    assert np.nansum(curve.sums["loss"]) == 4.0
 
 
 def test_keys_that_nobody_knows_and_keys_that_are_absent_do_no_harm(tmp_path):
@@ -75,8 +82,11 @@ def test_keys_that_nobody_knows_and_keys_that_are_absent_do_no_harm(tmp_path):
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     curve = read(folder)
-    assert curve.num_steps == 1 and curve.seconds is None and curve.medians == {"tokens_per_second": None, "mfu": None}
-    assert curve.evaluations == [] and np.isnan(curve.hours).all()
+    assert curve.num_steps == 1
+    assert curve.seconds is None
+    assert curve.medians == {"tokens_per_second": None, "mfu": None}
+    assert curve.evaluations == []
+    assert np.isnan(curve.hours).all()
 
 
 def test_every_fact_of_an_evaluation_is_kept(tmp_path):

@@ -20,13 +20,18 @@ def pair(tmp_path, first, second, **facts):
 
 def test_equal_runs_are_equal(tmp_path):
     found = pair(tmp_path, losses(), losses())
-    assert found.is_equal and found.verdict == "no difference" and found.has_same_batches
-    assert found.judged["loss"].gap.value == 0.0 == found.judged["loss"].gap.band and found.since_tokens is None
+    assert found.is_equal
+    assert found.verdict == "no difference"
+    assert found.has_same_batches
+    assert found.judged["loss"].gap.value == 0.0 == found.judged["loss"].gap.band
+    assert found.since_tokens is None
 
 
 def test_two_seeds_of_one_recipe_are_no_different(tmp_path):
     found = pair(tmp_path, losses(seed=1), losses(seed=2), seed=2)
-    assert not found.is_equal and found.verdict == "no difference" and not found.has_same_batches
+    assert not found.is_equal
+    assert found.verdict == "no difference"
+    assert not found.has_same_batches
     assert 0 < abs(found.judged["loss"].gap.value) < found.judged["loss"].gap.band
 
 
@@ -38,10 +43,10 @@ def test_two_runs_that_differ_in_the_seed_alone_are_the_measure_of_noise_however
         for name, seed, level, evaluated in (("a", 1, 0.0, evaluations[0]), ("b", 2, offset, evaluations[1]))
     )
     (found,) = compared(a, b).pairs
-    assert found.verdict == "no difference" and {judged.verdict for judged in found.judged.values()} == {
-        "no difference"
-    }
-    assert found.judged["loss"].spread.measured_on == ("a", "b") and "differ in their seed alone" in found.notes[0]
+    assert found.verdict == "no difference"
+    assert {judged.verdict for judged in found.judged.values()} == {"no difference"}
+    assert found.judged["loss"].spread.measured_on == ("a", "b")
+    assert "differ in their seed alone" in found.notes[0]
     assert ("more than runs of one recipe are assumed" in found.notes[0]) == (abs(offset) == 0.5)
     other = write_run(tmp_path, "other", losses(seed=1) + offset, seed=3, settings={"optimizer": {"lr": 0.1}})
     assert compared(a, other, b).pairs[0].verdict == "no difference", "what they measure holds for other recipes"
@@ -50,7 +55,8 @@ def test_two_runs_that_differ_in_the_seed_alone_are_the_measure_of_noise_however
 def test_one_recipe_and_one_seed_that_end_apart_are_not_excused_by_themselves(tmp_path):
     values = losses()
     found = pair(tmp_path, values, values + 0.5)
-    assert found.verdict == "worse" and "are of one recipe" in found.notes[0]
+    assert found.verdict == "worse"
+    assert "are of one recipe" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,8 @@ def test_a_verdict_that_the_validation_loss_does_not_share_says_so(tmp_path, tra
     (found,) = compared(a, b).pairs
     headline = sentences(found)[0]
     assert list(found.judged) == ["loss", what]
-    assert found.verdict == verdict and (named in headline) == (verdict == "mixed")
+    assert found.verdict == verdict
+    assert (named in headline) == (verdict == "mixed")
 
 
 def broken_from(step, seed=0):
@@ -95,7 +102,9 @@ def broken_from(step, seed=0):
 @pytest.mark.parametrize("facts", [{"second": broken_from(100)}, {"second": losses(), "outcome": "diverged"}])
 def test_a_run_that_diverged_is_worse_whatever_its_loss_was_before(tmp_path, facts):
     found = pair(tmp_path, losses(), **facts)
-    assert found.verdict == "worse" and not found.is_equal and found.judged["loss"].verdict == "no difference"
+    assert found.verdict == "worse"
+    assert not found.is_equal
+    assert found.judged["loss"].verdict == "no difference"
 
 
 def test_a_run_is_better_than_one_that_diverged(tmp_path):
@@ -114,7 +123,8 @@ def test_a_run_without_a_finite_loss_does_not_widen_the_noise_of_the_others(tmp_
     )
     alone = compared(a, b).pairs[0]
     among = compared(a, b, write_run(tmp_path, "broken", broken_from(0))).pairs[0]
-    assert among.verdict == "worse" and among.judged["loss"].gap == alone.judged["loss"].gap
+    assert among.verdict == "worse"
+    assert among.judged["loss"].gap == alone.judged["loss"].gap
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.01, "worse"), (-0.01, "better")])
@@ -123,7 +133,8 @@ def test_one_percent_of_loss_is_found_on_the_same_batches(tmp_path, share, verdi
     drift = losses(seed=9, noise=0.002) - losses(noise=0.0)
     found = pair(tmp_path, values, values * (1 + share) + drift)
     gap = found.judged["loss"].gap
-    assert found.verdict == verdict and gap.value == pytest.approx(share * found.judged["loss"].a, abs=0.004)
+    assert found.verdict == verdict
+    assert gap.value == pytest.approx(share * found.judged["loss"].a, abs=0.004)
     assert found.since_tokens < 20 * STEP_TOKENS
 
 
@@ -136,20 +147,24 @@ def test_a_gap_that_opens_late_is_dated(tmp_path):
 def test_a_run_that_was_better_first_is_dated_from_when_it_became_worse(tmp_path):
     values = losses()
     found = pair(tmp_path, values, values + np.where(np.arange(200) < 96, -0.2, 0.2))
-    assert found.verdict == "worse" and 90 * STEP_TOKENS <= found.since_tokens <= 110 * STEP_TOKENS
+    assert found.verdict == "worse"
+    assert 90 * STEP_TOKENS <= found.since_tokens <= 110 * STEP_TOKENS
 
 
 def test_a_gap_that_only_the_whole_window_shows_is_not_dated(tmp_path):
     values = losses(seed=1)
     found = pair(tmp_path, values, values + np.random.default_rng(12).normal(0.03, 0.05, 200))
-    assert found.verdict == "worse" and found.since_tokens is None
+    assert found.verdict == "worse"
+    assert found.since_tokens is None
 
 
 def test_a_gap_that_closes_again_is_no_difference_at_the_end(tmp_path):
     values = losses()
     found = pair(tmp_path, values, values + np.where(np.arange(200) < 100, 0.2, 0.0))
-    assert found.verdict == "no difference" and found.since_tokens is None
-    assert found.segments[0].gap.is_beyond_noise and not found.segments[-1].gap.is_beyond_noise
+    assert found.verdict == "no difference"
+    assert found.since_tokens is None
+    assert found.segments[0].gap.is_beyond_noise
+    assert not found.segments[-1].gap.is_beyond_noise
 
 
 def test_seeds_among_the_runs_measure_the_noise(tmp_path):
@@ -157,7 +172,8 @@ def test_seeds_among_the_runs_measure_the_noise(tmp_path):
     folders = [write_run(tmp_path, f"seed{seed}", values, seed=seed) for seed, values in enumerate(far, start=1)]
     other = write_run(tmp_path, "other", losses(seed=1) + 0.1, seed=4, settings={"optimizer": {"lr": 0.1}})
     alone = compared(folders[0], other).pairs[0]
-    assert alone.verdict == "worse" and alone.judged["loss"].spread.measured_on == ()
+    assert alone.verdict == "worse"
+    assert alone.judged["loss"].spread.measured_on == ()
     among = compared(folders[0], other, *folders[1:])
     assert among.pairs[0].verdict == "no difference"
     assert among.pairs[0].judged["loss"].spread.measured_on == ("seed1", "seed2", "seed3")
@@ -170,14 +186,16 @@ def test_runs_of_other_batch_sizes_are_compared_at_equal_tokens(tmp_path):
     fine = losses(400, seed=1)
     coarse = fine.reshape(-1, 2).mean(1)
     found = pair(tmp_path, fine, coarse, step_tokens=2 * STEP_TOKENS)
-    assert found.tokens == 400 * STEP_TOKENS and found.verdict == "no difference"
+    assert found.tokens == 400 * STEP_TOKENS
+    assert found.verdict == "no difference"
     assert found.judged["loss"].gap.value == pytest.approx(0.0, abs=2e-3)
 
 
 def test_a_longer_run_is_compared_over_what_both_have_and_that_is_said(tmp_path):
     values = losses(400)
     found = pair(tmp_path, values[:200], values)
-    assert found.tokens == 200 * STEP_TOKENS and found.judged["loss"].gap.value == 0.0
+    assert found.tokens == 200 * STEP_TOKENS
+    assert found.judged["loss"].gap.value == 0.0
     assert found.notes == ["compared over the 200k tokens that both have: b went on to 400k, a did not"]
 
 
@@ -193,14 +211,15 @@ def test_losses_that_are_not_finite_are_told(tmp_path):
     broken = values.copy()
     broken[50] = np.inf
     found = pair(tmp_path, values, broken)
-    assert found.judged["loss"].gap.value == 0.0 and found.notes == [
-        "b has 1 step whose loss is not finite, left out of every mean"
-    ]
+    assert found.judged["loss"].gap.value == 0.0
+    assert found.notes == ["b has 1 step whose loss is not finite, left out of every mean"]
 
 
 def test_a_run_of_a_few_steps_is_not_judged(tmp_path):
     found = pair(tmp_path, losses(), losses()[:5])
-    assert found.judged == {} and found.verdict == "cannot be judged" and found.segments == []
+    assert found.judged == {}
+    assert found.verdict == "cannot be judged"
+    assert found.segments == []
 
 
 def evaluated(values):
@@ -214,17 +233,18 @@ def test_validation_losses_are_judged_by_themselves(tmp_path):
     ]
     judged = compared(*folders).pairs[0].judged
     assert judged["loss"].verdict == "no difference"
-    assert judged["val_loss"].verdict == "worse" and judged["val_loss"].gap.value == pytest.approx(0.2)
-    assert judged["val_loss"].over == "2 evaluations up to 200k tokens" and judged[
-        "bits_per_byte"
-    ].gap.value == pytest.approx(0.1)
+    assert judged["val_loss"].verdict == "worse"
+    assert judged["val_loss"].gap.value == pytest.approx(0.2)
+    assert judged["val_loss"].over == "2 evaluations up to 200k tokens"
+    assert judged["bits_per_byte"].gap.value == pytest.approx(0.1)
 
 
 def test_evaluations_at_other_tokens_are_compared_in_between(tmp_path):
     a = write_run(tmp_path, "a", losses(), evaluations=evaluated({190: 3.0}))
     b = write_run(tmp_path, "b", losses(), evaluations=evaluated({180: 3.2, 200: 3.0}))
     judged = compared(a, b).pairs[0].judged["val_loss"]
-    assert judged.b == pytest.approx(3.1) and judged.over == "the evaluation at 190k tokens"
+    assert judged.b == pytest.approx(3.1)
+    assert judged.over == "the evaluation at 190k tokens"
 
 
 def test_other_tokenizers_compare_in_bits_a_byte_of_the_same_text(tmp_path):
@@ -237,7 +257,9 @@ def test_other_tokenizers_compare_in_bits_a_byte_of_the_same_text(tmp_path):
         settings={"data": {"corpus": "plays", "tokenizer": "bytes"}},
     )
     found = compared(a, b).pairs[0]
-    assert list(found.judged) == ["bits_per_byte"] and found.verdict == "worse" and found.segments == []
+    assert list(found.judged) == ["bits_per_byte"]
+    assert found.verdict == "worse"
+    assert found.segments == []
     assert (
         "different tokenizers: their nats a token do not compare, and bits a byte stand in for them" in found.notes[0]
     )
@@ -253,9 +275,8 @@ def test_other_tokenizers_on_other_text_cannot_be_judged(tmp_path):
         settings={"data": {"corpus": "poems", "tokenizer": "bytes"}},
     )
     found = compared(a, b).pairs[0]
-    assert (
-        found.verdict == "cannot be judged" and "no bits a byte of the same text are known for both" in found.notes[0]
-    )
+    assert found.verdict == "cannot be judged"
+    assert "no bits a byte of the same text are known for both" in found.notes[0]
 
 
 def test_other_training_data_leave_the_validation_loss_where_that_is_the_same(tmp_path):
@@ -265,7 +286,9 @@ def test_other_training_data_leave_the_validation_loss_where_that_is_the_same(tm
     )
     b = write_run(tmp_path, "b", losses(), evaluations=evaluated({200: 2.5}), settings={"data": shards})
     found = compared(a, b).pairs[0]
-    assert "loss" not in found.judged and found.verdict == "better" and "trained on different data" in found.notes[0]
+    assert "loss" not in found.judged
+    assert found.verdict == "better"
+    assert "trained on different data" in found.notes[0]
 
 
 def test_other_held_out_data_leave_the_training_loss(tmp_path):
@@ -274,7 +297,8 @@ def test_other_held_out_data_leave_the_training_loss(tmp_path):
         tmp_path, "b", losses(), evaluations=evaluated({200: 2.5}), settings={"evaluation": {"num_sequences": 9}}
     )
     found = compared(a, b).pairs[0]
-    assert list(found.judged) == ["loss"] and found.verdict == "no difference"
+    assert list(found.judged) == ["loss"]
+    assert found.verdict == "no difference"
     assert found.notes == ["a and b were validated on different data: their validation losses do not compare"]
 
 

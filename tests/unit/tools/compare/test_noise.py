@@ -19,7 +19,8 @@ def test_the_quantile_is_students(dof, known):
 def test_the_error_of_independent_blocks_is_the_textbooks():
     blocks = np.random.default_rng(0).normal(0, 1, 20_000)
     error, dof = standard_error(blocks)
-    assert error == pytest.approx(1 / math.sqrt(20_000), rel=0.05) and dof == pytest.approx(20_000, rel=0.05)
+    assert error == pytest.approx(1 / math.sqrt(20_000), rel=0.05)
+    assert dof == pytest.approx(20_000, rel=0.05)
 
 
 def test_blocks_that_remember_have_a_larger_error():
@@ -27,9 +28,8 @@ def test_blocks_that_remember_have_a_larger_error():
     for number, kick in enumerate(np.random.default_rng(0).normal(0, 1, 19_999), start=1):
         blocks[number] = 0.5 * blocks[number - 1] + kick
     error, dof = standard_error(blocks)
-    assert error == pytest.approx(blocks.std() * math.sqrt(3 / 20_000), rel=0.05) and dof == pytest.approx(
-        20_000 / 3, rel=0.1
-    )
+    assert error == pytest.approx(blocks.std() * math.sqrt(3 / 20_000), rel=0.05)
+    assert dof == pytest.approx(20_000 / 3, rel=0.1)
 
 
 def test_blocks_that_swing_back_and_forth_are_not_more_certain_than_independent_ones():
@@ -50,11 +50,11 @@ def test_equal_runs_have_a_gap_of_exactly_nothing():
 def test_the_band_has_both_parts():
     blocks = np.random.default_rng(1).normal(0.5, 0.1, 20)
     window, both = gap(blocks, 3.0, NONE), gap(blocks, 3.0, Spread(0.01, 4))
-    assert window.value == both.value == pytest.approx(0.5, abs=0.1) and window.window_error == both.window_error
+    assert window.value == both.value == pytest.approx(0.5, abs=0.1)
+    assert window.window_error == both.window_error
     assert window.band == pytest.approx(t_quantile(standard_error(blocks)[1]) * window.window_error)
-    assert both.run_error == pytest.approx(math.sqrt(2) * 0.03) and both.band > math.hypot(
-        window.band, 2 * both.run_error
-    )
+    assert both.run_error == pytest.approx(math.sqrt(2) * 0.03)
+    assert both.band > math.hypot(window.band, 2 * both.run_error)
 
 
 def test_a_few_blocks_have_no_error_of_their_own():
@@ -68,7 +68,8 @@ def test_an_unmeasured_spread_is_the_default():
 def test_seeds_of_a_recipe_measure_the_spread_and_the_default_keeps_its_weight():
     found = spread([{"a": 2.98, "b": 3.02}, {"c": 5.0}], 0.003)
     deviation = math.sqrt(2) * 0.02 / 3.0  # the two seeds' standard deviation, one degree of freedom
-    assert found.measured_on == ("a", "b") and found.dof == noise.DEFAULT_DOF + 1
+    assert found.measured_on == ("a", "b")
+    assert found.dof == noise.DEFAULT_DOF + 1
     assert found.fraction == pytest.approx(math.sqrt((4 * 0.003**2 + deviation**2) / 5))
     lucky = spread([{"a": 3.0, "b": 3.0}], 0.003)
     assert lucky.fraction == pytest.approx(0.003 * math.sqrt(4 / 5))

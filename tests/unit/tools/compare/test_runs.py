@@ -109,7 +109,8 @@ def test_a_precision_that_the_journal_lacks_is_the_newest_checkpoints_or_unknown
     (tmp_path / "runs/b/outcome.json").unlink()
     a, b = read_runs(["a", "b"])
     assert (a.precision, b.precision, b.outcome) == ("fp8", "unknown", "unknown")
-    assert a.versions == {"torch": "2.13"} and version_differences([a, b]) == {}
+    assert a.versions == {"torch": "2.13"}
+    assert version_differences([a, b]) == {}
     write_checkpoint(tmp_path, "b", versions={"torch": "2.11"})
     assert version_differences(read_runs(["a", "b"])) == {"torch": ["2.13", "2.11"]}
 
@@ -117,7 +118,8 @@ def test_a_precision_that_the_journal_lacks_is_the_newest_checkpoints_or_unknown
 def test_the_seed_the_micro_batch_and_the_cadence_of_checkpoints_do_not_make_another_recipe(tmp_path):
     cadence = {"checkpoint": {"keep_last": 9}, "precision": {"statistics_every_steps": 7, "required": True}}
     a, b = two(tmp_path, seed=2, settings={"micro_batch": 5, **cadence})
-    assert is_one_recipe(a, b) and not same_batches(a, b)
+    assert is_one_recipe(a, b)
+    assert not same_batches(a, b)
     assert setting_differences([a, b]) == {
         "micro_batch": [10, 5],
         "seed": [1, 2],
@@ -151,7 +153,8 @@ def test_a_setting_that_came_in_between_does_not_make_another_recipe(tmp_path):
 )
 def test_precision_its_recipe_and_the_learning_rate_make_another_recipe_on_the_same_batches(tmp_path, change):
     a, b = two(tmp_path, **change)
-    assert not is_one_recipe(a, b) and same_batches(a, b)
+    assert not is_one_recipe(a, b)
+    assert same_batches(a, b)
 
 
 def test_a_digest_that_differs_once_or_is_absent_means_other_batches(tmp_path):
@@ -171,23 +174,30 @@ def test_runs_whose_steps_end_at_other_tokens_have_other_batches(tmp_path):
 
 def test_tokenizers_and_held_out_data_are_told_by_the_settings(tmp_path):
     a, b = two(tmp_path, settings={"data": {"corpus": "plays", "tokenizer": "gpt2"}})
-    assert not same_vocabulary(a, b) and not same_held_out(a, b) and same_text(a, b) and same_training_data(a, b)
+    assert not same_vocabulary(a, b)
+    assert not same_held_out(a, b)
+    assert same_text(a, b)
+    assert same_training_data(a, b)
     (tmp_path / "runs/b/config.yaml").write_text(
         yaml.safe_dump({**yaml.safe_load((a.folder / "config.yaml").read_text()), "data": {"corpus": "poems"}})
     )
     a, b = read_runs(["a", "b"])
-    assert not same_text(a, b) and not same_training_data(a, b)
+    assert not same_text(a, b)
+    assert not same_training_data(a, b)
 
 
 def test_checkpoints_of_both_tell_it_better(tmp_path):
     a, b = two(tmp_path, settings={"data": {"train": ["a/moved/place/*.bin"], "tokenizer": "copy.tiktoken"}})
-    assert not same_vocabulary(a, b) and not same_training_data(a, b)
+    assert not same_vocabulary(a, b)
+    assert not same_training_data(a, b)
     for name in "ab":
         write_checkpoint(
             tmp_path, name, identity={"tokenizer": "f00d", "training_data": "beef"}, vocab_size=9, validation="cafe"
         )
     a, b = read_runs(["a", "b"])
-    assert same_vocabulary(a, b) and same_training_data(a, b) and same_held_out(a, b)
+    assert same_vocabulary(a, b)
+    assert same_training_data(a, b)
+    assert same_held_out(a, b)
 
 
 def test_a_config_of_another_version_is_read_as_it_is(tmp_path):

@@ -33,15 +33,21 @@ def worse(tmp_path):
 
 def test_the_table_has_what_one_looks_for(worse):
     rows = {name: cells for name, *cells in facts(worse.runs)}
-    assert rows["precision"] == ["bf16", "fp8"] and rows["processes"] == ["4", "4"]
-    assert rows["steps"] == ["200", "200"] and rows["tokens"] == ["200k", "200k"]
-    assert rows["time of training"] == ["2h 0m", "1h 0m"] and rows["tokens/s, median"] == ["27.8", "55.6"]
-    assert rows["MFU, median"] == ["40.0 %", "40.0 %"] and rows["outcome"] == ["finished", "finished"]
+    assert rows["precision"] == ["bf16", "fp8"]
+    assert rows["processes"] == ["4", "4"]
+    assert rows["steps"] == ["200", "200"]
+    assert rows["tokens"] == ["200k", "200k"]
+    assert rows["time of training"] == ["2h 0m", "1h 0m"]
+    assert rows["tokens/s, median"] == ["27.8", "55.6"]
+    assert rows["MFU, median"] == ["40.0 %", "40.0 %"]
+    assert rows["outcome"] == ["finished", "finished"]
     ours = losses()[190:].mean()
     assert rows["training loss, last 5 %"] == [f"{ours:.4f}", f"{ours + 0.2:.4f}"]
-    assert rows[f"time until {ours:.4f}"][1] == "unknown" and rows[f"time until {ours:.4f}"][0].startswith("1h ")
+    assert rows[f"time until {ours:.4f}"][1] == "unknown"
+    assert rows[f"time until {ours:.4f}"][0].startswith("1h ")
     assert rows["validation loss, last"] == rows["validation loss, best"] == ["3.3000", "3.3000"]
-    assert rows["bits a byte, last"] == ["1.2000", "1.2000"] and rows["lines/acc_norm, last"] == ["0.5000", "0.5000"]
+    assert rows["bits a byte, last"] == ["1.2000", "1.2000"]
+    assert rows["lines/acc_norm, last"] == ["0.5000", "0.5000"]
 
 
 def test_what_is_unknown_of_all_has_no_row_and_full_precision_is_called_so(tmp_path):
@@ -49,7 +55,8 @@ def test_what_is_unknown_of_all_has_no_row_and_full_precision_is_called_so(tmp_p
         *(write_run(tmp_path, name, losses(), precision=kind) for name, kind in (("a", "no"), ("b", None)))
     ).runs
     rows = {name: cells for name, *cells in facts(runs)}
-    assert rows["precision"] == ["fp32", "unknown"] and "validation loss, best" not in rows
+    assert rows["precision"] == ["fp32", "unknown"]
+    assert "validation loss, best" not in rows
 
 
 def test_a_speed_that_nobody_wrote_down_is_not_compared(tmp_path):
@@ -65,7 +72,8 @@ def test_a_run_without_a_finite_loss_is_shown_as_diverged(tmp_path):
         worse_or_better = "broken is worse" if order[0] is sound else "sound is better"
         verdict = f"broken diverged after 0 tokens, and sound did not: {worse_or_better}"
         for said in (text(comparison), write_page(comparison, tmp_path).read_text()):
-            assert verdict in said and "20 steps whose loss is not finite" in said
+            assert verdict in said
+            assert "20 steps whose loss is not finite" in said
         facts_told = json.loads(to_json(comparison))
         assert facts_told["pairs"][0]["verdict"] == ("worse" if order[0] is sound else "better")
         assert [run["has_diverged"] for run in facts_told["runs"]] == [run is broken for run in order]
@@ -88,7 +96,9 @@ def test_the_text_ends_with_the_verdict(worse):
     )
     assert end[3].startswith("  noise: standard error 0.0000 from the same batches, whose ups and downs cancel, and 0.")
     assert end[4] == "  speed: fast is 2.00 times as fast as plain (55.6 and 27.8 tokens/s)"
-    assert "training loss by tokens" in said and said.count(" *\n") >= 7 and "training loss by time of training" in said
+    assert "training loss by tokens" in said
+    assert said.count(" *\n") >= 7
+    assert "training loss by time of training" in said
 
 
 def test_every_verdict_is_a_sentence(tmp_path):
@@ -102,9 +112,8 @@ def test_every_verdict_is_a_sentence(tmp_path):
     ]
     said = [part.splitlines()[0] for part in text(compared(base, *runs)).split("\n\n")[-5:]]
     assert said[0] == "twin is base to the last bit: every training loss of the 200k tokens is equal"
-    assert said[1].startswith("seed and base: no difference beyond noise (gap ") and said[1].endswith(
-        "nats a token over the last 20 % of 200k tokens)"
-    )
+    assert said[1].startswith("seed and base: no difference beyond noise (gap ")
+    assert said[1].endswith("nats a token over the last 20 % of 200k tokens)")
     assert said[2].startswith("better is better than base by 0.3000 +- ")
     assert said[3] == "short and base cannot be judged: they have too few steps with a finite loss in common"
     assert said[4] == "bytes and base cannot be judged: nothing that was measured of both compares"
@@ -133,15 +142,15 @@ def test_the_source_of_the_noise_is_said(tmp_path):
 
 def test_json_has_the_same_for_a_program(worse):
     told = json.loads(to_json(worse))
-    assert [run["name"] for run in told["runs"]] == ["plain", "fast"] and told["runs"][1]["precision"] == "fp8"
+    assert [run["name"] for run in told["runs"]] == ["plain", "fast"]
+    assert told["runs"][1]["precision"] == "fp8"
     assert told["runs"][0]["evaluation"] == {"val_loss": 3.3, "bits_per_byte": 1.2, "lines/acc_norm": 0.5}
     assert told["settings"] == {"optimizer.lr": [0.001, 0.002]}
     (pair,) = told["pairs"]
-    assert (
-        pair["verdict"] == "mixed"
-        and pair["judged"]["loss"]["verdict"] == "worse"
-        and pair["judged"]["loss"]["gap"] == pytest.approx(0.2)
-        and pair["same_batches"]
-    )
-    assert pair["curve"][-1]["tokens"] == pytest.approx(200_000) and pair["curve"][-1]["gap"] == pytest.approx(0.2)
+    assert pair["verdict"] == "mixed"
+    assert pair["judged"]["loss"]["verdict"] == "worse"
+    assert pair["judged"]["loss"]["gap"] == pytest.approx(0.2)
+    assert pair["same_batches"]
+    assert pair["curve"][-1]["tokens"] == pytest.approx(200_000)
+    assert pair["curve"][-1]["gap"] == pytest.approx(0.2)
     assert pair["sentences"][0] in text(worse)

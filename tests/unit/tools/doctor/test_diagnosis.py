@@ -34,11 +34,9 @@ def test_a_hopper_gpu_has_three_recipes(monkeypatch):
         "fp8 nvfp4": "no",
     }
     reasons = {row.asked: row.reason for row in found.rows}
-    assert (
-        reasons["bf16"] == ""
-        and "came within 4.1% of fp32" in reasons["fp8 current"]
-        and "needs 10.0" in reasons["fp8 mxfp8"]
-    )
+    assert reasons["bf16"] == ""
+    assert "came within 4.1% of fp32" in reasons["fp8 current"]
+    assert "needs 10.0" in reasons["fp8 mxfp8"]
     assert (found.fp8, found.lacks_only_the_backend, found.exit_code, found.fits) == (
         "fp8 current",
         False,
@@ -67,7 +65,8 @@ def test_what_broke_when_it_was_tried_stands_in_its_row(monkeypatch):
 def test_an_emulation_is_no_yes(monkeypatch):
     facts = replace(CPU, emulated=True)
     found = diagnosis(monkeypatch, machine(), answers(facts, backend="the tests' emulation"))
-    assert possible(found)["fp8 current"] == "emulated" and found.fp8 is None
+    assert possible(found)["fp8 current"] == "emulated"
+    assert found.fp8 is None
     assert "this is NOT fp8" in found.rows[3].reason
 
 
@@ -75,8 +74,10 @@ def test_a_diagnosis_is_plain_data(monkeypatch):
     found = diagnosis(monkeypatch, machine(H100), answers(H100, num_gpus=1))
     content = json.loads(json.dumps(found.as_json()))
     assert content["machine"]["gpus"] == [{"name": "NVIDIA H100", "memory_bytes": 85_520_809_984, "capability": [9, 0]}]
-    assert [row["possible"] for row in content["precisions"]].count("yes") == 6 and content["launch"] is None
-    assert content["precisions"][3]["probe_error"] == 0.041 and content["precisions"][3]["decision"]["mode"] == "fp8"
+    assert [row["possible"] for row in content["precisions"]].count("yes") == 6
+    assert content["launch"] is None
+    assert content["precisions"][3]["probe_error"] == 0.041
+    assert content["precisions"][3]["decision"]["mode"] == "fp8"
 
 
 # A launch
@@ -111,15 +112,20 @@ FALLBACK = {
 
 def test_a_launch_in_what_was_asked_is_one(monkeypatch):
     launch = launch_of(monkeypatch, answer={**GIVEN, "left_uncompiled": "torch.compile is left out: why"})
-    assert launch.is_as_asked and launch.refused is None and launch.remarks == ("torch.compile is left out: why",)
+    assert launch.is_as_asked
+    assert launch.refused is None
+    assert launch.remarks == ("torch.compile is left out: why",)
     assert json.loads(json.dumps(launch.as_json()))["decision"]["sentence"] == launch.decision.sentence
 
 
 def test_a_fallback_is_not_what_was_asked(monkeypatch):
     launch = launch_of(monkeypatch, answer=FALLBACK)
-    assert launch.refused is None and not launch.is_as_asked and launch.decision.mode == "bf16"
+    assert launch.refused is None
+    assert not launch.is_as_asked
+    assert launch.decision.mode == "bf16"
     found = replace(diagnosis(monkeypatch, machine(), answers(CPU)), launch=launch)
-    assert found.exit_code == 1 and replace(found, launch=None).exit_code == 0
+    assert found.exit_code == 1
+    assert replace(found, launch=None).exit_code == 0
 
 
 def test_a_fallback_that_is_refused_is_told_in_the_runs_words(monkeypatch):
@@ -127,7 +133,8 @@ def test_a_fallback_that_is_refused_is_told_in_the_runs_words(monkeypatch):
     assert launch.refused.startswith(
         "precision.required is true and fp8 (current scaling, hybrid) cannot be had: there is no CUDA device"
     )
-    assert launch.decision is not None and not launch.is_as_asked
+    assert launch.decision is not None
+    assert not launch.is_as_asked
 
 
 def test_too_few_gpus_are_told_without_trying(monkeypatch):
@@ -149,4 +156,5 @@ def test_what_the_machine_lacks_refuses_a_launch_and_a_mistake_ends_the_doctor(m
 def test_settings_without_effect_are_told_with_a_launch(monkeypatch):
     answer = {"decision": asdict(Decision("bf16", "bf16", "as the cluster file asks")), **NOTHING_LEFT}
     launch = launch_of(monkeypatch, "precision.recipe=block", answer=answer, cluster="1gpu_bf16")
-    assert launch.is_as_asked and launch.remarks[0].startswith("precision.recipe: without effect")
+    assert launch.is_as_asked
+    assert launch.remarks[0].startswith("precision.recipe: without effect")

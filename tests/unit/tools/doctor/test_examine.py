@@ -64,9 +64,8 @@ def test_why_torch_can_use_no_gpu_is_told_in_its_words(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
     found = examine.find_out(examine.TORCH, None)
-    assert (found["cuda"], found["num_gpus"]) == ("13.0", 0) and found["problem"].startswith(
-        "RuntimeError: The NVIDIA driver on your"
-    )
+    assert (found["cuda"], found["num_gpus"]) == ("13.0", 0)
+    assert found["problem"].startswith("RuntimeError: The NVIDIA driver on your")
 
 
 def test_after_a_failure_on_a_gpu_nothing_more_is_asked_of_the_process(monkeypatch):

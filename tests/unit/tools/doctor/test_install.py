@@ -84,24 +84,26 @@ def test_folders_that_pip_left_behind_are_no_installation(tmp_path, monkeypatch)
 
 def test_a_launch_with_fp8_installs_what_is_missing(here):
     said = here.launch()
-    assert (
-        "installing TransformerEngine (transformer-engine[pytorch]" in said
-        and "up to an hour on few cores" in said
-        and str(here.log) in said
-    )
+    assert "installing TransformerEngine (transformer-engine[pytorch]" in said
+    assert "up to an hour on few cores" in said
+    assert str(here.log) in said
     assert "TransformerEngine 2.20.2 was installed in" in said
     tools, extra = here.commands
     assert tools[:5] == extra[:5] == [sys.executable, "-P", "-m", "pip", "install"]
     assert {"wheel", "packaging", "ninja"} <= set(tools)
-    assert "--no-build-isolation" in extra and "--no-cache-dir" in extra and extra[-2:] == ["-e", f"{PROJECT}[fp8]"]
+    assert "--no-build-isolation" in extra
+    assert "--no-cache-dir" in extra
+    assert extra[-2:] == ["-e", f"{PROJECT}[fp8]"]
     assert here.log.read_text().count("Successfully installed") == 2
     here.commands.clear()
-    assert here.launch() == "" and not here.commands
+    assert here.launch() == ""
+    assert not here.commands
 
 
 @pytest.mark.parametrize("cluster", ["1gpu_bf16", "cpu"])
 def test_a_launch_that_asks_for_something_else_installs_nothing(here, cluster):
-    assert here.launch(cluster) == "" and not here.commands
+    assert here.launch(cluster) == ""
+    assert not here.commands
 
 
 @pytest.mark.parametrize(
@@ -120,13 +122,15 @@ def test_a_launch_that_asks_for_something_else_installs_nothing(here, cluster):
 def test_where_it_would_bring_no_fp8_nothing_is_installed(here, monkeypatch, lacks):
     monkeypatch.setattr(room, "read_machine", lambda: lacks.get("machine", machine(H100)))
     here.there, here.cuda = lacks.get("there", NOT_THERE), lacks.get("cuda", "13.0")
-    assert here.launch(recipe=lacks.get("recipe", "auto")) == "" and not here.commands
+    assert here.launch(recipe=lacks.get("recipe", "auto")) == ""
+    assert not here.commands
 
 
 def test_a_cluster_file_for_cpus_installs_nothing(here, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 1\nmixed_precision: fp8\nuse_cpu: true\n")
-    assert here.launch(str(path)) == "" and not here.commands
+    assert here.launch(str(path)) == ""
+    assert not here.commands
 
 
 @pytest.mark.parametrize("requirement", [None, "transformer-engine[pytorch]<3,>=2.20"])
@@ -142,9 +146,8 @@ def test_without_a_checkout_the_package_itself_says_what_is_required(here, tmp_p
     path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: MULTI_GPU\nnum_processes: 1\nmixed_precision: fp8\n")
     said = here.launch(str(path))
-    assert [command[-1] for command in here.commands][1:] == ([requirement] if requirement else []) and (
-        requirement or ""
-    ) in said
+    assert [command[-1] for command in here.commands][1:] == ([requirement] if requirement else [])
+    assert (requirement or "") in said
 
 
 # Failures
@@ -156,20 +159,17 @@ def test_a_failure_is_told_once_and_not_tried_again_at_every_start(here):
         "  common.h:3: fatal error: Python.h: No such file or directory\nERROR: Could not build wheels\n",
     )
     said = here.launch()
-    assert "TransformerEngine could not be installed" in said and "Python.h: No such file or directory" in said
-    assert (
-        f"all of it: {here.log}" in said
-        and "the run goes on in bf16" in said
-        and f"{setup_command()} tries again" in said
-    )
+    assert "TransformerEngine could not be installed" in said
+    assert "Python.h: No such file or directory" in said
+    assert f"all of it: {here.log}" in said
+    assert "the run goes on in bf16" in said
+    assert f"{setup_command()} tries again" in said
     here.commands.clear()
     said = here.launch()
-    assert (
-        "TransformerEngine is not installed: that failed on" in said
-        and "Python.h" in said
-        and setup_command() in said
-        and not here.commands
-    )
+    assert "TransformerEngine is not installed: that failed on" in said
+    assert "Python.h" in said
+    assert setup_command() in said
+    assert not here.commands
 
 
 def test_with_another_torch_it_is_tried_again(here, monkeypatch):
@@ -177,7 +177,8 @@ def test_with_another_torch_it_is_tried_again(here, monkeypatch):
     here.launch()
     here.commands.clear()
     monkeypatch.setattr(room, "version", lambda name: "9.9")
-    assert "installing TransformerEngine" in here.launch() and here.commands
+    assert "installing TransformerEngine" in here.launch()
+    assert here.commands
 
 
 def test_a_note_of_a_failure_that_is_damaged_is_none(here):
@@ -193,7 +194,8 @@ def test_where_fp8_is_required_the_failure_is_a_refusal(here):
 def test_what_is_installed_and_does_not_load_is_a_failure_in_its_words(here):
     here.after = BROKEN
     said = here.launch()
-    assert "it is there and cannot be imported: OSError: undefined symbol" in said and "goes on in bf16" in said
+    assert "it is there and cannot be imported: OSError: undefined symbol" in said
+    assert "goes on in bf16" in said
 
 
 def test_an_environment_that_cannot_be_written_is_told(here, monkeypatch):
@@ -201,7 +203,8 @@ def test_an_environment_that_cannot_be_written_is_told(here, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(locks, "take", refuses)
-    assert f"could not be installed into {here.folder} (PermissionError" in here.launch() and not here.commands
+    assert f"could not be installed into {here.folder} (PermissionError" in here.launch()
+    assert not here.commands
 
 
 @pytest.mark.parametrize(
@@ -235,19 +238,19 @@ def test_typed_by_hand_it_is_tried_again_and_a_success_takes_the_note_away(here)
     here.launch()
     here.code = 0
     assert room.install(here.said.append, again=True) is None
-    assert not (here.folder / "fp8-install.failed").exists() and "was installed in" in here.said[-1]
+    assert not (here.folder / "fp8-install.failed").exists()
+    assert "was installed in" in here.said[-1]
     here.commands.clear()
-    assert (
-        room.install(here.said.append, again=True) is None
-        and here.said[-1] == "TransformerEngine 2.20.2 is installed"
-        and not here.commands
-    )
+    assert room.install(here.said.append, again=True) is None
+    assert here.said[-1] == "TransformerEngine 2.20.2 is installed"
+    assert not here.commands
 
 
 def test_what_is_broken_goes_before_it_comes_again(here):
     here.there = BROKEN
     assert room.install(here.said.append, again=True) is None
-    assert here.commands[0][3:6] == ["pip", "uninstall", "--yes"] and "transformer-engine-torch" in here.commands[0]
+    assert here.commands[0][3:6] == ["pip", "uninstall", "--yes"]
+    assert "transformer-engine-torch" in here.commands[0]
     assert here.there is WORKS
 
 
@@ -267,17 +270,16 @@ def test_of_two_that_install_at_once_the_second_waits_and_finds_it_done(here):
         assert "another process installs TransformerEngine (process" in here.said[0]
         here.there = WORKS
     waiting.join(20)
-    assert here.said[1:] == ["TransformerEngine 2.20.2 is installed"] and not here.commands
+    assert here.said[1:] == ["TransformerEngine 2.20.2 is installed"]
+    assert not here.commands
 
 
 def test_of_two_that_install_at_once_the_second_takes_the_firsts_failure_for_its_own(here):
     here.code = 1
     here.launch()
     here.commands.clear()
-    assert (
-        "TransformerEngine is not installed: that failed on" in room.install(here.said.append, again=False)
-        and not here.commands
-    )
+    assert "TransformerEngine is not installed: that failed on" in room.install(here.said.append, again=False)
+    assert not here.commands
 
 
 # The build
@@ -296,14 +298,16 @@ def test_where_cuda_came_from_a_toolkit_its_own_headers_are_taken(monkeypatch):
         raise room.PackageNotFoundError(name)
 
     monkeypatch.setattr(room, "version", version)
-    assert room._headers("13.0") == [] and room._headers("14.0") == []
+    assert room._headers("13.0") == []
+    assert room._headers("14.0") == []
     assert "NVTE_BUILD_USE_NVIDIA_WHEELS" not in room._build_variables(from_packages=False)
 
 
 def test_a_person_may_tell_the_build_otherwise(here, monkeypatch):
     monkeypatch.setenv("MAX_JOBS", "77")
     here.launch()
-    assert here.variables["MAX_JOBS"] == "77" and here.variables["NVTE_WITH_NCCL_EP"] == "0"
+    assert here.variables["MAX_JOBS"] == "77"
+    assert here.variables["NVTE_WITH_NCCL_EP"] == "0"
     assert int(room._build_variables(from_packages=True)["MAX_JOBS"]) >= 1
 
 
@@ -320,7 +324,8 @@ with open({str(tmp_path / "log")!r}, "w") as out:
     )
     ends = time.monotonic() + 30
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
-        assert process.poll() is None and time.monotonic() < ends
+        assert process.poll() is None
+        assert time.monotonic() < ends
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
@@ -364,8 +369,6 @@ def test_a_note_of_a_failure_says_what_it_was_of(here):
     here.code = 1
     here.launch()
     note = json.loads((here.folder / "fp8-install.failed").read_text())
-    assert (
-        "transformer-engine[pytorch]" in note["for"]
-        and "torch" in note["for"]
-        and note["why"] == '"Successfully installed"'
-    )
+    assert "transformer-engine[pytorch]" in note["for"]
+    assert "torch" in note["for"]
+    assert note["why"] == '"Successfully installed"'

@@ -39,17 +39,14 @@ def test_the_settings_of_the_runs_are_valid_and_reach_nothing_of_the_users():
     settings = settings_for(config(*typed), 9, 3)
     resolved = config(*typed, *settings)
     assert (resolved.max_steps, resolved.checkpoint.every_steps, resolved.schedule.warmup_steps) == (9, 3, 9)
-    assert resolved.checkpoint.second_place is None and resolved.checkpoint.keep_every_steps is None
-    assert (
-        resolved.profile.steps is None
-        and resolved.metrics.trackers == []
-        and resolved.resume_from_checkpoint == "latest"
-    )
-    assert (
-        resolved.evaluation.tasks == []
-        and resolved.evaluation.sample_tokens == 0
-        and resolved.evaluation.num_sequences == 16
-    )
+    assert resolved.checkpoint.second_place is None
+    assert resolved.checkpoint.keep_every_steps is None
+    assert resolved.profile.steps is None
+    assert resolved.metrics.trackers == []
+    assert resolved.resume_from_checkpoint == "latest"
+    assert resolved.evaluation.tasks == []
+    assert resolved.evaluation.sample_tokens == 0
+    assert resolved.evaluation.num_sequences == 16
 
 
 def test_a_warm_up_that_fits_is_left_as_it_is():
@@ -82,7 +79,8 @@ def test_a_recipe_that_does_not_run_straight_is_told_in_its_own_words(project, o
         selftest(config(), fails(project, outcome), seconds=1, say=lambda line: None)
     assert caught.value.exit_code == code
     [log] = (project / "runs").glob(".selftest-*/probe.log")
-    assert str(log) in str(caught.value) and log.read_text() == "last words\n"
+    assert str(log) in str(caught.value)
+    assert log.read_text() == "last words\n"
 
 
 QUIET, BUSY = Costs(1.0, 0.01, 0.1), Costs(1.0, 0.2, 0.1)
@@ -106,8 +104,12 @@ def attempts(monkeypatch, *proofs):
 
 def test_kills_that_came_too_late_are_tried_again_over_more_steps(project, monkeypatch):
     result, steps, said = attempts(monkeypatch, ([], []), ([LOST], []), ([KEPT, KEPT], []), ([LOST, KEPT], []))
-    assert result.is_exact and steps == sorted(set(steps)) and len(steps) == 4 and result.choice.steps == steps[-1]
-    assert result.settings[0] == f"max_steps={steps[-1]}" and result.costs == QUIET
+    assert result.is_exact
+    assert steps == sorted(set(steps))
+    assert len(steps) == 4
+    assert result.choice.steps == steps[-1]
+    assert result.settings[0] == f"max_steps={steps[-1]}"
+    assert result.costs == QUIET
     assert [line.split(":")[0] for line in said[-3:]] == [
         f"only 0 of 2 kills could come before the end of {steps[0]} steps",
         f"only 1 of 2 kills could come before the end of {steps[1]} steps",
@@ -117,16 +119,17 @@ def test_kills_that_came_too_late_are_tried_again_over_more_steps(project, monke
 
 def test_when_no_attempt_is_enough_nothing_is_proved(project, monkeypatch):
     result, steps, _ = attempts(monkeypatch, *[([KEPT], [])] * MAX_ATTEMPTS)
-    assert (
-        len(steps) == MAX_ATTEMPTS and not result.is_exact and "too little to prove anything" in result.differences[0]
-    )
+    assert len(steps) == MAX_ATTEMPTS
+    assert not result.is_exact
+    assert "too little to prove anything" in result.differences[0]
 
 
 def test_what_differs_is_told_and_not_tried_again(project, monkeypatch):
     result, steps, _ = attempts(
         monkeypatch, ([KEPT], ["step 3: loss is 1 in the killed run and 2 in the straight one"])
     )
-    assert len(steps) == 1 and result.differences == ["step 3: loss is 1 in the killed run and 2 in the straight one"]
+    assert len(steps) == 1
+    assert result.differences == ["step 3: loss is 1 in the killed run and 2 in the straight one"]
 
 
 def test_an_interruption_leaves_nothing(project):
@@ -162,7 +165,8 @@ def test_what_a_killed_test_left_is_swept_by_the_next_and_that_is_told(project):
         "a writer is still there"
     )
     assert kept.exists(), "it was kept to be looked at"
-    assert said[0] == "removed .selftest-dead, which a selftest that was killed has left" and len(said) == 2
+    assert said[0] == "removed .selftest-dead, which a selftest that was killed has left"
+    assert len(said) == 2
 
 
 def test_a_test_that_runs_is_not_swept_by_another(project):
@@ -173,7 +177,8 @@ def test_a_test_that_runs_is_not_swept_by_another(project):
             seen.append(sorted(project.glob("*/.selftest-*")))
             with pytest.raises(LaunchError):
                 selftest(config(), fails(project, None), seconds=1, say=lambda line: None)
-            assert all(folder.exists() for folder in seen[0]) and len(seen[0]) == 2
+            assert all(folder.exists() for folder in seen[0])
+            assert len(seen[0]) == 2
 
     with pytest.raises(LaunchError):
         selftest(config(), fails(project, None), seconds=1, say=other)

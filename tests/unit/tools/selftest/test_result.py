@@ -35,16 +35,16 @@ def test_an_exact_resume_is_said_with_its_kills():
         "at most 5 steps of 0.4s lost, with a checkpoint every 3; the first start took 14s and 12s at most after a kill"
         in said
     )
-    assert "max_steps=9\nin /a and /b, under the names straight and killed" in said and "kept" not in said
-    assert "trainer and writer" in said and said.splitlines()[-1].startswith("exact: ")
+    assert "max_steps=9\nin /a and /b, under the names straight and killed" in said
+    assert "kept" not in said
+    assert "trainer and writer" in said
+    assert said.splitlines()[-1].startswith("exact: ")
 
 
 def test_a_difference_is_said_with_the_others_and_where_the_runs_are_kept():
     said = replace(EXACT, differences=["step 5: loss", "optimizer.bin"]).text()
-    assert (
-        "NOT exact: step 5: loss\n  also: optimizer.bin\nwhat the runs left is kept in /a and /b" in said
-        and "\nexact" not in said
-    )
+    assert "NOT exact: step 5: loss\n  also: optimizer.bin\nwhat the runs left is kept in /a and /b" in said
+    assert "\nexact" not in said
 
 
 def test_where_equal_bits_are_not_promised_it_says_so():
@@ -53,7 +53,8 @@ def test_where_equal_bits_are_not_promised_it_says_so():
 
 def test_the_facts_are_json_and_have_the_verdict():
     facts = json.loads(json.dumps(EXACT.facts()))
-    assert facts["exact"] is True and [one["lost_steps"] for one in facts["survived"]] == [2, 5]
+    assert facts["exact"] is True
+    assert [one["lost_steps"] for one in facts["survived"]] == [2, 5]
     assert facts["verdict"].startswith("exact: ")
 
 

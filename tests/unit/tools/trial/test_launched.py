@@ -55,7 +55,8 @@ def test_a_kill_ends_every_process_and_the_writer_only_when_it_is_meant(launch, 
     victim, (launcher, rank, writer) = started(launch)
     assert victim.kill(with_writer=with_writer) is with_writer
     psutil.wait_procs([launcher, rank], timeout=5)
-    assert not lives(launcher) and not lives(rank)
+    assert not lives(launcher)
+    assert not lives(rank)
     psutil.wait_procs([writer], timeout=5 if with_writer else 0.2)
     assert lives(writer) is not with_writer
     victim.clear_away()
@@ -72,7 +73,8 @@ def test_what_is_cleared_away_leaves_nothing_behind(launch):
 def test_a_launch_that_ends_before_the_step_is_not_waited_for(tmp_path):
     victim = Launched(Launch(tmp_path, [sys.executable, "-c", "print('so much')"]), tmp_path / "log", limit_seconds=60)
     assert not victim.wait_for_step(5)
-    assert victim.wait() == 0 and (tmp_path / "log").read_text() == "so much\n"
+    assert victim.wait() == 0
+    assert (tmp_path / "log").read_text() == "so much\n"
 
 
 def test_a_resume_is_seen_in_the_journal_and_not_the_one_before(tmp_path):
@@ -80,7 +82,8 @@ def test_a_resume_is_seen_in_the_journal_and_not_the_one_before(tmp_path):
     victim = Launched(
         Launch(tmp_path, [sys.executable, "-c", "import time; time.sleep(0.5)"]), tmp_path / "log", limit_seconds=60
     )
-    assert victim.wait_for_resume(reached=5) is None and victim.seconds >= 0.5
+    assert victim.wait_for_resume(reached=5) is None
+    assert victim.seconds >= 0.5
     script = f"from trainer.journal import Journal; from pathlib import Path; Journal(Path({str(tmp_path)!r})).write('resume', step=6); import time; time.sleep(60)"
     victim = Launched(
         Launch(tmp_path, [sys.executable, "-c", script], {"PYTHONPATH": ":".join(sys.path)}),
@@ -98,7 +101,8 @@ def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
         "".join(json.dumps({"step": step, "more": "x" * 90}) + "\n" for step in range(1, 500)) + '{"step": 500}'
     )
     began = time.perf_counter()
-    assert last_step(tmp_path) == 499 and time.perf_counter() - began < 0.1
+    assert last_step(tmp_path) == 499
+    assert time.perf_counter() - began < 0.1
 
 
 def test_a_launch_that_hangs_is_told_after_its_time_with_where_it_stands(launch):

@@ -13,7 +13,7 @@ from trainer.config.waiting import waiting
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(waiting(os.environ))
 
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.store import CheckpointStore
 
 # A shell starts what it puts into the background with SIGINT and SIGQUIT ignored, nohup what it starts with SIGHUP ignored, and
 # everything below would inherit that.

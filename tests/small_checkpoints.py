@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from trainer.checkpoint.manifest import Manifest, describe_files
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.manifest import Manifest, describe_files
+from trainer.checkpoint.format.store import CheckpointStore
 
 NAMES = ("model.safetensors", "optimizer.bin", "random_states_0.json", "config.yaml")
 

@@ -4,12 +4,12 @@ import torch
 from accelerate import Accelerator
 
 from tests.small_checkpoints import CONFIG
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.description import Description
-from trainer.checkpoint.forecast import Course
+from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.restore import Restorer
-from trainer.checkpoint.retention import Policy
+from trainer.checkpoint.resume.restore import Restorer
+from trainer.checkpoint.save.checkpointer import Checkpointer
+from trainer.checkpoint.save.forecast import Course
 from trainer.config.schema import CheckpointConfig
 from trainer.state import Progress, TrainState
 

@@ -130,6 +130,21 @@ def test_imports_only_go_down(module):
         )
 
 
+CHECKPOINT_LAYERS = [["format", "ranks"], ["resume"], ["mirror", "inspect"], ["save"]]
+"""The packages and files of checkpoint/, from the ground."""
+
+
+def test_the_packages_of_checkpoint_import_only_downwards():
+    layer_of = {name: number for number, names in enumerate(CHECKPOINT_LAYERS) for name in names}
+    modules = [module for module in MODULES if module.startswith("checkpoint.")]
+    assert {module.split(".")[1] for module in modules} == layer_of.keys()
+    for module in modules:
+        for other in own_imports(module):
+            if other.startswith("checkpoint."):
+                own, target = module.split(".")[1], other.split(".")[1]
+                assert own == target or layer_of[target] < layer_of[own], f"{module} imports {other}"
+
+
 def test_the_package_itself_imports_nothing():
     assert imported(MODULES[""]) == set()
 
@@ -212,7 +227,8 @@ assert "torch" not in sys.modules
 
 
 def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
-    modules = [f"trainer.checkpoint.{name}" for name in ("cadence", "disk", "second_place", "suspects", "writer")]
+    names = ("mirror.places", "resume.crash_loops", "save.preflight", "save.schedule", "save.writer")
+    modules = [f"trainer.checkpoint.{name}" for name in names]
     script = f"import sys, {', '.join(modules)}; print(*({{'torch', 'accelerate', 'fsspec', 'pydantic'}} & sys.modules.keys()))"
     ended = subprocess.run(
         [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
@@ -241,12 +257,12 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
             [
                 "supervise.py",
                 "tools/trial/launched.py",
-                "checkpoint/background.py",
+                "checkpoint/save/writer_client.py",
                 "tools/doctor/ask.py",
                 "tools/doctor/install.py",
             ],
         ),
-        (["fsspec"], ["checkpoint/second_place.py"]),
+        (["fsspec"], ["checkpoint/mirror/places.py"]),
         (["plotly"], ["tools/compare/page.py"]),
     ],
 )

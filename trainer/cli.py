@@ -322,7 +322,7 @@ def export(
     ] = "unknown",
 ) -> None:
     """Write a folder that transformers' AutoModelForCausalLM and AutoTokenizer open."""
-    from trainer.checkpoint.resume import locate
+    from trainer.checkpoint.resume.select import locate
     from trainer.config.folders import find_checkpoints
     from trainer.export import export_checkpoint
 
@@ -373,7 +373,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one object a text.")] = False,
 ) -> None:
     """Let a checkpoint continue texts, shown as they come."""
-    from trainer.checkpoint.resume import locate
+    from trainer.checkpoint.resume.select import locate
     from trainer.config.folders import find_checkpoints
     from trainer.evaluation.prompts import gather_prompts
 

@@ -43,7 +43,7 @@ def _chosen(*named: str, number: int = 1) -> list[str]:
 @checkpoints_app.command()
 def ls(run: RunArgument, as_json: JsonOption = False) -> None:
     """List a run's checkpoints, newest first: step, age, why it is kept, losses, bytes, sound?"""
-    from trainer.checkpoint.listing import listing
+    from trainer.checkpoint.inspect.listing import listing
     from trainer.config.folders import find_checkpoints
 
     answer(listing(find_checkpoints(run), as_json=as_json))
@@ -56,7 +56,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show everything that a checkpoint's manifest says."""
-    from trainer.checkpoint.show import show as show_one
+    from trainer.checkpoint.inspect.show import show as show_one
     from trainer.config.folders import find_checkpoints
 
     folder = find_checkpoints(run)
@@ -67,7 +67,7 @@ def show(
 @checkpoints_app.command()
 def verify(run: RunArgument) -> None:
     """Read every byte of a run's checkpoints and compare it with the manifests; exit code 1 when one is not sound."""
-    from trainer.checkpoint.listing import verification
+    from trainer.checkpoint.inspect.listing import verification
     from trainer.config.folders import find_checkpoints
 
     text, all_sound = verification(find_checkpoints(run))
@@ -85,7 +85,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Say what differs between two checkpoints: facts, settings, files, and which tensors of the model."""
-    from trainer.checkpoint.show import diff as diff_two
+    from trainer.checkpoint.inspect.show import diff as diff_two
     from trainer.config.folders import find_checkpoints
 
     a, b = _chosen(*(checkpoint or []), *(steps or []), number=2)
@@ -95,7 +95,7 @@ def diff(
 @checkpoints_app.command()
 def pin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
     """Keep a checkpoint whatever the tiers say; may be done while the run trains."""
-    from trainer.checkpoint.pin import set_pinned
+    from trainer.checkpoint.inspect.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
     tell(set_pinned(find_checkpoints(run), *_chosen(checkpoint, step), pinned=True))
@@ -104,7 +104,7 @@ def pin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "
 @checkpoints_app.command()
 def unpin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
     """Take a pin away: the tiers decide again."""
-    from trainer.checkpoint.pin import set_pinned
+    from trainer.checkpoint.inspect.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
     tell(set_pinned(find_checkpoints(run), *_chosen(checkpoint, step), pinned=False))
@@ -125,7 +125,7 @@ def prune(
     ] = None,
 ) -> None:
     """Remove what the newest checkpoint's settings, or these rules in their place, do not keep, as a run does after every commit."""
-    from trainer.checkpoint.listing import pruning
+    from trainer.checkpoint.inspect.listing import pruning
     from trainer.config.folders import find_checkpoints
 
     given = {
@@ -150,7 +150,7 @@ def rm(
     ],
 ) -> None:
     """Remove one checkpoint; not a pinned one, nor the last, nor while the run is trained."""
-    from trainer.checkpoint.remove import remove
+    from trainer.checkpoint.inspect.remove import remove
     from trainer.config.folders import find_checkpoints
 
     tell(remove(find_checkpoints(run), checkpoint))
@@ -163,7 +163,7 @@ def copy(
     checkpoint: CheckpointOption = "",
 ) -> None:
     """Copy a checkpoint to another folder, read every byte back, and only then give it its name."""
-    from trainer.checkpoint.duplicate import duplicate
+    from trainer.checkpoint.mirror.duplicate import duplicate
     from trainer.config.folders import find_checkpoints
 
     *steps, target = places  # before --checkpoint a step stood between the run and DEST
@@ -191,7 +191,7 @@ def fetch(
     ] = "",
 ) -> None:
     """Bring a checkpoint back from a second place, every byte verified; without --checkpoint, list what is there."""
-    from trainer.checkpoint import fetch as fetching
+    from trainer.checkpoint.mirror import fetch as fetching
     from trainer.config.folders import config_of, home_of_checkpoints, run_folder
 
     run = run.rstrip("/")

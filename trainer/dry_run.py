@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from trainer import supervise
-from trainer.checkpoint.changes import Change, changes, refusal, settings_of
-from trainer.checkpoint.disk import check_free
-from trainer.checkpoint.resume import Resolution, check_not_beyond, look
-from trainer.checkpoint.retention import most_kept, policy_of
-from trainer.checkpoint.room import expected_bytes
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.retention import most_kept, policy_of
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.resume.changes import Change, changes, refusal, settings_of
+from trainer.checkpoint.resume.select import Resolution, check_not_beyond, look
+from trainer.checkpoint.save.preflight import check_free
+from trainer.checkpoint.save.room import expected_bytes
 from trainer.config.cluster import lacking_gpus
 from trainer.config.folders import checkpoints_folder, resume_point
 from trainer.config.load import flatten, kept_settings

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from trainer import files, launch
-from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.resume import Located, locate
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.resume.select import Located, locate
 from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config

@@ -21,8 +21,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig,
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import files
-from trainer.checkpoint.manifest import Manifest, read_manifest
-from trainer.checkpoint.named import first_not_finite
+from trainer.checkpoint.format.manifest import Manifest, read_manifest
+from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.config.folders import folder_of_run
 from trainer.config.load import read_settings
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer import files
-from trainer.checkpoint.lock import lock_checkpoints
-from trainer.checkpoint.manifest import MANIFEST, Manifest, to_json
-from trainer.checkpoint.resume import Resolution, resolve
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.manifest import MANIFEST, Manifest, to_json
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.resume.lock import lock_checkpoints
+from trainer.checkpoint.resume.select import Resolution, resolve
 from trainer.config.folders import checkpoints_folder, find_run
 from trainer.config.load import load_resolved
 from trainer.errors import CheckpointError

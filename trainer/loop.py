@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.checkpoint.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
-from trainer.checkpoint.named import first_not_finite
+from trainer.checkpoint.format.tensor_names import first_not_finite
+from trainer.checkpoint.save.checkpointer import GIVE_UP, NOTHING, SNAPSHOT, WRITE
 from trainer.data.loader import Batch
 from trainer.evaluation.samples import markdown, samples_due
 from trainer.metrics.reporter import Known

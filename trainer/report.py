@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.store import CheckpointStore
 from trainer.config.folders import command_line, typed
 from trainer.errors import TrainerError
 from trainer.journal import precision_words, read_events

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import files
-from trainer.checkpoint.copier import second_place_of
-from trainer.checkpoint.lock import lock_checkpoints
-from trainer.checkpoint.store import CheckpointStore, folder_bytes
+from trainer.checkpoint.format.store import CheckpointStore, folder_bytes
+from trainer.checkpoint.mirror.worker import second_place_of
+from trainer.checkpoint.resume.lock import lock_checkpoints
 from trainer.config.folders import checkpoints_folder, command_line, find_run, run_folder
 from trainer.config.load import dump, load_resolved
 from trainer.config.schema import Config, name_problem

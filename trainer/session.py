@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.manifest import folder_name
+from trainer.checkpoint.format.manifest import folder_name
 from trainer.config.folders import checkpoints_folder, command_line, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained

@@ -1,6 +1,6 @@
 """Starts a module of this very package, whatever folder one stands in and whatever PYTHONPATH holds:
 
-    python -P /path/to/trainer/start.py trainer.checkpoint.writer ARGUMENTS
+    python -P /path/to/trainer/start.py trainer.checkpoint.save.writer ARGUMENTS
 
 `python -m trainer.x` runs the first package of that name on sys.path, and that may be the current folder's or PYTHONPATH's. Here the
 package that this file lies in is put under its name before anything is looked up; `-P`, or PYTHONSAFEPATH for those that others start,

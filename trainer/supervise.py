@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import files, start
-from trainer.checkpoint import resume
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.resume import select
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import (
@@ -214,7 +214,7 @@ def _check_run(config: Config) -> None:
     """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
     check_can_be_made("runs_folder", run_folder(config))
     check_can_be_made("checkpoints_folder", checkpoints_folder(config))
-    resume.check(
+    select.check(
         CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps, run_folder(config)
     )
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.launching import Started, checkpoint, outcome, steps, train, write_recipe
-from trainer.checkpoint.resume import resolve
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.resume.select import resolve
 from trainer.journal import read_events
 
 BLOWN_UP = ("optimizer.lr=1e30", "optimizer.max_grad_norm=1e30", "schedule.warmup_steps=0")

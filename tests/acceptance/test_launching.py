@@ -14,7 +14,7 @@ import pytest
 from tests.commands import paragraph
 from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
 from trainer import start
-from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.format.manifest import read_manifest
 
 LONG = (
     "max_steps=100000",

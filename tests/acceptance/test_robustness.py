@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launching import Started, checkpoint, outcome, records, start, steps, train, wait_for_step, write_recipe
-from trainer.checkpoint.manifest import read_manifest
+from trainer.checkpoint.format.manifest import read_manifest
 from trainer.journal import read_events
 
 

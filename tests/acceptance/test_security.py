@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.launching import checkpoint, steps, train, write_recipe
-from trainer.checkpoint import manifest as manifests
+from trainer.checkpoint.format import manifest as manifests
 
 
 class _Hostile:

@@ -18,7 +18,7 @@ import sys
 
 class Plant:
     def find_spec(self, name, path, target=None):
-        if name != "trainer.checkpoint.random_states":
+        if name != "trainer.checkpoint.format.random_states":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)

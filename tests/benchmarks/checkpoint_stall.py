@@ -35,14 +35,14 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from trainer import files
-from trainer.checkpoint.cadence import Budget, Costs, plan
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.description import Description
-from trainer.checkpoint.forecast import Course
+from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.retention import Policy
+from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.restore import Restorer
-from trainer.checkpoint.retention import Policy
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.resume.restore import Restorer
+from trainer.checkpoint.save.checkpointer import Checkpointer
+from trainer.checkpoint.save.forecast import Course
+from trainer.checkpoint.save.schedule import Budget, Costs, plan
 from trainer.config.schema import CheckpointConfig
 from trainer.launch import num_threads
 from trainer.model.build import build_model

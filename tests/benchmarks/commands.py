@@ -18,7 +18,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 from tests.small_checkpoints import commit  # noqa: E402
-from trainer.checkpoint.store import CheckpointStore  # noqa: E402
+from trainer.checkpoint.format.store import CheckpointStore  # noqa: E402
 
 MAX_CPU_SECONDS = 0.5
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoint import background, channel, writer
-from trainer.checkpoint.manifest import MANIFEST
-from trainer.checkpoint.snapshot import Layout, Snapshots
+from trainer.checkpoint.format.manifest import MANIFEST
+from trainer.checkpoint.save import protocol, writer, writer_client
+from trainer.checkpoint.save.snapshot import Layout, Snapshots
 
 IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "prune", "rescue")
 PLACES = IN_TRAINER + IN_WRITER
@@ -49,17 +49,17 @@ class Aim:
 
 def arm(aim: Aim) -> None:
     """Called in each rank before it runs."""
-    channel.Channel.__init__ = _watching(channel.Channel.__init__, Path(aim.folder, TOLD))
-    background.Background._start = _noting(background.Background._start, Path(aim.folder, TOLD))
+    protocol.Channel.__init__ = _watching(protocol.Channel.__init__, Path(aim.folder, TOLD))
+    writer_client.Background._start = _noting(writer_client.Background._start, Path(aim.folder, TOLD))
     Snapshots.copy, Snapshots.lay_out = (
         _noted(Snapshots.copy, Path(aim.folder, TOLD)),
         _noted(Snapshots.lay_out, Path(aim.folder, TOLD)),
     )
-    background.slots_that_fit = lambda *_: aim.num_slots
+    writer_client.slots_that_fit = lambda *_: aim.num_slots
     if aim.place == "copy":
         Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
     elif aim.place:
-        background._COMMAND = [sys.executable, "-c", _WRITER, json.dumps(asdict(aim))]
+        writer_client._COMMAND = [sys.executable, "-c", _WRITER, json.dumps(asdict(aim))]
 
 
 def strike(aim: Aim) -> None:

@@ -33,7 +33,7 @@ import psutil
 
 from tests.chaos.aimed import IN_TRAINER, IN_WRITER, PROCESSES, STRUCK, Aim, arm, writer_told
 from tests.launching import TINY_GPT2, Started, final_bytes, outcome, steps, train, write_recipe
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.store import CheckpointStore
 from trainer.journal import read_events
 
 SHAPES = {
@@ -265,7 +265,7 @@ def writer_of(pid: int) -> int | None:
             (
                 child.pid
                 for child in children
-                if any("checkpoint.writer" in word or "chaos.aimed" in word for word in child.cmdline())
+                if any("save.writer" in word or "chaos.aimed" in word for word in child.cmdline())
             ),
             None,
         )

@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos.aimed import PLACES, PROCESSES, Aim, arm
 from tests.launching import Started, checkpoint, train, wait_for_step, write_recipe
-from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
+from trainer.checkpoint.format.store import CheckpointStore, folder_bytes, verify
 
 STOPS = ("SIGKILL", "renamed", "SIGTERM", "write", "prune", "SIGKILL")
 QUIET = {"metrics": {"trackers": [], "console_every_steps": 1000}, "max_steps": 4000}

@@ -10,10 +10,10 @@ import pytest
 
 from tests.small_checkpoints import NAMES, commit, flip, manifest_of, write_files
 from trainer import files
-from trainer.checkpoint.manifest import MANIFEST, describe_files, read_manifest
-from trainer.checkpoint.resume import resolve
-from trainer.checkpoint.retention import Policy
-from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.checkpoint.format.manifest import MANIFEST, describe_files, read_manifest
+from trainer.checkpoint.format.retention import Policy
+from trainer.checkpoint.format.store import CheckpointStore, verify
+from trainer.checkpoint.resume.select import resolve
 from trainer.errors import CheckpointError
 
 POLICY = Policy(keep_last=1, keep_best=1)

@@ -8,9 +8,9 @@ import pytest
 
 from tests.small_checkpoints import commit
 from tests.small_runs import Small
-from trainer.checkpoint.manifest import MANIFEST, read_manifest
-from trainer.checkpoint.resume import resolve
-from trainer.checkpoint.store import verify
+from trainer.checkpoint.format.manifest import MANIFEST, read_manifest
+from trainer.checkpoint.format.store import verify
+from trainer.checkpoint.resume.select import resolve
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 
@@ -19,7 +19,7 @@ OLDER, NEWEST = 1, 2
 
 def written_by_the_writer(store, monkeypatch):
     """Two checkpoints of a model of one layer, from a real writer."""
-    monkeypatch.setattr("trainer.checkpoint.restore.lock_checkpoints", lambda folder: None)
+    monkeypatch.setattr("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None)
     run = Small(store, CheckpointConfig())
     for _ in (OLDER, NEWEST):
         run.step()

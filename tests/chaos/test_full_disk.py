@@ -13,8 +13,8 @@ import pytest
 
 from tests.chaos.aimed import FULL, Aim, arm
 from tests.launching import Started, outcome, steps, write_recipe
-from trainer.checkpoint.resume import resolve
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.resume.select import resolve
 from trainer.journal import read_events
 
 MAX_STEPS = 300

@@ -8,10 +8,10 @@ import pytest
 
 from tests.chaos.test_commit import DISK_BROKEN, DISK_FULL, Crash, Faults
 from tests.small_checkpoints import commit
-from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.pin import set_pinned
-from trainer.checkpoint.retention import Policy
-from trainer.checkpoint.store import CheckpointStore, folder_bytes, verify
+from trainer.checkpoint.format.manifest import read_manifest
+from trainer.checkpoint.format.retention import Policy
+from trainer.checkpoint.format.store import CheckpointStore, folder_bytes, verify
+from trainer.checkpoint.inspect.pin import set_pinned
 from trainer.errors import CheckpointError
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.chaos.test_commit import DISK_BROKEN, DISK_FULL, Crash, Faults, inodes, lose_power
 from tests.small_checkpoints import CONFIG, commit, flip, manifest_of, write_files
-from trainer.checkpoint.channel import mark
-from trainer.checkpoint.resume import resolve
-from trainer.checkpoint.store import CheckpointStore, verify
-from trainer.checkpoint.writer import Image, Snapshot, Writer
+from trainer.checkpoint.format.store import CheckpointStore, verify
+from trainer.checkpoint.resume.select import resolve
+from trainer.checkpoint.save.protocol import mark
+from trainer.checkpoint.save.writer import Image, Snapshot, Writer
 
 NAMES = {"config.yaml", "model.safetensors", "optimizer.bin"}
 PAGES = 4 * 4096

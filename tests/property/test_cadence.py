@@ -1,7 +1,7 @@
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trainer.checkpoint.cadence import Budget, Cadence, Costs, conflict, plan
+from trainer.checkpoint.save.schedule import Budget, Cadence, Costs, conflict, plan
 
 seconds = st.floats(0, 1e4)
 budgets = st.builds(

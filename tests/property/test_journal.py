@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.strategies import json_values
-from trainer.checkpoint.suspects import suspects
+from trainer.checkpoint.resume.crash_loops import suspects
 from trainer.journal import CAUSES, JOURNAL, Journal, read_events
 
 facts = st.dictionaries(st.sampled_from(["step", "text", "inner", "steps"]), json_values)

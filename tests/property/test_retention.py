@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.property.strategies import checkpoint_sets
 from tests.small_checkpoints import manifest_of
-from trainer.checkpoint.manifest import folder_name
-from trainer.checkpoint.retention import (
+from trainer.checkpoint.format.manifest import folder_name
+from trainer.checkpoint.format.retention import (
     Holding,
     Policy,
     best_first,

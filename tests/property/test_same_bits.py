@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from tests.launching import TINY_GPT2, TINY_LLAMA, train, write_recipe
 from tests.small_runs import Small
-from trainer.checkpoint.manifest import read_manifest
-from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.checkpoint.format.manifest import read_manifest
+from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.config.schema import CheckpointConfig
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
@@ -121,7 +121,7 @@ def assert_equal(one, other) -> None:
 @given(configs(), st.sampled_from(["adamw", "muon"]), st.booleans(), st.integers(0, 9))
 def test_a_folder_of_the_writer_loads_to_the_bits_of_a_plain_save_state(config, optimizer, with_moments, seed):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.checkpoint.restore.lock_checkpoints", lambda folder: None)
+        patch.setattr("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None)
         stores = [CheckpointStore(Path(folder, name, "run")) for name in ("written", "plain")]
         for store in stores:
             store.folder.parent.mkdir(parents=True)

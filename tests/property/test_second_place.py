@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_checkpoints import commit
-from trainer.checkpoint.second_place import Pace, checkpoints_at, copy_checkpoint, fetch_checkpoint, too_many
-from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.checkpoint.format.store import CheckpointStore, verify
+from trainer.checkpoint.mirror.places import Pace, checkpoints_at, copy_checkpoint, fetch_checkpoint, too_many
 from trainer.errors import CheckpointError
 
 steps = st.lists(st.integers(1, 99), unique=True, min_size=1)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.small_checkpoints import manifest_of
 from trainer import evaluate
-from trainer.checkpoint.resume import Located
+from trainer.checkpoint.resume.select import Located
 from trainer.config.schema import Config, DataConfig
 from trainer.data.prepare import prepare
 from trainer.errors import DataError

@@ -18,7 +18,7 @@ import trainer
 from tests.messages import refuses
 from tests.small_checkpoints import CONFIG, manifest_of
 from tests.unit.model.tiny import SHAPES, tiny_config, tiny_model
-from trainer.checkpoint.manifest import to_json
+from trainer.checkpoint.format.manifest import to_json
 from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.export import export, export_checkpoint
 from trainer.model.portable import fields_of_transformers_4, fit_positions

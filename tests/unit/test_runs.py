@@ -7,8 +7,8 @@ import pytest
 from tests.messages import refuses
 from tests.small_checkpoints import CONFIG, commit
 from trainer import files, locks, runs
-from trainer.checkpoint.pin import set_pinned
-from trainer.checkpoint.store import CheckpointStore, verify
+from trainer.checkpoint.format.store import CheckpointStore, verify
+from trainer.checkpoint.inspect.pin import set_pinned
 from trainer.config.folders import find_checkpoints, folder_of_run
 from trainer.config.load import load_resolved
 from trainer.errors import TrainerError

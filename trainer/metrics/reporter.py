@@ -54,7 +54,7 @@ class Known:
     stop_votes: float
     """How many ranks were asked to stop by then."""
     save_wish: float
-    """What rank 0 wished for then: see checkpoint/checkpointer.py."""
+    """What rank 0 wished for then: see checkpoint/save/checkpointer.py."""
 
 
 class Laps(Protocol):

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from trainer import files, launch
-from trainer.checkpoint.changes import markdown, settings_of
-from trainer.checkpoint.copier import second_place_of
-from trainer.checkpoint.diverged import never_went_well
-from trainer.checkpoint.resume import Resolution
+from trainer.checkpoint.mirror.worker import second_place_of
+from trainer.checkpoint.resume.changes import markdown, settings_of
+from trainer.checkpoint.resume.diverged import never_went_well
+from trainer.checkpoint.resume.select import Resolution
 from trainer.config.folders import checkpoints_folder, command_line, resume_point, typed
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config

@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator
 
 from trainer import files, launch
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.description import Description
-from trainer.checkpoint.forecast import Course
+from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.retention import policy_of
+from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.restore import Restorer
-from trainer.checkpoint.retention import policy_of
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.resume.restore import Restorer
+from trainer.checkpoint.save.checkpointer import Checkpointer
+from trainer.checkpoint.save.forecast import Course
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config

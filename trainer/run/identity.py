@@ -14,8 +14,8 @@ from accelerate import Accelerator
 
 import trainer
 from trainer import launch
-from trainer.checkpoint.description import Description
-from trainer.checkpoint.manifest import UNSPECIFIC, Manifest
+from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.manifest import UNSPECIFIC, Manifest
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus

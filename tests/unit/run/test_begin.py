@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.checkpoint.changes import Change
+from trainer.checkpoint.resume.changes import Change
 from trainer.run.begin import LONG_SECONDS, _offer_selftest
 
 TORCH, RATE = Change("torch", "2.12.0", "2.13.0", is_version=True), Change("optimizer.lr", 0.1, 0.2)

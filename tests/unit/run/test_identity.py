@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.utils import TorchDynamoPlugin
 
-from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.format.manifest import Manifest
 from trainer.config.load import flatten, load
 from trainer.metrics.replay import fact_changes
 from trainer.model.head_way import HeadWay

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.show import flat
-from trainer.checkpoint.store import CheckpointStore
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.inspect.show import flat
 from trainer.config.folders import command_line, find_run
 from trainer.config.load import default_settings, read_settings
 from trainer.errors import TrainerError

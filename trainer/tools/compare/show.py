@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint.show import short
+from trainer.checkpoint.inspect.show import short
 from trainer.text import count, duration, table
 from trainer.tools.compare.align import common_span, hours_to_reach, losses_by_hours, num_segments, segments
 from trainer.tools.compare.judge import Comparison, Judged, Pair, series

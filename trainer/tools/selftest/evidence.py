@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.manifest import folder_name
-from trainer.checkpoint.tensors import differing_tensors
+from trainer.checkpoint.format.manifest import folder_name
+from trainer.checkpoint.format.tensors import differing_tensors
 from trainer.journal import read_events
 from trainer.metrics.curves import CURVE, read_records
 

@@ -18,7 +18,7 @@ from trainer.metrics.outcome import read_outcome
 from trainer.safety.parent import STARTED_BY
 from trainer.text import duration
 
-WRITER = "trainer.checkpoint.writer"
+WRITER = "trainer.checkpoint.save.writer"
 _TAIL_BYTES = 8192
 _LAST_LINES = 5
 

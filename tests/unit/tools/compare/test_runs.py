@@ -7,7 +7,7 @@ import yaml
 
 from tests.messages import refuses
 from tests.written_runs import losses, write_run
-from trainer.checkpoint.manifest import MANIFEST, Manifest, to_json
+from trainer.checkpoint.format.manifest import MANIFEST, Manifest, to_json
 from trainer.errors import TrainerError
 from trainer.tools.compare.runs import (
     is_one_recipe,

@@ -18,7 +18,7 @@ LAUNCH = """
 import json, os, subprocess, sys, time
 folder = sys.argv[1]
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-rank, writer = (subprocess.Popen([*sleep, word], start_new_session=True) for word in ("rank", "trainer.checkpoint.writer"))
+rank, writer = (subprocess.Popen([*sleep, word], start_new_session=True) for word in ("rank", "trainer.checkpoint.save.writer"))
 open(f"{folder}/pids", "w").write(f"{os.getpid()} {rank.pid} {writer.pid}")
 for step in range(1, 1000):
     with open(f"{folder}/metrics.jsonl", "a") as curve:

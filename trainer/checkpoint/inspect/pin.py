@@ -1,0 +1,59 @@
+"""Pins: a mark in a manifest that keeps a checkpoint whatever the tiers say.
+
+A pin may be set while a trainer runs and prunes. The manifest is replaced in one step under the checkpoint's name; pruning takes the name
+away first and then looks for a pin. So either the pin came before and the checkpoint gets its name back, or it comes after, finds no
+such folder, and says so.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from trainer import files
+from trainer.checkpoint.format.manifest import MANIFEST, read_manifest, to_json
+from trainer.checkpoint.format.store import REMOVING, Entry
+from trainer.checkpoint.resume.lookup import one_of
+from trainer.config.folders import command_line
+from trainer.errors import CheckpointError
+
+
+def set_pinned(folder: Path, wanted: str, *, pinned: bool) -> str:
+    """Pins the checkpoint that `wanted` names, or takes its pin away; says what is so now."""
+    entry = one_of(folder, wanted)
+    word = "pinned" if pinned else "not pinned"
+    if entry.manifest.pinned == pinned:
+        return f"{entry.path} is {word} already"
+    if pinned and entry.problem:
+        raise CheckpointError(
+            f"{entry.path} is not whole ({entry.problem}), so a pin would keep nothing; pin another checkpoint, or restore this "
+            "one from a copy"
+        )
+    _rewrite(entry, pinned)
+    return f"{entry.path} is {word}"
+
+
+def _rewrite(entry: Entry, pinned: bool) -> None:
+    content = to_json(replace(entry.manifest, pinned=pinned))
+    try:
+        # Partial beside the checkpoint: in it, it would be a file too many for whoever looks right now.
+        files.write_atomic(entry.path / MANIFEST, content, partial_in=entry.path.parent)
+    except FileNotFoundError:
+        pass  # it lost its name before the new manifest was there, or just after: `_is_so` finds out
+    except OSError as error:
+        raise CheckpointError(
+            f"the manifest of {entry.path} cannot be rewritten ({error}); mend that and try again"
+        ) from None
+    if not _is_so(entry.path, pinned):
+        raise CheckpointError(
+            f"{entry.path} was removed just now, by a trainer that prunes, and nothing was changed; see what is there with "
+            f"`{command_line('checkpoints', 'ls', entry.path.parent.name)}`, and pin one that is kept"
+        )
+
+
+def _is_so(path: Path, pinned: bool) -> bool:
+    """Whether the checkpoint has its new manifest; without its name, a pinned one is about to get it back."""
+    for place in (path, path.with_name(f"{REMOVING}{path.name}"), path):  # it may come back between the first two looks
+        try:
+            return read_manifest(place).pinned == pinned
+        except CheckpointError:
+            continue
+    return False

@@ -1,0 +1,141 @@
+"""One checkpoint, and what differs between two: everything that manifests and configs say, and which tensors are not the same."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.store import Entry
+from trainer.checkpoint.format.tensors import differing_tensors
+from trainer.checkpoint.inspect.listing import entry_facts, kept_as, tier_words
+from trainer.checkpoint.resume.lookup import one_of
+from trainer.config.load import flatten, load_resolved
+from trainer.errors import TrainerError
+from trainer.text import ago, count, size, table
+
+SECTIONS = ("precision_facts", "conditions", "identity", "model", "state", "versions")
+"""The parts of a manifest that are tables of their own."""
+
+MAX_NAMES = 8
+"""Tensors that are named before only their number is said."""
+
+
+def show(folder: Path, wanted: str, *, as_json: bool = False) -> str:
+    """Everything that the manifest of one checkpoint says."""
+    entry = one_of(folder, wanted)
+    facts = entry_facts(entry, kept_as(entry))
+    if as_json:
+        return json.dumps({**asdict(entry.manifest), **facts}, indent=1)
+    described = [(name, size(file["bytes"]), file["xxh3_128"]) for name, file in entry.manifest.files.items()]
+    parts = [f"{entry.path}\n{table(_headline(entry.manifest, facts))}"]
+    parts += [_section(name, flat(getattr(entry.manifest, name))) for name in SECTIONS]
+    parts.append(table([("file", "size", "xxh3-128"), *described], indent=""))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _section(name: str, values: Mapping[str, Any]) -> str:
+    return table([(name, ""), *((key, short(value)) for key, value in values.items())], indent="") if values else ""
+
+
+def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    on = f", on validation data {manifest.validation}" if manifest.validation else ""
+    epoch = f", at the end of epoch {manifest.epoch}" if manifest.epoch is not None else ""
+    why = manifest.precision_facts.get("sentence")
+    return [
+        ("made", f"{ago(facts['age_seconds'])} ({manifest.created}), {manifest.reason}{epoch}"),
+        ("kept as", tier_words(facts["tiers"], facts)),
+        ("sound?", facts["sound"]),
+        ("size", f"{size(facts['bytes'])}, {len(manifest.files)} files"),
+        ("progress", f"step {manifest.step}, {manifest.sequences:,} sequences, {count(manifest.tokens)} tokens"),
+        ("loss", "not known" if manifest.loss is None else f"{manifest.loss:.4f}"),
+        ("val loss", "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words}{on}"),
+        ("made with", f"world_size {manifest.world_size}, precision {manifest.precision}"),
+        *([("computes in", why.removeprefix("precision: "))] if why else []),
+        ("tokenizer", f"{manifest.tokenizer or 'none'}, {manifest.vocab_size:,} token ids"),
+        ("went back to", manifest.origin or "nothing"),
+    ]
+
+
+def diff(folder: Path, first: str, second: str, *, as_json: bool = False) -> str:
+    """What differs between two checkpoints: facts, settings, files, and the tensors of the model."""
+    a, b = one_of(folder, first), one_of(folder, second)
+    found = differences(a, b)
+    if as_json:
+        return json.dumps({"a": str(a.path), "b": str(b.path), **found})
+    parts = [f"A  {a.path}\nB  {b.path}"]
+    for name in ("manifest", "settings"):
+        rows = [(key, *map(short, pair)) for key, pair in found[name].items()]
+        parts.append(table([(name, "A", "B"), *rows], indent="") if rows else f"{name}: the same")
+    parts.append(table([("file", ""), *((name, what["words"]) for name, what in found["files"].items())], indent=""))
+    return "\n\n".join(parts)
+
+
+def differences(a: Entry, b: Entry) -> dict[str, dict[str, Any]]:
+    """Manifest facts and settings that are not equal, as pairs, and what each file is: by digests, the model by its tensors too."""
+    return {
+        "manifest": pairs(_facts(a.manifest), _facts(b.manifest)),
+        "settings": pairs(_settings(a.path), _settings(b.path)),
+        "files": {name: _file(name, a, b) for name in sorted({*a.manifest.files, *b.manifest.files})},
+    }
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    return flat({key: value for key, value in asdict(manifest).items() if key != "files"})
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return flatten(load_resolved(path / "config.yaml"))
+    except (TrainerError, OSError) as error:
+        return {"config.yaml": f"cannot be read: {error}"}
+
+
+def _file(name: str, a: Entry, b: Entry) -> dict[str, Any]:
+    """Whether a file of both is equal by its digest, in words; of a model that is not, which tensors are not."""
+    ours, theirs = a.manifest.files.get(name), b.manifest.files.get(name)
+    if ours is None or theirs is None:
+        return {"equal": False, "words": f"only in {'B' if ours is None else 'A'}"}
+    if ours == theirs:
+        return {"equal": True, "words": "equal"}
+    sizes = f"{size(ours['bytes'])} and {size(theirs['bytes'])}"
+    words = f"differs ({'same size' if ours['bytes'] == theirs['bytes'] else sizes})"
+    if not name.endswith(".safetensors"):
+        return {"equal": False, "words": words}
+    try:
+        tensors, num_tensors = differing_tensors(a.path / name, b.path / name)
+    except (OSError, ValueError) as error:
+        return {"equal": False, "words": f"{words}; its tensors cannot be compared: {error}"}
+    more = f" and {len(tensors) - MAX_NAMES} more" if len(tensors) > MAX_NAMES else ""
+    named = f": {', '.join(tensors[:MAX_NAMES])}{more}" if tensors else ""
+    return {
+        "equal": False,
+        "tensors": tensors,
+        "words": f"{words}; {len(tensors)} of {num_tensors} tensors differ{named}",
+    }
+
+
+def pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values are not equal, with both values; None where one has no such key."""
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings under dotted names."""
+    return dict(_flat(values, prefix))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def short(value: Any) -> str:
+    """A value in one cell."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,421 @@
+"""The trainer's side of the writer: starts it, hands it snapshots, hears what came of them, and starts another when it died."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from trainer import start
+from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.mirror.worker import second_place_of
+from trainer.checkpoint.resume.lock import HUNG_SECONDS
+from trainer.checkpoint.save.protocol import Channel, mark, to_text
+from trainer.checkpoint.save.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
+from trainer.config.schema import CheckpointConfig
+from trainer.journal import Journal
+from trainer.locks import Lock
+from trainer.text import duration, size
+
+log = logging.getLogger(__name__)
+
+_COMMAND = start.command("trainer.checkpoint.save.writer")
+
+_PROBE = "import os, sys; file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); os.write(file, b'.'); os.fsync(file); os.unlink(sys.argv[1])"
+
+MAX_STARTS = 3
+"""Writers that may die in a row before saves are made without one."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of one write."""
+
+    step: int
+    reason: str
+    failure: str | None
+    """Why it failed; None: it did not."""
+    not_finite: str | None = None
+    """The tensor because of which it was not made."""
+    num_bytes: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    untidy: tuple[str, ...] = ()
+
+
+@dataclass
+class _Held:
+    """What a slot holds, as the writer was told; said again to a writer that takes a dead one's place."""
+
+    manifest: Manifest
+    small: Mapping[str, bytes]
+    must_write: bool
+    is_asked: bool = False
+
+
+SILENCE_SECONDS = 60.0
+"""A writer beats while it writes, also where the disk hangs; one that is silent for so long was stopped, and another does its work."""
+
+DEATH_SECONDS = 20.0
+"""How long a process that was killed may take to be gone."""
+
+ANSWER_SECONDS = 30.0
+"""How long a disk may take to take a byte."""
+
+PATIENCE_SECONDS = 60.0
+"""How often somebody who waits is told what for."""
+
+
+class Patience:
+    """Says now and then what is waited for, so that nobody takes it for a hang."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._began = what, time.monotonic()
+        self._told = 0
+
+    def tell(self) -> None:
+        seconds = time.monotonic() - self._began
+        if seconds // PATIENCE_SECONDS > self._told:
+            self._told = int(seconds // PATIENCE_SECONDS)
+            log.info("%s (for %s by now)", self._what, duration(seconds))
+
+
+class WriterLost(Exception):
+    """Writers died MAX_STARTS times in a row, or one hung and was ended: saves are made without one from here on."""
+
+
+def tell_note(note: Mapping[str, Any]) -> None:
+    """Logs what somebody beside the trainer wants to be known."""
+    log.log(logging.WARNING if note["is_failure"] else logging.INFO, note["note"])
+
+
+class Background:
+    """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
+
+    def __init__(
+        self, snapshots: Snapshots, hello: dict[str, Any], lock: Lock | None, tell_event: Callable[..., None]
+    ) -> None:
+        """
+        hello       what the writer needs to know once
+        lock        of the folder, which it holds too; None in tests that have none
+        tell_event  hears, as facts by name, when a writer dies
+        """
+        self._snapshots, self._lock, self._tell_event = snapshots, lock, tell_event
+        self._hello = {
+            **hello,
+            "pid": os.getpid(),
+            "lock": str(lock.path) if lock else None,
+            "slots": [slot.descriptor for slot in snapshots.slots],
+            "slot_bytes": len(snapshots.slots[0].pages),
+        }
+        self._held: dict[int, _Held] = {}
+        self._arriving: list[tuple[Slot, _Held]] = []
+        self._process: subprocess.Popen | None = None
+        self._deaths = 0
+        self._start()
+
+    # What the checkpointer asks
+
+    @property
+    def writing(self) -> int | None:
+        """The slot whose write is in flight."""
+        return next((number for number, held in self._held.items() if held.is_asked), None)
+
+    @property
+    def still_seconds(self) -> float:
+        """For how long the write that is in flight has not moved; 0 when none is."""
+        return 0.0 if self.writing is None else time.monotonic() - self._moved_at
+
+    def free_slot(self) -> Slot | None:
+        """The slot for the next snapshot: of those not being written and not promised to the disk, the older; None: there is none."""
+        self.advance()
+        promised = {number for number, held in self._held.items() if held.is_asked or held.must_write}
+        promised |= {slot.number for slot, _ in self._arriving}
+        free = [slot for slot in self._snapshots.slots if slot.number not in promised]
+        return min(free, key=lambda slot: -1 if slot.step is None else slot.step, default=None)
+
+    def take(self, slot: Slot, manifest: Manifest, small: Mapping[str, bytes], *, must_write: bool) -> None:
+        """Snapshots this moment into the slot; it counts as whole from when its copies have arrived."""
+        assert all(slot is not other for other, _ in self._arriving), "copies into this slot are still under way"
+        if not self._snapshots.is_laid_out():
+            self._lay_out()
+        self._held.pop(slot.number, None)
+        self._channel.send({"do": "begin", "slot": slot.number})
+        self._snapshots.copy(slot, manifest.step)
+        self._arriving.append((slot, _Held(manifest, small, must_write)))
+        self.advance()
+
+    def _lay_out(self) -> None:
+        """A new layout for every slot, once nothing waits to be written by the old one. raises WriterLost"""
+        while self.pending():
+            self.advance(wait=True)
+            self.wait()
+        self._held.clear()
+        for each in self._snapshots.slots:
+            self._channel.send({"do": "begin", "slot": each.number})
+        self._snapshots.lay_out()
+        self._channel.send({"do": "images", "images": self._snapshots.layout.facts()})
+
+    def advance(self, *, wait: bool = False) -> None:
+        """Tells the writer of snapshots whose copies have arrived, and asks for the write whose turn it is."""
+        for slot, held in list(self._arriving):
+            if slot.copied is not None:
+                if wait:
+                    slot.copied.synchronize()
+                elif not slot.copied.query():
+                    continue
+                slot.copied = None
+            self._arriving.remove((slot, held))
+            self._held[slot.number] = held
+            mark(slot.memory, held.manifest.step)
+            self._tell_whole(slot.number, held)
+        self._ask_next()
+
+    def poll(self, seconds: float = 0.0) -> list[Done]:
+        """What was written since the last call; waits up to `seconds` for something. raises WriterLost"""
+        answers = self._channel.arrived(seconds)
+        if answers is None:
+            self._start_again()
+            return []
+        if answers:
+            self._heard_at = time.monotonic()
+        elif time.monotonic() - self._heard_at > SILENCE_SECONDS:
+            log.warning("the writer has given no sign of life for %.0f seconds: it is ended", SILENCE_SECONDS)
+            self._process.kill()
+            self._heard_at = time.monotonic()
+        self._see_progress(answers)
+        done = []
+        for answer in self._tell_notes(answers):
+            self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
+            self._deaths = 0
+            done.append(
+                Done(
+                    answer["step"],
+                    answer["reason"],
+                    answer["failure"],
+                    answer.get("not_finite"),
+                    answer.get("bytes", 0),
+                    answer.get("seconds", 0.0),
+                    answer.get("cpu_seconds", 0.0),
+                    tuple(answer.get("untidy", ())),
+                )
+            )
+        if done:
+            self._ask_next()
+        return done
+
+    def wait(self) -> list[Done]:
+        """`poll` for a second, for whoever cannot go on without the writer: one that hangs is ended. raises WriterLost"""
+        if self.still_seconds > HUNG_SECONDS:
+            self._end_hung()
+            raise WriterLost(
+                f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: its disk hangs"
+            )
+        return self.poll(1.0)
+
+    def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
+        """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
+        self.advance(wait=True)
+        patience = Patience(f"waiting for the checkpoint of step {step} to reach the disk")
+        while True:
+            answers = self.wait()
+            hear(answers)
+            for done in answers:
+                if done.step == step:
+                    return done
+            patience.tell()
+
+    def forget_from(self, step: int) -> None:
+        """Takes back the snapshots from this step on, whole and on their way, but for one that is being written."""
+        self.advance(wait=True)
+        for number, held in list(self._held.items()):
+            if held.manifest.step >= step and not held.is_asked:
+                del self._held[number]
+                mark(self._snapshots.slots[number].memory, None)
+                self._channel.send({"do": "begin", "slot": number})
+
+    def settle(self) -> None:
+        """Makes the device's next work wait for copies that are still under way."""
+        if self._arriving:
+            self._snapshots.settle()
+
+    def pending(self) -> bool:
+        """Whether something that was promised is not on the disk yet."""
+        return bool(self._arriving) or any(held.is_asked or held.must_write for held in self._held.values())
+
+    def end(self, *, wait_for_copies: bool) -> None:
+        """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
+        self._channel.send({"do": "end", "copies": wait_for_copies})
+        patience = Patience(
+            "waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else "")
+        )
+        self._moved_at = time.monotonic()
+        while self._process.poll() is None:
+            answers = self._channel.arrived(1.0) or []
+            self._see_progress(answers)
+            self._tell_notes(answers)
+            if time.monotonic() - self._moved_at > HUNG_SECONDS:
+                self._end_hung()
+                log.warning(
+                    "the writer has moved nothing for %s, and was ended: a snapshot in memory or a copy to the second place that was not "
+                    "finished is lost; what the log calls a checkpoint is on the disk",
+                    duration(HUNG_SECONDS),
+                )
+                break
+            patience.tell()
+        self._channel.close()
+
+    def leave(self) -> None:
+        """Lets go of the writer as a death would: it commits the newest whole snapshot."""
+        self._channel.close()
+
+    # The writer's process
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
+        self._process = subprocess.Popen(
+            [*_COMMAND, str(theirs.fileno())],
+            pass_fds=passed,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self._hand_over_lock()
+        self._heard_at = self._moved_at = time.monotonic()
+        self._progress = 0
+        self._channel = Channel(ours)
+        self._channel.send(self._hello)
+
+    def _hand_over_lock(self) -> None:
+        try:
+            if self._lock:
+                self._lock.hand_over(self._process.pid)
+        except OSError as error:
+            log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
+
+    def _see_progress(self, answers: list[dict[str, Any]]) -> None:
+        """Notes when the writer last moved: it says so with every beat, and a finished write is one too."""
+        counters = [answer["progress"] for answer in answers if "progress" in answer]
+        if any("done" in answer for answer in answers) or (counters and counters[-1] != self._progress):
+            self._moved_at = time.monotonic()
+        self._progress = counters[-1] if counters else self._progress
+
+    def _end_hung(self) -> None:
+        """Ends the writer; one that waits for a disk within the system cannot be ended, and is not waited for."""
+        self._process.kill()
+        try:
+            self._process.wait(DEATH_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("the writer (process %d) does not die before its disk answers", self._process.pid)
+
+    def _start_again(self) -> None:
+        """A new writer, told everything that the dead one knew. raises WriterLost"""
+        self._deaths += 1
+        try:
+            code = self._process.wait(DEATH_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise WriterLost("the writer cannot be ended: it waits for a disk that does not answer") from None
+        self._channel.close()
+        self._tell_event(state="died", code=code)
+        if self._deaths >= MAX_STARTS:
+            raise WriterLost(f"{self._deaths} writers in a row died, the last with code {code}")
+        log.warning("the writer died (code %d); another takes its place", code)
+        self._start()
+        if self._snapshots.layout is not None:
+            self._channel.send({"do": "images", "images": self._snapshots.layout.facts()})
+        for number, held in self._held.items():
+            held.must_write = held.must_write or held.is_asked
+            held.is_asked = False
+            self._tell_whole(number, held)
+        self._ask_next()
+
+    @staticmethod
+    def _tell_notes(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Logs what the writer wants to be known; returns the other answers."""
+        for answer in answers:
+            if "note" in answer:
+                tell_note(answer)
+        return [answer for answer in answers if "done" in answer]
+
+    def _tell_whole(self, number: int, held: _Held) -> None:
+        small = {name: to_text(content) for name, content in held.small.items()}
+        self._channel.send({"do": "whole", "slot": number, "manifest": asdict(held.manifest), "small": small})
+
+    def _ask_next(self) -> None:
+        """Asks for the oldest promised write, if none is in flight."""
+        if self.writing is not None:
+            return
+        promised = [(held.manifest.step, number) for number, held in self._held.items() if held.must_write]
+        if promised:
+            number = min(promised)[1]
+            self._held[number].is_asked = True
+            self._moved_at = time.monotonic()
+            self._channel.send({"do": "write", "slot": number})
+
+
+def disk_answers(folder: Path) -> bool:
+    """Whether the disk of a folder takes a byte, or refuses it, within ANSWER_SECONDS; tried in a process that may hang in our place."""
+    probe = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        probe.wait(ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return False
+    return True
+
+
+def begin_background(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    slot_bytes: int,
+    settings: CheckpointConfig,
+    held: Lock | None,
+    **facts: Any,
+) -> Background | None:
+    """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
+
+    held   the lock of the folder, which the writer shares
+    facts  what the writer needs to know: folders and the policy
+    """
+    if not settings.asynchronous:
+        log.info("saves: training waits for them, as checkpoint.asynchronous asks")
+        return None
+    free = free_memory_bytes()
+    number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
+    if number == 0:
+        log.warning(
+            "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory",
+            size(slot_bytes),
+            size(free),
+        )
+        return None
+    slots = [make_slot(index, slot_bytes, device) for index in range(number)]
+    log.info(
+        "saves: in the background, from %d snapshot%s of %s in memory",
+        number,
+        "s" if number > 1 else "",
+        size(slot_bytes),
+    )
+    paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
+    hello = {**facts, **paths, "second_place": second_place_of(settings, facts["folder"].name)}
+    journal = Journal(facts["run_folder"])
+    return Background(
+        Snapshots(model, optimizer, slots, device),
+        hello,
+        held,
+        lambda **event: journal.write("writer", **event),
+    )

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.conftest import CLUSTER
-from tests.messages import refuses
+from tests.messages import refuses, says
 from trainer.config import cluster as clusters
 from trainer.config.cluster_keys import unheard
 from trainer.errors import ConfigError
@@ -90,43 +90,43 @@ def test_the_compiler_is_read_as_accelerate_reads_it(cluster, written, meant):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_processes": None}, "lacks num_processes"),
-        ({"mixed_precision": None}, "lacks mixed_precision"),
-        ({"distributed_type": None}, "lacks distributed_type"),
-        ({"num_processes": 0}, "num_processes is 0, but should be a whole number of at least 1"),
-        ({"num_processes": "two"}, "num_processes is 'two', but should be"),
-        ({"num_machines": 0}, "num_machines is 0, but should be a whole number of at least 1"),
+        ({"num_processes": None}, ["num_processes"]),
+        ({"mixed_precision": None}, ["mixed_precision"]),
+        ({"distributed_type": None}, ["distributed_type"]),
+        ({"num_processes": 0}, ["num_processes", 0, "at least 1"]),
+        ({"num_processes": "two"}, ["num_processes", "'two'"]),
+        ({"num_machines": 0}, ["num_machines", 0, "at least 1"]),
         (
             {"num_processes": 3, "num_machines": 2},
-            "num_processes is 3, but should be a multiple of num_machines, which is 2",
+            ["num_processes", 3, "multiple", "num_machines", 2],
         ),
-        ({"mixed_precision": "bf61"}, "mixed_precision is 'bf61'; did you mean 'bf16'?"),
+        ({"mixed_precision": "bf61"}, ["mixed_precision", "'bf61'", "'bf16'"]),
         (
             {"distributed_type": "NO"},
-            "distributed_type is 'NO', which is one process, and num_processes is 2; use MULTI_GPU",
+            ["distributed_type", "'NO'", "num_processes", 2, "MULTI_GPU"],
         ),
         (
             {"distributed_type": "MULTI_XPU"},
-            "distributed_type is 'MULTI_XPU', and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU",
+            ["distributed_type", "'MULTI_XPU'", "NVIDIA GPUs", "CPUs", "MULTI_GPU"],
         ),
-        ({"distributed_type": "fsdp"}, "distributed_type is 'fsdp', in which each process holds a part of the model"),
-        ({"distributed_type": "FSDP2"}, "distributed_type is 'FSDP2', in which each process holds a part of the model"),
-        ({"distributed_type": "DeepSpeed"}, "remove deepspeed_config"),
-        ({"distributed_type": "DDP"}, "did you mean 'MULTI_GPU'?"),
-        ({"distributed_type": "multi_gpu"}, "did you mean 'MULTI_GPU'?"),
-        ({"distributed_type": "TPU"}, "distributed_type is 'TPU', and this trainer runs on NVIDIA GPUs and on CPUs"),
-        ({"mixed_precision": "fp32"}, "did you mean 'no'?"),
-        ({"mixed_precision": "float32"}, "did you mean 'no'?"),
-        ({"mixed_precision": "32-true"}, "did you mean 'no'?"),
-        ({"mixed_precision": "bf16-mixed"}, "did you mean 'bf16'?"),
-        ({"mixed_precision": "16-mixed"}, "did you mean 'fp16'?"),
-        ({"mixed_precision": "half"}, "did you mean 'fp16'?"),
+        ({"distributed_type": "fsdp"}, ["distributed_type", "'fsdp'"]),
+        ({"distributed_type": "FSDP2"}, ["distributed_type", "'FSDP2'"]),
+        ({"distributed_type": "DeepSpeed"}, ["deepspeed_config"]),
+        ({"distributed_type": "DDP"}, ["distributed_type", "'MULTI_GPU'"]),
+        ({"distributed_type": "multi_gpu"}, ["distributed_type", "'MULTI_GPU'"]),
+        ({"distributed_type": "TPU"}, ["distributed_type", "'TPU'", "NVIDIA GPUs", "CPUs"]),
+        ({"mixed_precision": "fp32"}, ["mixed_precision", "'no'"]),
+        ({"mixed_precision": "float32"}, ["mixed_precision", "'no'"]),
+        ({"mixed_precision": "32-true"}, ["mixed_precision", "'no'"]),
+        ({"mixed_precision": "bf16-mixed"}, ["mixed_precision", "'bf16'"]),
+        ({"mixed_precision": "16-mixed"}, ["mixed_precision", "'fp16'"]),
+        ({"mixed_precision": "half"}, ["mixed_precision", "'fp16'"]),
     ],
 )
 def test_a_wrong_cluster_file_is_refused_with_what_is_wrong(cluster, changes, words):
     with pytest.raises(ConfigError) as caught:
         clusters.read_cluster(cluster(**changes))
-    assert words in str(caught.value)
+    says(caught.value, *words)
 
 
 def test_everything_that_is_wrong_with_a_cluster_file_is_told(cluster):
@@ -163,9 +163,9 @@ def test_an_unknown_cluster_file_is_answered_with_the_nearest():
 def test_what_a_cluster_file_says_about_fp8_and_nobody_hears_is_told():
     assert unheard({"backend": "TE"}) == unheard(None) == unheard({}) == []
     (problem,) = unheard({"backend": "TE", "amax_history_length": 16})
-    assert problem.startswith("fp8_config.amax_history_length is not read")
+    says(problem, "fp8_config.amax_history_length")
     (problem,) = unheard({"backend": "MSAMP"})
-    assert "fp8_config.backend is 'MSAMP'" in problem
+    says(problem, "fp8_config.backend", "'MSAMP'")
 
 
 # A cluster file with another precision

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from tests.messages import refuses
+from tests.messages import logged, refuses, says
 from trainer.data import shards
 from trainer.data.shards import ShardWriter, TokenDataset, natural_key, open_shard, resolve_shards
 from trainer.errors import DataError
@@ -170,7 +170,7 @@ def test_a_folder_never_mixes_validation_into_training_when_a_split_is_asked_for
 def test_a_shard_named_twice_counts_once_and_is_told(folder, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(resolve_shards(["corpus", "corpus/*_val_*"], folder)) == 3
-    assert "1 shards" in caplog.text
+    logged(caplog, "1 shards")
 
 
 @pytest.mark.parametrize("pattern", ["corpus", "corpus/*.bin", "corp*/*_train_*", "corpus/c_train_000099.bin"])
@@ -192,7 +192,7 @@ def test_a_shard_that_counts_again_under_another_path_is_told(folder, caplog):
     (folder / "again.bin").symlink_to(folder / "corpus" / "c_train_000002.bin")
     with caplog.at_level(logging.WARNING):
         assert len(resolve_shards(["corpus", "again.bin"], folder)) == 4
-    assert "1 shards of again.bin" in caplog.text
+    logged(caplog, 1, "again.bin")
 
 
 def test_subfolders_of_a_folder_of_shards_are_told(folder, caplog):
@@ -201,7 +201,7 @@ def test_subfolders_of_a_folder_of_shards_are_told(folder, caplog):
     (folder / "corpus" / "notes").mkdir()
     with caplog.at_level(logging.WARNING):
         assert len(resolve_shards(["corpus"], folder)) == 3
-    assert str(folder / "corpus" / "more") in caplog.text
+    logged(caplog, folder / "corpus" / "more")
     assert "notes" not in caplog.text
 
 
@@ -223,11 +223,11 @@ def test_what_stands_for_no_shard_says_how_to_make_some(folder):
 
 def test_shards_that_are_too_short_for_a_sequence_are_told_and_so_is_a_great_remainder(make_dataset, caplog):
     make_dataset(7, 8, 8001)  # a sequence of 8 needs 9 tokens
-    assert "2 of 3 shards" in caplog.text
-    assert "15 of 8,016 tokens" in caplog.text
+    logged(caplog, "2 of 3")
+    logged(caplog, "15 of 8,016")
     caplog.clear()
     make_dataset(*[15] * 20)
-    assert "120 of 300 tokens" in caplog.text
+    logged(caplog, "120 of 300")
     caplog.clear()
     make_dataset(8001, 8006)
     assert not caplog.text
@@ -238,6 +238,6 @@ def test_shards_in_another_form_that_a_folder_holds_are_told_and_capitals_are_re
         (folder / "corpus" / name).touch()
     (folder / "corpus" / "G_TRAIN_000001.BIN").touch()
     assert "G_TRAIN_000001.BIN" in names(resolve_shards(["corpus"], folder, "train"))
-    assert all(words in caplog.text for words in ("1 .zst", "1 .part", "1 hidden"))
+    says(caplog.text, "1 .zst", "1 .part", "1 hidden")
     assert ".metadata" not in caplog.text
     assert ".md" not in caplog.text

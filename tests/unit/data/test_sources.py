@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.messages import refuses
+from tests.messages import logged, names, refuses, says
 from trainer.data import sources
 from trainer.data.sources import open_source, rows, suffixes
 from trainer.errors import DataError
@@ -130,7 +130,7 @@ def test_documents_without_text_are_left_out_and_counted(tmp_path, caplog):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "x"}\n{"text": null}\n')
     with caplog.at_level(logging.WARNING):
         assert list(documents(str(tmp_path / "a.jsonl"))) == ["x"]
-    assert "2 documents without text" in caplog.text
+    logged(caplog, 2, "without text")
 
 
 @pytest.mark.parametrize(
@@ -307,9 +307,16 @@ def test_a_dangling_link_is_named_and_left_out_only_when_told_to(tmp_path, caplo
     with refuses(DataError, 2, folder / "3.txt", tmp_path / "gone.txt", folder / "inner/more", "--skip-unreadable"):
         documents(f"{folder}{pattern}")
     assert list(documents(f"{folder}{pattern}", skip_unreadable=True)) == ["one", "two"]
-    assert caplog.text.count("left out") == 2
-    assert str(folder / "3.txt") in caplog.text
-    assert str(folder / "inner" / "more") in caplog.text
+    assert (
+        len(
+            [
+                said
+                for said in caplog.messages
+                if names(said, folder / "3.txt") or names(said, folder / "inner" / "more")
+            ]
+        )
+        == 2
+    )
 
 
 def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
@@ -354,8 +361,8 @@ def test_a_damaged_file_is_gone_past_when_told_to_and_what_stands_before_the_dam
     (tmp_path / "b.txt").write_text("b")
     (tmp_path / "c.parquet").write_bytes(b"PAR1 no more")
     assert list(documents(str(tmp_path), skip_unreadable=True)) == ["x", "b"]
-    assert "a.jsonl, line 2" in caplog.text
-    assert "c.parquet" in caplog.text
+    logged(caplog, "a.jsonl", "line 2")
+    logged(caplog, "c.parquet")
 
 
 def test_what_a_folder_holds_besides_is_told(tmp_path, caplog):
@@ -368,12 +375,10 @@ def test_what_a_folder_holds_besides_is_told(tmp_path, caplog):
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "linked").symlink_to(tmp_path / "elsewhere")
     assert list(documents(str(tmp_path))) == ["a", "d"]
-    assert all(
-        words in caplog.text for words in (str(tmp_path / ".git"), str(tmp_path / "inside" / "linked"), "1 .csv")
-    )
+    says(caplog.text, tmp_path / ".git", tmp_path / "inside" / "linked", "1 .csv")
     caplog.clear()
     assert list(documents(f"{tmp_path}/*")) == ["a"]
-    assert str(tmp_path / "elsewhere") in caplog.text
+    logged(caplog, tmp_path / "elsewhere")
 
 
 # Which files are text
@@ -458,7 +463,7 @@ def test_text_that_a_column_holds_as_bytes_is_text_where_it_is_utf8(tmp_path, ki
 def test_a_column_without_any_text_is_a_column_of_empty_documents(tmp_path, caplog):
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(3)}), tmp_path / "a.parquet")
     assert list(documents(str(tmp_path / "a.parquet"))) == []
-    assert "3 documents" in caplog.text
+    logged(caplog, "3 documents")
 
 
 def test_suffixes_in_capitals_mean_the_same(tmp_path):
@@ -473,11 +478,9 @@ def test_hidden_files_and_other_splits_that_are_not_read_are_told(tmp_path, capl
     (tmp_path / ".b.txt").write_text("b")
     (tmp_path / ".profile").touch()
     assert list(documents(str(tmp_path))) == ["a"]
-    assert "1 hidden" in caplog.text
-    assert ".b.txt" in caplog.text
+    logged(caplog, "1 hidden", ".b.txt")
     caplog.clear()
     saved = {split: datasets.Dataset.from_dict({"text": [split]}) for split in ("train", "validation", "extra")}
     datasets.DatasetDict(saved).save_to_disk(tmp_path / "saved")
     assert list(documents(str(tmp_path / "saved"))) == ["train"]
-    assert "extra" in caplog.text
-    assert "validation" in caplog.text
+    logged(caplog, "extra", "validation")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.messages import says
 from tests.unit.model.tiny import tiny_model
 from trainer.errors import OutOfMemoryError
 from trainer.metrics.memory_advice import advice
@@ -48,8 +49,7 @@ def test_what_a_machine_cannot_hold_is_refused_with_the_advice(monkeypatch, ther
         return
     with pytest.raises(OutOfMemoryError) as caught:
         ask()
-    assert "micro_batch 8" in str(caught.value)
-    assert advice(8, "no") in str(caught.value)
+    says(caught.value, "micro_batch", 8, advice(8, "no"))
 
 
 def test_the_machine_has_memory():

@@ -8,7 +8,7 @@ one needs of another `run/` hands it. `tests/test_architecture.py` reads this pl
     floor 4  run supervise export report tensorboard runs
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
     floor 2  config journal locks state determinism
-    floor 1  errors files lease start streams text
+    floor 1  aliases errors files lease start streams text
 
 Begin with loop.py: it is what all the rest serves.
 """

@@ -164,8 +164,9 @@ def train(
         say("importing torch, accelerate and transformers")
     from trainer.session import run_session
 
-    if loaded.length and os.environ.get("RANK", "0") == "0":
-        say(loaded.length)
+    if os.environ.get("RANK", "0") == "0":
+        for notice in loaded.notices:
+            say(notice)
     sys.exit(run_session(loaded.config))
 
 

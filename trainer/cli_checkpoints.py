@@ -176,7 +176,7 @@ def fetch(
         str,
         typer.Argument(
             metavar="RUN|PLACE",
-            help="A run with checkpoint.second_place, or its folder there: a path, or a URL that fsspec opens.",
+            help="A run with checkpoint.mirror, or its folder there: a path, or a URL that fsspec opens.",
         ),
     ],
     step: StepAlias = "",

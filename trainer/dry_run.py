@@ -107,7 +107,7 @@ def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) 
     there = sum(manifest.num_bytes for manifest in store.sound_manifests())
     folder = next(path for path in (store.folder, *store.folder.parents) if path.is_dir())
     one = sum(expected_bytes(model, optimizer_of(config, model)))
-    num_kept = most_kept(policy, config.max_steps, has_copies=bool(config.checkpoint.second_place))
+    num_kept = most_kept(policy, config.max_steps, has_copies=bool(config.checkpoint.mirror))
     check_free(folder, one, num_kept=num_kept, there_bytes=there, max_disk_bytes=policy.max_disk_bytes)
 
 

@@ -22,7 +22,7 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     refusal       step, reason      a checkpoint was passed over
     verdict       exact, text       what the comparison of the replayed steps said
     writer        state             the writer process died (and another took its place), stands still, moves again, or is done without
-    second_place  step, where       a copy elsewhere was made, or failed
+    mirror        step, where       a copy on the mirror was made, or failed; second_place in journals of earlier versions
     precision     step, mode, reason  the step after this one begins in another precision than was decided; resumed: it was so before this launch
     slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
     slow_over     step, seconds     they no longer do; seconds: how long they did
@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.aliases import EVENTS
 from trainer.errors import TrainerError
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ def read_events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
 
 def events_from(folder: Path, *kinds: str) -> Iterator[dict[str, Any]]:
     """The same, one after another."""
-    names = [f'"{kind}"'.encode() for kind in kinds]
+    former = [old for old, new in EVENTS.items() if new in kinds]
+    names = [f'"{kind}"'.encode() for kind in (*kinds, *former)]
     try:
         file = open(folder / JOURNAL, "rb")
     except FileNotFoundError:
@@ -170,7 +172,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         content = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("event"), str) else None
+    if not isinstance(content, dict) or not isinstance(content.get("event"), str):
+        return None
+    return {**content, "event": EVENTS.get(content["event"], content["event"])}
 
 
 def _plain(value: Any) -> Any:

@@ -60,8 +60,8 @@ def test_a_run_killed_three_times_equals_the_run_never_killed(straight, tmp_path
     assert validation == [(r["step"], r["val_loss"]) for r in records(reference) if "val_loss" in r]
     assert steps(recipe)[-1]["epoch"] > 3, "the run should cross the ends of epochs"
     drawn = EventAccumulator(str(tmp_path / "runs/tiny")).Reload()
-    assert [event.step for event in drawn.Scalars("loss/train")] == list(range(1, 25))
-    assert [event.step for event in drawn.Scalars("loss/validation")] == [8, 16, 24]
+    assert [event.step for event in drawn.Scalars("Loss/train")] == list(range(1, 25))
+    assert [event.step for event in drawn.Scalars("Loss/validation")] == [8, 16, 24]
 
 
 def test_replayed_steps_are_compared_and_said_to_be_exact(straight, tmp_path):

@@ -137,7 +137,7 @@ def test_going_back_to_an_abandoned_branch_leaves_the_other_one_whole(tmp_path):
     ]
     assert [record["step"] for record in steps(recipe)] == [25, 26, 27, 28]
     drawn = EventAccumulator(str(tmp_path / "runs/tiny")).Reload()
-    assert [event.step for event in drawn.Scalars("loss/train")] == [25, 26, 27, 28]
+    assert [event.step for event in drawn.Scalars("Loss/train")] == [25, 26, 27, 28]
     assert "all 28 steps were taken before" in train(recipe, "max_steps=28")
 
 

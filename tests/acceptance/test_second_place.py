@@ -9,7 +9,7 @@ from tests.launching import checkpoint, final_bytes, steps, train, write_recipe
 
 
 def test_a_run_whose_checkpoints_are_lost_says_how_they_come_back_and_goes_on_exactly(tmp_path):
-    recipe = write_recipe(tmp_path, checkpoint={"second_place": str(tmp_path / "second")})
+    recipe = write_recipe(tmp_path, checkpoint={"mirror": str(tmp_path / "second")})
     train(recipe)
     straight = final_bytes(recipe)
     shutil.rmtree(tmp_path / "checkpoints")
@@ -23,7 +23,7 @@ def test_a_run_whose_checkpoints_are_lost_says_how_they_come_back_and_goes_on_ex
 
 
 def test_a_run_of_which_only_the_second_place_is_left_goes_on_exactly_with_the_settings_that_a_copy_holds(tmp_path):
-    recipe = write_recipe(tmp_path, checkpoint={"second_place": str(tmp_path / "second")})
+    recipe = write_recipe(tmp_path, checkpoint={"mirror": str(tmp_path / "second")})
     train(recipe)
     straight, losses = final_bytes(recipe), [record["loss"] for record in steps(recipe)]
     shutil.rmtree(tmp_path / "checkpoints")

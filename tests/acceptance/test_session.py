@@ -341,7 +341,7 @@ def test_a_run_that_fails_leaves_its_curves_whole_and_the_profile_it_had_begun(t
     assert run.wait() == 1 and paragraph(run.text()[run.text().index("error:") :]) == "error: a shard was lost"
     folder = recipe.parent / "runs" / "tiny"
     assert sorted(path.name for path in (folder / "profile").iterdir())[1] == "rank-0-steps-3-4.pt.trace.json.gz"
-    assert [event.step for event in events_of(recipe).Scalars("loss/train")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events_of(recipe).Scalars("Loss/train")] == [1, 2, 3, 4, 5]
 
 
 def test_what_writing_a_profile_takes_is_no_part_of_a_step(tmp_path):

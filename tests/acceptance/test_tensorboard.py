@@ -19,13 +19,13 @@ def killed_and_resumed(tmp_path, kills, **changes):
 def test_after_three_kills_every_number_is_there_and_none_twice(tmp_path):
     recipe = killed_and_resumed(tmp_path, (7, 13, 21))
     events = events_of(recipe)
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 25))
+    assert [event.step for event in events.Scalars("Loss/train")] == list(range(1, 25))
     assert drawn_twice(events) == []
     expected = {(tag, record["step"]) for record in records(recipe) for tag in drawn(record)}
     found = {(tag, event.step) for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
     assert found == expected, "TensorBoard is a drawing of metrics.jsonl"
     losses = {record["step"]: record["loss"] for record in steps(recipe)}
-    assert all(abs(event.value - losses[event.step]) < 1e-5 for event in events.Scalars("loss/train"))
+    assert all(abs(event.value - losses[event.step]) < 1e-5 for event in events.Scalars("Loss/train"))
     assert {"run/config/text_summary", "run/precision/text_summary", "run/curves/text_summary"} <= set(
         events.Tags()["tensors"]
     )
@@ -35,12 +35,12 @@ def test_after_three_kills_every_number_is_there_and_none_twice(tmp_path):
 def test_a_run_that_goes_back_leaves_nothing_of_the_branch_it_left(tmp_path):
     recipe = write_recipe(tmp_path, checkpoint={"keep_last": 9})
     train(recipe)
-    before = [event.value for event in events_of(recipe).Scalars("loss/train")]
+    before = [event.value for event in events_of(recipe).Scalars("Loss/train")]
     train(recipe, "resume_from_checkpoint=10", "optimizer.lr=0.01", "max_steps=20")
     assert checkpoint(recipe, 20).is_dir()
     events = events_of(recipe)
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 21)) and drawn_twice(events) == []
-    after = [event.value for event in events.Scalars("loss/train")]
+    assert [event.step for event in events.Scalars("Loss/train")] == list(range(1, 21)) and drawn_twice(events) == []
+    after = [event.value for event in events.Scalars("Loss/train")]
     assert after[:10] == before[:10] and after[11:] != before[11:20]
 
 

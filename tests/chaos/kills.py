@@ -45,7 +45,7 @@ SHAPES = {
 FIELDS = ("loss", "grad_norm", "data_digest", "lr", "tokens", "epoch")
 KINDS = ("trainer", "writer", "both", "rank")
 
-OFTEN = {"every_steps": 9, "max_overhead_fraction": 1.0, "max_loss_seconds": 1.0, "keep_last": 2}
+OFTEN = {"every_steps": 9, "max_overhead_fraction": 1.0, "max_lost_work_seconds": 1.0, "keep_last": 2}
 """Snapshots in memory at almost every step, and a commit every few."""
 
 LONGEST_SECONDS = 60.0

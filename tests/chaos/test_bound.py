@@ -87,7 +87,7 @@ def test_restarts_with_random_stops_never_take_more_than_the_bound(tmp_path, is_
         "keep_last": 5,
         "max_disk_bytes": bound,
         "max_overhead_fraction": 1.0,
-        "max_loss_seconds": 1.0,
+        "max_lost_work_seconds": 1.0,
     }
     recipe = write_recipe(
         tmp_path, **QUIET, checkpoint={**settings, "asynchronous": is_asynchronous}, evaluation={"every_steps": 12}

@@ -6,7 +6,7 @@ from trainer.checkpoint.save.schedule import Budget, Cadence, Costs, conflict, p
 seconds = st.floats(0, 1e4)
 budgets = st.builds(
     Budget,
-    max_loss_seconds=st.floats(0.1, 1e5),
+    max_lost_work_seconds=st.floats(0.1, 1e5),
     max_overhead_fraction=st.floats(1e-4, 1),
     writer_takes_from_step=st.booleans(),
     has_snapshots=st.booleans(),
@@ -24,10 +24,10 @@ def test_overhead_is_never_exceeded(budget, costs):
 @given(budgets, all_costs)
 def test_the_loss_is_kept_or_the_conflict_is_said_with_figures(budget, costs):
     planned, text = plan(budget, costs), conflict(budget, costs)
-    assert (planned.loss_seconds <= 1.01 * budget.max_loss_seconds) == (text is None)
+    assert (planned.lost_work_seconds <= 1.01 * budget.max_lost_work_seconds) == (text is None)
     if text:
         assert "a machine crash may lose" in text
-        assert "checkpoint.max_loss_seconds to" in text
+        assert "checkpoint.max_lost_work_seconds to" in text
 
 
 @given(budgets, all_costs)
@@ -41,7 +41,7 @@ def test_writes_do_not_overlap_and_come_no_more_often_than_steps_and_snapshots_c
 @given(budgets, all_costs, st.floats(1, 10))
 def test_a_larger_overhead_never_makes_the_interval_longer(budget, costs, factor):
     more = min(1.0, budget.max_overhead_fraction * factor)
-    roomier = Budget(budget.max_loss_seconds, more, writer_takes_from_step=budget.writer_takes_from_step)
+    roomier = Budget(budget.max_lost_work_seconds, more, writer_takes_from_step=budget.writer_takes_from_step)
     assert plan(roomier, costs).write_interval_seconds <= plan(budget, costs).write_interval_seconds
 
 
@@ -59,6 +59,6 @@ def test_only_differences_of_the_clock_matter(shift, events, budget):
             cadence.snapshot_taken(now, stall, to_write=due is not None)
             if due:
                 cadence.write_committed(now, stall, stall)
-        decisions.append((cadence.meter.worst_loss_seconds(now), cadence.meter.overhead_fraction(now)))
+        decisions.append((cadence.meter.worst_lost_work_seconds(now), cadence.meter.overhead_fraction(now)))
         told.append(decisions)
     assert told[0] == told[1]

@@ -142,7 +142,7 @@ def counted(tmp_path_factory):
                 optimizer={"name": optimizer},
                 schedule={"warmup_steps": 1},
                 evaluation={"every_steps": STEPS, "sample_tokens": 0},
-                checkpoint={"every_steps": STEPS, "max_loss_seconds": math.inf, "asynchronous": False},
+                checkpoint={"every_steps": STEPS, "max_lost_work_seconds": math.inf, "asynchronous": False},
                 metrics={"trackers": [], "detail_every_steps": DETAILED_STEP},
             )
         )

@@ -84,7 +84,7 @@ def test_a_folder_of_somebody_else_among_the_temporary_files_is_not_used(tmp_pat
 
 def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
     with SummaryWriter(str(tmp_path / "mine")) as writer:
-        writer.add_scalar("loss/train", 1.5, 1)
+        writer.add_scalar("Loss/train", 1.5, 1)
     with taken() as port:
         pass
     command = [sys.executable, "-m", "trainer", "tensorboard", str(tmp_path), "--port", str(port)]
@@ -103,7 +103,7 @@ def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
             process.send_signal(signal.SIGTERM)
         said = process.stderr.read().decode()
     assert psutil.wait_procs(servers, timeout=20)[1] == [], "a SIGTERM leaves no server behind"
-    assert list(tags["mine"]) == ["loss/train"]
+    assert list(tags["mine"]) == ["Loss/train"]
     assert f"TensorBoard of {tmp_path}: http://localhost:{port}/#custom_scalars " in said
 
 

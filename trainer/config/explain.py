@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainer.aliases import SETTINGS
 from trainer.config.plain import Document
 from trainer.config.schema import Config
 from trainer.config.settings import nearest_key, settings_of
@@ -74,6 +75,8 @@ def _unknown_keys(key: str, value: Any) -> list[str]:
 
 def _help_for(key: str) -> str:
     """Help after an unknown key: what another trainer's name is here, or the nearest of ours."""
+    if key in SETTINGS:
+        return f"this is the old name of {SETTINGS[key]}, which is set too; keep one of the two"
     synonym = synonym_of(key)
     return synonym.words if synonym else nearest_key(key)
 

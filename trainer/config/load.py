@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from trainer.aliases import SETTINGS, rename_settings
 from trainer.config.explain import contradictions_besides, explain
 from trainer.config.length import LENGTHS, NOT_YET_KNOWN, length_of, length_problems, resolve_length
 from trainer.config.plain import Document, Dumper, Loader, both_readings, read_document
@@ -28,6 +29,14 @@ class Loaded:
 
     config: Config
     origins: dict[str, str]
+    old_names: dict[str, str]
+    """Settings that were given under a name of an earlier version: that name -> where it stands."""
+
+    @property
+    def notices(self) -> list[str]:
+        """What the person who gave the settings should know of how they were read, a sentence each."""
+        renamed = [f"{old} ({place}) is called {SETTINGS[old]} now" for old, place in self.old_names.items()]
+        return [self.length, *renamed] if self.length else renamed
 
     @property
     def length(self) -> str | None:
@@ -77,7 +86,7 @@ def load(recipe: str, overrides: Sequence[str] = (), count_sequences: Callable[[
         document.places["name"] = "the recipe's name"
         if unfit := contradictions(config):
             raise ConfigError(*unfit)
-    return Loaded(config, {key: _origin(key, document.places) for key in flatten(config)})
+    return Loaded(config, {key: _origin(key, document.places) for key in flatten(config)}, document.old_names)
 
 
 def _validate(document: Document, problems: list[str], count_sequences: Callable[[Config], int] | None) -> Config:
@@ -176,6 +185,7 @@ def _read_recipe(path: Path, seen: tuple[Path, ...]) -> Document:
     document = read_document(path, f"recipe {path}", kind_of)
     if "base" in document.problems:
         raise ConfigError(document.problems["base"])
+    _use_new_names(document)
     document.problems.update(length_problems(document.values, document.places))
     base = document.values.pop("base", None)
     document.places.pop("base", None)
@@ -188,7 +198,16 @@ def _read_recipe(path: Path, seen: tuple[Path, ...]) -> Document:
         _merge(below.values, document.values),
         {**below.places, **document.places},
         {**{key: words for key, words in below.problems.items() if key not in document.places}, **document.problems},
+        {**below.old_names, **document.old_names},
     )
+
+
+def _use_new_names(document: Document) -> None:
+    """Gives settings that have a name of an earlier version that of today, and notes where the old name stood."""
+    for old, new in rename_settings(document.values).items():
+        document.old_names[old] = document.places[new] = document.places.pop(old, "override")
+        if old in document.problems:
+            document.problems[new] = document.problems.pop(old)
 
 
 def _forget_length(below: Document) -> None:
@@ -217,7 +236,10 @@ def _apply_overrides(overrides: Sequence[str], document: Document) -> list[str]:
     problems: list[str] = []
     typed = Document()
     for override in overrides:
-        key, equals, text = override.partition("=")
+        typed_key, equals, text = override.partition("=")
+        key = SETTINGS.get(typed_key, typed_key)
+        if key != typed_key:
+            document.old_names[typed_key] = "override"
         if not equals or not key:
             problems.append(f"override {override!r} is not of the form key=value, e.g. optimizer.lr=3e-4")
             continue
@@ -235,6 +257,7 @@ def _apply_overrides(overrides: Sequence[str], document: Document) -> list[str]:
     document.values.update(typed.values)
     document.places.update(typed.places)
     document.problems.update(typed.problems)
+    _use_new_names(document)
     return problems + list(length_problems(typed.values, typed.places).values())
 
 

@@ -42,6 +42,8 @@ class Document:
     """Dotted key -> `file:line`."""
     problems: dict[str, str] = field(default_factory=dict)
     """Dotted key -> a sentence on what is wrong with its words."""
+    old_names: dict[str, str] = field(default_factory=dict)
+    """Dotted key of an earlier version that it was written with -> `file:line`."""
 
 
 def read_document(

@@ -98,18 +98,18 @@ class ScheduleConfig(Section):
 class CheckpointConfig(Section):
     """When a checkpoint is made and which are kept."""
 
-    max_loss_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """At most so many seconds of training are lost when the machine dies: sets the interval between checkpoints on disk; `.inf`: none by the clock."""
+    max_lost_work_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Bound on the seconds of training lost when the machine dies: sets the interval between checkpoints on disk; `.inf`: none by the clock."""
     max_overhead_fraction: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Share of the training time that saving may cost; where both cannot be had, this one wins, and that is said with figures."""
+    """Share of the training time that saving may cost; where both cannot be had, this one wins, and the log says so with figures."""
     max_disk_bytes: Positive | None = None
     """Bound on the bytes of all checkpoints of the run, the one being written included; empty: the disk's own."""
     every_steps: Positive | None = None
-    """Checkpoints at multiples of this many steps besides."""
+    """Steps between further checkpoints."""
     every_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Checkpoints every so many minutes besides."""
+    """Minutes between further checkpoints."""
     every_tokens: Positive | None = None
-    """Checkpoints every so many tokens besides."""
+    """Tokens between further checkpoints."""
     keep_last: Positive = 3
     """How many of the newest are kept."""
     keep_best: NotNegative = 1
@@ -119,16 +119,16 @@ class CheckpointConfig(Section):
     keep_epochs: NotNegative = 0
     """A checkpoint is made at the end of each epoch, and so many of them are kept; 0: none is made for it."""
     max_failures: Positive = 3
-    """Failed saves in a row after which the run stops: the disk will not mend itself."""
+    """Failed saves in a row after which the run stops: the disk will not repair itself."""
     asynchronous: bool = True
     """Whether a process beside the trainer writes from a snapshot in memory; false: training waits for every save."""
-    second_place: str | None = None
-    """Where committed checkpoints are copied to besides: another disk's folder (relative to the project), or a URL that fsspec knows (s3://bucket/folder)."""
-    second_place_every: Positive = 1
-    """Every so many committed checkpoints one is copied there."""
-    second_place_keep: Positive = 3
+    mirror: str | None = None
+    """A second place where checkpoints are copied to once they are committed: another disk's folder (relative to the project), or a URL that fsspec knows (s3://bucket/folder)."""
+    mirror_every: Positive = 1
+    """Number of committed checkpoints from one copy to the next."""
+    mirror_keep: Positive = 3
     """How many are kept there."""
-    second_place_bytes_per_second: Positive | None = None
+    mirror_bytes_per_second: Positive | None = None
     """Bandwidth that copying may take; empty: all there is."""
 
 

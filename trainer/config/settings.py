@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from trainer.aliases import SETTINGS
 from trainer.config.plain import Kind
 from trainer.config.schema import Config
 from trainer.text import nearest
@@ -42,9 +43,9 @@ def _as_yaml(value: Any) -> str:
 
 
 def type_of(key: str) -> Any:
-    """The declared type of a setting by its dotted name; None for one that is not declared."""
+    """The declared type of a setting by its dotted name or a former one; None for one that is not declared."""
     section: Any = Config
-    for name in key.split("."):
+    for name in SETTINGS.get(key, key).split("."):
         fields = getattr(section, "model_fields", {})
         if name not in fields:
             return None

@@ -15,14 +15,14 @@ from torch.utils.tensorboard.summary import hparams
 from trainer import files
 from trainer.metrics.event_files import EventFile, new_event_file
 from trainer.metrics.tags import layout
-from trainer.metrics.trackers import plain
+from trainer.metrics.trackers import naming, plain
 
 FINAL_METRICS = (
-    "loss/train_smoothed",
-    "loss/validation",
-    "loss/validation_bits_per_byte",
-    "speed/tokens_per_second",
-    "speed/mfu",
+    "Loss/train_smoothed",
+    "Loss/validation",
+    "Loss/validation_bits_per_byte",
+    "Speed/tokens_per_second",
+    "Speed/mfu",
 )
 """Tags that the HParams tab shows beside the settings: the newest value of each."""
 
@@ -51,7 +51,8 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     TensorBoard keeps the first such word of a run for ever, so it stands in a file of its own, whose name comes before all others.
     """
     experiment, session_start, _ = hparams(
-        {key: plain(value) for key, value in settings.items()}, dict.fromkeys(FINAL_METRICS, 0.0)
+        {key: plain(value) for key, value in settings.items()},
+        dict.fromkeys(map(naming(folder, "tensorboard"), FINAL_METRICS), 0.0),
     )
     content, now = BytesIO(), time.time()
     file = RecordWriter(content)

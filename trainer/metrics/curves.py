@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer import files
+from trainer.aliases import rename_tags
 
 CURVE = "metrics.jsonl"
 LOST = "metrics.lost.jsonl"
@@ -142,7 +143,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    return rename_tags(record) if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def cut_after(folder: Path, step: int) -> int:

@@ -7,7 +7,7 @@ back what was drawn of its steps before, and how far the history counts is writt
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,9 +60,9 @@ class _Recent:
 class History:
     """The thinned part of a run's curve in TensorBoard."""
 
-    def __init__(self, folder: Path) -> None:
-        """Finishes what a crash left half done."""
-        self._folder = folder
+    def __init__(self, folder: Path, name: Callable[[str], str] = str) -> None:
+        """Finishes what a crash left half done. `name` gives the name that a tag has in this run's charts."""
+        self._folder, self._name = folder, name
         self._state = _read_state(folder / STATE)
         if self._state is None:
             return
@@ -89,6 +89,7 @@ class History:
         writer.go_on_in_new_file([start_of_session(thinned_to + 1), *later])
         if self._state is not None and history.is_file():
             files.truncate_file(history, self._state.num_bytes)
+        points = [(step, {self._name(tag): value for tag, value in values.items()}) for step, values in points]
         num_bytes = _add_to_history(history, found, points, thinned_to)
         self._state = _State(history.name, num_bytes, thinned_to, writer.file.path.name)
         files.write_atomic(self._folder / STATE, json.dumps(asdict(self._state)))

@@ -1,9 +1,10 @@
 """What stands in metrics.jsonl under which key, and where TensorBoard draws it: tags, units, meanings, and the order of the charts."""
 
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
+
+from trainer.aliases import former_tag, tag_in_trackers
 
 
 class Meaning(NamedTuple):
@@ -14,40 +15,40 @@ class Meaning(NamedTuple):
 
 
 KEYS = {
-    "loss": "loss/train",
-    "loss_smoothed": "loss/train_smoothed",
-    "val_loss": "loss/validation",
-    "bits_per_byte": "loss/validation_bits_per_byte",
+    "loss": "Loss/train",
+    "loss_smoothed": "Loss/train_smoothed",
+    "val_loss": "Loss/validation",
+    "bits_per_byte": "Loss/validation_bits_per_byte",
     "lr": "optim/lr",
     "grad_norm": "optim/grad_norm",
     "tokens": "data/tokens",
     "epoch": "data/epoch",
-    "tokens_per_second": "speed/tokens_per_second",
-    "step_seconds": "speed/step_seconds",
-    "mfu": "speed/mfu",
+    "tokens_per_second": "Speed/tokens_per_second",
+    "step_seconds": "Speed/step_seconds",
+    "mfu": "Speed/mfu",
 }
 """Tags of the plain keys of a record. A key with a slash is a tag already; other numbers of an evaluation go under evaluation/."""
 
 MEANINGS = {
-    "loss/train": Meaning("nats a token", "mean over the global batch of the step"),
-    "loss/train_smoothed": Meaning("nats a token", "the same, as a moving average over about 20 steps"),
-    "loss/validation": Meaning(
-        "nats a token", "mean over the held-out tokens, the same ones every time and for any number of processes"
+    "Loss/train": Meaning("nats per token", "mean over the global batch of the step"),
+    "Loss/train_smoothed": Meaning("nats per token", "the same, as a moving average over about 20 steps"),
+    "Loss/validation": Meaning(
+        "nats per token", "mean over the held-out tokens, the same ones every time and for any number of processes"
     ),
-    "loss/validation_bits_per_byte": Meaning(
-        "bits a byte", "validation loss of a byte of text: compares across tokenizers"
+    "Loss/validation_bits_per_byte": Meaning(
+        "bits per byte", "validation loss of a byte of text: compares across tokenizers"
     ),
     "optim/lr": Meaning("", "learning rate of the first parameter group in this step"),
     "optim/grad_norm": Meaning("", "norm of all gradients before clipping"),
     "data/tokens": Meaning("tokens", "trained on since the run began"),
     "data/epoch": Meaning("passes", "over the training data, all sources alike, since they are mixed"),
-    "speed/tokens_per_second": Meaning("tokens/s", "of all processes, without evaluations and saves"),
-    "speed/step_seconds": Meaning("s", "a step without evaluations and saves"),
-    "speed/slowdown": Meaning(
+    "Speed/tokens_per_second": Meaning("tokens/s", "of all processes, without evaluations and saves"),
+    "Speed/step_seconds": Meaning("s", "a step without evaluations and saves"),
+    "Speed/slowdown": Meaning(
         "times",
         "median step of the last 60 seconds (20 steps at least) over the best such median of the launch; 1 is as fast as ever",
     ),
-    "speed/mfu": Meaning(
+    "Speed/mfu": Meaning(
         "0..1",
         "share of the devices' peak arithmetic that the model's own arithmetic reaches; under fp8 it is fp8's peak for all of it",
     ),
@@ -58,16 +59,18 @@ MEANINGS = {
     "checkpoint/age_seconds": Meaning(
         "s", "since the state of the newest checkpoint on the disk: lost if the machine died now"
     ),
-    "promise/worst_loss_seconds": Meaning("s", "the longest training that could have been lost at any moment so far"),
-    "promise/overhead_fraction": Meaning("0..1", "share of the time that saving took so far"),
+    "checkpoint/worst_lost_work_seconds": Meaning(
+        "s", "the longest training that a crash could have lost at any moment so far"
+    ),
+    "checkpoint/overhead_fraction": Meaning("0..1", "share of the time that saving took so far"),
     "resume/exact": Meaning("0 or 1", "whether the steps replayed after a resume were bit-identical"),
 }
 """What each tag is; the other modules that measure bring their own."""
 
-COUNTERS = frozenset({"data/tokens", "data/epoch", "loss/train_smoothed", "optim/lr"})
+COUNTERS = frozenset({"data/tokens", "data/epoch", "Loss/train_smoothed", "optim/lr"})
 """Tags of which the last of some steps is drawn where they are drawn as one point; of others it is the mean."""
 
-EXTREMES = ("loss/train", "optim/grad_norm", "speed/step_seconds")
+EXTREMES = ("Loss/train", "optim/grad_norm", "Speed/step_seconds")
 """Tags of which the least and the greatest are drawn besides, as TAG_min and TAG_max."""
 
 MEANINGS.update(
@@ -95,9 +98,9 @@ class Chart(NamedTuple):
 
 CHARTS: dict[str, tuple[Chart, ...]] = {
     "1 Is it learning?": (
-        Chart("training loss (nats a token)", ("loss/train", "loss/train_smoothed", "loss/train_(min|max)")),
-        Chart("validation loss (nats a token)", ("loss/validation",), VALIDATION),
-        Chart("validation (bits a byte)", ("loss/validation_bits_per_byte",), VALIDATION),
+        Chart("training loss (nats per token)", ("Loss/train", "Loss/train_smoothed", "Loss/train_(min|max)")),
+        Chart("validation loss (nats per token)", ("Loss/validation",), VALIDATION),
+        Chart("validation (bits per byte)", ("Loss/validation_bits_per_byte",), VALIDATION),
         Chart("tasks (share right)", ("evaluation/.*/acc.*",), TASKS),
         Chart("learning rate", ("optim/lr",)),
     ),
@@ -113,17 +116,17 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("fp8: loss above bf16's (fraction)", ("precision/loss_gap",), FP8_GAP),
     ),
     "3 How fast, how far?": (
-        Chart("tokens a second", ("speed/tokens_per_second",)),
-        Chart("MFU (0..1)", ("speed/mfu",), MFU),
+        Chart("tokens per second", ("Speed/tokens_per_second",)),
+        Chart("MFU (0..1)", ("Speed/mfu",), MFU),
         Chart("where a step's time goes (s)", ("time/.*",)),
         Chart("epochs", ("data/epoch",)),
     ),
     "4 What would be lost?": (
         Chart(
-            "longest loss so far, age of the newest checkpoint (s)",
-            ("promise/worst_loss_seconds", "checkpoint/age_seconds"),
+            "most work that could have been lost so far, age of the newest checkpoint (s)",
+            ("checkpoint/worst_lost_work_seconds", "checkpoint/age_seconds"),
         ),
-        Chart("share of the time that saving took", ("promise/overhead_fraction",)),
+        Chart("share of the time that saving took", ("checkpoint/overhead_fraction",)),
         Chart("a save holds training for (s)", ("checkpoint/stall_seconds",)),
         Chart("writing takes (s)", ("checkpoint/write_seconds",)),
     ),
@@ -143,10 +146,13 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
 
 
 def layout(features: Collection[str]) -> dict[str, dict[str, list[Any]]]:
-    """The charts of a run that has these features, in the form of `SummaryWriter.add_custom_scalars`."""
+    """The charts of a run that has these features, in the form of `SummaryWriter.add_custom_scalars`; former names are drawn too."""
     return {
         category: {
-            chart.title: ["Multiline", [f"^{tag}$" for tag in chart.tags]]
+            chart.title: [
+                "Multiline",
+                [f"^{tag}$" for tag in dict.fromkeys([*chart.tags, *map(former_tag, chart.tags)])],
+            ]
             for chart in charts
             if chart.needs is None or chart.needs in features
         }
@@ -161,7 +167,7 @@ def drawn(record: Mapping[str, Any]) -> dict[str, float]:
     for key, value in record.items():
         if isinstance(value, bool) or key in ("step", "seconds") or (is_evaluation and key == "tokens"):
             continue
-        tag = KEYS.get(key) or (f"evaluation/{key}" if is_evaluation else key if "/" in key else None)
+        tag = KEYS.get(key) or (f"evaluation/{key}" if is_evaluation else tag_in_trackers(key) if "/" in key else None)
         if tag and isinstance(value, (int, float)):
             values[tag] = float(value)
         elif tag and value is None:
@@ -173,13 +179,3 @@ def guide(*tables: Mapping[str, Meaning | tuple[str, str]]) -> str:
     """A Markdown table of every tag with its unit and its meaning, for TensorBoard's text tab."""
     rows = [f"| `{tag}` | {unit} | {words} |" for table in tables for tag, (unit, words) in sorted(table.items())]
     return "\n".join(("| curve | unit | meaning |", "|---|---|---|", *rows))
-
-
-def empty_charts(features: Collection[str], tags: Collection[str]) -> list[str]:
-    """Charts of such a run that none of these tags is drawn in."""
-    return [
-        title
-        for charts in layout(features).values()
-        for title, (_, patterns) in charts.items()
-        if not any(re.search(pattern, tag) for pattern in patterns for tag in tags)
-    ]

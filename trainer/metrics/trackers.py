@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
+from trainer.aliases import former_tag
 from trainer.errors import ConfigError, TrainerError
 from trainer.metrics.curves import CURVE, end_of_step, records_from
 from trainer.metrics.event_files import BoardTracker, BoardWriter
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 600.0
 """How long a tracker that failed is left alone; each further failure doubles it."""
+
+_NEW_NAMES = " 2"
+"""The end of a mark: the tags drawn have today's names. The marks of earlier versions end before it."""
+_FORMER_MARK_BYTES = 21
 
 _AT_ONCE = 256
 """Records that TensorBoard is given at once; the place is remembered after them."""
@@ -137,8 +142,8 @@ def begin_of_drawing(folder: Path, tracker_name: str, resumed_step: int | None) 
     size = curve.stat().st_size if curve.is_file() else 0
     mark = _mark(folder, tracker_name)
     try:
-        position = min(int(mark.read_text()), size)
-    except (FileNotFoundError, ValueError):  # it has not drawn this run yet, or nobody knows how far
+        position = min(int(mark.read_text().split()[0]), size)
+    except (FileNotFoundError, ValueError, IndexError):  # it has not drawn this run yet, or nobody knows how far
         position = 0
     undrawn = next((record["step"] for _, record in records_from(curve, position)), None)
     if undrawn is None:
@@ -149,6 +154,13 @@ def begin_of_drawing(folder: Path, tracker_name: str, resumed_step: int | None) 
 
 def _mark(folder: Path, tracker_name: str) -> Path:
     return folder / f".drawn-{tracker_name}"
+
+
+def naming(folder: Path, tracker_name: str) -> Callable[[str], str]:
+    """What gives a tag its name in a tracker of this run: the former one where an earlier version began to draw there."""
+    mark = _mark(folder, tracker_name)
+    is_former = mark.is_file() and mark.stat().st_size == _FORMER_MARK_BYTES
+    return former_tag if is_former else str
 
 
 class PatientTracker:
@@ -165,6 +177,11 @@ class PatientTracker:
         self._thinning, self._taken = Thinning(), position
         self._pause_seconds = 0.0
         self._retry_at = 0.0
+        self.name_of_tag = naming(folder, self.name) if position else str
+        if self.name_of_tag is former_tag:
+            log.info(
+                "%s goes on with the names that this run's charts began with: loss/train, not Loss/train", self.name
+            )
         self._mark = os.open(_mark(folder, self.name), os.O_WRONLY | os.O_CREAT, 0o644)
         self._remember()
 
@@ -204,8 +221,11 @@ class PatientTracker:
     def _log(self, points: list[Point], position: int) -> None:
         """Draws points, with which everything before this byte of the curve is drawn."""
         for step, values in points:
-            self.attempt(step, lambda step=step, values=values: self.tracker.log(values, step=step))
+            self.attempt(step, lambda step=step, values=values: self._send(step, values))
         self._position = position
+
+    def _send(self, step: int, values: dict[str, float]) -> None:
+        self.tracker.log({self.name_of_tag(tag): value for tag, value in values.items()}, step=step)
 
     def attempt(self, step: int, write: Callable[[], None]) -> None:
         """Writes something of this step; after a failure, which is raised, it is paused."""
@@ -231,7 +251,8 @@ class PatientTracker:
             self.tracker.finish()
 
     def _remember(self) -> None:
-        os.pwrite(self._mark, f"{self._position:020d}\n".encode(), 0)
+        names = "" if self.name_of_tag is former_tag else _NEW_NAMES
+        os.pwrite(self._mark, f"{self._position:020d}{names}\n".encode(), 0)
 
     def _forget(self, step: int) -> None:
         """What was not drawn is read again."""
@@ -243,7 +264,7 @@ class BoardPatience(PatientTracker):
 
     def __init__(self, tracker: BoardTracker, folder: Path, position: int) -> None:
         super().__init__(tracker, folder, position)
-        self._history = History(folder)
+        self._history = History(folder, self.name_of_tag)
 
     @property
     def writer(self) -> BoardWriter:
@@ -264,7 +285,7 @@ class BoardPatience(PatientTracker):
 
         def write() -> None:
             for _, record in undrawn:
-                self.tracker.log(drawn(record), step=record["step"])
+                self._send(record["step"], drawn(record))
             self.writer.flush()
 
         self.attempt(first, write)

@@ -30,7 +30,7 @@ NUMBERS = [
     ("max_steps: 0100", "max_steps", "64", "100"),
     ("global_batch: +010", "global_batch", "8", "10"),
     ("checkpoint: {every_minutes: 1:30}", "checkpoint.every_minutes", "90", "1:30"),
-    ("checkpoint: {max_loss_seconds: 1:30.5}", "checkpoint.max_loss_seconds", "90.5", "1:30.5"),
+    ("checkpoint: {max_lost_work_seconds: 1:30.5}", "checkpoint.max_lost_work_seconds", "90.5", "1:30.5"),
     ("optimizer: {betas: [yes, 0.9]}", "optimizer.betas", "yes", "true"),
     ("profile: {steps: [010, 020]}", "profile.steps", "8", "10"),
     ("checkpoint: {every_tokens: 2026-01-01}", "checkpoint.every_tokens", "2026-01-01", "date"),
@@ -91,7 +91,7 @@ def test_a_typed_number_with_two_readings_is_refused_too(tmp_path, override):
         ("max_steps: 1_000", "max_steps", 1000),
         ("max_steps: 0x100", "max_steps", 256),
         ("schedule: {warmup_steps: 00}", "schedule.warmup_steps", 0),
-        ("checkpoint: {max_loss_seconds: .inf}", "checkpoint.max_loss_seconds", math.inf),
+        ("checkpoint: {max_lost_work_seconds: .inf}", "checkpoint.max_lost_work_seconds", math.inf),
         ("optimizer: {max_grad_norm: .inf}", "optimizer.max_grad_norm", math.inf),
         ("deterministic: no", "deterministic", False),
         ("deterministic: on", "deterministic", True),
@@ -189,7 +189,7 @@ def test_a_rate_or_decay_without_an_end_and_a_beta_of_1_are_refused(override):
 def test_a_config_that_an_earlier_version_wrote_is_read(tmp_path):
     config = load(
         "shakespeare",
-        ["name=1e3", "checkpoint.max_loss_seconds=.inf", "resume_from_checkpoint=0100", "evaluation.prompt=yes"],
+        ["name=1e3", "checkpoint.max_lost_work_seconds=.inf", "resume_from_checkpoint=0100", "evaluation.prompt=yes"],
     ).config
     content = {
         key: value for key, value in yaml.safe_load(dump(config)).items() if key not in ("max_tokens", "max_epochs")

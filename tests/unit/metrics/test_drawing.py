@@ -63,7 +63,7 @@ def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, f
     drawing.close()
     events = events_of(folder)
     tags = events.Tags()
-    assert set(tags["scalars"]) == {"loss/train", "grad_norm/blocks.00", "loss/validation", "evaluation/play/acc"}
+    assert set(tags["scalars"]) == {"Loss/train", "grad_norm/blocks.00", "Loss/validation", "evaluation/play/acc"}
     assert tags["histograms"] == ["parameters/head"]
     (histogram,) = events.Histograms("parameters/head")
     assert (histogram.step, histogram.histogram_value.num) == (1, 4.0)
@@ -120,7 +120,7 @@ def test_a_failure_of_one_tracker_is_counted_and_the_others_draw_on(folder, fail
 
     write(folder, {"step": 1, "loss": 2.0})
     Drawing([PatientTracker(Broken(), folder, 0), *board(folder)], failures).close()
-    assert [event.step for event in events_of(folder).Scalars("loss/train")] == [1]
+    assert [event.step for event in events_of(folder).Scalars("Loss/train")] == [1]
     assert failures.count == 2
     assert caplog.messages == [
         f"wandb: not written, {words} times by now); training goes on" for words in ("gone (1", "'gone' (2")
@@ -133,7 +133,7 @@ def test_a_histogram_that_cannot_be_counted_is_told_and_costs_nothing_else(folde
     write(folder, {"step": 1, "loss": 2.0})
     drawing.close()
     assert "tensorboard: not written, 'missing'" in caplog.text
-    assert [event.step for event in events_of(folder).Scalars("loss/train")] == [1]
+    assert [event.step for event in events_of(folder).Scalars("Loss/train")] == [1]
 
 
 def test_texts_that_wait_for_a_paused_tensorboard_are_bounded(folder, failures, monkeypatch):

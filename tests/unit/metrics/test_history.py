@@ -49,18 +49,18 @@ def read(folder):
     return events
 
 
-def steps_of(events, tag="loss/train"):
+def steps_of(events, tag="Loss/train"):
     return [event.step for event in events.Scalars(tag)]
 
 
-def check(folder, last, *, value=1.0):
+def check(folder, last, *, value=1.0, tag="Loss/train"):
     """Every number once, the end dense, the beginning thin, and nothing of another value."""
     events = read(folder)
-    steps = steps_of(events)
+    steps = steps_of(events, tag)
     assert steps == sorted(set(steps))
     assert drawn_twice(events) == []
     assert steps[-20:] == list(range(last - 19, last + 1))
-    assert all(value <= event.value <= value + 1 for event in events.Scalars("loss/train"))
+    assert all(value <= event.value <= value + 1 for event in events.Scalars(tag))
     return events, steps
 
 
@@ -79,10 +79,10 @@ def test_a_long_run_is_thin_and_its_end_is_whole(tmp_path):
     assert steps[:19] == list(range(1, 20))
     assert len(steps) < 130
     assert files_of(tmp_path) == ["history", "recent"]
-    assert {"loss/train_min", "loss/train_max"} <= set(events.Tags()["scalars"])
-    assert {event.value for event in events.Scalars("loss/train_max")} == {2.0}
+    assert {"Loss/train_min", "Loss/train_max"} <= set(events.Tags()["scalars"])
+    assert {event.value for event in events.Scalars("Loss/train_max")} == {2.0}
     assert [event.step for tag in ("once", "late") for event in events.Tensors(f"{tag}/text_summary")] == [0, 795]
-    assert all(event.wall_time > 1e9 for event in events.Scalars("loss/train"))
+    assert all(event.wall_time > 1e9 for event in events.Scalars("Loss/train"))
 
 
 def test_a_resumed_run_goes_on_with_its_history(tmp_path):
@@ -109,7 +109,7 @@ def test_a_run_that_goes_back_takes_its_history_back(tmp_path, back_to):
     assert steps == sorted(set(steps))
     assert steps[-20:] == list(range(581, 601))
     assert drawn_twice(events) == []
-    values = {event.step: event.value for event in events.Scalars("loss/train")}
+    values = {event.step: event.value for event in events.Scalars("Loss/train")}
     assert all(value <= 6 for step, value in values.items() if step <= back_to)
     assert all(
         value >= 9 for step, value in values.items() if step > back_to + width(back_to)
@@ -185,7 +185,7 @@ def test_a_full_disk_amid_thinning_costs_nothing(tmp_path, monkeypatch):
     assert len(steps) < 150
 
 
-def test_files_of_earlier_versions_stay_and_are_read_first(tmp_path):
+def test_files_of_earlier_versions_stay_and_their_curves_go_on_under_the_names_they_have(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path / "run")) as writer:
@@ -196,7 +196,8 @@ def test_files_of_earlier_versions_stay_and_are_read_first(tmp_path):
     tracker = opened(tmp_path, 80)
     draw_on(tracker, tmp_path, range(81, 401))
     tracker.close()
-    _, steps = check(tmp_path, 400)
+    events, steps = check(tmp_path, 400, tag="loss/train")
+    assert "Loss/train" not in events.Tags()["scalars"]
     assert steps[:80] == list(range(1, 81))
     assert 80 < len(steps) < 180
 
@@ -217,4 +218,4 @@ def test_a_clock_that_jumps_between_launches_costs_no_step(tmp_path, monkeypatch
     tracker.close()
     events = read(tmp_path)
     assert steps_of(events) == list(range(1, 41))
-    assert events.Scalars("loss/train")[30].value > 3
+    assert events.Scalars("Loss/train")[30].value > 3

@@ -88,8 +88,8 @@ def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, fo
     assert [record["step"] for record in others] == [2, 3, 4, 5]
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5]
-    assert {"optim/lr", "optim/grad_norm", "speed/tokens_per_second", "speed/mfu", "data/epoch"} <= set(
+    assert [event.step for event in events.Scalars("Loss/train")] == [1, 2, 3, 4, 5]
+    assert {"optim/lr", "optim/grad_norm", "Speed/tokens_per_second", "Speed/mfu", "data/epoch"} <= set(
         events.Tags()["scalars"]
     )
     mean = sum(4.0 / step for step in range(1, 6)) / 5
@@ -158,7 +158,7 @@ def test_an_evaluation_stands_in_the_curve_and_in_the_tracker(accelerator, folde
     }
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.value for event in events.Scalars("loss/validation")] == [3.5]
+    assert [event.value for event in events.Scalars("Loss/validation")] == [3.5]
     assert "step 1: validation loss 3.5000, bits_per_byte 1.2500 (0.5s)" in caplog.text
 
 
@@ -235,7 +235,7 @@ def test_a_run_that_fails_leaves_all_that_is_known_and_waits_for_no_device(accel
     reporter.abandon()
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [1]
+    assert [event.step for event in events.Scalars("Loss/train")] == [1]
     assert events.Tensors("samples/text_summary")
 
 
@@ -340,7 +340,7 @@ def test_hparams_shows_the_settings_of_the_newest_launch(accelerator, folder, is
     assert b"rate_now" in shown["_hparams_/experiment"]
     assert b"rate_before" not in shown["_hparams_/session_start_info"]
     assert b"rate_of_old" not in shown["_hparams_/session_start_info"]
-    assert [event.step for event in events.Scalars("loss/train")] == [1, 2]
+    assert [event.step for event in events.Scalars("Loss/train")] == [1, 2]
 
 
 def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all_the_same(accelerator, folder):
@@ -422,7 +422,7 @@ def test_a_curve_of_an_earlier_version_is_gone_on_with_and_its_lost_steps_are_co
     assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 4, 8, 16]
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 4, 8, 16]
+    assert [event.step for event in events.Scalars("Loss/train")] == [1, 2, 4, 8, 16]
 
 
 def test_slow_steps_are_told_and_drawn_and_pauses_between_steps_are_not(accelerator, folder):

@@ -37,7 +37,7 @@ def test_a_month_of_short_steps_has_at_most_some_hundred_thousand_points():
 def test_a_young_run_is_drawn_step_by_step(sparse):
     assert points_of(record(step, 1 / step) for step in range(1, 20))[6] == (
         7,
-        {"loss/train": 1 / 7, "optim/grad_norm": 1.0, "data/tokens": 28.0},
+        {"Loss/train": 1 / 7, "optim/grad_norm": 1.0, "data/tokens": 28.0},
     )
 
 
@@ -45,8 +45,8 @@ def test_many_steps_are_their_mean_their_extremes_and_the_last_of_what_counts_up
     found = points_of(record(step, float(step % 3)) for step in range(30, 36))
     assert [step for step, _ in found] == [32, 35]
     values = found[0][1]
-    assert values["loss/train"] == 1.0
-    assert (values["loss/train_min"], values["loss/train_max"]) == (0.0, 2.0)
+    assert values["Loss/train"] == 1.0
+    assert (values["Loss/train_min"], values["Loss/train_max"]) == (0.0, 2.0)
     assert values["data/tokens"] == 4.0 * 32
 
 
@@ -59,8 +59,8 @@ def test_what_few_steps_have_keeps_its_step_and_its_value(sparse):
         record(33),
     ]
     found = dict(points_of(records))
-    assert found[31] == {"checkpoint/bytes": 7.0, "loss/validation": 2.5}
-    assert found[32]["loss/train"] == 1.0
+    assert found[31] == {"checkpoint/bytes": 7.0, "Loss/validation": 2.5}
+    assert found[32]["Loss/train"] == 1.0
 
 
 def test_a_step_that_was_not_finite_or_proved_a_resume_stands_alone_and_no_mean_has_it(sparse):
@@ -72,14 +72,14 @@ def test_a_step_that_was_not_finite_or_proved_a_resume_stands_alone_and_no_mean_
         *map(record, range(104, 111)),
     ]
     found = dict(points_of(records))
-    assert math.isnan(found[101]["loss/train"])
-    assert found[100]["loss/train"] == 1.0
-    assert found[110]["loss/train"] == pytest.approx(13 / 9)
+    assert math.isnan(found[101]["Loss/train"])
+    assert found[100]["Loss/train"] == 1.0
+    assert found[110]["Loss/train"] == pytest.approx(13 / 9)
     records = [*map(record, range(100, 103)), record(103, 5.0, **{"resume/exact": 1.0}), *map(record, range(104, 111))]
-    assert dict(points_of(records))[103]["loss/train"] == 5.0
+    assert dict(points_of(records))[103]["Loss/train"] == 5.0
 
 
 def test_what_happens_all_the_time_has_no_more_points_than_anything_else(sparse):
     found = points_of(record(step, None) for step in range(1000, 2000))
     assert len(found) < 30
-    assert all(math.isnan(values["loss/train"]) for _, values in found)
+    assert all(math.isnan(values["Loss/train"]) for _, values in found)

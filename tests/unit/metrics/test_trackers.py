@@ -48,7 +48,7 @@ def draw_steps(folder, steps, value, resumed_step):
     tracker.close()
 
 
-def points(folder, tag="loss/train"):
+def points(folder, tag="Loss/train"):
     events = EventAccumulator(str(folder / "run"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
@@ -85,7 +85,7 @@ def test_a_step_that_was_drawn_in_part_is_forgotten_and_drawn_whole(tmp_path):
     write_curve(tmp_path, [{"step": 3, "val_loss": 7.0}])
     draw_steps(tmp_path, [4], 1.0, 3)
     assert [step for step, _ in points(tmp_path)] == [1, 2, 3, 4]
-    assert points(tmp_path, "loss/validation") == [(3, 7.0)]
+    assert points(tmp_path, "Loss/validation") == [(3, 7.0)]
 
 
 def test_a_tracker_that_is_new_to_a_run_draws_it_from_its_beginning(tmp_path):
@@ -185,7 +185,7 @@ def test_another_tracker_is_given_each_launchs_settings_and_the_same_numbers(tmp
         "run",
         {"name": "run", "id": "run", "dir": str(tmp_path / "run"), "resume": "allow", "entity": "me"},
     )
-    numbers = {"loss/train": 1.0, "optim/lr": 2.0}
+    numbers = {"Loss/train": 1.0, "optim/lr": 2.0}
     assert first == [opened, ("settings", {"seed": 1, "betas": "[1]"}), (1, numbers), (2, numbers), "end"]
     assert second == [opened, first[1], "end"]
     assert [step for step, _ in points(tmp_path)] == [1, 2]
@@ -244,7 +244,7 @@ def test_another_tracker_of_a_long_run_is_given_ever_fewer_points_in_their_order
     assert len(steps) < 150
     assert steps[:19] == list(range(1, 20))
     assert steps[-1] == 1010
-    assert all(1.0 <= values["loss/train"] <= 2.0 for _, values in drawn)
+    assert all(1.0 <= values["Loss/train"] <= 2.0 for _, values in drawn)
     last = [call[0] for call in other.made[-1].calls if isinstance(call[0], int)]
     assert last == sorted(last)
 

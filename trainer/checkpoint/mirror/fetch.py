@@ -23,7 +23,7 @@ def place_of(config: Config) -> str:
     place = second_place_of(config.checkpoint, config.name)
     if place is None:
         raise CheckpointError(
-            f"the run {config.name} has no second place of its own (checkpoint.second_place is empty); name the folder or URL that holds its "
+            f"the run {config.name} has no second place of its own (checkpoint.mirror is empty); name the folder or URL that holds its "
             "step-*"
         )
     return str(place["where"])

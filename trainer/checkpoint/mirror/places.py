@@ -214,7 +214,7 @@ def open_place(where: str) -> Place:
 
 
 def place_of_run(second_place: str, name: str) -> str:
-    """Where one run's copies are inside checkpoint.second_place, which several runs may share."""
+    """Where one run's copies are inside checkpoint.mirror, which several runs may share."""
     return f"{second_place.rstrip('/')}/{name}"
 
 
@@ -249,7 +249,7 @@ def _refuse_home(place: Place, checkpoint: Path) -> None:
     """The folder of the run's own checkpoints is no second place: sweeping it would remove what is being written."""
     if isinstance(place, LocalPlace) and Path(place.where).resolve() == checkpoint.parent.resolve():
         raise CheckpointError(
-            f"checkpoint.second_place leads to {checkpoint.parent}, where the checkpoints of this run are already; give another disk's "
+            f"checkpoint.mirror leads to {checkpoint.parent}, where the checkpoints of this run are already; give another disk's "
             "folder, or a URL"
         )
 
@@ -371,6 +371,6 @@ def _told(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{what} ({type(error).__name__}: {error}); look whether the place is reachable and has room, or set checkpoint.second_place "
+            f"{what} ({type(error).__name__}: {error}); look whether the place is reachable and has room, or set checkpoint.mirror "
             "to another"
         ) from error

@@ -23,15 +23,15 @@ if TYPE_CHECKING:  # the writer starts in half the time without pydantic
 
 def second_place_of(settings: "CheckpointConfig", name: str) -> dict[str, Any] | None:
     """What a Copier of one run needs to know; None where no second place is wanted."""
-    if settings.second_place is None:
+    if settings.mirror is None:
         return None
-    is_url = "://" in settings.second_place
-    where = settings.second_place if is_url else str(files.project_folder() / settings.second_place)
+    is_url = "://" in settings.mirror
+    where = settings.mirror if is_url else str(files.project_folder() / settings.mirror)
     return {
         "where": place_of_run(where, name),
-        "every": settings.second_place_every,
-        "keep": settings.second_place_keep,
-        "bytes_per_second": settings.second_place_bytes_per_second,
+        "every": settings.mirror_every,
+        "keep": settings.mirror_keep,
+        "bytes_per_second": settings.mirror_bytes_per_second,
     }
 
 
@@ -118,11 +118,11 @@ class Copier:
         try:
             copied = copy_checkpoint(checkpoint, self._where, keep=self._keep, pace=self._pace)
         except (CheckpointError, OSError) as error:
-            self._journal.write("second_place", step=step, where=self._where, failure=str(error))
+            self._journal.write("mirror", step=step, where=self._where, failure=str(error))
             self._tell({"note": f"second place: {error}; the next copy tries again", "is_failure": True})
             return
         self._journal.write(
-            "second_place", step=step, where=self._where, bytes=copied.num_bytes, seconds=round(copied.seconds, 3)
+            "mirror", step=step, where=self._where, bytes=copied.num_bytes, seconds=round(copied.seconds, 3)
         )
         self._tell(
             {

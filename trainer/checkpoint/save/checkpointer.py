@@ -146,7 +146,7 @@ class Checkpointer:
         )
         self._cadence = Cadence(
             Budget(
-                self._settings.max_loss_seconds,
+                self._settings.max_lost_work_seconds,
                 self._settings.max_overhead_fraction,
                 self._settings.every_minutes,
                 self._settings.every_tokens,
@@ -267,7 +267,7 @@ class Checkpointer:
             return  # its turn comes with the next free slot
         self._skipped += 1
         self._report(
-            manifest.step, {"promise/skipped_saves": float(self._skipped), **self._cadence.promise(time.monotonic())}
+            manifest.step, {"checkpoint/skipped_saves": float(self._skipped), **self._cadence.promise(time.monotonic())}
         )
         if self._skipped.bit_count() == 1:
             self._journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._skipped)
@@ -383,7 +383,7 @@ class Checkpointer:
             "died now, %s of training would be lost",
             duration(still),
             self._store.folder,
-            duration(self._cadence.meter.loss_seconds(now)),
+            duration(self._cadence.meter.lost_work_seconds(now)),
         )
 
     def _hear(self, answers: list[Done]) -> None:

@@ -77,7 +77,7 @@ class Room:
         proof = preflight(
             self._store.folder,
             {"model.safetensors": parameters, "optimizer.bin": moments},
-            num_kept=most_kept(self._policy, self._course.max_steps, has_copies=bool(self._settings.second_place)),
+            num_kept=most_kept(self._policy, self._course.max_steps, has_copies=bool(self._settings.mirror)),
             there_bytes=there,
             max_disk_bytes=most,
         )

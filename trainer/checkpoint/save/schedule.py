@@ -2,7 +2,7 @@
 
     a save costs           the stall of the training thread, and the writer's CPU time where training runs on the same cores
     a machine crash loses  the interval + the writing + the step that was running: all since the newest committed snapshot
-    the interval           as long as max_loss_seconds allows, longer where max_overhead_fraction demands it, and then that is said
+    the interval           as long as max_lost_work_seconds allows, longer where max_overhead_fraction demands it, and then that is said
     snapshots between      spend what is left of max_overhead_fraction; they bound what a crash of the process loses
 
 Nothing here looks at a clock: every `now` is handed in, in monotonic seconds, so that a clock that jumps changes nothing.
@@ -29,7 +29,7 @@ NUM_FIRST_SNAPSHOTS = 3
 class Budget:
     """What protection may cost, and what it has to give."""
 
-    max_loss_seconds: float = 60.0
+    max_lost_work_seconds: float = 60.0
     """Infinity: nothing is written by the clock."""
     max_overhead_fraction: float = 0.01
     every_minutes: float | None = None
@@ -61,19 +61,19 @@ class Plan:
     """Between two snapshots; None where there are none between two writes."""
     save_seconds: float
     """Training time that one written save costs."""
-    loss_seconds: float
+    lost_work_seconds: float
     """What a crash of the machine may lose at this interval."""
     overhead_fraction: float
     """Share of the training time that writes and snapshots cost."""
     is_overhead_bound: bool
-    """Whether max_overhead_fraction, not max_loss_seconds, made the interval."""
+    """Whether max_overhead_fraction, not max_lost_work_seconds, made the interval."""
 
 
 def plan(budget: Budget, costs: Costs) -> Plan:
     """The intervals that keep both bounds, or the bound on overhead where both cannot be kept."""
     save_seconds = costs.stall_seconds + (costs.writer_cpu_seconds if budget.writer_takes_from_step else 0.0)
     allowed = save_seconds / budget.max_overhead_fraction
-    wanted = budget.max_loss_seconds - costs.write_seconds - costs.step_seconds
+    wanted = budget.max_lost_work_seconds - costs.write_seconds - costs.step_seconds
     soonest = max(costs.write_seconds, costs.step_seconds)  # one save in flight, and one a step
     interval = max(wanted, allowed, soonest)
     written_fraction = save_seconds / interval
@@ -82,7 +82,7 @@ def plan(budget: Budget, costs: Costs) -> Plan:
         write_interval_seconds=interval,
         snapshot_interval_seconds=between,
         save_seconds=save_seconds,
-        loss_seconds=interval + costs.write_seconds + costs.step_seconds,
+        lost_work_seconds=interval + costs.write_seconds + costs.step_seconds,
         overhead_fraction=written_fraction + (costs.stall_seconds / between if between else 0.0),
         is_overhead_bound=allowed >= max(wanted, soonest),
     )
@@ -96,18 +96,18 @@ def _snapshot_interval(budget: Budget, costs: Costs, write_interval: float, left
 
 
 def conflict(budget: Budget, costs: Costs) -> str | None:
-    """Why a machine crash may lose more than max_loss_seconds, with figures and what to change; None where it may not."""
+    """Why a machine crash may lose more than max_lost_work_seconds, with figures and what to change; None where it may not."""
     planned = plan(budget, costs)
-    if planned.loss_seconds <= 1.01 * budget.max_loss_seconds:  # three digits would not show the difference
+    if planned.lost_work_seconds <= 1.01 * budget.max_lost_work_seconds:  # three digits would not show the difference
         return None
-    loses = f"a machine crash may lose {_seconds(planned.loss_seconds)} instead of {_seconds(budget.max_loss_seconds)}"
-    raise_loss = f"raise checkpoint.max_loss_seconds to {_up(planned.loss_seconds):g}"
+    loses = f"a machine crash may lose {_seconds(planned.lost_work_seconds)} instead of {_seconds(budget.max_lost_work_seconds)}"
+    raise_loss = f"raise checkpoint.max_lost_work_seconds to {_up(planned.lost_work_seconds):g}"
     if not planned.is_overhead_bound:
         return (
             f"a step takes {_seconds(costs.step_seconds)} and writing a checkpoint {_seconds(costs.write_seconds)}, so even with one "
             f"straight after another {loses}; write to a faster disk, or {raise_loss}"
         )
-    room = budget.max_loss_seconds - costs.write_seconds - costs.step_seconds
+    room = budget.max_lost_work_seconds - costs.write_seconds - costs.step_seconds
     fraction = planned.save_seconds / room if room >= max(costs.write_seconds, costs.step_seconds) and room else 2.0
     raise_fraction = f"raise checkpoint.max_overhead_fraction to {_up(fraction):g} or " if _up(fraction) <= 1 else ""
     return (
@@ -160,7 +160,7 @@ class Cadence:
         self.meter.committed(self._write_at if moment is None else moment, now)
 
     def write_failed(self, writer_cpu_seconds: float = 0.0) -> None:
-        """It came to nothing; the next one is due after an interval of at least max_loss_seconds."""
+        """It came to nothing; the next one is due after an interval of at least max_lost_work_seconds."""
         self._is_writing, self._has_failed = False, True
         self.meter.cost(writer_cpu_seconds if self._budget.writer_takes_from_step else 0.0)
 
@@ -181,8 +181,8 @@ class Cadence:
     def promise(self, now: float) -> dict[str, float]:
         """What the promise comes to so far, by tag."""
         return {
-            "promise/worst_loss_seconds": self.meter.worst_loss_seconds(now),
-            "promise/overhead_fraction": self.meter.overhead_fraction(now),
+            "checkpoint/worst_lost_work_seconds": self.meter.worst_lost_work_seconds(now),
+            "checkpoint/overhead_fraction": self.meter.overhead_fraction(now),
         }
 
     # What is due
@@ -217,11 +217,11 @@ class Cadence:
         return None
 
     def _write_interval(self) -> float:
-        if math.isinf(self._budget.max_loss_seconds):
+        if math.isinf(self._budget.max_lost_work_seconds):
             return math.inf
         planned = self.plan
-        wanted = planned.write_interval_seconds if planned else min(FIRST_SECONDS, self._budget.max_loss_seconds)
-        return max(wanted, self._budget.max_loss_seconds) if self._has_failed else wanted
+        wanted = planned.write_interval_seconds if planned else min(FIRST_SECONDS, self._budget.max_lost_work_seconds)
+        return max(wanted, self._budget.max_lost_work_seconds) if self._has_failed else wanted
 
     def snapshot_due(self, now: float) -> bool:
         """Whether a snapshot should be taken at this step, besides those that are written."""
@@ -237,7 +237,7 @@ class Cadence:
     def news(self) -> str | None:
         """The interval with its reasons, when it was not said yet or has changed by more than a quarter since."""
         planned, costs = self.plan, self.costs
-        if planned is None or costs is None or math.isinf(self._budget.max_loss_seconds):
+        if planned is None or costs is None or math.isinf(self._budget.max_lost_work_seconds):
             return None
         problem = conflict(self._budget, costs)
         if self._said:
@@ -257,20 +257,20 @@ class PromiseMeter:
 
     def committed(self, moment: float, now: float) -> None:
         """The snapshot of `moment` became a checkpoint at `now`; up to then the one before it was the newest."""
-        self._worst_seconds = self.worst_loss_seconds(now)
+        self._worst_seconds = self.worst_lost_work_seconds(now)
         self._safe_at = max(self._safe_at, moment)
 
     def cost(self, seconds: float) -> None:
         """Saving took so much from training."""
         self._cost_seconds += seconds
 
-    def loss_seconds(self, now: float) -> float:
+    def lost_work_seconds(self, now: float) -> float:
         """What a crash of the machine would lose at this moment."""
         return max(0.0, now - self._safe_at)
 
-    def worst_loss_seconds(self, now: float) -> float:
+    def worst_lost_work_seconds(self, now: float) -> float:
         """What a crash of the machine would have lost at the worst moment so far."""
-        return max(self._worst_seconds, self.loss_seconds(now))
+        return max(self._worst_seconds, self.lost_work_seconds(now))
 
     def overhead_fraction(self, now: float) -> float:
         """Share of the time since the launch began that saving took from training."""
@@ -282,7 +282,7 @@ def _describe(planned: Plan, costs: Costs) -> str:
     snapshots = f", and a snapshot in memory every {_seconds(between)}" if between else ""
     return (
         f"a checkpoint every {_seconds(planned.write_interval_seconds)}{snapshots}: a machine crash loses "
-        f"{_seconds(planned.loss_seconds)} at most; a save costs {_seconds(planned.save_seconds)} of training and {_seconds(costs.write_seconds)} of writing, "
+        f"{_seconds(planned.lost_work_seconds)} at most; a save costs {_seconds(planned.save_seconds)} of training and {_seconds(costs.write_seconds)} of writing, "
         f"{_percent(planned.overhead_fraction)} overhead in all"
     )
 

@@ -70,7 +70,7 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
         *warmup,
         f"checkpoint.every_steps={every_steps}",
         "checkpoint.keep_every_steps=",
-        "checkpoint.second_place=",
+        "checkpoint.mirror=",
         f"evaluation.every_steps={steps}",
         f"evaluation.num_sequences={held_out}",
         "evaluation.sample_tokens=0",

@@ -76,9 +76,7 @@ def trained(project, **settings):
 @pytest.mark.parametrize("by", ["name", "folder"])
 def test_a_run_brings_back_its_own(tmp_path, project, store, by):
     copy_checkpoint(commit(store, 5), str(tmp_path / "second" / "mine"), keep=3)
-    folder = trained(
-        project, **{"checkpoint.second_place": "second", "checkpoints_folder": str(tmp_path / "elsewhere")}
-    )
+    folder = trained(project, **{"checkpoint.mirror": "second", "checkpoints_folder": str(tmp_path / "elsewhere")})
     run = {"name": "mine", "folder": str(folder)}[by]
     assert trainer("checkpoints", "fetch", run).out.startswith(f"{tmp_path / 'second' / 'mine'}  (1, ")
     assert trainer("checkpoints", "fetch", run, "latest").code == 0
@@ -87,7 +85,7 @@ def test_a_run_brings_back_its_own(tmp_path, project, store, by):
 
 def test_a_run_without_a_second_place_is_told_to_name_one(project):
     trained(project)
-    assert "mine has no second place of its own (checkpoint.second_place is empty)" in refused("mine", "latest")
+    assert "mine has no second place of its own (checkpoint.mirror is empty)" in refused("mine", "latest")
 
 
 def test_what_is_not_there_is_refused_with_what_is(place, project):
@@ -138,7 +136,7 @@ def test_a_copy_of_what_was_set_aside_as_diverged_is_not_brought_back_as_the_lat
     where = tmp_path / "second" / "mine"
     for step, val_loss in ((5, 1.75), (10, 1.5)):
         copy_checkpoint(commit(store, step, val_loss=val_loss), str(where), keep=3)
-    folder = trained(project, **{"checkpoint.second_place": "second"})
+    folder = trained(project, **{"checkpoint.mirror": "second"})
     set_diverged_aside(store, 10, None, Journal(folder))
     for wanted in ("latest", "best"):
         typed = trainer("checkpoints", "fetch", "mine", wanted, "--to", str(project / wanted))

@@ -22,7 +22,7 @@ def copying(store, tmp_path, caplog):
     caplog.set_level("INFO")
 
     def make(**settings):
-        small = Small(store, CheckpointConfig(asynchronous=False, second_place=str(tmp_path / "second"), **settings))
+        small = Small(store, CheckpointConfig(asynchronous=False, mirror=str(tmp_path / "second"), **settings))
         small.copies = CheckpointStore(tmp_path / "second" / store.folder.name)
         return small
 
@@ -40,19 +40,19 @@ def steps(store):
 
 
 def test_plain_saves_reach_the_second_place_verified_before_a_finished_run_ends(copying, caplog):
-    run = copying(second_place_every=2)
+    run = copying(mirror_every=2)
     saved(run, "every", "every", "every", "every", "final")
     run.checkpointer.close()
     run.checkpointer.end(wait_for_copies=True)
     assert steps(run.copies)[0] == 5 and verify(run.copies.path(5)) == []
     assert "step 5: copied to" in caplog.text and "nothing is copied" not in caplog.text
-    events = [event for event in read_events(run.folder) if event["event"] == "second_place"]
+    events = [event for event in read_events(run.folder) if event["event"] == "mirror"]
     assert events[-1]["step"] == 5 and events[-1]["bytes"] > 0
 
 
 def test_without_room_for_a_snapshot_there_are_copies_too(store, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.checkpoint.save.writer_client.free_memory_bytes", lambda: 0)
-    run = Small(store, CheckpointConfig(second_place=f"file://{tmp_path}/second"))
+    run = Small(store, CheckpointConfig(mirror=f"file://{tmp_path}/second"))
     saved(run, "interrupt")
     run.checkpointer.end(wait_for_copies=True)
     assert [manifest.step for manifest in checkpoints_at(f"{tmp_path}/second/{store.folder.name}")] == [1]
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_is_being_copied_is_not_pruned_and_training_does_not_w
 def test_a_slow_place_keeps_no_more_than_what_is_copied_and_what_is_next(copying, store, monkeypatch):
     goes_on, real = threading.Event(), worker.copy_checkpoint
     monkeypatch.setattr(worker, "copy_checkpoint", lambda *words, **more: (goes_on.wait(60), real(*words, **more))[1])
-    run = copying(second_place_every=2)
+    run = copying(mirror_every=2)
     saved(run, *["every"] * 12)
     assert steps(store) == [12, 11, 2], "two by the rules, and the one that is being copied"
     goes_on.set()
@@ -87,7 +87,7 @@ def test_the_bandwidth_is_kept(copying, monkeypatch):
         "copy_checkpoint",
         lambda *words, pace, **more: (paced.append(pace._rate), real(*words, pace=pace, **more))[1],
     )
-    run = copying(second_place_bytes_per_second=10**9)
+    run = copying(mirror_bytes_per_second=10**9)
     saved(run, "final")
     run.checkpointer.end(wait_for_copies=True)
     assert paced == [10**9]

@@ -359,10 +359,12 @@ def test_a_run_may_start_over_only_when_all_that_it_ever_saved_has_diverged():
     assert not never_went_well([event("resume", 7), saved, aside])
 
 
-@pytest.mark.parametrize("max_loss_seconds", [60.0, float("inf")])
-def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_clock(store, caplog, max_loss_seconds):
+@pytest.mark.parametrize("max_lost_work_seconds", [60.0, float("inf")])
+def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_clock(
+    store, caplog, max_lost_work_seconds
+):
     caplog.set_level(logging.INFO)
-    settings = CheckpointConfig(every_steps=5, asynchronous=False, max_loss_seconds=max_loss_seconds)
+    settings = CheckpointConfig(every_steps=5, asynchronous=False, max_lost_work_seconds=max_lost_work_seconds)
     run = Small(store, settings)
     for number in range(1, 16):
         run.step()

@@ -58,7 +58,7 @@ def run(store, monkeypatch, disk, tmp_path, caplog):
     )
     monkeypatch.setattr(checkpointer, "STILL_SECONDS", 0.4)
     monkeypatch.setattr(writer_client, "HUNG_SECONDS", 1.0)
-    small = Small(store, CheckpointConfig(second_place=str(tmp_path / "second")))
+    small = Small(store, CheckpointConfig(mirror=str(tmp_path / "second")))
     small.drawn = []
     small.checkpointer._report = lambda step, values: small.drawn.append((step, values))
     small.step()
@@ -90,7 +90,7 @@ def test_the_training_goes_on_and_saves_are_left_out_counted_and_told(run, store
     assert "the writer has moved nothing for" in caplog.text and "of training would be lost" in caplog.text
     assert caplog.text.count("does the disk of") == 1
     step, values = run.drawn[-1]
-    assert (step, values["promise/skipped_saves"]) == (6, 4.0) and values["promise/worst_loss_seconds"] > 0.4
+    assert (step, values["checkpoint/skipped_saves"]) == (6, 4.0) and values["checkpoint/worst_lost_work_seconds"] > 0.4
     disk.unlink()
     ends = time.monotonic() + 60
     while run.checkpointer._background.pending() and time.monotonic() < ends:

@@ -20,7 +20,9 @@ def measured(budget, costs, now=0.0, times=9):
 
 def test_the_interval_leaves_time_to_write_and_for_the_step_that_runs():
     planned = plan(Budget(), CHEAP)
-    assert planned.write_interval_seconds == 57.0 and planned.loss_seconds == 60.0 and not planned.is_overhead_bound
+    assert (
+        planned.write_interval_seconds == 57.0 and planned.lost_work_seconds == 60.0 and not planned.is_overhead_bound
+    )
     assert planned.overhead_fraction == pytest.approx(0.01), "snapshots between the writes spend what is left"
     assert planned.snapshot_interval_seconds == pytest.approx(0.1 / (0.01 - 0.1 / 57))
     assert conflict(Budget(), CHEAP) is None
@@ -32,11 +34,11 @@ def test_overhead_wins_where_both_bounds_cannot_be_kept_and_the_sentence_has_the
     assert planned.snapshot_interval_seconds is None, "nothing is left for snapshots"
     assert conflict(Budget(), DEAR) == (
         "a save costs 0.9 s of training, so at most 1 % overhead allows one every 90 s: a machine crash may lose 93 s instead of 60 s; "
-        "raise checkpoint.max_overhead_fraction to 0.016 or raise checkpoint.max_loss_seconds to 93"
+        "raise checkpoint.max_overhead_fraction to 0.016 or raise checkpoint.max_lost_work_seconds to 93"
     )
 
 
-@pytest.mark.parametrize(("setting", "value"), [("max_overhead_fraction", 0.016), ("max_loss_seconds", 93.0)])
+@pytest.mark.parametrize(("setting", "value"), [("max_overhead_fraction", 0.016), ("max_lost_work_seconds", 93.0)])
 def test_what_the_sentence_advises_ends_the_conflict(setting, value):
     assert conflict(Budget(**{setting: value}), DEAR) is None
 
@@ -51,25 +53,25 @@ def test_a_disk_that_is_too_slow_is_told_as_that():
     assert plan(Budget(), slow).write_interval_seconds == 45.0
     assert conflict(Budget(), slow) == (
         "a step takes 1 s and writing a checkpoint 45 s, so even with one straight after another a machine crash may lose 91 s instead of "
-        "60 s; write to a faster disk, or raise checkpoint.max_loss_seconds to 91"
+        "60 s; write to a faster disk, or raise checkpoint.max_lost_work_seconds to 91"
     )
 
 
 def test_where_the_disk_is_slow_and_saves_are_dear_no_overhead_is_advised_that_would_not_help():
     text = conflict(Budget(), Costs(stall_seconds=9.0, write_seconds=70.0, writer_cpu_seconds=0.0, step_seconds=1.0))
     assert "one every 900 s: a machine crash may lose 971 s instead of 60 s" in text
-    assert text.endswith("; raise checkpoint.max_loss_seconds to 980")
+    assert text.endswith("; raise checkpoint.max_lost_work_seconds to 980")
 
 
 def test_the_first_write_comes_soon_so_that_costs_are_measured():
     cadence = Cadence(Budget(), now=100.0)
     assert cadence.write_due(109.9) is None and cadence.write_due(110.0) == "budget"
-    assert Cadence(Budget(max_loss_seconds=5), now=0.0).write_due(5.0) == "budget"
+    assert Cadence(Budget(max_lost_work_seconds=5), now=0.0).write_due(5.0) == "budget"
     assert not cadence.snapshot_due(999.0), "a snapshot that nobody wrote yet has cold buffers"
 
 
 def test_without_a_bound_on_what_may_be_lost_nothing_comes_by_the_clock():
-    cadence = Cadence(Budget(max_loss_seconds=float("inf"), every_tokens=10), now=0.0)
+    cadence = Cadence(Budget(max_lost_work_seconds=float("inf"), every_tokens=10), now=0.0)
     assert cadence.write_due(1e12) is None and cadence.write_due(20.0, tokens=11) == "tokens"
     for _ in range(9):
         cadence.snapshot_taken(20.0, 0.1, tokens=9, to_write=True)
@@ -152,7 +154,7 @@ def test_a_host_without_room_takes_no_snapshots_between():
 
 
 def test_minutes_and_tokens_come_besides():
-    cadence = measured(Budget(max_loss_seconds=3600, every_minutes=2, every_tokens=1000), CHEAP)
+    cadence = measured(Budget(max_lost_work_seconds=3600, every_minutes=2, every_tokens=1000), CHEAP)
     assert cadence.write_due(119.0, tokens=999) is None
     assert cadence.write_due(120.0, tokens=999) == "minutes" and cadence.write_due(119.0, tokens=1000) == "tokens"
     cadence.snapshot_taken(60.0, 0.1, tokens=1001, to_write=True)
@@ -205,12 +207,12 @@ def test_a_conflict_is_said_however_little_the_interval_changed():
 
 def test_the_meter_keeps_the_worst_moment_and_the_share_of_time():
     meter = PromiseMeter(now=100.0)
-    assert meter.overhead_fraction(100.0) == 0.0 and meter.loss_seconds(100.0) == 0.0
+    assert meter.overhead_fraction(100.0) == 0.0 and meter.lost_work_seconds(100.0) == 0.0
     meter.committed(moment=110.0, now=113.0)
-    assert meter.loss_seconds(113.0) == 3.0 and meter.worst_loss_seconds(113.0) == 13.0
-    assert meter.worst_loss_seconds(150.0) == 40.0
+    assert meter.lost_work_seconds(113.0) == 3.0 and meter.worst_lost_work_seconds(113.0) == 13.0
+    assert meter.worst_lost_work_seconds(150.0) == 40.0
     meter.committed(moment=148.0, now=151.0)
-    assert meter.worst_loss_seconds(152.0) == 41.0
+    assert meter.worst_lost_work_seconds(152.0) == 41.0
     meter.cost(0.5)
     assert meter.overhead_fraction(200.0) == 0.005
 
@@ -222,7 +224,7 @@ def test_the_meter_of_a_cadence_counts_what_is_taken_from_training():
         cadence.write_committed(15.0, 3.0, 0.5)
         cadence.write_failed(0.1)
         assert cadence.meter.overhead_fraction(100.0) == pytest.approx(fraction)
-        assert cadence.meter.loss_seconds(100.0) == 90.0 and cadence.meter.worst_loss_seconds(15.0) == 15.0
+        assert cadence.meter.lost_work_seconds(100.0) == 90.0 and cadence.meter.worst_lost_work_seconds(15.0) == 15.0
 
 
 def train(budget, costs, seconds, seed=0):
@@ -250,10 +252,10 @@ def train(budget, costs, seconds, seed=0):
 def test_a_run_of_a_day_keeps_both_promises():
     cadence, now, num_writes = train(Budget(), CHEAP, 86400)
     assert 1400 < num_writes < 1560
-    assert cadence.meter.worst_loss_seconds(now) < 62.0 and cadence.meter.overhead_fraction(now) < 0.0102
+    assert cadence.meter.worst_lost_work_seconds(now) < 62.0 and cadence.meter.overhead_fraction(now) < 0.0102
 
 
 def test_a_run_of_a_day_with_dear_saves_keeps_the_overhead():
     cadence, now, num_writes = train(Budget(), DEAR, 86400)
-    assert cadence.meter.overhead_fraction(now) < 0.0105 and cadence.meter.worst_loss_seconds(now) < 110
+    assert cadence.meter.overhead_fraction(now) < 0.0105 and cadence.meter.worst_lost_work_seconds(now) < 110
     assert 860 < num_writes < 1000

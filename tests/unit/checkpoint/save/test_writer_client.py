@@ -379,9 +379,7 @@ def test_the_first_snapshots_make_the_cadence_say_its_interval(run, caplog):
 
 def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_for_it(store, tmp_path, caplog):
     caplog.set_level("INFO")
-    small = Small(
-        store, CheckpointConfig(second_place=str(tmp_path / "second"), second_place_every=2, second_place_keep=1)
-    )
+    small = Small(store, CheckpointConfig(mirror=str(tmp_path / "second"), mirror_every=2, mirror_keep=1))
     for _ in range(4):
         small.step()
         small.save("every")
@@ -391,13 +389,13 @@ def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_f
     copies = CheckpointStore(tmp_path / "second" / store.folder.name)
     assert steps_on_disk(copies) == [4] and verify(copies.path(4)) == []
     assert "step 4: copied to " in caplog.text
-    copied = [event for event in read_events(small.folder) if event["event"] == "second_place"]
+    copied = [event for event in read_events(small.folder) if event["event"] == "mirror"]
     assert copied[-1]["step"] == 4 and copied[-1]["bytes"] > 0
 
 
 def test_a_second_place_that_fails_is_told_and_costs_nothing_else(store, tmp_path, caplog):
     (tmp_path / "file").write_text("no folder")
-    small = Small(store, CheckpointConfig(second_place=str(tmp_path / "file")))
+    small = Small(store, CheckpointConfig(mirror=str(tmp_path / "file")))
     small.step()
     small.save("final")
     small.checkpointer.end(wait_for_copies=True)
@@ -419,7 +417,7 @@ def test_no_snapshot_is_wished_for_while_it_would_go_over_the_newest(run, monkey
 
 
 def test_a_relative_second_place_is_meant_from_the_project(project, store):
-    small = Small(store, CheckpointConfig(second_place="elsewhere"))
+    small = Small(store, CheckpointConfig(mirror="elsewhere"))
     small.step()
     small.save("final")
     small.checkpointer.end(wait_for_copies=True)

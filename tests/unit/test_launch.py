@@ -12,7 +12,7 @@ import torch._dynamo
 from accelerate.state import AcceleratorState
 
 from tests import emulation
-from tests.messages import refuses
+from tests.messages import logged, refuses, says
 from trainer import launch
 from trainer.config.load import load
 from trainer.errors import ConfigError, LaunchError
@@ -64,8 +64,7 @@ def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_acce
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(LaunchError) as caught:
         launch.asked()
-    assert name in str(caught.value)
-    assert "MULTI_GPU" in str(caught.value)
+    says(caught.value, name, "MULTI_GPU")
     assert caught.value.exit_code == 2
 
 
@@ -98,7 +97,7 @@ def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unre
     for name, value in passed_on.items():
         monkeypatch.setenv(name, value)
     begin(tmp_path)
-    assert "fp8_config.margin of the cluster file is not read" in caplog.text
+    logged(caplog, "fp8_config.margin")
     assert not any(name.startswith("ACCELERATE_FP8_") for name in os.environ)
 
 
@@ -131,7 +130,7 @@ def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monke
         uncompiled="these layers cannot be compiled",
     )
     assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
-    assert "torch.compile is left out: these layers cannot be compiled" in caplog.text
+    logged(caplog, "torch.compile", "these layers cannot be compiled")
 
 
 @pytest.mark.parametrize(("local_rank", "told"), [("0", True), ("1", False)])
@@ -148,7 +147,7 @@ def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them
     )
     assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
     assert "ACCELERATE_FP8_MARGIN" not in os.environ
-    assert ["torch.compile is left out" in caplog.text, "fp8_config.margin" in caplog.text] == [told, told]
+    assert ["torch.compile" in caplog.text, "fp8_config.margin" in caplog.text] == [told, told]
 
 
 def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_path, monkeypatch, caplog):
@@ -241,7 +240,7 @@ def test_compiling_without_a_compiler_is_left_out_with_a_warning(tmp_path, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert launch.compile_backend(begin(tmp_path)) == "no"
-    assert "torch.compile is left out" in caplog.text
+    logged(caplog, "torch.compile")
 
 
 def test_the_log_is_the_main_processs_story_and_the_others_warnings(tmp_path, monkeypatch):

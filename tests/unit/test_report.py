@@ -3,7 +3,7 @@ import shlex
 
 import pytest
 
-from tests.messages import refuses
+from tests.messages import line, refuses, says
 from tests.small_checkpoints import commit
 from trainer import locks
 from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
@@ -24,36 +24,32 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     commit(store, 3)
     text = report("mine", folder, store.folder, {"bigram": 5.14, "unigram": 6.27})
-    for words in (
-        "mine: finished at step 3 (all 3 steps were taken); 3k tokens in 1m 0s of training\nresume exact: 1/1",
+    says(
+        text,
+        "finished",
+        "step 3",
+        "3k tokens",
+        "1m 0s",
+        "resume exact: 1/1",
         "training loss",
-        "mean of the last 3 steps",
         "2.250",
-        "1.500 bits a byte",
+        "1.500",
         "5.140",
         "6.270",
-        "    To be\n    or not\ufffd[2J",
-        str(store.folder),
-        str(folder),
-        "here/exported",
-        "launch.sh generate mine",
-        "launch.sh tensorboard mine",
-        "launch.sh checkpoints ls mine",
-    ):
-        assert words in text
+    )
+    says(text, "To be or not\ufffd[2J", store.folder, folder, "here/exported")
+    says(text, "launch.sh generate mine", "launch.sh tensorboard mine", "launch.sh checkpoints ls mine")
 
 
 def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
     write_outcome(tmp_path / "mine", "diverged", step=2, reason="because")
     records = [{"step": 1, "val_loss": 2.0, "bits_per_byte": 1.5}, {"step": 2, "val_loss": None, "bits_per_byte": None}]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "validation loss             -  no finite number at step 2" in report(
-        "mine", tmp_path / "mine", store.folder, None
-    )
+    line(report("mine", tmp_path / "mine", store.folder, None), "validation loss", "finite", "step 2")
 
 
 def test_a_run_ends_with_what_it_came_to(tmp_path):
-    assert ending("interrupted", 0, "SIGTERM was received", tmp_path) == "interrupted at step 0: SIGTERM was received"
+    says(ending("interrupted", 0, "SIGTERM was received", tmp_path), "interrupted", "step 0", "SIGTERM was received")
     records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 20.0} for n in (1, 2, 3)]
     records[2:2] = [{"step": 2, "val_loss": 3.5}]
     curve = tmp_path / "metrics.jsonl"
@@ -85,7 +81,7 @@ def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, 
 def test_a_run_that_was_killed_at_its_start_is_reported_too(store, tmp_path):
     write_outcome(tmp_path / "mine", "running", step=0, reason="started")
     text = report("mine", tmp_path / "mine", store.folder, None)
-    assert "mine: running, or killed at step 0 (started)\n" in text
+    line(text, "mine", "running", "step 0", "started")
     assert "nats" not in text
     assert "It writes" not in text
 
@@ -94,9 +90,9 @@ def test_a_run_that_is_running_stands_at_the_last_step_of_its_curve(store, tmp_p
     write_outcome(tmp_path / "mine", "running", step=10, reason="training")
     records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 1.0} for n in (11, 12)]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "mine: running, or killed at step 12 (training)" in report("mine", tmp_path / "mine", store.folder, None)
+    line(report("mine", tmp_path / "mine", store.folder, None), "mine", "running", "step 12", "training")
     write_outcome(tmp_path / "mine", "interrupted", step=11, reason="SIGTERM was received")
-    assert "mine: interrupted at step 11 " in report("mine", tmp_path / "mine", store.folder, None)
+    line(report("mine", tmp_path / "mine", store.folder, None), "mine", "interrupted", "step 11")
 
 
 FALLBACK = {"event": "start", "precision": "bf16", "instead_of": "fp8", "because": "there is no CUDA device"}
@@ -107,37 +103,36 @@ BACK = {"event": "precision", "mode": "bf16", "reason": "the loss in fp8 was abo
 @pytest.mark.parametrize(
     ("events", "words"),
     [
-        ([{"event": "start", "precision": "no"}], "computed in fp32\n"),
-        ([FP8], "computed in fp8\n"),
-        ([FALLBACK], "computed in bf16 instead of fp8, because there is no CUDA device\n"),
-        ([FP8, BACK], "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n"),
+        ([{"event": "start", "precision": "no"}], ["fp32"]),
+        ([FP8], ["fp8"]),
+        ([FALLBACK], ["bf16", "fp8", FALLBACK["because"]]),
+        ([FP8, BACK], ["fp8, then bf16", BACK["reason"]]),
         (
             [FP8, BACK, FP8, {**BACK, "reason": "before", "resumed": True}],
-            "computed in fp8, then bf16, because the loss in fp8 was above bf16's\n",
+            ["fp8, then bf16", BACK["reason"]],
         ),
-        ([FP8, BACK, {"event": "start", "precision": "bf16"}, FP8], "computed in fp8, then bf16, then fp8\n"),
+        ([FP8, BACK, {"event": "start", "precision": "bf16"}, FP8], ["fp8, then bf16, then fp8"]),
     ],
 )
 def test_what_it_computed_in_is_told_with_the_reason_where_it_is_not_what_was_asked_for(store, tmp_path, events, words):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     (tmp_path / "mine" / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    assert words in report("mine", tmp_path / "mine", store.folder, None)
+    line(report("mine", tmp_path / "mine", store.folder, None), "computed", *words)
 
 
 def test_a_start_that_was_refused_is_told_beside_the_outcome(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     write_refusal(tmp_path / "mine", read_outcome(tmp_path / "mine"), "there is no data")
     said = report("mine", tmp_path / "mine", store.folder, None)
-    assert (
-        "mine: finished at step 10 (all 10 steps were taken)\nthe last start of it was refused: there is no data\n"
-        in said
-    )
+    line(said, "mine", "finished", "step 10")
+    line(said, "refused", "there is no data")
 
 
 def test_what_a_finished_run_left_undone_is_told(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="because", untidy="its export failed: full")
     said = report("mine", tmp_path / "mine", store.folder, None)
-    assert "mine: finished at step 10 (because)\nits export failed: full; start it again to repeat that\n" in said
+    line(said, "mine", "finished", "step 10", "because")
+    line(said, "export", "full")
 
 
 @pytest.mark.parametrize(

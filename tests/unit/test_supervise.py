@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import trainer
-from tests.messages import refuses
+from tests.messages import logged, refuses, says
 from trainer import files, locks, start, supervise
 from trainer.config.load import load
 from trainer.config.waiting import CHOSEN_BY, WAITING
@@ -122,8 +122,7 @@ def test_settings_of_fp8_that_a_cluster_file_has_and_nobody_reads_are_told(clust
         supervise.plan(
             [cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"]
         )
-    assert "fp8_config.amax_history_len is not read" in str(caught.value)
-    assert "fp8_config.backend is 'MSAMP'" in str(caught.value)
+    says(caught.value, "fp8_config.amax_history_len", "fp8_config.backend", "'MSAMP'")
     supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
 
 
@@ -262,9 +261,9 @@ def writes(plan, outcome, reason="new"):
 @pytest.mark.parametrize(
     ("left", "code", "said"),
     [
-        (None, 75, "stopped before the first step"),
-        (("running", "starting"), 75, "stopped before the first step"),
-        (("running", "training"), 75, "stopped before its last checkpoint was whole"),
+        (None, 75, "first step"),
+        (("running", "starting"), 75, "first step"),
+        (("running", "training"), 75, "checkpoint"),
         (("finished", "because"), 0, ""),
         (("refused", "because"), 2, ""),
     ],
@@ -349,25 +348,26 @@ def curve(plan, step):
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "reason"),
+    ("exit_code", "words"),
     [
         (
             -signal.SIGKILL,
-            f"rank 1 was killed by SIGKILL (out of memory? the kernel's log says: dmesg); start it again to continue; if memory was short: {advice(8, 'no')}",
+            ["rank 1", "SIGKILL", "out of memory", "dmesg", advice(8, "no")],
         ),
-        (-signal.SIGSEGV, "rank 1 was killed by SIGSEGV; start it again to continue"),
-        (1, "rank 1 ended with exit code 1 before it could note why; what it printed says more"),
+        (-signal.SIGSEGV, ["rank 1", "SIGSEGV"]),
+        (1, ["rank 1", "exit code 1"]),
     ],
 )
-def test_a_run_that_says_it_goes_on_and_does_not_has_failed_for_a_reason(project, caplog, exit_code, reason):
+def test_a_run_that_says_it_goes_on_and_does_not_has_failed_for_a_reason(project, caplog, exit_code, words):
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
     write_outcome(plan.folder, "interrupted", step=0, reason="before")
     curve(plan, 7)
     assert supervise.run_launch(plan) == 1
     ended = read_outcome(plan.folder)
-    assert (ended["outcome"], ended["step"], ended["reason"]) == ("failed", 7, reason)
-    assert caplog.messages == [reason]
+    assert (ended["outcome"], ended["step"]) == ("failed", 7)
+    assert caplog.messages == [ended["reason"]]
+    says(ended["reason"], *words)
 
 
 def test_the_words_of_a_rank_that_failed_are_the_reason_where_rank_0_could_not_write_them(project, monkeypatch):
@@ -380,16 +380,16 @@ def test_the_words_of_a_rank_that_failed_are_the_reason_where_rank_0_could_not_w
     assert read_outcome(plan.folder)["reason"] == "rank 1: a bad shard"
     (plan.folder / ".failed-rank-1").write_text(json.dumps({**note, "pid": 2}))  # of an earlier launch
     assert supervise.run_launch(plan) == 1
-    assert "ended with exit code 1" in read_outcome(plan.folder)["reason"]
+    says(read_outcome(plan.folder)["reason"], "exit code 1")
 
 
-@pytest.mark.parametrize(("exit_code", "reason"), [(-9, "rank 1 was killed by SIGKILL"), (1, "new")])
-def test_a_killed_rank_is_the_reason_where_another_only_knows_that_it_was_lost(project, exit_code, reason):
+@pytest.mark.parametrize(("exit_code", "words"), [(-9, ["rank 1", "SIGKILL"]), (1, ["new"])])
+def test_a_killed_rank_is_the_reason_where_another_only_knows_that_it_was_lost(project, exit_code, words):
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, 'failed').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
     write_outcome(plan.folder, "running", step=0, reason="before")
     assert supervise.run_launch(plan) == 1
-    assert read_outcome(plan.folder)["reason"].startswith(reason)
+    says(read_outcome(plan.folder)["reason"], *words)
 
 
 @pytest.mark.parametrize(("exit_code", "left"), [(2, "running"), (75, "interrupted"), (3, "diverged")])
@@ -409,7 +409,7 @@ def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, 
     with locks.take(plan.folder / ".lock"):
         assert supervise.run_launch(plan) == 1
     assert read_outcome(plan.folder)["outcome"] == "running"
-    assert "another process is training mine" in caplog.text
+    logged(caplog, "another process", "mine")
 
 
 LEFT_BEHIND = """

@@ -7,6 +7,7 @@ import pytest
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.messages import logged, names
 from trainer.metrics import drawing as drawing_module
 from trainer.metrics.board import write_end, write_layout
 from trainer.metrics.curves import CURVE
@@ -104,7 +105,7 @@ def test_training_never_waits_for_a_tracker_that_hangs(folder, failures, caplog,
     assert reached.wait(10)
     drawing.text("run/config", "nobody waits here", 0)
     drawing.close()
-    assert "wandb: still writing after 0 s" in caplog.text
+    logged(caplog, "wandb", "0 s")
     go_on.set()
 
 
@@ -122,9 +123,9 @@ def test_a_failure_of_one_tracker_is_counted_and_the_others_draw_on(folder, fail
     Drawing([PatientTracker(Broken(), folder, 0), *board(folder)], failures).close()
     assert [event.step for event in events_of(folder).Scalars("Loss/train")] == [1]
     assert failures.count == 2
-    assert caplog.messages == [
-        f"wandb: not written, {words} times by now); training goes on" for words in ("gone (1", "'gone' (2")
-    ]
+    assert [
+        names(said, "wandb", *words) for said, words in zip(caplog.messages, [("gone", 1), ("'gone'", 2)], strict=True)
+    ] == [True] * 2
 
 
 def test_a_histogram_that_cannot_be_counted_is_told_and_costs_nothing_else(folder, failures, caplog):
@@ -132,7 +133,7 @@ def test_a_histogram_that_cannot_be_counted_is_told_and_costs_nothing_else(folde
     drawing.histograms(1, lambda: {}["missing"])
     write(folder, {"step": 1, "loss": 2.0})
     drawing.close()
-    assert "tensorboard: not written, 'missing'" in caplog.text
+    logged(caplog, "tensorboard", "'missing'")
     assert [event.step for event in events_of(folder).Scalars("Loss/train")] == [1]
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.messages import logged
 from trainer.journal import Journal
 from trainer.metrics import machine_load
 from trainer.metrics.machine_load import Counters, descends, look, reasons
@@ -164,7 +165,7 @@ def test_a_look_that_hangs_holds_no_end_up_and_one_that_fails_is_told(tmp_path, 
     alarm.close()
     forever.set()
     assert [event["event"] for event in events(tmp_path)][:1] == ["slow"]
-    assert "/proc is not for you" in caplog.text
+    logged(caplog, "/proc is not for you")
 
 
 def test_steps_of_another_kind_are_measured_by_their_own_kind(tmp_path):

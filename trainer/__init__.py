@@ -7,8 +7,8 @@ one needs of another `run/` hands it. `tests/test_architecture.py` reads this pl
     floor 5  loop evaluate finish tools dry_run
     floor 4  run supervise export report tensorboard runs
     floor 3  data model optim precision checkpoint metrics evaluation safety launch
-    floor 2  config journal locks state determinism
-    floor 1  aliases errors files lease start streams text
+    floor 2  config journal locks state determinism host_copy
+    floor 1  aliases errors files lease start step_result streams text
 
 Begin with loop.py: it is what all the rest serves.
 """

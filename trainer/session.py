@@ -18,13 +18,14 @@ from trainer.finish import EXPORTED, export_final
 from trainer.journal import Journal, cause_of_error
 from trainer.launch import decided_precision, finish_processes, first_before_joining, others_wait
 from trainer.locks import Lock, lock_run
-from trainer.loop import Outcome, train
+from trainer.loop import train
 from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.report import ending
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
+from trainer.run.verdict import Outcome
 from trainer.safety.failures import (
     broken_connections_explained,
     leave_cause,
@@ -204,7 +205,7 @@ def _told_if_full(folder: Path, outcome: str) -> Iterator[None]:
 
 def _kept(before: dict[str, Any] | None, run: Run | None, step: int) -> dict[str, Any]:
     """What the outcome before says that still holds; nothing once a step was taken, since even the same step is another then."""
-    return {} if run and run.reporter.known else facts_at(before, step)
+    return {} if run and run.consensus.latest else facts_at(before, step)
 
 
 def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
@@ -217,13 +218,13 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     if outcome.kind == "finished" and not is_tidy:
         facts.pop("untidy", None)
         facts.update(_tidy_up(run, step))
-    if run.reporter.known:
-        facts["loss"] = run.reporter.known.loss
+    if run.consensus.latest:
+        facts["loss"] = run.consensus.latest.loss
     if run.reporter.verdict:
         facts["resume"] = run.reporter.verdict
-    facts["val_loss"] = run.evaluator.loss_at(step)
-    if run.evaluator.last_loss is not None:  # of an interrupted run it is that of an earlier step
-        facts["last_val_loss"], facts["last_val_step"] = run.evaluator.last_loss, run.evaluator.last_step
+    facts["val_loss"] = run.eval_schedule.loss_at(step)
+    if run.eval_schedule.last_loss is not None:  # of an interrupted run it is that of an earlier step
+        facts["last_val_loss"], facts["last_val_step"] = run.eval_schedule.last_loss, run.eval_schedule.last_step
     with _told_if_full(run.folder, outcome.kind):
         write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
     if "exported" in facts:

@@ -62,22 +62,22 @@ def weights_are_not_finite_at_the_end():
     """The last update breaks one weight, which no gradient shows and no validation loss (it is of padding)."""
     from trainer import loop
 
-    whole = loop.settle
+    whole = loop.judge_end
 
-    def settle(run, outcome):
+    def judge_end(run, outcome):
         if outcome:
             with torch.no_grad():
                 next(run.bare_model.parameters())[-1, -1] = math.inf
         return whole(run, outcome)
 
-    loop.settle = settle
+    loop.judge_end = judge_end
 
 
 def validation_is_not_finite():
-    from trainer.evaluation.evaluator import Evaluator
+    from trainer.evaluation.schedule import EvalSchedule
 
-    record = Evaluator.record
-    Evaluator.record = lambda self, step, loss: record(self, step, math.nan)
+    record = EvalSchedule.record
+    EvalSchedule.record = lambda self, step, loss: record(self, step, math.nan)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, DataError, RankLostError
 from trainer.evaluation.generate import Row, Sampling, generate
-from trainer.loop import Outcome
 from trainer.metrics.outcome import read_outcome, write_outcome
 from trainer.run.build import samples_of
+from trainer.run.verdict import Outcome
 from trainer.safety.failures import leave_cause
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
@@ -134,13 +134,13 @@ def test_a_run_that_was_declared_finished_takes_no_step_until_something_else_is_
 @pytest.fixture
 def ended(tmp_path):
     """A run that took its ten steps, as far as its end looks at it."""
-    evaluator = SimpleNamespace(loss_at=lambda step: 2.5, last_loss=2.5, last_step=10)
     return SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True),
         progress=SimpleNamespace(step=10),
         folder=tmp_path / "runs" / "tiny",
-        reporter=SimpleNamespace(known=None, verdict=None),
-        evaluator=evaluator,
+        consensus=SimpleNamespace(latest=None),
+        reporter=SimpleNamespace(verdict=None),
+        eval_schedule=SimpleNamespace(loss_at=lambda step: 2.5, last_loss=2.5, last_step=10),
     )
 
 

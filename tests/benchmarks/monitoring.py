@@ -40,7 +40,7 @@ import torch  # noqa: E402
 from trainer import loop  # noqa: E402
 from trainer.config.load import load  # noqa: E402
 from trainer.metrics.probes import Probes  # noqa: E402
-from trainer.metrics.reporter import Reporter  # noqa: E402
+from trainer.metrics.reporter import Reporter, StepFacts  # noqa: E402
 from trainer.metrics.stopwatch import Stopwatch  # noqa: E402
 from trainer.session import run_session  # noqa: E402
 
@@ -113,23 +113,23 @@ def measure(recipe: str, steps: int, overrides: list[str]) -> dict[str, Any]:
         setattr(Stopwatch, name, account.of("stopwatch", getattr(Stopwatch, name)))
     Probes.around_update = account.around("probes", Probes.around_update)
     Probes.take = account.of("probes", Probes.take)
-    for name in ("flush", "evaluation", "text", "saved"):
+    for name in ("write", "evaluation", "text", "saved"):
         setattr(Reporter, name, account.of("reporter", getattr(Reporter, name)))
     loop.evaluate, loop.save = others.of("evaluate", loop.evaluate), others.of("save", loop.save)
-    step, close = account.of("reporter", Reporter.step), Reporter.close
+    step, close = account.of("reporter", Reporter.step_taken), Reporter.close
 
-    def counted_step(self: Reporter, **facts: Any) -> Any:
-        if facts["step"] == WARM_UP_STEPS:
+    def counted_step(self: Reporter, facts: StepFacts) -> None:
+        if facts.step == WARM_UP_STEPS:
             account.reset()
             others.reset()
             marks.update(cpu=time.thread_time(), wall=time.perf_counter(), threads=thread_seconds())
-        return step(self, **facts)
+        step(self, facts)
 
     def counted_close(self: Reporter, **how: Any) -> None:
         marks.update(ended_cpu=time.thread_time(), ended_wall=time.perf_counter(), ended_threads=thread_seconds())
         close(self, **how)
 
-    Reporter.step, Reporter.close = counted_step, counted_close
+    Reporter.step_taken, Reporter.close = counted_step, counted_close
     with tempfile.TemporaryDirectory() as folder:
         settings = [
             f"max_steps={steps}",

@@ -65,8 +65,8 @@ def test_the_stopwatch_sees_the_devices_time_and_waits_for_nothing(no_waiting):
         for _ in range(20):
             large @ large
         watch.lap("forward_backward")
-        laps = watch.end_step()
-    seconds = laps.seconds()
+        times = watch.end_step()
+    seconds = times.seconds()
     assert seconds["forward_backward"] > 10 * seconds["data"] >= 0
 
 

@@ -11,9 +11,9 @@ drawing.py   the thread in which trackers follow metrics.jsonl
 thinning.py  which points are drawn of it; event_files.py, history.py: TensorBoard's files, in order and bounded
 trackers.py  Accelerate's trackers, each patient with its own failures; board.py: what only TensorBoard can hold
 failures.py  writes that a run can do without: counted and told
-reporter.py  puts a step's numbers everywhere they belong, reading them from the device once, late
+reporter.py  puts a step's numbers everywhere they belong
 stopwatch.py where a step's time goes, part by part
-probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms, late serve it)
+probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms serve it)
 hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
 profiler.py  torch's profiler over the steps asked for
 out_of_memory.py  what is left behind when a GPU or the machine runs out of memory; memory_advice.py: what to do then

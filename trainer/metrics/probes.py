@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.host_copy import NamedHostCopy
 from trainer.metrics.histograms import Histogram, histogram_of
-from trainer.metrics.late import Late
 from trainer.metrics.layer_groups import group_order, layer_groups, short_names
 
 log = logging.getLogger(__name__)
@@ -200,8 +200,8 @@ class Reading:
 
     step: int
     _groups: list[str]
-    _numbers: Late | None
-    _samples: Late | None
+    _numbers: NamedHostCopy | None
+    _samples: NamedHostCopy | None
 
     def numbers(self) -> dict[str, float]:
         """Each tag's number, of the probes that could be measured; waits for those that have not arrived."""
@@ -281,16 +281,18 @@ class Probes:
         yield
         update = Update(layout, before)
         numbers = self._measure_all(update) if wants_numbers else None
-        samples = self._try("histograms", lambda: Late(histogram_samples(update))) if wants_histograms else None
+        samples = (
+            self._try("histograms", lambda: NamedHostCopy(histogram_samples(update))) if wants_histograms else None
+        )
         self._reading = Reading(step, layout.groups, numbers, samples)
 
-    def _measure_all(self, update: Update) -> Late | None:
+    def _measure_all(self, update: Update) -> NamedHostCopy | None:
         """The numbers of every probe, by its tag, on their way; without those of a probe that raised."""
         numbers = {
             tag: self._try(tag, lambda probe=probe: measure(probe, update)) for tag, probe in self._probes.items()
         }
         there = {tag: number for tag, number in numbers.items() if number is not None}
-        return self._try("sending the numbers", lambda: Late(there)) if there else None
+        return self._try("sending the numbers", lambda: NamedHostCopy(there)) if there else None
 
     @torch.no_grad()
     def _try(self, what: str, work: Callable[[], T]) -> T | None:

@@ -1,20 +1,19 @@
 """Puts each step's numbers everywhere they belong: metrics.jsonl, which the trackers draw, log and progress bar.
 
-The host must not wait for the device in every step. So a step hands its numbers over as one device tensor, the copy to the host
-runs behind it, and they are read when the next step hands over its own (on a CPU, where there is nothing to wait for, at
-once). `flush` reads what is still on its way, before an evaluation, a save and the end.
+What the host knows of a step comes when the step is taken, and its result when the ranks have agreed on it, on a GPU one step later
+(run/consensus.py). Then the step is written.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 
 from trainer.journal import Journal
@@ -29,8 +28,9 @@ from trainer.metrics.meters import Speed, SpeedMeter
 from trainer.metrics.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.metrics.sampling import Sampling
 from trainer.metrics.slow_alarm import SlowAlarm
-from trainer.metrics.stopwatch import RARE
+from trainer.metrics.stopwatch import RARE, StepTimes
 from trainer.metrics.trackers import open_trackers
+from trainer.step_result import StepResult
 from trainer.text import count, duration, numbered
 
 log = logging.getLogger(__name__)
@@ -40,29 +40,6 @@ SMOOTHING_STEPS = 20
 
 SAVED = ".saved"
 """Stands in runs/NAME once the run has committed a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """The newest step whose numbers have reached the host; the same on every rank."""
-
-    step: int
-    loss: float
-    """Mean over the global batch, nats a token."""
-    grad_norm: float
-    """Total norm before clipping."""
-    stop_votes: float
-    """How many ranks were asked to stop by then."""
-    save_wish: float
-    """What rank 0 wished for then: see checkpoint/save/checkpointer.py."""
-
-
-class Laps(Protocol):
-    """Where the time of a step went; readable once the step's numbers have arrived."""
-
-    def seconds(self) -> Mapping[str, float]: ...
-
-    def step_seconds(self) -> float: ...
 
 
 class Reading(Protocol):
@@ -76,15 +53,20 @@ class Reading(Protocol):
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A step whose numbers are on their way from the device."""
+class StepFacts:
+    """What the host knows of a step that was taken, before its result has arrived."""
 
-    record: dict[str, Any]
-    num_tokens: int
-    numbers: torch.Tensor
-    ready: torch.cuda.Event | None
-    laps: Laps
-    reading: Reading | None
+    step: int
+    tokens: int
+    """Trained on up to this step."""
+    step_tokens: int
+    lr: float
+    epoch: float
+    data_digest: str
+    times: StepTimes
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Numbers by tag."""
+    reading: Reading | None = None
 
 
 class Reporter:
@@ -120,16 +102,16 @@ class Reporter:
         self._smoothed: float | None = None
         self._saved_at: float | None = None
         self._main = accelerator.is_main_process
-        self._pending: _Pending | None = None
+        self._taken: deque[tuple[StepFacts, dict[str, Any]]] = deque()
+        """Steps whose result has not arrived yet, with the record that is begun."""
         self._proof: ReplayProof | None = None
         self._curve: Curve | None = None
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
         self._curve_left = self._is_closed = False
         self._journal = Journal(folder)
-        self.known: Known | None = None
         self.step_seconds: float | None = None
-        """What the newest known step took, on the main process; None elsewhere."""
+        """What the newest step that was written took, on the main process; None elsewhere."""
         self.verdict: str | None = None
         """What the replay after the last resume proved, as one sentence; None while it is open."""
 
@@ -209,42 +191,25 @@ class Reporter:
             # At the step that this launch takes first: a resume from an earlier step forgets it, and one from this step writes it anew.
             self._drawing.text(tag, text, 0 if resumed_step is None else resumed_step + 1)
 
-    def step(
-        self,
-        *,
-        step: int,
-        tokens: int,
-        step_tokens: int,
-        lr: float,
-        epoch: float,
-        data_digest: str,
-        numbers: torch.Tensor,
-        laps: Laps,
-        facts: Mapping[str, float] | None = None,
-        reading: Reading | None = None,
-    ) -> list[Known]:
-        """Hands over one step; `numbers` [4] on the device: loss, gradient norm, votes to stop, wish for a save. `facts` by tag are known already.
-
-        Returns the steps whose numbers have reached the host by now: this one on a CPU, the one before on a GPU.
-        """
+    def step_taken(self, facts: StepFacts) -> None:
+        """Takes what the host knows of a step; it is written once its result arrives."""
         record = {
-            "step": step,
-            "tokens": tokens,
-            "lr": _rounded(lr, 9),
-            "epoch": _rounded(epoch),
-            "data_digest": data_digest,
+            "step": facts.step,
+            "tokens": facts.tokens,
+            "lr": _rounded(facts.lr, 9),
+            "epoch": _rounded(facts.epoch),
+            "data_digest": facts.data_digest,
         }
-        record.update({tag: _rounded(value) for tag, value in self._details.changed(facts or {}, step).items()})
-        arrived = self.flush()
-        self._pending = _Pending(record, step_tokens, *_send_to_host(numbers), laps, reading)
-        return arrived if self._pending.ready else arrived + self.flush()
+        changed = self._details.changed(facts.measured, facts.step)
+        self._taken.append((facts, record | {tag: _rounded(value) for tag, value in changed.items()}))
 
-    def flush(self) -> list[Known]:
-        """Waits for the numbers still on their way, and returns them."""
-        if self._pending is None:
-            return []
-        arrived, self._pending = self._pending, None
-        return [self._arrive(arrived)]
+    def write(self, results: Iterable[StepResult]) -> None:
+        """Writes the steps whose results have arrived, in the order in which they were taken."""
+        for result in results:
+            facts, record = self._taken.popleft()
+            assert facts.step == result.step, "results arrive in the order of the steps"
+            if self._main:
+                self._write(facts, record, result)
 
     def sync(self) -> None:
         """Makes the curve durable up to the last step, before a checkpoint of that step is."""
@@ -279,20 +244,19 @@ class Reporter:
 
     @contextmanager
     def pause(self, doing: str) -> Iterator[None]:
-        """The time in this block is not the step's: `evaluating`, `saving` ... Every number must have arrived before it."""
-        assert self._pending is None, "flush() first, and judge what arrives"
+        """The time in this block is not the step's: `evaluating`, `saving` ... Every result must have arrived before it."""
+        assert not self._taken, "settle the results first, and judge them"
         if self._bar is not None:
             self._bar.busy(doing)
         yield
 
     def close(self, *, finished: bool = False) -> None:
-        """Flushes and closes every output. `finished`: the run has taken all its steps."""
-        self.flush()
+        """Closes every output. `finished`: the run has taken all its steps."""
+        assert not self._taken, "settle the results first, and write them"
         self._close(finished)
 
     def abandon(self) -> None:
         """Closes what is still open, when the run fails: what is known is drawn, the terminal is as it was, and no device is waited for."""
-        self._pending = None
         self._close(finished=False)
 
     def _close(self, finished: bool) -> None:
@@ -310,24 +274,16 @@ class Reporter:
                 self._drawing.add(self._max_steps, lambda _: write_end(self._folder, self._max_steps))
             self._drawing.close()
 
-    def _arrive(self, pending: _Pending) -> Known:
-        if pending.ready is not None:
-            pending.ready.synchronize()
-        loss, grad_norm, stop_votes, save_wish = pending.numbers.tolist()
-        self.known = Known(pending.record["step"], loss, grad_norm, stop_votes, save_wish)
-        if self._main:
-            self._write(pending, loss, grad_norm)
-        return self.known
-
-    def _write(self, pending: _Pending, loss: float, grad_norm: float) -> None:
-        step, speed = pending.record["step"], self._meter.step(pending.num_tokens, pending.laps.step_seconds())
+    def _write(self, facts: StepFacts, begun: dict[str, Any], result: StepResult) -> None:
+        step, loss, grad_norm = result.step, result.loss, result.grad_norm
+        speed = self._meter.step(facts.step_tokens, facts.times.step_seconds())
         self.step_seconds = speed.step_seconds
         if math.isfinite(loss):
             self._smoothed = (
                 loss if self._smoothed is None else self._smoothed + (loss - self._smoothed) / SMOOTHING_STEPS
             )
         full = {
-            **pending.record,
+            **begun,
             "loss": _finite(loss),
             "loss_smoothed": None if self._smoothed is None else _rounded(self._smoothed),
             "grad_norm": _finite(grad_norm),
@@ -335,27 +291,26 @@ class Reporter:
             "step_seconds": round(speed.step_seconds, 6),
             **({} if speed.mfu is None else {"mfu": round(speed.mfu, 5)}),
             "replay_key": self._replay_key,
-            **self._measured(pending),
+            **self._measured(facts),
         }
         self._slow_alarm.step(step, speed.step_seconds)
         self._prove(full)
         self._put(full)
-        if pending.reading is not None and pending.reading.has_histograms:
-            self._drawing.histograms(step, pending.reading.histograms)
-        self._show(step, loss, grad_norm, pending.record["lr"], speed)
+        if facts.reading is not None and facts.reading.has_histograms:
+            self._drawing.histograms(step, facts.reading.histograms)
+        self._show(step, loss, grad_norm, facts.lr, speed)
 
-    def _measured(self, pending: _Pending) -> dict[str, float | None]:
+    def _measured(self, facts: StepFacts) -> dict[str, float | None]:
         """What was measured beside the step's core numbers, by tag: of what every step has the mean since the last look at the details."""
-        step = pending.record["step"]
         beside, self._beside = self._beside, {}
-        times = {f"time/{part}_seconds": seconds for part, seconds in pending.laps.seconds().items()}
+        times = {f"time/{part}_seconds": seconds for part, seconds in facts.times.seconds().items()}
         # The times of a step that was another than most are its own.
-        beside.update(times) if pending.laps.seconds().keys() & RARE else self._details.add(times)
-        if self._saved_at is not None and self._details.is_due(step):
+        beside.update(times) if facts.times.seconds().keys() & RARE else self._details.add(times)
+        if self._saved_at is not None and self._details.is_due(facts.step):
             beside["checkpoint/age_seconds"] = time.perf_counter() - self._saved_at
-        beside = {**self._details.take(step), **beside}
-        if pending.reading is not None:
-            beside.update(pending.reading.numbers())
+        beside = {**self._details.take(facts.step), **beside}
+        if facts.reading is not None:
+            beside.update(facts.reading.numbers())
         if machine := self._sampling.take():
             beside.update(machine, **self._slow_alarm.values(machine))
         return {tag: _rounded(value) for tag, value in beside.items()}
@@ -387,17 +342,6 @@ class Reporter:
             log.info(
                 "step %d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s", step, self._max_steps, mean, grad_norm, lr, pace
             )
-
-
-def _send_to_host(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Starts the copy of a few numbers to the host; the event says when it is there (None: it is there)."""
-    if numbers.device.type != "cuda":
-        return numbers, None
-    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-    host.copy_(numbers, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return host, ready
 
 
 def _smoothed_at(folder: Path, step: int | None) -> float | None:

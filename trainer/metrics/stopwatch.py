@@ -25,7 +25,7 @@ PARTS = {
 """What a stretch of time can belong to."""
 
 RARE = frozenset({"evaluation", "save", "profile"})
-"""Parts that few steps have: pauses, and not the step\'s own time."""
+"""Parts that few steps have: pauses, and not the step's own time."""
 
 TAGS = {f"time/{part}_seconds": ("seconds", help) for part, help in PARTS.items()}
 """Tag -> (unit, help)."""
@@ -34,7 +34,7 @@ Mark = float | torch.cuda.Event
 """An instant: seconds of this process's clock, or an event that the device passes."""
 
 
-class Laps:
+class StepTimes:
     """The time of one step, by part; on CUDA still under way when it is handed out."""
 
     def __init__(self, start: Mark, pool: deque[torch.cuda.Event]) -> None:
@@ -74,24 +74,24 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
         self._pool: deque[torch.cuda.Event] = deque()  # a thread that reads gives back, this one takes
-        self._laps: Laps | None = None
+        self._times: StepTimes | None = None
 
     def start(self) -> None:
-        """The first step begins now; what was before is nobody's time."""
-        self._laps = Laps(self._mark(), self._pool)
+        """The first step begins now; what was before belongs to no step."""
+        self._times = StepTimes(self._mark(), self._pool)
 
     def lap(self, part: str) -> None:
         """Ends a part: the time since the last call of any method here belongs to it."""
-        assert self._laps is not None, "start() begins the first step"
+        assert self._times is not None, "start() begins the first step"
         assert part in PARTS, f"{part!r} is not one of {', '.join(PARTS)}"
-        self._laps.add(part, self._mark())
+        self._times.add(part, self._mark())
 
-    def end_step(self) -> Laps:
+    def end_step(self) -> StepTimes:
         """Ends a step, whose time since its last lap belongs to `report`, and begins the next."""
-        assert self._laps is not None, "start() begins the first step"
-        ended = self._laps
+        assert self._times is not None, "start() begins the first step"
+        ended = self._times
         ended.add("report", self._mark())
-        self._laps = Laps(self._mark(), self._pool)
+        self._times = StepTimes(self._mark(), self._pool)
         return ended
 
     def _mark(self) -> Mark:

@@ -2,5 +2,7 @@
 
 build.py      everything a run needs, built in one readable order and held in one frozen dataclass, `Run`
 identity.py   the facts by which a run, a replay and a launch are known again
+consensus.py  what the ranks agree on after each step: its result, the same on every rank
+verdict.py    whether the run ends at a step and how, and whether the step is saved
 begin.py      where it continues from: found, warmed up, restored, and told
 """

@@ -6,6 +6,7 @@ Rooms do not know each other; what one needs of another is handed to it here. `R
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,10 +28,10 @@ from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.kept_rows import kept_rows
 from trainer.data.loader import TokenLoader, validation_batches
 from trainer.errors import ConfigError
-from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.exam import Exam
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_samples
+from trainer.evaluation.schedule import EvalSchedule
 from trainer.evaluation.tasks import open_tasks
 from trainer.journal import Journal
 from trainer.metrics.console import console_handler
@@ -58,9 +59,10 @@ from trainer.precision.decide import Decision, tf32_sentence
 from trainer.precision.measured import Measured, find
 from trainer.precision.settle import settle, uncompiled
 from trainer.precision.watch import PrecisionWatch
+from trainer.run.consensus import Consensus
 from trainer.run.identity import computing_conditions, describe, replay_facts, replay_key, speed_conditions
 from trainer.run.memory import check_memory
-from trainer.safety.guard import LossGuard
+from trainer.safety.guard import NonFiniteGuard
 from trainer.safety.parent import launcher_pid
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
@@ -85,9 +87,9 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
     state: TrainState
-    guard: LossGuard
+    guard: NonFiniteGuard
     stop: StopRequest
-    evaluator: Evaluator
+    eval_schedule: EvalSchedule
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
     samples: Callable[[], list[Sample]]
@@ -96,6 +98,7 @@ class Run:
     """The questions of `evaluation.tasks`, put to the model as it is."""
     restorer: Restorer
     checkpointer: Checkpointer
+    consensus: Consensus
     reporter: Reporter
     stopwatch: Stopwatch
     probes: Probes
@@ -155,11 +158,9 @@ def build_run(config: Config, stop: StopRequest) -> Run:
 
     conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
     description = describe(config, corpus, bare_model, precision, conditions)
-    evaluator = Evaluator(
-        config.evaluation.every_steps, config.max_steps, description.validation, config.evaluation.tasks_every_steps
-    )
-    guard = LossGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
-    state = TrainState(Progress(), guard=guard, evaluation=evaluator, precision=precision)
+    eval_schedule = EvalSchedule(config.evaluation, config.max_steps, description.validation)
+    guard = NonFiniteGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
+    state = TrainState(Progress(), guard=guard, evaluation=eval_schedule, precision=precision)
     reporter = _build_reporter(config, accelerator, bare_model, precision, description)
     store = CheckpointStore(checkpoints_folder(config))
     ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
@@ -199,6 +200,9 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         before_commit=reporter.sync,
         report=reporter.saved,
     )
+    rank, device = accelerator.process_index, accelerator.device
+    profiler = Profiler(config.profile.steps, run_folder(config), rank=rank, device=device)
+    is_followed = partial(_is_followed, evaluations=eval_schedule, checkpointer=checkpointer, profiler=profiler)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -218,16 +222,15 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         state=state,
         guard=guard,
         stop=stop,
-        evaluator=evaluator,
+        eval_schedule=eval_schedule,
         validate=_build_validation(config, corpus, accelerator, model),
         restorer=restorer,
         checkpointer=checkpointer,
+        consensus=Consensus(accelerator, max_steps=config.max_steps, is_followed=is_followed),
         reporter=reporter,
         stopwatch=Stopwatch(accelerator.device),
         probes=_build_probes(config, accelerator, bare_model),
-        profiler=Profiler(
-            config.profile.steps, run_folder(config), rank=accelerator.process_index, device=accelerator.device
-        ),
+        profiler=profiler,
         folder=run_folder(config),
         exam=_build_exam(config, corpus, accelerator, bare_model),
         samples=lambda: samples_of(config, corpus, bare_model),
@@ -289,6 +292,12 @@ def _measured(config: Config, place: launch.Asked, device: torch.device) -> Meas
     conditions = speed_conditions(config, place.world_size, device)
     found = launch.gather((conditions, find(run_folder(config).parent, conditions) if place.is_main else None))
     return found[0][1] if all(others == conditions for others, _ in found) else None
+
+
+def _is_followed(step: int, evaluations: EvalSchedule, checkpointer: Checkpointer, profiler: Profiler) -> bool:
+    """Whether work follows this step which needs the results up to it."""
+    is_seen = evaluations.due(step) or evaluations.samples_due(step) or profiler.is_written_after(step)
+    return is_seen or checkpointer.due() is not None
 
 
 def blocks_of(config: Config) -> torch.nn.Module:

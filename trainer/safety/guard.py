@@ -54,7 +54,7 @@ class UsualLoss:
         self._losses = deque(state["losses"], maxlen=self.WINDOW)
 
 
-class LossGuard:
+class NonFiniteGuard:
     """Counts skipped steps; a part of the TrainState, so the count survives a restart."""
 
     def __init__(self, max_bad_steps: int, *, scaled: bool = False) -> None:

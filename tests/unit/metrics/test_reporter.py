@@ -15,9 +15,10 @@ from trainer.metrics import reporter as reporter_module
 from trainer.metrics.curves import CURVE, LOST, read_records
 from trainer.metrics.machine_load import Counters
 from trainer.metrics.meters import SpeedMeter
-from trainer.metrics.reporter import Known, Reporter
+from trainer.metrics.reporter import Reporter, StepFacts
 from trainer.metrics.slow_alarm import TAG, SlowAlarm
 from trainer.metrics.trackers import PatientTracker
+from trainer.step_result import SaveRequest, StepResult
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def reporter_of(accelerator, folder, **changes):
     return Reporter(accelerator, folder, **{**settings, **changes})
 
 
-class Laps:
+class Times:
     """Where the time of a step went, 0.25 seconds if nothing is said."""
 
     def __init__(self, **seconds):
@@ -55,28 +56,27 @@ class Laps:
         return sum(seconds for part, seconds in self._seconds.items() if part != "save")
 
 
-def take(reporter, step, loss=None, grad_norm=1.0, votes=0.0, laps=None):
-    """One step whose loss is a function of the step."""
-    loss = 4.0 / step if loss is None else loss
-    return reporter.step(
-        step=step,
-        tokens=step * 32,
-        step_tokens=32,
-        lr=0.5,
-        epoch=step / 100,
-        data_digest=f"d{step}",
-        numbers=torch.tensor([loss, grad_norm, votes, 0.0]),
-        laps=laps or Laps(),
-    )
+def facts_of(step, times=None, **changes):
+    facts = {"tokens": step * 32, "step_tokens": 32, "lr": 0.5, "epoch": step / 100, "data_digest": f"d{step}"}
+    return StepFacts(step=step, times=times or Times(), **{**facts, **changes})
 
 
-def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, folder, caplog):
+def result_of(step, loss=None, grad_norm=1.0):
+    """Its loss is a function of the step."""
+    return StepResult(step, 4.0 / step if loss is None else loss, grad_norm, 0, SaveRequest.NONE)
+
+
+def take(reporter, step, loss=None, grad_norm=1.0, times=None):
+    """One step whose result is there at once, as on a CPU."""
+    reporter.step_taken(facts_of(step, times))
+    reporter.write([result_of(step, loss, grad_norm)])
+
+
+def test_a_step_is_written_everywhere_once_its_result_is_there(accelerator, folder, caplog):
     caplog.set_level(logging.INFO)
     reporter = reporter_of(accelerator, folder)
     reporter.open({"seed": 1}, None, {})
-    assert take(reporter, 1, votes=2.0) == [Known(1, 4.0, 1.0, 2.0, 0.0)]
-    assert reporter.known.step == 1
-    for step in range(2, 6):
+    for step in range(1, 6):
         take(reporter, step)
     reporter.sync()
     reporter.close()
@@ -101,10 +101,8 @@ def test_a_step_is_known_at_once_on_a_cpu_and_written_everywhere(accelerator, fo
 def test_a_loss_that_is_no_number_is_none_in_the_curve(accelerator, folder):
     reporter = reporter_of(accelerator, folder)
     reporter.open({}, None, {})
-    known = take(reporter, 1, loss=math.nan, grad_norm=math.inf)
+    take(reporter, 1, loss=math.nan, grad_norm=math.inf)
     reporter.close()
-    assert math.isnan(known[0].loss)
-    assert math.isinf(known[0].grad_norm)
     (line,) = (folder / CURVE).read_text().splitlines()
     record = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert record["loss"] is None
@@ -175,41 +173,28 @@ def test_nothing_is_left_after_the_last_step(accelerator, folder, caplog):
     assert reporter._bar._standing.ends_at is None
 
 
-class Ready:
-    """An event of a device whose numbers are late."""
-
-    def synchronize(self):
-        pass
-
-
-def test_numbers_that_are_late_are_known_with_the_next_step_and_after_a_flush(accelerator, folder, monkeypatch):
-    monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Ready()))
+def test_a_step_is_written_with_its_own_facts_however_late_its_result_comes(accelerator, folder):
     reporter = reporter_of(accelerator, folder)
     reporter.open({}, None, {})
-    assert take(reporter, 1) == []
-    assert reporter.known is None
-    assert [known.step for known in take(reporter, 2)] == [1]
-    with pytest.raises(AssertionError, match="flush"), reporter.pause("saving"):
+    reporter.step_taken(facts_of(1))
+    reporter.step_taken(facts_of(2))
+    reporter.write([result_of(1)])
+    with pytest.raises(AssertionError), reporter.pause("saving"):
         pass
-    assert [known.step for known in reporter.flush()] == [2]
-    assert reporter.flush() == []
+    reporter.write([result_of(2)])
     take(reporter, 3)
     reporter.close()
-    assert [record["step"] for record in read_records(folder / CURVE)] == [1, 2, 3]
+    written = [(record["step"], record["data_digest"], record["loss"]) for record in read_records(folder / CURVE)]
+    assert written == [(step, f"d{step}", 4.0 / step) for step in (1, 2, 3)]
 
 
-def test_speed_is_that_of_the_time_that_the_stopwatch_saw_however_late_the_numbers_come(
-    accelerator, folder, monkeypatch
-):
-    monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Ready()))
+def test_speed_is_that_of_the_time_that_the_stopwatch_saw_however_late_the_results_come(accelerator, folder):
     reporter = reporter_of(accelerator, folder, max_steps=4)
     reporter.open({}, None, {})
     for step in (1, 2, 3):
-        if step == 3:
-            reporter.flush()
-            with reporter.pause("saving"):
-                pass
-        take(reporter, step, laps=Laps(forward_backward=2.0, report=2.0, save=100.0))
+        reporter.step_taken(facts_of(step, Times(forward_backward=2.0, report=2.0, save=100.0)))
+        reporter.write([result_of(step - 1)] if step > 1 else [])
+    reporter.write([result_of(3)])
     assert reporter.step_seconds == 4.0
     reporter.close()
     for record in read_records(folder / CURVE):
@@ -217,19 +202,13 @@ def test_speed_is_that_of_the_time_that_the_stopwatch_saw_however_late_the_numbe
     assert reporter._meter.seconds_left(1) == 4.0
 
 
-def test_a_run_that_fails_leaves_all_that_is_known_and_waits_for_no_device(accelerator, folder, monkeypatch):
+def test_a_run_that_fails_leaves_all_that_is_known_and_waits_for_no_result(accelerator, folder):
     """A device that failed may never answer."""
-
-    class Never:
-        def synchronize(self):
-            pytest.fail("the run would hang here")
-
     reporter = reporter_of(accelerator, folder)
     reporter.open({}, None, {})
     take(reporter, 1)
     reporter.text("samples", "To be", 1)
-    monkeypatch.setattr(reporter_module, "_send_to_host", lambda numbers: (numbers, Never()))
-    take(reporter, 2)
+    reporter.step_taken(facts_of(2))
     reporter.abandon()
     assert reporter._bar._live is None
     assert reporter._sampling._ending.is_set()
@@ -269,7 +248,7 @@ def test_only_the_main_process_writes(folder, tmp_path):
     )
     reporter = reporter_of(other, folder)
     reporter.open({}, 3, {})
-    assert take(reporter, 4)[0].step == 4
+    take(reporter, 4)
     reporter.evaluation(4, 1, 1.0, {}, 1.0)
     reporter.sync()
     reporter.close()
@@ -353,25 +332,18 @@ def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all
         for what in ("grad_norm", "param_norm", "update_ratio")
         for number in range(30)
     }
-    long = Laps(**dict.fromkeys(("data", "forward_backward", "optimizer", "report"), 0.0123456789))
+    fat = {"tokens": 14_700_000 * 65536, "lr": 0.1 / 3, "epoch": 100 / 3, "data_digest": "0123456789abcdef"}
+    loss = float(torch.tensor(10 / 3))
+    long = Times(**dict.fromkeys(("data", "forward_backward", "optimizer", "report"), 0.0123456789))
     for step in range(14_700_000, 14_700_600):
         reading = SimpleNamespace(numbers=lambda: groups, has_histograms=False) if step % 147 == 0 else None
-        reporter.step(
-            step=step,
-            tokens=step * 65536,
-            step_tokens=65536,
-            lr=0.1 / 3,
-            epoch=100 / 3,
-            data_digest="0123456789abcdef",
-            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]),
-            facts={"precision/fp8_coverage": 0.98765},
-            laps=long,
-            reading=reading,
-        )
+        facts = facts_of(step, long, **fat, measured={"precision/fp8_coverage": 0.98765}, reading=reading)
+        reporter.step_taken(facts)
+        reporter.write([result_of(step, loss, float(torch.tensor(1 / 3)))])
     reporter.close()
     assert (folder / CURVE).stat().st_size / 600 <= 300
     records = read_records(folder / CURVE)
-    assert records[300]["loss"] == float(torch.tensor(10 / 3))
+    assert records[300]["loss"] == loss
     assert records[300]["lr"] == pytest.approx(0.1 / 3, rel=1e-8)
     assert [record["step"] for record in records if "time/data_seconds" in record] == [
         step for step in range(14_700_000, 14_700_600) if step % 147 == 0
@@ -379,16 +351,8 @@ def test_a_step_has_at_most_300_bytes_on_average_and_its_replay_key_is_known_all
     again = reporter_of(accelerator, folder, replay_key="0123456789abcdef", detail_every_steps=147, trackers=[])
     again.open({}, 14_700_299, {})
     for step in range(14_700_300, 14_700_600):
-        again.step(
-            step=step,
-            tokens=step,
-            step_tokens=65536,
-            lr=0.1,
-            epoch=1.0,
-            data_digest="0123456789abcdef",
-            numbers=torch.tensor([10 / 3, 1 / 3, 0.0, 0.0]),
-            laps=Laps(),
-        )
+        again.step_taken(facts_of(step, data_digest="0123456789abcdef"))
+        again.write([result_of(step, loss, float(torch.tensor(1 / 3)))])
     again.close()
     says(again.verdict, "exact", "300/300")
 
@@ -440,9 +404,9 @@ def test_slow_steps_are_told_and_drawn_and_pauses_between_steps_are_not(accelera
     reporter._sampling._seconds = 0.001
     reporter.open({}, None, {})
 
-    def take_all(first, last, **laps):
+    def take_all(first, last, **times):
         for step in range(first, last):
-            take(reporter, step, laps=Laps(**laps))
+            take(reporter, step, times=Times(**times))
 
     take_all(1, 61, forward_backward=2.0)
     take_all(61, 121, forward_backward=2.0, save=9.0)

@@ -48,17 +48,17 @@ def take_step(watch, clock, **seconds):
     return watch.end_step()
 
 
-def parts(laps):
+def parts(times):
     """The parts of a step that took time."""
-    return {part: seconds for part, seconds in laps.seconds().items() if seconds}
+    return {part: seconds for part, seconds in times.seconds().items() if seconds}
 
 
 def test_the_time_since_the_last_lap_belongs_to_the_part_that_ends(clock):
     watch = Stopwatch(torch.device("cpu"))
     clock[0] += 50
     watch.start()
-    laps = take_step(watch, clock, data=1.0, forward_backward=2.0, optimizer=0.5)
-    assert parts(laps) == {"data": 1.0, "forward_backward": 2.0, "optimizer": 0.5}
+    times = take_step(watch, clock, data=1.0, forward_backward=2.0, optimizer=0.5)
+    assert parts(times) == {"data": 1.0, "forward_backward": 2.0, "optimizer": 0.5}
     assert parts(take_step(watch, clock, data=3.0)) == {"data": 3.0}
 
 
@@ -99,8 +99,8 @@ def test_on_cuda_a_step_after_a_pause_is_timed_by_the_device_and_not_by_how_fast
     watch = Stopwatch(torch.device("cuda"))
     watch.start()
     for pause in (5.0, 0.0):
-        laps = take_step(watch, events.clock, evaluation=pause, data=0.0, forward_backward=2.0)
-        assert laps.step_seconds() == 2.0
+        times = take_step(watch, events.clock, evaluation=pause, data=0.0, forward_backward=2.0)
+        assert times.step_seconds() == 2.0
 
 
 def test_on_cuda_the_parts_are_the_devices_time_and_only_reading_waits(events):
@@ -119,8 +119,8 @@ def test_events_are_used_again_once_they_were_read(events):
     watch.start()
     unread = [take_step(watch, events.clock, data=1.0, optimizer=1.0) for _ in range(3)]
     made = events.made
-    for laps in unread:
-        assert parts(laps) == {"data": 1.0, "optimizer": 1.0}
+    for times in unread:
+        assert parts(times) == {"data": 1.0, "optimizer": 1.0}
     for _ in range(20):
         assert parts(take_step(watch, events.clock, data=1.0, optimizer=3.0)) == {"data": 1.0, "optimizer": 3.0}
     assert events.made == made

@@ -7,23 +7,25 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from trainer.evaluation.evaluator import Evaluator
+from trainer.config.schema import EvaluationConfig
+from trainer.evaluation.schedule import EvalSchedule
 from trainer.loop import train
-from trainer.safety.guard import LossGuard
+from trainer.safety.guard import NonFiniteGuard
 
 STEP = 7
+EVERY_5 = EvaluationConfig(every_steps=5)
 
 
-def at_its_last_step(evaluator, loss):
+def at_its_last_step(schedule, loss):
     """A run that stands at its last step, where nobody may have evaluated it: it was interrupted there."""
     return SimpleNamespace(
         bare_model=torch.nn.Linear(2, 2),
         progress=SimpleNamespace(step=STEP, tokens=70),
         config=MagicMock(max_steps=STEP),
-        evaluator=evaluator,
+        eval_schedule=schedule,
         validate=lambda: SimpleNamespace(loss=loss),
         corpus=SimpleNamespace(validation_bytes=lambda number: None),
-        guard=LossGuard(9),
+        guard=NonFiniteGuard(9),
         exam=MagicMock(),
         reporter=MagicMock(),
         stopwatch=MagicMock(),
@@ -32,17 +34,17 @@ def at_its_last_step(evaluator, loss):
 
 @pytest.mark.parametrize(("loss", "kind"), [(2.5, "finished"), (math.nan, "diverged")])
 def test_a_last_step_that_was_not_evaluated_is_before_the_run_counts_as_finished(loss, kind):
-    evaluator = Evaluator(5, STEP, "held out")
-    evaluator.record(5, 3.0)
-    assert train(at_its_last_step(evaluator, loss)).kind == kind
-    assert evaluator.last_step == STEP
-    assert evaluator.loss_at(STEP) == (2.5 if kind == "finished" else None)
+    schedule = EvalSchedule(EVERY_5, STEP, "held out")
+    schedule.record(5, 3.0)
+    assert train(at_its_last_step(schedule, loss)).kind == kind
+    assert schedule.last_step == STEP
+    assert schedule.loss_at(STEP) == (2.5 if kind == "finished" else None)
 
 
 def test_a_last_step_whose_validation_loss_was_not_finite_is_no_finished_run_when_it_is_started_again():
-    evaluator = Evaluator(5, STEP, "held out")
-    evaluator.record(STEP, math.nan)
-    assert train(at_its_last_step(evaluator, 2.5)).kind == "diverged"
-    assert train(at_its_last_step(Evaluator(5, STEP, None), 2.5)).kind == "finished", (
+    schedule = EvalSchedule(EVERY_5, STEP, "held out")
+    schedule.record(STEP, math.nan)
+    assert train(at_its_last_step(schedule, 2.5)).kind == "diverged"
+    assert train(at_its_last_step(EvalSchedule(EVERY_5, STEP, None), 2.5)).kind == "finished", (
         "without held-out text the weights decide"
     )

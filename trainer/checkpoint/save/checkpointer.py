@@ -5,7 +5,7 @@
     on disk     by a budget (cadence.py), at steps that the settings name, for a best loss, and at the end: the same snapshot, written by
                 that process while training goes on; only a final and an interrupt save are waited for
 
-Rank 0's clock decides, and what it wishes travels with the numbers of a step, so that every rank saves after the same one. Where the
+Rank 0's clock decides, and its request travels with the result of a step, so that every rank saves after the same one. Where the
 memory has no room for a snapshot, saves are plain ones (plain.py), and that is said.
 """
 
@@ -40,12 +40,10 @@ from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
 from trainer.state import TrainState
+from trainer.step_result import SaveRequest
 from trainer.text import duration
 
 log = logging.getLogger(__name__)
-
-NOTHING, SNAPSHOT, WRITE, GIVE_UP = 0.0, 1.0, 2.0, 3.0
-"""What rank 0 can wish for."""
 
 WAITED_FOR = ("final", "interrupt")
 """Reasons for a save that must be on the disk before anything else happens."""
@@ -117,7 +115,7 @@ class Checkpointer:
         self._failures = SaveFailures(store.folder, settings.max_failures)
         self._untidy = self._skipped = 0
         self._is_still, self._told = False, Told()
-        self._wished: float = NOTHING
+        self._requested = SaveRequest.NONE
         accelerator.register_for_checkpointing(state)
 
     def check_room(self, resumed: Path | None = None) -> None:
@@ -176,31 +174,30 @@ class Checkpointer:
         before = (self._state.progress.sequences - self._course.global_batch) // self._course.sequences_per_epoch
         return now if now > before else None
 
-    def wish(self) -> float:
-        """What rank 0's clock asks for after this step; it is granted when every rank has heard of it. On other ranks: nothing."""
+    def save_request(self) -> SaveRequest:
+        """What rank 0's clock asks for after this step; the ranks answer once all have read it. On other ranks: nothing."""
         if not self._ranks.is_main:
-            return NOTHING
+            return SaveRequest.NONE
         self._poll()
         if self._failures.gave_up:
-            return GIVE_UP
-        if self._wished != NOTHING:
-            return NOTHING  # the ranks have not all heard of it yet
+            return SaveRequest.GIVE_UP
+        if self._requested:
+            return SaveRequest.NONE  # the ranks have not all read it yet
         now = time.monotonic()
         if self._cadence.write_due(now, self._state.progress.tokens):
-            self._wished = WRITE
+            self._requested = SaveRequest.WRITE
         elif self._background and self._background.writing is None and self._cadence.snapshot_due(now):
-            self._wished = (
-                SNAPSHOT  # while one slot is being written, a snapshot would go over the newest that is whole
-            )
-        return self._wished
+            # While one slot is being written, a snapshot would go over the newest that is whole.
+            self._requested = SaveRequest.SNAPSHOT
+        return self._requested
 
     def stepped(self, seconds: float) -> None:
         """A step took so long, without the saves and evaluations after it; called on rank 0."""
         self._cadence.stepped(seconds)
 
-    def heard(self) -> None:
-        """Every rank has heard of the wish; it may be granted, or not: weights in doubt are not saved."""
-        self._wished = NOTHING
+    def acknowledge(self) -> None:
+        """Every rank has read the request; it is met, or not: weights in doubt are not saved."""
+        self._requested = SaveRequest.NONE
 
     # Saving
 
@@ -209,7 +206,7 @@ class Checkpointer:
 
         Returns, on every rank, the tensor whose numbers are not finite, where that is known and the reason that there is no checkpoint.
 
-        reason  `final`, `interrupt`, `best`, one of `due`, `budget` for a write that was wished for, `snapshot` for memory only
+        reason  `final`, `interrupt`, `best`, one of `due`, `budget` for a write that was requested, `snapshot` for memory only
         raises  CheckpointError on every rank when a final or an interrupt save fails
         """
         step = self._state.progress.step

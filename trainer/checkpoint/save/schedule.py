@@ -127,7 +127,7 @@ class Cadence:
         self._write_tokens = tokens
         self._is_writing = self._has_failed = False
         self._said: tuple[float, bool] | None = None
-        self.meter = PromiseMeter(now)
+        self.meter = LostWorkMeter(now)
 
     # What happened
 
@@ -248,7 +248,7 @@ class Cadence:
         return problem or _describe(planned, costs)
 
 
-class PromiseMeter:
+class LostWorkMeter:
     """What the promise came to so far: the worst loss that was possible at any moment, and the share of time that saving took."""
 
     def __init__(self, now: float) -> None:

@@ -11,11 +11,11 @@ from trainer.checkpoint.format.manifest import read_manifest
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import folder_bytes, verify
 from trainer.checkpoint.resume.diverged import never_went_well
-from trainer.checkpoint.save.checkpointer import GIVE_UP
 from trainer.checkpoint.save.room import expected_bytes
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import read_events
+from trainer.step_result import SaveRequest
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_a_failed_save_is_a_counted_warning_and_three_in_a_row_end_the_run(run, 
             assert f"the next save tries again ({number} of 3)" in caplog.text
         run.step()
         run.save()
-        assert run.checkpointer.wish() == GIVE_UP
+        assert run.checkpointer.save_request() == SaveRequest.GIVE_UP
         with pytest.raises(CheckpointError, match="the 3. failure in a row; the checkpoints before it are whole"):
             run.checkpointer.give_up()
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
@@ -369,7 +369,7 @@ def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_c
     for number in range(1, 16):
         run.step()
         run.checkpointer.stepped(0.01)
-        run.checkpointer.wish()
+        run.checkpointer.save_request()
         if number % 5 == 0:
             run.save()
     (told,) = [line for line in caplog.messages if "checkpoints of" in line and "until the run ends" in line]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from trainer.checkpoint.save.schedule import Budget, Cadence, Costs, PromiseMeter, conflict, plan
+from trainer.checkpoint.save.schedule import Budget, Cadence, Costs, LostWorkMeter, conflict, plan
 
 CHEAP = Costs(stall_seconds=0.1, write_seconds=2.0, writer_cpu_seconds=0.3, step_seconds=1.0)
 DEAR = Costs(stall_seconds=0.9, write_seconds=2.0, writer_cpu_seconds=3.0, step_seconds=1.0)
@@ -206,7 +206,7 @@ def test_a_conflict_is_said_however_little_the_interval_changed():
 
 
 def test_the_meter_keeps_the_worst_moment_and_the_share_of_time():
-    meter = PromiseMeter(now=100.0)
+    meter = LostWorkMeter(now=100.0)
     assert meter.overhead_fraction(100.0) == 0.0 and meter.lost_work_seconds(100.0) == 0.0
     meter.committed(moment=110.0, now=113.0)
     assert meter.lost_work_seconds(113.0) == 3.0 and meter.worst_lost_work_seconds(113.0) == 13.0

@@ -221,7 +221,8 @@ def test_the_learning_rate_of_each_group_follows_its_own_peak_and_is_honoured(na
     optimizer = optimizer_of(model, name, lr=0.4, muon_lr=0.8)
     assert set_learning_rate(optimizer, 0.5) == optimizer.param_groups[0]["lr"]
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    assert rates["embeddings"] == 0.2 and rates["hidden"] == (0.4 if name == "muon" else 0.2)
+    assert rates["embeddings"] == 0.2
+    assert rates["hidden"] == (0.4 if name == "muon" else 0.2)
     before = [p.detach().clone() for p in model.parameters()]
     set_learning_rate(optimizer, 0.0)
     gradients(model, 0)
@@ -240,7 +241,8 @@ def test_the_config_wins_over_the_checkpoint_once_restored(name):
     assert after.param_groups[-1]["peak_lr"] == 0.1
     restore_hyperparameters(after, wanted)
     assert hyperparameters(after) == wanted
-    assert after.param_groups[-1]["peak_lr"] == 0.3 and after.param_groups[-1]["betas"] == (0.8, 0.9)
+    assert after.param_groups[-1]["peak_lr"] == 0.3
+    assert after.param_groups[-1]["betas"] == (0.8, 0.9)
 
 
 def test_hyperparameters_of_other_groups_are_refused():
@@ -276,7 +278,8 @@ def test_a_step_with_a_norm_that_is_not_finite_leaves_every_bit_as_it_was(name, 
     step_if_finite(optimizer, torch.tensor(bad))
     assert equal(before, everything(model, optimizer))
     inner = getattr(optimizer, "optimizer", optimizer)
-    assert not hasattr(inner, "found_inf") and not hasattr(inner, "grad_scale")
+    assert not hasattr(inner, "found_inf")
+    assert not hasattr(inner, "grad_scale")
     train(model, optimizer, 1)
     assert not equal(before, everything(model, optimizer))
 

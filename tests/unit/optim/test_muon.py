@@ -15,7 +15,8 @@ def matrices(shape, number=3):
 
 
 def test_a_cpu_iterates_in_fp32_and_a_gpu_in_bf16():
-    assert iteration_dtype("cpu") is torch.float32 and iteration_dtype("cuda") is torch.bfloat16
+    assert iteration_dtype("cpu") is torch.float32
+    assert iteration_dtype("cuda") is torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -23,9 +24,11 @@ def test_a_cpu_iterates_in_fp32_and_a_gpu_in_bf16():
 def test_singular_values_come_near_one_and_singular_vectors_stay(shape, dtype):
     given = matrices(shape)
     found = orthogonalize(given.to(dtype), **SETTINGS)
-    assert found.dtype is dtype and found.shape == given.shape
+    assert found.dtype is dtype
+    assert found.shape == given.shape
     values = torch.linalg.svdvals(found.float())
-    assert values.min() > 0.3 and values.max() < 1.3
+    assert values.min() > 0.3
+    assert values.max() < 1.3
     left, _, right = torch.linalg.svd(given, full_matrices=False)
     middle = left.mT @ found.float() @ right.mT
     off_diagonal = middle - torch.diag_embed(torch.diagonal(middle, dim1=-2, dim2=-1))

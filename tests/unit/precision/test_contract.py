@@ -38,15 +38,18 @@ def loaded(request):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe_has_its_class_its_options_its_formats_and_its_predicate(loaded, recipe):
     fields = {field.name for field in dataclasses.fields(getattr(loaded.recipes, recipe.te_class))}
-    assert recipe.options <= fields and callable(getattr(loaded.pytorch, recipe.predicate))
+    assert recipe.options <= fields
+    assert callable(getattr(loaded.pytorch, recipe.predicate))
     for form in recipe.formats:
         made = backend.make_recipe(recipe, form, {})
-        assert made.fp8_format.name == form.upper() and made.delayed() == (not recipe.stateless)
+        assert made.fp8_format.name == form.upper()
+        assert made.delayed() == (not recipe.stateless)
         assert made.nvfp4() == (recipe.name == "nvfp4")
 
 
 def test_every_name_of_it_that_is_used_is_there(loaded):
-    assert callable(loaded.pytorch.autocast) and callable(loaded.pytorch.fp8_autocast)
+    assert callable(loaded.pytorch.autocast)
+    assert callable(loaded.pytorch.fp8_autocast)
     assert {"forward", "_get_weight_tensors", "get_extra_state"} <= set(dir(loaded.pytorch.Linear))
 
 
@@ -66,10 +69,13 @@ def test_its_own_linear_takes_over_the_parameters_of_a_model_and_accelerate_find
     with monkeypatch.context() as as_on_a_gpu:
         as_on_a_gpu.setattr(torch.cuda, "is_available", lambda: True)  # without one the real layer refuses to be made
         converted = convert(model, survey(model, RECIPES["current"], first=0, last=0), switch)
-    assert converted and all(isinstance(layer, loaded.pytorch.Linear) for layer in converted.values())
+    assert converted
+    assert all(isinstance(layer, loaded.pytorch.Linear) for layer in converted.values())
     convert_model(model, to_transformer_engine=True)
     after = model.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
     model.load_state_dict(before, strict=True)
-    assert torch.equal(model(inputs).logits, logits) and torch.equal(torch.get_rng_state(), numbers)
+    assert torch.equal(model(inputs).logits, logits)
+    assert torch.equal(torch.get_rng_state(), numbers)

@@ -6,7 +6,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from tests.messages import refuses
+from tests.messages import refuses, says
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import ConfigError, PrecisionError
@@ -64,28 +64,26 @@ def test_parameters_keys_types_and_random_state_stay_what_they_were(stand_in, sh
     before, state = census(model), torch.get_rng_state()
     convert(model, survey(model, CURRENT, **ALL_BLOCKS), make_switch(stand_in))
     now = census(model)
-    assert (
-        now.keys == before.keys == tuple(tiny_model(shape).state_dict())
-        and now.facts == before.facts
-        and now.is_tied == before.is_tied
-    )
-    assert list(now.parameters) == list(before.parameters) and all(
-        now.parameters[name] is p for name, p in before.parameters.items()
-    )
+    assert now.keys == before.keys == tuple(tiny_model(shape).state_dict())
+    assert now.facts == before.facts
+    assert now.is_tied == before.is_tied
+    assert list(now.parameters) == list(before.parameters)
+    assert all(now.parameters[name] is p for name, p in before.parameters.items())
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_first_and_last_blocks_stay_in_bf16():
     layers = survey(tiny_model("llama", num_hidden_layers=4), CURRENT, first=1, last=2)
     inside = {layer.name.split(".")[2] for layer in layers if layer.kept is None}
-    assert inside == {"1"} and {layer.kept for layer in layers if layer.kept} == {"in one of the first or last blocks"}
+    assert inside == {"1"}
+    assert {layer.kept for layer in layers if layer.kept} == {"in one of the first or last blocks"}
 
 
 def test_a_layer_of_odd_size_stays_in_bf16_and_the_ones_after_it_do_not():
     layers = {layer.name: layer for layer in survey(tiny_model("llama", intermediate_size=40), CURRENT, **ALL_BLOCKS)}
     kept = {name.rsplit(".", 1)[-1] for name, layer in layers.items() if layer.kept}
     assert kept == {"gate_proj", "up_proj", "down_proj"}
-    assert layers["model.layers.0.mlp.up_proj"].kept == "its widths 32 and 40 are not both multiples of 16"
+    says(layers["model.layers.0.mlp.up_proj"].kept, 32, 40, "multiples of 16")
     assert layers["model.layers.1.self_attn.o_proj"].kept is None
 
 
@@ -103,9 +101,11 @@ def test_a_weight_that_is_used_in_more_than_one_place_stays_in_bf16_and_is_not_c
         second.mlp.up_proj.weight = first.mlp.up_proj.weight
     layers = survey(model, CURRENT, **ALL_BLOCKS)
     kept = {layer.name for layer in layers if layer.kept == "its weight is used in more than one place"}
-    assert any(".mlp." in name for name in kept) and any("q_proj" in name for name in kept) is (shared == "a block")
+    assert any(".mlp." in name for name in kept)
+    assert any("q_proj" in name for name in kept) is (shared == "a block")
     before, converted = census(model), convert(model, layers, make_switch(stand_in))
-    assert not kept & converted.keys() and census(model).keys == before.keys
+    assert not kept & converted.keys()
+    assert census(model).keys == before.keys
     assert coverage(model, layers, flops_per_token(model, 16)).block_fraction < 1.0
     assert loss_and_gradients(model, tokens)[0].isfinite()
 
@@ -148,7 +148,8 @@ def test_blocks_are_the_list_as_long_as_the_config_says_or_else_the_longest():
     assert find_blocks(tiny_model("gpt2"))[0] == "transformer.h"
     plain = nn.Module()
     plain.few, plain.many = nn.ModuleList([nn.Linear(2, 2)]), nn.ModuleList([nn.Linear(2, 2)] * 3)
-    assert find_blocks(plain)[0] == "many" and len(find_blocks(nn.Linear(2, 2))[1]) == 0
+    assert find_blocks(plain)[0] == "many"
+    assert len(find_blocks(nn.Linear(2, 2))[1]) == 0
 
 
 # Why nothing can be
@@ -160,13 +161,17 @@ def fits(model, *, recipe="current", micro_batch=2, sequence_length=32, **wanted
 
 
 def test_a_model_and_a_batch_that_fit_have_no_misfit():
-    assert fits(tiny_model("llama")) is None and fits(tiny_model("gpt2"), recipe="mxfp8") is None
+    assert fits(tiny_model("llama")) is None
+    assert fits(tiny_model("gpt2"), recipe="mxfp8") is None
 
 
 def test_a_model_none_of_whose_layers_fits_is_told_with_a_layer():
-    assert (
-        "no layer fits precision.recipe 'block': transformer.h.0.attn.c_attn stays in bf16, because its widths 32 and 96"
-        in fits(tiny_model("gpt2"), recipe="block")
+    says(
+        fits(tiny_model("gpt2"), recipe="block"),
+        "precision.recipe",
+        "'block'",
+        "transformer.h.0.attn.c_attn",
+        "32 and 96",
     )
 
 
@@ -185,7 +190,7 @@ def test_a_micro_batch_whose_tokens_do_not_fit_is_told_by_its_settings():
 def test_a_model_without_linear_layers_in_its_blocks_is_told():
     model = tiny_model("llama")
     model.model.layers = nn.ModuleList([nn.Identity(), nn.Identity()])
-    assert "has no linear layers in its blocks" in fits(model)
+    says(fits(model), "no linear layers")
 
 
 class OwnLinear(nn.Linear):
@@ -200,7 +205,7 @@ class OwnNorm(nn.LayerNorm):
 def test_a_layer_that_accelerate_would_replace_against_its_meaning_is_told_and_refused(stand_in, layer):
     model = tiny_model("llama")
     model.model.layers[0].odd = layer
-    assert f"model.layers.0.odd is a {type(layer).__name__}, a subclass of nn." in fits(model)
+    says(fits(model), "model.layers.0.odd", type(layer).__name__)
     with refuses(PrecisionError, "Accelerate", "fp8"):
         convert(model, [], make_switch(stand_in))
 
@@ -225,11 +230,9 @@ def test_prepare_leaves_every_parameter_and_the_tie_alone(fp8_accelerator, stand
     optimizer = build_optimizer(model, name="adamw", lr=1e-3)
     prepared, wrapped = fp8_accelerator.prepare(model, optimizer)
     now = census(prepared)
-    assert (
-        all(now.parameters[name] is p for name, p in before.parameters.items())
-        and now.keys == before.keys
-        and now.is_tied == before.is_tied
-    )
+    assert all(now.parameters[name] is p for name, p in before.parameters.items())
+    assert now.keys == before.keys
+    assert now.is_tied == before.is_tied
     check_groups(model, wrapped)
     assert all(model.get_submodule(name) is layer for name, layer in converted.items())
 
@@ -256,10 +259,8 @@ def test_hidden_layers_compute_what_they_did():
     before, keys = [layer(x) for layer in model], list(model.state_dict())
     hide(model)
     assert [type(layer) for layer in model] == [PlainLinear, PlainLinear, PlainLayerNorm, PlainLayerNorm]
-    assert (
-        all(torch.equal(layer(x), y) for layer, y in zip(model, before, strict=True))
-        and list(model.state_dict()) == keys
-    )
+    assert all(torch.equal(layer(x), y) for layer, y in zip(model, before, strict=True))
+    assert list(model.state_dict()) == keys
     assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
 
 
@@ -282,7 +283,8 @@ def test_a_run_that_went_back_to_bf16_trains_bit_for_bit_as_a_bf16_run(stand_in,
     switch.enabled = False
     loss, gradients = loss_and_gradients(model, tokens)
     reference, expected = loss_and_gradients(tiny_model(shape), tokens)
-    assert torch.equal(loss, reference) and all(torch.equal(gradients[name], g) for name, g in expected.items())
+    assert torch.equal(loss, reference)
+    assert all(torch.equal(gradients[name], g) for name, g in expected.items())
     assert not stand_in.RAN
 
 
@@ -296,11 +298,14 @@ def test_training_computes_every_converted_layer_in_fp8_close_to_bf16(stand_in, 
         loss_and_gradients(model, tokens)  # without scales from a step before, gradients this small are zero in e5m2
     loss, gradients = loss_and_gradients(model, tokens)
     reference, expected = loss_and_gradients(tiny_model(shape, **fields), tokens)
-    assert {ran.layer for ran in stand_in.RAN} == set(converted.values()) and all(ran.in_fp8 for ran in stand_in.RAN)
+    assert {ran.layer for ran in stand_in.RAN} == set(converted.values())
+    assert all(ran.in_fp8 for ran in stand_in.RAN)
     assert all(layer.ran_in_fp8 for layer in converted.values())
-    assert not torch.equal(loss, reference) and torch.allclose(loss, reference, rtol=0.02)
+    assert not torch.equal(loss, reference)
+    assert torch.allclose(loss, reference, rtol=0.02)
     for key, gradient in expected.items():
-        assert gradients[key].shape == gradient.shape and gradients[key].dtype == gradient.dtype
+        assert gradients[key].shape == gradient.shape
+        assert gradients[key].dtype == gradient.dtype
         assert (gradients[key] - gradient).norm() <= 0.3 * gradient.norm() + 1e-6, key
 
 
@@ -308,7 +313,8 @@ def test_under_accelerates_own_context_ours_is_the_recipe_that_counts(fp8_accele
     model, converted, _ = converted_model(stand_in, "llama")
     prepared, _ = fp8_accelerator.prepare(model, build_optimizer(model, name="adamw", lr=1e-3))
     fp8_accelerator.backward(prepared(tokens, labels=tokens))
-    assert {ran.recipe for ran in stand_in.RAN} == {"Float8CurrentScaling"} and stand_in.STATE.num_reductions == 0
+    assert {ran.recipe for ran in stand_in.RAN} == {"Float8CurrentScaling"}
+    assert stand_in.STATE.num_reductions == 0
 
 
 def test_activation_checkpointing_recomputes_in_fp8(stand_in, tokens):
@@ -318,8 +324,10 @@ def test_activation_checkpointing_recomputes_in_fp8(stand_in, tokens):
     model, converted, _ = converted_model(stand_in, "gpt2")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loss, gradients = loss_and_gradients(model, tokens)
-    assert len(stand_in.RAN) == 2 * len(converted) and all(ran.in_fp8 for ran in stand_in.RAN)
-    assert torch.equal(loss, expected[0]) and all(torch.equal(gradients[name], g) for name, g in expected[1].items())
+    assert len(stand_in.RAN) == 2 * len(converted)
+    assert all(ran.in_fp8 for ran in stand_in.RAN)
+    assert torch.equal(loss, expected[0])
+    assert all(torch.equal(gradients[name], g) for name, g in expected[1].items())
 
 
 @pytest.fixture
@@ -361,7 +369,8 @@ def test_keeping_fp8_weights_over_micro_batches_changes_no_bit_and_follows_an_up
         kept = two_micro_batches(True, False)
         assert [ran.weight_rounded for ran in stand_in.RAN] == [True] * len(converted) + [False] * len(converted)
         for (loss, gradients), (reference, expected) in zip(kept, anew, strict=True):
-            assert torch.equal(loss, reference) and all(torch.equal(gradients[name], g) for name, g in expected.items())
+            assert torch.equal(loss, reference)
+            assert all(torch.equal(gradients[name], g) for name, g in expected.items())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.3)
@@ -376,7 +385,8 @@ def test_delayed_scaling_has_one_context_around_the_blocks_and_one_update_for_ea
     for number in (1, 2):
         stand_in.RAN.clear()
         fp8_accelerator.backward(prepared(tokens, labels=tokens))
-        assert stand_in.STATE.num_reductions == number and len(stand_in.RAN) == len(converted)
+        assert stand_in.STATE.num_reductions == number
+        assert len(stand_in.RAN) == len(converted)
         assert all(ran.in_fp8 and ran.recipe == "DelayedScaling" for ran in stand_in.RAN)
     layer = next(iter(converted.values()))
     assert layer.fp8_meta["scaling_fwd"].scale[0] > 1.0
@@ -391,7 +401,8 @@ def test_a_failing_forward_pass_leaves_no_context_open(stand_in, tokens):
     with pytest.raises(RuntimeError, match="stopped"):
         model(tokens, labels=tokens)
     handle.remove()
-    assert stand_in.STATE.depth == 0 and not stand_in.STATE.enabled
+    assert stand_in.STATE.depth == 0
+    assert not stand_in.STATE.enabled
 
 
 def test_an_fp8_layer_says_what_a_kind_of_layer_must_know():

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from tests.messages import refuses
+from tests.messages import refuses, says
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision import backend, probe
@@ -43,7 +43,9 @@ def test_a_cpu_without_the_stand_in_is_a_cpu(monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_stand_in_passes_the_probe_with_every_recipe_and_is_called_what_it_is(stand_in, name):
     facts = probe.look("cpu", PrecisionConfig(recipe=name))
-    assert facts.emulated and facts.problem is None and "emulation" in facts.backend
+    assert facts.emulated
+    assert facts.problem is None
+    assert "emulation" in facts.backend
     assert 0.02 < facts.probe_error < 0.1
     assert decide("fp8", facts, PrecisionConfig(recipe=name)).label == "fp8 emulation"
 
@@ -60,11 +62,11 @@ def test_the_probe_leaves_the_random_state_alone(stand_in):
     [
         (
             ModuleNotFoundError("No module named 'transformer_engine'", name="transformer_engine"),
-            "is not installed (./launch.sh --setup fp8",
+            "launch.sh --setup fp8",
         ),
         (
             ModuleNotFoundError("No module named 'onnx'", name="onnx"),
-            "cannot be imported (ModuleNotFoundError: No module named 'onnx')",
+            "ModuleNotFoundError: No module named 'onnx'",
         ),
         (OSError("libnccl.so.2: cannot open shared object file"), "OSError: libnccl.so.2"),
         (RuntimeError("found empty torch extension"), "RuntimeError: found empty"),
@@ -79,14 +81,15 @@ def test_a_broken_installation_is_told_in_its_own_words(monkeypatch, imports, er
     imports(broken)
     pretend_h100(monkeypatch)
     facts = probe.look("cuda", PrecisionConfig())
-    assert words in facts.problem and decide("fp8", facts).mode == "bf16"
+    says(facts.problem, words)
+    assert decide("fp8", facts).mode == "bf16"
 
 
 def test_transformer_engines_own_refusal_is_told_in_its_words(stand_in, monkeypatch):
     monkeypatch.setattr(
         stand_in, "is_fp8_available", lambda return_reason: (False, "CublasLt version 12.1.3.x or higher required.")
     )
-    assert probe.look("cpu", PrecisionConfig()).problem.endswith("says: CublasLt version 12.1.3.x or higher required")
+    says(probe.look("cpu", PrecisionConfig()).problem, "CublasLt version 12.1.3.x or higher required")
 
     def raises(return_reason):
         raise RuntimeError("Found no NVIDIA driver")
@@ -99,17 +102,17 @@ def test_a_layer_that_cannot_be_computed_is_told(stand_in, monkeypatch):
     monkeypatch.setattr(
         stand_in.Linear, "forward", lambda self, x, is_first_microbatch: (_ for _ in ()).throw(ValueError("no GEMM"))
     )
-    assert "could not be computed with it (ValueError: no GEMM)" in probe.look("cpu", PrecisionConfig()).problem
+    says(probe.look("cpu", PrecisionConfig()).problem, "ValueError: no GEMM")
 
 
 def test_a_layer_that_was_not_rounded_is_found_out(stand_in, monkeypatch):
     monkeypatch.setattr(stand_in.layers, "rounded", lambda tensor, largest, scale=None: tensor.float())
-    assert "closer than fp8 can: Float8CurrentScaling was not applied" in probe.look("cpu", PrecisionConfig()).problem
+    says(probe.look("cpu", PrecisionConfig()).problem, "Float8CurrentScaling")
 
 
 def test_a_layer_that_is_far_off_is_found_out(stand_in, monkeypatch):
     monkeypatch.setattr(stand_in.layers, "rounded", lambda tensor, largest, scale=None: tensor.float() * 1.3)
-    assert "off fp32, and current scaling should stay below 20%" in probe.look("cpu", PrecisionConfig()).problem
+    says(probe.look("cpu", PrecisionConfig()).problem, "fp32", "20%")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_the_probes_errors_are_judged_on_both_sides(forward, worst, good):
 def test_a_recipe_that_transformer_engine_refuses_is_a_paragraph(stand_in):
     with refuses(PrecisionError, "DelayedScaling", "amax_compute_algo"):
         backend.make_recipe(RECIPES["delayed"], "hybrid", {"amax_compute_algo": "median"})
-    with pytest.raises(PrecisionError, match="Pure E5M2 training is not supported"):
+    with refuses(PrecisionError, "E5M2"):
         backend.make_recipe(RECIPES["current"], "e5m2", {})
 
 

@@ -31,7 +31,8 @@ def test_a_scale_from_steps_before_can_cut_off():
 
 def test_block_scales_save_what_one_scale_loses():
     values = torch.cat([torch.full((1, 128), 1e3), torch.full((1, 128), 1e-4)], dim=1)
-    assert fit(values, CURRENT)[1].item() == 0.5 and fit(values, BLOCK)[1].item() == fit(values, MXFP8)[1].item() == 0.0
+    assert fit(values, CURRENT)[1].item() == 0.5
+    assert fit(values, BLOCK)[1].item() == fit(values, MXFP8)[1].item() == 0.0
     assert fit(values, MXFP8)[2].item() == 0.0
 
 
@@ -56,7 +57,8 @@ def test_statistics_are_taken_by_role_and_the_hooks_go_away(stand_in, tokens):
     assert {tag.rsplit("/", 1)[0] + "/ROLE" for tag in numbers} == {
         tag for tag in FP8_MEANINGS if tag.endswith("/ROLE")
     }
-    assert {tag.rsplit("/", 1)[1] for tag in numbers} == {"c_attn", "c_proj", "c_fc"} and len(numbers) == 18
+    assert {tag.rsplit("/", 1)[1] for tag in numbers} == {"c_attn", "c_proj", "c_fc"}
+    assert len(numbers) == 18
     weights = [layer.weight for name, layer in converted.items() if name.endswith("c_fc")]
     assert numbers["precision/amax_weight/c_fc"] == pytest.approx(max(weight.abs().max().item() for weight in weights))
     assert all(math.isfinite(value) for value in numbers.values())
@@ -75,9 +77,8 @@ def test_delayed_scaling_is_measured_with_the_scales_it_has(stand_in, tokens):
 
 
 def test_what_is_due_every_so_many_steps():
-    assert [step for step in range(1, 11) if is_due(step, 5)] == [5, 10] and not any(
-        is_due(step, 0) for step in range(1, 11)
-    )
+    assert [step for step in range(1, 11) if is_due(step, 5)] == [5, 10]
+    assert not any(is_due(step, 0) for step in range(1, 11))
 
 
 @pytest.mark.parametrize(

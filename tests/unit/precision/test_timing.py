@@ -39,35 +39,41 @@ def settled(asked="bf16"):
 def test_a_launch_in_a_precision_that_is_slower_here_decides_for_it_and_says_how_slow(seconds):
     seconds(float32=0.001, bfloat16=0.06)
     decision = settled()
-    assert decision.mode == "bf16" and decision.speed == pytest.approx(1 / 60) and decision.is_slow
-    assert (
-        "1/60" in decision.slow_warning
-        and "bf16" in decision.slow_warning
-        and decision.as_json()["speed"] == decision.speed
-    )
+    assert decision.mode == "bf16"
+    assert decision.speed == pytest.approx(1 / 60)
+    assert decision.is_slow
+    assert "1/60" in decision.slow_warning
+    assert "bf16" in decision.slow_warning
+    assert decision.as_json()["speed"] == decision.speed
     assert "60" not in decision.sentence
 
 
 def test_one_that_is_faster_is_told_by_the_doctor_alone(seconds):
     seconds(float32=0.004, bfloat16=0.002)
     decision = settled()
-    assert not decision.is_slow and "2.0" in decision.speed_words and decision.slow_warning is None
+    assert not decision.is_slow
+    assert "2.0" in decision.speed_words
+    assert decision.slow_warning is None
 
 
 def test_fp32_and_a_fallback_to_it_are_not_timed(seconds):
     seconds()
-    assert settled("no").speed is None and settled("fp16").speed is None and settled("no").speed_words == ""
+    assert settled("no").speed is None
+    assert settled("fp16").speed is None
+    assert settled("no").speed_words == ""
 
 
 def test_a_fallback_from_fp8_to_a_slow_bf16_says_so_too(seconds):
     seconds(float32=0.001, bfloat16=0.002)
     decision = settled("fp8")
-    assert decision.mode == "bf16" and "50%" in decision.slow_warning
+    assert decision.mode == "bf16"
+    assert "50%" in decision.slow_warning
 
 
 def test_a_decision_without_a_time_reads_as_before():
     decision = decide("bf16", look("cpu"))
-    assert decision.speed is None and not decision.is_slow
+    assert decision.speed is None
+    assert not decision.is_slow
     assert timed(Decision("no", "no", ""), "cpu").speed is None
 
 
@@ -88,4 +94,5 @@ def test_the_first_product_which_makes_handles_and_threads_is_not_counted_and_sl
 
     assert seconds_of(0.9, 0.003, 0.001, 0.002, 0.003, 0.003) == (pytest.approx(0.001), 0)
     found, untouched = seconds_of(0.9, 0.3, *[0.2] * 9)
-    assert found == pytest.approx(0.3) and untouched > 0
+    assert found == pytest.approx(0.3)
+    assert untouched > 0

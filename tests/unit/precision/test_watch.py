@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from tests.messages import refuses
+from tests.messages import logged, refuses, says
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
@@ -79,31 +79,33 @@ def test_without_fp8_nothing_is_done_and_nothing_is_written(tokens):
     watch.check_warm_up()
     watch.begin(100)
     watch.micro_batch(1)
-    assert watch.end(500, tokens, tokens) == {} and watch.label == "bf16" and watch.words == BF16.sentence
-    assert watch.facts()["bf16_since_step"] is None and watch.settings == {"precision": "bf16"}
+    assert watch.end(500, tokens, tokens) == {}
+    assert watch.label == "bf16"
+    assert watch.words == BF16.sentence
+    assert watch.facts()["bf16_since_step"] is None
+    assert watch.settings == {"precision": "bf16"}
 
 
 def test_a_fallback_writes_down_that_nothing_is_in_fp8(tokens):
     watch = PrecisionWatch(Decision("fp8", "bf16", "no device"), PrecisionConfig(), tiny_model("gpt2"))
-    assert watch.end(1, tokens, tokens) == {"precision/fp8_coverage": 0.0} and watch.label == "bf16"
+    assert watch.end(1, tokens, tokens) == {"precision/fp8_coverage": 0.0}
+    assert watch.label == "bf16"
 
 
 def test_the_log_says_how_much_is_in_fp8_and_what_is_not(attached, caplog):
     with caplog.at_level(logging.INFO):
         watch, _, _ = attached(bf16_last_blocks=1)
-    assert "fp8 emulation: 4 of 8 linear layers, 50.0% of the blocks' linear arithmetic" in caplog.text
-    assert (
-        "in bf16: 4 layers, in one of the first or last blocks (transformer.h.1.attn.c_attn, transformer.h.1.attn.c_proj"
-        in caplog.text
-    )
-    assert watch.facts()["num_layers"] == 4 and "50.0% of the blocks" in watch.words
+    logged(caplog, "fp8 emulation", "4 of 8 linear layers", "50.0%")
+    logged(caplog, "bf16", "4 layers", "transformer.h.1.attn.c_attn, transformer.h.1.attn.c_proj")
+    assert watch.facts()["num_layers"] == 4
+    says(watch.words, "50.0%")
 
 
 def test_a_backward_pass_in_bf16_is_not_counted_as_fp8(attached, caplog):
     with caplog.at_level(logging.INFO):
         watch, _, _ = attached(options={"backward_override": "dequantized"})
-    assert "33.3% of the blocks' linear arithmetic" in caplog.text
-    assert "in bf16: the backward pass of all layers, by backward_override=dequantized" in caplog.text
+    logged(caplog, "33.3%")
+    logged(caplog, "backward_override=dequantized")
     assert "dequantized" in watch.facts()["arguments"]
 
 
@@ -165,9 +167,8 @@ def test_statistics_are_taken_when_due_of_the_first_micro_batch_only(attached, t
         assert bool(bare.transformer.h[0].mlp.c_fc._forward_pre_hooks) == (number == 1)
         model(tokens, labels=tokens).backward()
     numbers = watch.end(2, tokens, tokens)
-    assert {"precision/amax_input/qkv", "precision/underflow_weight/mlp_down"} <= numbers.keys() and len(
-        numbers
-    ) == 1 + 6 * 4
+    assert {"precision/amax_input/qkv", "precision/underflow_weight/mlp_down"} <= numbers.keys()
+    assert len(numbers) == 1 + 6 * 4
     assert len(step(watch, model, tokens, 3)) == 1
 
 
@@ -194,7 +195,7 @@ def test_fp8_weights_are_kept_where_that_changes_nothing_and_saves_something(
 
 def test_delayed_scaling_is_warned_of(attached, caplog):
     attached(fp8_decision("delayed"))
-    assert "its scales begin anew at each start, so a resume is not exact" in caplog.text
+    logged(caplog, "scales", "not exact")
 
 
 # Compared with bf16
@@ -209,8 +210,10 @@ def test_the_comparison_is_of_fp8_and_bf16_without_dropout_and_disturbs_nothing(
     state = torch.get_rng_state()
     stand_in.RAN.clear()
     numbers = watch.end(2, tokens, tokens)
-    assert torch.equal(state, torch.get_rng_state()) and bare.training
-    assert len(stand_in.RAN) == 8 and all(ran.in_fp8 and ran.first_micro_batch is None for ran in stand_in.RAN)
+    assert torch.equal(state, torch.get_rng_state())
+    assert bare.training
+    assert len(stand_in.RAN) == 8
+    assert all(ran.in_fp8 and ran.first_micro_batch is None for ran in stand_in.RAN)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = reference(tokens, labels=tokens).item()
     assert numbers["precision/shadow_loss"] == pytest.approx(expected, abs=1e-6)
@@ -228,23 +231,22 @@ def test_a_gap_that_stays_ends_fp8_and_is_told_everywhere(attached, stand_in, to
         assert watch.label == watch.mode == "fp8", number
         numbers = step(watch, model, tokens, number)
         assert numbers["precision/fp8_coverage"] > 0.5, "the step that ends it was in fp8 itself"
-    assert watch.label == watch.mode == "bf16" and watch.facts()["bf16_since_step"] == 5
-    assert (
-        watch.facts()["sentence"]
-        == watch.words
-        == "precision: bf16 instead of fp8 (current), because the run went back to it at step 5; nothing runs in fp8"
-    )
-    assert watch.facts()["mode"] == "bf16" and "matmul_fraction" not in watch.facts()
-    assert (
-        "precision: bf16 from step 6 on, because the loss in fp8 was 50.00 % above bf16's in 3 comparisons"
-        in caplog.text
-    )
+    assert watch.label == watch.mode == "bf16"
+    assert watch.facts()["bf16_since_step"] == 5
+    assert watch.facts()["sentence"] == watch.words
+    says(watch.words, "bf16", "fp8", "current", "step 5")
+    assert watch.facts()["mode"] == "bf16"
+    assert "matmul_fraction" not in watch.facts()
+    logged(caplog, "bf16", "step 6", "50.00 %", "3 comparisons")
     assert not read_events(tmp_path), "a run that ends here has computed nothing in bf16"
     stand_in.RAN.clear()
     for number in (6, 7):
-        assert step(watch, model, tokens, number) == {"precision/fp8_coverage": 0.0} and not stand_in.RAN
+        assert step(watch, model, tokens, number) == {"precision/fp8_coverage": 0.0}
+        assert not stand_in.RAN
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
-    assert (event["step"], event["mode"]) == (5, "bf16") and "50.00 % above" in event["reason"] and GAP_CHECKS == 3
+    assert (event["step"], event["mode"]) == (5, "bf16")
+    assert "50.00 % above" in event["reason"]
+    assert GAP_CHECKS == 3
     watch.check_warm_up()
 
 
@@ -253,12 +255,9 @@ def test_a_loss_that_is_no_number_in_fp8_is_told_as_that(attached, tokens, monke
     monkeypatch.setattr(watch, "_loss", lambda inputs, labels, in_fp8: torch.tensor(math.nan if in_fp8 else 2.0))
     for number in range(1, GAP_CHECKS + 1):
         step(watch, model, tokens, number)
-    assert "step 1: the loss is nan in fp8 and 2.0000 in bf16: over precision.max_loss_gap" in caplog.text
-    assert (
-        "because the loss in fp8 was no number, and bf16's was, in the last of 3 comparisons up to step 3"
-        in caplog.text
-        and "inf" not in caplog.text
-    )
+    logged(caplog, "step 1", "nan", "2.0000", "precision.max_loss_gap")
+    logged(caplog, "bf16", "3 comparisons", "step 3")
+    assert "inf" not in caplog.text
 
 
 def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_step(
@@ -274,7 +273,7 @@ def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_ste
     assert not watch.give_up_fp8(3, "NaN in bf16")
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"], event["reason"]) == (2, "bf16", "all was NaN")
-    assert "precision: bf16 from step 3 on, because all was NaN" in caplog.text
+    logged(caplog, "bf16", "step 3", "all was NaN")
     assert not PrecisionWatch(BF16, PrecisionConfig(), tiny_model("gpt2")).give_up_fp8(1, "NaN"), (
         "without fp8 there is no way back"
     )
@@ -283,7 +282,8 @@ def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_ste
 def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached, stand_in, tokens, caplog, tmp_path):
     watch, model, _ = attached()
     watch.load_state_dict({"switched_at": 7, "gaps_in_a_row": 3})
-    assert watch.label == "bf16" and "since the run went back to it at step 7" in caplog.text
+    assert watch.label == "bf16"
+    logged(caplog, "bf16", "step 7")
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"], event["resumed"]) == (7, "bf16", True)
     assert watch.settings["precision"] == "bf16"
@@ -294,7 +294,8 @@ def test_the_way_back_to_bf16_survives_a_restart_until_a_launch_in_bf16(attached
     assert forgetful.state_dict() == {"switched_at": None, "gaps_in_a_row": 0}
     watch.load_state_dict(forgetful.state_dict())
     step(watch, model, tokens, 9)
-    assert stand_in.RAN and watch.label == "fp8 emulation"
+    assert stand_in.RAN
+    assert watch.label == "fp8 emulation"
 
 
 def test_a_launch_that_could_not_have_fp8_does_not_forget_the_way_back_to_bf16():
@@ -302,7 +303,9 @@ def test_a_launch_that_could_not_have_fp8_does_not_forget_the_way_back_to_bf16()
     for mode in ("bf16", "no"):
         watch = PrecisionWatch(Decision("fp8", mode, "no device"), PrecisionConfig(), tiny_model("gpt2"))
         watch.load_state_dict(state)
-        assert watch.state_dict() == state and watch.label == watch.mode == mode and "no device" in watch.words
+        assert watch.state_dict() == state
+        assert watch.label == watch.mode == mode
+        assert "no device" in watch.words
 
 
 def test_the_journal_states_a_fallback_with_its_reason():

@@ -3,6 +3,7 @@ import os
 import pytest
 from torch.distributed import DistBackendError
 
+from tests.messages import says
 from trainer.errors import RankLostError
 from trainer.safety import failures
 from trainer.safety.failures import (
@@ -56,10 +57,9 @@ def test_a_broken_connection_has_the_reason_of_the_rank_that_broke_it(tmp_path, 
 def test_a_rank_that_is_gone_without_a_word_is_told_as_what_is_known(tmp_path, become):
     become(0)
     error = lost(tmp_path)
-    assert "broke (Read error [127.0.0.1]:48816: Connection reset by peer), and that process did not say why" in str(
-        error
-    )
-    assert (error.kind, error.was_said) == ("failed", False) and "start it again to continue" in str(error)
+    says(error, "Read error [127.0.0.1]:48816: Connection reset by peer")
+    assert (error.kind, error.was_said) == ("failed", False)
+    says(error, "start it again")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,8 @@ def test_the_words_of_another_launch_are_not_taken_and_are_swept_at_the_start(tm
     become(0, port=2)
     assert str(lost(tmp_path)) == "rank 2: just now"
     sweep_causes(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-2"] and read_cause(tmp_path, 7) is None
+    assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-2"]
+    assert read_cause(tmp_path, 7) is None
 
 
 def test_words_of_an_earlier_launch_that_met_at_the_same_port_are_removed_before_the_ranks_meet(tmp_path, become):
@@ -144,11 +145,11 @@ def test_what_a_launcher_saw_reaches_the_one_that_started_it(monkeypatch):
 @pytest.mark.parametrize(
     ("exit_code", "words"),
     [
-        (-9, "killed by SIGKILL (out of memory?"),
-        (-15, "killed by SIGTERM; start it again"),
-        (-40, "killed by signal 40;"),
-        (1, "exit code 1"),
+        (-9, ["SIGKILL", "out of memory"]),
+        (-15, ["SIGTERM", "start it again"]),
+        (-40, ["signal 40"]),
+        (1, ["exit code 1"]),
     ],
 )
 def test_how_a_process_ended_is_said_in_words(exit_code, words):
-    assert words in how_it_ended("rank 0", exit_code)
+    says(how_it_ended("rank 0", exit_code), "rank 0", *words)

@@ -36,7 +36,8 @@ def test_a_rank_that_waits_in_a_gpu_ends_with_the_reason_of_the_one_that_failed(
     leave_cause(tmp_path, "failed", "a bad shard")
     become(0)
     error = ended_by(tmp_path)
-    assert isinstance(error, RankLostError) and (str(error), error.kind, error.was_said) == (
+    assert isinstance(error, RankLostError)
+    assert (str(error), error.kind, error.was_said) == (
         "rank 2: a bad shard",
         "failed",
         True,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.messages import says
 from tests.unit.tools.bench.made import BF16, COMPILED
 from trainer.config.load import load
 from trainer.precision.decide import Decision
@@ -47,9 +48,7 @@ def test_fp8_is_compiled_where_the_versions_allow_it_and_delayed_never():
         "fp8 current+compile",
         "fp8 block+compile",
     ]
-    assert "DelayedScaling refuses to be compiled" in next(
-        each.reason for each in missing if each.name == "fp8 delayed+compile"
-    )
+    says(next(each.reason for each in missing if each.name == "fp8 delayed+compile"), "DelayedScaling", "compiled")
 
 
 def test_without_a_compiler_nothing_is_compiled_and_the_reason_is_told():
@@ -66,7 +65,7 @@ def test_an_emulation_is_measured_under_its_own_name_and_never_called_fp8():
         "fp8 emulation current",
         "fp8 emulation block",
     ]
-    assert Missing("fp8 emulation current+compile", "not compiled: an emulation is not") in missing
+    assert "emulation" in next(each.reason for each in missing if each.name == "fp8 emulation current+compile")
 
 
 def test_a_gpu_without_bf16_has_nothing_to_compare_with():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.launching import PROJECT
-from tests.messages import refuses
+from tests.messages import names, refuses, says
 from trainer.config.cluster import read_cluster
 from trainer.config.load import load
 from trainer.errors import ConfigError, LaunchError
@@ -130,7 +130,7 @@ def test_what_a_machine_that_was_not_steady_gave_is_not_kept(project):
     result = measured_on(machine)
     assert result.stored_in is None
     assert find(project / "runs", CONDITIONS) is None
-    assert "was not steady" in result.text()
+    says(result.text(), "steady")
 
 
 def test_a_variant_whose_launch_fails_is_told_with_its_reason_and_has_no_second_turn(project):
@@ -144,17 +144,15 @@ def test_a_variant_whose_launch_fails_is_told_with_its_reason_and_has_no_second_
     ]
     assert result.judgement.gains.keys() == {"block"}
     [failed] = [each for each in result.missing if each.reason.startswith("failed")]
-    assert failed.reason == "failed: ended as refused (precision.required is true and fp8 cannot be had)"
+    says(failed.reason, "refused", "precision.required")
 
 
-@pytest.mark.parametrize(
-    ("label", "words"), [("bf16", "it computed in bf16"), ("fp8 emulation", "it computed in fp8 emulation")]
-)
+@pytest.mark.parametrize(("label", "words"), [("bf16", "bf16"), ("fp8 emulation", "fp8 emulation")])
 def test_a_launch_that_computed_in_something_else_does_not_count(project, label, words):
     machine = Machine()
     machine.label["fp8-current"] = label
     result = measured_on(machine)
-    assert f"failed: {words}" in [each.reason for each in result.missing]
+    assert any(names(each.reason, "failed", words) for each in result.missing)
     assert "current" not in result.judgement.gains
 
 
@@ -165,7 +163,7 @@ def test_a_launch_that_was_not_compiled_does_not_count(project, monkeypatch):
         lambda cluster, path, *, precision, compiled: path.write_text(f"mixed_precision: {precision}"),
     )
     result = measured_on(Machine())
-    assert "failed: it ran without torch.compile" in [each.reason for each in result.missing]
+    assert any(names(each.reason, "failed", "torch.compile") for each in result.missing)
 
 
 @pytest.mark.parametrize(
@@ -208,5 +206,5 @@ def test_what_a_killed_measurement_left_is_swept_by_the_next(project):
     (project / "runs" / ".bench-dead" / ".lock").touch()
     said = []
     measured_on(Machine(), said=said)
-    assert "removed .bench-dead, which a bench that was killed has left" in said
+    assert any(names(line, "removed", ".bench-dead") for line in said)
     assert not list(project.glob("*/.bench-*"))

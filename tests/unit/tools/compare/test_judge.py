@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.messages import names, says
 from tests.written_runs import STEP_TOKENS, compared, losses, write_run
 from trainer.tools.compare.align import Span, end_span, hours_to_reach, losses_by_hours, mean_loss
 from trainer.tools.compare.curve import NUM_BINS, read_curve
@@ -46,8 +47,8 @@ def test_two_runs_that_differ_in_the_seed_alone_are_the_measure_of_noise_however
     assert found.verdict == "no difference"
     assert {judged.verdict for judged in found.judged.values()} == {"no difference"}
     assert found.judged["loss"].spread.measured_on == ("a", "b")
-    assert "differ in their seed alone" in found.notes[0]
-    assert ("more than runs of one recipe are assumed" in found.notes[0]) == (abs(offset) == 0.5)
+    says(found.notes[0], "seed")
+    assert names(found.notes[0], "assumed") == (abs(offset) == 0.5)
     other = write_run(tmp_path, "other", losses(seed=1) + offset, seed=3, settings={"optimizer": {"lr": 0.1}})
     assert compared(a, other, b).pairs[0].verdict == "no difference", "what they measure holds for other recipes"
 
@@ -56,7 +57,7 @@ def test_one_recipe_and_one_seed_that_end_apart_are_not_excused_by_themselves(tm
     values = losses()
     found = pair(tmp_path, values, values + 0.5)
     assert found.verdict == "worse"
-    assert "are of one recipe" in found.notes[0]
+    says(found.notes[0], "one recipe")
 
 
 @pytest.mark.parametrize(
@@ -196,14 +197,15 @@ def test_a_longer_run_is_compared_over_what_both_have_and_that_is_said(tmp_path)
     found = pair(tmp_path, values[:200], values)
     assert found.tokens == 200 * STEP_TOKENS
     assert found.judged["loss"].gap.value == 0.0
-    assert found.notes == ["compared over the 200k tokens that both have: b went on to 400k, a did not"]
+    [note] = found.notes
+    says(note, "200k tokens", "b", "400k", "a")
 
 
 def test_schedules_that_differ_are_told(tmp_path):
     (note,) = pair(
         tmp_path, losses(), losses(), settings={"max_steps": 900, "schedule": {"name": "wsd", "warmup_steps": 5}}
     ).notes
-    assert "different schedules (max_steps 200 and 900, schedule.name cosine and wsd)" in note
+    says(note, "max_steps 200 and 900", "schedule.name cosine and wsd")
 
 
 def test_losses_that_are_not_finite_are_told(tmp_path):
@@ -212,7 +214,8 @@ def test_losses_that_are_not_finite_are_told(tmp_path):
     broken[50] = np.inf
     found = pair(tmp_path, values, broken)
     assert found.judged["loss"].gap.value == 0.0
-    assert found.notes == ["b has 1 step whose loss is not finite, left out of every mean"]
+    [note] = found.notes
+    says(note, "b", "1 step", "not finite")
 
 
 def test_a_run_of_a_few_steps_is_not_judged(tmp_path):
@@ -235,7 +238,7 @@ def test_validation_losses_are_judged_by_themselves(tmp_path):
     assert judged["loss"].verdict == "no difference"
     assert judged["val_loss"].verdict == "worse"
     assert judged["val_loss"].gap.value == pytest.approx(0.2)
-    assert judged["val_loss"].over == "2 evaluations up to 200k tokens"
+    says(judged["val_loss"].over, "2 evaluations", "200k tokens")
     assert judged["bits_per_byte"].gap.value == pytest.approx(0.1)
 
 
@@ -244,7 +247,7 @@ def test_evaluations_at_other_tokens_are_compared_in_between(tmp_path):
     b = write_run(tmp_path, "b", losses(), evaluations=evaluated({180: 3.2, 200: 3.0}))
     judged = compared(a, b).pairs[0].judged["val_loss"]
     assert judged.b == pytest.approx(3.1)
-    assert judged.over == "the evaluation at 190k tokens"
+    says(judged.over, "190k tokens")
 
 
 def test_other_tokenizers_compare_in_bits_a_byte_of_the_same_text(tmp_path):
@@ -260,9 +263,7 @@ def test_other_tokenizers_compare_in_bits_a_byte_of_the_same_text(tmp_path):
     assert list(found.judged) == ["bits_per_byte"]
     assert found.verdict == "worse"
     assert found.segments == []
-    assert (
-        "different tokenizers: their nats a token do not compare, and bits a byte stand in for them" in found.notes[0]
-    )
+    says(found.notes[0], "tokenizers", "nats", "bits")
 
 
 def test_other_tokenizers_on_other_text_cannot_be_judged(tmp_path):
@@ -276,7 +277,7 @@ def test_other_tokenizers_on_other_text_cannot_be_judged(tmp_path):
     )
     found = compared(a, b).pairs[0]
     assert found.verdict == "cannot be judged"
-    assert "no bits a byte of the same text are known for both" in found.notes[0]
+    says(found.notes[0], "bits", "same text")
 
 
 def test_other_training_data_leave_the_validation_loss_where_that_is_the_same(tmp_path):
@@ -288,7 +289,7 @@ def test_other_training_data_leave_the_validation_loss_where_that_is_the_same(tm
     found = compared(a, b).pairs[0]
     assert "loss" not in found.judged
     assert found.verdict == "better"
-    assert "trained on different data" in found.notes[0]
+    says(found.notes[0], "data")
 
 
 def test_other_held_out_data_leave_the_training_loss(tmp_path):
@@ -299,7 +300,8 @@ def test_other_held_out_data_leave_the_training_loss(tmp_path):
     found = compared(a, b).pairs[0]
     assert list(found.judged) == ["loss"]
     assert found.verdict == "no difference"
-    assert found.notes == ["a and b were validated on different data: their validation losses do not compare"]
+    [note] = found.notes
+    says(note, "a", "b", "different data", "validation losses")
 
 
 # Curves side by side

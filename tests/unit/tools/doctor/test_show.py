@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.messages import says
 from tests.unit.tools.doctor.machines import A100, CPU, H100, answers, diagnosis, machine
 from trainer.precision.decide import NO_DEVICE, Decision
 from trainer.tools.doctor.diagnosis import Launch
@@ -16,12 +17,10 @@ def lines(monkeypatch, there, found, launch=None):
 
 def test_a_machine_with_fp8_is_told_what_it_has_and_what_to_type(monkeypatch):
     said = lines(monkeypatch, machine(H100, H100, H100, H100), answers(H100, num_gpus=4))
-    assert said[:3] == [
-        "Python 3.12.3 on 16 cores; torch 2.11.0, built with CUDA 13.0",
-        "NVIDIA driver 580.95.05; 4 x NVIDIA H100 (85.5 GB, compute capability 9.0)",
-        "TransformerEngine 2.20.2",
-    ]
-    assert said[-2] == "the cluster file for this machine: 4gpu_bf16"
+    says(said[0], "Python 3.12.3", "16 cores", "torch 2.11.0", "CUDA 13.0")
+    says(said[1], "580.95.05", "4 x NVIDIA H100", "85.5 GB", "9.0")
+    says(said[2], "TransformerEngine 2.20.2")
+    says(said[-2], "cluster file", "4gpu_bf16")
     assert said[-1].startswith("next: ./launch.sh doctor 4gpu_fp8 RECIPE")
     assert all(line.split("  ")[1] for line in said[5:13])
 

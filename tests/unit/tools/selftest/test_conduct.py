@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.messages import refuses
+from tests.messages import names, refuses, says
 from trainer import locks
 from trainer.config.load import load
 from trainer.errors import LaunchError
@@ -110,18 +110,17 @@ def test_kills_that_came_too_late_are_tried_again_over_more_steps(project, monke
     assert result.choice.steps == steps[-1]
     assert result.settings[0] == f"max_steps={steps[-1]}"
     assert result.costs == QUIET
-    assert [line.split(":")[0] for line in said[-3:]] == [
-        f"only 0 of 2 kills could come before the end of {steps[0]} steps",
-        f"only 1 of 2 kills could come before the end of {steps[1]} steps",
-        "none of 2 kills lost a step",
-    ]
+    assert [
+        names(line, *words)
+        for line, words in zip(said[-3:], ([0, 2, steps[0]], [1, 2, steps[1]], ["none", 2]), strict=True)
+    ] == [True] * 3
 
 
 def test_when_no_attempt_is_enough_nothing_is_proved(project, monkeypatch):
     result, steps, _ = attempts(monkeypatch, *[([KEPT], [])] * MAX_ATTEMPTS)
     assert len(steps) == MAX_ATTEMPTS
     assert not result.is_exact
-    assert "too little to prove anything" in result.differences[0]
+    says(result.differences[0], "prove")
 
 
 def test_what_differs_is_told_and_not_tried_again(project, monkeypatch):
@@ -165,7 +164,7 @@ def test_what_a_killed_test_left_is_swept_by_the_next_and_that_is_told(project):
         "a writer is still there"
     )
     assert kept.exists(), "it was kept to be looked at"
-    assert said[0] == "removed .selftest-dead, which a selftest that was killed has left"
+    says(said[0], "removed", ".selftest-dead")
     assert len(said) == 2
 
 

@@ -235,7 +235,8 @@ def failing(tmp_path, monkeypatch):
 
         run = SimpleNamespace(
             progress=SimpleNamespace(step=7),
-            reporter=SimpleNamespace(known=None, abandon=lambda: None),
+            consensus=SimpleNamespace(latest=None),
+            reporter=SimpleNamespace(abandon=lambda: None),
             profiler=SimpleNamespace(close=lambda: None),
         )
         monkeypatch.setattr(session, "begin_run", lambda config, stop: run)

@@ -162,7 +162,7 @@ def test_a_step_reads_once_from_the_device_whatever_the_model_the_optimizer_and_
     plain = {step: seen[str(step)] for step in range(1, STEPS) if step != DETAILED_STEP}
     assert plain == dict.fromkeys(plain, numbers)
     assert seen[str(DETAILED_STEP)] == {**numbers, "host_copy.py:read numpy": 1}
-    before = {"consensus.py:votes_to_stop _local_scalar_dense", "named.py:first_not_finite _local_scalar_dense"}
+    before = {"consensus.py:votes_to_stop _local_scalar_dense", "tensor_names.py:first_not_finite _local_scalar_dense"}
     assert set(seen["0"]) == before, (
         "once a launch, before the first step: was a rank asked to stop, and is every weight finite"
     )

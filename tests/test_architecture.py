@@ -175,11 +175,6 @@ def test_the_ground_imports_the_standard_library_only(module):
 ANSWERS_AT_ONCE = [
     "__main__",
     "cli",
-    "cli_bench",
-    "cli_checkpoints",
-    "cli_doctor",
-    "cli_launch",
-    "cli_runs",
     "config",
     "journal",
     "report",
@@ -249,8 +244,8 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
         (["yaml"], ["config/"]),
         (["pydantic"], ["config/"]),
-        (["typer"], ["cli.py", "cli_bench.py", "cli_checkpoints.py", "cli_doctor.py", "cli_launch.py", "cli_runs.py"]),
-        (["rich"], ["cli.py", "metrics/console.py"]),
+        (["typer"], ["cli/"]),
+        (["rich"], ["cli/", "metrics/console.py"]),
         (["xxhash"], ["checkpoint/", "data/", "run/"]),
         (
             ["subprocess"],
@@ -306,7 +301,12 @@ def test_only_launch_makes_an_accelerator():
 
 def test_only_streams_prints_which_knows_what_a_print_that_fails_means():
     assert calls("print") == {"streams.py"}
-    assert callers_of("sys.stdout", "sys.stderr") <= {"streams.py", "cli.py", "metrics/console.py"}
+    assert callers_of("sys.stdout", "sys.stderr") <= {
+        "streams.py",
+        "cli/guide.py",
+        "cli/model.py",
+        "metrics/console.py",
+    }
 
 
 def test_a_pickle_is_only_read_where_nothing_in_it_is_executed():
@@ -351,7 +351,7 @@ def test_nothing_is_caught_by_a_bare_except():
     assert bare == []
 
 
-COMMANDS = "train|prepare|checkpoints|runs|launch|finish|eval|export|generate|report|tensorboard|doctor|selftest|bench|install-fp8|compare"
+COMMANDS = "train|prepare|checkpoints|runs|launch|finish|eval|export|generate|report|tensorboard|doctor|selftest|bench|install-fp8|compare|guide"
 PRINTED_COMMAND = re.compile(
     rf": trainer (?:{COMMANDS})\b|`trainer (?:{COMMANDS}) [\w-]|\./launch\.sh|\.venv/bin|^trainer (?:{COMMANDS})$"
 )

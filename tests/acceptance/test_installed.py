@@ -49,7 +49,7 @@ def installed(tmp_path_factory) -> Installed:
     home = tmp_path_factory.mktemp("installed")
     source = home / "source"
     source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
     for name in ("trainer", "accelerate_configs"):
         shutil.copytree(PROJECT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

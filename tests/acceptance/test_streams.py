@@ -8,7 +8,8 @@ import pytest
 
 from tests.commands import trainer
 from tests.launching import Started, environment, outcome, write_recipe
-from trainer import cli_launch, supervise
+from trainer import supervise
+from trainer.cli import run
 from trainer.config.load import dump, load
 from trainer.metrics.outcome import write_outcome
 
@@ -68,7 +69,7 @@ def test_a_report_that_cannot_be_made_takes_nothing_from_how_the_run_ended(finis
 
     monkeypatch.setattr(supervise, "run_launch", lambda plan: 75)
     monkeypatch.setattr(supervise, "is_finished", lambda plan: False)
-    monkeypatch.setattr(cli_launch, "report_of", fail)
+    monkeypatch.setattr(run, "report_of", fail)
     said = trainer("launch", "cpu_2proc", str(finished))
     assert said.code == 75 and str(finished.parent / "runs" / "tiny" / "outcome.json") in said.err
 

@@ -114,6 +114,15 @@ def test_the_command_that_shows_a_form_can_be_pasted(monkeypatch, door, program,
         contextlib.redirect_stderr(said),
     ):
         cli.main()
-    form = paragraph(said.getvalue()).rpartition("shown by: ")[2]
+    form = paragraph(said.getvalue()).rpartition("See: ")[2]
     assert ended.value.code == 2
     assert shlex.split(form) == [*typed, "bench", "precision", "--help"]
+
+
+def test_help_has_the_commands_in_five_groups(door):
+    said = trainer("--help").out
+    assert [said.index(f"─ {group} ─") for group in cli.GROUPS] == sorted(
+        said.index(f"─ {group} ─") for group in cli.GROUPS
+    )
+    assert list(cli.GROUPS) == ["Run", "Look", "Data", "Checkpoints", "Machine"]
+    assert sorted(COMMANDS) == sorted(name for commands in cli.GROUPS.values() for name in commands)

@@ -28,8 +28,8 @@ _REMARKS = {
 class Tokenizer(Protocol):
     """What texts need of a tokenizer."""
 
-    eot_id: int
-
+    @property
+    def eot_id(self) -> int: ...
     def encode(self, text: str) -> list[int]: ...
     def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
 

@@ -4,11 +4,10 @@ from typing import Annotated
 
 import typer
 
+from trainer.cli.options import NameArgument
 from trainer.streams import tell
 
 runs_app = typer.Typer(no_args_is_help=True, help="Remove or rename whole runs.")
-
-NameArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")]
 
 
 @runs_app.command()

@@ -6,22 +6,16 @@ from typing import Annotated
 
 import typer
 
+from trainer.cli.options import CheckpointOption, JsonOption, RunArgument
 from trainer.errors import ConfigError
 from trainer.streams import answer, tell
 
-checkpoints_app = typer.Typer(no_args_is_help=True, help="Look at a run's checkpoints, and look after them.")
+checkpoints_app = typer.Typer(
+    no_args_is_help=True, help="List, verify, compare, keep, remove, copy and fetch a run's checkpoints."
+)
 
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's name or folder, its folder of checkpoints, or one checkpoint's.")
-]
-
-CheckpointOption = Annotated[
-    str, typer.Option("--checkpoint", metavar="STEP", help="A step, latest, best, or the path of a checkpoint.")
-]
 StepAlias = Annotated[str, typer.Argument(metavar="[STEP]", hidden=True)]
 """The form of earlier versions: a step without `--checkpoint` before it."""
-
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def _chosen(*named: str, number: int = 1) -> list[str]:
@@ -98,7 +92,7 @@ def pin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "
     from trainer.checkpoint.inspect.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    tell(set_pinned(find_checkpoints(run), *_chosen(checkpoint, step), pinned=True))
+    tell(set_pinned(find_checkpoints(run), _chosen(checkpoint, step)[0], pinned=True))
 
 
 @checkpoints_app.command()
@@ -107,7 +101,7 @@ def unpin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption =
     from trainer.checkpoint.inspect.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    tell(set_pinned(find_checkpoints(run), *_chosen(checkpoint, step), pinned=False))
+    tell(set_pinned(find_checkpoints(run), _chosen(checkpoint, step)[0], pinned=False))
 
 
 @checkpoints_app.command()
@@ -128,13 +122,12 @@ def prune(
     from trainer.checkpoint.inspect.listing import pruning
     from trainer.config.folders import find_checkpoints
 
-    given = {
+    given: dict[str, float | None] = {
         "keep_last": keep_last,
         "keep_best": keep_best,
         "keep_every_steps": keep_every_steps,
-        "keep_epochs": keep_epochs,
-        "max_disk_bytes": max_disk_bytes,
     }
+    given |= {"keep_epochs": keep_epochs, "max_disk_bytes": max_disk_bytes}
     rules = {name: int(value) for name, value in given.items() if value is not None}
     tell(pruning(find_checkpoints(run), dry_run=dry_run, rules=rules))
 
@@ -167,7 +160,7 @@ def copy(
     from trainer.config.folders import find_checkpoints
 
     *steps, target = places  # before --checkpoint a step stood between the run and DEST
-    tell(duplicate(find_checkpoints(run), *_chosen(checkpoint, *steps), Path(target)))
+    tell(duplicate(find_checkpoints(run), _chosen(checkpoint, *steps)[0], Path(target)))
 
 
 @checkpoints_app.command()
@@ -203,6 +196,6 @@ def fetch(
     home = run if config else run.rpartition("/")[2]
     tell(
         fetching.fetch(
-            where, *_chosen(checkpoint, step), home_of_checkpoints(to or home), run_folder(config) if config else None
+            where, _chosen(checkpoint, step)[0], home_of_checkpoints(to or home), run_folder(config) if config else None
         )
     )

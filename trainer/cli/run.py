@@ -1,5 +1,7 @@
-"""The commands that start a run and say what came of it: `trainer launch` and `trainer report`."""
+"""The commands that take a run to its end: `launch`, `train` within it, and `finish`; a launch says at its end what came of it."""
 
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -7,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer.streams import answer, say, tell
+from trainer.cli.options import LaunchArgument, NameArgument
+from trainer.streams import answer, need_not_be_heard, say, tell
 from trainer.text import numbered
 
 if TYPE_CHECKING:
@@ -16,12 +19,12 @@ if TYPE_CHECKING:
 
 def launch(
     context: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[CLUSTER] [RECIPE] [KEY=VALUE]...")] = None,
+    words: LaunchArgument = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked, show what would run, and stop.")
     ] = False,
 ) -> None:
-    """Check a run, start it with `accelerate launch`, and report; what the words of a run mean without a command."""
+    """Check a run, start it with `accelerate launch`, and report what came of it."""
     from trainer import supervise
 
     with supervise.stopped_early():
@@ -88,12 +91,40 @@ def report_of(config: "Config", folder: Path, command: str = "") -> str:
     return "\n" + report(config.name, folder, checkpoints_folder(config), known, prompt=prompt, command=command)
 
 
-def report_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its folder in runs/.")],
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or the path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the recipe's.")
+    ] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print every setting and where it came from, and stop.")
+    ] = False,
 ) -> None:
-    """Say what came of a run: losses beside the baselines, a sample, and where everything lies."""
-    from trainer.config.folders import find_run
-    from trainer.config.load import load_resolved
+    """Train or continue a run in this process, which `accelerate launch -m trainer train RECIPE` has started."""
+    from trainer.config.load import flatten
+    from trainer.supervise import load_run
+    from trainer.text import table
 
-    folder = find_run(run)
-    answer(report_of(load_resolved(folder / "config.yaml"), folder))
+    loaded = load_run(recipe, overrides or [])
+    if show_config:
+        rows = [(key, json.dumps(value), loaded.origins[key]) for key, value in flatten(loaded.config).items()]
+        answer(table([("setting", "value", "from"), *rows], indent=""))
+        return
+    need_not_be_heard()
+    if os.environ.get("RANK", "0") == "0":
+        say("importing torch, accelerate and transformers")
+    from trainer.session import run_session
+
+    if os.environ.get("RANK", "0") == "0":
+        for notice in loaded.notices:
+            say(notice)
+    sys.exit(run_session(loaded.config))
+
+
+def finish(
+    run: NameArgument,
+) -> None:
+    """Declare a stopped run finished where it stands: its newest sound checkpoint becomes the final one, and is exported."""
+    from trainer.finish import finish as finish_run
+
+    tell(finish_run(run).text())

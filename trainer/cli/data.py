@@ -1,0 +1,69 @@
+"""The command that makes training data: `prepare`."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.streams import say, tell
+
+
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="txt, md, rst, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG]."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
+    tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",
+    text_key: Annotated[
+        str | None, typer.Option(help="The field that holds the text; text or content by default.")
+    ] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Sources to hold out, instead of a share of the text.")
+    ] = None,
+    validation_fraction: Annotated[float, typer.Option(help="Share of the text to hold out.")] = 0.005,
+    suffix: Annotated[
+        list[str] | None,
+        typer.Option(help="Other files to read as text, of a folder these alone: .py,.c (also given several times)."),
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Go on without what is there and cannot be read; each is named.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads that encode; all cores by default.")] = None,
+) -> None:
+    """Turn text into shards that a recipe's data.corpus names."""
+    from trainer.data.prepare import prepare as prepare_corpus
+    from trainer.data.sources import suffixes
+    from trainer.text import count, duration
+
+    report = prepare_corpus(
+        sources,
+        out,
+        tokenizer,
+        text_key=text_key,
+        validation_fraction=validation_fraction,
+        validation_sources=validation or (),
+        suffixes=suffixes(suffix or ()),
+        skip_unreadable=skip_unreadable,
+        num_workers=workers,
+        progress=_show_progress,
+    )
+    found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
+    tell(
+        f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
+        f"{count(report.validation_tokens)} held out ({report.validation_documents:,}, "
+        f"{report.validation_tokens / (report.train_tokens + report.validation_tokens):.2%}), {report.bytes_per_token:.2f} bytes a token"
+    )
+    for words in report.repeats:
+        say(words)
+    # From the project's folder, where data.corpus is meant from, `out` may be another place.
+    tell(
+        f"Train on it with {shlex.quote(f'data.corpus={out.resolve()}')} on the command line, or {out.resolve()} as data.corpus of a recipe."
+    )
+
+
+def _show_progress(documents: int, tokens: int) -> None:
+    from trainer.text import count
+
+    say(f"\r{count(documents)} documents, {f'{count(tokens)} tokens' if tokens else 'measured'} ", end="")

@@ -13,6 +13,8 @@ from trainer.checkpoint.save.forecast import Course
 from trainer.config.schema import CheckpointConfig
 from trainer.state import Progress, TrainState
 
+TWO_AND_BEST = Policy(2, 1)
+
 
 def one_layer():
     model = torch.nn.Linear(4, 4)
@@ -22,7 +24,7 @@ def one_layer():
 class Small:
     """A model, its optimizer, and everything that saves and restores them."""
 
-    def __init__(self, store, settings=None, *, build=one_layer, max_steps=100, **changes):
+    def __init__(self, store, settings=None, *, build=one_layer, max_steps=100, policy=TWO_AND_BEST, **changes):
         torch.manual_seed(0)
         self.store, self.synced = store, []
         self.accelerator = Accelerator(cpu=True)
@@ -33,14 +35,14 @@ class Small:
         description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)
         parts = (self.accelerator, self.ranks, self.model, self.optimizer, self.state, store, description)
         self.folder = store.folder.parent.parent / "run"
-        self.restorer = Restorer(*parts, Policy(2, 1), self.folder, max_steps)
+        self.restorer = Restorer(*parts, policy, self.folder, max_steps)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "metrics.jsonl").touch()
         self.checkpointer = Checkpointer(
             *parts,
             self.restorer,
             settings or CheckpointConfig(every_steps=5, asynchronous=False),
-            Policy(2, 1),
+            policy,
             run_folder=self.folder,
             curve="metrics.jsonl",
             mark=".saved",
@@ -58,6 +60,12 @@ class Small:
 
     def save(self, reason="periodic", val_loss=None):
         self.checkpointer.save(reason, loss=1.5, val_loss=val_loss)
+
+    def blocks_into(self, store):
+        """From here on saves are waited for, and go to another folder; the moment that was saved last may be saved again."""
+        self.store, saves = store, self.checkpointer
+        saves._blocking._store = saves._blocking._committer._store = store
+        saves._background, saves._saved_step = None, None
 
     def resume(self, wanted="latest"):
         resolution = self.restorer.find(wanted)

@@ -130,7 +130,7 @@ def test_imports_only_go_down(module):
         )
 
 
-CHECKPOINT_LAYERS = [["format", "ranks"], ["resume"], ["mirror", "inspect"], ["save"]]
+CHECKPOINT_LAYERS = [["format", "ranks"], ["resume"], ["mirror", "inspect"], ["commit"], ["save"]]
 """The packages and files of checkpoint/, from the ground."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer import files
 from trainer.checkpoint.format.store import CheckpointStore, folder_bytes
-from trainer.checkpoint.mirror.worker import second_place_of
+from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.lock import lock_checkpoints
 from trainer.config.folders import checkpoints_folder, command_line, find_run, run_folder
 from trainer.config.load import dump, load_resolved
@@ -73,7 +73,7 @@ def remove(run: str, *, is_sure: bool) -> str:
     told = " and ".join(f"{path} ({size(folder_bytes(path))})" for path in there)
     if not is_sure:
         raise TrainerError(f"this would remove {told} for good; nothing was removed: say that you are sure with --yes")
-    place = second_place_of(home.config.checkpoint, home.name)
+    place = mirror_settings(home.config.checkpoint, home.name)
     with _held(home):
         try:
             for path in (
@@ -84,7 +84,7 @@ def remove(run: str, *, is_sure: bool) -> str:
             raise TrainerError(
                 f"{home.name} could not be removed whole ({error}); mend that and remove it again"
             ) from None
-    return f"removed: {told}" + (f"\nits copies in {place['where']} are left" if place else "")
+    return f"removed: {told}" + (f"\nits copies in {place.where} are left" if place else "")
 
 
 def rename(run: str, name: str) -> str:
@@ -116,8 +116,8 @@ def rename(run: str, name: str) -> str:
             raise TrainerError(
                 f"{home.name} could not be renamed ({error}); mend that and give the same command again"
             ) from None
-    place = second_place_of(home.config.checkpoint, name)
-    copies = f"\nnew copies go to {place['where']}; those that were made stay where they are" if place else ""
+    place = mirror_settings(home.config.checkpoint, name)
+    copies = f"\nnew copies go to {place.where}; those that were made stay where they are" if place else ""
     return f"{home.name} is {name} now: {folder} and {checkpoints}; go on with name={name}{copies}"
 
 

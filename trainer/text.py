@@ -63,9 +63,9 @@ def shortened(text: str, length: int = 100) -> str:
     return f'"{line if len(line) <= length else line[: length - 3] + "..."}"'
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, max_characters: int = 200) -> str:
     """An exception in one line: its kind and the beginning of its words."""
-    words = " ".join(str(error).split())[:200]
+    words = " ".join(str(error).split())[:max_characters]
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

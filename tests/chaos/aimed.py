@@ -221,13 +221,13 @@ def _full_while(real, there):
 def _struck_in_rescue(aim: Aim) -> None:
     """The trainer dies at a snapshot, and its writer at the n-th file operation of what it does then."""
     is_rescuing = []
-    real = writer.Writer._save
+    real = writer.Writer.save
 
     def save(self, snapshot):
         is_rescuing.extend([True] if snapshot.manifest.reason == writer.RESCUED else [])
         return real(self, snapshot)
 
-    writer.Writer._save = save
+    writer.Writer.save = save
     for module, name in ((files, "_write_all"), (os, "fsync"), (os, "rename"), (os, "unlink")):
         _struck(module, name, aim, lambda *_: bool(is_rescuing))
 

@@ -1,6 +1,5 @@
 """The n-th file operation of the writer fails, for every n: the newest checkpoint stays a whole one, old or new, and the next start works."""
 
-import mmap
 import os
 import pathlib
 import shutil
@@ -9,10 +8,12 @@ import pytest
 
 from tests.chaos.test_commit import DISK_BROKEN, DISK_FULL, Crash, Faults, inodes, lose_power
 from tests.small_checkpoints import CONFIG, commit, flip, manifest_of, write_files
+from tests.small_writers import writer_of
+from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.checkpoint.resume.select import resolve
 from trainer.checkpoint.save.protocol import mark
-from trainer.checkpoint.save.writer import Image, Snapshot, Writer
+from trainer.checkpoint.save.writer import Image, Snapshot
 
 NAMES = {"config.yaml", "model.safetensors", "optimizer.bin"}
 PAGES = 4 * 4096
@@ -45,37 +46,22 @@ class WriterFaults(Faults):
         return write
 
 
-def writer_of(store):
+def small_writer(store):
     """A writer without a process or a trainer, with one slot of two files."""
-    run = store.folder.parent
-    (run / "metrics.jsonl").touch()
-    hello = {
-        "folder": str(store.folder),
-        "policy": {"keep_last": 1, "keep_best": 1},
-        "slots": [],
-        "slot_bytes": PAGES,
-        "second_place": None,
-        "run_folder": str(run),
-        "curve": str(run / "metrics.jsonl"),
-        "mark": str(run / ".saved"),
-        "pid": os.getppid(),
-    }
-    writer = Writer(None, hello)
-    writer._slots = [memoryview(mmap.mmap(-1, PAGES))]
-    writer._images = [
+    images = [
         Image("model.safetensors", 0, 5000, 8192, []),
         Image("optimizer.bin", 8192, 4096, 4096, [(0, 4000, [4001, 4050])]),
     ]
-    return writer
+    return writer_of(store, policy=Policy(1, 1), slots=1, slot_bytes=PAGES, images=images, pid=os.getppid())
 
 
 def save(writer, step):
     """What the writer does for one snapshot, from its own start on."""
-    writer._store.sweep()
-    writer._slots[0][: 3 * 4096] = bytes([step]) * 3 * 4096
-    mark(writer._slots[0], step)
+    writer.sweep()
+    writer.slots[0][: 3 * 4096] = bytes([step]) * 3 * 4096
+    mark(writer.slots[0], step)
     manifest = manifest_of(step, val_loss=float(step))
-    return writer._save(Snapshot(0, manifest, {"config.yaml": CONFIG.encode()}))
+    return writer.save(Snapshot(0, manifest, {"config.yaml": CONFIG.encode()}))
 
 
 def prepare_plain(store):
@@ -104,7 +90,7 @@ def newest_after_a_start(store):
 
 def fail(store, n, fault):
     """One save whose n-th operation fails; returns what the writer answered, None when it is gone, and whether anything failed."""
-    writer, known = writer_of(store), inodes(store.folder)
+    writer, known = small_writer(store), inodes(store.folder)
     with pytest.MonkeyPatch.context() as patch:
         faults = WriterFaults(patch, n, fault)
         try:
@@ -113,7 +99,7 @@ def fail(store, n, fault):
             answer = None
     if isinstance(fault, Crash):
         lose_power(store.folder, faults.synced, known)
-        writer = writer_of(store)
+        writer = small_writer(store)
     return writer, answer, faults.struck
 
 
@@ -129,9 +115,9 @@ def test_whatever_operation_of_the_writer_fails_the_newest_checkpoint_is_a_whole
         writer, answer, struck = fail(store, n, fault)
         newest = newest_after_a_start(store)
         assert newest in {2, 3}
-        assert newest == 3 or answer is None or answer["failure"], "what was said to be saved is there"
+        assert newest == 3 or answer is None or answer.failure, "what was said to be saved is there"
         found.add(newest)
-        assert save(writer, 4)["failure"] is None, "the same process tries again, or the next one does"
+        assert save(writer, 4).failure is None, "the same process tries again, or the next one does"
         assert newest_after_a_start(store) == 4
         again = CheckpointStore(store.folder)
         assert {entry.step for entry in again.entries() if not verify(entry.path)} == {1, 4}, (

@@ -131,15 +131,9 @@ def test_a_folder_of_the_writer_loads_to_the_bits_of_a_plain_save_state(config, 
             update(run, with_moments=with_moments)
         run.save("every")
         expected = run.everything()
-        run.checkpointer._plain._store, background, run.checkpointer._background = (
-            stores[1],
-            run.checkpointer._background,
-            None,
-        )
-        run.checkpointer._saved_step = None
-        run.save("every")
-        run.checkpointer._background = background
         run.checkpointer.close()
+        run.blocks_into(stores[1])
+        run.save("every")
 
         assert_same_bits(stores[0].path(2), stores[1].path(2))
         for store in stores:

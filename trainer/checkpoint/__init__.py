@@ -25,6 +25,8 @@ mirror/      verified copies elsewhere
     worker.py         copies made beside the saves
     fetch.py          the way back; duplicate.py: one copy in another folder
 inspect/     listing.py, show.py, pin.py, remove.py: what a person does with checkpoints
+commit.py    from a written staging folder to a committed checkpoint, and what follows; in the writer and in a save that waits
+
 save/        saving
     checkpointer.py   when to save and how, on every rank
     schedule.py       when a snapshot and when a write is due, by budget and measured costs; no clock of its own

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from trainer.errors import CheckpointError, TrainerError
+from trainer.text import one_line
 
 TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for each other: rank 0 alone verifies checkpoints and waits for the disk."""
@@ -50,14 +51,11 @@ class Ranks:
             except TrainerError as error:
                 outcome[1] = error
             except OSError as error:
-                outcome[1] = CheckpointError(f"{self._folder} cannot be used ({say(error)}); mend that and start again")
+                outcome[1] = CheckpointError(
+                    f"{self._folder} cannot be used ({one_line(error, 1000)}); mend that and start again"
+                )
         if self.count > 1:
             dist.broadcast_object_list(outcome, group=self._group)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
-
-
-def say(error: BaseException) -> str:
-    """An error of the system in its own words."""
-    return f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainer import files, launch
-from trainer.checkpoint.mirror.worker import second_place_of
+from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.changes import markdown, settings_of
 from trainer.checkpoint.resume.diverged import never_went_well
 from trainer.checkpoint.resume.select import Resolution
@@ -153,9 +153,9 @@ def _make_folders(run: Run) -> None:
 def refuse_to_start_over(config: Config, folder: Path) -> None:
     """The run had checkpoints, and they are gone: starting over would bury what they were, unless all that it ever had have diverged."""
     if (folder / SAVED).exists() and not never_went_well(read_events(folder)):
-        place = second_place_of(config.checkpoint, folder.name)
+        place = mirror_settings(config.checkpoint, folder.name)
         command = command_line("checkpoints", "fetch", typed(folder), "--checkpoint", "latest")
-        fetch = f"bring one back: {command} (from {place['where']}), " if place else ""
+        fetch = f"bring one back: {command} (from {place.where}), " if place else ""
         raise CheckpointError(
             f"{folder.name} has saved checkpoints before, but {checkpoints_folder(config)} holds none; put them back (is the disk "
             f"mounted?), {fetch}or start over on purpose with resume_from_checkpoint=none"

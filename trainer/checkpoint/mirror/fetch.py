@@ -10,7 +10,7 @@ from trainer.checkpoint.format.manifest import Manifest, folder_name
 from trainer.checkpoint.format.retention import best_first
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.mirror.places import fetch_checkpoint, look_at, open_place
-from trainer.checkpoint.mirror.worker import second_place_of
+from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.diverged import contents_set_aside
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
@@ -20,13 +20,13 @@ from trainer.text import age, count, duration, size, table
 
 def place_of(config: Config) -> str:
     """Where a run's own copies are. raises CheckpointError when it makes none"""
-    place = second_place_of(config.checkpoint, config.name)
+    place = mirror_settings(config.checkpoint, config.name)
     if place is None:
         raise CheckpointError(
             f"the run {config.name} has no second place of its own (checkpoint.mirror is empty); name the folder or URL that holds its "
             "step-*"
         )
-    return str(place["where"])
+    return place.where
 
 
 def offered(where: str) -> str:

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,37 +22,47 @@ if TYPE_CHECKING:  # the writer starts in half the time without pydantic
     from trainer.config.schema import CheckpointConfig
 
 
-def second_place_of(settings: "CheckpointConfig", name: str) -> dict[str, Any] | None:
-    """What a Copier of one run needs to know; None where no second place is wanted."""
+@dataclass(frozen=True)
+class MirrorSettings:
+    """Where one run's copies go, and which."""
+
+    where: str
+    every: int
+    """Every n-th checkpoint of the run is copied, and its last."""
+    keep: int
+    bytes_per_second: float | None
+
+
+def mirror_settings(settings: "CheckpointConfig", name: str) -> MirrorSettings | None:
+    """The mirror of the run of this name; None where none is wanted."""
     if settings.mirror is None:
         return None
     is_url = "://" in settings.mirror
     where = settings.mirror if is_url else str(files.project_folder() / settings.mirror)
-    return {
-        "where": place_of_run(where, name),
-        "every": settings.mirror_every,
-        "keep": settings.mirror_keep,
-        "bytes_per_second": settings.mirror_bytes_per_second,
-    }
+    return MirrorSettings(
+        place_of_run(where, name),
+        settings.mirror_every,
+        settings.mirror_keep,
+        settings.mirror_bytes_per_second,
+    )
 
 
-class Copier:
+class MirrorWorker:
     """Takes every n-th committed checkpoint, one after the other; of those that wait, only the newest is copied."""
 
     def __init__(
         self,
-        settings: dict[str, Any],
+        settings: MirrorSettings,
         journal: Journal,
         tell: Callable[[dict[str, Any]], None],
         moved: Callable[[], object],
     ) -> None:
         """
-        settings  where, every, keep, bytes_per_second
         tell      hears what came of a copy, as a note for the log
         moved     hears of every block that has moved
         """
-        self._where, self._every, self._keep = settings["where"], settings["every"], settings["keep"]
-        self._pace = Pace(settings["bytes_per_second"], between_blocks=self._note_move)
+        self._where, self._every, self._keep = settings.where, settings.every, settings.keep
+        self._pace = Pace(settings.bytes_per_second, between_blocks=self._note_move)
         self._moved, self._moved_at = moved, time.monotonic()
         self._journal, self._tell = journal, tell
         self._num_offered = journal.count(

@@ -12,36 +12,36 @@ memory has no room for a snapshot, saves are plain ones (plain.py), and that is 
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from trainer.checkpoint.commit import CommitPlan, SaveResult
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.manifest import Manifest, last_evaluation
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.format.tensor_names import first_not_finite, moments
-from trainer.checkpoint.mirror.worker import second_place_of
-from trainer.checkpoint.ranks import Ranks, say
+from trainer.checkpoint.mirror.worker import mirror_settings
+from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume.diverged import set_diverged_aside
 from trainer.checkpoint.resume.restore import Restorer
-from trainer.checkpoint.save.blocking import PlainSaves
+from trainer.checkpoint.save.blocking import BlockingSaves
 from trainer.checkpoint.save.failures import SaveFailures
 from trainer.checkpoint.save.forecast import Course
 from trainer.checkpoint.save.room import Room
 from trainer.checkpoint.save.schedule import Budget, Cadence
 from trainer.checkpoint.save.snapshot import small_files
 from trainer.checkpoint.save.status import Told
-from trainer.checkpoint.save.writer_client import Background, Done, Patience, WriterLost, begin_background, disk_answers
+from trainer.checkpoint.save.writer_client import Background, Patience, WriterLost, begin_background, disk_answers
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import Journal
 from trainer.state import TrainState
 from trainer.step_result import SaveRequest
-from trainer.text import duration
+from trainer.text import duration, one_line
 
 log = logging.getLogger(__name__)
 
@@ -90,19 +90,16 @@ class Checkpointer:
         """
         self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
         self._state, self._store, self._description, self._restorer = state, store, description, restorer
-        self._settings, self._policy, self._run_folder = settings, policy, run_folder
-        self._curve, self._mark = run_folder / curve, run_folder / mark
-        self._plain = PlainSaves(
-            accelerator,
-            ranks,
-            store,
-            policy,
-            description.config_text,
-            before_commit,
+        self._settings = settings
+        self._plan = CommitPlan(
+            folder=store.folder,
             run_folder=run_folder,
-            mark=self._mark,
-            second_place=second_place_of(settings, store.folder.name),
+            metrics_file=run_folder / curve,
+            marker=run_folder / mark,
+            policy=policy,
+            mirror=mirror_settings(settings, store.folder.name),
         )
+        self._blocking = BlockingSaves(accelerator, ranks, store, self._plan, description.config_text, before_commit)
         self._course, self._report = course, report
         self._room = Room(model, optimizer, store, policy, settings, course)
         self._journal = Journal(run_folder)
@@ -136,11 +133,7 @@ class Checkpointer:
             self._room.slot_bytes(),
             self._settings,
             self._restorer.held,
-            folder=self._store.folder,
-            policy=asdict(self._policy),
-            run_folder=self._run_folder,
-            curve=self._curve,
-            mark=self._mark,
+            self._plan,
         )
         self._cadence = Cadence(
             Budget(
@@ -306,11 +299,11 @@ class Checkpointer:
         )  # its memory stays: a GPU's copies into it may be under way
         self._cadence.writer_lost()
 
-    def _save_plainly(self, manifest: Manifest, started: float) -> Done:
+    def _save_plainly(self, manifest: Manifest, started: float) -> SaveResult:
         """Saves while training waits; what came of it. raises CheckpointError when a waited-for save failed"""
         tensors = (*self._model.named_parameters(), *moments(self._model, self._optimizer))
         not_finite = self._ranks.first_failure(first_not_finite(tensors))
-        done = self._plain.leave_out(manifest, not_finite) if not_finite else self._plain.save(manifest)
+        done = self._blocking.leave_out(manifest, not_finite) if not_finite else self._blocking.save(manifest)
         if self._ranks.is_main:
             seconds = time.perf_counter() - started
             self._taken_at[done.step] = time.monotonic() - seconds
@@ -383,7 +376,7 @@ class Checkpointer:
             duration(self._cadence.meter.lost_work_seconds(now)),
         )
 
-    def _hear(self, answers: list[Done]) -> None:
+    def _hear(self, answers: list[SaveResult]) -> None:
         """Takes in what was written, or failed to be."""
         for done in answers:
             self._tell_untidy(done.untidy)
@@ -409,7 +402,7 @@ class Checkpointer:
             try:
                 self._room.look(now)
             except OSError as error:
-                self._tell_untidy([f"looking at the free space: {say(error)}"])
+                self._tell_untidy([f"looking at the free space: {one_line(error)}"])
             news = self._cadence.news()
             forecast = self._room.forecast(
                 done.num_bytes, self._state.progress, self._cadence.plan, self._cadence.costs, anew=news is not None
@@ -417,7 +410,7 @@ class Checkpointer:
             for sentence in [*([news] if news else []), *forecast]:
                 log.info("saves: %s", sentence)
 
-    def _after_nothing(self, done: Done) -> None:
+    def _after_nothing(self, done: SaveResult) -> None:
         self._cadence.write_failed(done.cpu_seconds)
         self._taken_at.pop(done.step, None)
         if done.not_finite:
@@ -448,7 +441,7 @@ class Checkpointer:
         try:
             set_diverged_aside(self._store, first_unsure, self._resumed_step, self._journal)
         except OSError as error:
-            self._tell_untidy([f"setting aside what has diverged: {say(error)}"])
+            self._tell_untidy([f"setting aside what has diverged: {one_line(error)}"])
 
     def close(self) -> None:
         """Waits until everything that was promised is on the disk."""
@@ -466,4 +459,4 @@ class Checkpointer:
         """Lets the writer go, which commits the newest snapshot that is not on the disk; nothing can be saved after it."""
         if self._background is not None:
             self._background.end(wait_for_copies=wait_for_copies)
-        self._plain.end(wait_for_copies=wait_for_copies)
+        self._blocking.end(wait_for_copies=wait_for_copies)

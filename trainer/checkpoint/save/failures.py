@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from trainer.checkpoint.save.writer_client import Done
+from trainer.checkpoint.commit import SaveResult
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class SaveFailures:
         """Why the run is to end, in a paragraph; None: it goes on."""
         self._num_not_finite = 0
 
-    def failed(self, done: Done, *, is_waited_for: bool) -> None:
+    def failed(self, done: SaveResult, *, is_waited_for: bool) -> None:
         """The disk did not take it. Whoever waited says so; of another it is told here."""
         self.in_a_row += 1
         if self.in_a_row >= self._max_in_a_row:
@@ -34,7 +34,7 @@ class SaveFailures:
                 self._max_in_a_row,
             )
 
-    def not_finite(self, done: Done) -> None:
+    def not_finite(self, done: SaveResult) -> None:
         """It would have held numbers that are not finite."""
         self._num_not_finite += 1
         if self._num_not_finite.bit_count() == 1:

@@ -12,7 +12,6 @@ When the trainer ends or dies, whatever killed it, its end of the socket closes:
 is not on the disk yet, and leaves. Until it has, it holds the lock of the folder, which it shares with the trainer.
 """
 
-import errno
 import logging
 import mmap
 import os
@@ -24,7 +23,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,12 @@ import xxhash
 from isal import isal_zlib
 
 from trainer import files, lease
+from trainer.checkpoint.commit import Began, CommitPlan, Committer, SaveResult
 from trainer.checkpoint.format.finite import FiniteLook, Floats, NotFinite
-from trainer.checkpoint.format.manifest import Manifest, manifest_digest, to_json
-from trainer.checkpoint.format.retention import Policy
+from trainer.checkpoint.format.manifest import Manifest, to_json
 from trainer.checkpoint.format.store import CheckpointStore
-from trainer.checkpoint.mirror.worker import Copier
 from trainer.checkpoint.save.protocol import Channel, marked, to_bytes
-from trainer.journal import Journal
+from trainer.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -84,38 +83,39 @@ class Writer:
 
     def __init__(self, channel: Channel, hello: dict[str, Any]) -> None:
         self._channel = channel
-        self._store = CheckpointStore(Path(hello["folder"]))
-        self._policy = Policy(**hello["policy"])
-        self._slots = [memoryview(mmap.mmap(descriptor, hello["slot_bytes"])) for descriptor in hello["slots"]]
-        self._journal = Journal(Path(hello["run_folder"]))
-        self._copier = (
-            Copier(hello["second_place"], self._journal, channel.send, self._moved) if hello["second_place"] else None
-        )
-        self._curve, self._mark = Path(hello["curve"]), Path(hello["mark"])
+        plan = CommitPlan.from_plain(hello["plan"])
+        self._metrics_file = plan.metrics_file
+        self._store = CheckpointStore(plan.folder)
+        self._committer = Committer(self._store, plan, self._sync_metrics, channel.send, self._moved)
+        self.slots = [memoryview(mmap.mmap(descriptor, hello["slot_bytes"])) for descriptor in hello["slots"]]
         self._parent = hello["pid"]
-        self._images: list[Image] = []
+        self.images: list[Image] = []
         self._whole: dict[int, Snapshot] = {}
         self._asked: deque[int] = deque()
         self._ended: str | None = None
         self._committed: set[int] = set()
         self._waits_for_copies = False
-        self._in_flight_bytes: int | None = None
         self._progress = 0
         self._news = threading.Condition()
         self._listener = threading.Thread(target=self._listen, name="listen", daemon=True)
 
     def run(self) -> None:
         """Serves until the trainer ends or dies, and then to the end of what is to be done."""
-        self._try({"what an earlier writer left": self._store.sweep})
+        with suppress(OSError):
+            self.sweep()
         self._listener.start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         while (slot := self._next()) is not None:
             self._answer(self._whole[slot])
         for snapshot in self._rescuable():
-            if not self._save(replace(snapshot, manifest=replace(snapshot.manifest, reason=RESCUED))).get("not_finite"):
+            if not self.save(replace(snapshot, manifest=replace(snapshot.manifest, reason=RESCUED))).not_finite:
                 break
-        if self._copier and self._waits_for_copies:
-            self._copier.finish()
+        if self._waits_for_copies:
+            self._committer.finish_copies()
+
+    def sweep(self) -> None:
+        """Removes what an earlier writer left half done."""
+        self._store.sweep()
 
     def facts(self) -> dict[str, Any]:
         """What others judge it by: a counter that moves with every block and file, and whether its trainer is gone."""
@@ -138,7 +138,7 @@ class Writer:
     def _take(self, message: dict[str, Any]) -> None:
         match message["do"]:
             case "images":
-                self._images = [Image(**image) for image in message["images"]]
+                self.images = [Image(**image) for image in message["images"]]
             case "begin":
                 self._whole.pop(message["slot"], None)
             case "whole":
@@ -179,9 +179,7 @@ class Writer:
         One that was being overwritten when the trainer died is not whole any more.
         """
         whole = [
-            snapshot
-            for snapshot in self._whole.values()
-            if marked(self._slots[snapshot.slot]) == snapshot.manifest.step
+            snapshot for snapshot in self._whole.values() if marked(self.slots[snapshot.slot]) == snapshot.manifest.step
         ]
         newer = [snapshot for snapshot in whole if snapshot.manifest.step > max(self._committed, default=-1)]
         return sorted(newer, key=lambda snapshot: snapshot.manifest.step, reverse=True)
@@ -190,76 +188,41 @@ class Writer:
 
     def _answer(self, snapshot: Snapshot) -> None:
         """Saves, and tells the trainer what came of it."""
-        done = self._save(snapshot)
-        self._channel.send(
-            {"done": snapshot.slot, "step": snapshot.manifest.step, "reason": snapshot.manifest.reason, **done}
-        )
+        self._channel.send({"done": snapshot.slot, "result": asdict(self.save(snapshot))})
 
-    def _save(self, snapshot: Snapshot) -> dict[str, Any]:
-        """Commits one snapshot; returns what it took, why it failed, or which tensor is not finite: such a one is not worth a checkpoint."""
-        started, cpu = time.monotonic(), time.process_time()
-        step = snapshot.manifest.step
+    def save(self, snapshot: Snapshot) -> SaveResult:
+        """Commits one snapshot, unless it cannot be written or is not worth a checkpoint."""
+        began, manifest = Began(), snapshot.manifest
         try:
-            num_bytes = self._commit(snapshot)
+            staging = self._committer.begin(manifest.step, self._bytes_of(snapshot))
+            described = self._write(staging, snapshot)
+            result = self._committer.commit(staging, replace(manifest, files=described), began)
         except OSError as error:
-            self._journal.write("save_failed", step=step, reason=snapshot.manifest.reason, failure=str(error))
-            self._forget(step)
-            return {"failure": f"{type(error).__name__}: {error}"}
+            return self._committer.fail(manifest, one_line(error, 1000))
         except NotFinite as error:
-            self._journal.write("not_saved", step=step, reason=snapshot.manifest.reason, tensor=error.tensor)
-            self._forget(step)
-            return {"failure": None, "not_finite": error.tensor}
-        self._committed.add(step)
-        if self._copier:
-            self._copier.offer(self._store.path(step), is_last=snapshot.manifest.reason == "final")
-        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
-        self._journal.write(
-            "save",
-            step=step,
-            digest=manifest_digest(self._store.path(step)),
-            reason=snapshot.manifest.reason,
-            bytes=num_bytes,
-            seconds=round(seconds, 3),
-            cpu_seconds=round(cpu_seconds, 3),
-        )
-        return {
-            "failure": None,
-            "bytes": num_bytes,
-            "seconds": seconds,
-            "cpu_seconds": cpu_seconds,
-            "untidy": self._tidy(),
-        }
+            return self._committer.leave_out(manifest, error.tensor)
+        self._committed.add(manifest.step)
+        return result
 
-    def _commit(self, snapshot: Snapshot) -> int:
-        """Writes every file and commits the folder; returns its bytes. raises OSError, NotFinite"""
-        self._in_flight_bytes = self._bytes_of(snapshot)
-        self._keep_bound()
-        staging = self._store.begin(snapshot.manifest.step)
+    def _write(self, staging: Path, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+        """Writes every file of a snapshot; returns their sizes and digests by name. raises OSError, NotFinite"""
         described: dict[str, dict[str, Any]] = {}
-        for image in self._images:
-            described[image.name] = self._write_image(staging / image.name, self._slots[snapshot.slot], image)
+        for image in self.images:
+            described[image.name] = self._write_image(staging / image.name, self.slots[snapshot.slot], image)
         for name, content in snapshot.small.items():
             (staging / name).write_bytes(content)
             self._moved()
             described[name] = {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
-        files.fsync_file(self._curve)  # the records up to this step must not be lost where the checkpoint is not
-        self._moved()
-        manifest = replace(snapshot.manifest, files=dict(sorted(described.items())))
-        self._store.commit(staging, manifest)
-        return manifest.num_bytes
+        return dict(sorted(described.items()))
 
-    def _keep_bound(self) -> None:
-        """Makes room where a bound is set: it was lowered, or an earlier writer died before it did. raises OSError where there is none"""
-        if self._policy.max_disk_bytes is None:
-            return
-        self._prune()
-        if shortage := self._store.shortage(self._policy, in_flight_bytes=self._in_flight_bytes):
-            raise OSError(errno.EDQUOT, shortage)
+    def _sync_metrics(self) -> None:
+        files.fsync_file(self._metrics_file)
+        self._moved()
 
     def _bytes_of(self, snapshot: Snapshot) -> int:
         """What a checkpoint takes at most while it is written: its images in whole pages, and some room for each file in its manifest."""
-        in_manifest = len(to_json(snapshot.manifest)) + 256 * (len(snapshot.small) + len(self._images))
-        return sum(image.padded_bytes for image in self._images) + sum(map(len, snapshot.small.values())) + in_manifest
+        in_manifest = len(to_json(snapshot.manifest)) + 256 * (len(snapshot.small) + len(self.images))
+        return sum(image.padded_bytes for image in self.images) + sum(map(len, snapshot.small.values())) + in_manifest
 
     def _write_image(self, path: Path, slot: memoryview, image: Image) -> dict[str, Any]:
         """Writes one file out of the slot's memory, filling in its checksums, hashing it and looking at its numbers on the way."""
@@ -278,37 +241,6 @@ class Writer:
         files.write_pages(path, pages, image.num_bytes, before_block)
         self._moved()
         return {"bytes": image.num_bytes, "xxh3_128": hasher.hexdigest()}
-
-    def _forget(self, step: int) -> None:
-        """Removes what a failed save left: a full disk needs the room."""
-        staging = self._store.staging(step)
-        self._try({"what is left of it": lambda: files.remove_folder(staging) if staging.exists() else None})
-
-    def _tidy(self) -> list[str]:
-        """What follows a commit: pruning and links. Returns what of it failed; every checkpoint is whole without it."""
-        return self._try(
-            {
-                "the mark of a save": self._mark.touch,
-                "old checkpoints": self._prune,
-                "the links latest and best": self._store.point_links,
-            }
-        )
-
-    def _prune(self) -> None:
-        # A bound on bytes goes before a copy elsewhere, which is told that its checkpoint is gone and takes the next.
-        held = self._copier.held if self._copier and self._policy.max_disk_bytes is None else ()
-        for name, reason in self._store.prune(self._policy, in_flight_bytes=self._in_flight_bytes, held=held):
-            self._journal.write("prune", name=name, reason=reason)
-
-    @staticmethod
-    def _try(works: dict[str, Callable[[], object]]) -> list[str]:
-        failures = []
-        for what, work in works.items():
-            try:
-                work()
-            except OSError as error:
-                failures.append(f"{what}: {type(error).__name__}: {error}")
-        return failures
 
 
 def _die(arguments: threading.ExceptHookArgs) -> None:

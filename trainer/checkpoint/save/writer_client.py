@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from trainer import start
+from trainer.checkpoint.commit import CommitPlan, SaveResult
 from trainer.checkpoint.format.manifest import Manifest
-from trainer.checkpoint.mirror.worker import second_place_of
 from trainer.checkpoint.resume.lock import HUNG_SECONDS
 from trainer.checkpoint.save.protocol import Channel, mark, to_text
 from trainer.checkpoint.save.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
@@ -33,22 +33,6 @@ _PROBE = "import os, sys; file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT);
 
 MAX_STARTS = 3
 """Writers that may die in a row before saves are made without one."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What came of one write."""
-
-    step: int
-    reason: str
-    failure: str | None
-    """Why it failed; None: it did not."""
-    not_finite: str | None = None
-    """The tensor because of which it was not made."""
-    num_bytes: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    untidy: tuple[str, ...] = ()
 
 
 @dataclass
@@ -179,7 +163,7 @@ class Background:
             self._tell_whole(slot.number, held)
         self._ask_next()
 
-    def poll(self, seconds: float = 0.0) -> list[Done]:
+    def poll(self, seconds: float = 0.0) -> list[SaveResult]:
         """What was written since the last call; waits up to `seconds` for something. raises WriterLost"""
         answers = self._channel.arrived(seconds)
         if answers is None:
@@ -196,23 +180,12 @@ class Background:
         for answer in self._tell_notes(answers):
             self._held[answer["done"]].is_asked = self._held[answer["done"]].must_write = False
             self._deaths = 0
-            done.append(
-                Done(
-                    answer["step"],
-                    answer["reason"],
-                    answer["failure"],
-                    answer.get("not_finite"),
-                    answer.get("bytes", 0),
-                    answer.get("seconds", 0.0),
-                    answer.get("cpu_seconds", 0.0),
-                    tuple(answer.get("untidy", ())),
-                )
-            )
+            done.append(SaveResult(**{**answer["result"], "untidy": tuple(answer["result"]["untidy"])}))
         if done:
             self._ask_next()
         return done
 
-    def wait(self) -> list[Done]:
+    def wait(self) -> list[SaveResult]:
         """`poll` for a second, for whoever cannot go on without the writer: one that hangs is ended. raises WriterLost"""
         if self.still_seconds > HUNG_SECONDS:
             self._end_hung()
@@ -221,7 +194,7 @@ class Background:
             )
         return self.poll(1.0)
 
-    def wait_for(self, step: int, hear: Callable[[list[Done]], object]) -> Done:
+    def wait_for(self, step: int, hear: Callable[[list[SaveResult]], object]) -> SaveResult:
         """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
         self.advance(wait=True)
         patience = Patience(f"waiting for the checkpoint of step {step} to reach the disk")
@@ -384,12 +357,12 @@ def begin_background(
     slot_bytes: int,
     settings: CheckpointConfig,
     held: Lock | None,
-    **facts: Any,
+    plan: CommitPlan,
 ) -> Background | None:
     """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
 
     held   the lock of the folder, which the writer shares
-    facts  what the writer needs to know: folders and the policy
+    plan   where the writer commits
     """
     if not settings.asynchronous:
         log.info("saves: training waits for them, as checkpoint.asynchronous asks")
@@ -410,12 +383,10 @@ def begin_background(
         "s" if number > 1 else "",
         size(slot_bytes),
     )
-    paths = {name: str(value.resolve()) for name, value in facts.items() if isinstance(value, Path)}
-    hello = {**facts, **paths, "second_place": second_place_of(settings, facts["folder"].name)}
-    journal = Journal(facts["run_folder"])
+    journal = Journal(plan.run_folder)
     return Background(
         Snapshots(model, optimizer, slots, device),
-        hello,
+        {"plan": plan.to_plain()},
         held,
         lambda **event: journal.write("writer", **event),
     )

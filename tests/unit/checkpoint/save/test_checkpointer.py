@@ -298,16 +298,16 @@ def test_room_is_proved_for_what_the_run_will_keep(run, store, monkeypatch, capl
         run.checkpointer.check_room()
 
 
-def test_room_for_the_next_is_made_before_the_first_step_where_a_bound_leaves_none(run, store):
-    run.checkpointer._plain._policy = Policy(9, 0)
+def test_room_for_the_next_is_made_before_the_first_step_where_a_bound_leaves_none(store):
+    run = Small(store, policy=Policy(9, 0))
     for _ in range(4):
         run.step()
         run.save("every")
-    run.checkpointer._room._policy = Policy(9, 0, max_disk_bytes=3 * folder_bytes(store.path(4)))
-    run.checkpointer.check_room(store.path(2))
-    assert [entry.step for entry in store.entries()] == [5, 2], "what is being loaded stays"
+    bound = Small(store, policy=Policy(9, 0, max_disk_bytes=3 * folder_bytes(store.path(4))))
+    bound.checkpointer.check_room(store.path(2))
+    assert [entry.step for entry in store.entries()] == [4, 2], "what is being loaded stays"
     gone = [event["name"] for event in read_events(run.folder) if event["event"] == "prune"]
-    assert gone == ["step-00000003", "step-00000004"]
+    assert gone == ["step-00000001", "step-00000003"]
 
 
 @pytest.mark.parametrize("what", ["weight", "exp_avg of bias"])

@@ -76,8 +76,7 @@ def test_a_save_in_the_background_is_the_checkpoint_that_a_plain_one_is(run, sto
     assert again.everything() == expected
 
     other = CheckpointStore(tmp_path / "plain")
-    again.store, again.checkpointer._plain._store = other, other
-    again.checkpointer._saved_step = None
+    again.blocks_into(other)
     again.save("budget", val_loss=2.0)
     assert read_manifest(other.path(1)).files.keys() == manifest.files.keys()
     last = Small(other)
@@ -269,7 +268,9 @@ def test_a_bound_is_kept_before_a_write_and_a_pin_that_leaves_no_room_is_a_count
     one = folder_bytes(store.path(1))
     background = small.checkpointer._background
     background._process.kill()
-    background._hello["policy"]["max_disk_bytes"] = 3 * one - one // 4  # there is no room for two beside one in flight
+    background._hello["plan"]["policy"]["max_disk_bytes"] = (
+        3 * one - one // 4
+    )  # there is no room for two beside one in flight
     set_pinned(store.folder, "1", pinned=True)
     small.step()
     small.save("every")

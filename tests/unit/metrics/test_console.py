@@ -149,6 +149,22 @@ def test_the_bar_follows_what_it_is_told(bar, terminal):
     assert re.search(r"loss 3\.4000  saved 0s ago$", drawn(bar, terminal)), "what went on has ended, the save stays"
 
 
+def test_a_clock_that_is_set_meanwhile_changes_no_age_and_only_the_time_at_which_the_run_ends(
+    bar, terminal, monkeypatch
+):
+    """It begins at 0, as on a board without a battery, and is set once the network is there."""
+    monkeypatch.setattr(module.time, "time", lambda: 0.0)
+    bar.saved()
+    bar.update(42, seconds_left=90.0)
+    bar.busy("evaluating")
+    monkeypatch.setattr(module.time, "time", lambda: NOW)
+    said = drawn(bar, terminal)
+    assert re.search(r" 1m \d\ds left ", said)
+    assert f"ends {clock_time(NOW + 80, NOW)}" in said
+    assert "saved 0s ago" in said
+    assert said.endswith("evaluating 0s")
+
+
 def test_a_terminal_that_changes_its_width_gets_a_line_that_fits(bar, terminal):
     bar.update(42, loss=3.5, tokens_per_second=5760.0, seconds_left=90.0)
     for width in (60, 200, 31):

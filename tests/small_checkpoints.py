@@ -1,8 +1,11 @@
 """Checkpoints of a few bytes, committed by the real store: what the tests of checkpoint/ work on."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from trainer.checkpoint.format.manifest import Manifest, describe_files
+import xxhash
+
+from trainer.checkpoint.format.manifest import MANIFEST, Manifest, describe_files, read_manifest, to_json
 from trainer.checkpoint.format.store import CheckpointStore
 
 NAMES = ("model.safetensors", "optimizer.bin", "random_states_0.json", "config.yaml")
@@ -51,3 +54,17 @@ def flip(path: Path, position: int = 0, bits: int = 0xFF) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= bits
     path.write_bytes(bytes(content))
+
+
+def lead_out(checkpoint: Path, name: str) -> None:
+    """Gives a checkpoint's manifest, whose digest stays right, a file of another name; where that leads there is a file like it."""
+    manifest = read_manifest(checkpoint)
+    entry = {"bytes": 7, "xxh3_128": xxhash.xxh3_128_hexdigest(b"outside")}
+    (checkpoint / "inner").mkdir(exist_ok=True)
+    if name:
+        (checkpoint / name).write_bytes(b"outside")
+    (checkpoint / MANIFEST).write_text(to_json(replace(manifest, files={**manifest.files, name: entry})))
+
+
+OUTSIDE = ["../escaped", "inner/../../escaped", "a\\b", ""]
+"""Names of files that are not inside a checkpoint's folder, or not on every system."""

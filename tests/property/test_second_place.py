@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.small_checkpoints import commit
 from trainer.checkpoint.format.store import CheckpointStore, verify
-from trainer.checkpoint.mirror.places import Pace, checkpoints_at, copy_checkpoint, fetch_checkpoint, too_many
+from trainer.checkpoint.format.verified_copy import Pace
+from trainer.checkpoint.mirror.transfer import checkpoints_at, copy_checkpoint, fetch_checkpoint, too_many
 from trainer.errors import CheckpointError
 
 steps = st.lists(st.integers(1, 99), unique=True, min_size=1)

@@ -8,6 +8,7 @@ format/      what stands on the disk
     store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, prune
     retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
     verified.py       what the last verifications found, remembered
+    verified_copy.py  the one way to copy a checkpoint's files
     file_layout.py    a checkpoint's files laid out in memory, byte for byte
     finite.py         whether all numbers in such memory are finite; tensor_names.py: their tensors by name
     random_states.py  the random streams of one rank, as plain JSON
@@ -21,7 +22,8 @@ resume/      going on
     lock.py           one writer a folder, and waiting for the one that the last launch left, as long as it moves
     restore.py        loading a checkpoint, without executing anything from it
 mirror/      verified copies elsewhere
-    places.py         a folder of another disk or an object store, and the copy; the only user of fsspec
+    places.py         a folder of another disk or an object store; the only user of fsspec
+    transfer.py       copies to such a place and back
     worker.py         copies made beside the saves
     fetch.py          the way back; duplicate.py: one copy in another folder
 inspect/     listing.py, show.py, pin.py, remove.py: what a person does with checkpoints

@@ -14,7 +14,6 @@ There is no index and no pointer that could disagree: the list is what is on dis
 import logging
 import os
 import re
-import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from trainer.checkpoint.format import manifest as manifests
 from trainer.checkpoint.format.manifest import MANIFEST, Manifest, folder_name
 from trainer.checkpoint.format.retention import Holding, Policy, Removal, best_first, removals, shortage
 from trainer.checkpoint.format.verified import found_damaged, last_verifications
+from trainer.checkpoint.format.verified_copy import DiskFiles, copy_verified
 from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -105,15 +105,8 @@ class CheckpointStore:
     def adopt(self, path: Path, manifest: Manifest) -> Path:
         """Copies a sound checkpoint from elsewhere into this folder, under the manifest given; returns the copy, which is not pinned."""
         staging = self.begin(manifest.step)
-        for name in manifest.files:
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path / name, staging / name)
-        adopted = self.commit(staging, replace(manifest, pinned=False))
-        if problems := verify(adopted):
-            raise CheckpointError(
-                f"the copy of {path} to {adopted} is not sound: {'; '.join(problems)}; is the disk broken?"
-            )
-        return adopted
+        copy_verified(manifest, DiskFiles(path), DiskFiles(staging))
+        return self.commit(staging, replace(manifest, pinned=False))
 
     def set_aside_folders(self) -> list[Path]:
         """The folders that were set aside, the least worth keeping first: damaged, diverged, abandoned, each from the oldest."""

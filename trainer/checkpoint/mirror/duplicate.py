@@ -1,17 +1,15 @@
 """A copy of one checkpoint in another folder, on another disk: it has its name only when every byte of it was read back."""
 
-import os
 import time
 from pathlib import Path
 
 from trainer import files, locks
 from trainer.checkpoint.format.manifest import MANIFEST, Manifest
-from trainer.checkpoint.format.store import CheckpointStore, verify
+from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.format.verified_copy import DiskFiles, copy_verified
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.errors import CheckpointError
 from trainer.text import duration, size
-
-_BLOCK_BYTES = 8 << 20
 
 
 def duplicate(folder: Path, wanted: str, target: Path) -> str:
@@ -56,31 +54,19 @@ def _copy_and_commit(source: Path, manifest: Manifest, final: Path) -> None:
     """Copies under a name that is not a checkpoint's, the manifest last; reads every byte back from the disk; renames."""
     staging = CheckpointStore(final.parent).begin(manifest.step)
     try:
-        for name in (*manifest.files, MANIFEST):
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(source / name, staging / name)
-        if problems := verify(staging):
-            raise CheckpointError(_unsound(source, staging, problems))
+        copy_verified(manifest, DiskFiles(source), DiskFiles(staging))
+        (staging / MANIFEST).write_bytes((source / MANIFEST).read_bytes())
+        files.fsync_file(staging / MANIFEST)
+        files.forget_cached(staging / MANIFEST)
+        if problem := CheckpointStore(final.parent).entry(staging).problem:
+            raise CheckpointError(
+                f"the copy of {source} in {final.parent} is not sound ({problem}); is that disk broken?"
+            )
         files.commit_folder(staging, final)
     except BaseException:
         if staging.exists():  # after the rename the copy is whole, though the disk may not have its name yet
             files.remove_folder(staging)
         raise
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    """Copies a file's bytes to the disk, and forgets them in memory, so that reading them back reads the disk."""
-    with open(source, "rb", buffering=0) as there, open(target, "wb") as here:
-        while block := there.read(_BLOCK_BYTES):
-            here.write(block)
-        files.fsync_open_file(here)
-        os.posix_fadvise(here.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _unsound(source: Path, staging: Path, problems: list[str]) -> str:
-    if of_source := verify(source):
-        return f"{source} is not sound ({'; '.join(of_source)}), and was not copied; copy another checkpoint"
-    return f"the copy of {source} in {staging.parent} is not sound ({'; '.join(problems)}), and was removed; is that disk broken?"
 
 
 def _advice(source: Path) -> str:

@@ -9,7 +9,8 @@ from trainer import locks
 from trainer.checkpoint.format.manifest import Manifest, folder_name
 from trainer.checkpoint.format.retention import best_first
 from trainer.checkpoint.format.store import CheckpointStore
-from trainer.checkpoint.mirror.places import fetch_checkpoint, look_at, open_place
+from trainer.checkpoint.mirror.places import open_place
+from trainer.checkpoint.mirror.transfer import fetch_checkpoint, look_at
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.diverged import contents_set_aside
 from trainer.config.schema import Config

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import files
-from trainer.checkpoint.mirror.places import Pace, copy_checkpoint, place_of_run
+from trainer.checkpoint.format.verified_copy import Pace
+from trainer.checkpoint.mirror.places import place_of_run
+from trainer.checkpoint.mirror.transfer import copy_checkpoint
 from trainer.checkpoint.resume.lock import HUNG_SECONDS
 from trainer.errors import CheckpointError
 from trainer.journal import Journal

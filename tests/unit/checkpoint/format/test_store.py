@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_checkpoints import NAMES, commit, flip, manifest_of, write_files
+from tests.small_checkpoints import NAMES, OUTSIDE, commit, flip, lead_out, manifest_of, write_files
 from trainer import files
 from trainer.checkpoint.format.manifest import describe_files, read_manifest
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore, folder_bytes, verify
 from trainer.checkpoint.format.verified import remember
 from trainer.checkpoint.inspect.pin import set_pinned
+from trainer.errors import CheckpointError
 
 
 def names(folder):
@@ -250,3 +251,15 @@ def test_two_stores_of_one_folder_agree(store):
     commit(store, 1)
     assert CheckpointStore(store.folder).entries() == store.entries()
     assert store.sound_manifests() == [manifest_of(1, files=describe_files(store.path(1)))]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_file_that_leads_out_of_its_folder_is_not_adopted(store, tmp_path, name):
+    elsewhere = CheckpointStore(tmp_path / "elsewhere" / "run")
+    path = commit(elsewhere, 5)
+    lead_out(path, name)
+    with pytest.raises(CheckpointError) as refused:
+        store.adopt(path, read_manifest(path))
+    assert repr(name) in str(refused.value)
+    assert store.entries() == []
+    assert not list(store.folder.rglob("escaped"))

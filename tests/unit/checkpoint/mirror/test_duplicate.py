@@ -3,11 +3,10 @@ import shutil
 
 import pytest
 
-from tests.small_checkpoints import commit, flip
+from tests.small_checkpoints import NAMES, OUTSIDE, commit, flip, lead_out
 from trainer import files, locks
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.checkpoint.format.store import CheckpointStore, verify
-from trainer.checkpoint.mirror import duplicate as module
 from trainer.checkpoint.mirror.duplicate import duplicate
 from trainer.checkpoint.resume.select import resolve
 from trainer.errors import CheckpointError
@@ -54,34 +53,36 @@ def test_nothing_is_overwritten(source, target):
     assert (target / "step-00000005" / "mine").exists()
 
 
+def refusal(source, target, wanted="5"):
+    """What a copy that must fail says; nothing of it is left."""
+    with pytest.raises(CheckpointError) as refused:
+        duplicate(source.folder, wanted, target)
+    assert names(target) == [".lock"]
+    return str(refused.value)
+
+
 def test_a_damaged_checkpoint_is_not_copied(source, target):
     flip(source.path(5) / "optimizer.bin")
-    with pytest.raises(
-        CheckpointError, match="step-00000005 is not sound .*optimizer.bin is damaged.*, and was not copied"
-    ):
-        duplicate(source.folder, "5", target)
-    assert names(target) == [".lock"]
+    said = refusal(source, target)
+    assert str(source.path(5) / "optimizer.bin") in said
+    assert "take another checkpoint" in said
 
 
-def test_a_disk_that_stores_other_bytes_is_found(source, target, monkeypatch):
-    real = module._copy_file
-
-    def bad_disk(there, here):
-        real(there, here)
-        flip(here)
-
-    monkeypatch.setattr(module, "_copy_file", bad_disk)
-    with pytest.raises(CheckpointError, match="the copy of .* is not sound .*, and was removed; is that disk broken"):
-        duplicate(source.folder, "5", target)
-    assert names(target) == [".lock"]
+@pytest.mark.parametrize("name", ["optimizer.bin", "manifest.json"])
+def test_a_disk_that_stores_other_bytes_is_found(source, target, monkeypatch, name):
+    """What is read back after the cache is dropped is what the disk has."""
+    monkeypatch.setattr(files, "forget_cached", lambda path: flip(path) if path.name == name else None)
+    said = refusal(source, target)
+    assert name in said
+    assert "disk" in said
 
 
 def test_the_name_comes_after_every_byte_was_read_back(source, target, monkeypatch):
-    seen = []
-    real = module.verify
-    monkeypatch.setattr(module, "verify", lambda path: (seen.append((path.name, names(target))), real(path))[1])
+    seen, real = [], files.forget_cached
+    monkeypatch.setattr(files, "forget_cached", lambda path: (seen.append((path.name, names(target))), real(path)))
     duplicate(source.folder, "5", target)
-    assert seen == [(".staging-00000005", [".lock", ".staging-00000005"])]
+    assert {name for name, _ in seen} == {*NAMES, "manifest.json"}
+    assert {tuple(there) for _, there in seen} == {(".lock", ".staging-00000005")}
 
 
 def test_what_a_killed_copy_left_is_written_anew(source, target):
@@ -108,18 +109,10 @@ def test_a_disk_without_room_is_told_before_and_a_full_one_leaves_nothing(source
 
 
 def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_told(source, target, monkeypatch):
-    real = module._copy_file
-
-    def pruned(there, here):
-        shutil.rmtree(there.parent)
-        real(there, here)
-
-    monkeypatch.setattr(module, "_copy_file", pruned)
-    with pytest.raises(
-        CheckpointError, match="a trainer has pruned it meanwhile: pin one that is kept first, and copy again"
-    ):
-        duplicate(source.folder, "5", target)
-    assert names(target) == [".lock"]
+    monkeypatch.setattr(files, "forget_cached", lambda path: shutil.rmtree(source.path(5), ignore_errors=True))
+    said = refusal(source, target)
+    assert str(source.path(5)) in said
+    assert "pin" in said
 
 
 def test_two_do_not_write_into_one_folder(source, target):
@@ -165,3 +158,12 @@ def test_whatever_operation_fails_there_is_a_whole_copy_or_none(source, tmp_path
         if count < n:
             break
     assert n > 1 and committed
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_file_that_leads_out_of_its_folder_is_not_copied(source, target, name):
+    lead_out(source.path(5), name)
+    with pytest.raises(CheckpointError) as refused:
+        duplicate(source.folder, "5", target)
+    assert repr(name) in str(refused.value)
+    assert names(target) == [".lock"]

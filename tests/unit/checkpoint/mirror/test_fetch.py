@@ -7,7 +7,7 @@ from tests.commands import paragraph, trainer
 from tests.small_checkpoints import commit, flip
 from trainer import locks
 from trainer.checkpoint.format.store import CheckpointStore, verify
-from trainer.checkpoint.mirror.places import copy_checkpoint
+from trainer.checkpoint.mirror.transfer import copy_checkpoint
 from trainer.checkpoint.resume.diverged import set_diverged_aside
 from trainer.config.load import dump, load
 from trainer.journal import Journal

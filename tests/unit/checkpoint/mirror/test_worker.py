@@ -7,7 +7,7 @@ import pytest
 from tests.small_runs import Small
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.checkpoint.mirror import worker
-from trainer.checkpoint.mirror.places import checkpoints_at
+from trainer.checkpoint.mirror.transfer import checkpoints_at
 from trainer.config.schema import CheckpointConfig
 from trainer.journal import read_events
 

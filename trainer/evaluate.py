@@ -118,7 +118,7 @@ def loss_table(loss: Loss) -> str:
 
 def results_table(results: Sequence[TaskResult]) -> str:
     """One line a task: accuracies with their standard errors, and what guessing gives."""
-    rows_ = [("task", "items", "acc", "+-", "acc_norm", "+-", "chance", "perplexity")]
+    rows_: list[tuple[str, ...]] = [("task", "items", "acc", "+-", "acc_norm", "+-", "chance", "perplexity")]
     for result in results:
         numbers = (result.acc, result.acc_stderr, result.acc_norm, result.acc_norm_stderr, result.chance)
         shown = ["-" if number is None else f"{number:.3f}" for number in numbers]

@@ -135,7 +135,9 @@ def follow_umask(folder: Path) -> None:
 def _umask() -> int:
     """The umask of this process. Asked of the system: setting it, the only other way, would show in what other threads write meanwhile."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)[1], 8)
+    found = re.search(r"^Umask:\s*([0-7]+)", status, re.MULTILINE)
+    assert found is not None, "Linux states it since 4.7"
+    return int(found[1], 8)
 
 
 def sha256(path: Path) -> str:

@@ -139,7 +139,7 @@ def last_command(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
 def _next(outcome: dict[str, Any], folder: Path, store: CheckpointStore, prompt: str, command: str) -> str:
     """Commands, the likeliest wanted first: a run that ended before its time is to go on, one that goes on is to be watched."""
     run, kind = typed(folder), outcome["outcome"]
-    steps = [entry.step for entry in store.entries()]
+    steps = [entry.step for entry in store.entries() if entry.step is not None]
     lines = []
     if kind == "running" and is_trained(folder):
         lines.append(f"tail -f {shlex.quote(str(folder / 'train.log'))}")

@@ -53,6 +53,7 @@ def _put_in_place() -> None:
     spec = importlib.util.spec_from_file_location(
         PACKAGE.name, PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)]
     )
+    assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
     package = importlib.util.module_from_spec(spec)
     sys.modules[PACKAGE.name] = package
     spec.loader.exec_module(package)

@@ -10,7 +10,7 @@ import io
 import os
 import signal
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 
 class Unheard(Exception):
@@ -62,8 +62,10 @@ def make_ready() -> None:
     """
     _fill_closed_descriptors()
     sys.stdin = sys.stdin or open(0, encoding="utf-8", errors="replace")
-    sys.stdout = sys.__stdout__ = _standard(sys.stdout, 1)
-    sys.stderr = sys.__stderr__ = _standard(sys.stderr, 2)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = _standard(getattr(sys, name), descriptor)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)  # the interpreter flushes this one at its end
     _demand(True)
 
 
@@ -98,10 +100,9 @@ def settle() -> None:
     raises  Unheard when standard output was to be heard and is not
     """
     for stream in (sys.stderr, sys.stdout):
-        must_be_heard = getattr(stream, "must_be_heard", None)
-        if must_be_heard is None:  # somebody else's, as in a test
+        if not isinstance(stream, _Standard):  # somebody else's, as in a test
             continue
-        stream.must_be_heard = True
+        must_be_heard, stream.must_be_heard = stream.must_be_heard, True
         try:
             stream.flush()
         except Unheard:
@@ -134,14 +135,11 @@ def _fill_closed_descriptors() -> None:
             os.set_inheritable(opened, True)
 
 
-def _standard(stream: TextIO | None, descriptor: int) -> TextIO:
+def _standard(stream: Any, descriptor: int) -> Any:
     if stream is None:
         return _Standard(open(descriptor, "wb"), encoding="utf-8", errors="backslashreplace", line_buffering=True)
     if isinstance(stream, _Standard) or not isinstance(stream, io.TextIOWrapper):
         return stream
-    facts = {
-        "encoding": stream.encoding,
-        "line_buffering": stream.line_buffering,
-        "write_through": stream.write_through,
-    }
-    return _Standard(stream.detach(), errors="backslashreplace", **facts)
+    encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
+    buffer = stream.detach()
+    return _Standard(buffer, encoding, "backslashreplace", line_buffering=by_line, write_through=at_once)

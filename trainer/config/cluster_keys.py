@@ -225,7 +225,9 @@ def _distributed_type(value: Any, content: Content) -> str | None:
 
 def _num_machines(value: Any, content: Content) -> str | None:
     processes = content.get("num_processes")
-    if (words := _whole(1)(value, content)) or not is_whole(processes) or processes < 1 or not processes % value:
+    if (words := _whole(1)(value, content)) or not isinstance(processes, int) or not is_whole(processes):
+        return words
+    if processes < 1 or not processes % value:
         return words
     return f", and num_processes is {processes}, but should be a multiple of num_machines, which is {value}: it counts the processes of all machines"
 

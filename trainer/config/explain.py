@@ -85,7 +85,7 @@ def contradictions_besides(error: ValidationError, values: dict[str, Any]) -> li
     """What else does not fit together once the settings that are wrong by themselves are left out; empty when that cannot be told."""
     remaining = copy.deepcopy(values)
     for found in error.errors():
-        *sections, last = [part for part in found["loc"] if not isinstance(part, int)] or [None]
+        *sections, last = [part for part in found["loc"] if not isinstance(part, int)] or [""]
         place: Any = remaining
         for section in sections:
             place = place.get(section, {}) if isinstance(place, dict) else {}

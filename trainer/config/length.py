@@ -38,6 +38,7 @@ def resolve_length(config: Config, length: str, count_sequences: Callable[[Confi
     raises            ConfigError where the data's size would be needed and cannot be asked for
     """
     if length == "max_tokens":
+        assert config.max_tokens is not None
         per_step = config.global_batch * config.sequence_length
         return math.ceil(
             Fraction(config.max_tokens, per_step)

@@ -99,9 +99,11 @@ def resolve_shards(
         if repeated:
             logger.warning("%d shards of %s were named before and count once (%s)", len(repeated), pattern, repeated[0])
         real = {path.resolve() for path in found}
-        linked = [
-            path for path in matches if path not in found and (path.resolve() in real or real.add(path.resolve()))
-        ]
+        linked = []
+        for path in matches:
+            if path not in found and path.resolve() in real:
+                linked.append(path)
+            real.add(path.resolve())
         if linked:
             logger.warning(
                 "%d shards of %s are files that were named before by another path, and count again (%s)",

@@ -35,7 +35,7 @@ def each_file_once(sources: Sequence[Source]) -> list[Source]:
                 text.size(num_bytes),
                 repeated[0],
             )
-            source = replace(source, files=tuple(path for path in source.files if path.resolve() not in seen))
+            source = replace(source, files=tuple(path for path in source.files or () if path.resolve() not in seen))
         seen.update(keys)
         kept.append(source)
     return kept

@@ -18,7 +18,8 @@ from trainer.evaluation.tasks import Task
 class Tokenizer(Protocol):
     """What turns text into ids."""
 
-    eot_id: int
+    @property
+    def eot_id(self) -> int: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -46,7 +47,9 @@ class Exam:
             )
         positions = num_positions(model.config)
         self._encoded = [
-            encode_task(task, tokenizer.encode, eot_id=tokenizer.eot_id, num_positions=positions) for task in tasks
+            encode_task(task, tokenizer.encode, eot_id=tokenizer.eot_id, num_positions=positions)
+            for task in tasks
+            if tokenizer is not None
         ]
         self._model, self._token_scores, self._accelerator = model, token_scores, accelerator
 

@@ -117,7 +117,7 @@ def generate(
         while not all(line.ended_by for line in lines):
             for line, token in zip(lines, _choose_all(reader.logits([line.ids for line in lines]), lines)):
                 line.go_on(token)
-    return [Written(line.tokens, line.ended_by) for line in lines]
+    return [Written(line.tokens, line.ended_by or "") for line in lines]
 
 
 class _Line:

@@ -16,19 +16,15 @@ def read_prompts(path: Path) -> list[str]:
     raises  ConfigError when it cannot be read, a line is not such an object, or there is none
     """
     try:
-        lines = (
-            path.read_text(encoding="utf-8").splitlines() if path.suffix != ".jsonl" else path.read_bytes().split(b"\n")
-        )
+        is_json = path.suffix == ".jsonl"
+        lines = path.read_bytes().split(b"\n") if is_json else []
+        texts = [] if is_json else path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"the file of prompts {path} cannot be read ({error}); name a text file, or a .jsonl file, in UTF-8"
         ) from None
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    prompts = (
-        [_prompt_of(path, number, line) for number, line in numbered]
-        if path.suffix == ".jsonl"
-        else [line for _, line in numbered]
-    )
+    prompts = [_prompt_of(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    prompts += [text for text in texts if text.strip()]
     if not prompts:
         raise ConfigError(
             f"the file of prompts {path} has none; write one a line, or into a .jsonl file one object a line, with a field prompt"

@@ -26,7 +26,8 @@ _WORDS = {LIKELIEST: "the likeliest token each time", DRAWN: "drawn at temperatu
 class Tokenizer(Protocol):
     """What samples need of a tokenizer."""
 
-    eot_id: int
+    @property
+    def eot_id(self) -> int: ...
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...

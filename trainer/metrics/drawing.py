@@ -49,7 +49,12 @@ class Drawing:
 
         def prepare() -> Callable[[SummaryWriter], object]:
             histograms = count()
-            return lambda writer: [write_histogram(writer, tag, step, bins) for tag, bins in histograms.items()]
+
+            def write(writer: SummaryWriter) -> None:
+                for tag, bins in histograms.items():
+                    write_histogram(writer, tag, step, bins)
+
+            return write
 
         self._add(step, prepare)
 
@@ -96,11 +101,12 @@ class Drawing:
             self._failures.guard(tracker.name, tracker.draw, Exception)
 
     def _draw_extra(self) -> None:
-        step, prepare = self._extras.popleft()
+        board, (step, prepare) = self._board, self._extras.popleft()
+        assert board is not None, "what is drawn there was only taken where there is one"
         write = prepare()
 
         def draw() -> None:
-            write(self._board.writer)
-            self._board.writer.flush()
+            write(board.writer)
+            board.writer.flush()
 
-        self._board.attempt(step, draw)
+        board.attempt(step, draw)

@@ -120,7 +120,9 @@ def _read_state(path: Path) -> _State | None:
 
 def _read_recent(paths: Iterable[Path]) -> _Recent:
     """What counts in these files, one after the other: a start of a session takes back what was before it from its step on."""
-    first, extras, steps = None, [], []
+    first: int | None = None
+    extras: list[Event] = []
+    steps: list[Event] = []
     for event in (event for path in paths for event in events_of_file(path)):
         if event.HasField("session_log"):
             first = event.step if first is None else min(first, event.step)

@@ -5,7 +5,6 @@ Counters are read twice, some seconds apart, and their difference is told. What 
 
 import re
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,16 +107,18 @@ def reasons(before: Counters, after: Counters, gpus: Mapping[str, float] | None 
 
 def _others(before: Counters, after: Counters, seconds: float) -> str | None:
     """The CPU time of processes that are not this run's."""
-    cores: Counter[str] = Counter()
+    cores: dict[str, float] = {}
     for pid, (name, spent) in after.processes.items():
         if pid in after.own:
             continue
         known, earlier = before.processes.get(pid, (name, 0.0))
-        cores[name] += max(0.0, spent - (earlier if known == name else 0.0)) / seconds
+        added = max(0.0, spent - (earlier if known == name else 0.0)) / seconds
+        cores[name] = cores.get(name, 0.0) + added
     total = sum(cores.values())
     if total < NOTABLE_CORES:
         return None
-    named = ", ".join(f"{name} {share:.1f}" for name, share in cores.most_common(3) if share >= NOTABLE_CORES / 2)
+    most = sorted(cores.items(), key=lambda item: item[1], reverse=True)[:3]
+    named = ", ".join(f"{name} {share:.1f}" for name, share in most if share >= NOTABLE_CORES / 2)
     return f"other processes take {total:.1f} of {after.num_cores} cores ({named})"
 
 

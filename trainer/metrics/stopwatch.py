@@ -10,6 +10,7 @@ evaluation or a save, has no numbers of its own to go with: it goes with those o
 
 import time
 from collections import deque
+from typing import TypeAlias
 
 import torch
 
@@ -30,7 +31,7 @@ RARE = frozenset({"evaluation", "save", "profile"})
 TAGS = {f"time/{part}_seconds": ("seconds", help) for part, help in PARTS.items()}
 """Tag -> (unit, help)."""
 
-Mark = float | torch.cuda.Event
+Mark: TypeAlias = float | torch.cuda.Event
 """An instant: seconds of this process's clock, or an event that the device passes."""
 
 

@@ -41,7 +41,8 @@ def judge(measured: Sequence[Measurement]) -> Judgement:
     best = _fastest(bf16)
     gains: dict[str, float] = {}
     for each in fp8:
-        gains[each.variant.recipe] = max(gain(each, best), gains.get(each.variant.recipe, -1.0))
+        recipe = str(each.variant.recipe)
+        gains[recipe] = max(gain(each, best), gains.get(recipe, -1.0))
     fastest_fp8 = _fastest(fp8) if fp8 else None
     if fastest_fp8 and is_gain(fastest_fp8, best):
         return Judgement(best, gains, fastest_fp8.variant.name, _take_fp8(fastest_fp8, best))

@@ -79,6 +79,9 @@ def loss_gap(ours: Sequence[float | None], theirs: Sequence[float | None]) -> fl
     """The mean loss of the last third of the steps that both have over the other's, minus 1; infinite where one is no number."""
     common = list(zip(ours, theirs, strict=False))
     last = common[-max(1, len(common) // 3) :]
-    if any(loss is None for pair in last for loss in pair):
-        return math.inf
-    return sum(our for our, _ in last) / sum(their for _, their in last) - 1
+    our_sum = their_sum = 0.0
+    for our, their in last:
+        if our is None or their is None:
+            return math.inf
+        our_sum, their_sum = our_sum + our, their_sum + their
+    return our_sum / their_sum - 1

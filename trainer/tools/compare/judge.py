@@ -173,7 +173,7 @@ def _spread(
     set them apart (the same seed, other versions), B is left out: a gap does not excuse itself.
     """
     excuses_itself = is_one_recipe(a, b) and not differ_in_seed_alone(a, b)
-    groups: list[tuple[Run, dict[int, tuple[str, float]]]] = []
+    groups: list[tuple[Run, dict[object, tuple[str, float]]]] = []
     for run in runs:
         level = value(run)
         if level is None or (run is b and excuses_itself):

@@ -163,7 +163,7 @@ def differ_in_seed_alone(a: Run, b: Run) -> bool:
 def same_vocabulary(a: Run, b: Run) -> bool:
     """Whether nats a token of the two compare: their tokenizers are one."""
     if a.manifest and b.manifest:
-        ours, theirs = ((run.manifest.identity.get("tokenizer"), run.manifest.vocab_size) for run in (a, b))
+        ours, theirs = ((each.identity.get("tokenizer"), each.vocab_size) for each in (a.manifest, b.manifest))
         return ours == theirs
     return _tokenizer(a) == _tokenizer(b)
 

@@ -18,9 +18,7 @@ from trainer.checkpoint.resume.select import Located, locate
 from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config
-from trainer.data.assets import twelfth_night
 from trainer.data.corpus import held_out_shards, label_bytes, trained_on_too
-from trainer.data.kept_rows import kept_rows
 from trainer.data.loader import validation_batches
 from trainer.data.shards import TokenDataset, resolve_shards
 from trainer.data.tokenizer import Tokenizer
@@ -174,7 +172,7 @@ def _evaluate(
     )
     tasks = launch.first_on_main(
         accelerator,
-        lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd(), rows=kept_rows, scenes=twelfth_night),
+        lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd()),
     )
     model = load_model(
         manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device

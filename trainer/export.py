@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import files
@@ -31,6 +31,7 @@ from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.metrics.curves import CURVE, end_of_step, records_from
 from trainer.model.build import generation_config
 from trainer.model.card import model_card
+from trainer.model.load import config_of
 from trainer.model.portable import fit_positions, positions_of, write_fields_of_transformers_4
 from trainer.model.tokenizer_files import TokenizerFacts, save_tokenizer
 
@@ -79,7 +80,7 @@ def export(
         raise TrainerError(
             f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"
         )
-    config = model_config if isinstance(model_config, PretrainedConfig) else _config_from_dict(model_config)
+    config = model_config if isinstance(model_config, PretrainedConfig) else config_of(model_config)
     model = _in_type(_load(config, Path(weights)), dtype, weights)
     real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
     eot_id = tokenizer.eot_id if tokenizer else config.eos_token_id
@@ -116,14 +117,6 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | Non
     write_fields_of_transformers_4(folder / "config.json")
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder, positions_of(model.config) or sequence_length)
-
-
-def _config_from_dict(fields: dict[str, Any]) -> PretrainedConfig:
-    fields = dict(fields)
-    model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"the model has model_type {model_type!r}, which this transformers does not know; update it")
-    return CONFIG_MAPPING[model_type](**fields)
 
 
 def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
@@ -288,7 +281,7 @@ def open_model(folder: Path) -> TrainedModel:
             f"{folder} was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer in the "
             "recipe of a new run, or `trainer export` the model and give it token ids"
         )
-    model = _load(_config_from_dict(manifest.model), folder / "model.safetensors")
+    model = _load(config_of(manifest.model), folder / "model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TrainedModel(
         model=model.to(device),

@@ -19,12 +19,12 @@ from trainer.journal import Journal, cause_of_error
 from trainer.launch import decided_precision, finish_processes, first_before_joining, others_wait
 from trainer.locks import Lock, lock_run
 from trainer.loop import train
-from trainer.metrics.out_of_memory import out_of_memory_explained
 from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.report import ending
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
+from trainer.run.out_of_memory import out_of_memory_explained
 from trainer.run.verdict import Outcome
 from trainer.safety.failures import (
     broken_connections_explained,

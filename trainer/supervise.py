@@ -221,14 +221,12 @@ def _check_run(config: Config) -> None:
 
 def check_data(config: Config) -> "Corpus":
     """Opens the data and the tasks of a run as its processes will; DataError and ConfigError say what is wrong with them."""
-    from trainer.data.assets import twelfth_night
     from trainer.data.corpus import open_corpus
-    from trainer.data.sources import rows
     from trainer.evaluation.tasks import open_tasks
 
     corpus = open_corpus(config.data, config.sequence_length)
     asked = config.evaluation
-    open_tasks(asked.tasks, asked.task_items, files.project_folder(), rows=rows, scenes=twelfth_night, fetch=False)
+    open_tasks(asked.tasks, asked.task_items, files.project_folder(), fetch=False)
     return corpus
 
 

@@ -1,7 +1,8 @@
 """Quantities and choices, written for people."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def count(number: float) -> str:
@@ -89,3 +90,14 @@ def table(rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
     numeric = [all(row[i][:1].isdigit() or row[i][:1] in "-" for row in cells[1:]) for i in range(len(widths))]
     align = [str.rjust if is_number else str.ljust for is_number in numeric]
     return "\n".join(indent + "  ".join(f(cell, w) for f, cell, w in zip(align, row, widths)).rstrip() for row in cells)
+
+
+def by_dotted_name(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"a": {"b": 1}} -> {"a.b": 1}; an empty mapping stays a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= by_dotted_name(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

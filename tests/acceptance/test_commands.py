@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.commands import paragraph, trainer
+from tests.corpora import train_bpe
 from tests.launching import checkpoint, outcome, train, write_cluster, write_recipe
 from tests.small_checkpoints import flip
 from trainer import files, locks, supervise
 from trainer.checkpoint.format.manifest import describe_files, read_manifest, to_json
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.config.load import flatten, load
-from trainer.data.bpe import tiktoken_lines, train_bpe
+from trainer.data.bpe import tiktoken_lines
 from trainer.journal import read_events
 from trainer.locks import lock_run
 from trainer.metrics.curves import read_records

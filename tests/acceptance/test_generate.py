@@ -51,7 +51,7 @@ def test_generate_never_takes_an_id_of_the_padding(finished):
 
     taken = []
     with mock.patch(
-        "trainer.evaluation.texts.generate",
+        "trainer.generation.texts.generate",
         side_effect=lambda *args, **kwargs: taken.extend(generate(*args, **kwargs)),
     ):
         said("generate", "tiny", "--temperature", "9", "--top-k", "0", "--num-samples", "30")

@@ -66,14 +66,14 @@ def generate(
     """Continue texts with a checkpoint's model; they are shown as they are written."""
     from trainer.checkpoint.resume.select import locate
     from trainer.config.folders import find_checkpoints
-    from trainer.evaluation.prompts import gather_prompts
+    from trainer.generation.prompts import gather_prompts
 
     prompts = gather_prompts(prompt or [], prompts_file, sys.stdin)
     located = locate(find_checkpoints(run), checkpoint)
     say(located.words)
     from trainer.evaluation.generate import Sampling
-    from trainer.evaluation.texts import Text, TextPrinter, continue_texts, exit_code, summary
     from trainer.export import open_model
+    from trainer.generation.texts import Text, TextPrinter, continue_texts, exit_code, summary
 
     trained = open_model(located.path)
     texts = [Text(words, number) for words in prompts for number in range(num_samples)]

@@ -51,3 +51,8 @@ def resolve_length(config: Config, length: str, count_sequences: Callable[[Confi
         math.ceil(epochs * sequences / config.global_batch),
         f"max_epochs {config.max_epochs:g} of {count(sequences)} sequences at {config.global_batch} a step",
     )
+
+
+def is_due(step: int, every_steps: int) -> bool:
+    """Whether what happens at multiples of `every_steps` (0: never) happens at this step."""
+    return every_steps > 0 and step % every_steps == 0

@@ -1,9 +1,9 @@
-"""The data room: from text to micro-batches.
+"""From text to micro-batches.
 
     sources.py     documents from files, folders, the Hugging Face hub, the embedded corpus
-    kept_rows.py   rows of the hub that were fetched before, from the disk
+    cached_rows.py   rows of the hub that were fetched before, from the disk
     prepare.py     documents -> shards of tokens and manifest.py's signature, by encode.py and split_writer.py
-    tokenizer.py   text <-> tokens; bpe.py trains a vocabulary, baselines.py counts what a model must beat
+    tokenizer.py   text <-> tokens; bpe.py reads and writes vocabularies, baselines.py counts what a model must beat
     shards.py      shards of every common layout (layouts.py) -> sequences
     corpus.py      what a recipe's data section names, opened
     order.py       which sequence stands at each position of the run: a pure function

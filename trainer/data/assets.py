@@ -62,8 +62,8 @@ def shakespeare_scenes() -> tuple[tuple[str, str], ...]:
     return tuple((scene["source"], scene["text"]) for scene in map(json.loads, lines))
 
 
-def twelfth_night() -> tuple[str, ...]:
-    """The scenes of the play that is held out, in their order."""
+def held_out_scenes() -> tuple[str, ...]:
+    """The scenes of Twelfth Night, the play that is held out, in their order."""
     return embedded_documents("shakespeare", "validation")
 
 

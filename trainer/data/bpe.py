@@ -1,4 +1,4 @@
-"""Training a byte-level BPE vocabulary and writing it down in tiktoken's form.
+"""A byte-level BPE vocabulary in tiktoken's form.
 
 A vocabulary is a dict from the bytes of a token to its rank, which is its id. `<|endoftext|>` is not in it: whoever
 loads the vocabulary gives it the id after the last rank, so that no text can ever spell it.
@@ -6,48 +6,9 @@ loads the vocabulary gives it the id after the last rank, so that no text can ev
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from trainer.errors import DataError
-
-
-def byte_letters() -> dict[str, int]:
-    """The printable letter that stands for each byte in byte-level BPE files, mapped back to the byte.
-
-    source  Radford et al. 2019 (GPT-2): printable latin-1 bytes stand for themselves, the others for U+0100 onwards
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-def train_bpe(documents: Iterable[str], vocab_size: int) -> dict[bytes, int]:
-    """Learns `vocab_size - 1` ranks, all 256 bytes among them; the last id is left for `<|endoftext|>`.
-
-    returns  ranks; fewer than asked when the text has no more pairs to merge
-    raises   DataError when vocab_size leaves no room for the 256 bytes
-
-    The answer depends neither on the number of threads nor on the order of the documents.
-    """
-    if vocab_size < 257:
-        raise DataError(
-            f"vocab_size {vocab_size} is too small: a byte-level vocabulary holds the 256 bytes and "
-            "<|endoftext|>. Ask for 257 or more."
-        )
-    import tokenizers  # here, because only training needs it
-
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    # add_prefix_space would make decode(encode("x")) == " x"; the regex is GPT-2's, which tiktoken splits by too.
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    # Without the whole alphabet, bytes that the text does not contain would be dropped silently when encoding.
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    model.train_from_iterator(documents, trainer)
-    letters = byte_letters()
-    return {bytes(letters[letter] for letter in token): rank for token, rank in model.get_vocab().items()}
 
 
 def tiktoken_lines(ranks: Mapping[bytes, int]) -> bytes:

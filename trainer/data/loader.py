@@ -20,10 +20,10 @@ import torch
 import xxhash
 
 from trainer.config.batch import accumulation_steps
+from trainer.contracts import IGNORED_LABEL
 from trainer.data.order import sequence_at
 from trainer.data.shards import TokenDataset
 
-IGNORED_LABEL = -100
 _JOIN_SECONDS = 10.0
 
 T = TypeVar("T")

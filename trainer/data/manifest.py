@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer import files, text
+from trainer import text
 from trainer.data.layouts import how_to_prepare
 from trainer.errors import DataError
 
@@ -75,25 +75,6 @@ def missing_shards(folder: Path, manifest: dict[str, Any]) -> list[str]:
         elif path.stat().st_size != shard["num_bytes"]:
             problems.append(f"{shard['file']} has {path.stat().st_size:,} bytes, expected {shard['num_bytes']:,}")
     return problems
-
-
-def verify_corpus(folder: Path) -> dict[str, Any]:
-    """Reads every shard and compares its sha256 with the manifest, which is returned.
-
-    raises  DataError with all that is missing or changed
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise DataError(f"{folder} is no prepared corpus: it has no {MANIFEST}. {how_to_prepare(again=True)}")
-    problems = missing_shards(folder, manifest)
-    if not problems:
-        for shard in manifest["shards"]:
-            found = files.sha256(Path(folder) / shard["file"])
-            if found != shard["sha256"]:
-                problems.append(f"{shard['file']} has sha256 {found[:16]}..., expected {shard['sha256'][:16]}...")
-    if problems:
-        raise DataError(f"{folder} is not what was prepared: {'; '.join(problems)}. {how_to_prepare(again=True)}")
-    return manifest
 
 
 def repeats(

@@ -37,7 +37,6 @@ from trainer.data.manifest import (
     read_manifest,
     repeats,
     repeats_text,
-    verify_corpus,
 )
 from trainer.data.shards import dtype_for, open_shard
 from trainer.data.sources import Source, estimated_text_bytes, open_source, source_identity
@@ -48,7 +47,7 @@ from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["EMBEDDED", "PrepareReport", "prepare", "prepare_embedded", "read_manifest", "verify_corpus"]
+__all__ = ["EMBEDDED", "PrepareReport", "prepare", "prepare_embedded", "read_manifest"]
 
 EMBEDDED = ("shakespeare",)
 
@@ -64,7 +63,6 @@ class PrepareReport:
     folder: Path
     name: str
     tokenizer: str
-    num_shards: int
     train_documents: int
     train_tokens: int
     validation_documents: int
@@ -393,7 +391,6 @@ def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool
         folder=out,
         name=manifest["name"],
         tokenizer=manifest["tokenizer"],
-        num_shards=len(manifest["shards"]),
         train_documents=splits["train"]["documents"],
         train_tokens=splits["train"]["tokens"],
         validation_documents=splits["validation"]["documents"],

@@ -1,12 +1,15 @@
 """What a name in `evaluation.tasks` stands for: the built-in task, a file of items, or a public set of the hub."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from trainer.contracts import Rows
+from trainer.data.assets import held_out_scenes
+from trainer.data.cached_rows import cached_rows
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.items import Item, item
 from trainer.evaluation.next_lines import NAME, next_line_items
@@ -23,7 +26,6 @@ PUBLIC = {
 }
 """Public sets by name, and where they are fetched from: the data set and split that lm-evaluation-harness takes."""
 
-Rows = Callable[[str], Iterable[tuple[str, Any]]]
 """The rows of a source, each with where it stands: `data.sources.rows`."""
 
 
@@ -47,15 +49,13 @@ def open_tasks(
     limit: int | None,
     folder: Path,
     *,
-    rows: Rows,
-    scenes: Callable[[], Sequence[str]],
+    rows: Rows = cached_rows,
     fetch: bool = True,
 ) -> list[Task]:
     """The tasks of these names, each with its first `limit` items (None: all).
 
     folder  what relative paths are meant from
     rows    reads a file or a set of the hub
-    scenes  the play of the built-in task
     fetch   False leaves the public sets out, after their names were checked
     raises  ConfigError for an unknown name and for two tasks of one name, DataError for an item that is not right
     """
@@ -64,7 +64,7 @@ def open_tasks(
     for name in wanted:
         if name in PUBLIC and not fetch:
             continue
-        task = _open(name, limit, folder, rows, scenes)
+        task = _open(name, limit, folder, rows)
         if task.name in tasks:
             raise ConfigError(
                 f"evaluation task {name!r}: another one is called {task.name} too; give the file another name"
@@ -73,9 +73,9 @@ def open_tasks(
     return list(tasks.values())
 
 
-def _open(name: str, limit: int | None, folder: Path, rows: Rows, scenes: Callable[[], Sequence[str]]) -> Task:
+def _open(name: str, limit: int | None, folder: Path, rows: Rows) -> Task:
     if name == NAME:
-        return Task(NAME, next_line_items(scenes())[:limit])
+        return Task(NAME, next_line_items(held_out_scenes())[:limit])
     if name in PUBLIC:
         return _task(name, islice(rows(PUBLIC[name]), limit), PUBLIC[name])
     path = folder / os.path.expanduser(name)

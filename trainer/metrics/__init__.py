@@ -3,7 +3,6 @@
 curves.py    metrics.jsonl: one JSON object a step, appended; its tail moves aside when a resume goes back
 index.py     sums over blocks of it, so that nobody reads millions of records; totals.py: what a run's curve comes to
 details.py   what every step has beside its core numbers, at a cadence of its own
-replay.py    replayed steps against what was written of them before: the proof that a resume was exact
 meters.py    tokens a second, MFU, time left; pure arithmetic on given clocks
 console.py   the progress bar on a terminal, plain lines elsewhere
 tags.py      which number is drawn under which tag, what it means, and the order of the charts
@@ -16,6 +15,6 @@ stopwatch.py where a step's time goes, part by part
 probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms serve it)
 hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
 profiler.py  torch's profiler over the steps asked for
-out_of_memory.py  what is left behind when a GPU or the machine runs out of memory; memory_advice.py: what to do then
+memory_advice.py  what to do when memory runs out
 outcome.py   outcome.json: how a run ended, for people and for launch.sh
 """

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.config.length import is_due
 from trainer.host_copy import NamedHostCopy
 from trainer.metrics.histograms import Histogram, histogram_of
 from trainer.metrics.layer_groups import group_order, layer_groups, short_names
@@ -265,7 +266,7 @@ class Probes:
 
     def around_update(self, step: int) -> AbstractContextManager[None]:
         """Measures the update that is taken in this block where that is due; `step` is the number of the step that it completes."""
-        numbers, histograms = _is_due(step, self._detail_every_steps), _is_due(step, self._histogram_every_steps)
+        numbers, histograms = is_due(step, self._detail_every_steps), is_due(step, self._histogram_every_steps)
         return self._observe(step, numbers, histograms) if numbers or histograms else nullcontext()
 
     def take(self) -> Reading | None:
@@ -345,7 +346,3 @@ def sample_stride(num_elements: int, width: int) -> int:
 
 def _every(tensor: Tensor, stride: int) -> Tensor:
     return tensor.reshape(-1)[::stride]
-
-
-def _is_due(step: int, every_steps: int) -> bool:
-    return every_steps > 0 and step % every_steps == 0

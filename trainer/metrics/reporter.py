@@ -25,11 +25,11 @@ from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.index import CurveIndex
 from trainer.metrics.meters import Speed, SpeedMeter
-from trainer.metrics.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.metrics.sampling import Sampling
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.stopwatch import RARE, StepTimes
 from trainer.metrics.trackers import open_trackers
+from trainer.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.step_result import StepResult
 from trainer.text import count, duration, numbered
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedModel, masking_utils
 
+from trainer.contracts import IGNORED_LABEL
 from trainer.errors import ConfigError
-from trainer.model.head import IGNORED, chunked_cross_entropy
+from trainer.model.head import chunked_cross_entropy
 from trainer.model.resolve import resolve
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,8 @@ def _loss_sums(
 def plain_loss_sums(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The same sum and count from logits [B, T, Vp] that exist already: what the chunked way is held against."""
     real = logits.float()[..., :vocab_size]
-    loss = F.cross_entropy(real.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return loss, (labels != IGNORED).sum(dtype=torch.float32)
+    loss = F.cross_entropy(real.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+    return loss, (labels != IGNORED_LABEL).sum(dtype=torch.float32)
 
 
 def _check_ties(model: PreTrainedModel) -> None:

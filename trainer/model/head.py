@@ -18,11 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from trainer.contracts import IGNORED_LABEL
 from trainer.determinism import any_order
 from trainer.model.fused import NO_TARGET, compiled_log_likelihoods
-
-IGNORED = -100
-"""The label of a position that has no target: it adds nothing to the loss, to its count or to a gradient."""
 
 CPU_CHUNK_BYTES = 16e6
 CUDA_CHUNK_BYTES = 2e9
@@ -81,7 +79,7 @@ def chunked_cross_entropy(
     vocab_size: int,
     bias: Tensor | None = None,
     chunk_tokens: int | None = None,
-    ignore_index: int = IGNORED,
+    ignore_index: int = IGNORED_LABEL,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of `hidden @ weight.T (+ bias)` against `labels`, and how many labels counted.

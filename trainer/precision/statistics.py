@@ -121,11 +121,6 @@ def _scale(values: Tensor, largest: Tensor, recipe: Recipe) -> Tensor:
     return torch.where(torch.isfinite(scale), scale, torch.ones((), device=values.device))
 
 
-def is_due(step: int, every_steps: int) -> bool:
-    """Whether something that happens every so many steps, 0 for never, happens at this one."""
-    return every_steps > 0 and step % every_steps == 0
-
-
 def relative_gap(ours: float, reference: float) -> float:
     """How much larger a loss is than the reference, as a fraction of that; infinite where ours is no number and the reference is."""
     if not math.isfinite(reference) or reference == 0.0:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from trainer.config.length import is_due
 from trainer.config.schema import PrecisionConfig
 from trainer.journal import Journal
 from trainer.precision import audit, backend
@@ -19,7 +20,7 @@ from trainer.precision.convert import Layer, convert, survey
 from trainer.precision.decide import Decision
 from trainer.precision.layers import Switch
 from trainer.precision.recipes import RECIPES, Recipe
-from trainer.precision.statistics import Statistics, is_due, relative_gap
+from trainer.precision.statistics import Statistics, relative_gap
 
 log = logging.getLogger(__name__)
 

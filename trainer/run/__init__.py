@@ -1,8 +1,9 @@
-"""The hall: a config becomes a run, and the run is brought to where it stands.
+"""A config becomes a run, and the run is brought to where it stands.
 
 build.py      everything a run needs, built in one readable order and held in one frozen dataclass, `Run`
 identity.py   the facts by which a run, a replay and a launch are known again
 consensus.py  what the ranks agree on after each step: its result, the same on every rank
 verdict.py    whether the run ends at a step and how, and whether the step is saved
 begin.py      where it continues from: found, warmed up, restored, and told
+out_of_memory.py  what is left behind when a GPU or the machine runs out of memory
 """

@@ -23,9 +23,7 @@ from trainer.checkpoint.save.forecast import Course
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
-from trainer.data.assets import twelfth_night
 from trainer.data.corpus import Corpus, open_corpus
-from trainer.data.kept_rows import kept_rows
 from trainer.data.loader import TokenLoader, validation_batches
 from trainer.errors import ConfigError
 from trainer.evaluation.exam import Exam
@@ -39,7 +37,6 @@ from trainer.metrics.curves import CURVE
 from trainer.metrics.details import detail_interval
 from trainer.metrics.hardware import HardwareSampler
 from trainer.metrics.meters import SpeedMeter
-from trainer.metrics.out_of_memory import record_memory_history
 from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.profiler import Profiler
 from trainer.metrics.reporter import SAVED, Reporter
@@ -62,6 +59,7 @@ from trainer.precision.watch import PrecisionWatch
 from trainer.run.consensus import Consensus
 from trainer.run.identity import computing_conditions, describe, replay_facts, replay_key, speed_conditions
 from trainer.run.memory import check_memory
+from trainer.run.out_of_memory import record_memory_history
 from trainer.safety.guard import NonFiniteGuard
 from trainer.safety.parent import launcher_pid
 from trainer.safety.stop import StopRequest
@@ -489,8 +487,6 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
         )
     tasks = launch.first_on_main(
         accelerator,
-        lambda: open_tasks(
-            wanted.tasks, wanted.task_items, files.project_folder(), rows=kept_rows, scenes=twelfth_night
-        ),
+        lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()),
     )
     return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)

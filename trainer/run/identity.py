@@ -90,7 +90,7 @@ def replay_facts(
 ) -> dict[str, Any]:
     """Everything that must be equal for a replay to be bit-identical, by name, as plain values; what does not apply is None.
 
-    A new fact that was something else in the launches before it was recorded belongs into metrics.replay.UNRECORDED besides.
+    A new fact that was something else in the launches before it was recorded belongs into replay.UNRECORDED besides.
     """
     facts = {
         **_facts_of_the_model(description.identity, description.model),

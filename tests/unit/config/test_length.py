@@ -6,6 +6,7 @@ import yaml
 from tests.commands import trainer
 from tests.messages import says
 from trainer import supervise
+from trainer.config.length import is_due
 from trainer.config.load import dump, load, load_resolved
 from trainer.config.schema import Config
 from trainer.data.corpus import count_sequences, open_corpus
@@ -184,3 +185,8 @@ def test_without_the_size_of_the_data_epochs_are_refused(recipe):
     with pytest.raises(ConfigError) as caught:
         load(recipe("max_epochs: 1"))
     says(caught.value.problems[0], "max_epochs")
+
+
+def test_what_is_due_at_multiples_and_never_at_zero():
+    assert [step for step in range(1, 11) if is_due(step, 5)] == [5, 10]
+    assert not any(is_due(step, 0) for step in range(1, 11))

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.corpora import train_bpe
 from tests.messages import refuses
 from trainer.data import assets, bpe
 from trainer.errors import DataError
@@ -35,7 +36,7 @@ def test_the_gpt2_vocabulary_is_the_one_tiktoken_pins():
 
 
 def test_the_shakespeare_vocabulary_is_what_training_on_the_nine_plays_gives():
-    trained = bpe.train_bpe(assets.embedded_documents("shakespeare", "train"), vocab_size=4096)
+    trained = train_bpe(assets.embedded_documents("shakespeare", "train"), vocab_size=4096)
     assert bpe.tiktoken_lines(trained) == assets.read_asset("shakespeare.tiktoken.xz")
 
 

@@ -9,15 +9,17 @@ import sys
 import numpy as np
 import pytest
 
+from tests.corpora import train_bpe, verify_corpus
 from tests.messages import logged, names, refuses
 from trainer import files
 from trainer.config.schema import DataConfig
 from trainer.data import prepare as module
 from trainer.data.assets import embedded_documents
-from trainer.data.bpe import tiktoken_lines, train_bpe
+from trainer.data.bpe import tiktoken_lines
 from trainer.data.corpus import open_corpus
 from trainer.data.hold_out import choose
-from trainer.data.prepare import prepare, prepare_embedded, read_manifest, verify_corpus
+from trainer.data.manifest import missing_shards
+from trainer.data.prepare import prepare, prepare_embedded, read_manifest
 from trainer.data.shards import TokenDataset, open_shard, resolve_shards
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import DataError
@@ -241,20 +243,14 @@ def test_text_that_utf8_cannot_write_is_prepared_all_the_same(tmp_path):
     assert load_tokenizer("bytes").decode(stream(tmp_path / "out", "train")[1:]) == "a\ufffdb"
 
 
-def test_verifying_finds_every_shard_that_changed(source, tmp_path):
+def test_shards_that_are_missing_or_of_another_size_are_found_at_a_glance(source, tmp_path):
     out = tmp_path / "out"
     prepare([source], out, "gpt2", tokens_per_shard=1000, validation_fraction=0.1)
-    content = bytearray((out / "out_train_000002.bin").read_bytes())
-    content[1500] ^= 1
-    (out / "out_train_000002.bin").write_bytes(content)
-    with refuses(DataError, "out_train_000002.bin", "sha256"):
-        verify_corpus(out)
     (out / "out_train_000001.bin").write_bytes(b"")
     (out / "out_val_000000.bin").unlink()
-    with refuses(DataError, "out_train_000001.bin", "0 bytes", "out_val_000000.bin", "missing"):
-        verify_corpus(out)
-    with refuses(DataError, tmp_path):
-        verify_corpus(tmp_path)
+    problems = "; ".join(missing_shards(out, read_manifest(out)))
+    assert "out_train_000001.bin has 0 bytes" in problems
+    assert "out_val_000000.bin is missing" in problems
 
 
 @pytest.mark.parametrize(
@@ -337,7 +333,7 @@ def test_a_folder_of_somebody_in_the_place_of_the_embedded_corpus_is_left_as_it_
 
 def test_processes_that_prepare_it_at_once_find_one_whole_corpus(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from trainer.data.prepare import prepare_embedded, verify_corpus; "
+        "import sys; from pathlib import Path; from trainer.data.prepare import prepare_embedded; from tests.corpora import verify_corpus; "
         "verify_corpus(prepare_embedded('shakespeare', 'bytes', Path(sys.argv[1])))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]

@@ -7,12 +7,14 @@ import sys
 import numpy as np
 import pytest
 
+from tests.corpora import train_bpe
 from tests.messages import refuses
 from trainer.data import tokenizer as module
 from trainer.data.assets import embedded_documents
-from trainer.data.bpe import byte_letters, tiktoken_lines, train_bpe
+from trainer.data.bpe import tiktoken_lines
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import DataError
+from trainer.model.tokenizer_files import byte_letters
 
 SENTENCE = "Hello, world! It's 2024.\n\n  naive cafe <|endoftext|>"
 GOLDEN = {
@@ -154,16 +156,11 @@ def test_unknown_names_are_answered_with_the_nearest(tmp_path):
         load_tokenizer("~nosuch/mine.tiktoken")
 
 
-def test_a_vocabulary_needs_room_for_all_bytes():
-    with refuses(DataError, "vocab_size", 256):
-        train_bpe(["x"], 256)
-
-
 def test_training_keeps_bytes_that_the_text_does_not_contain():
     ranks = train_bpe(["aaaa"], 4096)
     assert len(ranks) < 4095
     assert all(bytes([byte]) in ranks for byte in range(256))
-    assert len(byte_letters()) == len(set(byte_letters().values())) == 256
+    assert len(set(byte_letters())) == len(byte_letters()) == 256
 
 
 def test_tokenizing_and_shards_need_neither_torch_nor_datasets_nor_pyarrow():

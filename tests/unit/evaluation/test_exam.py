@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
-from trainer.data.assets import twelfth_night
+from trainer.data.assets import held_out_scenes
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.exam import Exam
@@ -17,7 +17,7 @@ from trainer.evaluation.tasks import Task
 from trainer.model.scores import token_scores
 
 BYTES = load_tokenizer("bytes")
-LINES = Task("lines", next_line_items(twelfth_night())[:4])
+LINES = Task("lines", next_line_items(held_out_scenes())[:4])
 
 
 def exam_of(model, *tasks, tokenizer=BYTES, accelerator=None):

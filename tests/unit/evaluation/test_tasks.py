@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.messages import refuses
-from trainer.data.assets import twelfth_night
 from trainer.data.sources import rows
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.tasks import PUBLIC, open_tasks
@@ -22,7 +21,7 @@ def write(path: Path, *lines: object) -> Path:
 
 
 def opened(folder, *wanted, limit=None, read=rows, **settings):
-    return open_tasks(wanted, limit, folder, rows=read, scenes=twelfth_night, **settings)
+    return open_tasks(wanted, limit, folder, rows=read, **settings)
 
 
 def test_a_file_is_a_task_by_its_name_and_a_relative_path_is_meant_from_the_folder(tmp_path):

@@ -10,15 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from tests.messages import logged, refuses
 from tests.unit.model.tiny import SHAPES, tiny_config, tiny_model
+from trainer.contracts import IGNORED_LABEL
 from trainer.errors import ConfigError
 from trainer.model.build import build_model, plain_loss_sums
-from trainer.model.head import IGNORED
 
 
 def batch(vocab_size=257, rows=2, columns=24, seed=3):
     tokens = torch.randint(vocab_size, (rows, columns + 1), generator=torch.Generator().manual_seed(seed))
     labels = tokens[:, 1:].clone()
-    labels[0, :5] = IGNORED
+    labels[0, :5] = IGNORED_LABEL
     return tokens[:, :-1], labels
 
 
@@ -55,14 +55,14 @@ def test_the_sum_and_the_count_come_for_evaluation():
     model = tiny_model("llama")
     inputs, labels = batch()
     total, count = model(inputs, labels=labels, reduction="sum")
-    assert count == (labels != IGNORED).sum()
+    assert count == (labels != IGNORED_LABEL).sum()
     torch.testing.assert_close(total / count, model(inputs, labels=labels))
 
 
 def test_all_labels_ignored_is_a_loss_of_zero():
     model = tiny_model("llama")
     inputs, labels = batch()
-    loss = model(inputs, labels=torch.full_like(labels, IGNORED))
+    loss = model(inputs, labels=torch.full_like(labels, IGNORED_LABEL))
     loss.backward()
     assert loss == 0
     assert all(p.grad is None or p.grad.count_nonzero() == 0 for p in model.parameters())

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer.contracts import IGNORED_LABEL
 from trainer.model import head
 from trainer.model.fused import log_likelihoods
-from trainer.model.head import IGNORED, MIN_CHUNK_TOKENS, chunked_cross_entropy, compute_dtype, default_chunk_tokens
+from trainer.model.head import MIN_CHUNK_TOKENS, chunked_cross_entropy, compute_dtype, default_chunk_tokens
 
 PASSES = chunked_cross_entropy
 
@@ -32,7 +33,7 @@ def operands(num_tokens=70, width=24, vocab_size=257, padded=320, dtype=torch.fl
     weight = torch.randn(padded, width, generator=generator, dtype=torch.float64)
     offset = torch.randn(padded, generator=generator, dtype=torch.float64) if bias else None
     labels = torch.randint(vocab_size, (num_tokens,), generator=generator)
-    labels[::7] = IGNORED
+    labels[::7] = IGNORED_LABEL
     leaves = [None if t is None else t.to(dtype).requires_grad_() for t in (hidden, weight, offset)]
     return *leaves, labels
 
@@ -41,7 +42,7 @@ def reference(hidden, weight, bias, labels, vocab_size):
     """The plain way in float64 on the same values: sum, and gradients of what is given."""
     leaves = [None if t is None else t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
     logits = F.linear(leaves[0], leaves[1], leaves[2])[:, :vocab_size]
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
     loss.backward()
     return loss.detach(), [None if t is None else t.grad for t in leaves]
 
@@ -63,7 +64,7 @@ def test_loss_and_gradients_equal_float64_whatever_the_chunk(vocab_size, padded,
         )
         assert loss.dtype == torch.float32
         assert loss.ndim == 0
-        assert count == (labels != IGNORED).sum()
+        assert count == (labels != IGNORED_LABEL).sum()
         assert relative(loss, expected) < 1e-6
         for actual, wanted in zip(torch.autograd.grad(loss, leaves), [g for g in gradients if g is not None]):
             assert relative(actual, wanted) < 1e-5
@@ -108,7 +109,7 @@ def test_padding_rows_do_not_change_the_loss_however_large_they_are():
 
 def test_all_labels_ignored_is_a_loss_of_zero_with_zero_gradients():
     hidden, weight, _, labels = operands()
-    loss, count = chunked_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED), vocab_size=257)
+    loss, count = chunked_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED_LABEL), vocab_size=257)
     loss.backward()
     assert loss == 0
     assert count == 0

@@ -5,7 +5,7 @@ import torch
 
 from tests.unit.precision.test_convert import converted_model, loss_and_gradients
 from trainer.precision.recipes import RECIPES
-from trainer.precision.statistics import FP8_MEANINGS, Statistics, fit, is_due, relative_gap
+from trainer.precision.statistics import FP8_MEANINGS, Statistics, fit, relative_gap
 
 CURRENT, DELAYED, BLOCK, MXFP8, NVFP4 = (RECIPES[name] for name in ("current", "delayed", "block", "mxfp8", "nvfp4"))
 
@@ -74,11 +74,6 @@ def test_delayed_scaling_is_measured_with_the_scales_it_has(stand_in, tokens):
     statistics = Statistics(converted, dict.fromkeys(converted, "all"), DELAYED)
     loss_and_gradients(model, tokens)
     assert statistics.numbers()["precision/overflow_input/all"] > 0.2
-
-
-def test_what_is_due_every_so_many_steps():
-    assert [step for step in range(1, 11) if is_due(step, 5)] == [5, 10]
-    assert not any(is_due(step, 0) for step in range(1, 11))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from accelerate.utils import TorchDynamoPlugin
 
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.config.load import flatten, load
-from trainer.metrics.replay import fact_changes
 from trainer.model.head_way import HeadWay
 from trainer.precision.decide import Decision
+from trainer.replay import fact_changes
 from trainer.run.identity import computing_conditions, facts_of_checkpoint, replay_facts, replay_key, speed_conditions
 
 

@@ -1,7 +1,7 @@
 """One checkpoint, and what differs between two: everything that manifests and configs say, and which tensors are not the same."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from trainer.checkpoint.inspect.listing import entry_facts, kept_as, tier_words
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.load import flatten, load_resolved
 from trainer.errors import TrainerError
-from trainer.text import ago, count, size, table
+from trainer.text import ago, by_dotted_name, count, size, table
 
 SECTIONS = ("precision_facts", "conditions", "identity", "model", "state", "versions")
 """The parts of a manifest that are tables of their own."""
@@ -30,7 +30,7 @@ def show(folder: Path, wanted: str, *, as_json: bool = False) -> str:
         return json.dumps({**asdict(entry.manifest), **facts}, indent=1)
     described = [(name, size(file["bytes"]), file["xxh3_128"]) for name, file in entry.manifest.files.items()]
     parts = [f"{entry.path}\n{table(_headline(entry.manifest, facts))}"]
-    parts += [_section(name, flat(getattr(entry.manifest, name))) for name in SECTIONS]
+    parts += [_section(name, by_dotted_name(getattr(entry.manifest, name))) for name in SECTIONS]
     parts.append(table([("file", "size", "xxh3-128"), *described], indent=""))
     return "\n\n".join(part for part in parts if part)
 
@@ -82,7 +82,7 @@ def differences(a: Entry, b: Entry) -> dict[str, dict[str, Any]]:
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
-    return flat({key: value for key, value in asdict(manifest).items() if key != "files"})
+    return by_dotted_name({key: value for key, value in asdict(manifest).items() if key != "files"})
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -119,19 +119,6 @@ def _file(name: str, a: Entry, b: Entry) -> dict[str, Any]:
 def pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys whose values are not equal, with both values; None where one has no such key."""
     return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings under dotted names."""
-    return dict(_flat(values, prefix))
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def short(value: Any) -> str:

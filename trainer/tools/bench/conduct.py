@@ -15,7 +15,6 @@ from trainer.config.schema import Config
 from trainer.errors import ConfigError, LaunchError
 from trainer.journal import read_events
 from trainer.metrics.curves import CURVE, read_records
-from trainer.metrics.outcome import read_outcome
 from trainer.metrics.sampling import SAMPLE_SECONDS
 from trainer.precision.measured import store
 from trainer.tools.bench.choose import Missing, Variant, choose, settings_for
@@ -23,8 +22,8 @@ from trainer.tools.bench.judge import judge
 from trainer.tools.bench.measure import WARM_UP_STEPS, measurement, peaks_of
 from trainer.tools.bench.result import Result
 from trainer.tools.bench.survey import Survey
-from trainer.tools.trial.homes import ended_by_signals, homes_of
-from trainer.tools.trial.launched import Launchable, Launched, how_it_failed
+from trainer.tools.trial.sandbox import ended_by_signals, sandbox_of
+from trainer.tools.trial.tracked import Launchable, TrackedLaunch, cannot_run, how_it_failed
 
 Plan = Callable[[Path, Sequence[str]], Launchable]
 """Checks a launch with this cluster file and further `key=value` words after those that were typed: supervise.plan."""
@@ -74,12 +73,12 @@ def bench(
         raise LaunchError(
             f"there is nothing to compare with: {seen.decisions['bf16'].sentence}; take a machine that computes in bf16"
         )
-    with ended_by_signals(), homes_of(config, "bench", say) as homes, ExitStack() as processes:
+    with ended_by_signals(), sandbox_of(config, "bench", say) as sandbox, ExitStack() as processes:
         try:
-            site = _Site(config, cluster, plan, homes.runs, homes.checkpoints, processes, steps, say)
+            site = _Benchmark(config, cluster, plan, sandbox.runs, sandbox.checkpoints, processes, steps, say)
             taken = site.launch_all(variants)
         except LaunchError:
-            homes.is_kept = True
+            sandbox.is_kept = True
             raise
     result = _result(config, seen, steps, taken, [*site.failed, *missing], time.monotonic() - began)
     if not result.is_steady:
@@ -120,8 +119,8 @@ def _result(
     )
 
 
-class _Site:
-    """Where the launches take place, and what starts them."""
+class _Benchmark:
+    """Launches the variants in turns, each in folders of its own."""
 
     def __init__(
         self,
@@ -166,7 +165,7 @@ class _Site:
         folders = [f"name={name}", f"runs_folder={self._runs}", f"checkpoints_folder={self._checkpoints}"]
         checked = self._plan(cluster_file, [*settings_for(self._config, variant), *folders])
         limit = FIRST_SECONDS + HANG_FACTOR * (self._longest or 0.0)
-        launched = Launched(checked, log, limit_seconds=limit, look_seconds=_LOOK_SECONDS)
+        launched = TrackedLaunch(checked, log, limit_seconds=limit, look_seconds=_LOOK_SECONDS)
         self._processes.callback(launched.clear_away)
         curve = checked.folder / CURVE
         if launched.wait_for_step(self._last) and number == 1:
@@ -180,7 +179,7 @@ class _Site:
         if len(steps) < self._last:
             problem = how_it_failed(checked.folder, log, ended or 0)
             if variant == Variant():
-                raise self._nothing_runs(problem, checked.folder, log)
+                raise cannot_run(checked.folder, f"the run fails in bf16 already: its launch {problem}", log)
         else:
             problem = self._other_than_asked(variant, checked.folder)
         if problem:
@@ -199,11 +198,3 @@ class _Site:
         if start["compiled"] != variant.is_compiled:
             return f"it ran with{'' if start['compiled'] else 'out'} torch.compile"
         return None
-
-    def _nothing_runs(self, problem: str, folder: Path, log: Path) -> LaunchError:
-        outcome = read_outcome(folder)
-        error = LaunchError(
-            f"the run does not even run in bf16: its launch {problem}; mend that first. What it printed is kept in {log}"
-        )
-        error.exit_code = 2 if outcome and outcome["outcome"] == "refused" else 1
-        return error

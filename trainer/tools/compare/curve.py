@@ -61,7 +61,6 @@ class Curve:
     lowest: np.ndarray
     highest: np.ndarray
     """Least and greatest loss."""
-    highest_grad_norm: np.ndarray
     medians: dict[str, float | None]
     """Median over all steps of tokens_per_second and mfu; None when no step says it."""
     digests: dict[int, tuple[int, Any]]
@@ -187,7 +186,7 @@ class _Reading:
         self._bin_tokens = bin_tokens
         self._counts = np.zeros(NUM_BINS)
         self._sums = {name: np.zeros(NUM_BINS) for name in (*_METRICS, "tokens", "hours")}
-        self._lowest, self._highest, self._highest_grad_norm = (np.full(NUM_BINS, np.nan) for _ in range(3))
+        self._lowest, self._highest = np.full(NUM_BINS, np.nan), np.full(NUM_BINS, np.nan)
         self._speeds: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
         self._speed_weights: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
         self._seconds, self._has_seconds, self._num_steps, self._num_unfinite = 0.0, False, 0, 0
@@ -213,7 +212,6 @@ class _Reading:
             sums += np.bincount(bins[finite], columns[name][finite], minlength=NUM_BINS)
         np.fmin.at(self._lowest, bins, columns["loss"])
         np.fmax.at(self._highest, bins, columns["loss"])
-        np.fmax.at(self._highest_grad_norm, bins, columns["grad_norm"])
         for name, parts in self._speeds.items():
             parts.append(columns[name].astype(np.float32))
             self._speed_weights[name].append(np.ones(len(steps), np.float32))
@@ -239,7 +237,6 @@ class _Reading:
         for array, value, choose in (
             (self._lowest, block.lowest, np.fmin),
             (self._highest, block.highest, np.fmax),
-            (self._highest_grad_norm, block.highest_grad_norm, np.fmax),
         ):
             array[place] = choose(array[place], np.nan if value is None else value)
         for name, value in block.medians.items():
@@ -276,7 +273,6 @@ class _Reading:
             hours,
             self._lowest,
             self._highest,
-            self._highest_grad_norm,
             medians,
             self._digests,
             self.evaluations,

@@ -8,12 +8,12 @@ from typing import Any
 from trainer import files
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.format.store import CheckpointStore
-from trainer.checkpoint.inspect.show import flat
 from trainer.config.folders import command_line, find_run
 from trainer.config.load import default_settings, read_settings
 from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
 from trainer.metrics.outcome import read_outcome
+from trainer.text import by_dotted_name
 from trainer.tools.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 
 NOT_THE_RECIPE = (
@@ -74,7 +74,7 @@ class Run:
         """
         settings = {
             key: value
-            for key, value in {**flat(default_settings()), **self.settings}.items()
+            for key, value in {**default_settings(), **self.settings}.items()
             if not key.startswith(NOT_THE_RECIPE)
         }
         return {**settings, "precision": self.precision}
@@ -111,7 +111,7 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
 
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
-    settings = flat(read_settings(folder / "config.yaml"))
+    settings = by_dotted_name(read_settings(folder / "config.yaml"))
     events = read_events(folder, "start", "precision")
     starts = [event for event in events if event["event"] == "start"]
     manifest = _newest_manifest(settings)

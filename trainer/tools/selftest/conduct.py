@@ -14,13 +14,12 @@ from trainer.config.schema import Config
 from trainer.errors import LaunchError
 from trainer.journal import precision_words, read_events
 from trainer.metrics.curves import CURVE, read_records
-from trainer.metrics.outcome import read_outcome
 from trainer.text import duration
 from trainer.tools.selftest.choose import MIN_KILLS, PROBE_STEPS, Choice, Costs, choose, is_too_short, kills, longer
 from trainer.tools.selftest.evidence import Ran, differences, starts
 from trainer.tools.selftest.result import Result, Survived, plan_sentence
-from trainer.tools.trial.homes import ended_by_signals, homes_of
-from trainer.tools.trial.launched import Launchable, Launched, how_it_failed, last_step
+from trainer.tools.trial.sandbox import ended_by_signals, sandbox_of
+from trainer.tools.trial.tracked import Launchable, TrackedLaunch, cannot_run, how_it_failed, last_step
 
 Plan = Callable[[Sequence[str]], Launchable]
 """Checks a launch with further `key=value` words after those that were typed, and says what to run: supervise.plan."""
@@ -45,17 +44,17 @@ def selftest(
     config   what was typed, resolved
     seconds  what it should take; said with figures where it will take more
     say      hears of each part as it begins
-    raises   TrainerError when the run does not even run straight
+    raises   TrainerError when the run fails without being killed
     """
     began = time.monotonic()
-    with ended_by_signals(), homes_of(config, "selftest", say) as homes, ExitStack() as processes:
+    with ended_by_signals(), sandbox_of(config, "selftest", say) as sandbox, ExitStack() as processes:
         try:
-            site = _Site(config, plan, homes.both, processes, say)
+            site = _KillTest(config, plan, sandbox.both, processes, say)
             result = site.conduct(seconds, began, dice or random.Random())
-            homes.is_kept = not result.is_exact
+            sandbox.is_kept = not result.is_exact
             return result
         except LaunchError:
-            homes.is_kept = True
+            sandbox.is_kept = True
             raise
 
 
@@ -112,13 +111,13 @@ def _step_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     return statistics.median([record["step_seconds"] for record in records if "step_seconds" in record][1:])
 
 
-class _Site:
-    """Where the test takes place: the two folders, and what starts a launch in them."""
+class _KillTest:
+    """Launches the straight run and the killed one, each in its two folders (runs, checkpoints)."""
 
     def __init__(
-        self, config: Config, plan: Plan, homes: tuple[Path, Path], processes: ExitStack, say: Callable[[str], None]
+        self, config: Config, plan: Plan, folders: tuple[Path, Path], processes: ExitStack, say: Callable[[str], None]
     ) -> None:
-        self._config, self._plan, self._homes, self._processes, self._say = config, plan, homes, processes, say
+        self._config, self._plan, self._folders, self._processes, self._say = config, plan, folders, processes, say
 
     def conduct(self, seconds: float, began: float, dice: random.Random) -> Result:
         self._say(f"measuring: {PROBE_STEPS} steps")
@@ -149,12 +148,12 @@ class _Site:
             differences=found,
             seconds=time.monotonic() - began,
             deterministic=self._config.deterministic,
-            computed_in=precision_words(read_events(self._homes[0] / "straight")),
-            folders=[str(home) for home in self._homes],
+            computed_in=precision_words(read_events(self._folders[0] / "straight")),
+            folders=[str(folder) for folder in self._folders],
         )
 
     def _clear(self, names: Sequence[str]) -> None:
-        for folder in (home / name for home in self._homes for name in names):
+        for folder in (place / name for place in self._folders for name in names):
             if folder.exists():
                 files.remove_folder(folder)
 
@@ -165,7 +164,7 @@ class _Site:
         """The straight run, and the killed one unless the straight one shows that no kill could come in time."""
         self._say(f"straight: {choice.steps} steps")
         seconds = self._run_straight("straight", self._settings(choice), choice, costs)
-        costs = replace(costs, step_seconds=_step_seconds(read_records(self._homes[0] / "straight" / CURVE)))
+        costs = replace(costs, step_seconds=_step_seconds(read_records(self._folders[0] / "straight" / CURVE)))
         if is_too_short(choice, costs):
             return _Proof(costs, choice, seconds, [], [])
         self._say(f"killed: the same {choice.steps} steps")
@@ -177,23 +176,23 @@ class _Site:
         return _Proof(costs, choice, seconds, survived, found)
 
     def _ran(self, name: str) -> Ran:
-        return Ran(self._homes[0] / name, self._homes[1] / name)
+        return Ran(self._folders[0] / name, self._folders[1] / name)
 
     def _checked(self, name: str, settings: list[str]) -> Launchable:
-        runs, checkpoints = self._homes
+        runs, checkpoints = self._folders
         return self._plan([*settings, f"name={name}", f"runs_folder={runs}", f"checkpoints_folder={checkpoints}"])
 
-    def _start(self, name: str, checked: Launchable, *, steps: int = 0, costs: Costs | None = None) -> Launched:
+    def _start(self, name: str, checked: Launchable, *, steps: int = 0, costs: Costs | None = None) -> TrackedLaunch:
         """Starts a launch that may take a multiple of what was measured for so many steps."""
         limit = FIRST_SECONDS
         if costs:
             limit = HANG_FACTOR * (costs.start_seconds + steps * costs.step_seconds + costs.end_seconds) + HANG_SECONDS
-        victim = Launched(checked, self._log(name), limit_seconds=limit)
+        victim = TrackedLaunch(checked, self._log(name), limit_seconds=limit)
         self._processes.callback(victim.clear_away)
         return victim
 
     def _log(self, name: str) -> Path:
-        return self._homes[0] / f"{name}.log"
+        return self._folders[0] / f"{name}.log"
 
     def _measure(self) -> Costs:
         """Times a launch of a few steps, which is removed."""
@@ -214,19 +213,14 @@ class _Site:
         self._see_it_through(name, victim)
         return victim.seconds
 
-    def _see_it_through(self, name: str, victim: Launched) -> None:
+    def _see_it_through(self, name: str, victim: TrackedLaunch) -> None:
         """Waits for the end of a launch that nobody kills. raises LaunchError when it fails"""
         if code := victim.wait():
-            outcome = read_outcome(self._homes[0] / name)
-            error = LaunchError(
-                f"the run does not even run straight: the {name} launch {self._how_it_failed(name, code)}; mend that first. What it printed "
-                f"is kept in {self._log(name)}"
-            )
-            error.exit_code = 2 if outcome and outcome["outcome"] == "refused" else 1
-            raise error
+            problem = f"the run fails without being killed: the {name} launch {self._how_it_failed(name, code)}"
+            raise cannot_run(self._folders[0] / name, problem, self._log(name))
 
     def _how_it_failed(self, name: str, code: int) -> str:
-        return how_it_failed(self._homes[0] / name, self._log(name), code)
+        return how_it_failed(self._folders[0] / name, self._log(name), code)
 
     def _run_killed(
         self, settings: list[str], choice: Choice, costs: Costs, dice: random.Random

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from tests.small_checkpoints import CONFIG, manifest_of, write_files
 from trainer.checkpoint.format.manifest import describe_files
-from trainer.checkpoint.inspect.show import diff, flat, pairs, show
+from trainer.checkpoint.inspect.show import diff, pairs, show
+from trainer.text import by_dotted_name
 
 FACTS = {
     "identity": {"seed": 1, "training_data": "x" * 99},
@@ -122,5 +123,5 @@ def test_more_tensors_than_fit_are_counted(store):
 
 
 def test_nested_values_have_dotted_names():
-    assert flat({"a": {"b": {"c": 1}, "d": []}, "e": {}}) == {"a.b.c": 1, "a.d": [], "e": {}}
+    assert by_dotted_name({"a": {"b": {"c": 1}, "d": []}, "e": {}}) == {"a.b.c": 1, "a.d": [], "e": {}}
     assert pairs({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}

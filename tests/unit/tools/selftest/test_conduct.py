@@ -96,8 +96,8 @@ def attempts(monkeypatch, *proofs):
         survived, differences = left.pop(0)
         return conduct._Proof(QUIET, choice, 1.0, survived, differences)
 
-    monkeypatch.setattr(conduct._Site, "_measure", lambda site: BUSY)
-    monkeypatch.setattr(conduct._Site, "_attempt", attempt)
+    monkeypatch.setattr(conduct._KillTest, "_measure", lambda site: BUSY)
+    monkeypatch.setattr(conduct._KillTest, "_attempt", attempt)
     said = []
     return selftest(config(), fails(None, None), seconds=1, say=said.append), steps, said
 

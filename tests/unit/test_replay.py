@@ -3,7 +3,7 @@ import math
 import pytest
 
 from tests.messages import says
-from trainer.metrics.replay import FACTS, UNRECORDED, ReplayProof, fact_changes, read_facts, remember_facts
+from trainer.replay import FACTS, UNRECORDED, ReplayProof, fact_changes, read_facts, remember_facts
 
 
 def record(step, **changes):

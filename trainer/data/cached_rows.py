@@ -19,7 +19,7 @@ _END = "end"
 """The last line of a source that was read to its end."""
 
 
-def kept_rows(source: str) -> Iterator[tuple[str, Any]]:
+def cached_rows(source: str) -> Iterator[tuple[str, Any]]:
     """The rows of `sources.rows`; of `hf:...` those that were fetched before come from the disk, and only what is beyond them from the hub.
 
     raises  DataError as `sources.rows`

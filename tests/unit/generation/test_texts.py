@@ -7,9 +7,9 @@ from tests.messages import refuses, says
 from tests.unit.model.tiny import tiny_model
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, TrainerError
-from trainer.evaluation import texts as module
 from trainer.evaluation.generate import Sampling
-from trainer.evaluation.texts import Text, continue_texts, exit_code, summary
+from trainer.generation import texts as module
+from trainer.generation.texts import Text, continue_texts, exit_code, summary
 
 TOKENIZER = load_tokenizer("bytes")
 PROMPTS = ["To be", "", "or not to be, that"]

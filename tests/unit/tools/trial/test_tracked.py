@@ -12,7 +12,7 @@ import pytest
 from tests.messages import refuses
 from trainer.errors import LaunchError
 from trainer.journal import Journal
-from trainer.tools.trial.launched import Launched, last_step
+from trainer.tools.trial.tracked import TrackedLaunch, last_step
 
 LAUNCH = """
 import json, os, subprocess, sys, time
@@ -41,7 +41,7 @@ def launch(tmp_path):
 
 
 def started(launch):
-    victim = Launched(launch, launch.folder / "log", limit_seconds=60)
+    victim = TrackedLaunch(launch, launch.folder / "log", limit_seconds=60)
     assert victim.wait_for_step(3)
     return victim, [psutil.Process(int(pid)) for pid in (launch.folder / "pids").read_text().split()]
 
@@ -71,7 +71,9 @@ def test_what_is_cleared_away_leaves_nothing_behind(launch):
 
 
 def test_a_launch_that_ends_before_the_step_is_not_waited_for(tmp_path):
-    victim = Launched(Launch(tmp_path, [sys.executable, "-c", "print('so much')"]), tmp_path / "log", limit_seconds=60)
+    victim = TrackedLaunch(
+        Launch(tmp_path, [sys.executable, "-c", "print('so much')"]), tmp_path / "log", limit_seconds=60
+    )
     assert not victim.wait_for_step(5)
     assert victim.wait() == 0
     assert (tmp_path / "log").read_text() == "so much\n"
@@ -79,13 +81,13 @@ def test_a_launch_that_ends_before_the_step_is_not_waited_for(tmp_path):
 
 def test_a_resume_is_seen_in_the_journal_and_not_the_one_before(tmp_path):
     Journal(tmp_path).write("resume", step=3)
-    victim = Launched(
+    victim = TrackedLaunch(
         Launch(tmp_path, [sys.executable, "-c", "import time; time.sleep(0.5)"]), tmp_path / "log", limit_seconds=60
     )
     assert victim.wait_for_resume(reached=5) is None
     assert victim.seconds >= 0.5
     script = f"from trainer.journal import Journal; from pathlib import Path; Journal(Path({str(tmp_path)!r})).write('resume', step=6); import time; time.sleep(60)"
-    victim = Launched(
+    victim = TrackedLaunch(
         Launch(tmp_path, [sys.executable, "-c", script], {"PYTHONPATH": ":".join(sys.path)}),
         tmp_path / "log",
         limit_seconds=60,
@@ -110,7 +112,7 @@ def test_a_launch_that_hangs_is_told_after_its_time_with_where_it_stands(launch)
         launch.folder, [sys.executable, "-c", LAUNCH.replace("range(1, 1000)", "range(1, 4)") + "time.sleep(60)"]
     )
     hanging.command.append(str(launch.folder))
-    victim = Launched(hanging, launch.folder / "log", limit_seconds=2)
+    victim = TrackedLaunch(hanging, launch.folder / "log", limit_seconds=2)
     assert victim.wait_for_step(3)
     for wait in (victim.wait, lambda: victim.wait_for_step(4), lambda: victim.wait_for_resume(9)):
         with refuses(LaunchError, "step 3", "2s", launch.folder / "log") as caught:

@@ -17,7 +17,7 @@ _LOCK = ".lock"
 
 
 @dataclass
-class Homes:
+class Sandbox:
     """Two folders of one name, on the disks that the run itself would use."""
 
     runs: Path
@@ -31,24 +31,24 @@ class Homes:
 
 
 @contextmanager
-def homes_of(config: Config, command: str, say: Callable[[str], None]) -> Iterator[Homes]:
+def sandbox_of(config: Config, command: str, say: Callable[[str], None]) -> Iterator[Sandbox]:
     """Makes `.COMMAND-*`, after those were swept that a killed command left, and removes them at the end unless they are kept."""
     runs, checkpoints = (files.project_folder() / folder for folder in (config.runs_folder, config.checkpoints_folder))
     for setting, folder in (("runs_folder", runs), ("checkpoints_folder", checkpoints)):
         check_can_be_made(setting, folder)
     with _explained(command, runs, checkpoints):
         swept = _sweep(f".{command}-", runs, checkpoints)
-        homes, held = _make(f".{command}-", runs, checkpoints)
+        sandbox, held = _make(f".{command}-", runs, checkpoints)
     try:
         for name in swept:
             say(f"removed {name}, which a {command} that was killed has left")
-        yield homes
+        yield sandbox
     finally:
         held.close()
-        if homes.is_kept:
-            (homes.runs / _LOCK).unlink()  # without it nobody sweeps it
+        if sandbox.is_kept:
+            (sandbox.runs / _LOCK).unlink()  # without it nobody sweeps it
         else:
-            _remove(homes.both)
+            _remove(sandbox.both)
 
 
 @contextmanager
@@ -63,19 +63,19 @@ def _explained(command: str, runs: Path, checkpoints: Path) -> Iterator[None]:
         ) from error
 
 
-def _make(prefix: str, runs: Path, checkpoints: Path) -> tuple[Homes, locks.Lock]:
+def _make(prefix: str, runs: Path, checkpoints: Path) -> tuple[Sandbox, locks.Lock]:
     """Makes both folders, and holds them; leaves nothing where that fails. raises OSError"""
     runs.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix=prefix, dir=runs))
-    homes = Homes(home, checkpoints / home.name)
+    sandbox = Sandbox(home, checkpoints / home.name)
     try:
         held = locks.take(home / _LOCK)
         assert held is not None, "nobody else knows its name"
-        homes.checkpoints.mkdir(parents=True)
+        sandbox.checkpoints.mkdir(parents=True)
     except OSError:
-        _remove(homes.both)
+        _remove(sandbox.both)
         raise
-    return homes, held
+    return sandbox, held
 
 
 @contextmanager

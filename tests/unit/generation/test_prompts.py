@@ -8,7 +8,7 @@ import pytest
 
 from tests.messages import refuses
 from trainer.errors import ConfigError
-from trainer.evaluation.prompts import gather_prompts, is_piped, read_prompts
+from trainer.generation.prompts import gather_prompts, is_piped, read_prompts
 
 
 @pytest.fixture

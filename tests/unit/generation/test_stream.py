@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation.stream import InOrder, TextStream
+from trainer.generation.stream import InOrder, TextStream
 
 texts = st.text("ab\u00e9\U0001f600\n", max_size=12)
 pieces = st.lists(texts.map(str.encode) | st.binary(max_size=3), max_size=8)

@@ -5,7 +5,7 @@ import torch
 
 from tests.messages import logged, says
 from trainer.errors import OutOfMemoryError
-from trainer.metrics.out_of_memory import MAX_ENTRIES, advice, out_of_memory_explained, record_memory_history
+from trainer.run.out_of_memory import MAX_ENTRIES, advice, out_of_memory_explained, record_memory_history
 
 WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation for Memory Management"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.evaluation.generate import NOT_FINITE, SEQUENCE_LENGTH, Row, Sampling, check_prompt_length, generate
-from trainer.evaluation.stream import InOrder, TextStream
+from trainer.generation.stream import InOrder, TextStream
 from trainer.text import count, duration
 
 INTERRUPTED = "interrupted"

@@ -31,7 +31,7 @@ class Launchable(Protocol):
     folder: Path
 
 
-class Launched:
+class TrackedLaunch:
     """One launch of a run, in a session of its own; what it prints goes to a file."""
 
     def __init__(self, plan: Launchable, log: Path, *, limit_seconds: float, look_seconds: float = 0.005) -> None:
@@ -129,6 +129,14 @@ def _is_writer(process: psutil.Process) -> bool:
         return WRITER in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
+
+
+def cannot_run(folder: Path, problem: str, log: Path) -> LaunchError:
+    """The error of a run that fails before anything was tried on it; its exit code is 2 where the launch itself refused the run."""
+    outcome = read_outcome(folder)
+    error = LaunchError(f"{problem}; fix that first. What it printed is kept in {log}")
+    error.exit_code = 2 if outcome and outcome["outcome"] == "refused" else 1
+    return error
 
 
 def how_it_failed(folder: Path, log: Path, code: int) -> str:

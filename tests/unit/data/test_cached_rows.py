@@ -6,7 +6,7 @@ import pytest
 
 from tests.messages import logged, refuses
 from trainer.data import sources
-from trainer.data.kept_rows import FOLDER, kept_rows
+from trainer.data.cached_rows import FOLDER, cached_rows
 from trainer.errors import DataError
 
 SOURCE = "hf:who/set:part@test"
@@ -32,7 +32,7 @@ def hub(project, monkeypatch):
 
 
 def take(number):
-    return list(islice(kept_rows(SOURCE), number))
+    return list(islice(cached_rows(SOURCE), number))
 
 
 def test_rows_that_were_fetched_once_need_no_network(hub, project):
@@ -76,5 +76,5 @@ def test_rows_that_cannot_be_kept_are_told_and_used(hub, project, caplog):
 
 def test_a_file_is_read_as_it_is(project):
     (project / "mine.jsonl").write_text('{"text": "a"}\n')
-    assert list(kept_rows(str(project / "mine.jsonl"))) == [(f"{project / 'mine.jsonl'}, line 1", {"text": "a"})]
+    assert list(cached_rows(str(project / "mine.jsonl"))) == [(f"{project / 'mine.jsonl'}, line 1", {"text": "a"})]
     assert not (project / ".data").exists()

@@ -246,7 +246,7 @@ def test_show_config_prints_every_setting_and_where_it_came_from(finished):
     )
 
 
-def test_settings_prints_the_readmes_table():
+def test_settings_prints_the_guides_table():
     assert said("settings").startswith("| setting | default | meaning |\n") and "| `optimizer.lr` | `0.0006` |" in said(
         "settings"
     )

@@ -15,6 +15,7 @@ import pytest
 
 from tests.commands import paragraph
 from tests.launching import ONE_THREAD, PROJECT, write_recipe
+from trainer.cli.guide import PAGES
 from trainer.config import cluster as clusters
 from trainer.config.load import recipe_names
 
@@ -72,6 +73,7 @@ def test_the_wheel_holds_what_the_package_reads_and_nothing_beside_it(installed)
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     wanted = {str(path.relative_to(PROJECT)) for path in (PROJECT / "trainer").rglob("*.py")}
     wanted |= {f"trainer/accelerate_configs/{name}.yaml" for name in clusters.cluster_names()}
+    wanted |= {f"trainer/guides/{name}.md" for name in PAGES}
     wanted |= {f"trainer/recipes/{name}.yaml" for name in recipe_names()}
     assert wanted <= names and {name.partition("/")[0].partition("-")[0] for name in names} == {
         "trainer",

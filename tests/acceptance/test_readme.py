@@ -1,45 +1,78 @@
-"""What the README says is true: its commands parse, its fragments are valid, its names exist, its table is the schema's."""
+"""What the README and the guides say is true: commands parse, fragments are valid, names and links exist, tables are the code's."""
 
 import ast
+import io
 import json
 import re
 import shlex
+import sys
+from dataclasses import dataclass
 
 import pytest
 import typer
 import yaml
 
+from tests.commands import paragraph, trainer
 from tests.gpu import __main__ as gpu_run
 from tests.gpu.record import RESULTS
 from tests.gpu.table import passage
 from tests.launching import PROJECT
 from tests.messages import refuses
-from trainer import supervise
-from trainer.cli import app
+from trainer import journal, supervise
+from trainer.cli import app, with_command
+from trainer.cli.guide import FOLDER, PAGES, guide
 from trainer.config.cluster import cluster_names
 from trainer.config.load import load, recipe_names
 from trainer.config.settings import settings_help, settings_table
+from trainer.data.tokenizer import NAMES
 from trainer.errors import ConfigError
 from trainer.evaluation.items import item
 from trainer.evaluation.next_lines import NAME
 from trainer.evaluation.tasks import PUBLIC
 from trainer.metrics.outcome import EXIT_CODES
-
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [line.strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
-FRAGMENTS = [block for kind, block in BLOCKS if kind == "yaml"]
-
-OWN_FILES = {"mine.yaml", "mine"}
-"""Names in the README that stand for what a reader makes."""
+from trainer.model.presets import PRESETS
 
 
-def words_of(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
+@dataclass(frozen=True)
+class Found:
+    """A command, or a fragment of a recipe, and the page on which it stands."""
+
+    page: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text.splitlines()[0]}"
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.text, comments=True)
 
 
-def commands(*programs: str) -> list[str]:
-    found = [command for command in COMMANDS if words_of(command)[0] in programs]
+TEXTS = {"README": (PROJECT / "README.md").read_text(encoding="utf-8")}
+TEXTS |= {name: (FOLDER / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
+
+
+def blocks(kind: str) -> list[Found]:
+    """The fenced blocks of a kind, of all pages."""
+    fence = re.compile(rf"^```{kind}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [Found(page, block) for page, text in TEXTS.items() for block in fence.findall(text)]
+
+
+COMMANDS = [Found(block.page, line) for block in blocks("bash") for line in block.text.splitlines() if line.strip()]
+
+COMMANDS_IN_TABLES = [
+    Found(page, command)
+    for page, text in TEXTS.items()
+    for command in re.findall(r"^\|.*\| `(\./launch\.sh .*?)` \|$", text, re.M)
+]
+"""What shows that a promise holds."""
+
+OWN_FILES = {"mine.yaml", "MY.yaml"}
+"""Recipes that a reader makes."""
+
+
+def commands(*programs: str) -> list[Found]:
+    found = [command for command in COMMANDS if command.words[0] in programs]
     assert found, programs
     return found
 
@@ -56,153 +89,165 @@ def parse(words: list[str]) -> typer.Context:
 
 
 def check_recipe_and_overrides(recipe: str, overrides: list[str]) -> None:
-    """The recipe is a shipped one, or one that the README makes on the basis of a shipped one; the keys are settings."""
-    if recipe in OWN_FILES:
-        assert f"# {recipe}" in README
-        recipe = "gpt2-124m"
-    load(recipe, overrides)
+    """The recipe is a shipped one, or one that a page makes on the basis of a shipped one; the keys are settings."""
+    if recipe.endswith("/config.yaml"):  # of a checkpoint
+        return
+    load("gpt2-124m" if recipe in OWN_FILES else recipe, overrides)
+
+
+def check(words: list[str]) -> None:
+    """The words of a command parse, and what they name exists."""
+    context = parse(with_command(words, list(typer.main.get_command(app).commands), is_launch_sh=True))
+    name, given = context.command.name, context.params
+    if name in ("launch", "selftest", "precision", "doctor"):
+        cluster, recipe, overrides = supervise.split_words(given["words"] or [])
+        assert cluster is None or cluster in cluster_names()
+        check_recipe_and_overrides(recipe, overrides)
+    elif name == "train":
+        check_recipe_and_overrides(given["recipe"], given["overrides"] or [])
+    elif name == "eval":
+        asked = [task for tasks in given["tasks"] or [] for task in tasks.split(",")]
+        assert all(task in (NAME, *PUBLIC) or task.endswith(".jsonl") for task in asked), asked
+    elif name == "prepare":
+        assert given["tokenizer"] in NAMES
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    programs = {words_of(command)[0] for command in COMMANDS}
-    assert programs == {"./launch.sh", "tests/run", "tests/gpu/run", ".venv/bin/trainer", "accelerate", "tail"}
+    assert {command.words[0] for command in COMMANDS} == {
+        "./launch.sh",
+        "tests/run",
+        "tests/gpu/run",
+        "accelerate",
+        "tail",
+    }
 
 
-@pytest.mark.parametrize("command", commands(".venv/bin/trainer"))
-def test_every_trainer_command_parses(command):
-    context = parse(words_of(command)[1:])
-    if context.command.name in ("selftest", "precision"):
-        supervise.split_words(context.params["words"])
-    if context.command.name == "train":
-        check_recipe_and_overrides(context.params["recipe"], context.params["overrides"] or [])
-    if context.command.name == "eval":
-        names = [name for words in context.params["tasks"] for name in words.split(",")]
-        assert all(name in (NAME, *PUBLIC) or name.endswith(".jsonl") for name in names), names
-    if context.command.name == "prepare":
-        from trainer.data.tokenizer import NAMES
-
-        assert context.params["tokenizer"] in NAMES
+@pytest.mark.parametrize("command", [*commands("./launch.sh"), *COMMANDS_IN_TABLES], ids=str)
+def test_every_command_parses_and_names_what_is_there(command):
+    words = command.words[1:]
+    if words[:1] == ["--setup"]:
+        assert f"\n{words[1]} =\n" in (PROJECT / "setup.cfg").read_text()
+    else:
+        check(words)
 
 
 def test_a_command_that_is_wrong_would_be_found():
-    for wrong in ("train shakespeare --nonsense", "trian shakespeare", "checkpoints list mine", "export mine"):
+    for wrong in ("train shakespeare --nonsense", "checkpoints list mine", "export mine"):
         with pytest.raises(typer.BadParameter.__base__):
-            parse(wrong.split())
+            check(wrong.split())
+    with refuses(ConfigError, "'train'"):
+        check(["trian", "shakespeare"])
     with refuses(ConfigError, "optimizer.lr"):
-        check_recipe_and_overrides("mine.yaml", ["optimizer.lrr=1"])
+        check(["cpu", "mine.yaml", "optimizer.lrr=1"])
 
 
-@pytest.mark.parametrize("command", commands("./launch.sh"))
-def test_every_launch_parses_and_names_what_is_shipped(command):
-    words = words_of(command)[1:]
-    if words[:1] == ["--setup"]:
-        assert f"\n{words[1]} =\n" in (PROJECT / "setup.cfg").read_text()
-        return
-    is_other = words[:1] and words[0] in ("bench", "doctor", "selftest", "tensorboard")
-    assert not is_other or words[0] in (PROJECT / "launch.sh").read_text()
-    context = parse(words if is_other else ["launch", *words])
-    if context.command.name == "tensorboard":
-        return
-    cluster, recipe, overrides = supervise.split_words(context.params["words"] or [])
-    assert cluster is None or cluster in cluster_names()
-    check_recipe_and_overrides(recipe, overrides)
-
-
-@pytest.mark.parametrize("command", commands("accelerate"))
+@pytest.mark.parametrize("command", commands("accelerate"), ids=str)
 def test_the_bare_accelerate_launch_parses_and_names_a_shipped_cluster_file(command):
     from accelerate.commands.launch import launch_command_parser
 
-    words = words_of(command)
-    assert words[1] == "launch"
-    parsed = launch_command_parser().parse_args(words[2:])
+    assert command.words[1] == "launch"
+    parsed = launch_command_parser().parse_args(command.words[2:])
     assert (PROJECT / parsed.config_file).is_file() and parsed.module and parsed.training_script == "trainer"
-    context = parse(parsed.training_script_args)
-    if context.command.name == "train":
-        check_recipe_and_overrides(context.params["recipe"], context.params["overrides"])
+    check(parsed.training_script_args)
 
 
-@pytest.mark.parametrize("command", commands("tests/gpu/run"))
+@pytest.mark.parametrize("command", commands("tests/gpu/run"), ids=str)
 def test_every_gpu_run_names_parts_that_there_are(command):
-    assert gpu_run.parse(words_of(command)[1:])
+    assert gpu_run.parse(command.words[1:])
 
 
-def test_what_it_says_of_a_gpu_is_what_is_stored_or_that_nothing_is():
-    stated = README.split("<!-- GPU -->\n")[1].split("\n<!-- /GPU -->")[0]
+def test_what_is_said_of_a_gpu_is_what_is_stored_or_that_nothing_is():
+    stated = TEXTS["precision"].split("<!-- GPU -->\n")[1].split("\n<!-- /GPU -->")[0]
     assert stated == passage(RESULTS, list(gpu_run.PARTS)), (
-        "run tests/gpu/run --table and put what it prints between the two marks"
+        "run tests/gpu/run --table and put what it prints between the two marks of trainer/guides/precision.md"
     )
 
 
-def test_what_it_calls_besides_is_there():
+def test_what_they_call_besides_is_there():
     assert all((PROJECT / program).stat().st_mode & 0o111 for program in ("tests/run", "tests/gpu/run", "launch.sh"))
 
 
-@pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda text: text.split("\n")[0])
+@pytest.mark.parametrize("fragment", blocks("yaml"), ids=str)
 def test_every_fragment_is_a_valid_recipe(fragment, tmp_path):
-    content = yaml.safe_load(fragment)
+    content = yaml.safe_load(fragment.text)
     content.setdefault("base", "gpt2-124m")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     load(str(tmp_path / "mine.yaml"))
 
 
-def test_every_question_in_it_is_one():
-    lines = [line for kind, block in BLOCKS if kind == "json" for line in block.splitlines()]
-    assert {item("README", json.loads(line)).form for line in lines} == {
-        "multiple choice",
-        "multiple contexts",
-        "last word",
-    }
+def test_every_form_of_a_question_has_an_example():
+    lines = [line for block in blocks("json") for line in block.text.splitlines()]
+    forms = [item("guide", json.loads(line)).form for line in lines]
+    assert sorted(forms) == ["last word", "multiple choice", "multiple contexts"]
 
 
-def test_the_python_in_it_parses():
-    for block in (block for kind, block in BLOCKS if kind == "python"):
-        ast.parse(block)
+def test_the_python_in_them_parses():
+    for block in blocks("python"):
+        ast.parse(block.text)
 
 
 # Names
 
 
-def test_every_shipped_recipe_and_cluster_file_is_named_and_only_they_are():
-    for name in (*recipe_names(), *cluster_names()):
-        assert f"`{name}`" in README, f"{name} is shipped and not named"
-    table = README.split("| cluster file | for |")[1].split("\n\n")[0]
+def test_every_shipped_recipe_cluster_file_and_preset_is_named_and_only_they_are():
+    table = TEXTS["run"].split("| cluster file | for |")[1].split("\n\n")[0]
     assert set(re.findall(r"`([\w]+)`", table)) == set(cluster_names())
-    sentence = re.search(r"Begin with a shipped one \((.*?)\)", README, re.DOTALL)[1]
-    assert set(re.findall(r"`([\w.-]+)`", sentence)) == set(recipe_names())
+    assert all(f"`{name}`" in TEXTS["README"] for name in (*cluster_names(), *recipe_names()))
+    recipes = re.search(r"The shipped recipes are (.*?)\.\s", TEXTS["run"], re.DOTALL)[1]
+    assert set(re.findall(r"`([\w.-]+)`", recipes)) == set(recipe_names())
+    presets = re.search(r"`model.preset` is one of (.*?)\.\s", TEXTS["models"], re.DOTALL)[1]
+    assert set(re.findall(r"`([\w.-]+)`", presets)) == set(PRESETS)
 
 
-def test_every_path_of_the_checkout_that_it_names_is_there():
-    named = re.findall(r"`((?:trainer|tests|accelerate_configs)/[\w./]*)`", README)
-    assert len(named) >= 8
-    for path in named:
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_link_and_every_path_of_the_checkout_is_there(page):
+    folder = PROJECT if page == "README" else FOLDER
+    for link in re.findall(r"\]\(([^)]+)\)", TEXTS[page]):
+        assert link.startswith("https://") or (folder / link.partition("#")[0]).exists(), link
+    for path in re.findall(r"`((?:trainer|tests|accelerate_configs)/[\w./]*)`", TEXTS[page]):
         assert (PROJECT / path).exists(), path
 
 
-def test_every_place_of_a_run_that_it_names_is_one_the_code_makes():
+def test_every_name_that_contributing_gives_in_a_file_is_there():
+    rows = re.findall(r"`([A-Z]\w+)(?:\(\.\.\.\))?` (?:in|of) `(trainer/[\w/.]+)`", TEXTS["contributing"])
+    assert len(rows) >= 5
+    for name, path in rows:
+        assert re.search(rf"\b{name}\b", (PROJECT / path).read_text()), (name, path)
+
+
+def test_every_place_of_a_run_that_the_readme_names_is_one_the_code_makes():
     """Under "Where things are" stands no file that nothing writes."""
-    block = README.split("## Where things are")[1].split("```")[1]
+    block = TEXTS["README"].split("## Where things are")[1].split("```")[1]
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "trainer").rglob("*.py"))
-    for name in re.findall(
-        r"[\w.]+\.(?:json|jsonl|yaml|safetensors|bin|log)\b|\.(?:staging|damaged|abandoned)\b|\bexported\b|\.data\b",
-        block,
-    ):
-        assert name.removeprefix(".") in sources.replace('"damaged"', "damaged"), name
+    names = r"[\w.]+\.(?:json|jsonl|yaml|safetensors|bin|log)\b|\.(?:staging|damaged|abandoned|diverged)\b|\bexported\b|\.data\b"
+    for name in re.findall(names, block):
+        assert name.removeprefix(".") in sources, name
     for folder in ("checkpoints", "runs"):
         assert (PROJECT / folder).is_dir() and f"{folder}/NAME/" in block
 
 
 def test_the_exit_codes_are_those_of_the_code():
-    paragraph = README.split("`./launch.sh` exits with")[1].split("\n\n")[0]
-    codes = {int(number) for number in re.findall(r"\b(\d+)\b(?= (?:when|for))", paragraph)}
-    assert codes == set(EXIT_CODES.values())
+    said = TEXTS["README"].split("`./launch.sh` exits with")[1].split("\n\n")[0]
+    assert {int(number) for number in re.findall(r"\b(\d+)\b(?= (?:when|for))", said)} == set(EXIT_CODES.values())
+    table = TEXTS["run"].split("| exit code | meaning |")[1].split("\n\n")[0]
+    assert {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(EXIT_CODES.values())
+
+
+def test_every_event_of_the_journal_is_named_in_monitoring():
+    events = re.findall(r"^    (\w+)  ", journal.__doc__, re.MULTILINE)
+    assert len(events) > 15
+    said = TEXTS["monitoring"].split("Events of `journal.jsonl`")[1].split("\n\n")[0]
+    assert [event for event in events if f"`{event}`" not in said] == []
 
 
 # Settings
 
 
 def test_the_table_of_settings_is_the_schemas():
-    table = README.split("<!-- SETTINGS -->\n")[1].split("\n<!-- /SETTINGS -->")[0]
-    assert table == settings_table(), "run `trainer settings` and put what it prints between the two marks"
+    _, bar, table = TEXTS["settings"].partition("| setting |")
+    assert bar + table == settings_table() + "\n", (
+        "replace the table of trainer/guides/settings.md by what `./launch.sh settings` prints"
+    )
 
 
 def test_every_setting_stands_in_the_table():
@@ -211,12 +256,60 @@ def test_every_setting_stands_in_the_table():
     assert all(len(re.split(r"(?<!\\)\|", row)) == 5 for row in rows)
 
 
-def test_the_keys_that_the_text_mentions_are_settings():
+def test_the_keys_that_the_commands_mention_are_settings():
     names = {name for name, _, _ in settings_help()}
-    for key in re.findall(r"(?<![\w./])((?:[a-z_]+\.)?[a-z_]+)=(?!\.\.\.\])", "\n".join(COMMANDS)):
-        assert key in names, key
+    for command in COMMANDS:
+        for key in re.findall(r"(?<![\w./])((?:[a-z_]+\.)?[a-z_]+)=(?!\.\.\.\])", command.text):
+            assert key in names, command
 
 
-def test_the_readme_says_nothing_that_is_left_over():
-    assert not re.search(r"TODO|FIXME|XXX", README)
-    assert README.isascii()
+def test_the_settings_that_the_pages_mention_are_settings():
+    names = {name for name, _, _ in settings_help()}
+    sections = {name.partition(".")[0] for name in names if "." in name}
+    for page, text in TEXTS.items():
+        for section, rest in re.findall(r"`([a-z]+)\.([a-z_]+)(?:[:=][^`]*)?`", text):
+            if section in sections and not rest.startswith("json"):
+                assert f"{section}.{rest}" in names, (page, f"{section}.{rest}")
+
+
+# Length, and the pages in the terminal
+
+
+def test_the_readme_and_the_guides_are_short():
+    limits = {"README": 160, "precision": 150, "settings": 10**6}
+    assert {page: length for page, text in TEXTS.items() if (length := text.count("\n")) > limits.get(page, 120)} == {}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_nothing_is_left_over(page):
+    assert not re.search(r"TODO|FIXME|XXX", TEXTS[page])
+    assert TEXTS[page].isascii()
+
+
+def test_every_guide_is_listed_and_begins_with_what_it_is_about():
+    assert sorted(PAGES) == sorted(path.stem for path in FOLDER.glob("*.md"))
+    listed = trainer("guide").out
+    for name in PAGES:
+        title, empty, summary, after = TEXTS[name].split("\n")[:4]
+        assert title == f"# {name.capitalize()}" and summary and not empty and not after
+        assert re.search(rf"^ *{name} .*{re.escape(summary)}$", listed, re.MULTILINE)
+        assert f"(trainer/guides/{name}.md)" in TEXTS["README"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["run", "settings"])
+def test_a_guide_goes_into_a_pipe_as_it_is_written_and_is_set_for_a_terminal(name, monkeypatch):
+    assert trainer("guide", name).out == TEXTS[name]
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    guide(name)
+    shown = sys.stdout.getvalue()
+    assert name.capitalize() in shown and "|---" not in shown and "| --- " not in shown and len(shown) > 1000
+
+
+def test_a_guide_that_there_is_not_is_refused_with_the_close_ones():
+    said = trainer("guide", "chekpoints")
+    assert said.code == 2 and "'chekpoints'" in paragraph(said.err) and "'checkpoints'" in said.err

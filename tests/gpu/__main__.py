@@ -51,7 +51,7 @@ PATIENCE = 3.0
 
 NO_GPU = (
     "error: tests/gpu/run measures what only a GPU can show (real fp8, its speed, exact resumes with cuBLAS), and torch finds no CUDA device here. "
-    "Run it on a machine with one, a Hopper for the figures of the README (tests/gpu/README.md says what a bare machine needs); --list names the "
+    "Run it on a machine with one, a Hopper for the figures of trainer/guides/precision.md (tests/gpu/README.md says what a bare machine needs); --list names the "
     "parts; --emulate PART goes through the same code on this CPU with a tiny model and an emulation of fp8, which measures nothing"
 )
 
@@ -94,7 +94,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--fresh", action="store_true", help="measures again what was measured before")
     parser.add_argument("--emulate", action="store_true", help="goes through the code on a CPU; measures nothing")
-    parser.add_argument("--table", action="store_true", help="prints the README's passage for the results")
+    parser.add_argument(
+        "--table", action="store_true", help="prints the passage of trainer/guides/precision.md for the results"
+    )
     wanted = parser.parse_args(words)
     wanted.out, wanted.work = wanted.out and wanted.out.resolve(), wanted.work.resolve()
     if unknown := [part for part in wanted.parts if part not in (*PARTS, "all")]:

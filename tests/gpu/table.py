@@ -1,4 +1,4 @@
-"""What was found, as Markdown: a table for the terminal, and the README's passage from the stored results."""
+"""What was found, as Markdown: a table for the terminal, and the passage of trainer/guides/precision.md from the stored results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def checks_table(found: dict[str, dict[str, Any] | None]) -> str:
 
 
 def passage(folder: Path, parts: Sequence[str]) -> str:
-    """The README's: what was measured on a GPU, from the results in a folder, and what was not."""
+    """The guide's: what was measured on a GPU, from the results in a folder, and what was not."""
     found = {name: part for name in parts if (part := read(file_of(folder, name)))}
     if not found:
         return NOT_YET

@@ -13,6 +13,7 @@ import typer
 
 from trainer.cli import data, look, machine, model, run
 from trainer.cli.checkpoints import checkpoints_app
+from trainer.cli.guide import guide
 from trainer.cli.runs import runs_app
 from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.streams import Unheard, make_ready, say, settle
@@ -27,6 +28,7 @@ GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "eval": model.evaluate,
         "generate": model.generate,
         "settings": look.settings,
+        "guide": guide,
     },
     "Data": {"prepare": data.prepare},
     "Checkpoints": {"checkpoints": checkpoints_app, "export": model.export},
@@ -39,7 +41,7 @@ GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
 }
 """Every command by its name, in the groups of --help; a group's commands stand in the files named after what they serve."""
 
-HELP = """Language-model pretraining on Accelerate. `launch` may be left out before a cluster file, a recipe or KEY=VALUE.
+HELP = """Language-model pretraining on Accelerate. `launch` may be left out before a cluster file, a recipe or KEY=VALUE. Guides: `guide`.
 launch.sh and trainer take the same commands; launch.sh installs what is missing first, and without a word it trains Shakespeare."""
 
 

@@ -1,6 +1,6 @@
 """The page that says everything a run can be: each setting's name, type, default and meaning, declared once.
 
-`trainer settings`, the table in the README and `--show-config` all read this page. A word of the field has one meaning
+`trainer settings`, the table in trainer/guides/settings.md and `--show-config` all read this page. A word of the field has one meaning
 everywhere: a step is an optimizer step, a batch is counted in sequences, a loss is in nats a token.
 """
 

@@ -18,7 +18,7 @@ def settings_help() -> list[tuple[str, str, str]]:
 
 
 def settings_table() -> str:
-    """All settings as the Markdown table that stands in the README."""
+    """All settings as the Markdown table of trainer/guides/settings.md."""
     rows = [("setting", "default", "meaning"), ("---", "---", "---")]
     rows += [
         (f"`{name}`", default if default == "required" else f"`{default}`", words)

@@ -1,0 +1,54 @@
+"""The command `guide`: the pages of trainer/guides, read in the terminal."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.errors import ConfigError
+from trainer.streams import answer
+
+FOLDER = Path(__file__).resolve().parent.parent / "guides"
+"""One Markdown file a page: a title, an empty line, and one line that says what the page is about."""
+
+PAGES = (
+    *("run", "data", "models", "checkpoints", "precision", "monitoring", "evaluation", "compare", "selftest"),
+    *("settings", "contributing"),
+)
+"""The pages in the order in which one reads them."""
+
+
+def guide(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) -> None:
+    """Show a guide; without NAME, list them."""
+    if name is None:
+        answer(_contents())
+    elif name in PAGES:
+        _show((FOLDER / f"{name}.md").read_text(encoding="utf-8"))
+    else:
+        from trainer.config.folders import command_line
+        from trainer.text import did_you_mean
+
+        raise ConfigError(
+            f"there is no guide {name!r}; {did_you_mean(name, PAGES)} All are listed by: {command_line('guide')}"
+        )
+
+
+def _contents() -> str:
+    from trainer.config.folders import command_line
+    from trainer.text import table
+
+    summaries = [((FOLDER / f"{name}.md").read_text(encoding="utf-8").splitlines()[2]) for name in PAGES]
+    return f"{table(list(zip(PAGES, summaries)))}\n\nOne is shown by: {command_line('guide', PAGES[0])}"
+
+
+def _show(page: str) -> None:
+    """Sets the page for a terminal; to anything else it goes as it is written."""
+    if not sys.stdout.isatty():
+        answer(page.rstrip("\n"))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(file=sys.stdout)
+    console.print(Markdown(page), width=min(console.width, 110))

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,8 @@ def export_checkpoint(
     """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there. The others are as of `export`."""
     manifest = read_manifest(folder)
     tokenizer = tokenizer_of(manifest)
-    parts = dict(
+    write = partial(
+        export,
         model_config=manifest.model,
         weights=folder / "model.safetensors",
         vocab_size=manifest.vocab_size,
@@ -180,8 +182,9 @@ def export_checkpoint(
         sequence_length=manifest.identity.get("sequence_length"),
         dtype=dtype,
         license=license,
-        tokenizer=tokenizer
-        and TokenizerFacts(
+        tokenizer=None
+        if tokenizer is None
+        else TokenizerFacts(
             ranks=tokenizer.ranks,
             pattern=tokenizer.pattern,
             eot_token=END_OF_TEXT,
@@ -190,10 +193,10 @@ def export_checkpoint(
         ),
     )
     if not (replace and out.exists()):
-        return export(out, **parts)
+        return write(out)
     earlier = files.set_aside(out, "earlier")
     try:
-        export(out, **parts)
+        write(out)
     except BaseException:
         files.move_folder(earlier, out)
         raise

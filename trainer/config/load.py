@@ -99,7 +99,7 @@ def _validate(document: Document, problems: list[str], count_sequences: Callable
         raise ConfigError(*problems, *explain(error, document), *contradictions_besides(error, unresolved)) from None
     if problems:
         raise ConfigError(*problems)
-    if unresolved is values:
+    if unresolved is values or length is None:
         return config
     steps, words = resolve_length(config, length, count_sequences)
     document.places["max_steps"] = f"{words} ({document.places[length]})"

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def corpus_folder(data: DataConfig) -> Path:
     """The folder of `data.corpus`: the person's own, or where an embedded corpus is tokenized to."""
     if data.corpus in EMBEDDED:
         return files.project_folder() / ".data" / f"{data.corpus}-{load_tokenizer(data.tokenizer or data.corpus).name}"
-    return files.project_folder() / data.corpus
+    return files.project_folder() / str(data.corpus)
 
 
 def known_baselines(data: DataConfig) -> dict[str, float] | None:
@@ -111,13 +112,13 @@ def _open(
     tokenizer: Tokenizer | None,
     baselines: dict[str, float] | None,
 ) -> Corpus:
-    vocab_size = data.vocab_size or tokenizer.vocab_size
+    vocab_size = data.vocab_size or (tokenizer.vocab_size if tokenizer else 0)  # the schema asks for one of the two
     if tokenizer and vocab_size < tokenizer.vocab_size:
         raise DataError(
             f"data.vocab_size {vocab_size} is smaller than the {tokenizer.vocab_size} entries of the tokenizer {tokenizer.name}; leave it out"
         )
 
-    def dataset(patterns: list[str], split: str) -> TokenDataset:
+    def dataset(patterns: list[str], split: Literal["train", "validation"]) -> TokenDataset:
         try:
             paths = resolve_shards(patterns, files.project_folder(), split, skip_unreadable=data.skip_unreadable)
             return TokenDataset(paths, sequence_length=sequence_length, vocab_size=vocab_size, dtype=data.dtype)

@@ -65,7 +65,7 @@ def bar_line(
     now, clock  the time of the clock that nobody sets, and that of the one on the wall
     """
     parts = _parts(standing, now, now if clock is None else clock)
-    room, kept = width, {}
+    room, kept = width, dict[str, str]()
     for name in ("step", "busy", "loss", "left", "speed", "bar", "percent", "ends", "saved", "mfu"):
         needed = _MIN_BAR if name == "bar" else len(parts.get(name, ""))
         gap = 2 if kept else 0

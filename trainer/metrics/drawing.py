@@ -106,7 +106,9 @@ class Drawing:
         write = prepare()
 
         def draw() -> None:
-            write(board.writer)
-            board.writer.flush()
+            writer = board.writer
+            assert writer is not None, "an open board has one"
+            write(writer)
+            writer.flush()
 
         board.attempt(step, draw)

@@ -147,6 +147,10 @@ class BoardWriter(SummaryWriter):
 
     suffix = ".recent"
 
+    file_writer: FileWriter | None
+    all_writers: dict[str, FileWriter] | None
+    purge_step: int | None
+
     def _get_file_writer(self) -> FileWriter:
         if self.file_writer is None:
             self.file_writer = _Files(new_event_file(Path(self.log_dir), f"{self.filename_suffix}{self.suffix}"))

@@ -85,7 +85,7 @@ class HardwareSampler:
         self._cpu_times: tuple[float, float] | None = None
         self._disk_counts: tuple[float, int, int] | None = None
         self._gpus: dict[int, Any] = {}
-        self._nvml: ModuleType | None = None
+        self._nvml: Any = None
         if device.type == "cuda":
             self._open_gpus(num_local_processes)
 

@@ -91,13 +91,14 @@ def block_of(records: Sequence[Mapping[str, Any]], begin: int, end: int) -> Bloc
 def _add(block: Block, record: Mapping[str, Any]) -> None:
     block.step, block.digest = record["step"], record.get("data_digest")
     block.num_steps += 1
-    if is_number(record.get("step_seconds")):
-        block.seconds = (block.seconds or 0.0) + record["step_seconds"]
+    if is_number(seconds := record.get("step_seconds")):
+        block.seconds = (block.seconds or 0.0) + seconds
     if is_number(record.get("tokens")):
         block.tokens = record["tokens"]
-    if is_number(norm := record.get("grad_norm")):
+    norm, loss = record.get("grad_norm"), record["loss"]
+    if is_number(norm):
         block.highest_grad_norm = norm if block.highest_grad_norm is None else max(block.highest_grad_norm, norm)
-    if not is_number(loss := record["loss"]):
+    if not is_number(loss):
         block.num_unfinite += 1
         return
     block.finite_tokens = block.tokens

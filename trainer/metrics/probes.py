@@ -106,7 +106,7 @@ class Layout:
 
     def sample(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Elements at even distances of a tensor for each parameter, one after the other [N]; zeros for one that is None."""
-        zeros = torch.zeros(max(self.sample_sizes), device=self.device) if any(t is None for t in tensors) else None
+        zeros = torch.zeros(max(self.sample_sizes) if any(t is None for t in tensors) else 0, device=self.device)
         pieces = [
             zeros[:size] if tensor is None else _every(tensor, stride)
             for tensor, stride, size in zip(tensors, self.strides, self.sample_sizes, strict=True)

@@ -104,4 +104,7 @@ class Stopwatch:
 
 
 def _seconds_between(start: Mark, end: Mark) -> float:
-    return end - start if isinstance(end, float) else start.elapsed_time(end) / 1000
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    assert isinstance(start, torch.cuda.Event), "both marks are of one clock"
+    return start.elapsed_time(end) / 1000

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +113,14 @@ def _show_settings(tracker: GeneralTracker, settings: dict[str, Any], *, is_new:
 def opening(tracker_name: str, name: str, folder: Path, purge_step: int) -> dict[str, Any]:
     """What a tracker's own opening call is given: the same run after a resume, and the run's folder for the files that it would leave where one stands."""
     same_run = {"name": name, "resume": "allow"}
-    return {
+    settings: dict[str, dict[str, Any]] = {
         "tensorboard": {"purge_step": purge_step},
         "wandb": {"id": name, "dir": str(folder), **same_run},
         "trackio": same_run,
         "dvclive": {"dir": str(folder / "dvclive")},
         "swanlab": {"logdir": str(folder / "swanlog")},
-    }.get(tracker_name, {})
+    }
+    return settings.get(tracker_name, {})
 
 
 def _open(accelerator: Accelerator, tracker_name: str, run_name: str, keywords: dict[str, Any]) -> GeneralTracker:
@@ -221,7 +223,7 @@ class PatientTracker:
     def _log(self, points: list[Point], position: int) -> None:
         """Draws points, with which everything before this byte of the curve is drawn."""
         for step, values in points:
-            self.attempt(step, lambda step=step, values=values: self._send(step, values))
+            self.attempt(step, partial(self._send, step, values))
         self._position = position
 
     def _send(self, step: int, values: dict[str, float]) -> None:

@@ -99,7 +99,8 @@ class Result:
 
     def _table(self) -> str:
         rows = [_HEADS, *(self._row(each) for each in self.measured)]
-        width = max(len(each.name) for each in (*(each.variant for each in self.measured), *self.missing))
+        names = [each.variant.name for each in self.measured] + [each.name for each in self.missing]
+        width = max(map(len, names))
         lines = table([(str(row[0]).ljust(width), *row[1:]) for row in rows])
         return "\n".join([lines, *(f"  {each.name.ljust(width)}  {each.reason}" for each in self.missing)])
 

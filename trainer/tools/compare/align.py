@@ -108,9 +108,10 @@ def apart_since(parts: Sequence[Segment]) -> float | None:
 
 def losses_by_hours(curves: Sequence[Curve], number: int) -> list[tuple[float, list[float | None]]]:
     """(hours, each run's mean loss since the row before) in equal parts of the shortest time that have a step; none where a time is unknown."""
-    if any(curve.seconds is None for curve in curves):
+    seconds = [curve.seconds for curve in curves if curve.seconds is not None]
+    if len(seconds) < len(curves):
         return []
-    edges = np.linspace(0, min(curve.seconds for curve in curves) / 3600, number + 1)
+    edges = np.linspace(0, min(seconds) / 3600, number + 1)
     rows = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         losses: list[float | None] = []

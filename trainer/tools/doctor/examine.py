@@ -37,7 +37,7 @@ def find_out(question: str, asked: Answer | None) -> Answer:
             return _torch()
         if question == BACKEND:
             return _backend()
-        return _launch(**asked) if question == LAUNCH else _row(*question.split())
+        return _launch(**(asked or {})) if question == LAUNCH else _row(*question.split())
     except (ConfigError, PrecisionError) as error:
         return {"mistake": str(error)}
     except TrainerError as error:
@@ -81,7 +81,7 @@ def _row(asked: str, recipe: str | None = None) -> Answer:
     from trainer.precision.probe import look
     from trainer.precision.timing import timed
 
-    wanted = PrecisionConfig(recipe=recipe) if recipe else None
+    wanted = PrecisionConfig.model_validate({"recipe": recipe}) if recipe else None
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     facts = look(device_type, wanted)
     decision = decide(asked, facts, wanted or PrecisionConfig())

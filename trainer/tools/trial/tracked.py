@@ -26,9 +26,12 @@ _LAST_LINES = 5
 class Launchable(Protocol):
     """A launch that was checked: what supervise.plan returns."""
 
-    command: list[str]
-    environment: dict[str, str]
-    folder: Path
+    @property
+    def command(self) -> list[str]: ...
+    @property
+    def environment(self) -> dict[str, str]: ...
+    @property
+    def folder(self) -> Path: ...
 
 
 class TrackedLaunch:

@@ -29,6 +29,9 @@ GROUPS = {"loss": "Loss", "speed": "Speed"}
 EVENTS = {"second_place": "mirror"}
 """Kinds of events in journal.jsonl."""
 
+CAUSES = {"refusal": "refused"}
+"""Causes of `stop` events in journal.jsonl (ending/causes.py)."""
+
 _FORMER_TAGS = {new: old for old, new in TAGS.items()}
 _FORMER_GROUPS = {new: old for old, new in GROUPS.items()}
 

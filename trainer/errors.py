@@ -48,11 +48,11 @@ class LaunchError(TrainerError):
 
 
 class RankLostError(TrainerError):
-    """Another process of the run failed, or is gone; `kind` is the outcome that this means for the run."""
+    """Another process of the run failed, or is gone; `outcome` is what this means for the run (ending/outcomes.py)."""
 
-    def __init__(self, reason: str, *, kind: str = "failed", was_said: bool = False) -> None:
+    def __init__(self, reason: str, *, outcome: str = "failed", was_said: bool = False) -> None:
         super().__init__(reason)
-        self.kind, self.was_said = kind, was_said
+        self.outcome, self.was_said = outcome, was_said
 
 
 class PrecisionError(TrainerError):

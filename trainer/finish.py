@@ -15,13 +15,15 @@ from trainer.checkpoint.resume.lock import lock_checkpoints
 from trainer.checkpoint.resume.select import Resolution, resolve
 from trainer.config.folders import checkpoints_folder, find_run
 from trainer.config.load import load_resolved
+from trainer.ending.causes import Cause
+from trainer.ending.outcome_file import facts_at, read_outcome, write_outcome
+from trainer.ending.outcomes import Outcome
 from trainer.errors import CheckpointError
 from trainer.export import export_checkpoint
 from trainer.journal import Journal
 from trainer.locks import lock_run
 from trainer.metrics.board import write_end
 from trainer.metrics.curves import cut_after
-from trainer.metrics.outcome import facts_at, read_outcome, write_outcome
 
 EXPORTED = "exported"
 _LEFT_OVER = re.compile(rf"\.earlier-{EXPORTED}(-\d+)?|\.staging-{EXPORTED}-\d+")
@@ -77,8 +79,8 @@ def finish(run: str) -> Finished:
             "exported_step": step,
             "planned_steps": config.max_steps,
         }
-        write_outcome(folder, "finished", step=step, reason=reason, **facts)
-        Journal(folder).write("stop", cause="finished", step=step, reason=reason)
+        write_outcome(folder, Outcome.FINISHED, step=step, reason=reason, **facts)
+        Journal(folder).write("stop", cause=Cause.FINISHED, step=step, reason=reason)
         if "tensorboard" in config.metrics.trackers:
             write_end(folder, step)
     over = {path.name: why for path, why in resolution.refused.items()}

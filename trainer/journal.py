@@ -27,60 +27,31 @@ One JSON object a line, only ever added to, by every process of the run (the tra
     slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
     slow_over     step, seconds     they no longer do; seconds: how long they did
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
-                                    count or the last in metrics.jsonl; left out where nobody knows. cause: one of CAUSES
+                                    count or the last in metrics.jsonl; left out where nobody knows. cause: see ending/causes.py
 
 A launch may leave several `stop` events, one a process, or none (SIGKILL, a power cut). The first that is neither `peer` nor
 `unknown` is its cause.
 `lost_events` in any event counts those before it that could not be written.
 """
 
-import errno
 import json
 import logging
 import math
-import re
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.aliases import EVENTS
-from trainer.errors import TrainerError
+from trainer.aliases import CAUSES, EVENTS
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 
-CAUSES = {
-    "finished": "all steps were taken",
-    "interrupted": "it was asked to stop, and saved",
-    "diverged": "the loss was beyond saving",
-    "refusal": "something has to be mended, and the error says what",
-    "exception": "the trainer's own code, or a library below it, raised",
-    "fault": "SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT",
-    "disk": "the disk is full, over quota, broken or read-only",
-    "peer": "another process of the launch went away, and this one with it",
-    "SIGKILL": "killed, by a person, the system's out-of-memory killer or a scheduler",
-    "SIGTERM": "ended by a scheduler or a person before it could save",
-    "SIGINT": "ended by a second Ctrl+C",
-    "SIGHUP": "its terminal was closed",
-    "unknown": "nobody knows",
-}
-"""Why a process of a run ended."""
-
-FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
-_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|Input/output error|Read-only file system")
-_PEER_NAMES = ("DistBackendError", "DistNetworkError", "DistStoreError")
-_PEER_WORDS = re.compile(
-    r"Connection (closed|reset) by peer|Connection refused|Socket closed|Broken pipe|Timed out waiting"
-)
-
 
 class Journal:
-    """Adds events to one run's journal. Writing never ends a run: what cannot be written is counted and told."""
+    """Adds events to one run's journal. Writing never ends a run: what cannot be written is counted and logged."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL
@@ -174,7 +145,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
         return None
-    return {**content, "event": EVENTS.get(content["event"], content["event"])}
+    return _renamed(content)
+
+
+def _renamed(event: dict[str, Any]) -> dict[str, Any]:
+    """An event under today's names."""
+    kind, cause = event["event"], event.get("cause")
+    now = {**event, "event": EVENTS.get(kind, kind)}
+    return {**now, "cause": CAUSES.get(cause, cause)} if kind == "stop" and isinstance(cause, str) else now
 
 
 def _plain(value: Any) -> Any:
@@ -186,45 +164,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
-
-
-def cause_of_error(error: BaseException) -> str:
-    """The cause, of CAUSES, for a process that this exception ends; what caused the exception is looked at too."""
-    chain = _chain(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "SIGINT"
-    if any(
-        (isinstance(each, OSError) and each.errno in _DISK_ERRORS) or _DISK_WORDS.search(str(each)) for each in chain
-    ):
-        return "disk"
-    if isinstance(error, TrainerError):
-        return "refusal"
-    if isinstance(error, SystemExit):
-        return "interrupted"
-    if any(
-        isinstance(each, ConnectionError) or type(each).__name__ in _PEER_NAMES or _PEER_WORDS.search(str(each))
-        for each in chain
-    ):
-        return "peer"
-    return "exception"
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An exception and those it was raised from or while handling, innermost last."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-    return chain
-
-
-def cause_of_signal(number: int) -> str:
-    """The cause, of CAUSES, for a process that a signal ended."""
-    if number in FAULTS:
-        return "fault"
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return "unknown"
-    return name if name in CAUSES else "unknown"

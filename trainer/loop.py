@@ -11,28 +11,29 @@ from contextlib import nullcontext
 import torch
 
 from trainer.data.loader import Batch
+from trainer.ending.outcomes import Ending, Outcome
 from trainer.evaluation.samples import markdown
 from trainer.metrics.reporter import StepFacts
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
 from trainer.run.build import Run
-from trainer.run.verdict import Outcome, judge_end, judge_start, judge_step, reason_to_save
+from trainer.run.verdict import judge_end, judge_start, judge_step, reason_to_save
 from trainer.step_result import SaveRequest, StepResult
 from trainer.text import shortened
 
 log = logging.getLogger(__name__)
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run) -> Ending:
     """Takes optimizer steps until all are taken, the run has diverged, or it is asked to stop.
 
     A finished or interrupted run ends with a checkpoint of its last step.
     """
-    if outcome := judge_start(run):
-        if outcome.kind == "finished" and run.eval_schedule.due(run.progress.step):  # it was interrupted there
+    if ending := judge_start(run):
+        if ending.outcome == Outcome.FINISHED and run.eval_schedule.due(run.progress.step):  # it was interrupted there
             run.stopwatch.start()
             evaluate(run)
-        return judge_end(run, outcome)
+        return judge_end(run, ending)
     run.profiler.reached(run.progress.step)
     run.stopwatch.start()
     for batch in run.loader.batches(run.progress.sequences):
@@ -51,20 +52,19 @@ def train(run: Run) -> Outcome:
         run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
         facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
         results = report(run, batch, lr, loss, grad_norm, facts)
-        outcome = judge_step(run, results)
+        ending = judge_step(run, results)
         run.stopwatch.lap("report")
 
         is_best = evaluate(run) if run.eval_schedule.due(run.progress.step) else False
-        outcome = judge_end(run, outcome)
+        ending = judge_end(run, ending)
         if run.eval_schedule.samples_due(run.progress.step):
             sample(run)
-        outcome = save(
-            run, outcome, is_best, max((result.save_request for result in results), default=SaveRequest.NONE)
-        )
+        request = max((result.save_request for result in results), default=SaveRequest.NONE)
+        ending = save(run, ending, is_best, request)
         profile(run)
-        if outcome:
+        if ending:
             run.reporter.write(run.consensus.settle())  # of a run that has diverged the last result is not judged
-            return outcome
+            return ending
     raise AssertionError("the loader never ends")
 
 
@@ -146,26 +146,26 @@ def sample(run: Run) -> None:
     run.stopwatch.lap("evaluation")
 
 
-def save(run: Run, outcome: Outcome | None, is_best: bool, request: SaveRequest) -> Outcome | None:
-    """Saves where there is a reason to: the step's own, or what rank 0's clock has requested. Returns the outcome.
+def save(run: Run, ending: Ending | None, is_best: bool, request: SaveRequest) -> Ending | None:
+    """Saves where there is a reason to: the step's own, or what rank 0's clock has requested. Returns how the run ends.
 
     It is another when a finished run's last weights or moments are not finite: there is no checkpoint of them.
     """
     if request:
         run.checkpointer.acknowledge()
-    if request == SaveRequest.GIVE_UP and not outcome:
+    if request == SaveRequest.GIVE_UP and not ending:
         run.checkpointer.give_up()
-    reason = reason_to_save(run, outcome, is_best, request)
+    reason = reason_to_save(run, ending, is_best, request)
     if not reason:
-        return outcome
+        return ending
     step, latest = run.progress.step, run.consensus.latest
     with run.reporter.pause("saving"):
         loss, val_loss = latest.loss if latest else None, run.eval_schedule.loss_at(step)
         tensor = run.checkpointer.save(reason, loss=loss, val_loss=val_loss)
     run.stopwatch.lap("save")
     if reason == "final" and tensor:
-        return Outcome("diverged", f"{tensor} is not finite after the last step, {step}")
-    return outcome
+        return Ending(Outcome.DIVERGED, f"{tensor} is not finite after the last step, {step}")
+    return ending
 
 
 def profile(run: Run) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.config.folders import command_line, typed
+from trainer.ending.outcome_file import read_outcome
+from trainer.ending.outcomes import Ending, Outcome
 from trainer.errors import TrainerError
 from trainer.journal import precision_words, read_events
 from trainer.locks import is_trained
 from trainer.metrics.curves import CURVE
-from trainer.metrics.outcome import read_outcome
 from trainer.metrics.totals import Totals, totals_of
 from trainer.text import count, duration, printable, size, table
 
@@ -48,10 +49,10 @@ def report(
     return "\n\n".join(part for part in parts if part)
 
 
-def ending(kind: str, step: int, reason: str, folder: Path) -> str:
+def last_line(ending: Ending, step: int, folder: Path) -> str:
     """How a run ended and what it came to, as the last line of its log."""
     totals = totals_of(folder / CURVE)
-    parts = [f"{kind} at step {step}: {reason}"]
+    parts = [f"{ending.outcome} at step {step}: {ending.reason}"]
     if totals.tokens_per_second:
         parts.append(
             f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training, {count(totals.tokens_per_second)} tokens/s"
@@ -66,15 +67,15 @@ def ending(kind: str, step: int, reason: str, folder: Path) -> str:
 
 
 def _headline(name: str, outcome: dict[str, Any], totals: Totals) -> str:
-    kind, step = outcome["outcome"], outcome["step"]
-    if kind == "running":  # the outcome's step is the one it started from
-        kind, step = "running, or killed", max(step, totals.step)
+    how, step = str(outcome["outcome"]), outcome["step"]
+    if how == Outcome.RUNNING:  # the outcome's step is the one it started from
+        how, step = "running, or killed", max(step, totals.step)
     spent = f"; {count(totals.tokens)} tokens in {duration(totals.seconds)} of training" if totals.tokens else ""
     resumed = f"\n{outcome['resume']}" if outcome.get("resume") else ""
     untidy = f"\n{outcome['untidy']}; start it again to repeat that" if outcome.get("untidy") else ""
     attempt = outcome.get("last_attempt")
     refused = f"\nthe last start of it was refused: {attempt['reason']}" if attempt else ""
-    return f"{name}: {kind} at step {step} ({outcome['reason']}){spent}{resumed}{untidy}{refused}"
+    return f"{name}: {how} at step {step} ({outcome['reason']}){spent}{resumed}{untidy}{refused}"
 
 
 def _precision(events: list[dict[str, Any]]) -> str:
@@ -138,13 +139,13 @@ def last_command(folder: Path, events: Sequence[Mapping[str, Any]]) -> str:
 
 def _next(outcome: dict[str, Any], folder: Path, store: CheckpointStore, prompt: str, command: str) -> str:
     """Commands, the likeliest wanted first: a run that ended before its time is to go on, one that goes on is to be watched."""
-    run, kind = typed(folder), outcome["outcome"]
+    run, how = typed(folder), outcome["outcome"]
     steps = [entry.step for entry in store.entries() if entry.step is not None]
     lines = []
-    if kind == "running" and is_trained(folder):
+    if how == Outcome.RUNNING and is_trained(folder):
         lines.append(f"tail -f {shlex.quote(str(folder / 'train.log'))}")
-    elif kind != "finished":
-        lines.append(_again(command, kind, max(steps, default=None)))
+    elif how != Outcome.FINISHED:
+        lines.append(_again(command, how, max(steps, default=None)))
     if steps:
         lines.append(command_line("generate", run, *(["--prompt", prompt] if prompt else [])))
     lines.append(command_line("tensorboard", run))
@@ -153,9 +154,9 @@ def _next(outcome: dict[str, Any], folder: Path, store: CheckpointStore, prompt:
     return "\n".join(["Next:", *(f"  {line}" for line in lines)])
 
 
-def _again(command: str, kind: str, newest: int | None) -> str:
+def _again(command: str, outcome: Outcome, newest: int | None) -> str:
     """The command that goes on, and what it does."""
     does = "starts from the beginning: no checkpoint was made" if newest is None else f"goes on from step {newest}"
-    if kind == "diverged":
+    if outcome == Outcome.DIVERGED:
         return f"{command} optimizer.lr=...    # {does}; with a lower rate, or it diverges again"
     return f"{command}    # {does}"

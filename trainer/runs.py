@@ -14,10 +14,10 @@ from trainer.checkpoint.resume.lock import lock_checkpoints
 from trainer.config.folders import checkpoints_folder, command_line, find_run, run_folder
 from trainer.config.load import dump, load_resolved
 from trainer.config.schema import Config, name_problem
+from trainer.ending.outcome_file import OUTCOME
 from trainer.errors import ConfigError, TrainerError
 from trainer.journal import Journal, read_events
 from trainer.locks import lock_run
-from trainer.metrics.outcome import OUTCOME
 from trainer.text import size
 
 

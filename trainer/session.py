@@ -12,27 +12,28 @@ from trainer.checkpoint.format.manifest import folder_name
 from trainer.config.folders import checkpoints_folder, command_line, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained
+from trainer.ending.causes import Cause, cause_of_error
+from trainer.ending.outcome_file import OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
+from trainer.ending.outcomes import Ending, Outcome
+from trainer.ending.ranks import (
+    broken_connections_explained,
+    leave_failure,
+    said_by_lower_rank,
+    sweep_failures,
+    withdraw_failure,
+)
 from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
 from trainer.finish import EXPORTED, export_final
-from trainer.journal import Journal, cause_of_error
+from trainer.journal import Journal
 from trainer.launch import decided_precision, finish_processes, first_before_joining, others_wait
 from trainer.locks import Lock, lock_run
 from trainer.loop import train
-from trainer.metrics.outcome import EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.metrics.profiler import FOLDER as PROFILES
-from trainer.report import ending
+from trainer.report import last_line
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
 from trainer.run.out_of_memory import out_of_memory_explained
-from trainer.run.verdict import Outcome
-from trainer.safety.failures import (
-    broken_connections_explained,
-    leave_cause,
-    said_by_lower_rank,
-    sweep_causes,
-    withdraw_cause,
-)
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.peers import end_soon, ended_with_peers
 from trainer.safety.stop import StopRequest
@@ -44,7 +45,7 @@ def run_session(config: Config) -> int:
     """Trains until the run is finished or stopped; returns the exit code, the same that outcome.json states.
 
     Whatever happens, outcome.json says it: `refused` before the first step, `failed` after it, each with its reason. A signal
-    is only a wish until it is written: the launcher sends one to every rank that outlives the first that fails.
+    only asks until it is written: the launcher sends one to every rank that outlives the first that fails.
     """
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
@@ -63,34 +64,34 @@ def run_session(config: Config) -> int:
         try:
             with ended_with_peers(folder, end), _errors_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
-                    withdraw_cause(folder)
+                    withdraw_failure(folder)
                     if is_main:
-                        sweep_causes(folder)
-                    _note(folder, before, "running", run, "starting")
+                        sweep_failures(folder)
+                    _note(folder, before, Outcome.RUNNING, run, "starting")
                     run = begin_run(config, stop)
-                _note(folder, before, "running", run, "training")
-                outcome = declared_finished(config, before, run.progress.step) or train(run)
+                _note(folder, before, Outcome.RUNNING, run, "training")
+                ending = declared_finished(config, before, run.progress.step) or train(run)
                 run.profiler.close()
-                if outcome.kind == "diverged":
+                if ending.outcome == Outcome.DIVERGED:
                     run.checkpointer.leave_diverged(run.guard.first_unsure_step)
                 run.checkpointer.close()
-                run.reporter.close(finished=outcome.kind == "finished")
-                conclude(run, before, outcome)
+                run.reporter.close(finished=ending.outcome == Outcome.FINISHED)
+                conclude(run, before, ending)
                 if is_main:
-                    journal.write("stop", cause=outcome.kind, step=run.progress.step, reason=outcome.reason)
+                    journal.write("stop", cause=Cause(ending.outcome), step=run.progress.step, reason=ending.reason)
                 finish_processes(run.accelerator, run.model)
-                run.checkpointer.end(wait_for_copies=outcome.kind == "finished")
-            return EXIT_CODES[outcome.kind]
+                run.checkpointer.end(wait_for_copies=ending.outcome == Outcome.FINISHED)
+            return ending.outcome.exit_code
         except RankLostError as error:
             _lose(folder, before, journal, run, error)
             raise
         except TrainerError as error:
             _journal_stop(journal, run, error)
-            _fail(folder, before, "refused" if run is None else "failed", run, error)
+            _fail(folder, before, Outcome.REFUSED if run is None else Outcome.FAILED, run, error)
             raise
         except BaseException as error:
             _journal_stop(journal, run, error)
-            _tell(folder, before, "failed", run, f"{type(error).__name__}: {error}")
+            _tell(folder, before, Outcome.FAILED, run, f"{type(error).__name__}: {error}")
             raise
         finally:
             if sys.exception() is not None:
@@ -105,7 +106,7 @@ def run_session(config: Config) -> int:
 def _take(folder: Path) -> Lock:
     """Takes the run's folder for this launch; where no other rank can have failed yet, what they left in earlier ones goes."""
     held = lock_run(folder)
-    sweep_causes(folder, others_wait=others_wait())
+    sweep_failures(folder, others_wait=others_wait())
     return held
 
 
@@ -131,7 +132,7 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
     except TrainerError:
         raise
     except Exception as error:
-        if cause_of_error(error) != "disk" and not isinstance(error, PermissionError):
+        if cause_of_error(error) != Cause.DISK and not isinstance(error, PermissionError):
             raise
         where = error.filename if isinstance(error, OSError) and error.filename else folder
         raise LaunchError(
@@ -152,43 +153,42 @@ def _memory_explained(config: Config, folder: Path, precision: Callable[[], str]
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:
     """Notes how this process of the run ends by an error."""
-    cause = "peer" if isinstance(error, RankLostError) else cause_of_error(error)
     step = {"step": run.progress.step} if run else {}
-    journal.write("stop", cause=cause, reason=f"{type(error).__name__}: {error}", **step)
+    journal.write("stop", cause=cause_of_error(error), reason=f"{type(error).__name__}: {error}", **step)
 
 
 def _lose(folder: Path, before: dict[str, Any] | None, journal: Journal, run: Run | None, error: RankLostError) -> None:
     """Writes down how this rank ends with another."""
     _journal_stop(journal, run, error)
-    _fail(folder, before, error.kind, run, error)
+    _fail(folder, before, Outcome(error.outcome), run, error)
 
 
-def _fail(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | None, error: TrainerError) -> None:
+def _fail(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, error: TrainerError) -> None:
     """Writes down how the run ends by an error that is a paragraph, and leaves its words to one rank."""
-    error.exit_code = EXIT_CODES[kind]
+    error.exit_code = outcome.exit_code
     if error.was_said:
-        _note(folder, before, kind, run, str(error))
+        _note(folder, before, outcome, run, str(error))
     else:
-        _tell(folder, before, kind, run, str(error))
+        _tell(folder, before, outcome, run, str(error))
         error.was_said = said_by_lower_rank(folder)
 
 
-def _tell(folder: Path, before: dict[str, Any] | None, kind: str, run: Run | None, reason: str) -> None:
+def _tell(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, reason: str) -> None:
     """Tells the other ranks, who wait for this one, and outcome.json why this rank fails."""
     try:
-        leave_cause(folder, kind, reason)
+        leave_failure(folder, outcome, reason)
     except OSError as error:
         log.warning("the other ranks could not be told (%s): %s", error.strerror, reason)
-    _note(folder, before, kind, run, reason)
+    _note(folder, before, outcome, run, reason)
 
 
-def _note(folder: Path, before: dict[str, Any] | None, outcome: str, run: Run | None, reason: str) -> None:
+def _note(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, reason: str) -> None:
     """Writes outcome.json on rank 0."""
     if os.environ.get("RANK", "0") != "0":
         return
     step = run.progress.step if run else before["step"] if before else 0
     with _told_if_full(folder, outcome):
-        if outcome == "refused":
+        if outcome == Outcome.REFUSED:
             write_refusal(folder, before, reason)
         else:
             write_outcome(folder, outcome, step=step, reason=reason, **_kept(before, run, step), pid=os.getpid())
@@ -208,14 +208,14 @@ def _kept(before: dict[str, Any] | None, run: Run | None, step: int) -> dict[str
     return {} if run and run.consensus.latest else facts_at(before, step)
 
 
-def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
+def conclude(run: Run, before: dict[str, Any] | None, ending: Ending) -> None:
     """Writes outcome.json, for a finished run after tidying up. Called on every rank; rank 0 works, the others wait."""
     if not run.accelerator.is_main_process:
         return
     step = run.progress.step
     facts = _kept(before, run, step)
     is_tidy = facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir() and "untidy" not in facts
-    if outcome.kind == "finished" and not is_tidy:
+    if ending.outcome == Outcome.FINISHED and not is_tidy:
         facts.pop("untidy", None)
         facts.update(_tidy_up(run, step))
     if run.consensus.latest:
@@ -225,11 +225,11 @@ def conclude(run: Run, before: dict[str, Any] | None, outcome: Outcome) -> None:
     facts["val_loss"] = run.eval_schedule.loss_at(step)
     if run.eval_schedule.last_loss is not None:  # of an interrupted run it is that of an earlier step
         facts["last_val_loss"], facts["last_val_step"] = run.eval_schedule.last_loss, run.eval_schedule.last_step
-    with _told_if_full(run.folder, outcome.kind):
-        write_outcome(run.folder, outcome.kind, step=step, reason=outcome.reason, **facts)
+    with _told_if_full(run.folder, ending.outcome):
+        write_outcome(run.folder, ending.outcome, step=step, reason=ending.reason, **facts)
     if "exported" in facts:
         log.info("the model is in %s; let it write: %s", facts["exported"], command_line("generate", typed(run.folder)))
-    log.info(ending(outcome.kind, step, outcome.reason, run.folder))
+    log.info(last_line(ending, step, run.folder))
 
 
 def _tidy_up(run: Run, step: int) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
     return {**facts, "untidy": "; ".join(failures)} if failures else facts
 
 
-def declared_finished(config: Config, before: dict[str, Any] | None, step: int) -> Outcome | None:
+def declared_finished(config: Config, before: dict[str, Any] | None, step: int) -> Ending | None:
     """The end of a run that a person has declared finished at this step, and of which nothing else is asked since; else None."""
     if (
         config.resume_from_checkpoint != "latest"
@@ -258,7 +258,7 @@ def declared_finished(config: Config, before: dict[str, Any] | None, step: int) 
         or (before["step"], before.get("planned_steps")) != (step, config.max_steps)
     ):
         return None
-    return Outcome("finished", f"declared finished at step {step} of {config.max_steps}")
+    return Ending(Outcome.FINISHED, f"declared finished at step {step} of {config.max_steps}")
 
 
 def _export(run: Run) -> Path:

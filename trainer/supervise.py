@@ -33,14 +33,17 @@ from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.config.settings import settings_help
 from trainer.config.waiting import waiting
+from trainer.ending.causes import cause_of_signal
+from trainer.ending.launcher import FAILURE_PIPE, ProcessFailure, how_it_ended, receive_failure, send_failure
+from trainer.ending.outcome_file import OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
+from trainer.ending.outcomes import Outcome
+from trainer.ending.ranks import read_failure
 from trainer.errors import ConfigError, LaunchError
-from trainer.journal import Journal, cause_of_signal
+from trainer.journal import Journal
 from trainer.locks import check_not_trained, is_trained, lock_run
 from trainer.metrics.curves import CURVE, last_record
 from trainer.metrics.memory_advice import advice
-from trainer.metrics.outcome import EXIT_CODES, OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.model.presets import preset_fields
-from trainer.safety.failures import FAILURE_PIPE, Failure, how_it_ended, read_cause, receive_failure, send_failure
 from trainer.safety.parent import STARTED_BY, end_with_parent
 from trainer.text import did_you_mean
 
@@ -58,7 +61,7 @@ SHUTDOWN_SECONDS = 600
 LOST_SECONDS = 20
 """How long a launcher waits for the other ranks once one has failed: they have nothing to save any more, and may hear no signal."""
 
-SAID_BY_CODE = {EXIT_CODES[outcome] for outcome in ("refused", "interrupted", "diverged")}
+SAID_BY_CODE = {outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED)}
 """Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -243,7 +246,7 @@ def is_finished(checked: Plan) -> bool:
     if (
         checked.config.resume_from_checkpoint != "latest"
         or outcome is None
-        or outcome["outcome"] != "finished"
+        or outcome["outcome"] != Outcome.FINISHED
         or "untidy" in outcome
     ):
         return False
@@ -267,7 +270,7 @@ def stopped_early() -> Iterator[None]:
 
     def end(_number: int, _frame: object) -> None:
         log.warning(STOPPED_EARLY)
-        sys.exit(EXIT_CODES["interrupted"])
+        sys.exit(Outcome.INTERRUPTED.exit_code)
 
     with _handling(end):
         yield
@@ -317,7 +320,7 @@ def run_launch(checked: Plan) -> int:
 
 
 def _what_came_of_it(
-    checked: Plan, before: dict[str, Any] | None, code: int, failure: Failure | None, was_asked_to_stop: bool
+    checked: Plan, before: dict[str, Any] | None, code: int, failure: ProcessFailure | None, was_asked_to_stop: bool
 ) -> int:
     """The run's own exit code, from the rank that ended with it or from the outcome; what no rank could say is said here."""
     if failure and failure.exit_code in SAID_BY_CODE:
@@ -325,12 +328,12 @@ def _what_came_of_it(
     if code < 0:
         _wait_for_ranks(checked.folder)
     said = what_it_said(before, read_outcome(checked.folder))
-    is_open = said is None or said["outcome"] == "running"
+    is_open = said is None or said["outcome"] == Outcome.RUNNING
     if was_asked_to_stop and is_open:
         log.warning(STOPPED_IN_BETWEEN if said is not None and said["reason"] == "training" else STOPPED_EARLY)
-        return EXIT_CODES["interrupted"]
+        return Outcome.INTERRUPTED.exit_code
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
-    was_lost = said is not None and said["outcome"] == "failed" and failure is not None and failure.was_killed
+    was_lost = said is not None and said["outcome"] == Outcome.FAILED and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
         _speak_for_the_dead(checked.folder, _reason(checked, code, failure), failure)
     return exit_code(code, said)
@@ -343,30 +346,30 @@ def _wait_for_ranks(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def _reason(checked: Plan, code: int, failure: Failure | None) -> str:
+def _reason(checked: Plan, code: int, failure: ProcessFailure | None) -> str:
     """Why a launch failed: in the words that the rank left, or by what ended it."""
     if failure is None:
         return how_it_ended("the launcher", code)
-    cause = read_cause(checked.folder, failure.rank)
-    if cause and cause.pid == failure.pid:
-        return f"rank {cause.rank}: {cause.reason}"
+    told = read_failure(checked.folder, failure.rank)
+    if told and told.pid == failure.pid:
+        return f"rank {told.rank}: {told.reason}"
     ended = how_it_ended(f"rank {failure.rank}", failure.exit_code)
     if failure.exit_code != -signal.SIGKILL:
         return ended
     return f"{ended}; if memory was short: {advice(checked.config.micro_batch, checked.cluster.precision)}"
 
 
-def _speak_for_the_dead(folder: Path, reason: str, failure: Failure | None) -> None:
+def _speak_for_the_dead(folder: Path, reason: str, failure: ProcessFailure | None) -> None:
     """Tells why a run ended whose processes could not, and writes it into the outcome that says that the run goes on."""
     log.warning(reason)
     now = read_outcome(folder)
-    if now is None or now["outcome"] not in ("running", "failed"):
+    if now is None or now["outcome"] not in (Outcome.RUNNING, Outcome.FAILED):
         return
     try:
         with lock_run(folder):  # or another launch trains this run by now, and the outcome is that one's
             last = last_record(folder / CURVE)
             step = last["step"] if last else now["step"]
-            write_outcome(folder, "failed", step=step, reason=reason, **facts_at(now, step))
+            write_outcome(folder, Outcome.FAILED, step=step, reason=reason, **facts_at(now, step))
             if failure and failure.was_killed:
                 Journal(folder).write("stop", cause=cause_of_signal(-failure.exit_code), step=step, reason=reason)
     except (LaunchError, OSError) as error:
@@ -395,7 +398,7 @@ def accelerate_launch() -> int:
         return 1
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        send_failure(Failure(rank, first.pid, first.exitcode))
+        send_failure(ProcessFailure(rank, first.pid, first.exitcode))
         return 1
     return 0
 

@@ -20,10 +20,10 @@ from trainer.checkpoint.format.manifest import describe_files, read_manifest, to
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.config.load import flatten, load
 from trainer.data.bpe import tiktoken_lines
+from trainer.ending.outcome_file import read_outcome
 from trainer.journal import read_events
 from trainer.locks import lock_run
 from trainer.metrics.curves import read_records
-from trainer.metrics.outcome import read_outcome
 
 PLAY = [
     "If music be the food of love, play on;\n",

@@ -25,11 +25,11 @@ from trainer.config.cluster import cluster_names
 from trainer.config.load import load, recipe_names
 from trainer.config.settings import settings_help, settings_table
 from trainer.data.tokenizer import NAMES
+from trainer.ending.outcomes import EXIT_CODES
 from trainer.errors import ConfigError
 from trainer.evaluation.items import item
 from trainer.evaluation.next_lines import NAME
 from trainer.evaluation.tasks import PUBLIC
-from trainer.metrics.outcome import EXIT_CODES
 from trainer.model.presets import PRESETS
 
 

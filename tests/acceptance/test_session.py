@@ -20,12 +20,12 @@ from trainer.config.folders import command_line
 from trainer.config.load import load
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
+from trainer.ending.outcome_file import read_outcome, write_outcome
+from trainer.ending.outcomes import Ending, Outcome
+from trainer.ending.ranks import leave_failure
 from trainer.errors import ConfigError, DataError, RankLostError
 from trainer.evaluation.generate import Row, Sampling, generate
-from trainer.metrics.outcome import read_outcome, write_outcome
 from trainer.run.build import samples_of
-from trainer.run.verdict import Outcome
-from trainer.safety.failures import leave_cause
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
 
@@ -117,7 +117,7 @@ def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
 
 def test_a_run_that_was_declared_finished_takes_no_step_until_something_else_is_asked_of_it():
     config, before = load("shakespeare", ["max_steps=3000"]).config, {"step": 20, "planned_steps": 3000}
-    assert session.declared_finished(config, before, 20).kind == "finished"
+    assert session.declared_finished(config, before, 20).outcome == Outcome.FINISHED
     assert (
         session.declared_finished(config, before, 16)
         is session.declared_finished(config, {"step": 20}, 20)
@@ -158,7 +158,7 @@ def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monk
         raise error
 
     def conclude():
-        session.conclude(ended, read_outcome(ended.folder), Outcome("finished", "all 10 steps were taken"))
+        session.conclude(ended, read_outcome(ended.folder), Ending(Outcome.FINISHED, "all 10 steps were taken"))
         return read_outcome(ended.folder)
 
     works = {"sample": lambda run: "To be", "_export": lambda run: run.folder / "exported"}
@@ -263,7 +263,7 @@ def test_a_rank_withdraws_what_it_left_in_an_earlier_launch_before_it_meets_the_
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     config, note, seen = failing(ZeroDivisionError()), tmp_path / "runs" / "tiny" / ".failed-rank-1", []
-    leave_cause(note.parent, "failed", "long ago")
+    leave_failure(note.parent, "failed", "long ago")
     monkeypatch.setattr(session, "begin_run", lambda config, stop: seen.append(note.exists()) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         session.run_session(config)

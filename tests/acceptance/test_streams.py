@@ -11,7 +11,7 @@ from tests.launching import Started, environment, outcome, write_recipe
 from trainer import supervise
 from trainer.cli import run
 from trainer.config.load import dump, load
-from trainer.metrics.outcome import write_outcome
+from trainer.ending.outcome_file import write_outcome
 
 SAMPLE = "Enter Moli\u00e8re, \u2014 \udcff \U0001f600"
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from tests.property.strategies import json_values
 from trainer.checkpoint.resume.crash_loops import suspects
-from trainer.journal import CAUSES, JOURNAL, Journal, read_events
+from trainer.ending.causes import Cause
+from trainer.journal import JOURNAL, Journal, read_events
 
 facts = st.dictionaries(st.sampled_from(["step", "text", "inner", "steps"]), json_values)
 
@@ -51,7 +52,7 @@ odd = st.fixed_dictionaries(
     optional={
         "step": some | json_values,
         "digest": some,
-        "cause": st.sampled_from(sorted(CAUSES)) | json_values,
+        "cause": st.sampled_from(sorted(Cause)) | json_values,
         "fingerprint": st.none() | some,
     },
 )

@@ -3,15 +3,14 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests.messages import logged, names
-from trainer.errors import CheckpointError, ConfigError
-from trainer.journal import CAUSES, JOURNAL, Journal, cause_of_error, cause_of_signal, read_events
+from trainer.ending.causes import Cause
+from trainer.journal import JOURNAL, Journal, read_events
 
 
 def full_disk(*_):
@@ -114,84 +113,15 @@ def test_several_processes_write_whole_events_each_in_its_order(tmp_path):
         assert [event["step"] for event in events if event["process"] == name] == list(range(200))
 
 
-def raised(error, *, cause=None, while_handling=None):
-    try:
-        if while_handling:
-            try:
-                raise while_handling
-            except Exception:
-                raise error  # noqa: B904 -- the context that Python sets by itself is what is tested
-        raise error from cause
-    except BaseException as caught:
-        return caught
-
-
-class DistBackendError(RuntimeError):
-    """Stands for the error of torch.distributed that has this name."""
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (ValueError("x"), "exception"),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), "exception"),
-        (MemoryError(), "exception"),
-        (AssertionError(), "exception"),
-        (FileNotFoundError(errno.ENOENT, "No such file"), "exception"),
-        (KeyboardInterrupt(), "SIGINT"),
-        (SystemExit(75), "interrupted"),
-        (OSError(errno.ENOSPC, "No space left on device"), "disk"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk"),
-        (OSError(errno.EIO, "Input/output error"), "disk"),
-        (OSError(errno.EROFS, "Read-only file system"), "disk"),
-        (PermissionError(errno.EACCES, "Permission denied"), "exception"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk"),
-        (raised(CheckpointError("could not be written"), while_handling=OSError(errno.ENOSPC, "full")), "disk"),
-        (raised(RuntimeError("x"), cause=OSError(errno.EIO, "broken")), "disk"),
-        (raised(ValueError("x"), cause=None, while_handling=None), "exception"),
-        (ConfigError("x"), "refusal"),
-        (ConnectionResetError(), "peer"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "peer"),
-        (DistBackendError("NCCL"), "peer"),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"), "peer"),
-    ],
-)
-def test_an_exception_has_a_cause(error, cause):
-    assert cause_of_error(error) == cause
-    assert cause in CAUSES
-
-
-def test_what_a_suppressed_exception_was_is_not_looked_at():
-    error = RuntimeError("x")
-    error.__context__, error.__suppress_context__ = OSError(errno.ENOSPC, "full"), True
-    assert cause_of_error(error) == "exception"
-
-
-def test_exceptions_that_are_a_circle_have_a_cause():
-    first, second = ValueError("a"), ValueError("b")
-    first.__cause__, second.__cause__ = second, first
-    assert cause_of_error(first) == "exception"
-
-
-@pytest.mark.parametrize(
-    ("number", "cause"),
-    [
-        (signal.SIGSEGV, "fault"),
-        (signal.SIGBUS, "fault"),
-        (signal.SIGFPE, "fault"),
-        (signal.SIGILL, "fault"),
-        (signal.SIGABRT, "fault"),
-        (signal.SIGKILL, "SIGKILL"),
-        (signal.SIGTERM, "SIGTERM"),
-        (signal.SIGINT, "SIGINT"),
-        (signal.SIGHUP, "SIGHUP"),
-        (signal.SIGUSR1, "unknown"),
-        (999, "unknown"),
-    ],
-)
-def test_a_signal_has_a_cause(number, cause):
-    assert cause_of_signal(int(number)) == cause
-    assert cause in CAUSES
+def test_a_cause_of_an_earlier_version_is_read_under_the_name_of_today(tmp_path):
+    (tmp_path / JOURNAL).write_text(
+        '{"time": "", "event": "stop", "cause": "refusal"}\n{"time": "", "event": "refusal", "step": 5}\n'
+        '{"time": "", "event": "stop", "cause": 5}\n'
+    )
+    stopped, passed_over, strange = read_events(tmp_path)
+    assert stopped["cause"] == Cause.REFUSED
+    assert passed_over["event"] == "refusal"
+    assert strange["cause"] == 5
 
 
 def test_a_journal_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):

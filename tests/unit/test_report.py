@@ -8,10 +8,11 @@ from tests.small_checkpoints import commit
 from trainer import locks
 from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
 from trainer.config.load import dump, load
+from trainer.ending.outcome_file import read_outcome, write_outcome, write_refusal
+from trainer.ending.outcomes import Ending, Outcome
 from trainer.errors import TrainerError
 from trainer.journal import Journal
-from trainer.metrics.outcome import read_outcome, write_outcome, write_refusal
-from trainer.report import ending, report
+from trainer.report import last_line, report
 
 
 def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
@@ -49,17 +50,22 @@ def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
 
 
 def test_a_run_ends_with_what_it_came_to(tmp_path):
-    says(ending("interrupted", 0, "SIGTERM was received", tmp_path), "interrupted", "step 0", "SIGTERM was received")
+    says(
+        last_line(Ending(Outcome.INTERRUPTED, "SIGTERM was received"), 0, tmp_path),
+        "interrupted",
+        "step 0",
+        "SIGTERM was received",
+    )
     records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 20.0} for n in (1, 2, 3)]
     records[2:2] = [{"step": 2, "val_loss": 3.5}]
     curve = tmp_path / "metrics.jsonl"
     curve.write_text("".join(json.dumps(record) + "\n" for record in records))
     came_to = "finished at step 3: done; 3k tokens in 1m 0s of training, 50 tokens/s; validation loss 3.5000 at step 2"
-    assert ending("finished", 3, "done", tmp_path) == came_to
+    assert last_line(Ending(Outcome.FINISHED, "done"), 3, tmp_path) == came_to
     curve.write_text(curve.read_text() + '{"step": 3, "val_loss": 3.25}\n')
-    assert ending("finished", 3, "done", tmp_path) == f"{came_to}, 3.2500 at step 3"
+    assert last_line(Ending(Outcome.FINISHED, "done"), 3, tmp_path) == f"{came_to}, 3.2500 at step 3"
     curve.write_text(curve.read_text() + '{"step": 3, "val_loss": null}\n')
-    assert ending("finished", 3, "done", tmp_path) == came_to
+    assert last_line(Ending(Outcome.FINISHED, "done"), 3, tmp_path) == came_to
 
 
 def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, tmp_path):

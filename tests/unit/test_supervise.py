@@ -12,9 +12,10 @@ from tests.messages import logged, refuses, says
 from trainer import files, locks, start, supervise
 from trainer.config.load import load
 from trainer.config.waiting import CHOSEN_BY, WAITING
+from trainer.ending.outcome_file import read_outcome, write_outcome
+from trainer.ending.outcomes import EXIT_CODES
 from trainer.errors import ConfigError
 from trainer.metrics.memory_advice import advice
-from trainer.metrics.outcome import EXIT_CODES, read_outcome, write_outcome
 
 
 def gpus(monkeypatch, number):
@@ -229,7 +230,7 @@ def test_a_refusal_beside_an_earlier_outcome_is_this_launchs_and_an_earlier_refu
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
     plan.command[2] = refuses = f"""
 from pathlib import Path
-from trainer.metrics.outcome import read_outcome, write_refusal
+from trainer.ending.outcome_file import read_outcome, write_refusal
 write_refusal(Path({str(plan.folder)!r}), read_outcome(Path({str(plan.folder)!r})), "no data")
 raise SystemExit(1)"""
     assert supervise.run_launch(plan) == 2
@@ -339,7 +340,7 @@ def test_the_launchers_modules_say_nothing_of_a_stop():
 
 def seen(rank, exit_code, then="raise SystemExit(1)"):
     """A launcher's script that tells how a rank ended; the rank's pid is 1."""
-    return f"from trainer.safety.failures import *; send_failure(Failure({rank}, 1, {exit_code})); {then}"
+    return f"from trainer.ending.launcher import *; send_failure(ProcessFailure({rank}, 1, {exit_code})); {then}"
 
 
 def curve(plan, step):
@@ -374,7 +375,7 @@ def test_the_words_of_a_rank_that_failed_are_the_reason_where_rank_0_could_not_w
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, 1)}"
     write_outcome(plan.folder, "interrupted", step=0, reason="before")
-    note = {"rank": 1, "pid": 1, "group": "here", "kind": "failed", "reason": "a bad shard"}
+    note = {"rank": 1, "pid": 1, "group": "here", "outcome": "failed", "reason": "a bad shard"}
     (plan.folder / ".failed-rank-1").write_text(json.dumps(note))
     assert supervise.run_launch(plan) == 1
     assert read_outcome(plan.folder)["reason"] == "rank 1: a bad shard"
@@ -416,7 +417,7 @@ LEFT_BEHIND = """
 import os, time
 from pathlib import Path
 from trainer import locks
-from trainer.metrics.outcome import write_outcome
+from trainer.ending.outcome_file import write_outcome
 folder = Path({folder!r})
 held = locks.take(folder / ".lock")
 write_outcome(folder, "running", step=0, reason="training")

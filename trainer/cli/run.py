@@ -28,8 +28,8 @@ def launch(
     from trainer import supervise
 
     with supervise.stopped_early():
+        from trainer.ending.outcome_file import read_outcome
         from trainer.journal import Journal
-        from trainer.metrics.outcome import read_outcome
         from trainer.tools.doctor.install import install_for
 
         if dry_run:

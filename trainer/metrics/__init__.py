@@ -16,5 +16,4 @@ probes.py    what is measured of model and optimizer now and then: one function 
 hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
 profiler.py  torch's profiler over the steps asked for
 memory_advice.py  what to do when memory runs out
-outcome.py   outcome.json: how a run ended, for people and for launch.sh
 """

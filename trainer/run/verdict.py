@@ -1,9 +1,9 @@
 """Whether a run ends at a step and how, and whether the step is saved: by results that every rank has alike, so all decide the same."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from trainer.checkpoint.format.tensor_names import first_not_finite
+from trainer.ending.outcomes import Ending, Outcome
 from trainer.run.build import Run
 from trainer.safety.guard import SKIPS_IN_DOUBT
 from trainer.step_result import SaveRequest, StepResult
@@ -14,69 +14,61 @@ SAVED_FOR = {SaveRequest.WRITE: "budget", SaveRequest.SNAPSHOT: "snapshot"}
 ANOTHER_ASKED = "another process was asked to stop"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How the loop ended: `finished`, `interrupted` or `diverged`, and why."""
-
-    kind: str
-    reason: str
-
-
-def judge_start(run: Run) -> Outcome | None:
-    """The outcome of a launch that takes no step, because of where it begins or because it is asked to stop by now; else None."""
+def judge_start(run: Run) -> Ending | None:
+    """The end of a launch that takes no step, because of where it begins or because it is asked to stop by now; else None."""
     step = run.progress.step
     if tensor := first_not_finite(run.bare_model.named_parameters()):
         where = f"{tensor} is not finite at step {step}, where this launch begins"
-        return Outcome("diverged", f"{where}; go back with resume_from_checkpoint=STEP")
+        return Ending(Outcome.DIVERGED, f"{where}; go back with resume_from_checkpoint=STEP")
     if step >= run.config.max_steps:
-        return Outcome("finished", f"all {run.config.max_steps} steps were taken before")
+        return Ending(Outcome.FINISHED, f"all {run.config.max_steps} steps were taken before")
     if run.consensus.votes_to_stop(run.stop.vote) > 0:
-        return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
+        return Ending(Outcome.INTERRUPTED, run.stop.reason or ANOTHER_ASKED)
     return None
 
 
-def judge_step(run: Run, results: Sequence[StepResult]) -> Outcome | None:
-    """The outcome where the step just taken is the last; None while there is more to do."""
+def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
+    """The end where the step just taken is the last; None while there is more to do."""
     for result in results:
         if reason := run.guard.judge(result.step, result.loss, result.grad_norm):
             if not run.precision.give_up_fp8(result.step, reason):
-                return Outcome("diverged", reason)
+                return Ending(Outcome.DIVERGED, reason)
             run.guard.start_over()  # skipped updates have left the weights as they were, and bf16 may do what fp8 could not
     if run.progress.step >= run.config.max_steps:
-        return Outcome("finished", f"all {run.config.max_steps} steps were taken")
+        return Ending(Outcome.FINISHED, f"all {run.config.max_steps} steps were taken")
     if any(result.stop_votes for result in results):
-        return Outcome("interrupted", run.stop.reason or ANOTHER_ASKED)
+        return Ending(Outcome.INTERRUPTED, run.stop.reason or ANOTHER_ASKED)
     return None
 
 
-def judge_end(run: Run, outcome: Outcome | None) -> Outcome | None:
-    """The outcome once the last step is evaluated: a run that has taken all its steps and ends in doubt is diverged, not finished."""
-    if outcome is None or outcome.kind != "finished":
-        return outcome
+def judge_end(run: Run, ending: Ending | None) -> Ending | None:
+    """The end once the last step is evaluated: a run that has taken all its steps and ends in doubt is diverged, not finished."""
+    if ending is None or ending.outcome != Outcome.FINISHED:
+        return ending
     step, skipped = run.progress.step, run.guard.num_last_skipped
     if skipped >= SKIPS_IN_DOUBT:
         words = f"the updates of the last {skipped} steps up to {step} were skipped: their gradients were not finite"
-        return Outcome("diverged", words)
+        return Ending(Outcome.DIVERGED, words)
     if run.eval_schedule.is_not_finite_at(step):
-        return Outcome("diverged", f"the validation loss of the last step, {step}, is not finite")
+        return Ending(Outcome.DIVERGED, f"the validation loss of the last step, {step}, is not finite")
     if skipped:
         words = f"of the last {skipped} the update was skipped: the gradient was not finite"
-        return Outcome("finished", f"{outcome.reason}; {words}")
-    return outcome
+        return Ending(Outcome.FINISHED, f"{ending.reason}; {words}")
+    return ending
 
 
-def reason_to_save(run: Run, outcome: Outcome | None, is_best: bool, request: SaveRequest) -> str | None:
+def reason_to_save(run: Run, ending: Ending | None, is_best: bool, request: SaveRequest) -> str | None:
     """Why this step gets a checkpoint: its run ends well or is interrupted, or it is due; None for no checkpoint.
 
     Weights in doubt (a skipped update, a validation loss that is not finite) are not saved, lest they take a good checkpoint's place.
     Only the last step of a finished run is, since it is what the run was for: one update in doubt does not spoil it, see `judge_end`.
     """
-    if outcome and outcome.kind == "finished":
+    if ending and ending.outcome == Outcome.FINISHED:
         return "final"
     in_doubt = run.guard.in_doubt or run.eval_schedule.is_not_finite_at(run.progress.step)
-    if in_doubt or (outcome and outcome.kind == "diverged"):
+    if in_doubt or (ending and ending.outcome == Outcome.DIVERGED):
         return None
-    if outcome:
+    if ending:
         return "interrupt"
     best = "best" if is_best and run.config.checkpoint.keep_best else None
     return run.checkpointer.due() or best or SAVED_FOR.get(request)

@@ -1,7 +1,6 @@
 """What ends or steers a run from outside or from its own numbers.
 
-stop.py      signals become a wish that all ranks grant at the same step
-guard.py     losses that are no numbers
-failures.py  why a run ended, from the rank where it began to whoever has to say it
+stop.py      signals become a request, which all ranks answer at the same step
+guard.py     losses and gradients that are not finite
 parent.py    a process that ends when the one that started it does
 """

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trainer.ending.ranks import failure_of_others, lost_to
 from trainer.errors import RankLostError
-from trainer.safety.failures import cause_of_others, lost_to
 
 LOOK_SECONDS = 1.0
 """Between two looks for a reason."""
@@ -44,11 +44,10 @@ def ended_with_peers(folder: Path, end: Callable[[RankLostError], None]) -> Iter
 
     def look() -> None:
         while not is_over.wait(LOOK_SECONDS):
-            if waits_in_gpu() and (
-                cause := cause_of_others(folder)
-            ):  # in this order: once the ranks have met, none of an earlier launch is left
+            # In this order: once the ranks have met, none of an earlier launch is left.
+            if waits_in_gpu() and (failure := failure_of_others(folder)):
                 if not is_over.wait(GRACE_SECONDS):
-                    end(lost_to(cause))
+                    end(lost_to(failure))
                 return
 
     thread = threading.Thread(target=look, name="peers", daemon=True)

@@ -1,7 +1,7 @@
-"""Signals become a wish; the ranks agree on the step at which it is granted.
+"""Signals become a request to stop; the ranks agree on the step at which they answer it.
 
 SIGTERM, SIGINT and SIGHUP (a closed terminal) only set a flag. Every step adds the ranks' flags into the one small tensor that is reduced anyway, so all of them
-read the same sum for the same step and stop there together. Launchers repeat and forward signals, so a second one is no news; only a
+read the same sum for the same step and stop there together. Launchers repeat and forward signals, so a second one changes nothing; only a
 Ctrl+C pressed again after a while ends the process at once.
 """
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.run.verdict import Outcome, judge_step, reason_to_save
+from trainer.ending.outcomes import Ending, Outcome
+from trainer.run.verdict import judge_step, reason_to_save
 from trainer.safety.guard import NonFiniteGuard
 from trainer.step_result import SaveRequest, StepResult
 
@@ -29,7 +30,7 @@ def result(step, *, grad_norm=1.0, stop_votes=0):
 
 
 @pytest.mark.parametrize(
-    ("step", "results", "kind"),
+    ("step", "results", "outcome"),
     [
         (3, [result(3)], None),
         (3, [], None),
@@ -39,9 +40,9 @@ def result(step, *, grad_norm=1.0, stop_votes=0):
         (3, [result(2, grad_norm=math.nan), result(3, grad_norm=math.inf)], "diverged"),
     ],
 )
-def test_a_step_is_the_last_of_a_run_that_is_over_stopped_or_diverged(step, results, kind):
-    outcome = judge_step(run_at(step), results)
-    assert (outcome.kind if outcome else None) == kind
+def test_a_step_is_the_last_of_a_run_that_is_over_stopped_or_diverged(step, results, outcome):
+    ending = judge_step(run_at(step), results)
+    assert (ending.outcome if ending else None) == outcome
 
 
 def test_a_run_that_can_leave_fp8_goes_on_and_counts_bad_steps_anew():
@@ -65,7 +66,7 @@ def test_a_run_that_can_leave_fp8_goes_on_and_counts_bad_steps_anew():
     ],
 )
 def test_the_reason_of_a_save(outcome, due, is_best, request_, reason):
-    ended = Outcome(outcome, "") if outcome else None
+    ended = Ending(Outcome(outcome), "") if outcome else None
     assert reason_to_save(run_at(3, due=due), ended, is_best, request_) == reason
 
 
@@ -74,5 +75,5 @@ def test_weights_in_doubt_are_saved_only_where_the_run_has_finished():
         if not run.eval_schedule.is_not_finite_at(3):
             judge_step(run, [result(3, grad_norm=math.nan)])
         assert reason_to_save(run, None, True, SaveRequest.WRITE) is None
-        assert reason_to_save(run, Outcome("interrupted", ""), False, NONE) is None
-        assert reason_to_save(run, Outcome("finished", ""), False, NONE) == "final"
+        assert reason_to_save(run, Ending(Outcome.INTERRUPTED, ""), False, NONE) is None
+        assert reason_to_save(run, Ending(Outcome.FINISHED, ""), False, NONE) == "final"

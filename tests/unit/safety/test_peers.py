@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from trainer.ending.ranks import leave_failure, read_failure, withdraw_failure
 from trainer.errors import RankLostError
 from trainer.safety import peers
-from trainer.safety.failures import leave_cause, read_cause, withdraw_cause
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def ended_by(folder, seconds=5.0):
 def test_a_rank_that_waits_in_a_gpu_ends_with_the_reason_of_the_one_that_failed(tmp_path, become, monkeypatch):
     monkeypatch.setattr(peers, "waits_in_gpu", lambda: True)
     become(2)
-    leave_cause(tmp_path, "failed", "a bad shard")
+    leave_failure(tmp_path, "failed", "a bad shard")
     become(0)
     error = ended_by(tmp_path)
     assert isinstance(error, RankLostError)
-    assert (str(error), error.kind, error.was_said) == (
+    assert (str(error), error.outcome, error.was_said) == (
         "rank 2: a bad shard",
         "failed",
         True,
@@ -50,7 +50,7 @@ def test_one_that_waits_on_the_host_or_belongs_to_another_launch_is_left_alone(
 ):
     monkeypatch.setattr(peers, "waits_in_gpu", lambda: in_gpu)
     become(2)
-    leave_cause(tmp_path, "failed", "a bad shard")
+    leave_failure(tmp_path, "failed", "a bad shard")
     become(0)
     monkeypatch.setenv("MASTER_PORT", port)
     assert ended_by(tmp_path, 0.3) is None
@@ -58,13 +58,13 @@ def test_one_that_waits_on_the_host_or_belongs_to_another_launch_is_left_alone(
 
 def test_what_is_withdrawn_before_the_ranks_have_met_ends_none(tmp_path, become, monkeypatch):
     become(2)
-    leave_cause(tmp_path, "failed", "an earlier launch")
+    leave_failure(tmp_path, "failed", "an earlier launch")
 
     def meet():
-        withdraw_cause(tmp_path)
+        withdraw_failure(tmp_path)
         return True
 
-    monkeypatch.setattr(peers, "cause_of_others", lambda folder: read_cause(folder, 2))
+    monkeypatch.setattr(peers, "failure_of_others", lambda folder: read_failure(folder, 2))
     monkeypatch.setattr(peers, "waits_in_gpu", meet)
     assert ended_by(tmp_path, 0.3) is None
 
@@ -73,7 +73,7 @@ def test_one_that_ends_by_itself_in_time_is_left_alone(tmp_path, become, monkeyp
     monkeypatch.setattr(peers, "waits_in_gpu", lambda: True)
     monkeypatch.setattr(peers, "GRACE_SECONDS", 0.2)
     become(2)
-    leave_cause(tmp_path, "failed", "a bad shard")
+    leave_failure(tmp_path, "failed", "a bad shard")
     become(0)
     assert ended_by(tmp_path, 0.1) is None
     time.sleep(0.3)

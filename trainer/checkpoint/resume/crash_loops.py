@@ -5,7 +5,7 @@ journal, whose docstring says what `start`, `resume`, `save` and `stop` state. W
 
     counts         a stop by `exception` or `fault` at a known step: replaying is exact, so the same state dies in the same place
     breaks a row   a death at another step (it starts a new row), and a start that got past the step, as its stop or a save of it shows
-    says nothing   any other end before that step (SIGKILL, SIGTERM, SIGINT, SIGHUP, a disk that is full or broken, a refusal, finished,
+    says nothing   any other end before that step (SIGKILL, SIGTERM, SIGINT, SIGHUP, a disk that is full or broken, refused, finished,
                    interrupted, diverged, no stop event at all): the checkpoint was not put to the proof
     is forgotten   when a checkpoint of the same step with another digest takes its place, and when the fingerprint of a start is
                    another than before: who mended the code wants to go on from the newest
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.ending.causes import OWN_FAILURES, SECOND_HAND
+
 NUM_DEATHS = 3
-OWN_FAILURES = ("exception", "fault")
 
 
 @dataclass
@@ -82,7 +83,7 @@ def suspects(
 def _hear(start: _Start, stop: Mapping[str, Any]) -> None:
     if isinstance(stop.get("step"), int):
         start.reached = max(start.reached, stop["step"])
-    if start.stop is None and stop.get("cause") not in ("peer", "unknown"):
+    if start.stop is None and stop.get("cause") not in SECOND_HAND:
         start.stop = stop
 
 

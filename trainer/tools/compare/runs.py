@@ -10,9 +10,10 @@ from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.config.folders import command_line, find_run
 from trainer.config.load import default_settings, read_settings
+from trainer.ending.outcome_file import read_outcome
+from trainer.ending.outcomes import Outcome
 from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
-from trainer.metrics.outcome import read_outcome
 from trainer.text import by_dotted_name
 from trainer.tools.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 
@@ -64,7 +65,7 @@ class Run:
     @property
     def has_diverged(self) -> bool:
         """Whether it was ended as diverged, or its loss is no number at the last step."""
-        return self.outcome == "diverged" or self.curve.last_finite_tokens < self.curve.last_tokens
+        return self.outcome == Outcome.DIVERGED or self.curve.last_finite_tokens < self.curve.last_tokens
 
     @property
     def recipe(self) -> dict[str, Any]:

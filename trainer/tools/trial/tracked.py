@@ -11,10 +11,11 @@ from typing import Protocol
 
 import psutil
 
+from trainer.ending.outcome_file import read_outcome
+from trainer.ending.outcomes import Outcome
 from trainer.errors import LaunchError
 from trainer.journal import JOURNAL
 from trainer.metrics.curves import CURVE
-from trainer.metrics.outcome import read_outcome
 from trainer.safety.parent import STARTED_BY
 from trainer.text import duration
 
@@ -138,14 +139,14 @@ def cannot_run(folder: Path, problem: str, log: Path) -> LaunchError:
     """The error of a run that fails before anything was tried on it; its exit code is 2 where the launch itself refused the run."""
     outcome = read_outcome(folder)
     error = LaunchError(f"{problem}; fix that first. What it printed is kept in {log}")
-    error.exit_code = 2 if outcome and outcome["outcome"] == "refused" else 1
+    error.exit_code = 2 if outcome and outcome["outcome"] == Outcome.REFUSED else 1
     return error
 
 
 def how_it_failed(folder: Path, log: Path, code: int) -> str:
     """How a launch ended that should not have: in its own words, or with the last that it printed."""
     outcome = read_outcome(folder)
-    if outcome and outcome["outcome"] not in ("running", "finished"):
+    if outcome and outcome["outcome"] not in (Outcome.RUNNING, Outcome.FINISHED):
         return f"ended as {outcome['outcome']} ({outcome['reason']})"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     printed = " / ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])

@@ -42,7 +42,7 @@ def test_the_trainers_own_failures_count(cause):
         "SIGINT",
         "SIGHUP",
         "disk",
-        "refusal",
+        "refused",
         "finished",
         "interrupted",
         "diverged",

@@ -12,8 +12,8 @@ from tests.launching import PROJECT
 from tests.messages import names, refuses, says
 from trainer.config.cluster import read_cluster
 from trainer.config.load import load
+from trainer.ending.outcome_file import write_outcome
 from trainer.errors import ConfigError, LaunchError
-from trainer.metrics.outcome import write_outcome
 from trainer.precision.decide import Decision
 from trainer.precision.measured import find
 from trainer.precision.recipes import RECIPES

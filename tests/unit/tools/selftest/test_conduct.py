@@ -9,8 +9,8 @@ import pytest
 from tests.messages import names, refuses, says
 from trainer import locks
 from trainer.config.load import load
+from trainer.ending.outcome_file import write_outcome
 from trainer.errors import LaunchError
-from trainer.metrics.outcome import write_outcome
 from trainer.tools.selftest import conduct
 from trainer.tools.selftest.choose import Costs
 from trainer.tools.selftest.conduct import MAX_ATTEMPTS, selftest, settings_for

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.ending.outcomes import ENDED, Outcome
 
 OUTCOME = "outcome.json"
-
-EXIT_CODES = {"finished": 0, "interrupted": 75, "diverged": 3, "failed": 1, "refused": 2, "running": 1}
-"""Exit code of `./launch.sh` for each outcome; 75 (EX_TEMPFAIL) asks a scheduler to queue the run again. A run that is still
-`running` after its processes are gone was killed."""
-
-ENDED = ("finished", "interrupted", "diverged", "failed")
-"""Outcomes that tell how a launch ended that had begun: a refused start does not take their place."""
 
 _FACTS = (
     "loss",
@@ -31,14 +25,14 @@ _FACTS = (
 )
 
 
-def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts: Any) -> None:
-    """Records the state of a run: one of EXIT_CODES, the step it stands at, and the reason as a sentence."""
-    assert outcome in EXIT_CODES, outcome
+def write_outcome(folder: Path, outcome: Outcome | str, *, step: int, reason: str, **facts: Any) -> None:
+    """Records the state of a run, the step it stands at, and the reason as a clause."""
+    outcome = Outcome(outcome)
     content = {
         "outcome": outcome,
         "step": step,
         "reason": reason,
-        "exit_code": EXIT_CODES[outcome],
+        "exit_code": outcome.exit_code,
         "time": _now(),
         **{
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -51,11 +45,11 @@ def write_outcome(folder: Path, outcome: str, *, step: int, reason: str, **facts
 def write_refusal(folder: Path, before: dict[str, Any] | None, reason: str) -> None:
     """Records a start that was refused: beside how the launch before it ended, or as the outcome where none had ended."""
     if before and before["outcome"] in ENDED:
-        attempt = {"outcome": "refused", "reason": reason, "time": _now(), "pid": os.getpid()}
+        attempt = {"outcome": Outcome.REFUSED, "reason": reason, "time": _now(), "pid": os.getpid()}
         _write(folder, {**before, "last_attempt": attempt})
         return
     step = before["step"] if before else 0
-    write_outcome(folder, "refused", step=step, reason=reason, **facts_at(before, step), pid=os.getpid())
+    write_outcome(folder, Outcome.REFUSED, step=step, reason=reason, **facts_at(before, step), pid=os.getpid())
 
 
 def facts_at(before: dict[str, Any] | None, step: int) -> dict[str, Any]:
@@ -71,10 +65,10 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
         content = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    is_sound = (
-        isinstance(content, dict) and content.get("outcome") in EXIT_CODES and isinstance(content.get("step"), int)
-    )
-    return content if is_sound else None
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+        return None
+    outcome = next((known for known in Outcome if known == content.get("outcome")), None)
+    return {**content, "outcome": outcome} if outcome else None
 
 
 def what_it_said(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -89,9 +83,9 @@ def exit_code(launcher_code: int, outcome: dict[str, Any] | None) -> int:
     """The run's own code from its outcome; the launcher's failure where the run left none."""
     if outcome is None:
         return launcher_code if launcher_code > 0 else 1
-    if outcome["outcome"] == "running" and launcher_code == 0:
+    if outcome["outcome"] == Outcome.RUNNING and launcher_code == 0:
         return 0  # every process finished; only the disk had no room to say so
-    return EXIT_CODES[outcome["outcome"]]
+    return Outcome(outcome["outcome"]).exit_code
 
 
 def _now() -> str:

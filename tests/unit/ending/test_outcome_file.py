@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from trainer.metrics.outcome import ENDED, EXIT_CODES, OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
+from trainer.ending.outcome_file import OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
+from trainer.ending.outcomes import ENDED, EXIT_CODES
 
 
 @pytest.mark.parametrize("kind", EXIT_CODES)
@@ -41,7 +42,7 @@ def test_a_loss_that_is_no_number_is_not_written_as_one(tmp_path):
 
 
 def test_an_outcome_of_another_name_is_a_mistake_in_the_program(tmp_path):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="done"):
         write_outcome(tmp_path, "done", step=7, reason="because")
 
 

@@ -1,24 +1,17 @@
-import os
-
 import pytest
 from torch.distributed import DistBackendError
 
 from tests.messages import says
-from trainer.errors import RankLostError
-from trainer.safety import failures
-from trainer.safety.failures import (
-    FAILURE_PIPE,
-    Failure,
+from trainer.ending import ranks
+from trainer.ending.ranks import (
     broken_connections_explained,
-    how_it_ended,
-    leave_cause,
-    read_cause,
-    receive_failure,
+    leave_failure,
+    read_failure,
     said_by_lower_rank,
-    send_failure,
-    sweep_causes,
-    withdraw_cause,
+    sweep_failures,
+    withdraw_failure,
 )
+from trainer.errors import RankLostError
 
 GLOO = (
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:48816: Connection reset by peer. This is "
@@ -29,7 +22,7 @@ GLOO = (
 @pytest.fixture
 def become(monkeypatch):
     """Makes this process a rank of a group of three that met at a port."""
-    monkeypatch.setattr(failures, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(ranks, "PATIENCE_SECONDS", 0.1)
 
     def be(rank, port=1234, world_size=3):
         for name, value in {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "here", "MASTER_PORT": port}.items():
@@ -46,10 +39,10 @@ def lost(folder, text=GLOO, kind=RuntimeError):
 
 def test_a_broken_connection_has_the_reason_of_the_rank_that_broke_it(tmp_path, become):
     become(2)
-    leave_cause(tmp_path / "run", "refused", "a bad shard")
+    leave_failure(tmp_path / "run", "refused", "a bad shard")
     become(0)
     error = lost(tmp_path / "run")
-    assert (str(error), error.kind, error.was_said) == ("rank 2: a bad shard", "refused", True)
+    assert (str(error), error.outcome, error.was_said) == ("rank 2: a bad shard", "refused", True)
     error = lost(tmp_path / "run", "NCCL communicator was aborted", DistBackendError)
     assert str(error) == "rank 2: a bad shard"
 
@@ -58,7 +51,7 @@ def test_a_rank_that_is_gone_without_a_word_is_told_as_what_is_known(tmp_path, b
     become(0)
     error = lost(tmp_path)
     says(error, "Read error [127.0.0.1]:48816: Connection reset by peer")
-    assert (error.kind, error.was_said) == ("failed", False)
+    assert (error.outcome, error.was_said) == ("failed", False)
     says(error, "start it again")
 
 
@@ -74,29 +67,29 @@ def test_an_error_that_is_no_lost_rank_stays_what_it_is(tmp_path, become, error)
 
 def test_the_words_of_another_launch_are_not_taken_and_are_swept_at_the_start(tmp_path, become):
     become(1, port=1)
-    leave_cause(tmp_path, "failed", "long ago")
+    leave_failure(tmp_path, "failed", "long ago")
     become(2, port=2)
-    leave_cause(tmp_path, "failed", "just now")
+    leave_failure(tmp_path, "failed", "just now")
     (tmp_path / ".failed-rank-7").write_text("{half")
     become(0, port=2)
     assert str(lost(tmp_path)) == "rank 2: just now"
-    sweep_causes(tmp_path)
+    sweep_failures(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-2"]
-    assert read_cause(tmp_path, 7) is None
+    assert read_failure(tmp_path, 7) is None
 
 
 def test_words_of_an_earlier_launch_that_met_at_the_same_port_are_removed_before_the_ranks_meet(tmp_path, become):
     for rank in (1, 2):
         become(rank)
-        leave_cause(tmp_path, "failed", "long ago")
-    withdraw_cause(tmp_path)  # where nobody waits for rank 0, each removes its own
+        leave_failure(tmp_path, "failed", "long ago")
+    withdraw_failure(tmp_path)  # where nobody waits for rank 0, each removes its own
     assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"]
     become(0)
-    sweep_causes(tmp_path)
+    sweep_failures(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".failed-rank-1"], (
         "it may be of a quicker rank of this launch"
     )
-    sweep_causes(tmp_path, others_wait=True)
+    sweep_failures(tmp_path, others_wait=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -105,7 +98,7 @@ def test_the_first_rank_removes_all_where_the_others_wait_for_it(tmp_path, becom
     from trainer import session
 
     become(1)
-    leave_cause(tmp_path, "failed", "long ago")
+    leave_failure(tmp_path, "failed", "long ago")
     become(0)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(others_wait))
     session._take(tmp_path).close()
@@ -114,10 +107,10 @@ def test_the_first_rank_removes_all_where_the_others_wait_for_it(tmp_path, becom
 
 def test_what_all_ranks_find_wrong_the_first_of_them_says(tmp_path, become):
     become(1)
-    leave_cause(tmp_path, "failed", "the same")
+    leave_failure(tmp_path, "failed", "the same")
     assert not said_by_lower_rank(tmp_path)
     become(2)
-    leave_cause(tmp_path, "failed", "the same")
+    leave_failure(tmp_path, "failed", "the same")
     assert said_by_lower_rank(tmp_path)
     become(0)
     assert not said_by_lower_rank(tmp_path)
@@ -125,31 +118,5 @@ def test_what_all_ranks_find_wrong_the_first_of_them_says(tmp_path, become):
 
 def test_a_rank_that_is_alone_leaves_nothing(tmp_path, become):
     become(0, world_size=1)
-    leave_cause(tmp_path / "run", "failed", "a bad shard")
+    leave_failure(tmp_path / "run", "failed", "a bad shard")
     assert not (tmp_path / "run").exists()
-
-
-def test_what_a_launcher_saw_reaches_the_one_that_started_it(monkeypatch):
-    here, there = os.pipe()
-    assert receive_failure(here) is None
-    monkeypatch.setenv(FAILURE_PIPE, str(there))
-    send_failure(Failure(1, 77, -9))
-    assert receive_failure(here) == Failure(1, 77, -9)
-    os.close(there)
-    assert receive_failure(here) is None
-    os.close(here)
-    monkeypatch.delenv(FAILURE_PIPE)
-    send_failure(Failure(1, 77, -9))  # a launcher that nobody listens to
-
-
-@pytest.mark.parametrize(
-    ("exit_code", "words"),
-    [
-        (-9, ["SIGKILL", "out of memory"]),
-        (-15, ["SIGTERM", "start it again"]),
-        (-40, ["signal 40"]),
-        (1, ["exit code 1"]),
-    ],
-)
-def test_how_a_process_ended_is_said_in_words(exit_code, words):
-    says(how_it_ended("rank 0", exit_code), "rank 0", *words)

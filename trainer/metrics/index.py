@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeGuard
 
 from trainer import files
 from trainer.metrics.curves import CURVE, records_backward, records_from
@@ -71,7 +71,7 @@ def scan(curve: Path) -> Iterator[Block | dict[str, Any]]:
     yield from (record for _, record in records_from(curve, position))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
 

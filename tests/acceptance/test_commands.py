@@ -235,6 +235,21 @@ def test_report_says_what_came_of_it_and_what_is_next(finished):
     assert said("report", finished / "runs" / "tiny") == text
 
 
+def test_a_start_names_what_goes_on_before_the_first_step_in_its_order(finished):
+    (output,) = finished.glob("output-*.log")
+    told, place = output.read_text(), 0
+    for words in (
+        "importing torch",
+        "opening the data",
+        "building the model",
+        "looking for a checkpoint",
+        "warming up",
+    ):
+        place = told.find(words, place)
+        assert place >= 0, f"{words} is not told, or not in its place:\n{told}"
+    assert place < told.index("step 1/")
+
+
 def test_show_config_prints_every_setting_and_where_it_came_from(finished):
     text = said("train", finished / "tiny.yaml", "seed=7", "--show-config")
     rows = {line.split()[0]: line for line in text.splitlines()[1:]}

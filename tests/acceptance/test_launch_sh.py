@@ -11,6 +11,7 @@ import pytest
 from tests.acceptance.test_mistakes import executable, launch_sh
 from tests.commands import paragraph
 from tests.launching import PROJECT, environment
+from tests.messages import says
 
 PIP = 'case "$*" in *"-m pip"*) echo "$*" >> "$0.calls"; exit 0 ;; esac\n'
 REAL = f'exec "{sys.executable}" "$@"'
@@ -123,6 +124,11 @@ def test_a_python_without_pip_is_given_one(clone):
     assert launch_sh(clone, "--setup").returncode == 0
     first, second = (clone / ".venv" / "bin" / "python.calls").read_text().splitlines()
     assert first == "ensured" and "install" in second
+
+
+def test_a_set_up_ends_with_where_it_is_and_the_command_that_trains(clone):
+    *_, last = launch_sh(clone, "--setup", "test").stderr.splitlines()
+    says(last, clone / ".venv", "test", clone / "launch.sh")
 
 
 def test_an_installation_that_the_python_does_not_find_is_told(clone):

@@ -1,5 +1,6 @@
 """What the parts of a run are told of its settings."""
 
+import json
 import os
 from types import SimpleNamespace
 
@@ -22,27 +23,41 @@ def test_steps_under_the_profiler_are_another_kind_to_the_watch_for_slow_steps(s
 
 
 def train_once(recipe, path):
-    """In a process of its own: one pass through the model of a run whose blocks are compiled; writes how often its head took one kernel."""
+    """In a process of its own: one pass through the model of a run whose blocks are compiled.
+
+    Writes how often its head took one kernel, and whether the memory holds what.
+    """
     from trainer.config.load import load
     from trainer.safety.stop import StopRequest
 
     regions = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
     os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true", **regions)
-    calls = []
+    calls, asked = [], []
+    build.check_memory = lambda model, device, **shape: asked.append(shape)
     head.compiled_log_likelihoods = lambda: lambda *operands: calls.append(1) or log_likelihoods(*operands)
     build.find_head_way = lambda model, num_tokens, **_: HeadWay(True, torch.float32, num_tokens)
     run = build.build_run(load(recipe).config, StopRequest())
     assert not calls and run.model is not run.bare_model, "what is trained is a copy"
     tokens = torch.zeros((run.config.micro_batch, run.config.sequence_length), dtype=torch.int64)
     run.model(tokens, labels=tokens)
-    path.write_text(str(len(calls)))
+    path.write_text(json.dumps([len(calls), asked]))
     os._exit(0)
 
 
-def test_the_way_of_the_head_reaches_the_model_that_is_trained_and_not_only_the_one_it_was_made_of(tmp_path):
-    path = tmp_path / "calls"
-    process = launching._context().Process(target=train_once, args=(str(write_recipe(tmp_path)), path))
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(how often the head took one kernel, what was asked of the memory) of a run that was built."""
+    folder = tmp_path_factory.mktemp("built")
+    process = launching._context().Process(target=train_once, args=(str(write_recipe(folder)), folder / "calls"))
     process.start()
     process.join(120)
     assert process.exitcode == 0
-    assert path.read_text() == "1"
+    return json.loads((folder / "calls").read_text())
+
+
+def test_the_way_of_the_head_reaches_the_model_that_is_trained_and_not_only_the_one_it_was_made_of(built):
+    assert built[0] == 1
+
+
+def test_whether_the_memory_holds_a_run_is_asked_once_with_what_the_run_takes(built):
+    assert built[1] == [{"micro_batch": 2, "sequence_length": 16, "precision": "no", "num_local_processes": 1}]

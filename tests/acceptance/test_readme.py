@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from tests.commands import paragraph, trainer
 from tests.gpu import __main__ as gpu_run
 from tests.gpu.record import RESULTS
 from tests.gpu.table import passage
-from tests.launching import PROJECT
+from tests.launching import PROJECT, train, write_recipe
 from tests.messages import refuses
 from trainer import journal, supervise
 from trainer.cli import app, with_command
@@ -184,6 +185,48 @@ def test_every_form_of_a_question_has_an_example():
 def test_the_python_in_them_parses():
     for block in blocks("python"):
         ast.parse(block.text)
+
+
+# What one types after a run, really typed
+
+NEEDS_MORE = {"launch", "selftest", "bench", "tensorboard", "--setup"}
+"""Commands that take longer than a test, or do not end."""
+
+NOT_HERE = ("hf:", "s3://", "hellaswag", "corpus/", "~/", "sets/", ".data/")
+"""What is on a network, or is the reader's own."""
+
+
+def can_be_typed(command: Found) -> bool:
+    first = with_command(command.words[1:], list(typer.main.get_command(app).commands), is_launch_sh=True)[0]
+    return first not in NEEDS_MORE and not any(part in command.text for part in NOT_HERE)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a project with a finished run, `mine`, and what the commands of the pages name besides."""
+    folder = tmp_path_factory.mktemp("project")
+    mirror = {"mirror": str(folder / "mirror")}
+    train(write_recipe(folder, name="mine", sequence_length=64, evaluation={"sample_tokens": 8}, checkpoint=mirror))
+    (folder / "mine.yaml").write_text("base: shakespeare\n")
+    (folder / "prompts.jsonl").write_text('{"prompt": "Once"}\n')
+    for other in ("mine-bf16", "mine-fp8"):
+        shutil.copytree(folder / "runs" / "mine", folder / "runs" / other)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", [command for command in commands("./launch.sh") if can_be_typed(command)], ids=str)
+def test_a_command_that_needs_a_run_ends_well_with_one(command, trained, project, monkeypatch):
+    shutil.copytree(trained, project, symlinks=True, dirs_exist_ok=True)
+    for config in project.glob("runs/*/config.yaml"):
+        config.write_text(config.read_text().replace(str(trained), str(project)))
+    monkeypatch.chdir(project)
+    if "fetch" in command.words:  # as after the loss of a disk
+        shutil.rmtree(project / "checkpoints")
+    words = [{"1500": "16", "/backup/mine": str(project / "backup")}.get(word, word) for word in command.words[1:]]
+    said = trainer(*words)
+    assert said.code == (1 if words[:2] == ["doctor", "4gpu_fp8"] else 0), said
+    assert said.out.strip()
 
 
 # Names

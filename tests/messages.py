@@ -38,7 +38,7 @@ def refuses(error: type[BaseException], *tokens: object) -> Iterator[pytest.Exce
     says(caught.value, *tokens)
 
 
-def line(text: str, *tokens: object) -> str:
+def line_of(text: str, *tokens: object) -> str:
     """The first line of a text that names all of these; fails where there is none."""
     __tracebackhide__ = True
     found = [each for each in text.splitlines() if names(each, *tokens)]
@@ -59,3 +59,29 @@ def _pattern(token: str) -> re.Pattern[str]:
     before = r"(?<!\w)(?<!\d[.,])" if token[:1].isdigit() else r"(?<!\w)" if token[:1].isalnum() else ""
     after = r"(?!\w|[.,]\d)" if token[-1:].isdigit() else r"(?!\w)" if token[-1:].isalnum() else ""
     return re.compile(before + re.escape(token) + after)
+
+
+# The form that every error has
+
+ADVICE = re.compile(
+    r"(and |or |then |please )*[`']?"
+    r"(add|ask|choose|compute|copy|did|end|evaluate|fix|free|give|install|is|known|keep|leaves?|let|look|lower|make|mend|move"
+    r"|name|put|raise|read|remove|rename|resume|restart|restore|say|see|set|shorten|start|stop|take|train|try|unset|update"
+    r"|use|wait|write)\b",
+    re.IGNORECASE,
+)
+"""How a clause begins that says what to do, or what was expected: `give another name`, `did you mean 'tiny'?`, `known are: ...`."""
+
+EXPECTED = re.compile(r"should be|(was|were) expected|must |needs |nearest: |of the form |each line is |has at least ")
+"""How what was expected is said, where nothing else is left to advise."""
+
+
+def form_faults(message: str) -> list[str]:
+    """What a message lacks of the form of an error: one paragraph that says what is wrong, and then what to do."""
+    faults = []
+    if "\n" in message or "  " in message or message != message.strip():
+        faults.append("it is not one paragraph")
+    clauses = re.split(r"[;:.,?] | \(", message)
+    if not any(ADVICE.match(clause) for clause in clauses[1:]) and not EXPECTED.search(message):
+        faults.append("it says neither what to do nor what was expected")
+    return faults

@@ -123,7 +123,9 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | Non
 def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
     """The plain model with exactly these weights, in evaluation mode and in the precision they are stored in."""
     if not weights.is_file():
-        raise CheckpointError(f"{weights} is not there; an export reads the model.safetensors of a checkpoint folder")
+        raise CheckpointError(
+            f"{weights} is not there; give the folder of a checkpoint, which holds its model.safetensors"
+        )
     stored = load_file(weights)
     floating = {value.dtype for value in stored.values() if value.is_floating_point()}
     dtype = floating.pop() if len(floating) == 1 else torch.float32

@@ -7,6 +7,7 @@ import pytest
 from tests import emulation
 from tests.commands import trainer
 from tests.launching import ONE_THREAD, PROJECT, TINY_GPT2, write_cluster, write_recipe
+from tests.messages import says
 from trainer.tools.bench import conduct
 
 
@@ -38,13 +39,15 @@ def test_each_variant_is_launched_and_an_emulation_is_never_recommended(words, s
     facts = json.loads(done.out)
     assert [each["variant"] for each in facts["measured"]] == ["bf16", "fp8 emulation delayed"]
     assert all(each["tokens_per_second"] > 0 and abs(each["loss_gap"]) < 0.02 for each in facts["measured"])
-    assert facts["recommended"] == "bf16" and facts["gains"] == {}
+    assert facts["recommended"] == "bf16"
+    assert facts["gains"] == {}
     reasons = {each["name"]: each["reason"] for each in facts["missing"]}
-    assert reasons["bf16+compile"] == "not compiled: a C++ compiler (g++) is needed, and none is installed"
-    assert "amax_history_len is not an option" in reasons["fp8 current"]
+    says(reasons["bf16+compile"], "C++ compiler", "g++")
+    says(reasons["fp8 current"], "amax_history_len")
     assert done.err.splitlines().count("round 1 of 1: fp8 emulation delayed") == 1
     [stored] = (tmp_path / "runs" / ".measured").iterdir()
-    assert json.loads(stored.read_text())["gains"] == {} and facts["stored_in"] == str(stored)
+    assert json.loads(stored.read_text())["gains"] == {}
+    assert facts["stored_in"] == str(stored)
     assert sorted(path.name for folder in ("runs", "checkpoints") for path in (tmp_path / folder).iterdir()) == [
         ".measured"
     ]
@@ -52,5 +55,6 @@ def test_each_variant_is_launched_and_an_emulation_is_never_recommended(words, s
 
 def test_a_mistake_in_what_was_typed_is_one_paragraph_and_starts_nothing(words, tmp_path):
     done = trainer(*words, "optimizer.lrr=1")
-    assert done.code == 2 and "did you mean optimizer.lr" in done.err
+    assert done.code == 2
+    says(done.err, "optimizer.lr")
     assert not (tmp_path / "runs").exists()

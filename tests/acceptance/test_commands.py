@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.commands import paragraph, trainer
 from tests.corpora import train_bpe
 from tests.launching import checkpoint, outcome, train, write_cluster, write_recipe
+from tests.messages import line_of, says
 from tests.small_checkpoints import flip
 from trainer import files, locks, supervise
 from trainer.checkpoint.format.manifest import describe_files, read_manifest, to_json
@@ -56,14 +57,17 @@ def test_ls_shows_every_checkpoint_and_why_it_is_kept(finished):
     assert lines[0].startswith(f"{finished / 'checkpoints' / 'tiny'}  (3, ")
     assert lines[1].split()[:3] == ["step", "age", "kept"]
     assert [line.split()[0] for line in lines[2:]] == ["24", "20", "16"]
-    assert all("  whole, " in line for line in lines[2:]) and "best" in "".join(lines[2:])
+    assert all("  whole, " in line for line in lines[2:])
+    assert "best" in "".join(lines[2:])
 
 
 def test_ls_as_json_is_one_object_a_line(finished):
     entries = [json.loads(line) for line in said("checkpoints", "ls", "tiny", "--json").splitlines()]
     assert [entry["step"] for entry in entries] == [24, 20, 16]
     assert all(entry["problem"] is None and entry["bytes"] > 0 and Path(entry["path"]).is_dir() for entry in entries)
-    assert entries[0]["reason"] == "final" and entries[0]["val_loss"] and entries[0]["tiers"]
+    assert entries[0]["reason"] == "final"
+    assert entries[0]["val_loss"]
+    assert entries[0]["tiers"]
     assert [(entry["val_loss"] is None, entry["last_val_step"]) for entry in entries] == [
         (False, 24),
         (True, 16),
@@ -81,18 +85,14 @@ def test_verify_reads_every_byte_and_exits_with_1_when_one_is_wrong(finished, tm
     assert said("checkpoints", "verify", copied).count(": sound (") == 3
     flip(copied / "step-00000020" / "optimizer.bin", -100, 1)
     text = said("checkpoints", "verify", copied, code=1)
-    assert (
-        "step-00000020: optimizer.bin is damaged: its bytes do not match their digest" in text
-        and text.count(": sound (") == 2
-    )
+    line_of(text, "step-00000020", "optimizer.bin", "damaged")
+    assert text.count(": sound (") == 2
     (copied / "step-00000024" / "model.safetensors").unlink()
-    assert "step-00000024: model.safetensors is missing" in said("checkpoints", "verify", copied, code=1)
+    line_of(said("checkpoints", "verify", copied, code=1), "step-00000024", "model.safetensors", "missing")
     listed = said("checkpoints", "ls", copied).splitlines()
-    assert (
-        "model.safetensors is missing" in listed[2]
-        and "DAMAGED, found " in listed[3]
-        and "whole, verified " in listed[4]
-    )
+    says(listed[2], "model.safetensors", "missing")
+    assert "DAMAGED, found " in listed[3]
+    assert "whole, verified " in listed[4]
 
 
 @pytest.fixture
@@ -104,17 +104,24 @@ def copied(finished, tmp_path):
 
 def test_show_says_what_a_checkpoint_is(finished):
     text = said("checkpoints", "show", "tiny")
-    assert text.startswith(str(checkpoint(finished / "tiny.yaml", 24))) and "final" in text and "progress.step" in text
+    assert text.startswith(str(checkpoint(finished / "tiny.yaml", 24)))
+    assert "final" in text
+    assert "progress.step" in text
     assert said("checkpoints", "show", checkpoint(finished / "tiny.yaml", 16)).split()[0].endswith("step-00000016")
     facts = json.loads(said("checkpoints", "show", "tiny", "--checkpoint", "20", "--json"))
-    assert facts["step"] == 20 and "model.safetensors" in facts["files"] and facts["identity"]["seed"] == 1337
+    assert facts["step"] == 20
+    assert "model.safetensors" in facts["files"]
+    assert facts["identity"]["seed"] == 1337
 
 
 def test_diff_names_the_tensors_that_differ(finished):
     text = said("checkpoints", "diff", "tiny", "16", "24")
-    assert "settings: the same" in text and " tensors differ: " in text and "config.yaml" in text
+    assert "settings: the same" in text
+    assert " tensors differ: " in text
+    assert "config.yaml" in text
     found = json.loads(said("checkpoints", "diff", "tiny", "16", "latest", "--json"))
-    assert found["manifest"]["step"] == [16, 24] and found["files"]["config.yaml"]["equal"]
+    assert found["manifest"]["step"] == [16, 24]
+    assert found["files"]["config.yaml"]["equal"]
     assert "model.embed_tokens.weight" in found["files"]["model.safetensors"]["tensors"]
 
 
@@ -127,7 +134,9 @@ def test_a_pinned_checkpoint_survives_a_prune_and_without_its_pin_goes(copied):
     (recipe.parent / "manifest.json").write_text(to_json(replace(manifest, files=describe_files(recipe.parent))))
     assert said("checkpoints", "pin", copied, "16").strip().endswith("is pinned")
     told = said("checkpoints", "prune", copied, "--dry-run")
-    assert "1 would go" in told and "step-00000020" in told and (copied / "step-00000020").is_dir()
+    assert "1 would go" in told
+    assert "step-00000020" in told
+    assert (copied / "step-00000020").is_dir()
     assert "1 removed" in said("checkpoints", "prune", copied)
     assert said("checkpoints", "verify", copied).count(": sound (") == 2
     said("checkpoints", "unpin", copied, "16")
@@ -179,12 +188,14 @@ def test_the_exported_models_logits_are_the_trained_models_to_the_last_bit(finis
     trained = build_model(architecture, vocab_size=257, seed=1, device="cpu")
     load_model(trained, checkpoint(finished / "tiny.yaml", 24) / "model.safetensors")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
-    assert model.dtype == torch.float32 and type(model).__name__ == "LlamaForCausalLM"
+    assert model.dtype == torch.float32
+    assert type(model).__name__ == "LlamaForCausalLM"
     ids = torch.tensor([tokenizer("To be, or not to be: that is the question.")["input_ids"]])
     assert ids.tolist() == [list(b"To be, or not to be: that is the question.")]
     with torch.no_grad():
         theirs, ours = model.eval()(ids).logits, trained.eval()(ids).logits
-    assert theirs.shape == (1, ids.shape[1], 257) and torch.equal(theirs, ours[..., :257])
+    assert theirs.shape == (1, ids.shape[1], 257)
+    assert torch.equal(theirs, ours[..., :257])
 
 
 def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
@@ -192,19 +203,22 @@ def test_the_exported_model_never_writes_an_id_of_the_padding(exported):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(exported)
-    assert model.config.vocab_size == 257 and not model.generation_config.suppress_tokens
+    assert model.config.vocab_size == 257
+    assert not model.generation_config.suppress_tokens
     torch.manual_seed(0)
     ids = model.generate(
         torch.tensor([[256, 65]]), do_sample=True, temperature=9.0, top_k=0, max_new_tokens=200, eos_token_id=None
     )
-    assert ids.shape[1] == 202 and ids.max() <= 256
+    assert ids.shape[1] == 202
+    assert ids.max() <= 256
 
 
 def test_an_export_may_fill_the_folder_one_is_in(finished, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert said("export", "tiny", "--out", ".").strip() == str(tmp_path / "empty")
-    assert (tmp_path / "empty" / "model.safetensors").is_file() and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_every_checkpoint_can_be_exported(finished):
@@ -222,7 +236,7 @@ def test_every_checkpoint_can_be_exported(finished):
 
 def test_report_says_what_came_of_it_and_what_is_next(finished):
     text = said("report", "tiny")
-    assert text.strip().startswith("tiny: finished at step 24 (all 24 steps were taken); 3.07k tokens in ")
+    says(text.strip().splitlines()[0], "tiny", "finished", "step 24", "3.07k tokens")
     for words in (
         "training loss",
         "validation loss",
@@ -254,17 +268,14 @@ def test_show_config_prints_every_setting_and_where_it_came_from(finished):
     text = said("train", finished / "tiny.yaml", "seed=7", "--show-config")
     rows = {line.split()[0]: line for line in text.splitlines()[1:]}
     assert rows.keys() == flatten(load(str(finished / "tiny.yaml")).config).keys()
-    assert (
-        rows["seed"].split() == ["seed", "7", "override"]
-        and "tiny.yaml:" in rows["max_steps"]
-        and rows["deterministic"].endswith("default")
-    )
+    assert rows["seed"].split() == ["seed", "7", "override"]
+    assert "tiny.yaml:" in rows["max_steps"]
+    assert rows["deterministic"].endswith("default")
 
 
 def test_settings_prints_the_guides_table():
-    assert said("settings").startswith("| setting | default | meaning |\n") and "| `optimizer.lr` | `0.0006` |" in said(
-        "settings"
-    )
+    assert said("settings").startswith("| setting | default | meaning |\n")
+    assert "| `optimizer.lr` | `0.0006` |" in said("settings")
 
 
 @pytest.fixture
@@ -297,27 +308,32 @@ def test_a_dry_run_shows_what_would_run_and_starts_nothing(finished, nothing_sta
     assert shown["cluster"].startswith("cpu_2proc: 2 processes on CPUs, fp32")
     trained = re.search(r"model: (\S+ parameters \(.*?\))", (finished / "runs" / "tiny" / "train.log").read_text())[1]
     assert shown["model"] == f"llama, {trained}"
-    assert "8 sequences = 128 tokens: 2 at once on each process, 2 times" in shown["a"]
+    says(shown["a"], "8 sequences", "128 tokens", 2)
     assert "48 steps, 6.14k tokens," in shown["the"]
-    assert shown["from"].startswith("step 24 (") and "24 steps to go" in shown["from"]
-    assert shown["changed since the last launch"].endswith("max_steps 24 -> 48, optimizer.lr 0.003 -> 0.002")
-    assert "processes 1 -> 2" in shown["changed since step 24"] and "max_steps" not in shown["changed since step 24"]
-    assert "tokens/s" in shown["takes"] and str(finished / "runs" / "tiny") in shown["folders"]
+    assert shown["from"].startswith("step 24 (")
+    says(shown["from"], "24 steps")
+    says(shown["changed since the last launch"], "max_steps 24 -> 48", "optimizer.lr 0.003 -> 0.002")
+    says(shown["changed since step 24"], "processes 1 -> 2")
+    assert "max_steps" not in shown["changed since step 24"]
+    assert "tokens/s" in shown["takes"]
+    assert str(finished / "runs" / "tiny") in shown["folders"]
     command = shown["command"].split()
     assert command[-5:] == ["trainer", "train", str(finished / "tiny.yaml"), "max_steps=48", "optimizer.lr=0.002"]
-    assert command[command.index("--config_file") + 1].endswith("cpu_2proc.yaml") and "note" not in shown
+    assert command[command.index("--config_file") + 1].endswith("cpu_2proc.yaml")
+    assert "note" not in shown
 
 
 def test_a_dry_run_of_a_finished_run_and_of_a_new_one_says_so(finished, nothing_starts):
-    assert "nothing would run: tiny is finished" in looked(finished)["from"]
+    says(looked(finished)["from"], "tiny", "finished")
     new = looked(finished, "name=new")
-    assert new["from"].startswith("the beginning") and not any(key.startswith(("changed", "takes")) for key in new)
+    assert new["from"].startswith("the beginning")
+    assert not any(key.startswith(("changed", "takes")) for key in new)
 
 
 def test_a_dry_run_for_another_machine_or_of_a_run_that_is_alive_is_a_note(finished, nothing_starts):
     assert "wants 4 GPUs" in looked(finished, "name=new", "micro_batch=1", cluster="4gpu_bf16")["note"]
     with locks.take(finished / "runs" / "tiny" / ".lock"):
-        assert "is being trained right now" in looked(finished, "max_steps=48")["note"]
+        says(looked(finished, "max_steps=48")["note"], "right now")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +375,8 @@ def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monk
     )
     monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
     text = said("launch", "cpu", finished / "tiny.yaml")
-    assert text.startswith("tiny is finished: raise max_steps to train on") and "tiny: finished at step 24" in text
+    says(text.splitlines()[0], "tiny", "finished", "max_steps")
+    line_of(text, "tiny", "finished", "step 24")
 
 
 # Text of one's own
@@ -410,13 +427,15 @@ def test_text_of_ones_own_is_prepared_trained_on_generated_and_exported(text_fol
 
     vocabulary = text_folder / "mine.tiktoken" if own_vocabulary else "bytes"
     printed = prepare(text_folder, project / "corpus", vocabulary)
-    assert "(7 documents)" in printed and f"data.corpus={project / 'corpus'}" in printed
-    assert "was there already" in prepare(text_folder, project / "corpus", vocabulary)
+    assert "(7 documents)" in printed
+    assert f"data.corpus={project / 'corpus'}" in printed
+    says(prepare(text_folder, project / "corpus", vocabulary), project / "corpus", "already")
 
     recipe = train_on(project, project / "corpus")
     assert outcome(recipe, "mine")["sample"] is not None
     text = said("report", "mine")
-    assert "bigram model" in text and "exported model" in text
+    assert "bigram model" in text
+    assert "exported model" in text
     prompt = "If music be"
     assert said("generate", "mine", "--prompt", prompt, "--max-new-tokens", "8").startswith(prompt)
     out = project / "exported"
@@ -433,9 +452,9 @@ def test_a_vocabulary_that_is_gone_or_another_one_by_now_is_told(text_folder, pr
     train_on(project, project / "corpus")
     kept = project / "corpus" / "tokenizer.tiktoken"
     kept.write_bytes(tiktoken_lines(train_bpe(["another text " * 9], 280)))
-    assert "the file was changed since; put the earlier one back" in paragraph(said("generate", "mine", code=2))
+    says(paragraph(said("generate", "mine", code=2)), kept, "changed")
     kept.unlink()
-    assert f"there is no file {kept}" in paragraph(said("export", "mine", "--out", project / "out", code=2))
+    says(paragraph(said("export", "mine", "--out", project / "out", code=2)), kept)
     assert not (project / "out").exists()
 
 
@@ -444,15 +463,17 @@ def test_shards_whose_tokenizer_is_not_at_hand_train_a_model_that_can_be_exporte
 
     recipe = write_recipe(project, max_steps=6)
     train(recipe, "data.tokenizer=", "data.vocab_size=257")
-    assert outcome(recipe)["outcome"] == "finished" and outcome(recipe)["sample"] is None
+    assert outcome(recipe)["outcome"] == "finished"
+    assert outcome(recipe)["sample"] is None
     assert "It writes now" not in said("report", "tiny")
     told = paragraph(said("generate", "tiny", "--prompt", "To be", code=2))
-    assert "was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer" in told
+    says(told, "data.tokenizer")
     told = paragraph(said("eval", "tiny", "--tasks", "shakespeare_lines", code=2))
-    assert "was trained without a tokenizer, so it cannot read the text of a task" in told
+    says(told, "tokenizer", "task")
     said("export", "tiny", "--out", project / "out")
     model = AutoModelForCausalLM.from_pretrained(project / "out")
-    assert model.config.vocab_size == 257 and not model.generation_config.suppress_tokens
+    assert model.config.vocab_size == 257
+    assert not model.generation_config.suppress_tokens
     assert not (project / "out" / "tokenizer.json").exists()
 
 
@@ -479,7 +500,9 @@ def stopped(finished, tmp_path, monkeypatch):
 def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(stopped):
     flip(stopped / "checkpoints/tiny/step-00000024/model.safetensors", 2000)
     words = said("finish", "tiny")
-    assert "step-00000024" in words and "step 20 of 3000" in words and str(stopped / "runs/tiny/exported") in words
+    assert "step-00000024" in words
+    assert "step 20 of 3000" in words
+    assert str(stopped / "runs/tiny/exported") in words
     ended = read_outcome(stopped / "runs/tiny")
     assert (ended["outcome"], ended["exit_code"], ended["step"], ended["exported_step"], ended["planned_steps"]) == (
         "finished",
@@ -491,9 +514,11 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
     assert ended["last_val_step"] == 16
     store = CheckpointStore(stopped / "checkpoints/tiny")
     assert [(manifest.step, manifest.reason) for manifest in store.sound_manifests()] == [(20, "final"), (16, "best")]
-    assert not verify(store.path(20)) and (store.folder / "latest").resolve() == store.path(20).resolve()
+    assert not verify(store.path(20))
+    assert (store.folder / "latest").resolve() == store.path(20).resolve()
     weights = load_file(stopped / "runs/tiny/exported/model.safetensors")
-    assert weights and all(
+    assert weights
+    assert all(
         torch.equal(value, load_file(store.path(20) / "model.safetensors")[name][: len(value)])
         for name, value in weights.items()
     )
@@ -506,16 +531,16 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
 
     assert supervise.is_finished(planned()), "the command that a scheduler repeats has nothing to do"
     assert "resume_from_checkpoint=20" in supervise.finished_words(planned())
-    assert not supervise.is_finished(planned("resume_from_checkpoint=20")) and not supervise.is_finished(
-        planned("max_steps=40")
-    )
+    assert not supervise.is_finished(planned("resume_from_checkpoint=20"))
+    assert not supervise.is_finished(planned("max_steps=40"))
 
 
 def test_finish_refuses_a_run_that_is_trained_one_without_checkpoints_and_one_that_is_not_there(stopped):
     before = read_outcome(stopped / "runs/tiny")
     with lock_run(stopped / "runs/tiny"):
-        assert "another process is training tiny" in paragraph(said("finish", "tiny", code=2))
+        says(paragraph(said("finish", "tiny", code=2)), "another process", "tiny")
     shutil.rmtree(stopped / "checkpoints/tiny")
-    assert "holds no checkpoints" in paragraph(said("finish", "tiny", code=2))
-    assert "there is no run" in paragraph(said("finish", "timy", code=2))
-    assert read_outcome(stopped / "runs/tiny") == before and not (stopped / "runs/tiny/exported").exists()
+    says(paragraph(said("finish", "tiny", code=2)), "checkpoints")
+    says(paragraph(said("finish", "timy", code=2)), "'timy'", "'tiny'")
+    assert read_outcome(stopped / "runs/tiny") == before
+    assert not (stopped / "runs/tiny/exported").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.launching import Started, checkpoint, outcome, steps, train, write_recipe
+from tests.messages import says
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume.select import resolve
 from trainer.journal import read_events
@@ -27,15 +28,18 @@ def test_a_run_that_blew_up_is_diverged_and_the_next_launch_begins_before_that(t
     train(recipe, *BLOWN_UP, "max_steps=8", exit_code=3)
     assert (outcome(recipe)["outcome"], outcome(recipe)["exit_code"], exported(recipe)) == ("diverged", 3, False)
     aside = [(event["step"], event["reason"]) for event in events(recipe, "set_aside")]
-    assert aside and all(reason == "diverged" for _, reason in aside)
+    assert aside
+    assert all(reason == "diverged" for _, reason in aside)
     assert not list((tmp_path / "checkpoints/tiny").glob("step-*"))
 
     train(recipe, "max_steps=6")
-    assert outcome(recipe)["outcome"] == "finished" and exported(recipe)
+    assert outcome(recipe)["outcome"] == "finished"
+    assert exported(recipe)
     assert [record["step"] for record in steps(recipe)] == list(range(1, 7))
 
     said = train(recipe, *BLOWN_UP, "max_steps=40", exit_code=3)
-    assert outcome(recipe)["outcome"] == "diverged" and "10 steps in a row had a gradient that is not finite" in said
+    assert outcome(recipe)["outcome"] == "diverged"
+    says(said, "10 steps", "not finite")
     assert [path.name for path in (tmp_path / "checkpoints/tiny").glob("step-*") if int(path.name[5:]) > 6] == []
     assert resolve(CheckpointStore(tmp_path / "checkpoints/tiny"), "latest").manifest.step == 6, (
         "every byte of it is as it was"
@@ -99,7 +103,8 @@ def test_a_run_that_ends_in_doubt_is_diverged_and_one_skipped_update_is_said(
     assert run.wait() == code, run.text()
     said = outcome(recipe)
     assert (said["outcome"], exported(recipe)) == (expected, expected == "finished")
-    assert checkpoint(recipe, 4).is_dir() and checkpoint(recipe, 8).is_dir() == (expected == "finished")
+    assert checkpoint(recipe, 4).is_dir()
+    assert checkpoint(recipe, 8).is_dir() == (expected == "finished")
     tensors = [event["tensor"] for event in events(recipe, "not_saved")]
     assert tensors == (["model.embed_tokens.weight"] if sabotage is weights_are_not_finite_at_the_end else [])
     assert all(tensor in said["reason"] for tensor in tensors)

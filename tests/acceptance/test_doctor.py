@@ -15,6 +15,7 @@ from tests import emulation
 from tests.acceptance.test_mistakes import launch_sh
 from tests.commands import paragraph, trainer
 from tests.launching import PROJECT, outcome, write_cluster, write_recipe
+from tests.messages import line_of, names, says
 from trainer import supervise
 from trainer.tools.doctor.ask import ask
 from trainer.tools.doctor.diagnosis import foresee
@@ -44,24 +45,24 @@ def doctor(*words) -> dict:
 
 def test_without_words_it_tells_what_there_is_and_exits_with_0():
     said = trainer("doctor")
-    assert said.code == 0 and said.out.isascii() and said.err == ""
+    assert said.code == 0
+    assert said.out.isascii()
+    assert said.err == ""
     first, second, third, _, head, *rows = said.out.splitlines()
-    assert first.startswith("Python 3.") and f"torch {torch.__version__}" in first
-    assert head.split() == ["precision", "here", "because"] and len(rows) >= len(ROWS)
-    assert (
-        rows[0].split()[-1] == "yes"
-        and rows[1].split()[1] == "yes"
-        and "fp32's speed" in rows[1]
-        and "a CPU has no fp16 arithmetic" in rows[2]
-    )
-    assert all("there is no CUDA device, and fp8 is arithmetic of a GPU" in row for row in rows[3:8])
+    assert first.startswith("Python 3.")
+    assert f"torch {torch.__version__}" in first
+    assert head.split() == ["precision", "here", "because"]
+    assert len(rows) >= len(ROWS)
+    assert rows[0].split()[-1] == "yes"
+    assert rows[1].split()[1] == "yes"
+    assert "fp32's speed" in rows[1]
+    says(rows[2], "no fp16")
+    assert all(names(row, "CUDA device") for row in rows[3:8])
     assert said.out.splitlines()[-1] == "next: ./launch.sh cpu RECIPE"
     content = doctor()
-    assert (
-        [row["asked"] for row in content["precisions"]] == list(ROWS)
-        and content["fits"] == "cpu"
-        and content["launch"] is None
-    )
+    assert [row["asked"] for row in content["precisions"]] == list(ROWS)
+    assert content["fits"] == "cpu"
+    assert content["launch"] is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,9 @@ def test_without_words_it_tells_what_there_is_and_exits_with_0():
 )
 def test_a_mistake_in_its_words_is_the_usual_paragraph(words, said):
     ended = trainer("doctor", *words)
-    assert ended.code == 2 and ended.out == "" and said in paragraph(ended.err)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert said in paragraph(ended.err)
 
 
 # The same as the run
@@ -98,24 +101,23 @@ def test_it_says_what_the_run_says(tmp_path, monkeypatch, stand_in, wanted):
     launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
     text = emulation.train(recipe, before=emulation.install if stand_in else None, exit_code=2 if launch.refused else 0)
     assert (launch.refused or launch.decision.sentence) in text
-    assert bool(launch.refused) == ("required" in wanted) and launch.is_as_asked == (
-        not launch.refused and launch.decision.mode == "fp8"
-    )
+    assert bool(launch.refused) == ("required" in wanted)
+    assert launch.is_as_asked == (not launch.refused and launch.decision.mode == "fp8")
 
 
 def test_an_option_that_the_run_would_refuse_ends_it_with_the_same_words(tmp_path):
     recipe = write_recipe(tmp_path, precision={"recipe": "delayed", "options": {"interval": 2}})
     ended = trainer("doctor", str(write_cluster(tmp_path, 1, mixed_precision="fp8")), str(recipe))
-    assert ended.code == 2 and "precision.options.interval is not an option of precision.recipe 'delayed'" in paragraph(
-        ended.err
-    )
+    assert ended.code == 2
+    says(paragraph(ended.err), "precision.options.interval", "precision.recipe", "'delayed'")
 
 
 def test_the_stand_in_is_never_called_fp8(monkeypatch):
     on_path(monkeypatch, emulation.STAND_IN)
     said = trainer("doctor").out
     rows = {line[:14].strip(): line for line in said.splitlines() if line.startswith("  fp8")}
-    assert len(rows) == 5 and all(line.split()[2] == "emulated" and "this is NOT fp8" in line for line in rows.values())
+    assert len(rows) == 5
+    assert all(line.split()[2] == "emulated" and "this is NOT fp8" in line for line in rows.values())
 
 
 # What is broken
@@ -128,10 +130,8 @@ def test_a_broken_transformer_engine_is_told_and_takes_nothing_down(tmp_path, mo
     )
     on_path(monkeypatch, tmp_path)
     content = doctor()
-    assert (
-        content["exit_code"] == 0
-        and content["transformer_engine"]["problem"] == "AssertionError: Could not find TE core package"
-    )
+    assert content["exit_code"] == 0
+    assert content["transformer_engine"]["problem"] == "AssertionError: Could not find TE core package"
     assert {row["asked"]: row["possible"] for row in content["precisions"]}["bf16"] == "yes"
 
 
@@ -142,7 +142,7 @@ def test_a_transformer_engine_that_takes_its_process_down_is_told(tmp_path, monk
     )
     on_path(monkeypatch, tmp_path)
     answers = ask((BACKEND, "bf16"), None)
-    assert answers[BACKEND] == {"problem": "the process that tried it was killed by SIGSEGV"}
+    says(answers[BACKEND]["problem"], "SIGSEGV")
     assert answers["bf16"]["decision"]["mode"] == "bf16"
 
 
@@ -150,7 +150,8 @@ def test_a_torch_that_does_not_load_is_told(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
     on_path(monkeypatch, tmp_path)
     said = trainer("doctor")
-    assert said.code == 0 and "torch does not work: OSError: libcudart.so.13" in said.out
+    assert said.code == 0
+    line_of(said.out, "torch", "OSError: libcudart.so.13")
 
 
 # launch.sh
@@ -222,20 +223,20 @@ def typed(checkout: Path, *words: str) -> subprocess.CompletedProcess:
 
 def test_launch_sh_asks_the_doctor(checkout):
     ended = typed(checkout, "doctor", "nonsense", "words", "more")
-    assert ended.returncode == 2 and "too many names: nonsense words more" in paragraph(ended.stderr)
+    assert ended.returncode == 2
+    says(paragraph(ended.stderr), "nonsense words more")
 
 
 def test_a_set_up_with_fp8_that_fails_says_why_and_where(checkout):
     for number in (1, 2):
         ended = typed(checkout, "--setup", "fp8")
-        assert ended.returncode == 2 and ended.stdout == ""
+        assert ended.returncode == 2
+        assert ended.stdout == ""
         assert "installing TransformerEngine (transformer-engine[pytorch]" in ended.stderr
         told = paragraph(ended.stderr)
-        assert (
-            "fatal error: Python.h" in told
-            and str(checkout / ".venv" / "fp8-install.log") in told
-            and "mend that, and start again" in told
-        )
+        assert "fatal error: Python.h" in told
+        assert str(checkout / ".venv" / "fp8-install.log") in told
+        says(told, "start again")
         assert sum("--no-build-isolation" in call for call in calls(checkout)) == number
     assert "Python.h" in (checkout / ".venv" / "fp8-install.log").read_text()
 
@@ -251,11 +252,10 @@ def test_a_launch_whose_installation_fails_trains_in_bf16(checkout, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert outcome(recipe)["outcome"] == "finished"
     before, after = ended.stderr.split("TransformerEngine could not be installed")
-    assert "installing TransformerEngine" in before and "precision:" not in before
-    assert (
-        "fatal error: Python.h" in after
-        and "the run goes on in bf16" in after
-        and "launch.sh --setup fp8 tries again" in after
-    )
-    assert "precision: bf16 instead of fp8 (current scaling, hybrid), because there is no CUDA device" in ended.stderr
+    assert "installing TransformerEngine" in before
+    assert "precision:" not in before
+    assert "fatal error: Python.h" in after
+    says(after, "bf16")
+    assert "launch.sh --setup fp8 tries again" in after
+    line_of(ended.stderr, "precision: bf16", "fp8", "current scaling, hybrid", "no CUDA device")
     assert len(calls(checkout)) == 2

@@ -75,18 +75,21 @@ def samples(recipe):
 
 
 def test_validation_loss_and_tasks_are_bf16s(pair):
-    assert len(evaluations(pair.fp8)) == 2 and evaluations(pair.fp8) == evaluations(pair.bf16)
+    assert len(evaluations(pair.fp8)) == 2
+    assert evaluations(pair.fp8) == evaluations(pair.bf16)
     assert "shakespeare_lines/acc" in evaluations(pair.fp8)[0]
     assert steps(pair.fp8)[0]["loss"] != steps(pair.bf16)[0]["loss"], "and training is not"
 
 
 def test_samples_are_bf16s(pair):
-    assert len(samples(pair.fp8)) == 2 and samples(pair.fp8) == samples(pair.bf16)
+    assert len(samples(pair.fp8)) == 2
+    assert samples(pair.fp8) == samples(pair.bf16)
 
 
 def test_evaluating_in_between_leaves_the_comparison_with_bf16_as_it_is(pair):
     compared = [record["precision/loss_gap"] for record in steps(pair.fp8)]
-    assert len(compared) == 4 and all(0.0 < abs(gap) < 0.01 for gap in compared)
+    assert len(compared) == 4
+    assert all(0.0 < abs(gap) < 0.01 for gap in compared)
 
 
 def test_probes_and_histograms_find_the_same_layers(pair):
@@ -94,14 +97,15 @@ def test_probes_and_histograms_find_the_same_layers(pair):
         {tag: value for tag, value in steps(recipe)[1].items() if tag.split("/")[0] in ("grad_norm", "param_norm")}
         for recipe in pair
     ]
-    assert "grad_norm/block_01" in numbers[0] and numbers[0] == pytest.approx(numbers[1], rel=0.1)
+    assert "grad_norm/block_01" in numbers[0]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.1)
     drawn = [
         {tag: len(events_of(recipe).Histograms(tag)) for tag in events_of(recipe).Tags()["histograms"]}
         for recipe in pair
     ]
-    assert (
-        drawn[0] == drawn[1] and set(drawn[0].values()) == {2} and any(tag.startswith("gradients/") for tag in drawn[0])
-    )
+    assert drawn[0] == drawn[1]
+    assert set(drawn[0].values()) == {2}
+    assert any(tag.startswith("gradients/") for tag in drawn[0])
 
 
 def test_the_commands_read_such_a_run_as_any_other(pair):
@@ -112,12 +116,15 @@ def test_the_commands_read_such_a_run_as_any_other(pair):
     assert told.wait() == 0, told.text()
     text = told.text()
     (record,) = json.loads(text[text.index("[\n") :])
-    assert record["precision"] == "bf16" and record["acc"] == evaluations(pair.fp8)[-1]["shakespeare_lines/acc"]
+    assert record["precision"] == "bf16"
+    assert record["acc"] == evaluations(pair.fp8)[-1]["shakespeare_lines/acc"]
     written = [
         trainer("generate", str(recipe.parent / "runs" / "tiny"), "--prompt", "To be", "--temperature", "0")
         for recipe in pair
     ]
-    assert written[0].code == 0 and written[0].out.startswith("To be") and written[0].out == written[1].out
+    assert written[0].code == 0
+    assert written[0].out.startswith("To be")
+    assert written[0].out == written[1].out
 
 
 def test_compare_tells_the_two_apart_by_their_precision(pair):

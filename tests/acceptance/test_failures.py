@@ -7,6 +7,7 @@ import pytest
 
 from tests.commands import paragraph
 from tests.launching import Started, outcome, steps, train, wait_for_step, write_recipe
+from tests.messages import says
 from trainer.errors import DataError
 
 LOST_SHARD = DataError("the shard x.bin holds the token id 60,000, outside the vocabulary of 257 ids.")
@@ -49,8 +50,10 @@ def test_a_mistake_that_one_rank_finds_is_said_once_and_is_the_reason(tmp_path, 
 )
 def test_a_bug_shows_its_traceback_from_the_rank_where_it_is_and_no_other(tmp_path, rank, reason):
     ended, said = run_two(tmp_path, rank, BUG)
-    assert said.count("Traceback") == 1 and said.rstrip().endswith("ZeroDivisionError: a bug of ours")
-    assert "error:" not in said and "gloo" not in said
+    assert said.count("Traceback") == 1
+    assert said.rstrip().endswith("ZeroDivisionError: a bug of ours")
+    assert "error:" not in said
+    assert "gloo" not in said
     assert (ended["outcome"], ended["reason"]) == ("failed", reason)
 
 
@@ -62,7 +65,7 @@ def test_a_rank_that_is_killed_is_told_by_the_other_in_one_paragraph(tmp_path, k
     run.ranks[killed].kill()
     run.wait()
     told = paragraph(run.text())
-    assert "the connection to another process of this run broke" in told and "out of memory?" in told
+    says(told, "connection", "out of memory")
     assert run.ranks[1 - killed].exitcode == 1
     assert outcome(recipe)["outcome"] == ("failed" if killed == 1 else "running")
 

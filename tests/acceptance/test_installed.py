@@ -75,7 +75,8 @@ def test_the_wheel_holds_what_the_package_reads_and_nothing_beside_it(installed)
     wanted |= {f"trainer/accelerate_configs/{name}.yaml" for name in clusters.cluster_names()}
     wanted |= {f"trainer/guides/{name}.md" for name in PAGES}
     wanted |= {f"trainer/recipes/{name}.yaml" for name in recipe_names()}
-    assert wanted <= names and {name.partition("/")[0].partition("-")[0] for name in names} == {
+    assert wanted <= names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
         "trainer",
         "accelerate_trainer",
     }
@@ -86,9 +87,11 @@ def test_it_knows_the_cluster_files_and_launches_from_any_folder(installed):
     script = "from trainer import supervise; plan = supervise.plan(['cpu', 'shakespeare']); supervise.check_data(plan.config); print(plan.command)"
     said = installed.run("python", "-c", script)
     assert said.returncode == 0, said.stderr
-    assert (installed.folder / ".data").is_dir() and str(installed.environment) in said.stdout
+    assert (installed.folder / ".data").is_dir()
+    assert str(installed.environment) in said.stdout
     said = installed.trainer("launch", "cpux", "shakespeare")
-    assert said.returncode == 2 and "'cpu'" in paragraph(said.stderr)
+    assert said.returncode == 2
+    assert "'cpu'" in paragraph(said.stderr)
 
 
 def test_another_projects_setup_cfg_in_the_folder_is_no_checkout_of_ours(installed):
@@ -98,7 +101,8 @@ def test_another_projects_setup_cfg_in_the_folder_is_no_checkout_of_ours(install
     )
     script = "from trainer.tools.doctor import install; import json; print(json.dumps([install.requirement(), install.what_to_install()]))"
     requirement, words = json.loads(installed.run("python", "-c", script).stdout)
-    assert requirement.startswith("transformer-engine[pytorch]") and words == [requirement]
+    assert requirement.startswith("transformer-engine[pytorch]")
+    assert words == [requirement]
     (installed.folder / "setup.cfg").unlink()
 
 

@@ -59,7 +59,8 @@ def test_an_environment_that_does_not_run_is_left_as_it_is(clone, python):
     before = everything(clone)
     for words in ([], ["--setup"]):
         ended = launch_sh(clone, *words)
-        assert ended.returncode == 2 and ended.stdout == ""
+        assert ended.returncode == 2
+        assert ended.stdout == ""
         assert str(clone / ".venv") in paragraph(ended.stderr)
     assert everything(clone) == before
 
@@ -95,7 +96,8 @@ def test_two_set_ups_at_once_are_one_after_the_other(clone, tmp_path):
     words = [shutil.which("bash"), str(clone / "launch.sh"), "--setup"]
     both = [subprocess.Popen(words, env=environment(PYTHON=str(python)), stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
-    assert made.read_text() == "x\n" and installations(clone) == 1
+    assert made.read_text() == "x\n"
+    assert installations(clone) == 1
 
 
 # The Python that will run
@@ -104,18 +106,14 @@ def test_two_set_ups_at_once_are_one_after_the_other(clone, tmp_path):
 def test_another_python_in_the_environment_is_installed_for_anew(clone):
     """As after an upgrade of the system's Python: what its predecessor installed is in a folder that the new one does not look at."""
     python = clone / ".venv" / "bin" / "python"
-    assert (
-        launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0
-        and installations(clone) == 1
-    )
+    assert launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0
+    assert installations(clone) == 1
     new = clone / "lib of the new one"
     look = f'case "$*" in *purelib*) [ -d "$(dirname "$0")/has" ] && there=with || there=without; echo "cpython-399 {new} $there the package"; exit 0 ;; esac\n'
     pip = PIP.replace("exit 0", 'mkdir "$(dirname "$0")/has"; exit 0')
     executable(python, pip + look + REAL)
-    assert (
-        launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0
-        and installations(clone) == 2
-    )
+    assert launch_sh(clone, "--setup").returncode == launch_sh(clone, "--setup").returncode == 0
+    assert installations(clone) == 2
 
 
 def test_a_python_without_pip_is_given_one(clone):
@@ -123,7 +121,8 @@ def test_a_python_without_pip_is_given_one(clone):
     executable(clone / ".venv" / "bin" / "python", no_pip + PIP + REAL)
     assert launch_sh(clone, "--setup").returncode == 0
     first, second = (clone / ".venv" / "bin" / "python.calls").read_text().splitlines()
-    assert first == "ensured" and "install" in second
+    assert first == "ensured"
+    assert "install" in second
 
 
 def test_a_set_up_ends_with_where_it_is_and_the_command_that_trains(clone):
@@ -135,14 +134,16 @@ def test_an_installation_that_the_python_does_not_find_is_told(clone):
     look = 'case "$*" in *purelib*) echo "cpython-399 /nowhere without the package"; exit 0 ;; esac\n'
     executable(clone / ".venv" / "bin" / "python", PIP + look + REAL)
     ended = launch_sh(clone, "--setup")
-    assert ended.returncode == 2 and str(clone / ".venv") in paragraph(ended.stderr)
+    assert ended.returncode == 2
+    assert str(clone / ".venv") in paragraph(ended.stderr)
 
 
 @pytest.mark.parametrize("extra", ["tset", "-h", "fp16", "test,fp9"])
 def test_an_extra_that_there_is_not_is_refused_before_anything_is_installed(clone, extra):
     """pip says nothing but a warning, which is not shown, and installs the rest."""
     ended = launch_sh(clone, "--setup", extra)
-    assert ended.returncode == (0 if extra == "-h" else 2) and installations(clone) == 0
+    assert ended.returncode == (0 if extra == "-h" else 2)
+    assert installations(clone) == 0
     assert not list(clone.glob(".venv/.installed*"))
 
 
@@ -157,7 +158,9 @@ def test_called_by_another_shell_it_goes_on_in_bash(clone, tmp_path):
             text=True,
             check=False,
         )
-        assert ended.returncode == 0 and ended.stdout and "pipefail" not in ended.stderr
+        assert ended.returncode == 0
+        assert ended.stdout
+        assert "pipefail" not in ended.stderr
 
 
 # Where one stands, and by which name it is called
@@ -183,5 +186,6 @@ def test_the_folder_one_stands_in_pythonpath_cdpath_and_a_link_do_not_decide_whi
     before = everything(tmp_path)
     ended = subprocess.run(words, cwd=foreign, env=variables, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "of_this_clone" in ended.stdout and installations(clone) == 1
+    assert "of_this_clone" in ended.stdout
+    assert installations(clone) == 1
     assert {path for path in set(everything(tmp_path)) - set(before) if "/a clone/" not in path} == set()

@@ -148,7 +148,9 @@ def test_the_bare_accelerate_launch_parses_and_names_a_shipped_cluster_file(comm
 
     assert command.words[1] == "launch"
     parsed = launch_command_parser().parse_args(command.words[2:])
-    assert (PROJECT / parsed.config_file).is_file() and parsed.module and parsed.training_script == "trainer"
+    assert (PROJECT / parsed.config_file).is_file()
+    assert parsed.module
+    assert parsed.training_script == "trainer"
     check(parsed.training_script_args)
 
 
@@ -266,7 +268,8 @@ def test_every_place_of_a_run_that_the_readme_names_is_one_the_code_makes():
     for name in re.findall(names, block):
         assert name.removeprefix(".") in sources, name
     for folder in ("checkpoints", "runs"):
-        assert (PROJECT / folder).is_dir() and f"{folder}/NAME/" in block
+        assert (PROJECT / folder).is_dir()
+        assert f"{folder}/NAME/" in block
 
 
 def test_the_exit_codes_are_those_of_the_code():
@@ -334,7 +337,10 @@ def test_every_guide_is_listed_and_begins_with_what_it_is_about():
     listed = trainer("guide").out
     for name in PAGES:
         title, empty, summary, after = TEXTS[name].split("\n")[:4]
-        assert title == f"# {name.capitalize()}" and summary and not empty and not after
+        assert title == f"# {name.capitalize()}"
+        assert summary
+        assert not empty
+        assert not after
         assert re.search(rf"^ *{name} .*{re.escape(summary)}$", listed, re.MULTILINE)
         assert f"(trainer/guides/{name}.md)" in TEXTS["README"]
 
@@ -350,9 +356,14 @@ def test_a_guide_goes_into_a_pipe_as_it_is_written_and_is_set_for_a_terminal(nam
     monkeypatch.setattr(sys, "stdout", Terminal())
     guide(name)
     shown = sys.stdout.getvalue()
-    assert name.capitalize() in shown and "|---" not in shown and "| --- " not in shown and len(shown) > 1000
+    assert name.capitalize() in shown
+    assert "|---" not in shown
+    assert "| --- " not in shown
+    assert len(shown) > 1000
 
 
 def test_a_guide_that_there_is_not_is_refused_with_the_close_ones():
     said = trainer("guide", "chekpoints")
-    assert said.code == 2 and "'chekpoints'" in paragraph(said.err) and "'checkpoints'" in said.err
+    assert said.code == 2
+    assert "'chekpoints'" in paragraph(said.err)
+    assert "'checkpoints'" in said.err

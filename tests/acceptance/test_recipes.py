@@ -50,7 +50,8 @@ def test_every_recipe_takes_three_steps_at_reduced_size(name, tmp_path):
     taken = steps(recipe, "small")
     assert [record["step"] for record in taken] == [1, 2, 3]
     assert all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in taken)
-    assert outcome(recipe, "small")["outcome"] == "finished" and checkpoint(recipe, 3, "small").is_dir()
+    assert outcome(recipe, "small")["outcome"] == "finished"
+    assert checkpoint(recipe, 3, "small").is_dir()
     ran = load_resolved(tmp_path / "runs" / "small" / "config.yaml")
     assert (ran.optimizer, ran.schedule.name, ran.model.preset) == (
         whole.optimizer,
@@ -64,7 +65,8 @@ def test_every_recipe_begins_by_saying_what_it_is(name):
     from trainer.config.load import RECIPES
 
     first = (RECIPES / f"{name}.yaml").read_text().split("\n")[0]
-    assert first.startswith("# ") and len(first) > 30
+    assert first.startswith("# ")
+    assert len(first) > 30
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -83,14 +85,16 @@ def test_every_cluster_file_is_read_by_accelerates_own_loader_as_we_read_it(name
     theirs, ours = load_config_from_file(str(path)), read_cluster(name)
     assert theirs.num_processes == ours.num_processes
     assert str(theirs.distributed_type).removeprefix("DistributedType.") == "MULTI_GPU"
-    assert theirs.mixed_precision == ours.precision and ours.precision in MODES
+    assert theirs.mixed_precision == ours.precision
+    assert ours.precision in MODES
     assert theirs.use_cpu == ours.use_cpu == name.startswith("cpu")
 
 
 @pytest.mark.parametrize("name", cluster_names())
 def test_every_cluster_file_begins_by_saying_for_which_machine(name):
     first = (clusters_folder() / f"{name}.yaml").read_text().split("\n")[0]
-    assert first.startswith("# ") and ("CPU" if name.startswith("cpu") else "GPU") in first
+    assert first.startswith("# ")
+    assert ("CPU" if name.startswith("cpu") else "GPU") in first
     count = {"4gpu": "4 GPUs", "1gpu": "One GPU", "cpu": "One process", "cpu_2proc": "Two processes"}
     assert count[name if name.startswith("cpu") else name.split("_")[0]] in first
 
@@ -107,9 +111,8 @@ def test_the_compiler_and_fp8_settings_are_ones_that_accelerate_knows(name):
         "dynamo_use_regional_compilation",
     }
     assert dynamo.keys() <= known
-    assert (
-        dynamo["dynamo_backend"] in DynamoBackend.list() and dynamo.get("dynamo_mode", "default") in TORCH_DYNAMO_MODES
-    )
+    assert dynamo["dynamo_backend"] in DynamoBackend.list()
+    assert dynamo.get("dynamo_mode", "default") in TORCH_DYNAMO_MODES
     if theirs.mixed_precision == "fp8":
         assert theirs.fp8_config["backend"] == "TE"
         assert theirs.fp8_config.keys() - {"backend"} <= TERecipeKwargs.__dataclass_fields__.keys()

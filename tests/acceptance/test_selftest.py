@@ -8,6 +8,7 @@ import pytest
 
 from tests.commands import trainer
 from tests.launching import ONE_THREAD, PROJECT, TINY_GPT2, write_cluster, write_recipe
+from tests.messages import names, says
 from trainer.tools.selftest import conduct
 
 FAULT = '''
@@ -57,7 +58,8 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact(words, tmp_path, w
     done = trainer(*words)
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)
-    assert facts["exact"] and facts["differences"] == []
+    assert facts["exact"]
+    assert facts["differences"] == []
     assert {one["hit_writer"] for one in facts["survived"]} == {True, False}
     assert [list((tmp_path / folder).iterdir()) for folder in ("runs", "checkpoints")] == [[], []]
 
@@ -74,13 +76,16 @@ def test_a_run_whose_steps_are_longer_than_they_seemed_is_killed_again(words, tm
     done = trainer(*words)
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)
-    assert facts["exact"] and facts["differences"] == [] and facts["computed_in"] == "fp32"
-    assert len(facts["survived"]) >= 2 and {one["hit_writer"] for one in facts["survived"]} == {True, False}
+    assert facts["exact"]
+    assert facts["differences"] == []
+    assert facts["computed_in"] == "fp32"
+    assert len(facts["survived"]) >= 2
+    assert {one["hit_writer"] for one in facts["survived"]} == {True, False}
     assert any(one["lost_steps"] > 0 for one in facts["survived"])
     assert all("resume exact" in one["verdict"] for one in facts["survived"] if one["lost_steps"])
-    assert "it goes on with that" in done.err
+    says(done.err, "--seconds")
     # Where the machine is so busy that steps are long in truth, the first attempt is enough.
-    assert ("kills could come before the end of 9 steps: a step takes" in done.err) == (facts["choice"]["steps"] > 9)
+    assert names(done.err, "kills", "9 steps") == (facts["choice"]["steps"] > 9)
     left = sorted(path.name for folder in ("runs", "checkpoints") for path in (tmp_path / folder).iterdir())
     assert left == []
 
@@ -94,13 +99,15 @@ def test_a_random_stream_that_does_not_come_back_is_found_and_the_runs_are_kept(
     done = trainer(*words)
     assert done.code == 1, done.out + done.err
     facts = json.loads(done.out)
-    assert not facts["exact"] and facts["verdict"].startswith("NOT exact: step ")
+    assert not facts["exact"]
+    assert facts["verdict"].startswith("NOT exact: step ")
     assert any("resume NOT exact" in sentence for sentence in facts["differences"])
-    assert any("tensors, the first is" in sentence for sentence in facts["differences"])
+    assert any("tensors" in sentence for sentence in facts["differences"])
     assert all((Path(folder) / name).is_dir() for folder in facts["folders"] for name in ("straight", "killed"))
 
 
 def test_a_mistake_in_what_was_typed_is_one_paragraph_and_starts_nothing(words, tmp_path):
     done = trainer(*words, "optimizer.lrr=1")
-    assert done.code == 2 and "did you mean optimizer.lr" in done.err
+    assert done.code == 2
+    says(done.err, "optimizer.lr")
     assert not (tmp_path / "runs").exists()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.commands import paragraph, trainer
 from tests.events import events_of
 from tests.launching import TINY_GPT2, Started, checkpoint, final_bytes, outcome, records, steps, train, write_recipe
+from tests.messages import logged, says
 from tests.unit.model.tiny import tiny_model
 from trainer import loop, session
 from trainer.config.folders import command_line
@@ -107,11 +108,9 @@ def test_steps_that_are_taken_again_are_exported_again(recipe):
 
 def test_the_log_ends_with_what_the_run_came_to_and_what_opens_it(recipe):
     *_, model, last = (recipe.parent / "runs" / "tiny" / "train.log").read_text().splitlines()
-    assert model.endswith(
-        f"the model is in {exported(recipe)}; let it write: {command_line('generate', str(exported(recipe).parent))}"
-    )
+    says(model, exported(recipe), command_line("generate", str(exported(recipe).parent)))
     first, final = (record["val_loss"] for record in records(recipe) if "val_loss" in record)
-    assert "INFO finished at step 10: all 10 steps were taken; 1.28k tokens in " in last
+    says(last, "INFO", "finished", "step 10", "1.28k tokens")
     assert last.endswith(f"tokens/s; validation loss {first:.4f} at step 8, {final:.4f} at step 10")
 
 
@@ -167,12 +166,15 @@ def test_a_run_has_finished_also_when_its_sample_or_its_export_fails(ended, monk
     said = conclude()
     assert (said["outcome"], said["exit_code"], said["val_loss"]) == ("finished", 0, 2.5)
     kind = "RuntimeError: " if isinstance(error, RuntimeError) else ""
-    assert said["untidy"] == f"its {what.strip('_')} failed: {kind}{error}" in caplog.text
+    says(said["untidy"], what.strip("_"), f"{kind}{error}")
+    logged(caplog, said["untidy"])
     assert ("sample" in said, "exported" in said) == (what == "_export", what == "sample")
 
     monkeypatch.setattr(session, what, works[what])
     said = conclude()
-    assert said["sample"] == "To be" and said["exported_step"] == 10 and "untidy" not in said
+    assert said["sample"] == "To be"
+    assert said["exported_step"] == 10
+    assert "untidy" not in said
 
 
 def sampled(model, **settings):
@@ -256,7 +258,8 @@ def test_a_full_disk_does_not_hide_the_error_that_ended_a_run(failing, monkeypat
     with pytest.raises(ZeroDivisionError, match="the first error"):
         session.run_session(config)
     told = [record.message for record in caplog.records if record.message.endswith("it does not say: failed")]
-    assert len(told) == 1 and "outcome.json could not be written (No space left on device)" in told[0]
+    assert len(told) == 1
+    says(told[0], "outcome.json", "No space left on device")
 
 
 def test_a_rank_withdraws_what_it_left_in_an_earlier_launch_before_it_meets_the_others(failing, tmp_path, monkeypatch):
@@ -267,7 +270,8 @@ def test_a_rank_withdraws_what_it_left_in_an_earlier_launch_before_it_meets_the_
     monkeypatch.setattr(session, "begin_run", lambda config, stop: seen.append(note.exists()) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         session.run_session(config)
-    assert seen == [False] and "long ago" not in note.read_text()
+    assert seen == [False]
+    assert "long ago" not in note.read_text()
 
 
 def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(failing, tmp_path):
@@ -275,7 +279,8 @@ def test_a_mistake_that_shows_once_a_run_trains_is_a_failure_with_its_exit_code(
     with pytest.raises(DataError) as caught:
         session.run_session(failing(DataError("a shard was lost")))
     said = outcome(tmp_path / "tiny.yaml")
-    assert (said["outcome"], said["step"], said["exit_code"]) == ("failed", 7, 1) and "exported_step" not in said
+    assert (said["outcome"], said["step"], said["exit_code"]) == ("failed", 7, 1)
+    assert "exported_step" not in said
     assert caught.value.exit_code == 1
 
 
@@ -286,7 +291,7 @@ def test_an_operation_without_a_deterministic_form_is_a_paragraph_that_names_the
                 RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set it to be")
             )
         )
-    assert all(word in str(caught.value) for word in ("cumsum_cuda_kernel", "deterministic=false"))
+    says(caught.value, "cumsum_cuda_kernel", "deterministic=false")
     assert (outcome(tmp_path / "tiny.yaml")["outcome"], caught.value.exit_code) == ("failed", 1)
 
 
@@ -339,7 +344,8 @@ def raise_within_step(number):
 def test_a_run_that_fails_leaves_its_curves_whole_and_the_profile_it_had_begun(tmp_path):
     recipe = write_recipe(tmp_path, profile={"steps": [3, 9]})
     run = Started(recipe, SHORT, 1, partial(raise_within_step, 5))
-    assert run.wait() == 1 and paragraph(run.text()[run.text().index("error:") :]) == "error: a shard was lost"
+    assert run.wait() == 1
+    assert paragraph(run.text()[run.text().index("error:") :]) == "error: a shard was lost"
     folder = recipe.parent / "runs" / "tiny"
     assert sorted(path.name for path in (folder / "profile").iterdir())[1] == "rank-0-steps-3-4.pt.trace.json.gz"
     assert [event.step for event in events_of(recipe).Scalars("Loss/train")] == [1, 2, 3, 4, 5]
@@ -350,13 +356,12 @@ def test_what_writing_a_profile_takes_is_no_part_of_a_step(tmp_path):
     train(recipe, "max_steps=5")
     (after,) = [record for record in steps(recipe) if "time/profile_seconds" in record]
     parts = sum(value for key, value in after.items() if key.startswith("time/"))
-    assert after["step"] == 4 and after["step_seconds"] < parts - after["time/profile_seconds"] / 2
+    assert after["step"] == 4
+    assert after["step_seconds"] < parts - after["time/profile_seconds"] / 2
 
 
 def test_the_command_ends_with_the_code_that_the_outcome_states(failing, tmp_path):
     failing(DataError("a shard was lost"))
     said = trainer("train", str(tmp_path / "tiny.yaml"))
-    assert (
-        said.code == outcome(tmp_path / "tiny.yaml")["exit_code"] == 1
-        and paragraph(said.err) == "error: a shard was lost"
-    )
+    assert said.code == outcome(tmp_path / "tiny.yaml")["exit_code"] == 1
+    assert paragraph(said.err) == "error: a shard was lost"

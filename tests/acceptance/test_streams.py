@@ -40,7 +40,8 @@ def test_a_text_that_the_encoding_cannot_say_is_shown_with_escapes(finished, var
     ended = shell(f"$T report {finished.parent}/runs/tiny", **variables)
     assert (ended.returncode, ended.stderr) == (0, b"")
     said = ended.stdout.decode(variables["PYTHONIOENCODING"])
-    assert said.encode(variables["PYTHONIOENCODING"]) and ("Moli\u00e8re" in said or "Moli\\xe8re" in said)
+    assert said.encode(variables["PYTHONIOENCODING"])
+    assert "Moli\u00e8re" in said or "Moli\\xe8re" in said
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,8 @@ def test_a_text_that_the_encoding_cannot_say_is_shown_with_escapes(finished, var
 def test_what_was_asked_for_and_cannot_be_written_is_a_failure_in_a_paragraph(finished, output, code, said):
     ended = shell(f"$T report {finished.parent}/runs/tiny {output}")
     assert ended.returncode == code
-    assert said in ended.stderr and ended.stderr.count(b"\n") == (1 if said else 0)
+    assert said in ended.stderr
+    assert ended.stderr.count(b"\n") == (1 if said else 0)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,8 @@ def test_what_was_asked_for_and_cannot_be_written_is_a_failure_in_a_paragraph(fi
 )
 def test_a_launch_ends_with_the_runs_own_code_wherever_its_report_goes(finished, output):
     ended = shell(f"$T launch cpu_2proc {finished} global_batch=8 {output}")
-    assert ended.returncode == 0 and b"Traceback" not in ended.stderr + ended.stdout
+    assert ended.returncode == 0
+    assert b"Traceback" not in ended.stderr + ended.stdout
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyError("loss"), UnicodeError("x")])
@@ -71,7 +74,8 @@ def test_a_report_that_cannot_be_made_takes_nothing_from_how_the_run_ended(finis
     monkeypatch.setattr(supervise, "is_finished", lambda plan: False)
     monkeypatch.setattr(run, "report_of", fail)
     said = trainer("launch", "cpu_2proc", str(finished))
-    assert said.code == 75 and str(finished.parent / "runs" / "tiny" / "outcome.json") in said.err
+    assert said.code == 75
+    assert str(finished.parent / "runs" / "tiny" / "outcome.json") in said.err
 
 
 def test_a_closed_stream_gives_its_number_to_no_file():
@@ -102,4 +106,5 @@ def test_a_run_without_a_standard_output_is_finished_all_the_same(tmp_path, sabo
 @pytest.mark.parametrize("words", ["--help", "launch --help"])
 def test_help_that_nobody_reads_to_its_end_is_no_traceback(words):
     ended = shell(f"$T {words} | true; exit ${{PIPESTATUS[0]}}")
-    assert ended.returncode in (0, 141) and ended.stderr == b""
+    assert ended.returncode in (0, 141)
+    assert ended.stderr == b""

@@ -9,6 +9,7 @@ import yaml
 
 from tests.commands import paragraph, trainer
 from tests.launching import Started, checkpoint, final_bytes, outcome, records, train, write_recipe
+from tests.messages import line_of, says
 
 TIES = [
     {"query": "To be", "choices": ["or not", "or not", "or not"], "gold": 0},
@@ -61,7 +62,8 @@ def test_a_run_writes_the_tasks_down_with_each_validation_loss(finished):
     found = evaluations(finished)
     assert [record["step"] for record in found] == [8, 16, 24]
     assert all(names <= record.keys() for record in found)
-    assert found[-1]["shakespeare_lines/chance"] == 0.25 and "words/chance" not in found[-1]
+    assert found[-1]["shakespeare_lines/chance"] == 0.25
+    assert "words/chance" not in found[-1]
 
 
 def test_tasks_leave_no_trace_on_the_run(finished, tmp_path):
@@ -74,7 +76,8 @@ def test_tasks_leave_no_trace_on_the_run(finished, tmp_path):
 def test_tasks_are_asked_at_multiples_of_their_own_interval_and_at_the_end(tmp_path):
     recipe = write_recipe(tmp_path, evaluation={**write_tasks(tmp_path), "every_steps": 4, "tasks_every_steps": 16})
     train(recipe)
-    assert [r["step"] for r in evaluations(recipe) if "ties/acc" in r] == [16, 24] and len(evaluations(recipe)) == 6
+    assert [r["step"] for r in evaluations(recipe) if "ties/acc" in r] == [16, 24]
+    assert len(evaluations(recipe)) == 6
 
 
 def test_one_and_two_ranks_say_the_same_to_the_last_bit(finished):
@@ -90,11 +93,14 @@ def test_one_and_two_ranks_say_the_same_to_the_last_bit(finished):
     one, two = (
         [{**json.loads(line), "time": None} for line in lines] for lines in halves(path.read_text().splitlines())
     )
-    assert one == two and [record["task"] for record in one] == ["ties", "words", "shakespeare_lines"]
+    assert one == two
+    assert [record["task"] for record in one] == ["ties", "words", "shakespeare_lines"]
     ties, words, lines = one
     # Of equals the first is chosen: right where it is, wrong where the last would be.
-    assert ties["num_items"] == len(TIES) and ties["acc"] <= 2 / len(TIES)
-    assert words["perplexity"] > 1 and (lines["num_items"], lines["chance"], lines["step"]) == (300, 0.25, 24)
+    assert ties["num_items"] == len(TIES)
+    assert ties["acc"] <= 2 / len(TIES)
+    assert words["perplexity"] > 1
+    assert (lines["num_items"], lines["chance"], lines["step"]) == (300, 0.25, 24)
     assert all(text.count("shakespeare_lines    300  ") == 1 for text in said), said
 
 
@@ -105,7 +111,9 @@ def halves(lines):
 def test_the_command_takes_a_checkpoint_a_limit_and_speaks_to_programs(finished):
     text = put(finished, "--tasks", "shakespeare_lines", "--limit", "5", "--checkpoint", "20", "--json")
     (record,) = json.loads(text[text.index("[\n") :])
-    assert record["num_items"] == 5 and record["step"] == 20 and record["checkpoint"] == str(checkpoint(finished, 20))
+    assert record["num_items"] == 5
+    assert record["step"] == 20
+    assert record["checkpoint"] == str(checkpoint(finished, 20))
     assert "shakespeare_lines 100%" in text
 
 
@@ -125,7 +133,8 @@ def test_without_tasks_the_command_takes_the_validation_loss_that_the_run_had_th
     text = put(finished, "--checkpoint", "16", "--json", num_processes=num_processes)
     (record,) = json.loads(text[text.index("[\n") :])
     (in_the_run,) = (one for one in evaluations(finished) if one["step"] == 16)
-    assert record["loss"] == pytest.approx(in_the_run["val_loss"], abs=1e-6) and record["num_tokens"] > 0
+    assert record["loss"] == pytest.approx(in_the_run["val_loss"], abs=1e-6)
+    assert record["num_tokens"] > 0
     assert record["bits_per_byte"] == pytest.approx(in_the_run["bits_per_byte"], abs=1e-6)
     assert (record["step"], record["task"], record["precision"]) == (16, "validation_loss", "no")
     assert json.loads((finished.parent / "runs" / "tiny" / "evaluations.jsonl").read_text().splitlines()[-1]) == record
@@ -144,7 +153,8 @@ def test_the_loss_on_other_text_is_that_of_its_held_out_shards_and_comes_beside_
         "shakespeare_lines",
     )
     sequence_length = yaml.safe_load(finished.read_text())["sequence_length"]
-    assert loss["num_tokens"] == 5 * sequence_length and loss["perplexity"] == pytest.approx(math.exp(loss["loss"]))
+    assert loss["num_tokens"] == 5 * sequence_length
+    assert loss["perplexity"] == pytest.approx(math.exp(loss["loss"]))
     assert loss["bits_per_byte"] == pytest.approx(loss["loss"] / math.log(2), rel=0.05)  # a byte a token
 
 
@@ -161,9 +171,7 @@ def test_a_broken_task_file_is_told_once_by_the_command(finished, tmp_path, num_
 
 
 def test_no_task_at_all_is_a_mistake(finished):
-    assert "--tasks names no task" in paragraph(
-        trainer("eval", str(finished.parent / "runs" / "tiny"), "--tasks", ",").err
-    )
+    says(paragraph(trainer("eval", str(finished.parent / "runs" / "tiny"), "--tasks", ",").err), "--tasks")
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -181,7 +189,7 @@ def test_a_broken_task_file_is_refused_before_the_first_step(tmp_path, dry_run):
             if "last_attempt" in outcome(recipe)
             else outcome(recipe)["outcome"] == "refused"
         )
-    assert f"{tmp_path / 'ties.jsonl'}, line 2 is no item of a task" in paragraph(told[told.index("error:") :])
+    says(paragraph(told[told.index("error:") :]), tmp_path / "ties.jsonl", "line 2", "item")
 
 
 def test_a_corpus_without_held_out_data_cannot_have_tasks(tmp_path):
@@ -203,12 +211,15 @@ def test_a_corpus_without_held_out_data_cannot_have_tasks(tmp_path):
     )
     data = {"corpus": str(tmp_path / "corpus"), "train": [], "validation": [], "tokenizer": None}
     recipe = write_recipe(tmp_path, data=data, evaluation=write_tasks(tmp_path))
-    assert "evaluation.tasks needs held-out data" in train(recipe, exit_code=2)
+    line_of(train(recipe, exit_code=2), "evaluation.tasks", "held-out")
 
 
 def test_more_held_out_sequences_than_there_are_is_told(tmp_path):
-    assert "evaluation.num_sequences is 99, and 12 sequences are held out: all of them are read" in train(
-        write_recipe(tmp_path), "max_steps=5", "evaluation.num_sequences=99"
+    line_of(
+        train(write_recipe(tmp_path), "max_steps=5", "evaluation.num_sequences=99"),
+        "evaluation.num_sequences",
+        99,
+        "12 sequences",
     )
 
 
@@ -220,7 +231,5 @@ def test_evaluations_that_cannot_be_written_down_are_shown_all_the_same(finished
         text = put(finished, "--tasks", "shakespeare_lines", "--limit", "5")
     finally:
         path.rmdir()
-    assert (
-        f"{path} cannot be written (Is a directory), so what follows stands nowhere else" in text
-        and "shakespeare_lines      5" in text
-    )
+    line_of(text, path, "Is a directory")
+    assert "shakespeare_lines      5" in text

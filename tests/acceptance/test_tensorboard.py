@@ -39,9 +39,11 @@ def test_a_run_that_goes_back_leaves_nothing_of_the_branch_it_left(tmp_path):
     train(recipe, "resume_from_checkpoint=10", "optimizer.lr=0.01", "max_steps=20")
     assert checkpoint(recipe, 20).is_dir()
     events = events_of(recipe)
-    assert [event.step for event in events.Scalars("Loss/train")] == list(range(1, 21)) and drawn_twice(events) == []
+    assert [event.step for event in events.Scalars("Loss/train")] == list(range(1, 21))
+    assert drawn_twice(events) == []
     after = [event.value for event in events.Scalars("Loss/train")]
-    assert after[:10] == before[:10] and after[11:] != before[11:20]
+    assert after[:10] == before[:10]
+    assert after[11:] != before[11:20]
 
 
 def test_a_finished_run_that_goes_on_is_not_finished_until_it_is(tmp_path):
@@ -58,4 +60,5 @@ def test_a_finished_run_that_goes_on_is_not_finished_until_it_is(tmp_path):
     assert not is_finished()
     last = records(recipe)[-1]["step"] + 20
     train(recipe, f"max_steps={last}")
-    assert is_finished() and drawn_twice(events_of(recipe)) == []
+    assert is_finished()
+    assert drawn_twice(events_of(recipe)) == []

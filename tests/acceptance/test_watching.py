@@ -24,7 +24,8 @@ def test_probes_histograms_and_the_profiler_at_every_step_change_no_bit(tmp_path
         train(recipe, "max_steps=6", num_processes=num_processes)
         ends.append(final_bytes(recipe, 6))
         curves.append([(record["loss"], record["grad_norm"], record["data_digest"]) for record in steps(recipe)])
-    assert ends[0] == ends[1] and curves[0] == curves[1]
+    assert ends[0] == ends[1]
+    assert curves[0] == curves[1]
     assert (tmp_path / "everything" / "runs" / "tiny" / "profile").is_dir(), "it was watched"
 
 
@@ -61,6 +62,7 @@ def test_ranks_whose_numbers_are_late_judge_the_same_steps_around_a_sample(tmp_p
     run = Started(recipe, ("max_steps=12",), 2, partial(numbers_come_late, tmp_path))
     assert run.wait() == 0, run.text()
     first, second = ((tmp_path / f"rank-{rank}.jsonl").read_text() for rank in (0, 1))
-    assert first == second and outcome(recipe)["step"] == 12
+    assert first == second
+    assert outcome(recipe)["step"] == 12
     known = dict(map(json.loads, first.splitlines()))
     assert known[1] == [] and known[3] == [2, 3] and known[7] == [], "they come late, but before a sample"

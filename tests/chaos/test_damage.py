@@ -165,6 +165,7 @@ def test_each_mutation_is_found_or_changed_nothing_and_the_older_checkpoint_is_t
             found[kind] += 1
             files.add(mutations.hit.name)
         mutations.restore()
-    assert verify(store.path(NEWEST)) == [] and resolve(store, "latest").path == store.path(NEWEST)
+    assert verify(store.path(NEWEST)) == []
+    assert resolve(store, "latest").path == store.path(NEWEST)
     assert all(found.values()) and files == mutations.sound.keys(), "every way to harm, and every file, was met"
     assert harmless < number_of_them / 10

@@ -3,7 +3,7 @@ import shlex
 
 import pytest
 
-from tests.messages import line, refuses, says
+from tests.messages import line_of, refuses, says
 from tests.small_checkpoints import commit
 from trainer import locks
 from trainer.config.folders import checkpoints_folder, find_checkpoints, find_run, run_folder
@@ -46,7 +46,7 @@ def test_a_validation_loss_that_is_no_number_is_called_that(store, tmp_path):
     write_outcome(tmp_path / "mine", "diverged", step=2, reason="because")
     records = [{"step": 1, "val_loss": 2.0, "bits_per_byte": 1.5}, {"step": 2, "val_loss": None, "bits_per_byte": None}]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    line(report("mine", tmp_path / "mine", store.folder, None), "validation loss", "finite", "step 2")
+    line_of(report("mine", tmp_path / "mine", store.folder, None), "validation loss", "finite", "step 2")
 
 
 def test_a_run_ends_with_what_it_came_to(tmp_path):
@@ -87,7 +87,7 @@ def test_the_newest_accuracy_of_each_task_stands_beside_that_of_guessing(store, 
 def test_a_run_that_was_killed_at_its_start_is_reported_too(store, tmp_path):
     write_outcome(tmp_path / "mine", "running", step=0, reason="started")
     text = report("mine", tmp_path / "mine", store.folder, None)
-    line(text, "mine", "running", "step 0", "started")
+    line_of(text, "mine", "running", "step 0", "started")
     assert "nats" not in text
     assert "It writes" not in text
 
@@ -96,9 +96,9 @@ def test_a_run_that_is_running_stands_at_the_last_step_of_its_curve(store, tmp_p
     write_outcome(tmp_path / "mine", "running", step=10, reason="training")
     records = [{"step": n, "loss": 4.0, "tokens": n * 1000, "step_seconds": 1.0} for n in (11, 12)]
     (tmp_path / "mine" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    line(report("mine", tmp_path / "mine", store.folder, None), "mine", "running", "step 12", "training")
+    line_of(report("mine", tmp_path / "mine", store.folder, None), "mine", "running", "step 12", "training")
     write_outcome(tmp_path / "mine", "interrupted", step=11, reason="SIGTERM was received")
-    line(report("mine", tmp_path / "mine", store.folder, None), "mine", "interrupted", "step 11")
+    line_of(report("mine", tmp_path / "mine", store.folder, None), "mine", "interrupted", "step 11")
 
 
 FALLBACK = {"event": "start", "precision": "bf16", "instead_of": "fp8", "because": "there is no CUDA device"}
@@ -123,22 +123,22 @@ BACK = {"event": "precision", "mode": "bf16", "reason": "the loss in fp8 was abo
 def test_what_it_computed_in_is_told_with_the_reason_where_it_is_not_what_was_asked_for(store, tmp_path, events, words):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     (tmp_path / "mine" / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    line(report("mine", tmp_path / "mine", store.folder, None), "computed", *words)
+    line_of(report("mine", tmp_path / "mine", store.folder, None), "computed", *words)
 
 
 def test_a_start_that_was_refused_is_told_beside_the_outcome(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="all 10 steps were taken")
     write_refusal(tmp_path / "mine", read_outcome(tmp_path / "mine"), "there is no data")
     said = report("mine", tmp_path / "mine", store.folder, None)
-    line(said, "mine", "finished", "step 10")
-    line(said, "refused", "there is no data")
+    line_of(said, "mine", "finished", "step 10")
+    line_of(said, "refused", "there is no data")
 
 
 def test_what_a_finished_run_left_undone_is_told(store, tmp_path):
     write_outcome(tmp_path / "mine", "finished", step=10, reason="because", untidy="its export failed: full")
     said = report("mine", tmp_path / "mine", store.folder, None)
-    line(said, "mine", "finished", "step 10", "because")
-    line(said, "export", "full")
+    line_of(said, "mine", "finished", "step 10", "because")
+    line_of(said, "export", "full")
 
 
 @pytest.mark.parametrize(

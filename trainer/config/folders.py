@@ -113,4 +113,4 @@ def _known(kind: str, wanted: str) -> str:
         if folder.is_dir()
         else []
     )
-    return did_you_mean(wanted, names) if names else f"{folder} is empty: nothing was trained here yet"
+    return did_you_mean(wanted, names) if names else f"{folder} is empty: nothing was trained here yet; train first"

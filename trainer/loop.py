@@ -56,7 +56,7 @@ def train(run: Run) -> Ending:
         run.stopwatch.lap("report")
 
         is_best = evaluate(run) if run.eval_schedule.due(run.progress.step) else False
-        ending = judge_end(run, ending)
+        ending = judge_end(run, ending) if ending else None
         if run.eval_schedule.samples_due(run.progress.step):
             sample(run)
         request = max((result.save_request for result in results), default=SaveRequest.NONE)
@@ -115,10 +115,11 @@ def report(
 
 def evaluate(run: Run) -> bool:
     """Takes the validation loss, asks the tasks, and writes both down; returns whether the loss is the lowest so far."""
+    assert run.validate is not None, "an evaluation is due only where text is held out"
     with run.reporter.pause("evaluating"):
         started = time.perf_counter()
         result = run.validate()
-        step, facts = run.progress.step, {}
+        step, facts = run.progress.step, dict[str, float]()
         if num_bytes := run.corpus.validation_bytes(run.config.evaluation.num_sequences):
             facts["bits_per_byte"] = result.bits_per_byte(num_bytes)
         if run.eval_schedule.tasks_due(step):

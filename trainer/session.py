@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 def run_session(config: Config) -> int:
     """Trains until the run is finished or stopped; returns the exit code, the same that outcome.json states.
 
-    Whatever happens, outcome.json says it: `refused` before the first step, `failed` after it, each with its reason. A signal
-    only asks until it is written: the launcher sends one to every rank that outlives the first that fails.
+    Whatever happens, outcome.json states it: `refused` before the first step, `failed` after it, each with its reason. Signals are
+    caught until it is written: the launcher sends one to every rank that outlives the first that fails.
     """
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
@@ -91,7 +91,7 @@ def run_session(config: Config) -> int:
             raise
         except BaseException as error:
             _journal_stop(journal, run, error)
-            _tell(folder, before, Outcome.FAILED, run, f"{type(error).__name__}: {error}")
+            _leave_reason(folder, before, Outcome.FAILED, run, f"{type(error).__name__}: {error}")
             raise
         finally:
             if sys.exception() is not None:
@@ -123,7 +123,7 @@ def _errors_explained(config: Config, folder: Path, precision: Callable[[], str]
 
 @contextmanager
 def _disk_errors_explained(folder: Path) -> Iterator[None]:
-    """A disk that takes nothing in this block, before the first step, becomes a LaunchError: there is nothing that could go on without it.
+    """A disk that cannot be written in this block, before the first step, becomes a LaunchError.
 
     It is full, over quota, broken, read-only, or what is on it belongs to somebody else.
     """
@@ -164,21 +164,21 @@ def _lose(folder: Path, before: dict[str, Any] | None, journal: Journal, run: Ru
 
 
 def _fail(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, error: TrainerError) -> None:
-    """Writes down how the run ends by an error that is a paragraph, and leaves its words to one rank."""
+    """Writes down how the run ends by an error that is a paragraph; of the ranks that have the same one, the first prints it."""
     error.exit_code = outcome.exit_code
     if error.was_said:
         _note(folder, before, outcome, run, str(error))
     else:
-        _tell(folder, before, outcome, run, str(error))
+        _leave_reason(folder, before, outcome, run, str(error))
         error.was_said = said_by_lower_rank(folder)
 
 
-def _tell(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, reason: str) -> None:
-    """Tells the other ranks, who wait for this one, and outcome.json why this rank fails."""
+def _leave_reason(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, reason: str) -> None:
+    """Leaves why this rank fails for the other ranks, which wait for it, and in outcome.json."""
     try:
         leave_failure(folder, outcome, reason)
     except OSError as error:
-        log.warning("the other ranks could not be told (%s): %s", error.strerror, reason)
+        log.warning("the reason of the failure could not be left for the other ranks (%s): %s", error.strerror, reason)
     _note(folder, before, outcome, run, reason)
 
 
@@ -187,7 +187,7 @@ def _note(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Ru
     if os.environ.get("RANK", "0") != "0":
         return
     step = run.progress.step if run else before["step"] if before else 0
-    with _told_if_full(folder, outcome):
+    with _logged_if_full(folder, outcome):
         if outcome == Outcome.REFUSED:
             write_refusal(folder, before, reason)
         else:
@@ -195,8 +195,8 @@ def _note(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Ru
 
 
 @contextmanager
-def _told_if_full(folder: Path, outcome: str) -> Iterator[None]:
-    """Where outcome.json cannot be written, that is told and nothing else is lost for it: not the run, nor the error that ended it."""
+def _logged_if_full(folder: Path, outcome: str) -> Iterator[None]:
+    """Where outcome.json cannot be written, that is logged, and neither the run nor the error that ended it is lost for it."""
     try:
         yield
     except OSError as error:
@@ -225,7 +225,7 @@ def conclude(run: Run, before: dict[str, Any] | None, ending: Ending) -> None:
     facts["val_loss"] = run.eval_schedule.loss_at(step)
     if run.eval_schedule.last_loss is not None:  # of an interrupted run it is that of an earlier step
         facts["last_val_loss"], facts["last_val_step"] = run.eval_schedule.last_loss, run.eval_schedule.last_step
-    with _told_if_full(run.folder, ending.outcome):
+    with _logged_if_full(run.folder, ending.outcome):
         write_outcome(run.folder, ending.outcome, step=step, reason=ending.reason, **facts)
     if "exported" in facts:
         log.info("the model is in %s; let it write: %s", facts["exported"], command_line("generate", typed(run.folder)))
@@ -233,10 +233,10 @@ def conclude(run: Run, before: dict[str, Any] | None, ending: Ending) -> None:
 
 
 def _tidy_up(run: Run, step: int) -> dict[str, Any]:
-    """A sample of text and the exported model, as facts. The run has finished without them too: what failed is told, as `untidy`."""
+    """A sample of text and the exported model, as facts. The run has finished without them too: what failed is stated as `untidy`."""
     facts: dict[str, Any] = {}
     failures = []
-    works = {
+    works: dict[str, Callable[[], dict[str, Any]]] = {
         "sample": lambda: {"sample": sample(run)},
         "export": lambda: {"exported": str(_export(run)), "exported_step": step},
     }

@@ -1,4 +1,4 @@
-"""Why a rank failed, told to the other ranks of the launch.
+"""Why a rank failed, left for the other ranks of the launch.
 
 What the others see is a connection that breaks, or nothing at all. So a rank that fails leaves its reason in the run's folder before it
 ends, and the others take it for theirs: the person reads one paragraph, or one traceback, and outcome.json says the same.
@@ -26,7 +26,7 @@ _NOTE = ".failed-rank-"
 
 @dataclass(frozen=True)
 class RankFailure:
-    """Why one rank failed, in its own words; `outcome` is what this means for the run."""
+    """Why one rank failed; `outcome` is what this means for the run."""
 
     rank: int
     pid: int

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -14,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from trainer import files
 from trainer.metrics.event_files import EventFile, new_event_file
+from trainer.metrics.histograms import Histogram
 from trainer.metrics.tags import layout
 from trainer.metrics.trackers import naming, plain
 
@@ -31,18 +32,6 @@ SETTINGS = "events.out.tfevents.0000000000.settings"
 
 _END = ".end"
 """How the name of the file ends that says that the run has finished."""
-
-
-class Bins(Protocol):
-    """A histogram that was counted already: `bucket_counts[i]` numbers lie up to `bucket_limits[i]`, above the limit before."""
-
-    min: float
-    max: float
-    num: int
-    sum: float
-    sum_squares: float
-    bucket_limits: Any
-    bucket_counts: Any
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -83,7 +72,7 @@ def write_layout(writer: SummaryWriter, features: Collection[str]) -> None:
     writer.add_custom_scalars(layout(features))
 
 
-def write_histogram(writer: SummaryWriter, tag: str, step: int, bins: Bins) -> None:
+def write_histogram(writer: SummaryWriter, tag: str, step: int, bins: Histogram) -> None:
     """Draws one histogram."""
     writer.add_histogram_raw(
         tag,

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.metrics.board import Bins, write_histogram
+from trainer.metrics.board import write_histogram
 from trainer.metrics.failures import CountedFailures
+from trainer.metrics.histograms import Histogram
 from trainer.metrics.index import CurveIndex
 from trainer.metrics.trackers import PatientTracker
 
@@ -44,7 +45,7 @@ class Drawing:
         """Draws a text in TensorBoard."""
         self.add(step, lambda writer: writer.add_text(tag, markdown, step))
 
-    def histograms(self, step: int, count: Callable[[], Mapping[str, Bins]]) -> None:
+    def histograms(self, step: int, count: Callable[[], Mapping[str, Histogram]]) -> None:
         """Draws histograms by tag in TensorBoard; `count` makes them, on the drawing thread."""
 
         def prepare() -> Callable[[SummaryWriter], object]:

@@ -1,4 +1,4 @@
-"""Failed writes of what a run can do without: counted, told ever more rarely, and never its end."""
+"""Failed writes of what a run can do without: counted and logged ever more rarely; they never end it."""
 
 import logging
 from collections.abc import Callable
@@ -7,7 +7,7 @@ log = logging.getLogger(__name__)
 
 
 class CountedFailures:
-    """Counts the failures of one launch; told are the 1st, 2nd, 4th, 8th ..., so that a month of them does not fill the log."""
+    """Counts the failures of one launch and logs the 1st, 2nd, 4th, 8th ..., so that a month of them does not fill the log."""
 
     def __init__(self) -> None:
         self.count = 0

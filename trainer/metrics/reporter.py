@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 
 from trainer.journal import Journal
-from trainer.metrics.board import SETTINGS, Bins, remove_end, write_end, write_layout, write_settings
+from trainer.metrics.board import SETTINGS, remove_end, write_end, write_layout, write_settings
 from trainer.metrics.console import ProgressBar
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
 from trainer.metrics.details import FEWEST_STEPS, Details
@@ -25,6 +26,7 @@ from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.index import CurveIndex
 from trainer.metrics.meters import Speed, SpeedMeter
+from trainer.metrics.probes import Reading
 from trainer.metrics.sampling import Sampling
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.stopwatch import RARE, StepTimes
@@ -40,16 +42,6 @@ SMOOTHING_STEPS = 20
 
 SAVED = ".saved"
 """Stands in runs/NAME once the run has committed a checkpoint."""
-
-
-class Reading(Protocol):
-    """What the probes took of a step, on its way from the device."""
-
-    def numbers(self) -> Mapping[str, float]: ...
-
-    has_histograms: bool
-
-    def histograms(self) -> Mapping[str, Bins]: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ class Reporter:
         """Opens every output; after a resume at `resumed_step` the curve continues there.
 
         texts          Markdown by tag that TensorBoard shows of each launch; `once`: of the run
-        assumed_facts  what decided about the bits of lost steps whose launch did not write it down, as far as the checkpoint tells
+        assumed_facts  the facts that decide about bits, as far as the checkpoint has them, for lost steps whose launch did not write them down
         """
         if self._main:
             self._open_outputs(settings, resumed_step, texts, once or {}, assumed_facts or {})
@@ -234,7 +226,7 @@ class Reporter:
             self._bar.saved()
 
     def may_fail(self, what: str, work: Callable[[], None]) -> None:
-        """Does what the run can do without, whatever it raises: counted and told, as a tracker's failures are."""
+        """Does what the run can do without, whatever it raises: counted and logged, as a tracker's failures are."""
         self._failures.guard(what, work, Exception)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
@@ -275,6 +267,7 @@ class Reporter:
             self._drawing.close()
 
     def _write(self, facts: StepFacts, begun: dict[str, Any], result: StepResult) -> None:
+        assert self._drawing is not None, "open() first"
         step, loss, grad_norm = result.step, result.loss, result.grad_norm
         speed = self._meter.step(facts.step_tokens, facts.times.step_seconds())
         self.step_seconds = speed.step_seconds
@@ -317,7 +310,8 @@ class Reporter:
 
     def _put(self, record: dict[str, Any]) -> None:
         """Writes to the curve, where the trackers find it. A full disk does not end the run here: its checkpoints decide that."""
-        self._failures.guard(CURVE, lambda: self._curve.append(record))
+        assert self._curve is not None, "open() first"
+        self._failures.guard(CURVE, partial(self._curve.append, record))
 
     def _prove(self, record: dict[str, Any]) -> None:
         """Compares a replayed step with what was lost; the verdict, once it is there, goes into its record."""
@@ -330,6 +324,7 @@ class Reporter:
             (log.info if is_exact else log.error)(verdict)
 
     def _show(self, step: int, loss: float, grad_norm: float, lr: float, speed: Speed) -> None:
+        assert self._bar is not None, "open() first"
         steps_left = self._max_steps - step
         left = self._meter.seconds_left(steps_left) if steps_left else None
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"

@@ -5,7 +5,7 @@ event into the stream, which the device passes when it has done all that was ask
 a device that waits for data waits in `data`. Nothing there waits for the device.
 
 A step begins where the step before has handed its numbers over, and ends where it hands over its own. What followed the step before, an
-evaluation or a save, has no numbers of its own to go with: it goes with those of this step, and is no part of the time that it took.
+evaluation or a save, is reported with this step, and is not part of the time that the step took.
 """
 
 import time

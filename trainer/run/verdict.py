@@ -41,9 +41,9 @@ def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
     return None
 
 
-def judge_end(run: Run, ending: Ending | None) -> Ending | None:
+def judge_end(run: Run, ending: Ending) -> Ending:
     """The end once the last step is evaluated: a run that has taken all its steps and ends in doubt is diverged, not finished."""
-    if ending is None or ending.outcome != Outcome.FINISHED:
+    if ending.outcome != Outcome.FINISHED:
         return ending
     step, skipped = run.progress.step, run.guard.num_last_skipped
     if skipped >= SKIPS_IN_DOUBT:

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite are skipped on the device; too many in a row end the run. And since when its losses are not usual."""
+"""Counts steps whose gradient is not finite, which the device skips, and ends the run after too many in a row; knows the last usual loss."""
 
 import logging
 import math
@@ -9,14 +9,14 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SKIPS_IN_DOUBT = 3
-"""A run that ends with so many skipped steps in a row is not finished: nobody knows whether its weights are worth anything."""
+"""A run that ends with this many skipped steps in a row has diverged: its weights may be worthless."""
 
 
 class UsualLoss:
     """Which losses are usual after those before them: a run that ends as diverged went wrong after the last one that was.
 
-    A loss is unusual that is above the median of the last WINDOW usual ones by SPREADS median deviations and by a SHARE of it. Of a few
-    the deviation is not known: then by half of the median. What stays up for NEW_LEVEL steps is usual: the data may have changed.
+    A loss is unusual if it exceeds the median of the last WINDOW usual ones by SPREADS median deviations and by SHARE of that median. With
+    fewer than FEW of them, by SHARE_OF_FEW of the median. A loss that stays high for NEW_LEVEL steps is usual: the data may have changed.
     """
 
     WINDOW, FEW, SPREADS, SHARE, SHARE_OF_FEW, NEW_LEVEL = 32, 8, 12.0, 0.1, 0.5, 100
@@ -58,26 +58,26 @@ class NonFiniteGuard:
     """Counts skipped steps; a part of the TrainState, so the count survives a restart."""
 
     def __init__(self, max_bad_steps: int, *, scaled: bool = False) -> None:
-        """`scaled`: a GradScaler looks for its scale by letting gradients overflow, so only the loss tells a bad step."""
+        """`scaled`: a GradScaler finds its scale by letting gradients overflow, so a bad step shows in the loss only."""
         self._max_bad_steps, self._scaled = max_bad_steps, scaled
         self._in_a_row = 0
         self._in_all = 0
         self.num_last_skipped = 0
-        """How many steps in a row were skipped up to the last one, whatever began anew in between."""
+        """How many steps in a row were skipped up to the last one; `start_over` does not reset it."""
         self._usual = UsualLoss()
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the last step was skipped: the weights may be beyond saving, and should not take a good checkpoint's place."""
+        """Whether the last step was skipped: the weights may be worthless, and must not take a good checkpoint's place."""
         return self.num_last_skipped > 0
 
     @property
     def first_unsure_step(self) -> int:
-        """The first step whose weights may have diverged already, if the run has: no later step showed that they give a usual loss."""
+        """The first step whose weights may have diverged already, if the run has: no later step had a usual loss."""
         return self._usual.step or 0
 
     def judge(self, step: int, loss: float, grad_norm: float) -> str | None:
-        """Takes a step's numbers, equal on every rank; returns the reason to give up, or None to go on."""
+        """Takes a step's loss and gradient norm, equal on every rank; returns the reason to end the run, or None."""
         if math.isfinite(loss if self._scaled else grad_norm):
             self._in_a_row = self.num_last_skipped = 0
             if math.isfinite(loss):
@@ -99,7 +99,7 @@ class NonFiniteGuard:
         return None
 
     def start_over(self) -> None:
-        """Counts anew from here: what made the steps bad may be gone. Whether the weights are sound is still in doubt."""
+        """Resets the count of bad steps, since their cause may be gone; whether the weights are sound is still in doubt."""
         self._in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A process that ends when the one that started it does: what nobody supervises any more must not train on unseen.
+"""Ends a process when the one that started it ends, so that no rank trains on without a launcher.
 
-`trainer launch` starts a launcher and that one the ranks, and each of the two may be killed so that it can tell nobody. Nothing is
-asked of a process that a person started: under nohup its shell may well go before it.
+`trainer launch` starts a launcher, which starts the ranks; each of the two may be killed by SIGKILL and can then signal nobody. A
+process that a person started is left alone: under nohup its shell may end before it.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 STARTED_BY = "TRAINER_STARTED_BY"
-"""Names the process that starts this one, for the case that it ends before this one could ask to be told."""
+"""The environment variable with the id of the process that starts this one, in case it ends before this one has asked for the signal."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -9,6 +9,7 @@ import logging
 import signal
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        """Which signal asked, as words; None while nobody has."""
+        """Which signal arrived, as a clause; None before."""
         self._asked_at: float | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     @property
     def vote(self) -> float:

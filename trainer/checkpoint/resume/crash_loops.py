@@ -94,11 +94,12 @@ def _judge(rows: dict[int, _Row], start: _Start | None) -> None:
     row = rows.get(start.step)
     if row is None or row.digest != start.digest:
         row = rows[start.step] = _Row(start.digest)
-    died_at = start.stop.get("step") if start.stop and start.stop.get("cause") in OWN_FAILURES else None
+    stop = start.stop or {}
+    died_at = stop.get("step") if stop.get("cause") in OWN_FAILURES else None
     if isinstance(died_at, int):
         same = row.died_at == died_at
         row.num_deaths = row.num_deaths + 1 if same else 1
-        row.died_at, row.reason = died_at, str(start.stop.get("reason") or start.stop["cause"])
+        row.died_at, row.reason = died_at, str(stop.get("reason") or stop["cause"])
     elif row.died_at is not None and start.reached > row.died_at:
         rows[start.step] = _Row(start.digest)
 

@@ -30,8 +30,9 @@ from trainer.metrics.curves import CURVE
 from trainer.metrics.totals import totals_of
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.flops import parameter_counts
+from trainer.optim.build import build_optimizer
 from trainer.run.begin import refuse_to_start_over
-from trainer.run.build import model_of, optimizer_of
+from trainer.run.build import model_of
 from trainer.run.identity import describe
 from trainer.run.memory import check_memory
 from trainer.text import count, duration, numbered, table
@@ -106,7 +107,7 @@ def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) 
     policy = policy_of(config.checkpoint)
     there = sum(manifest.num_bytes for manifest in store.sound_manifests())
     folder = next(path for path in (store.folder, *store.folder.parents) if path.is_dir())
-    one = sum(expected_bytes(model, optimizer_of(config, model)))
+    one = sum(expected_bytes(model, build_optimizer(model, config.optimizer)))
     num_kept = most_kept(policy, config.max_steps, has_copies=bool(config.checkpoint.mirror))
     check_free(folder, one, num_kept=num_kept, there_bytes=there, max_disk_bytes=policy.max_disk_bytes)
 

@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks.workload import WARM_UP_STEPS, Workload, machine
 from trainer.model.build import build_shapes
-from trainer.optim import muon
+from trainer.optim import muon_with_adamw as muon
 from trainer.optim.groups import named_groups
 
 MAX_OPTIMIZER_SHARE, MAX_STEP_RATIO = 0.35, 1.05

@@ -64,15 +64,7 @@ class Workload:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """The recipe's, over this model."""
-        wanted = self.config.optimizer
-        return build_optimizer(
-            self.bare,
-            name=wanted.name,
-            lr=wanted.lr,
-            betas=wanted.betas,
-            weight_decay=wanted.weight_decay,
-            muon_lr=wanted.muon_lr,
-        )
+        return build_optimizer(self.bare, self.config.optimizer)
 
     def gradients(self) -> float:
         """Forward and backward over the micro-batches of one step; returns the seconds."""

@@ -14,7 +14,7 @@ from tests.launching import TINY_GPT2, TINY_LLAMA, train, write_recipe
 from tests.small_runs import Small
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.checkpoint.format.store import CheckpointStore, verify
-from trainer.config.schema import CheckpointConfig
+from trainer.config.schema import CheckpointConfig, OptimizerConfig
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
@@ -59,15 +59,7 @@ def builder(config: dict, optimizer: str, seed: int):
         resolved = resolve(None, config, vocab_size=VOCAB, sequence_length=8, eot_id=0)
         model = build_model(resolved, vocab_size=VOCAB, seed=seed, device=torch.device("cpu"))
         return model, build_optimizer(
-            model,
-            name=optimizer,
-            lr=0.01,
-            betas=(0.9, 0.95),
-            eps=1e-8,
-            weight_decay=0.1,
-            muon_lr=0.02,
-            muon_momentum=0.95,
-            muon_weight_decay=0.1,
+            model, OptimizerConfig(name=optimizer, lr=0.01, weight_decay=0.1, muon_lr=0.02, muon_weight_decay=0.1)
         )
 
     return build

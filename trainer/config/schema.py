@@ -7,26 +7,13 @@ everywhere: a step is an optimizer step, a batch is counted in sequences, a loss
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
-
+from trainer.config.optimizers import optimizer_section
+from trainer.config.section import Fraction, NotNegative, Positive, Rate, Section
 
 CHANGEABLE = ("data", "tokenizer", "sequence_length", "seed", "optimizer")
 """What resume.allow_changes may name, besides fields of the model."""
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, no unknown keys, the text under a setting is its help."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True, protected_namespaces=()
-    )
 
 
 class DataConfig(Section):
@@ -57,29 +44,6 @@ class ModelConfig(Section):
     """Fields of the transformers config, over the preset's; with `model_type` and no preset a whole model of one's own."""
     gradient_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass instead of kept: less memory, about a third more time."""
-
-
-class OptimizerConfig(Section):
-    """The optimizer and the clipping of gradients."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    """`adamw`, or `muon`: Muon for the hidden matrices and AdamW for everything else."""
-    lr: Rate = 6e-4
-    """Peak learning rate of AdamW."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """AdamW's decay of the first and second moment."""
-    eps: Rate = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: Decay = 0.1
-    """Decoupled weight decay of AdamW's matrices; vectors (norms, biases) have none."""
-    muon_lr: Rate = 0.02
-    """Peak learning rate of Muon."""
-    muon_momentum: Beta = 0.95
-    """Muon's momentum."""
-    muon_weight_decay: Decay = 0.0
-    """Decoupled weight decay of Muon's matrices."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this total norm when theirs is larger."""
 
 
 class ScheduleConfig(Section):
@@ -231,6 +195,10 @@ class PrecisionConfig(Section):
     """Whether matrix products in fp32 on a GPU (under `mixed_precision: no`) may take TF32: several times as fast, with 10 bits of mantissa instead of 23."""
 
 
+OptimizerConfig = optimizer_section()
+"""The section `optimizer`: what all optimizers share, and what each entry of config/optimizers.py adds."""
+
+
 class Config(Section):
     """One run, whole."""
 
@@ -262,7 +230,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     precision: PrecisionConfig = PrecisionConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()  # type: ignore[valid-type]  # put together from the registry
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -5,6 +5,8 @@ Nothing is taken by such a name, since a value may mean something else there; th
 
 from dataclasses import dataclass
 
+from trainer.config.optimizers import OPTIMIZERS
+
 
 @dataclass(frozen=True)
 class Synonym:
@@ -78,7 +80,7 @@ _SETTINGS: tuple[tuple[str, str, str], ...] = (
     (
         "optim optimizer_name optimizer.class_path",
         "optimizer.name",
-        "adamw (for adamw_torch, adamw_torch_fused and AdamW) or muon",
+        f"{' or '.join(OPTIMIZERS)}; adamw for adamw_torch, adamw_torch_fused and AdamW",
     ),
     ("wd", "optimizer.weight_decay", SAME),
     # Schedule

@@ -1,0 +1,12 @@
+"""The model: any causal language model of transformers, from random weights or a checkpoint, and its output head with the loss.
+
+presets.py           models by name: fields of a transformers config
+resolve.py           preset and fields -> a checked transformers config, with the vocabulary of the data
+build.py             config -> module with seeded weights, or its shapes only, on no device
+head.py              the output head and its loss in chunks of tokens, so that the logits of a micro-batch never exist as a whole
+head_way.py, fused.py   whether a chunk's logits go through one compiled kernel, and that kernel
+flops.py             arithmetic per token, parameter counts, a GPU's peak
+scores.py            log-likelihood of given tokens, for evaluation
+load.py              the model of a checkpoint
+portable.py, tokenizer_files.py, card.py   what an exported model needs beyond its weights
+"""

@@ -1,0 +1,10 @@
+"""Optimizers, their parameter groups, and the learning rate.
+
+config/optimizers.py   what an entry says, and the registry: one line for each optimizer
+adamw.py, muon.py      the entries: settings, groups, how it is built, bytes of state; they import torch inside functions only
+muon_with_adamw.py     the algorithm of muon, as one optimizer of torch
+groups.py              which parameter is in which named group, and the hyperparameters that survive a resume
+build.py               from the settings to torch's optimizer; the step that is skipped where the gradient is not finite
+verdict.py             tells an optimizer on the device whether its step is skipped
+schedule.py            the learning rate as a pure function of the step
+"""

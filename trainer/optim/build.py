@@ -1,53 +1,28 @@
 """From a recipe's `optimizer` section to one torch optimizer with named groups, and the step that may be refused."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
-from trainer.errors import ConfigError
+from trainer.config.optimizers import OptimizerSettings, optimizer_entry
 from trainer.optim.groups import check_groups, named_groups
-from trainer.optim.muon import MuonWithAdamW
 from trainer.optim.verdict import refusing, takes_a_verdict, verdict
-from trainer.text import did_you_mean
 
 
-def build_optimizer(
-    model: nn.Module,
-    *,
-    name: Literal["adamw", "muon"],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    muon_lr: float = 0.02,
-    muon_momentum: float = 0.95,
-    muon_weight_decay: float = 0.0,
-    fused: bool = True,
-) -> Optimizer:
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> Optimizer:
     """An optimizer over every trainable parameter, each in one named group with its own `peak_lr`.
 
-    lr, betas, eps, weight_decay  AdamW's; vectors do not decay
-    muon_*                        of the hidden matrices when `name` is `muon`
-    raises                        ConfigError for an unknown name
+    fused   whether a kernel that updates all parameters at once may be taken
+    raises  ConfigError for an unknown name, and for a model with a parameter that would be trained by no group
     """
-    if name not in ("adamw", "muon"):
-        raise ConfigError(f"optimizer.name {name!r} is not an optimizer; {did_you_mean(name, ('adamw', 'muon'))}")
+    entry = optimizer_entry(settings.name)
     groups: list[dict[str, Any]] = []
-    for group_name, parameters in named_groups(model).items():
-        if name == "muon" and group_name == "hidden":
-            settings = {
-                "algorithm": "muon",
-                "lr": muon_lr,
-                "momentum": muon_momentum,
-                "weight_decay": muon_weight_decay,
-            }
-        else:
-            decay = 0.0 if group_name == "vectors" else weight_decay
-            settings = {"algorithm": "adamw", "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": decay}
-        groups.append({"params": parameters, "name": group_name, "peak_lr": settings["lr"], **settings})
-    optimizer: Optimizer = AdamW(groups, fused=fused) if name == "adamw" else MuonWithAdamW(groups, fused=fused)
+    for name, parameters in named_groups(model).items():
+        hyperparameters = entry.hyperparameters(settings, name)
+        groups.append({"params": parameters, "name": name, "peak_lr": hyperparameters["lr"], **hyperparameters})
+    optimizer = entry.build(groups, fused)
     check_groups(model, optimizer)
     return optimizer
 

@@ -135,7 +135,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         num_local_processes=launch.num_local_processes(),
     )
     precision = PrecisionWatch(decision, config.precision, bare_model)
-    optimizer = optimizer_of(config, bare_model)
+    optimizer = build_optimizer(bare_model, config.optimizer)
     # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
     compiler, num_tokens = launch.compile_backend(accelerator), config.micro_batch * config.sequence_length
     bare_model.head_way = find_head_way(
@@ -321,22 +321,6 @@ def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.M
         seed=config.seed,
         device=device,
         gradient_checkpointing=config.model.gradient_checkpointing,
-    )
-
-
-def optimizer_of(config: Config, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a recipe."""
-    wanted = config.optimizer
-    return build_optimizer(
-        model,
-        name=wanted.name,
-        lr=wanted.lr,
-        betas=wanted.betas,
-        eps=wanted.eps,
-        weight_decay=wanted.weight_decay,
-        muon_lr=wanted.muon_lr,
-        muon_momentum=wanted.muon_momentum,
-        muon_weight_decay=wanted.muon_weight_decay,
     )
 
 

@@ -17,10 +17,10 @@ from trainer import launch
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.manifest import UNSPECIFIC, Manifest
 from trainer.config.load import dump, flatten
+from trainer.config.optimizers import optimizer_conditions
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.model.presets import preset_fields
-from trainer.optim.muon import iteration_dtype
 from trainer.precision.decide import IN_FP32, Decision
 
 
@@ -116,7 +116,7 @@ def computing_conditions(
     }  # they choose among those of fp8
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "muon_iteration": str(iteration_dtype(device.type)).removeprefix("torch.") if optimizer == "muon" else None,
+        **optimizer_conditions(optimizer, device.type),
         "compiled": launch.compile_backend(accelerator),
         "head": None if head is None else str(head),
         "fp8_recipe": decision.recipe,

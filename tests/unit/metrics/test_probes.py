@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.launching import TINY_GPT2, TINY_LLAMA
 from tests.messages import logged, says
+from trainer.config.schema import OptimizerConfig
 from trainer.metrics import probes as probes_module
 from trainer.metrics.probes import PROBES, SAMPLE_ELEMENTS, Probe, Probes, histogram_interval, probe, sample_stride
 from trainer.model.build import build_model
@@ -174,7 +175,7 @@ def trained(fields, name, *, monitored, precision=None):
     """Some steps, of which fp16 skips the first; everything that they leave."""
     seen, first_finite = [], 1 if precision == torch.float16 else 0
     model = model_of(fields)
-    optimizer = build_optimizer(model, name=name, lr=0.01)
+    optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=0.01))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, enabled=precision == torch.float16)
     probes = probes_of(model, histograms=1) if monitored else None
     torch.manual_seed(1)

@@ -9,6 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from tests.messages import refuses
+from trainer.config.optimizers import optimizer_entry
+from trainer.config.schema import OptimizerConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.optim.build import build_optimizer, step_if_finite
 from trainer.optim.groups import (
@@ -18,7 +20,7 @@ from trainer.optim.groups import (
     restore_hyperparameters,
     set_learning_rate,
 )
-from trainer.optim.muon import MuonWithAdamW
+from trainer.optim.muon_with_adamw import MuonWithAdamW
 
 NAMES = ["adamw", "muon"]
 
@@ -55,8 +57,8 @@ def tiny(tied: bool = True) -> Tiny:
         return Tiny(tied)
 
 
-def optimizer_of(model, name, **settings):
-    return build_optimizer(model, name=name, **({"lr": 1e-2} | settings))
+def optimizer_of(model, name, *, fused=True, **settings):
+    return build_optimizer(model, OptimizerConfig(name=name, **({"lr": 1e-2} | settings)), fused=fused)
 
 
 def gradients(model, step):
@@ -131,7 +133,7 @@ def test_a_parameter_in_no_group_or_in_two_is_caught():
 
 def test_an_unknown_optimizer_is_a_config_error():
     with refuses(ConfigError, "'adamw'"):
-        optimizer_of(tiny(), "adam")
+        optimizer_entry("adam")
 
 
 def test_adamw_is_torchs_fused_adamw():
@@ -251,6 +253,18 @@ def test_hyperparameters_of_other_groups_are_refused():
     saved[0]["name"] = "other"
     with pytest.raises(CheckpointError, match="groups"):
         restore_hyperparameters(muon, saved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_that_a_checkpoint_needs_room_for_is_the_state_that_there_is(name):
+    model = tiny()
+    optimizer = optimizer_of(model, name)
+    train(model, optimizer, 1)
+    expected = sum(
+        optimizer_entry(group["algorithm"]).state_bytes(p) for group in optimizer.param_groups for p in group["params"]
+    )
+    tensors = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert expected == sum(tensor.nbytes for tensor in tensors)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.optim import muon
-from trainer.optim.muon import iteration_dtype, orthogonalize, stacks
+from trainer.optim import muon_with_adamw as muon
+from trainer.optim.muon_with_adamw import iteration_dtype, orthogonalize, stacks
 
 SETTINGS = {"coefficients": (3.4445, -4.7750, 2.0315), "num_steps": 5, "eps": 1e-7}
 SHAPES = [(8, 8), (8, 24), (24, 8)]

@@ -7,6 +7,7 @@ from torch import nn
 from tests.messages import refuses, says
 from tests.unit.model.tiny import tiny_model
 from tests.unit.precision.test_convert import ALL_BLOCKS, CURRENT, converted_model, loss_and_gradients, make_switch
+from trainer.config.schema import OptimizerConfig
 from trainer.errors import PrecisionError
 from trainer.model.flops import flops_per_token
 from trainer.optim.build import build_optimizer
@@ -23,7 +24,7 @@ class Prepared:
         self.layers = survey(self.model, CURRENT, **ALL_BLOCKS)
         self.switch = make_switch(te)
         self.converted = convert(self.model, self.layers, self.switch)
-        self.optimizer = build_optimizer(self.model, name="adamw", lr=1e-3)
+        self.optimizer = build_optimizer(self.model, OptimizerConfig(name="adamw", lr=1e-3))
 
     def check(self, mixed_precision="fp8"):
         check_prepared(
@@ -113,7 +114,7 @@ def test_accelerates_own_conversion_is_found(fp8_accelerator, stand_in):
     prepared = Prepared(stand_in)
     prepared.model = tiny_model("gpt2")
     prepared.before = census(prepared.model)
-    prepared.optimizer = build_optimizer(prepared.model, name="adamw", lr=1e-3)
+    prepared.optimizer = build_optimizer(prepared.model, OptimizerConfig(name="adamw", lr=1e-3))
     fp8_accelerator.prepare(prepared.model, prepared.optimizer)
     prepared.converted.clear()
     prepared.fails("tied", "no layer")

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.messages import refuses, says
 from tests.unit.model.tiny import tiny_model
-from trainer.config.schema import PrecisionConfig
+from trainer.config.schema import OptimizerConfig, PrecisionConfig
 from trainer.errors import ConfigError, PrecisionError
 from trainer.model.build import build_model
 from trainer.model.flops import flops_per_token
@@ -227,7 +227,7 @@ def test_the_shapes_are_known_without_building_the_weights():
 def test_prepare_leaves_every_parameter_and_the_tie_alone(fp8_accelerator, stand_in, shape, vocab_size):
     model, converted, _ = converted_model(stand_in, shape, vocab_size=vocab_size)
     before = census(model)
-    optimizer = build_optimizer(model, name="adamw", lr=1e-3)
+    optimizer = build_optimizer(model, OptimizerConfig(name="adamw", lr=1e-3))
     prepared, wrapped = fp8_accelerator.prepare(model, optimizer)
     now = census(prepared)
     assert all(now.parameters[name] is p for name, p in before.parameters.items())
@@ -240,7 +240,7 @@ def test_prepare_leaves_every_parameter_and_the_tie_alone(fp8_accelerator, stand
 def test_without_hiding_the_head_accelerate_unties_and_loses_it(fp8_accelerator, stand_in):
     """What this conversion is for: should it pass one day, Accelerate has been mended."""
     model = tiny_model("gpt2")
-    optimizer = build_optimizer(model, name="adamw", lr=1e-3)
+    optimizer = build_optimizer(model, OptimizerConfig(name="adamw", lr=1e-3))
     fp8_accelerator.prepare(model, optimizer)
     assert model.lm_head.weight is not model.transformer.wte.weight
     with refuses(ConfigError, "parameters", "optimizer group"):
@@ -311,7 +311,7 @@ def test_training_computes_every_converted_layer_in_fp8_close_to_bf16(stand_in, 
 
 def test_under_accelerates_own_context_ours_is_the_recipe_that_counts(fp8_accelerator, stand_in, tokens):
     model, converted, _ = converted_model(stand_in, "llama")
-    prepared, _ = fp8_accelerator.prepare(model, build_optimizer(model, name="adamw", lr=1e-3))
+    prepared, _ = fp8_accelerator.prepare(model, build_optimizer(model, OptimizerConfig(name="adamw", lr=1e-3)))
     fp8_accelerator.backward(prepared(tokens, labels=tokens))
     assert {ran.recipe for ran in stand_in.RAN} == {"Float8CurrentScaling"}
     assert stand_in.STATE.num_reductions == 0
@@ -381,7 +381,7 @@ def test_delayed_scaling_has_one_context_around_the_blocks_and_one_update_for_ea
     fp8_accelerator, stand_in, tokens, shape
 ):
     model, converted, _ = converted_model(stand_in, shape, name="delayed")
-    prepared, _ = fp8_accelerator.prepare(model, build_optimizer(model, name="adamw", lr=1e-3))
+    prepared, _ = fp8_accelerator.prepare(model, build_optimizer(model, OptimizerConfig(name="adamw", lr=1e-3)))
     for number in (1, 2):
         stand_in.RAN.clear()
         fp8_accelerator.backward(prepared(tokens, labels=tokens))

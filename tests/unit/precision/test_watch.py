@@ -6,7 +6,7 @@ import torch
 
 from tests.messages import logged, refuses, says
 from tests.unit.model.tiny import tiny_model
-from trainer.config.schema import PrecisionConfig
+from trainer.config.schema import OptimizerConfig, PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.journal import Journal, read_events
 from trainer.model.flops import flops_per_token
@@ -40,7 +40,7 @@ def attached(fp8_accelerator, tmp_path):
         )
         model = tiny_model(shape)
         watch = PrecisionWatch(decision or fp8_decision(), settings, model)
-        optimizer = build_optimizer(model, name="adamw", lr=1e-3)
+        optimizer = build_optimizer(model, OptimizerConfig(name="adamw", lr=1e-3))
         prepared, optimizer = fp8_accelerator.prepare(model, optimizer)
         watch.attach(
             fp8_accelerator,
@@ -133,7 +133,7 @@ def test_an_emulation_covers_nothing_and_real_fp8_its_share(attached, tokens):
 def test_a_model_that_prepare_changed_is_refused(fp8_accelerator, tmp_path):
     model = tiny_model("gpt2")
     watch = PrecisionWatch(fp8_decision(), PrecisionConfig(bf16_first_blocks=0, bf16_last_blocks=0), model)
-    optimizer = build_optimizer(model, name="adamw", lr=1e-3)
+    optimizer = build_optimizer(model, OptimizerConfig(name="adamw", lr=1e-3))
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     with refuses(PrecisionError, "tied"):
         watch.attach(

@@ -22,6 +22,7 @@ from trainer.checkpoint.save.forecast import (
 from trainer.checkpoint.save.preflight import preflight
 from trainer.checkpoint.save.schedule import Costs, Plan
 from trainer.checkpoint.save.snapshot import slot_bytes_for
+from trainer.config.optimizers import optimizer_entry
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.state import Progress
@@ -123,10 +124,10 @@ class Room:
 
 
 def expected_bytes(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """Bytes of one checkpoint: parameters and buffers, and the moments that the optimizer keeps of each (two for Adam, one for Muon)."""
+    """Bytes of one checkpoint: parameters and buffers, and the state that the optimizer keeps of each parameter."""
     parameters = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     moments = sum(
-        p.numel() * p.element_size() * (1 if "momentum" in group else 2)
+        optimizer_entry(group.get("algorithm", "adamw")).state_bytes(p)
         for group in optimizer.param_groups
         for p in group["params"]
     )

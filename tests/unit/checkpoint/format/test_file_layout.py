@@ -13,7 +13,7 @@ from torch import nn
 from trainer.checkpoint.format import file_layout
 from trainer.checkpoint.format.file_layout import PAGE_BYTES, FileImage, model_image, optimizer_image
 from trainer.errors import CheckpointError
-from trainer.optim.muon import MuonWithAdamW
+from trainer.optim.muon_with_adamw import MuonWithAdamW
 
 
 def filled(image: FileImage) -> bytes:

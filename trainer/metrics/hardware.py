@@ -130,8 +130,11 @@ class HardwareSampler:
 
     def _gpu_readings(self) -> dict[str, Callable[[], float]]:
         """Tag -> what reads it; a slice of a GPU (MIG) has its own memory, and little else."""
+        nvml = self._nvml
+        if nvml is None:
+            return {}
         return {
-            f"gpu/{name}/{number}": partial(read, self._nvml, handle)
+            f"gpu/{name}/{number}": partial(read, nvml, handle)
             for number, handle in self._gpus.items()
             for name, read in GPU_READINGS.items()
         }

@@ -64,7 +64,7 @@ def any_order() -> Iterator[None]:
 def missing_form_explained(remedy: str) -> Iterator[None]:
     """torch's refusal of an operation that has no deterministic form becomes a ConfigError that names the operation and what to do.
 
-    remedy   half a sentence
+    remedy   a clause
     """
     try:
         yield

@@ -103,7 +103,7 @@ def _device(plan: supervise.Plan) -> torch.device | None:
 
 
 def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) -> None:
-    """Refuses what the disk has no room for; nothing is written."""
+    """Refuses what does not fit on the disk; nothing is written."""
     policy = policy_of(config.checkpoint)
     there = sum(manifest.num_bytes for manifest in store.sound_manifests())
     folder = next(path for path in (store.folder, *store.folder.parents) if path.is_dir())

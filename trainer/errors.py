@@ -1,4 +1,4 @@
-"""What can go wrong, in the words of the person who has to mend it.
+"""What can go wrong, in the words of the person who has to fix it.
 
     TrainerError              one paragraph for a person, no traceback; exit code 2, or 1 once a run trains
       ConfigError             a recipe, an override or a cluster file is not right

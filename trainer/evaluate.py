@@ -49,7 +49,7 @@ class Asked:
     tasks: Sequence[str] | None = None
     """Names of tasks, and paths of files from the current folder; None: the loss on held-out text."""
     data: str | None = None
-    """Whose loss is asked besides or instead: a folder of `trainer prepare`, or shards, from the current folder; None: the run's own."""
+    """Whose loss is taken too, or instead: a folder of `trainer prepare`, or shards, from the current folder; None: the run's own."""
     limit: int | None = None
     """Items of each task, and sequences of held-out text, from the front; None: all, of the run's own text those that the run reads."""
 
@@ -60,10 +60,10 @@ class Loss:
 
     data: str
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     perplexity: float
     bits_per_byte: float | None
-    """None without a tokenizer: how many bytes a token stands for is not known then."""
+    """None without a tokenizer: how many bytes per token stands for is not known then."""
     num_tokens: int
 
 
@@ -108,10 +108,10 @@ class Evaluation:
 
 
 def loss_table(loss: Loss) -> str:
-    """The loss in the three ways that it is told."""
+    """The loss in its three units."""
     bits = "-" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.4f}"
     shown = (loss.data, f"{loss.num_tokens}", f"{loss.loss:.4f}", f"{loss.perplexity:.4g}", bits)
-    return table([("held-out text", "tokens", "loss", "perplexity", "bits a byte"), shown])
+    return table([("held-out text", "tokens", "loss", "perplexity", "bits per byte"), shown])
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
@@ -142,7 +142,7 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
         with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
             return _evaluate(place, locate(find_checkpoints(run), checkpoint), wanted, progress)
     except TrainerError as error:
-        error.was_said = not place.is_main  # the same paragraph from every rank would be said once
+        error.was_said = not place.is_main  # the same paragraph from every rank would be printed once
         raise
 
 
@@ -177,7 +177,7 @@ def _evaluate(
     model = load_model(
         manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device
     )
-    told = progress if place.is_main else _in_silence
+    report = progress if place.is_main else _in_silence
     loss = None
     if data is not None:
         num_sequences = wanted.limit or (None if wanted.data else config.evaluation.num_sequences)
@@ -188,9 +188,9 @@ def _evaluate(
                 "the run's held-out text is not what it was when this checkpoint was made: its validation loss does not compare",
             )
         loss = _loss(
-            accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, told
+            accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, report
         )
-    results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(told)
+    results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(report)
     evaluation = Evaluation(located, precision, results, place.is_main, loss)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
         _write_down(evaluation, folder / EVALUATIONS)

@@ -224,7 +224,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
         "computed in": "fp32" if manifest.precision == "no" else manifest.precision,
         "validation loss": "not evaluated"
         if manifest.val_loss_words is None
-        else f"{manifest.val_loss_words} (nats a token)",
+        else f"{manifest.val_loss_words} (nats per token)",
         **_evaluations(run, manifest.step),
     }
 
@@ -254,9 +254,9 @@ def _evaluations(run: Path, step: int) -> dict[str, str]:
         if record["step"] == step and isinstance(record.get("acc"), float):
             found[str(record["task"])] = _accuracy(record)
         elif record["step"] == step and isinstance(record.get("loss"), float):
-            bits = f", {record['bits_per_byte']:.4f} bits a byte" if record.get("bits_per_byte") else ""
+            bits = f", {record['bits_per_byte']:.4f} bits per byte" if record.get("bits_per_byte") else ""
             found[f"loss on {record.get('data')}"] = (
-                f"{record['loss']:.4f} nats a token{bits} ({record.get('num_tokens', 0):,} tokens)"
+                f"{record['loss']:.4f} nats per token{bits} ({record.get('num_tokens', 0):,} tokens)"
             )
     return found
 

@@ -94,7 +94,7 @@ def _make_final(store: CheckpointStore, resolution: Resolution) -> None:
         files.write_atomic(resolution.path / MANIFEST, to_json(final), partial_in=store.folder)
     except OSError as error:
         raise CheckpointError(
-            f"the manifest of {resolution.path} cannot be rewritten ({error}); mend that and try again"
+            f"the manifest of {resolution.path} cannot be rewritten ({error}); fix that and try again"
         ) from None
     for path in resolution.refused:
         files.set_aside(path, "damaged")

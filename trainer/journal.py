@@ -1,6 +1,6 @@
 """runs/NAME/journal.jsonl: what happened to a run, event by event, in the order in which it happened.
 
-One JSON object a line, only ever added to, by every process of the run (the trainer's ranks, its writer, the supervisor). Each has `time`
+One JSON object per line, only ever added to, by every process of the run (the trainer's ranks, its writer, the supervisor). Each has `time`
 (ISO 8601 in UTC, for people: nothing compares it, so a clock that jumps changes nothing), `event`, and the event's facts:
 
     launch        command, folder   what was typed to start it, and in which folder
@@ -10,7 +10,7 @@ One JSON object a line, only ever added to, by every process of the run (the tra
                                     compiled, and the machine
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     change        step, changes     what is another than it was in that checkpoint, by name: [before, now]
-    save          step, digest      a checkpoint was committed; besides what it cost (bytes, seconds, reason)
+    save          step, digest      a checkpoint was committed; with what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written
     not_saved     step, tensor      there is no checkpoint of it, because a tensor of its weights or moments is not finite
     skip          step, reason      a save by budget was left out, because the disk was behind
@@ -114,28 +114,28 @@ def events_from(folder: Path, *kinds: str) -> Iterator[dict[str, Any]]:
 
 def precisions(events: Iterable[Mapping[str, Any]]) -> list[str]:
     """What a run computed in, one after another: `fp8`, `bf16`; empty when nobody wrote it down."""
-    told: list[str] = []
+    modes: list[str] = []
     for event in events:
         if event["event"] == "start" and event.get("precision"):
-            told.append(str(event["precision"]))
+            modes.append(str(event["precision"]))
         elif event["event"] == "precision":
-            if event.get("resumed") and told:
-                told.pop()  # what this launch decided it never computed in
-            told.append(str(event["mode"]))
-    return [mode for number, mode in enumerate(told) if number == 0 or told[number - 1] != mode]
+            if event.get("resumed") and modes:
+                modes.pop()  # what this launch decided it never computed in
+            modes.append(str(event["mode"]))
+    return [mode for number, mode in enumerate(modes) if number == 0 or modes[number - 1] != mode]
 
 
 def precision_words(events: Sequence[Mapping[str, Any]]) -> str:
     """What a run computed in, and why that is not what was asked for: `bf16 instead of fp8, because ...`; empty when nobody wrote it down."""
-    told = precisions(events)
+    modes = precisions(events)
     starts = [event for event in events if event["event"] == "start"]
     changes = [event for event in events if event["event"] == "precision" and not event.get("resumed")]
     why = ""
-    if changes and told[-1] == changes[-1]["mode"]:
+    if changes and modes[-1] == changes[-1]["mode"]:
         why = f", because {changes[-1]['reason']}"
     elif starts and starts[-1].get("instead_of"):
         why = f" instead of {starts[-1]['instead_of']}, because {starts[-1]['because']}"
-    return ", then ".join("fp32" if mode == "no" else mode for mode in told) + why if told else ""
+    return ", then ".join("fp32" if mode == "no" else mode for mode in modes) + why if modes else ""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def asked() -> Asked:
     if use_cpu and ASKED_PRECISION in os.environ and "ACCELERATE_USE_CPU" not in os.environ:
         raise LaunchError(
             "the cluster file is for GPUs, and torch finds none it can use (torch.cuda.is_available() is false: a driver older than this "
-            "torch wants, a torch without CUDA, or no GPU); mend that, or take the cluster file cpu"
+            "torch wants, a torch without CUDA, or no GPU); fix that, or take the cluster file cpu"
         )
     precision = os.environ.get(ASKED_PRECISION) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return Asked(

@@ -55,17 +55,17 @@ class ReplayProof:
 
     @property
     def announcement(self) -> str | None:
-        """What will be compared and what cannot be, said at the start; None when nothing was lost."""
-        told = []
+        """What will be compared and what cannot be, for the log at the start; None when nothing was lost."""
+        parts = []
         if self._expected:
             number = len(self._expected)
-            again = "taken again and compared with what was written of"
-            told.append(f"1 step is {again} it before" if number == 1 else f"{number} steps are {again} them before")
+            again = "replayed and compared with what was written of"
+            parts.append(f"1 step is {again} it before" if number == 1 else f"{number} steps are {again} them before")
         if self._num_others:
-            told.append(
+            parts.append(
                 f"{self._num_others} lost step{'' if self._num_others == 1 else 's'} cannot be compared: {self._why}"
             )
-        return "; ".join(told) or None
+        return "; ".join(parts) or None
 
     def compare(self, record: dict[str, Any]) -> str | None:
         """Takes one step's record; returns the verdict, once, when it is certain."""
@@ -98,14 +98,14 @@ def fact_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
     One that the earlier launch did not write down counts as what it was then by UNRECORDED; where that is not known, it says nothing.
     """
-    told = []
+    parts = []
     for name in {**now, **before}:
         new, old, note = now.get(name), before.get(name), ""
         if name not in before and new is not None:
             old, note = UNRECORDED.get(name, new), " (before this was recorded)"
         if old != new:
-            told.append(f"{name} {_shown(old)}{note} -> {_shown(new)}")
-    return told
+            parts.append(f"{name} {_shown(old)}{note} -> {_shown(new)}")
+    return parts
 
 
 def reason_beyond_comparison(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

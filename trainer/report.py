@@ -61,8 +61,8 @@ def last_line(ending: Ending, step: int, folder: Path) -> str:
         each for each in (totals.first_evaluation, totals.last_evaluation) if each and each["val_loss"] is not None
     ]
     if losses:
-        told = {each["step"]: f"{each['val_loss']:.4f} at step {each['step']}" for each in losses}
-        parts.append(f"validation loss {', '.join(told.values())}")
+        shown = {each["step"]: f"{each['val_loss']:.4f} at step {each['step']}" for each in losses}
+        parts.append(f"validation loss {', '.join(shown.values())}")
     return "; ".join(parts)
 
 
@@ -85,13 +85,13 @@ def _precision(events: list[dict[str, Any]]) -> str:
 
 def _losses(totals: Totals, baselines: dict[str, float] | None) -> str:
     losses, last = totals.recent_losses, totals.last_evaluation
-    rows: list[tuple[str, str, str]] = [("", "nats a token", "")]
+    rows: list[tuple[str, str, str]] = [("", "nats per token", "")]
     if losses:
         rows.append(("training loss", f"{sum(losses) / len(losses):.3f}", f"mean of the last {len(losses)} steps"))
     if last and last["val_loss"] is None:
         rows.append(("validation loss", "-", f"no finite number at step {last['step']}"))
     elif last:
-        extra = f"{last['bits_per_byte']:.3f} bits a byte" if "bits_per_byte" in last else ""
+        extra = f"{last['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in last else ""
         rows.append(("validation loss", f"{last['val_loss']:.3f}", extra))
     if baselines:
         rows.append(("bigram model", f"{baselines['bigram']:.3f}", "on the same validation text"))

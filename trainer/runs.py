@@ -59,7 +59,7 @@ def _held(home: Home) -> Iterator[None]:
 def remove(run: str, *, is_sure: bool) -> str:
     """Removes a run's folder and its checkpoints; says what went, and what is left elsewhere.
 
-    is_sure  whether the person has said so; without it nothing is removed
+    is_sure  whether the person confirmed it; without it nothing is removed
     raises   TrainerError when the person is not sure, a checkpoint is pinned, a process trains it, or the disk refuses
     """
     home = home_of(run)
@@ -70,9 +70,11 @@ def remove(run: str, *, is_sure: bool) -> str:
             f"{command_line('checkpoints', 'unpin', home.name, '--checkpoint', pinned[0])}"
         )
     there = [path for path in (home.checkpoints, home.folder) if path.is_dir()]
-    told = " and ".join(f"{path} ({size(folder_bytes(path))})" for path in there)
+    removed = " and ".join(f"{path} ({size(folder_bytes(path))})" for path in there)
     if not is_sure:
-        raise TrainerError(f"this would remove {told} for good; nothing was removed: say that you are sure with --yes")
+        raise TrainerError(
+            f"this would remove {removed} for good; nothing was removed: say that you are sure with --yes"
+        )
     place = mirror_settings(home.config.checkpoint, home.name)
     with _held(home):
         try:
@@ -82,9 +84,9 @@ def remove(run: str, *, is_sure: bool) -> str:
                 files.remove_folder(path)
         except OSError as error:
             raise TrainerError(
-                f"{home.name} could not be removed whole ({error}); mend that and remove it again"
+                f"{home.name} could not be removed whole ({error}); fix that and remove it again"
             ) from None
-    return f"removed: {told}" + (f"\nits copies in {place.where} are left" if place else "")
+    return f"removed: {removed}" + (f"\nits copies in {place.where} are left" if place else "")
 
 
 def rename(run: str, name: str) -> str:
@@ -114,7 +116,7 @@ def rename(run: str, name: str) -> str:
             files.move_folder(home.folder, folder)
         except OSError as error:
             raise TrainerError(
-                f"{home.name} could not be renamed ({error}); mend that and give the same command again"
+                f"{home.name} could not be renamed ({error}); fix that and give the same command again"
             ) from None
     place = mirror_settings(home.config.checkpoint, name)
     copies = f"\nnew copies go to {place.where}; those that were made stay where they are" if place else ""

@@ -136,7 +136,7 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
             raise
         where = error.filename if isinstance(error, OSError) and error.filename else folder
         raise LaunchError(
-            f"{where} cannot be used ({getattr(error, 'strerror', None) or error}); make room there, mend that disk or the rights on it, or set "
+            f"{where} cannot be used ({getattr(error, 'strerror', None) or error}); make room there, fix that disk or the rights on it, or set "
             "runs_folder and checkpoints_folder to another, and start again: no step was taken"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What must survive a restart besides weights, moments and random streams.
+"""What must survive a restart beside weights, moments and random streams.
 
 One object is registered with Accelerate, because Accelerate stores registered objects by index, from rank 0 only, and
 refuses to load when their number changed. It holds named parts; its values are plain JSON, equal on every rank, and stand in the

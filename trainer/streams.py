@@ -80,7 +80,7 @@ def answer(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Prints what came of work that is done; where standard output takes nothing, that is said on standard error."""
+    """Prints what came of work that is done; where standard output takes nothing, that is printed on standard error."""
     try:
         answer(text)
     except Unheard as error:

@@ -24,10 +24,10 @@ SAMPLES_PER_PLUGIN = "scalars=5000,histograms=200,text=500"
 
 @dataclass(frozen=True)
 class Board:
-    """How TensorBoard is started, and what its reader is told."""
+    """How TensorBoard is started, and what its reader should know."""
 
     command: list[str]
-    told: str
+    hint: str
 
 
 def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Board:
@@ -55,11 +55,11 @@ def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Boa
         "--window_title",
         folder.name,
     ]
-    told = (
+    hint = (
         f"TensorBoard of {folder}: http://localhost:{chosen}/{FIRST_TAB}  (Ctrl+C ends it; the run goes on)\n"
         f"From another machine: ssh -N -L {chosen}:localhost:{chosen} {_address(environment)}  and the same address there"
     )
-    return Board(command, told)
+    return Board(command, hint)
 
 
 def _named(run: Path) -> Path:

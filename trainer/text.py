@@ -27,7 +27,7 @@ def size(num_bytes: float) -> str:
 
 
 SKEW_SECONDS = 60.0
-"""By so much two clocks may differ without anybody being told."""
+"""Seconds by which two clocks may differ without a warning."""
 
 
 def duration(seconds: float) -> str:
@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, length: int = 100) -> str:
-    """A text as one printable line of at most so many characters, in quotes: what is cut off is told by an ellipsis."""
+    """A text as one printable line of at most `length` characters, in quotes; an ellipsis stands for what is cut off."""
     line = printable(" ".join(text.split()))
     return f'"{line if len(line) <= length else line[: length - 3] + "..."}"'
 
@@ -77,7 +77,7 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """A half sentence that helps after an unknown name: the nearest known one, or the list of all."""
+    """A clause that helps after an unknown name: the nearest known one, or the list of all."""
     words = sorted(words)
     guess = nearest(word, words)
     return f"did you mean {guess!r}?" if guess else f"known are: {', '.join(words)}"

@@ -1,4 +1,4 @@
-"""Runs that go wrong: a loss that is no number, an interrupt at an awkward step, checkpoints that are gone, a full disk."""
+"""Runs that go wrong: a loss that is not finite, an interrupt at an awkward step, checkpoints that are gone, a full disk."""
 
 import builtins
 import errno

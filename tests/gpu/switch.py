@@ -87,7 +87,7 @@ def exported_form(folder: Path) -> dict[str, Any]:
     """What an exported folder is, but for the numbers; transformers opens it."""
     opened = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.isfinite(parameter).all() for parameter in opened.parameters()), (
-        f"{folder} holds what is no number"
+        f"{folder} holds what is not finite"
     )
     names = sorted(path.name for path in folder.iterdir())
     return {

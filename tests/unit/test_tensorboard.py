@@ -38,9 +38,9 @@ def test_the_first_free_port_is_taken_and_the_tunnel_leads_to_it(monkeypatch):
         monkeypatch.setattr(tensorboard.getpass, "getuser", lambda: "ada")
         opened = board(Path("runs"), None, {"SSH_CONNECTION": "10.0.0.7 51000 10.0.0.9 22"})
     assert port < port_of(opened) < port + 20
-    assert f"ssh -N -L {port_of(opened)}:localhost:{port_of(opened)} ada@10.0.0.9 " in opened.told
-    assert f"http://localhost:{port_of(opened)}/#custom_scalars " in opened.told
-    assert socket.gethostname() in board(Path("runs"), None, {}).told
+    assert f"ssh -N -L {port_of(opened)}:localhost:{port_of(opened)} ada@10.0.0.9 " in opened.hint
+    assert f"http://localhost:{port_of(opened)}/#custom_scalars " in opened.hint
+    assert socket.gethostname() in board(Path("runs"), None, {}).hint
 
 
 def test_a_port_that_is_taken_is_refused(monkeypatch):
@@ -79,7 +79,7 @@ def test_a_folder_of_somebody_else_among_the_temporary_files_is_not_used(tmp_pat
         monkeypatch.delenv(name, raising=False)
     opened = board(tmp_path / "mine", None, {})
     assert logdir_of(opened) == tmp_path / "mine"
-    assert " USER@" in opened.told, "the number 4711 has no name, as in a container"
+    assert " USER@" in opened.hint, "the number 4711 has no name, as in a container"
 
 
 def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):

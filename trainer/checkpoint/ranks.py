@@ -52,7 +52,7 @@ class Ranks:
                 outcome[1] = error
             except OSError as error:
                 outcome[1] = CheckpointError(
-                    f"{self._folder} cannot be used ({one_line(error, 1000)}); mend that and start again"
+                    f"{self._folder} cannot be used ({one_line(error, 1000)}); fix that and start again"
                 )
         if self.count > 1:
             dist.broadcast_object_list(outcome, group=self._group)

@@ -72,7 +72,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
-    """Runs a command; what a person has to mend becomes one paragraph on standard error and an exit code, usually 2."""
+    """Runs a command; what a person has to fix becomes one paragraph on standard error and an exit code, usually 2."""
     make_ready()
     try:
         try:

@@ -30,7 +30,7 @@ def tensorboard(
     else:
         folder = Path(run) if Path(run).is_dir() else find_run(run)
     opened = board(folder, port, os.environ)
-    say(opened.told)
+    say(opened.hint)
     show(opened)
 
 

@@ -38,7 +38,7 @@ def install_fp8() -> None:
     from trainer.tools.doctor.install import install
 
     if failure := install(say, again=True):
-        raise PrecisionError(f"{failure}; mend that, and start again")
+        raise PrecisionError(f"{failure}; fix that, and start again")
 
 
 def selftest(

@@ -1,7 +1,7 @@
 """The cluster file, Accelerate's own YAML: which processes there are, and the precision they compute in.
 
-Accelerate reads the file itself; what is read here is what has to be right before it does, and what its launcher has to be told
-besides. Which file fits this machine is told here too; what each key may say stands in cluster_keys.py.
+Accelerate reads the file itself; what is read here is what has to be right before it does, and which arguments its launcher needs
+besides the file. Which file fits this machine is found here too; what each key may say stands in cluster_keys.py.
 """
 
 import os
@@ -37,7 +37,7 @@ class Cluster:
     compiler: str = "no"
     """torch.compile's backend; `no` for none."""
     options: tuple[str, ...] = ()
-    """What `accelerate launch` is told besides the file, so that it does what the file says."""
+    """The arguments of `accelerate launch` besides the file, so that it does what the file says."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """The variables that the launch is given for what the launcher does not read in the file, or refuses."""
 
@@ -103,7 +103,7 @@ def read_cluster(name: str) -> Cluster:
             f"{clusters_folder()})"
         )
     document = read_document(
-        path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "mend it or write one with `accelerate config`"
+        path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "fix it or write one with `accelerate config`"
     )
     content = yaml.safe_load(path.read_text(encoding="utf-8"))  # which also knows merge keys, as Accelerate does
     if problems := _cluster_problems(path, content, document):
@@ -172,7 +172,7 @@ def _precision(content: dict[str, Any]) -> str:
 
 
 def _options(content: dict[str, Any]) -> tuple[str, ...]:
-    """What the launcher has to be told besides the file.
+    """The arguments of the launcher besides the file.
 
     Its way for `NO` leaves the trainer behind on SIGTERM, and that for MULTI_CPU starts one process; both are one to it with MULTI_GPU,
     as which the shipped files start processes on CPUs too. It takes `gpu_ids` for several GPUs only, breaks on a bare `no` for the

@@ -51,7 +51,7 @@ def explain(error: ValidationError, document: Document) -> list[str]:
                 f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(settings_of(key))}{elsewhere}"
             )
         elif found["type"] == "value_error" and not found["loc"]:
-            if not document.problems:  # what a word with two readings contradicts cannot be told
+            if not document.problems:  # what a word with two readings contradicts is not known
                 problems.extend(str(found["ctx"]["error"]).split("\n"))
         else:
             expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -81,8 +81,8 @@ def _help_for(key: str) -> str:
     return synonym.words if synonym else nearest_key(key)
 
 
-def contradictions_besides(error: ValidationError, values: dict[str, Any]) -> list[str]:
-    """What else does not fit together once the settings that are wrong by themselves are left out; empty when that cannot be told."""
+def further_contradictions(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    """What else does not fit together once the settings that are wrong by themselves are left out; empty when that is not known."""
     remaining = copy.deepcopy(values)
     for found in error.errors():
         *sections, last = [part for part in found["loc"] if not isinstance(part, int)] or [""]

@@ -36,7 +36,7 @@ def check_can_be_made(setting: str, folder: Path) -> None:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         cause = "may not be written" if there.is_dir() else "is not a folder"
-        raise LaunchError(f"{folder} cannot be made: {there} {cause}; mend that, or set {setting} to another place")
+        raise LaunchError(f"{folder} cannot be made: {there} {cause}; fix that, or set {setting} to another place")
 
 
 def find_run(run: str) -> Path:

@@ -24,11 +24,11 @@ def length_of(values: Mapping[str, Any]) -> str | None:
 
 def length_problems(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, str]:
     """A sentence where one place says in two ways how long the run is, by the second key."""
-    said = [key for key in LENGTHS if values.get(key) is not None]
-    if len(said) < 2:
+    given = [key for key in LENGTHS if values.get(key) is not None]
+    if len(given) < 2:
         return {}
-    keys = " and ".join(f"{key} {values[key]} ({places[key]})" for key in said)
-    return {said[1]: f"{keys} each say how long the run is; keep one"}
+    keys = " and ".join(f"{key} {values[key]} ({places[key]})" for key in given)
+    return {given[1]: f"{keys} each say how long the run is; keep one"}
 
 
 def resolve_length(config: Config, length: str, count_sequences: Callable[[Config], int] | None) -> tuple[int, str]:

@@ -1,6 +1,6 @@
 """A recipe and its overrides become a Config: defaults, then the recipe's `base`, then the recipe, then `key=value`.
 
-Every value knows where it came from, and all mistakes are told at once.
+Every value knows where it came from, and all mistakes are reported at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainer.aliases import SETTINGS, rename_settings
-from trainer.config.explain import contradictions_besides, explain
+from trainer.config.explain import explain, further_contradictions
 from trainer.config.length import LENGTHS, NOT_YET_KNOWN, length_of, length_problems, resolve_length
 from trainer.config.plain import Document, Dumper, Loader, both_readings, read_document
 from trainer.config.schema import Config, contradictions
@@ -96,7 +96,7 @@ def _validate(document: Document, problems: list[str], count_sequences: Callable
     try:
         config = Config.model_validate(unresolved)
     except ValidationError as error:
-        raise ConfigError(*problems, *explain(error, document), *contradictions_besides(error, unresolved)) from None
+        raise ConfigError(*problems, *explain(error, document), *further_contradictions(error, unresolved)) from None
     if problems:
         raise ConfigError(*problems)
     if unresolved is values or length is None:

@@ -51,7 +51,7 @@ def read_document(
     what: str,
     kind_of: Callable[[str], Kind],
     loader: type[yaml.SafeLoader] = Loader,
-    remedy: str = "mend the file",
+    remedy: str = "fix the file",
 ) -> Document:
     """Reads a file that holds a mapping.
 
@@ -71,7 +71,7 @@ def read_document(
         document = Document()
         _collect(node, path.name, "", document, kind_of, loader(""))
     except OSError as error:
-        raise ConfigError(f"{what} cannot be read ({error.strerror}); mend the rights on it, or that disk") from None
+        raise ConfigError(f"{what} cannot be read ({error.strerror}); fix the rights on it, or that disk") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date of a 13th month
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""

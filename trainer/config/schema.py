@@ -1,7 +1,7 @@
 """The page that says everything a run can be: each setting's name, type, default and meaning, declared once.
 
 `trainer settings`, the table in trainer/guides/settings.md and `--show-config` all read this page. A word of the field has one meaning
-everywhere: a step is an optimizer step, a batch is counted in sequences, a loss is in nats a token.
+everywhere: a step is an optimizer step, a batch is counted in sequences, a loss is in nats per token.
 """
 
 import re
@@ -77,11 +77,11 @@ class CheckpointConfig(Section):
     keep_last: Positive = 3
     """How many of the newest are kept."""
     keep_best: NotNegative = 1
-    """How many of those with the lowest validation loss are kept besides."""
+    """Number of checkpoints with the lowest validation loss that are kept too."""
     keep_every_steps: Positive | None = None
     """Checkpoints at multiples of this many steps are made and kept for good."""
     keep_epochs: NotNegative = 0
-    """A checkpoint is made at the end of each epoch, and so many of them are kept; 0: none is made for it."""
+    """Number of checkpoints kept of those made at the ends of epochs; 0: none is made there."""
     max_failures: Positive = 3
     """Failed saves in a row after which the run stops: the disk will not repair itself."""
     asynchronous: bool = True
@@ -209,7 +209,7 @@ class Config(Section):
     max_steps: Positive
     """Optimizer steps in the whole run; or set `max_tokens` or `max_epochs` instead, from which it is computed."""
     max_tokens: Positive | None = None
-    """Tokens in the whole run, instead of `max_steps`: as many steps as take at least so many."""
+    """Tokens in the whole run, instead of `max_steps`: the least number of steps that takes them."""
     max_epochs: Rate | None = None
     """Passes over the training data in the whole run, instead of `max_steps`, from the size of the data; may have a fraction."""
     global_batch: Positive

@@ -8,7 +8,7 @@ machine and keeps most of a fair share on the busy one: `tests/benchmarks/conten
 from collections.abc import Mapping
 
 WAITING = {"GOMP_SPINCOUNT": "3000"}
-"""For GNU's OpenMP, which torch brings along: after so many turns of its loop a waiting thread sleeps."""
+"""For GNU's OpenMP, which torch brings along: the number of turns of its loop after which a waiting thread sleeps."""
 
 CHOSEN_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Where a person has set one of these, it is left alone."""

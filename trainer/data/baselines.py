@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Baselines:
-    """Losses on the validation tokens, in nats a token."""
+    """Losses on the validation tokens, in nats per token."""
 
     unigram: float
     bigram: float

@@ -32,7 +32,7 @@ class Corpus:
     vocab_size: int
     """Number of token ids."""
     baselines: dict[str, float] | None
-    """Validation loss of the unigram and the bigram model, nats a token, where the corpus's manifest has them."""
+    """Validation loss of the unigram and the bigram model, nats per token, where the corpus's manifest has them."""
 
     def validation_bytes(self, num_sequences: int | None) -> int | None:
         """Bytes of text that the targets of the first `num_sequences` held-out sequences stand for; None without a tokenizer."""

@@ -27,7 +27,7 @@ _MAGIC = re.compile(r"[*?[]")
 
 @dataclass(frozen=True)
 class Found:
-    """What a name stands for, and what was come across besides."""
+    """What a name stands for, and what else was found there."""
 
     files: list[Path] = field(default_factory=list)
     """The wanted ones that can be opened, in natural order."""
@@ -45,7 +45,7 @@ def find(name: str, base: Path, wanted: Callable[[Path], bool], *, deep: bool) -
     """Looks for the wanted files of a folder (with `deep` also in those below it), of a pattern, or for one file.
 
     name    a path or a pattern, relative to `base`; ~ is the home
-    wanted  told by the name alone; a file that is named itself is wanted in any case
+    wanted  known by the name alone; a file that is named itself is wanted in any case
     """
     search = _Search(wanted)
     path = base / os.path.expanduser(name)
@@ -81,7 +81,7 @@ def readable(found: Found, what: str, *, skip_unreadable: bool, remedy: str) -> 
 
 
 def tell_left_out(found: Found, what: str, how_to_read: str) -> None:
-    """One warning of what a folder or pattern held besides; nothing where there was nothing."""
+    """One warning of what else a folder or pattern held; nothing where there was nothing."""
     parts = [*found.aside, *([f"files of other kinds ({kinds_text(found.others)})"] if found.others else [])]
     if parts:
         logger.warning("%s: not read: %s; %s", what, "; ".join(parts), how_to_read)

@@ -1,6 +1,6 @@
-"""How files hold tokens: every common layout is told by its content, none is guessed.
+"""How files hold tokens: every common layout is recognised by its content, none is guessed.
 
-    layout            told by                               tokens
+    layout            known by                              tokens
     llm.c             int32[256]: 20240520, 1, count        uint16      also modded-nanogpt; what ShardWriter writes
     llm.c llama-3     int32[256]: 20240801, 7, count        uint32      what ShardWriter writes for large vocabularies
     NeMo Automodel    int32[256]: 278895051, 1, count, size uint16/32
@@ -127,28 +127,30 @@ def _open_npy(path: Path, num_bytes: int) -> Shard:
 
 def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
     try:
-        layout, said, num_tokens = _read_sidecar(path)
+        layout, stated, num_tokens = _read_sidecar(path)
     except OSError as error:
         raise DataError(
             f"{error.filename}, which says how shard {path} is stored, cannot be read: {error.strerror}. Mend that."
         ) from None
-    said = said or dtype
-    if said is None:
+    stated = stated or dtype
+    if stated is None:
         raise DataError(
             f"shard {path} has no header that says how its tokens are stored. Set data.dtype to uint16 (nanoGPT, "
             f"vocabularies up to 65,536) or uint32 (OLMo, larger ones). {how_to_prepare()}"
         )
-    if dtype is not None and np.dtype(said) != np.dtype(dtype):
-        raise DataError(f"shard {path}: the file beside it says {said}, but data.dtype is {dtype}. Remove data.dtype.")
-    itemsize = np.dtype(said).itemsize
+    if dtype is not None and np.dtype(stated) != np.dtype(dtype):
+        raise DataError(
+            f"shard {path}: the file beside it says {stated}, but data.dtype is {dtype}. Remove data.dtype."
+        )
+    itemsize = np.dtype(stated).itemsize
     if num_tokens is not None:
-        return _checked(Shard(path, layout, np.dtype(said).str, 0, num_tokens), num_bytes, "the file beside it")
+        return _checked(Shard(path, layout, np.dtype(stated).str, 0, num_tokens), num_bytes, "the file beside it")
     if num_bytes % itemsize:
         raise DataError(
-            f"shard {path} has {num_bytes:,} bytes, no multiple of the {itemsize} bytes of a {said}: it is truncated, "
+            f"shard {path} has {num_bytes:,} bytes, no multiple of the {itemsize} bytes of a {stated}: it is truncated, "
             "or data.dtype is wrong. Copy it again, or set data.dtype."
         )
-    return Shard(path, layout, np.dtype(said).str, 0, num_bytes // itemsize)
+    return Shard(path, layout, np.dtype(stated).str, 0, num_bytes // itemsize)
 
 
 def _read_sidecar(path: Path) -> tuple[str, str | None, int | None]:

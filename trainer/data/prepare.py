@@ -51,14 +51,14 @@ __all__ = ["EMBEDDED", "PrepareReport", "prepare", "prepare_embedded", "read_man
 
 EMBEDDED = ("shakespeare",)
 
-_MAX_BASELINE_TOKENS = 50_000_000  # counting pairs takes some 30 bytes a token
+_MAX_BASELINE_TOKENS = 50_000_000  # counting pairs takes some 30 bytes per token
 _MARKER = ".preparing"
 _SPLITS = {"train": ("train", 1), "validation": ("val", 0)}  # as shards are named, and the number of the first
 
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` left in a folder; `reused` says that it was there already. Baselines in nats a token."""
+    """What `prepare` left in a folder; `reused` says that it was there already. Baselines in nats per token."""
 
     folder: Path
     name: str

@@ -126,7 +126,7 @@ def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) 
     tell_left_out(
         replace(found, others=[path for path in found.others if _may_be_a_shard(path)]),
         what,
-        "name it, or its files, besides",
+        "name it, or its files, too",
     )
     if not is_folder:
         if not inside:
@@ -296,7 +296,7 @@ class TokenDataset:
 
 
 def _sampled(shard: Shard, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The blocks of so many tokens that are looked at of a shard, each with the number of its first token."""
+    """The blocks of this number of tokens that are read of a shard, each with the number of its first token."""
     tokens = shard.tokens()
     last = max(0, shard.num_tokens - block)
     for start in sorted({last * i // (_BLOCKS_PER_SHARD - 1) for i in range(_BLOCKS_PER_SHARD)}):

@@ -1,4 +1,4 @@
-"""Where documents come from: one string names a source, one function reads it. The only door to datasets and pyarrow.
+"""Where documents come from: one string names a source, one function reads it. The only user of datasets and pyarrow.
 
 embedded:shakespeare[@SPLIT]     the corpus in this package
 hf:NAME[:CONFIG][@SPLIT]         a dataset of the Hugging Face hub, streamed
@@ -48,7 +48,7 @@ class Source:
     files: tuple[Path, ...] | None
     """None for what is no files of text: the hub, an embedded corpus, a dataset that was saved."""
     suffixes: tuple[str, ...] = ()
-    """Of files that are read as text besides those known for it."""
+    """Further suffixes of files that are read as text."""
     skip_unreadable: bool = False
 
     @property
@@ -112,7 +112,7 @@ def documents(
     split     of a dataset and of the embedded corpus; "@SPLIT" at the end of the source goes before it
     quiet     without warnings, where they are read a second time
     raises    DataError when it cannot be read (with `skip_unreadable` what a file holds before the damage is taken, and that
-              is told), or a document has no text under the key
+              is logged), or a document has no text under the key
     """
     kind, _, name = source.name.partition(":")
     if source.files is not None:
@@ -155,7 +155,7 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     suffix = _suffix(path)
     if suffix not in _LINES:
         raise DataError(
-            f"{path} is a {path.suffix or 'nameless'} file; {', '.join(_LINES)} were expected (also .gz, .zst), an object a line."
+            f"{path} is a {path.suffix or 'nameless'} file; {', '.join(_LINES)} were expected (also .gz, .zst), one object per line."
         )
     try:
         with _open(path) as file:
@@ -173,7 +173,7 @@ def source_identity(source: Source) -> list[Any]:
 
 
 def estimated_text_bytes(source: Source) -> int:
-    """Roughly how much text a source of files holds, compression undone; 0 when it cannot be told."""
+    """Roughly how much text a source of files holds, compression undone; 0 when it is not known."""
     # Text packs to about a third of its size.
     return sum(p.stat().st_size * (3 if p.suffix.lower() in (*_PACKED, ".parquet") else 1) for p in source.files or ())
 
@@ -258,7 +258,9 @@ def _json_rows(file: BinaryIO, path: Path, suffix: str) -> Iterator[tuple[str, A
         try:
             yield where, _parsed(line, where)
         except json.JSONDecodeError as error:
-            message = f"{where}: {error.msg} at column {error.colno}. A JSON object a line was expected; mend the line."
+            message = (
+                f"{where}: {error.msg} at column {error.colno}. One JSON object per line was expected; fix the line."
+            )
             raise DataError(message) from None
 
 
@@ -326,7 +328,7 @@ def _parquet_texts(path: Path, text_key: str | None) -> Iterator[str]:
 
 
 def _is_text(column_type: Any) -> bool:
-    """Whether an arrow type holds text, in whatever form: bytes are UTF-8 or told, and a column of nothing is one of empty texts."""
+    """Whether an arrow type holds text, in whatever form: bytes are UTF-8 or reported, and a column of nothing is one of empty texts."""
     from pyarrow import types
 
     if types.is_dictionary(column_type):

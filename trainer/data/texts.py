@@ -16,7 +16,7 @@ _MAX_MEASURED_BYTES = 64 << 20  # of a source that is fetched, kept in memory
 
 
 def each_file_once(sources: Sequence[Source]) -> list[Source]:
-    """The sources without what an earlier one of them stands for already, which is told with how much it is."""
+    """The sources without what an earlier one of them stands for already, which is logged with its size."""
     seen: set[Path | str] = set()
     kept = []
     for source in sources:
@@ -68,13 +68,13 @@ def measured(
                     break
             again.append(chain(beginning, stream))
 
-    def told() -> Iterator[str]:
+    def reported() -> Iterator[str]:
         for number, document in enumerate(first_look(), start=1):
             if progress and number % 10_000 == 0:
                 progress(number, 0)
             yield document
 
-    rule = choose(told(), fraction)
+    rule = choose(reported(), fraction)
     return rule, ((None, document) for documents_ in again for document in documents_)
 
 

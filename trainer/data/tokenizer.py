@@ -1,4 +1,4 @@
-"""Text to token ids and back, by byte-level BPE that needs no network: the only door to tiktoken.
+"""Text to token ids and back, by byte-level BPE that needs no network: the only user of tiktoken.
 
 A tokenizer is a dict of ranks (embedded in the package, or a `.tiktoken` file), GPT-2's splitting pattern, and one
 special token `<|endoftext|>` after the last rank. Text never encodes to that id, whatever it spells.

@@ -37,7 +37,7 @@ class TaskResult:
     perplexity: float | None
     """exp of the mean negative log-likelihood of the last word, all its tokens together."""
     num_not_finite: int
-    """Items with a score that is no number; they count as wrong."""
+    """Items with a score that is not finite; they count as wrong."""
 
     def facts(self) -> dict[str, float]:
         """What a run writes down, under the task's name."""
@@ -63,7 +63,7 @@ def _decide(item: Item, scores: list[TextScore]) -> Decision:
 
 
 def _best(values: Sequence[float]) -> int | None:
-    """The first of the largest, as numpy's argmax; what is no number is never the best."""
+    """The first of the largest, as numpy's argmax; what is not finite is never the best."""
     real = [number for number, value in enumerate(values) if not math.isnan(value)]
     return max(real, key=lambda number: values[number], default=None)
 

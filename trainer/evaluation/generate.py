@@ -1,6 +1,6 @@
 """What a model writes after some prompts: many rows at once, token by token, without a trace in the run's random state.
 
-All rows stand at the same position. They begin where the shortest prompt ends, and a row whose prompt is longer reads on in it, a token a step,
+All rows stand at the same position. They begin where the shortest prompt ends, and a row whose prompt is longer reads on in it, one token per step,
 while the others write. So nothing is padded, which each family of models takes in its own way, and a row's text is what it would be alone.
 Keys and values of earlier positions are kept where the model hands them out as `past_key_values`; the few families that do not are computed anew.
 """

@@ -78,7 +78,7 @@ def _text(where: str, row: Row, *names: str) -> str:
 
 def _is_text(where: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name} is {value!r}, and a text was expected; mend it, or leave the line out")
+        raise DataError(f"{where}: {name} is {value!r}, and a text was expected; fix it, or leave the line out")
     return value
 
 
@@ -87,7 +87,7 @@ def _texts(where: str, row: Row, name: str) -> list[str]:
     value = row[name]
     if not isinstance(value, list) or len(value) < 2:
         raise DataError(
-            f"{where}: {name} is {value!r}, and a list of at least two texts was expected; mend it, or leave the line out"
+            f"{where}: {name} is {value!r}, and a list of at least two texts was expected; fix it, or leave the line out"
         )
     return [_is_text(where, f"{name}[{number}]", text) for number, text in enumerate(value)]
 
@@ -121,7 +121,7 @@ def _gold(where: str, row: Row, choices: list[str], labels: list[str] | None = N
 def _choice(where: str, context: str, choices: list[str], gold: int) -> Item:
     if "" in choices:
         raise DataError(
-            f"{where}: choice {choices.index('')} is empty, and there is nothing to score; mend it, or leave the line out"
+            f"{where}: choice {choices.index('')} is empty, and there is nothing to score; fix it, or leave the line out"
         )
     pairs = tuple((context, DELIMITER + choice) for choice in choices)
     return Item(where, pairs, gold, tuple(len(choice) for choice in choices))
@@ -130,7 +130,7 @@ def _choice(where: str, context: str, choices: list[str], gold: int) -> Item:
 def _contexts(where: str, contexts: list[str], continuation: str, gold: int) -> Item:
     if not continuation:
         raise DataError(
-            f"{where}: the continuation is empty, and there is nothing to score; mend it, or leave the line out"
+            f"{where}: the continuation is empty, and there is nothing to score; fix it, or leave the line out"
         )
     return Item(where, tuple((context, DELIMITER + continuation) for context in contexts), gold)
 
@@ -138,7 +138,7 @@ def _contexts(where: str, contexts: list[str], continuation: str, gold: int) -> 
 def _last_word(where: str, context: str, word: str) -> Item:
     if not word:
         raise DataError(
-            f"{where}: the continuation is empty, and there is nothing to score; mend it, or leave the line out"
+            f"{where}: the continuation is empty, and there is nothing to score; fix it, or leave the line out"
         )
     return Item(where, ((context, DELIMITER + word),))
 
@@ -180,7 +180,7 @@ def _arc(where: str, row: Row) -> Item:
     options = row["choices"]
     if not isinstance(options, dict) or not {"text", "label"} <= options.keys():
         raise DataError(
-            f"{where}: choices is {options!r}, and an object with the lists text and label was expected; mend it"
+            f"{where}: choices is {options!r}, and an object with the lists text and label was expected; fix it"
         )
     choices, labels = _texts(where, options, "text"), _texts(where, options, "label")
     gold = _gold(where, {"answerKey": row["answerKey"]}, choices, labels)
@@ -190,7 +190,7 @@ def _arc(where: str, row: Row) -> Item:
 def _copa(where: str, row: Row) -> Item:
     joint = {"cause": "because", "effect": "therefore"}.get(row["question"])
     if joint is None:
-        raise DataError(f"{where}: question is {row['question']!r}, and cause or effect was expected; mend it")
+        raise DataError(f"{where}: question is {row['question']!r}, and cause or effect was expected; fix it")
     choices = [_text(where, row, "choice1"), _text(where, row, "choice2")]
     # The harness has a space of its own before each choice here, besides the one that stands between all contexts and choices.
     lowered = [f" {choice[:1].lower()}{choice[1:]}" for choice in choices]
@@ -200,7 +200,7 @@ def _copa(where: str, row: Row) -> Item:
 def _winogrande(where: str, row: Row) -> Item:
     before, mark, after = _text(where, row, "sentence").partition("_")
     if not mark:
-        raise DataError(f"{where}: sentence has no _ where an option belongs; mend it, or leave the line out")
+        raise DataError(f"{where}: sentence has no _ where an option belongs; fix it, or leave the line out")
     contexts = [before + _text(where, row, name) for name in ("option1", "option2")]
     return _contexts(where, contexts, after.strip(), _gold(where, row, contexts, first=1))
 

@@ -16,7 +16,7 @@ class ValidationLoss:
     """A mean over held-out tokens of all ranks."""
 
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     num_tokens: int
 
     def bits_per_byte(self, num_bytes: int) -> float:

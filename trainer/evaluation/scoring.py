@@ -5,7 +5,7 @@ neighbours in a batch do not enter into it, but their number does (seen with MKL
 inner sum of a product of 3,072 terms and more). Two choices that are nearly equal would then be decided by the batch size or by the number of ranks.
 So neither has a part in it here:
 
-* The rows of a task, sorted by length, are cut into groups of at most so many tokens (`group_tokens`), a constant. Which rows are
+* The rows of a task, sorted by length, are cut into groups of at most `group_tokens` tokens, a constant. Which rows are
   together, and in what shape, is a function of the task alone: there is no batch size to choose. A group is computed whole, by one
   rank; ranks take groups in turn. What a rank did not compute it adds as zero, so every rank ends with the same bits.
 * On a CPU one core computes a group, whatever the number of threads: the cores of a rank work on groups side by side.

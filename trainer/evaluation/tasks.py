@@ -60,7 +60,7 @@ def open_tasks(
     raises  ConfigError for an unknown name and for two tasks of one name, DataError for an item that is not right
     """
     tasks: dict[str, Task] = {}
-    wanted = list(dict.fromkeys(wanted))  # a name said twice is meant once
+    wanted = list(dict.fromkeys(wanted))  # a name given twice counts once
     for name in wanted:
         if name in PUBLIC and not fetch:
             continue
@@ -91,7 +91,7 @@ def _open(name: str, limit: int | None, folder: Path, rows: Rows) -> Task:
 def _task(name: str, rows: Iterator[tuple[str, Any]], source: str) -> Task:
     items = tuple(item(where, row) for where, row in rows)
     if not items:
-        raise DataError(f"{source} holds no item; a task has at least one: a JSON object a line")
+        raise DataError(f"{source} holds no item; a task has at least one: one JSON object per line")
     for one in items:
         if one.form != items[0].form:
             raise DataError(

@@ -27,7 +27,7 @@ def read_prompts(path: Path) -> list[str]:
     prompts += [text for text in texts if text.strip()]
     if not prompts:
         raise ConfigError(
-            f"the file of prompts {path} has none; write one a line, or into a .jsonl file one object a line, with a field prompt"
+            f"the file of prompts {path} has none; write one per line, or into a .jsonl file one object per line, with a field prompt"
         )
     return prompts
 

@@ -22,7 +22,7 @@ _REMARKS = {
     NOT_FINITE: "ended because the logits are not finite: the weights are damaged or diverged; take an older checkpoint",
     INTERRUPTED: "ended because it was interrupted",
 }
-"""What is said of texts that end early, by why they do."""
+"""What is printed of texts that end early, by the reason."""
 
 
 class Tokenizer(Protocol):

@@ -21,7 +21,7 @@ CURVE = "metrics.jsonl"
 LOST = "metrics.lost.jsonl"
 
 KEY_EVERY_RECORDS = 256
-"""At least every so many steps a record has its `replay_key`."""
+"""Greatest number of records from one that has its `replay_key` to the next."""
 
 MAX_COMPARED = 50_000
 """Lost steps after a resume that are compared with their replay; what was lost beyond is kept, and read by nobody."""
@@ -188,7 +188,7 @@ def _with_keys(records: Iterable[dict[str, Any]], key: str | None) -> Iterator[d
 
 
 def lost_records(folder: Path, resumed_step: int, newest_at: int) -> Iterator[dict[str, Any]]:
-    """Of the lost steps those that a resume takes again first, in the order in which they were lost; bounded, however many were.
+    """Of the lost steps those that a resume replays first, in the order in which they were lost; bounded, however many were.
 
     newest_at  the byte of the lost records at which those begin that this resume has moved
     """

@@ -1,7 +1,7 @@
 """The thread that draws: trackers, and the index, follow metrics.jsonl beside training, which never waits for them.
 
 Training appends a record to the curve and goes on; a few times a second this thread hands each tracker the records it has not drawn yet.
-What is no number (text, histograms) comes through a queue.
+What is not finite (text, histograms) comes through a queue.
 """
 
 import logging
@@ -75,7 +75,7 @@ class Drawing:
             )
 
     def close(self) -> None:
-        """Draws what is left and ends the trackers; one that hangs is left behind and told."""
+        """Draws what is left and ends the trackers; one that hangs is left behind and logged."""
         self._ending.set()
         if self._thread.ident is None:
             return

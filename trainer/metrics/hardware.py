@@ -1,7 +1,7 @@
 """What the machine is doing: its GPUs through NVML, its processors, memory and disks through psutil, and torch's own memory.
 
 Sampled now and then by whoever calls `sample`, which need not be the training thread. A value that cannot be had is absent, never 0; why
-it cannot is told once, and ends nothing.
+it cannot is logged once, and ends nothing.
 """
 
 import logging
@@ -81,7 +81,7 @@ class HardwareSampler:
     ) -> None:
         """`device` is this process's; `folders` are those whose disks matter, by name. On CUDA each local process has one GPU."""
         self._device, self._folders, self._clock = device, folders, clock
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._cpu_times: tuple[float, float] | None = None
         self._disk_counts: tuple[float, int, int] | None = None
         self._gpus: dict[int, Any] = {}
@@ -100,17 +100,17 @@ class HardwareSampler:
         }
         values: dict[str, float] = {}
         for name, read in (self._gpu_readings() | self._room_readings()).items():
-            with self._told_once(name):
+            with self._logged_once(name):
                 values[name] = float(read())
         for what, source in sources.items():
-            with self._told_once(what):
+            with self._logged_once(what):
                 values.update(source())
         return values
 
     # GPUs
 
     def _open_gpus(self, num_local_processes: int) -> None:
-        with self._told_once("NVML"):
+        with self._logged_once("NVML"):
             import pynvml  # only where there is CUDA
 
             pynvml.nvmlInit()
@@ -125,7 +125,7 @@ class HardwareSampler:
                 numbered(there, "GPU"),
             )
         for number in range(min(there, num_local_processes)):
-            with self._told_once(f"GPU {number}"):
+            with self._logged_once(f"GPU {number}"):
                 self._gpus[number] = gpu_handle(self._nvml, str(torch.cuda.get_device_properties(number).uuid))
 
     def _gpu_readings(self) -> dict[str, Callable[[], float]]:
@@ -186,13 +186,13 @@ class HardwareSampler:
         }
 
     @contextmanager
-    def _told_once(self, what: str) -> Iterator[None]:
+    def _logged_once(self, what: str) -> Iterator[None]:
         """Goes on without what cannot be read, whatever the reason, and says so the first time."""
         try:
             yield
         except Exception as error:
-            if what not in self._told:
-                self._told.add(what)
+            if what not in self._logged:
+                self._logged.add(what)
                 log.info("hardware: %s cannot be read (%s: %s), and is left out", what, type(error).__name__, error)
 
 

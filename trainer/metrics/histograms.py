@@ -20,7 +20,7 @@ class Histogram:
     """The largest value of each bucket, float64; the first begins at `min`, each other after the one before it."""
     bucket_counts: np.ndarray
     num_nonfinite: int
-    """How many values besides were NaN or infinite: they are in no bucket and no sum."""
+    """How many further values were NaN or infinite: they are in no bucket and no sum."""
 
 
 def histogram_of(values: np.ndarray) -> Histogram | None:

@@ -1,6 +1,6 @@
 """What a machine shows when a run on it is slow: who else computes, and what holds its processors down.
 
-Counters are read twice, some seconds apart, and their difference is told. What a system does not count is left out.
+Counters are read twice, some seconds apart, and their difference is reported. What a system does not count is left out.
 """
 
 import re
@@ -17,7 +17,7 @@ LOOK_SECONDS = 3.0
 """How long the machine is watched."""
 
 NOTABLE_CORES, NOTABLE_FRACTION = 0.2, 0.05
-"""Less of other processes' work, or a smaller share of the time, is not told as a reason."""
+"""Less of other processes' work, or a smaller share of the time, is not reported as a reason."""
 
 _CGROUP = Path("/sys/fs/cgroup/cpu.stat")
 _SYSTEM = Path("/sys")
@@ -81,7 +81,7 @@ def descends(pid: int, root: int, parents: Mapping[int, int]) -> bool:
 
 
 def reasons(before: Counters, after: Counters, gpus: Mapping[str, float] | None = None) -> list[str]:
-    """What may make a run slow, each as half a sentence; none where nothing shows.
+    """What may make a run slow, each as a clause; none where nothing shows.
 
     gpus   the newest values of metrics/hardware.py by tag
     """

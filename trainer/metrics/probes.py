@@ -9,7 +9,7 @@ returns a tensor that stays on the device; all probes' numbers travel to the hos
         return update.sums(torch.stack(zeros) * update.sizes) / update.sums(update.sizes)
 
 A tag with `{group}` wants one number a layer group, in their order [G]; one without wants a single number [0-d]. The sentence
-is the help. A probe changes nothing and draws no random number. One that raises is counted and told, and training goes on.
+is the help. A probe changes nothing and draws no random number. One that raises is counted and logged, and training goes on.
 """
 
 import logging
@@ -38,12 +38,12 @@ GROUP = "{group}"
 """Stands in a tag for each layer group."""
 
 SAMPLE_ELEMENTS = 2**14
-"""At most so many elements of a tensor are looked at where a sample is enough."""
+"""Greatest number of elements of a tensor that a sample has."""
 
 HISTOGRAM_TAGS = {
     "weights/{parameter}": ("1", "Values of a parameter after the update, of an even sample."),
     "gradients/{parameter}": (
-        "nats a token",
+        "nats per token",
         "Elements of its gradient as the update saw it, after clipping, of an even sample.",
     ),
 }
@@ -174,7 +174,7 @@ class Update:
 @probe(
     "grad_norm/{group}",
     "L2 norm of a layer group's gradient as the update saw it, after clipping (the total before it is optim/grad_norm).",
-    unit="nats a token",
+    unit="nats per token",
 )
 def grad_norm(update: Update) -> Tensor:
     return update.group_norms(update.norms(update.gradients))
@@ -218,7 +218,7 @@ class Reading:
         return self._samples is not None
 
     def histograms(self) -> dict[str, Histogram]:
-        """Each tag's histogram, on a step that has them; waits likewise. Values that are not finite are left out, and that is told."""
+        """Each tag's histogram, on a step that has them; waits likewise. Values that are not finite are left out, and that is logged."""
         samples = self._samples.read() if self._samples else {}
         histograms = {tag: histogram_of(sample) for tag, sample in samples.items()}
         damaged = {tag: num for tag, sample in samples.items() if (num := np.count_nonzero(~np.isfinite(sample)))}
@@ -297,12 +297,12 @@ class Probes:
 
     @torch.no_grad()
     def _try(self, what: str, work: Callable[[], T]) -> T | None:
-        """What `work` returns; None where it raises, which is counted and told: what stands beside training does not end it."""
+        """What `work` returns; None where it raises, which is counted and logged: what stands beside training does not end it."""
         try:
             return work()
         except Exception as error:
             self._failures[what] += 1
-            if self._failures[what].bit_count() == 1:  # told at the 1st, 2nd, 4th, 8th ...
+            if self._failures[what].bit_count() == 1:  # logged at the 1st, 2nd, 4th, 8th ...
                 log.warning(
                     "probes: %s failed, %s: %s (%d times by now); training goes on",
                     what,

@@ -29,7 +29,7 @@ _COMPRESSION = 3
 
 
 class Profiler:
-    """Records the steps it was asked for, on rank 0. What goes wrong in it is told, and does not end the run."""
+    """Records the steps it was asked for, on rank 0. What goes wrong in it is logged, and does not end the run."""
 
     def __init__(self, steps: tuple[int, int] | None, run_folder: Path, *, rank: int, device: torch.device) -> None:
         """`steps` are the first and the last; None: none."""

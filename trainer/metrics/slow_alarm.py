@@ -17,7 +17,7 @@ TAG = "speed/slowdown"
 UNKNOWN = "nothing that this machine counts shows why"
 
 LONGEST_END_SECONDS = 5.0
-"""How long the end of a run waits for what is being told; a look at the machine that hangs holds nobody up."""
+"""How long the end of a run waits for a report that is under way; a look at the machine that hangs holds nobody up."""
 
 LEAST_LOOK_SECONDS = 0.5
 """A look that the end of a run cut shorter blames nobody: counters go in hundredths of a second."""
@@ -61,12 +61,12 @@ class SlowAlarm:
         return {} if self._watch.ratio is None else {TAG: self._watch.ratio}
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until all has been told, or for so many seconds."""
+        """Waits until all has been logged, for this number of seconds at most."""
         if self._telling is not None:
             self._telling.join(seconds)
 
     def close(self) -> None:
-        """The run ends: what is being told is told now."""
+        """The run ends: what is to be reported is logged now."""
         self._ending.set()
         self.wait(LONGEST_END_SECONDS)
 
@@ -83,7 +83,7 @@ class SlowAlarm:
         self._telling.start()
 
     def _reasons(self) -> list[str]:
-        """What the machine shows, of a look that lasts a while; nothing where it was cut short or could not be taken, which is told."""
+        """What the machine shows, of a look that lasts a while; nothing where it was cut short or could not be taken, which is logged."""
         try:
             before = self._look(self._root)
             self._ending.wait(self._look_seconds)

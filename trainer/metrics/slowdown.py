@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 MIN_STEPS, MIN_SECONDS = 20, 60.0
-"""A stretch has at least so many steps, and lasts at least so long."""
+"""Least number of steps of a stretch, and least seconds that it lasts."""
 
 OVER_RATIO = 1.5
 """A run is no longer slow once its steps take less than this times the best stretch's."""

@@ -71,7 +71,7 @@ COUNTERS = frozenset({"data/tokens", "data/epoch", "Loss/train_smoothed", "optim
 """Tags of which the last of some steps is drawn where they are drawn as one point; of others it is the mean."""
 
 EXTREMES = ("Loss/train", "optim/grad_norm", "Speed/step_seconds")
-"""Tags of which the least and the greatest are drawn besides, as TAG_min and TAG_max."""
+"""Tags of which the least and the greatest are drawn too, as TAG_min and TAG_max."""
 
 MEANINGS.update(
     (

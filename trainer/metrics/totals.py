@@ -16,7 +16,7 @@ _LOOKED_BACK = 10_000
 
 @dataclass
 class Totals:
-    """Of a whole run, over all its launches; what was lost and taken again counts once."""
+    """Of a whole run, over all its launches; what was lost and replayed counts once."""
 
     step: int = 0
     """Of the last record."""
@@ -25,7 +25,7 @@ class Totals:
     seconds: float = 0.0
     """Of training, without evaluations and saves."""
     recent_losses: list[float] = field(default_factory=list)
-    """Of the last steps, nats a token; those that are no number are left out."""
+    """Of the last steps, nats per token; those that are not finite are left out."""
     first_evaluation: dict[str, Any] | None = None
     last_evaluation: dict[str, Any] | None = None
     newest: dict[str, Any] = field(default_factory=dict)

@@ -69,7 +69,7 @@ def open_trackers(
     """Opens the trackers that the Accelerator was made with; the main process has some. The curve has been cut to the resumed step before.
 
     options  what each tracker's own opening call is given, by the tracker's name
-    raises   TrainerError when a tracker cannot be opened; on a resume that is told, and the run goes on without it
+    raises   TrainerError when a tracker cannot be opened; on a resume that is logged, and the run goes on without it
 
     A resumed run goes on in the same TensorBoard folder, and in the same run of trackers that know such a thing.
     """
@@ -90,7 +90,7 @@ def open_trackers(
         except Exception as error:
             problem = f"the tracker {tracker_name} could not be opened: {type(error).__name__}: {error}"
             if resumed_step is None:
-                raise TrainerError(f"{problem}; mend that, or take it out of metrics.trackers") from error
+                raise TrainerError(f"{problem}; fix that, or take it out of metrics.trackers") from error
             log.warning("%s; the run goes on without it, and the next start draws what it missed", problem)
             continue
         opened.append(
@@ -101,7 +101,7 @@ def open_trackers(
 
 
 def _show_settings(tracker: GeneralTracker, settings: dict[str, Any], *, is_new: bool) -> None:
-    """Gives a tracker this launch's settings; one that lets no setting of its run change keeps the earlier ones, and that is told."""
+    """Gives a tracker this launch's settings; one that lets no setting of its run change keeps the earlier ones, and that is logged."""
     try:
         tracker.store_init_configuration({key: plain(value) for key, value in settings.items()})
     except Exception as error:

@@ -78,5 +78,5 @@ def make_recipe(recipe: Recipe, form: str, options: Mapping[str, Any]) -> Any:
     except Exception as error:  # pydantic's refusals and plain assertions, in TransformerEngine's words
         raise PrecisionError(
             f"precision.options {dict(options)} with precision.format {form!r} is refused by {recipe.te_class} of {backend.name} "
-            f"({one_line(error)}); mend the option"
+            f"({one_line(error)}); fix the option"
         ) from None

@@ -120,7 +120,7 @@ def role_of(name: str, width_in: int, width_out: int) -> str:
 def misfit(
     model: nn.Module, recipe: Recipe, wanted: PrecisionConfig, *, micro_batch: int, sequence_length: int
 ) -> str | None:
-    """Why nothing can run in fp8 with this model and batch, as half a sentence that names setting or layer; None when something can."""
+    """Why nothing can run in fp8 with this model and batch, as a clause that names setting or layer; None when something can."""
     first, last, num_blocks = wanted.bf16_first_blocks, wanted.bf16_last_blocks, len(find_blocks(model)[1])
     layers = survey(model, recipe, first=first, last=last)
     if stranger := _stranger(model):

@@ -83,7 +83,7 @@ class Decision:
 
     @property
     def speed_words(self) -> str:
-        """The speed, as half a sentence; nothing where it was not timed."""
+        """The speed, as a clause; nothing where it was not timed."""
         if self.speed is None:
             return ""
         if self.is_slow:
@@ -162,7 +162,7 @@ def _decide_fp8(facts: Facts, wanted: PrecisionConfig, misfit: str | None) -> De
 
 
 def lacking(recipe: Recipe, facts: Facts) -> str | None:
-    """What the device lacks for this recipe, as half a sentence; None when nothing."""
+    """What the device lacks for this recipe, as a clause; None when nothing."""
     if facts.emulated:
         return None
     if facts.device_type != "cuda" or facts.capability is None:
@@ -203,7 +203,7 @@ def check_required(decision: Decision, wanted: PrecisionConfig) -> None:
     """Refuses the fallback where the recipe says precision.required."""
     if wanted.required and decision.asked == "fp8" and decision.mode != "fp8":
         raise PrecisionError(
-            f"precision.required is true and fp8 ({decision.title}) cannot be had: {decision.reason}; mend that, set precision.required=false to "
+            f"precision.required is true and fp8 ({decision.title}) cannot be had: {decision.reason}; fix that, set precision.required=false to "
             "train in bf16 instead, or take a cluster file that says bf16"
         )
 

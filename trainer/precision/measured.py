@@ -38,7 +38,7 @@ class Measured:
         return max((name for name in RECIPES if name in self.gains), key=lambda name: self.gains[name], default=None)
 
     def words(self) -> str:
-        """Why `auto` takes it, as half a sentence."""
+        """Why `auto` takes it, as a clause."""
         return f"the fastest fp8 recipe here, as measured by bench precision on {self.date}"
 
     def warning(self, recipe: str) -> str | None:

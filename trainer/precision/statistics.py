@@ -34,7 +34,7 @@ FP8_MEANINGS = {
         "fraction",
         "how much higher the loss is in fp8 than in bf16, on one micro-batch of each rank, without dropout",
     ),
-    "precision/shadow_loss": ("nats a token", "the loss in bf16 that it was compared with"),
+    "precision/shadow_loss": ("nats per token", "the loss in bf16 that it was compared with"),
 }
 """What each number is; ROLE stands for each of the four."""
 

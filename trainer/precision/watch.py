@@ -205,7 +205,7 @@ class PrecisionWatch:
     def give_up_fp8(self, step: int, reason: str) -> bool:
         """Takes a step that a run would end at; returns whether it goes on in bf16 instead, which it does where that step was in fp8.
 
-        reason   why it would end, half a sentence
+        reason   why it would end, a clause
 
         The step after it is in fp8 too: a GPU has begun it when the numbers of this one arrive, and every device does the same.
         """

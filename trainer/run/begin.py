@@ -144,7 +144,7 @@ def _make_folders(run: Run) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be made ({error.strerror}); mend that, or set checkpoints_folder to another place"
+            f"{folder} cannot be made ({error.strerror}); fix that, or set checkpoints_folder to another place"
         ) from None
     run.folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run.folder / "config.yaml", dump(run.config))

@@ -1,4 +1,4 @@
-"""Whether a memory can hold a run at all: a bound from below, told before the first step instead of by the system's out-of-memory killer."""
+"""Whether a memory can hold a run at all: a bound from below, reported before the first step instead of by the system's out-of-memory killer."""
 
 from pathlib import Path
 

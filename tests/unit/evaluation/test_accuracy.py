@@ -1,4 +1,4 @@
-"""Decisions and numbers by hand: ties, lengths, errors, what is no number."""
+"""Decisions and numbers by hand: ties, lengths, errors, what is not finite."""
 
 import math
 

@@ -38,11 +38,11 @@ class Manifest:
     created: str
     """When, as ISO 8601 in UTC; for people, never compared."""
     loss: float | None = None
-    """Training loss of the last step before it, nats a token."""
+    """Training loss of the last step before it, nats per token."""
     validation: str | None = None
     """Fingerprint of what val_loss was taken on: only equals compare."""
     val_loss: float | None = None
-    """Validation loss at exactly this step, nats a token; None when it was not evaluated here."""
+    """Validation loss at exactly this step, nats per token; None when it was not evaluated here."""
     last_val_loss: float | None = None
     """The last validation loss up to this step, for people: `best` compares `val_loss` only. None before the first."""
     last_val_step: int | None = None

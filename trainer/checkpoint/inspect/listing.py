@@ -131,7 +131,7 @@ def _remember_damage(folder: Path, manifest: Manifest, problems: Sequence[str]) 
     except OSError as error:
         raise CheckpointError(
             f"{folder_name(manifest.step)} is damaged ({'; '.join(problems)}), which cannot be written down in {folder} ({error.strerror}), so "
-            "nothing is pruned; mend that and prune again"
+            "nothing is pruned; fix that and prune again"
         ) from None
 
 
@@ -149,7 +149,7 @@ def _prune(store: CheckpointStore, policy: Policy) -> list[Removal]:
             going = store.removals(policy)
             gone = {name for name, _ in store.prune(policy)}
     except OSError as error:
-        raise CheckpointError(f"{store.folder} could not be pruned ({error}); mend that and prune again") from None
+        raise CheckpointError(f"{store.folder} could not be pruned ({error}); fix that and prune again") from None
     return [removal for removal in going if removal.name in gone]
 
 

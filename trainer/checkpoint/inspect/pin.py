@@ -40,7 +40,7 @@ def _rewrite(entry: Entry, pinned: bool) -> None:
         pass  # it lost its name before the new manifest was there, or just after: `_is_so` finds out
     except OSError as error:
         raise CheckpointError(
-            f"the manifest of {entry.path} cannot be rewritten ({error}); mend that and try again"
+            f"the manifest of {entry.path} cannot be rewritten ({error}); fix that and try again"
         ) from None
     if not _is_so(entry.path, pinned):
         raise CheckpointError(

@@ -31,7 +31,7 @@ def remove(folder: Path, wanted: str) -> str:
             files.remove_folder(path)
             store.point_links()
         except OSError as error:
-            raise CheckpointError(f"{path} could not be removed ({error}); mend that and try again") from None
+            raise CheckpointError(f"{path} could not be removed ({error}); fix that and try again") from None
     if run is not None and (run / JOURNAL).is_file():
         Journal(run).write("remove", name=path.name, bytes=num_bytes)
     return f"{path} is removed: {size(num_bytes)}"

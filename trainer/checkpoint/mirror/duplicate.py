@@ -70,4 +70,4 @@ def _copy_and_commit(source: Path, manifest: Manifest, final: Path) -> None:
 
 
 def _advice(source: Path) -> str:
-    return "mend that" if source.is_dir() else "a trainer has pruned it meanwhile: pin one that is kept first"
+    return "fix that" if source.is_dir() else "a trainer has pruned it meanwhile: pin one that is kept first"

@@ -52,7 +52,7 @@ def fetch(where: str, wanted: str, folder: Path, run_folder: Path | None = None)
         held = locks.take(folder / ".lock")
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror}); mend that, or give another folder: --to"
+            f"{folder} cannot be written ({error.strerror}); fix that, or give another folder: --to"
         ) from None
     if held is None:
         raise CheckpointError(

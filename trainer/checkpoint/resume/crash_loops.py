@@ -8,7 +8,7 @@ journal, whose docstring says what `start`, `resume`, `save` and `stop` state. W
     says nothing   any other end before that step (SIGKILL, SIGTERM, SIGINT, SIGHUP, a disk that is full or broken, refused, finished,
                    interrupted, diverged, no stop event at all): the checkpoint was not put to the proof
     is forgotten   when a checkpoint of the same step with another digest takes its place, and when the fingerprint of a start is
-                   another than before: who mended the code wants to go on from the newest
+                   another than before: who fixed the code wants to go on from the newest
 """
 
 from collections.abc import Iterable, Mapping
@@ -109,6 +109,6 @@ def all_suspect_text(folder: Path, reasons: Mapping[int, str]) -> str:
     told = "; ".join(f"step {step}: {reason}" for step, reason in sorted(reasons.items(), reverse=True))
     return (
         f"{folder} holds {len(reasons)} sound checkpoints and all are suspect ({told}); the cause is then not in the checkpoints but in "
-        "the code, the data, the settings or the machine: mend what these errors name, then go on with "
+        "the code, the data, the settings or the machine: fix what these errors name, then go on with "
         f"resume_from_checkpoint={max(reasons)}, which is taken as it is"
     )

@@ -51,5 +51,5 @@ class SaveFailures:
         row = f", the {self.in_a_row}. failure in a row" if self.in_a_row > 1 else ""
         return (
             f"the checkpoint of step {step} could not be written to {self._folder} ({failure}){row}; the checkpoints before it are "
-            "whole: make room or mend the disk, then start again with resume_from_checkpoint=latest"
+            "whole: make room or fix the disk, then start again with resume_from_checkpoint=latest"
         )

@@ -124,7 +124,7 @@ def _disk_errors(folder: Path):
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot take checkpoints ({error.strerror or error}); mend that, or set checkpoints_folder to another place"
+            f"{folder} cannot take checkpoints ({error.strerror or error}); fix that, or set checkpoints_folder to another place"
         ) from None
 
 

@@ -32,7 +32,7 @@ ROUNDS = 2
 """Every variant has its turn, and then every variant once more: a machine that warms up or is shared shows it."""
 
 FIRST_SECONDS, HANG_FACTOR = 3600.0, 10.0
-"""How long the first launch may take, in which a compiler may run; a later one may take so many times as long besides."""
+"""Seconds that the first launch may take, in which a compiler may run; a later one may take this factor times as long as well."""
 
 MEMORY_SECONDS = SAMPLE_SECONDS + 5.0
 """A launch of the first round goes on for at most so long after its steps, until memory was looked at for the second time."""
@@ -158,7 +158,7 @@ class _Benchmark:
         return taken
 
     def _launch(self, variant: Variant, number: int) -> Steps | None:
-        """The steps of one launch; None when it failed, which is then said."""
+        """The steps of one launch; None when it failed, which is then announced."""
         name = f"{variant.word}-{number}"
         cluster_file, log = self._runs / f"{variant.word}.yaml", self._runs / f"{name}.log"
         write_variant(self._cluster, cluster_file, precision=variant.asked, compiled=variant.is_compiled)

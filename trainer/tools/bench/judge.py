@@ -20,7 +20,7 @@ class Judgement:
     best_bf16: Measurement | None
     """What the others are compared with: the fastest in bf16; None where that could not be measured."""
     gains: dict[str, float]
-    """Of each fp8 recipe that may be used, by its name: its faster variant's tokens a second over the best bf16's, minus 1."""
+    """Of each fp8 recipe that may be used, by its name: its faster variant's tokens per second over the best bf16's, minus 1."""
     recommended: str | None
     """The name of a variant."""
     sentence: str
@@ -52,7 +52,7 @@ def judge(measured: Sequence[Measurement]) -> Judgement:
 
 
 def gain(ours: Measurement, theirs: Measurement) -> float:
-    """How many more tokens a second, as a fraction."""
+    """The gain in tokens per second, as a fraction."""
     return ours.tokens_per_second / theirs.tokens_per_second - 1
 
 
@@ -62,7 +62,7 @@ def is_gain(ours: Measurement, theirs: Measurement) -> bool:
 
 
 def compared(ours: Measurement, theirs: Measurement) -> str:
-    """How fast one is beside another, as half a sentence that calls nothing a gain which is none."""
+    """How fast one is beside another, as a clause that calls nothing a gain which is none."""
     more, varied = gain(ours, theirs), max(ours.spread, theirs.spread)
     size = f"{abs(more):.1%}"
     if is_gain(ours, theirs):

@@ -15,7 +15,7 @@ PEAKS = ("memory/peak_bytes", "memory/peak_resident_bytes")
 """The most memory of rank 0's process: on its GPU, or in the machine where it computes on a CPU."""
 
 UNSTEADY = 0.1
-"""Where rounds are further apart little can be believed: that is told, and the result is not kept for `auto`."""
+"""Where rounds are further apart little can be believed: that is reported, and the result is not kept for `auto`."""
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -37,7 +37,7 @@ class Measurement:
     loss_gap: float | None
     """The mean loss of the last third of the steps over that of bf16's same steps, minus 1; None without bf16's."""
     has_run_away: bool
-    """Whether a loss is no number, or the gap is more than precision.max_loss_gap."""
+    """Whether a loss is not finite, or the gap is more than precision.max_loss_gap."""
 
 
 def measurement(
@@ -76,7 +76,7 @@ def peaks_of(steps: Records) -> list[float]:
 
 
 def loss_gap(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float:
-    """The mean loss of the last third of the steps that both have over the other's, minus 1; infinite where one is no number."""
+    """The mean loss of the last third of the steps that both have over the other's, minus 1; infinite where one is not finite."""
     common = list(zip(ours, theirs, strict=False))
     last = common[-max(1, len(common) // 3) :]
     our_sum = their_sum = 0.0

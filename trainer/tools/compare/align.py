@@ -12,7 +12,7 @@ from trainer.tools.compare.noise import NUM_BLOCKS, Gap, Spread, gap
 WINDOW_FRACTION = 0.2
 """The share of the common tokens, at their end, that a verdict is about."""
 MIN_STEPS = 8
-"""A window or a segment has at least so many steps of each run."""
+"""Least number of steps of each run in a window or a segment."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def end_span(*curves: Curve) -> Span | None:
 
 
 def mean_loss(curve: Curve, span: Span) -> float:
-    """Mean training loss over the steps of some bins, nats a token."""
+    """Mean training loss over the steps of some bins, nats per token."""
     part = slice(span.start, span.stop)
     return float(curve.sums["loss"][part].sum() / curve.counts[part].sum())
 

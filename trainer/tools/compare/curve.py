@@ -30,7 +30,7 @@ _FACT_ENDINGS = ("val_loss", "bits_per_byte", "/acc", "/acc_norm")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: validation loss, bits a byte and task results by name."""
+    """One evaluation: validation loss, bits per byte and task results by name."""
 
     tokens: int
     facts: dict[str, float]
@@ -158,7 +158,7 @@ def _evaluation(record: dict[str, Any]) -> Evaluation | None:
 
 
 def _column(records: list[dict[str, Any]], key: str) -> np.ndarray:
-    """One key of many records as numbers; NaN where it is absent, not finite or no number."""
+    """One key of many records as numbers; NaN where it is absent, not finite or not a number."""
     values = [record.get(key) for record in records]
     try:
         column = np.array(values, dtype=float)

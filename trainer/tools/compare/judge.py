@@ -85,7 +85,7 @@ class Pair:
 
     @property
     def contradicting(self) -> Judged | None:
-        """The validation loss (bits a byte, where nats do not compare), where it says something else than the quantity that decides."""
+        """The validation loss (bits per byte, where nats do not compare), where it says something else than the quantity that decides."""
         held_out = self.judged.get("val_loss") or self.judged.get("bits_per_byte")
         return held_out if held_out and self.deciding and held_out.verdict != self.deciding.verdict else None
 
@@ -124,12 +124,12 @@ def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
         spread = _spread("loss", a, b, runs, paired, lambda run: _mean_at(run, span, a))
         loss_a, loss_b = (mean_loss(run.curve, span) for run in (a, b))
         found = noise.gap(block_gaps(a.curve, b.curve, span), loss_a, spread)
-        judged["loss"] = Judged("loss", "nats a token", loss_a, loss_b, found, spread, _over(span, a))
+        judged["loss"] = Judged("loss", "nats per token", loss_a, loss_b, found, spread, _over(span, a))
         whole = common_span(a.curve, b.curve)
         parts = segments(a.curve, b.curve, whole, spread, num_segments((a.curve, b.curve), whole, MAX_SEGMENTS))
     for what, unit, compares in (
-        ("val_loss", "nats a token", same_vocabulary(a, b) and same_held_out(a, b)),
-        ("bits_per_byte", "bits a byte", same_held_out(a, b) or same_text(a, b)),
+        ("val_loss", "nats per token", same_vocabulary(a, b) and same_held_out(a, b)),
+        ("bits_per_byte", "bits per byte", same_held_out(a, b) or same_text(a, b)),
     ):
         if compares and (result := _evaluated(what, unit, a, b, runs, paired)):
             judged[what] = result
@@ -185,8 +185,8 @@ def _spread(
                 break
         else:
             groups.append((run, {id(run) if paired else seed: (run.name, level)}))
-    told = [dict(members.values()) for _, members in groups]
-    return noise.spread(told, noise.default_fraction(what, common_tokens(a.curve, b.curve), same_batches=paired))
+    values = [dict(members.values()) for _, members in groups]
+    return noise.spread(values, noise.default_fraction(what, common_tokens(a.curve, b.curve), same_batches=paired))
 
 
 def _evaluated(what: str, unit: str, a: Run, b: Run, runs: Sequence[Run], paired: bool) -> Judged | None:
@@ -216,10 +216,10 @@ def _evaluated(what: str, unit: str, a: Run, b: Run, runs: Sequence[Run], paired
 
 def series(run: Run, what: str) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, values) of one quantity of a run's evaluations."""
-    told = {
+    known = {
         evaluation.tokens: evaluation.facts[what] for evaluation in run.curve.evaluations if what in evaluation.facts
     }
-    return np.array(sorted(told), dtype=float), np.array([told[tokens] for tokens in sorted(told)], dtype=float)
+    return np.array(sorted(known), dtype=float), np.array([known[tokens] for tokens in sorted(known)], dtype=float)
 
 
 def _common_places(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -234,11 +234,11 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
     notes = []
     if not same_vocabulary(a, b):
         notes.append(
-            f"{a.name} and {b.name} have different tokenizers: their nats a token do not compare, and "
+            f"{a.name} and {b.name} have different tokenizers: their nats per token do not compare, and "
             + (
-                "bits a byte stand in for them"
+                "bits per byte stand in for them"
                 if "bits_per_byte" in judged
-                else "no bits a byte of the same text are known for both"
+                else "no bits per byte of the same text are known for both"
             )
         )
     elif not same_training_data(a, b):

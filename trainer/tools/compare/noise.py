@@ -91,13 +91,13 @@ def standard_error(blocks: np.ndarray) -> tuple[float, float]:
 
 def spread(groups: Sequence[dict[str, float]], default: float) -> Spread:
     """From the losses at the end of runs by name, grouped by recipe; a group of one says nothing. The default has its own weight."""
-    told = [group for group in groups if len(group) > 1]
+    repeated = [group for group in groups if len(group) > 1]
     squares, dof = DEFAULT_DOF * default**2, float(DEFAULT_DOF)
-    for group in told:
+    for group in repeated:
         losses = np.array(list(group.values()))
         squares += float(((losses / losses.mean() - 1) ** 2).sum())
         dof += len(losses) - 1
-    return Spread(math.sqrt(squares / dof), dof, tuple(name for group in told for name in group))
+    return Spread(math.sqrt(squares / dof), dof, tuple(name for group in repeated for name in group))
 
 
 def default_fraction(what: str, tokens: float, *, same_batches: bool) -> float:

@@ -102,7 +102,7 @@ def _table(runs: Sequence[Run], rows: Sequence[Sequence[str]]) -> str:
 
 def _plots(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], bool]]:
     """Every plot, and whether it has the width of the page; those that nothing is known for are left out."""
-    tokens, loss = "tokens", "nats a token"
+    tokens, loss = "tokens", "nats per token"
     plots = [
         (_plot("Training loss by tokens", tokens, loss, _loss_lines(runs, "tokens"), is_late=True), True),
         (
@@ -118,7 +118,7 @@ def _plots(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[tuple[dict[str, A
         (_plot("Training loss by time", "hours of training", loss, _loss_lines(runs, "hours"), is_late=True), False),
         (_plot("Validation loss", tokens, loss, _evaluation_lines(runs, "val_loss"), is_late=True), False),
         (
-            _plot("Throughput", tokens, "tokens a second", _metric_lines(runs, "tokens_per_second"), from_zero=True),
+            _plot("Throughput", tokens, "tokens per second", _metric_lines(runs, "tokens_per_second"), from_zero=True),
             False,
         ),
         (
@@ -138,7 +138,7 @@ def _plots(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[tuple[dict[str, A
 
 def _unit(name: str) -> str:
     if name == "bits_per_byte":
-        return "bits a byte"
+        return "bits per byte"
     return "share right (0..1)" if name.endswith(("/acc", "/acc_norm")) else name.rpartition("/")[2].replace("_", " ")
 
 

@@ -144,9 +144,9 @@ def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:
 
 def _one_after_another(starts: list[dict[str, Any]], fact: str) -> str:
     """A fact of every launch, without repetitions: `4, then 8`."""
-    told = [str(event[fact]) for event in starts if event.get(fact) is not None]
+    values = [str(event[fact]) for event in starts if event.get(fact) is not None]
     return (
-        ", then ".join(value for number, value in enumerate(told) if number == 0 or told[number - 1] != value)
+        ", then ".join(value for number, value in enumerate(values) if number == 0 or values[number - 1] != value)
         or "unknown"
     )
 
@@ -162,7 +162,7 @@ def differ_in_seed_alone(a: Run, b: Run) -> bool:
 
 
 def same_vocabulary(a: Run, b: Run) -> bool:
-    """Whether nats a token of the two compare: their tokenizers are one."""
+    """Whether nats per token of the two compare: their tokenizers are one."""
     if a.manifest and b.manifest:
         ours, theirs = ((each.identity.get("tokenizer"), each.vocab_size) for each in (a.manifest, b.manifest))
         return ours == theirs
@@ -189,7 +189,7 @@ def same_held_out(a: Run, b: Run) -> bool:
 
 
 def same_text(a: Run, b: Run) -> bool:
-    """Whether all of one held-out text was read for both, whatever the tokenizer: then bits a byte of the two compare."""
+    """Whether all of one held-out text was read for both, whatever the tokenizer: then bits per byte of the two compare."""
     whole = all(run.settings.get("evaluation.num_sequences") is None for run in (a, b))
     return whole and all(a.settings.get(key) == b.settings.get(key) for key in _TEXT)
 

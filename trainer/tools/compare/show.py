@@ -67,12 +67,12 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     return [(name, *cells) for name, cells in rows if set(cells) != {_UNKNOWN}]
 
 
-def _precision(told: str) -> str:
-    return ", then ".join("fp32" if mode == "no" else mode for mode in told.split(", then "))
+def _precision(words: str) -> str:
+    return ", then ".join("fp32" if mode == "no" else mode for mode in words.split(", then "))
 
 
 def _named(name: str, which: str) -> str:
-    words = {"val_loss": "validation loss", "bits_per_byte": "bits a byte"}
+    words = {"val_loss": "validation loss", "bits_per_byte": "bits per byte"}
     return f"{words.get(name, name)}, {which}"
 
 
@@ -116,10 +116,10 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 def _by_tokens(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     """Losses and gaps in equal parts of the tokens that all runs have whose training loss compares with the first's."""
-    told = [pair for pair in pairs if "loss" in pair.judged]
-    if not told:
+    judged_pairs = [pair for pair in pairs if "loss" in pair.judged]
+    if not judged_pairs:
         return []
-    curves = [told[0].a.curve, *(pair.b.curve for pair in told)]
+    curves = [judged_pairs[0].a.curve, *(pair.b.curve for pair in judged_pairs)]
     span = common_span(*curves)
     number = num_segments(curves, span, NUM_ROWS)
     columns = [
@@ -127,9 +127,9 @@ def _by_tokens(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
             part.to_tokens: part
             for part in segments(pair.a.curve, pair.b.curve, span, pair.judged["loss"].spread, number)
         }
-        for pair in told
+        for pair in judged_pairs
     ]
-    rows = [("tokens", told[0].a.name, *(name for pair in told for name in (pair.b.name, "gap")))]
+    rows = [("tokens", judged_pairs[0].a.name, *(name for pair in judged_pairs for name in (pair.b.name, "gap")))]
     for tokens in (tokens for tokens in columns[0] if all(tokens in column for column in columns)):
         parts = [column[tokens] for column in columns]
         cells = [count(tokens), f"{parts[0].loss_a:.4f}"]
@@ -161,21 +161,21 @@ def sentences(pair: Pair) -> list[str]:
     """The verdict on one run, what its noise is made of, and what one has to know to read it."""
     a, b = pair.a.name, pair.b.name
     if pair.is_equal:
-        said = [f"{b} is {a} to the last bit: every training loss of the {count(pair.tokens)} tokens is equal"]
+        lines = [f"{b} is {a} to the last bit: every training loss of the {count(pair.tokens)} tokens is equal"]
     elif pair.a.has_diverged != pair.b.has_diverged:
         diverged, held = (pair.b, a) if pair.b.has_diverged else (pair.a, b)
         after = count(diverged.curve.last_finite_tokens)
-        said = [
+        lines = [
             f"{diverged.name} diverged after {after} tokens, and {held} did not: {b} is {pair.verdict}, whatever the losses were before"
         ]
-        said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values()]
+        lines += [f"  {_beside(pair, judged)}" for judged in pair.judged.values()]
     elif pair.deciding is None:
-        said = [f"{b} and {a} cannot be judged: {_why_not(pair)}"]
+        lines = [f"{b} and {a} cannot be judged: {_why_not(pair)}"]
     else:
-        said = [_verdict(pair, pair.deciding) + _contradiction(pair)]
-        said += [f"  {_beside(pair, judged)}" for judged in pair.judged.values() if judged is not pair.deciding]
-        said.append(f"  noise: {_noise(pair, pair.deciding)}")
-    return said + _speed(pair) + [f"  note: {note}" for note in pair.notes]
+        lines = [_verdict(pair, pair.deciding) + _contradiction(pair)]
+        lines += [f"  {_beside(pair, judged)}" for judged in pair.judged.values() if judged is not pair.deciding]
+        lines.append(f"  noise: {_noise(pair, pair.deciding)}")
+    return lines + _speed(pair) + [f"  note: {note}" for note in pair.notes]
 
 
 def _why_not(pair: Pair) -> str:
@@ -189,7 +189,7 @@ def _why_not(pair: Pair) -> str:
 
 def _verdict(pair: Pair, judged: Judged) -> str:
     a, b, gap = pair.a.name, pair.b.name, judged.gap
-    what = {"val_loss": " in validation loss", "bits_per_byte": " in bits a byte"}.get(judged.what, "")
+    what = {"val_loss": " in validation loss", "bits_per_byte": " in bits per byte"}.get(judged.what, "")
     if judged.verdict == "no difference":
         return f"{b} and {a}: no difference beyond noise{what} (gap {_gap(gap.value, gap.band)} {judged.unit} over {judged.over})"
     since = ""
@@ -212,12 +212,12 @@ def _contradiction(pair: Pair) -> str:
         if judged.verdict == "no difference"
         else f"is {judged.verdict}, beyond noise"
     )
-    what = "the validation loss in bits a byte" if judged.what == "bits_per_byte" else "the validation loss"
+    what = "the validation loss in bits per byte" if judged.what == "bits_per_byte" else "the validation loss"
     return f"; but that is the training loss: {what} {found} (gap {_gap(judged.gap.value, judged.gap.band)})"
 
 
 def _beside(pair: Pair, judged: Judged) -> str:
-    name = {"val_loss": "validation loss", "bits_per_byte": "bits a byte", "loss": "training loss"}[judged.what]
+    name = {"val_loss": "validation loss", "bits_per_byte": "bits per byte", "loss": "training loss"}[judged.what]
     found = {"worse": f"{pair.b.name} is worse", "better": f"{pair.b.name} is better"}.get(
         judged.verdict, "no difference beyond noise"
     )
@@ -235,16 +235,16 @@ def _speed(pair: Pair) -> list[str]:
 
 def _noise(pair: Pair, judged: Judged) -> str:
     batches = "the same batches, whose ups and downs cancel" if pair.has_same_batches else "other batches"
-    told = judged.spread
-    if told.measured_on:
-        source = f"measured on {', '.join(told.measured_on)}, with the default"
+    spread = judged.spread
+    if spread.measured_on:
+        source = f"measured on {', '.join(spread.measured_on)}, with the default"
     elif pair.has_same_batches:
         source = "the default for runs of one seed on the same batches"
     else:
         source = "the default; more seeds of one recipe among the runs would measure it"
     return (
         f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run "
-        f"({100 * told.fraction:.2g} % of the loss a run: {source})"
+        f"({100 * spread.fraction:.2g} % of the loss a run: {source})"
     )
 
 

@@ -27,7 +27,7 @@ def ask(
 ) -> dict[str, Answer]:
     """The answers by question; one that a process died of has the `problem` that it did.
 
-    asked         what `examine.find_out` is told of a launch
+    asked         the launch that `examine.find_out` is asked about
     environment   the process's, for a question about a launch that launch's own
     """
     answers: dict[str, Answer] = {}
@@ -47,14 +47,14 @@ def _ask_one_process(
     variables = {name: value for name, value in environment.items() if name not in _OF_A_RANK} | {
         STARTED_BY: str(os.getpid())
     }
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said, open(here, "rb") as answers:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output, open(here, "rb") as answers:
         with open(there, "wb"):
             process = subprocess.Popen(
                 [*COMMAND, str(there)],
                 env=variables,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=output,
                 pass_fds=[there],
                 start_new_session=True,
                 text=True,
@@ -69,7 +69,7 @@ def _ask_one_process(
         os.set_blocking(here, False)  # what it started may still hold the other end
         found = dict(_whole_lines(answers.read() or b""))
         if death is None and (process.returncode or not found):
-            death = f"{_how(process.returncode)}{_last_words(said)}"
+            death = f"{_how(process.returncode)}{_last_words(output)}"
         return found, death
 
 
@@ -90,7 +90,7 @@ def _how(code: int) -> str:
     return f"was killed by {next((known.name for known in signal.Signals if known == -code), f'signal {-code}')}"
 
 
-def _last_words(said: Any) -> str:
-    said.seek(0)
-    lines = [line for line in said.read().splitlines() if line.strip()]
+def _last_words(output: Any) -> str:
+    output.seek(0)
+    lines = [line for line in output.read().splitlines() if line.strip()]
     return f"; its last words: {shortened(lines[-1], 200)}" if lines else ""

@@ -67,7 +67,7 @@ class Launch:
     refused: str | None
     """Why it would end before its first step."""
     remarks: tuple[str, ...] = ()
-    """What it would say besides: settings without effect, torch.compile left out."""
+    """What else it would say: settings without effect, torch.compile left out."""
 
     @property
     def is_as_asked(self) -> bool:
@@ -150,8 +150,8 @@ def foresee(
     """
 
     def launch(decision: Decision | None, refused: str | None, *remarks: str | None) -> Launch:
-        said = tuple(remark for remark in remarks if remark)
-        return Launch(cluster.path.stem, config.name, cluster.num_processes, decision, refused, said)
+        notes = tuple(remark for remark in remarks if remark)
+        return Launch(cluster.path.stem, config.name, cluster.num_processes, decision, refused, notes)
 
     if lacking := lacking_gpus(cluster):
         return launch(None, lacking)

@@ -101,11 +101,11 @@ def install(say: Say, *, again: bool) -> str | None:
 
 def _alone(say: Say) -> locks.Lock:
     """Waits until no other process installs here: several runs may be started at once, and machines may share a disk."""
-    path, is_told = _place("lock"), False
+    path, is_logged = _place("lock"), False
     while (lock := locks.take(path)) is None:
-        if not is_told:
+        if not is_logged:
             say(f"another process installs TransformerEngine ({lease.holder(path)}): waiting for it")
-            is_told = True
+            is_logged = True
         time.sleep(0.5)
     return lock
 
@@ -125,7 +125,7 @@ def _install(say: Say) -> str | None:
         f"installing TransformerEngine ({requirement()}) for fp8: part of it is compiled here unless there is a finished one for this torch, "
         f"which takes minutes, and up to an hour on few cores; what pip says: {log}"
     )
-    failure = _pip(log, torch["cuda"], mend=is_installed())
+    failure = _pip(log, torch["cuda"], replace=is_installed())
     if failure is None:
         works = ask((BACKEND,), None)[BACKEND]
         if works.get("name"):
@@ -140,16 +140,16 @@ def _install(say: Say) -> str | None:
     return reason
 
 
-def _pip(log: Path, cuda: str, *, mend: bool) -> str | None:
+def _pip(log: Path, cuda: str, *, replace: bool) -> str | None:
     """Runs pip, for the tools first and then for the extra; returns its last words that say something, None when all went well.
 
-    mend   whether what is there has to go first: pip would find it, and leave it as it is
+    replace   whether what is there has to go first: pip would find it, and leave it as it is
     """
     headers = _headers(cuda)
     environment = {**_build_variables(from_packages=bool(headers)), **os.environ}
     quiet = ("--disable-pip-version-check", "--no-input")
     steps = [
-        *([["uninstall", "--yes", *quiet, *PARTS]] if mend else []),
+        *([["uninstall", "--yes", *quiet, *PARTS]] if replace else []),
         ["install", *quiet, "--progress-bar", "off", *TOOLS, *headers],
         # pip keeps what it compiled by its version alone, and what was compiled for another torch does not load: hence no cache.
         ["install", *quiet, "--progress-bar", "off", "--no-cache-dir", "--no-build-isolation", *what_to_install()],
@@ -197,9 +197,9 @@ def _run(command: list[str], environment: dict[str, str], out: Any) -> int:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def last_words(said: str) -> str | None:
+def last_words(output: str) -> str | None:
     """The line of pip's output that says why it failed: the first that a compiler or the system has said, or else pip's last."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     causes = [line for line in lines if _CAUSE.search(line)]
     ends = [line for line in lines if line.startswith("ERROR:")]
     return next(iter([*causes, *reversed(ends), *reversed(lines)]), None)
@@ -216,7 +216,7 @@ def _headers(cuda: str) -> list[str]:
 
 
 def _build_variables(*, from_packages: bool) -> dict[str, str]:
-    """What the build is told, unless somebody told it otherwise."""
+    """The environment of the build; what somebody set already stays."""
     jobs = min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / BYTES_A_JOB))
     return {
         "NVTE_FRAMEWORK": "pytorch",

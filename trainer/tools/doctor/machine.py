@@ -67,12 +67,12 @@ def _driver() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
-    def said(ask: Callable[[Any], T]) -> T | None:
+    def answer(ask: Callable[[Any], T]) -> T | None:
         try:
             return ask(handle)
         except nvml.NVMLError:  # some do not say: memory, where it is the host's
             return None
 
-    memory, capability = said(nvml.nvmlDeviceGetMemoryInfo), said(nvml.nvmlDeviceGetCudaComputeCapability)
-    name = said(nvml.nvmlDeviceGetName) or "an unknown GPU"
+    memory, capability = answer(nvml.nvmlDeviceGetMemoryInfo), answer(nvml.nvmlDeviceGetCudaComputeCapability)
+    name = answer(nvml.nvmlDeviceGetName) or "an unknown GPU"
     return Gpu(name, memory.total if memory else None, tuple(capability) if capability else None)

@@ -66,10 +66,10 @@ def _backend(diagnosis: Diagnosis) -> str:
 
 def _launch(launch: Launch) -> str:
     processes = numbered(launch.num_processes, "process")
-    said = [launch.decision.sentence] if launch.decision and not launch.refused else []
+    remarks = [launch.decision.sentence] if launch.decision and not launch.refused else []
     if launch.refused:
-        said.append(f"would not train: {launch.refused}")
-    lines = "\n".join(f"  {line}" for line in (*said, *launch.remarks))
+        remarks.append(f"would not train: {launch.refused}")
+    lines = "\n".join(f"  {line}" for line in (*remarks, *launch.remarks))
     return f"a launch of {launch.name} with {launch.cluster} ({processes}):\n{lines}"
 
 

@@ -9,7 +9,7 @@ PROBE_STEPS = 2
 
 MIN_KILLS, MAX_KILLS = 2, 5
 MIN_PERIOD_STEPS, MIN_PERIOD_SECONDS = 3, 0.5
-"""A checkpoint comes every so many steps and not more often than so: a kill between two of them has to meet its step."""
+"""Least number of steps between two checkpoints: a kill between them has to meet its step."""
 MAX_PERIODS = 4
 LONGER_FACTOR = 3
 """How many times as many steps another attempt takes, when the kills of one came too late."""
@@ -73,10 +73,10 @@ def longer(choice: Choice, costs: Costs) -> Choice:
 
 
 def _choice(costs: Costs, num_kills: int, periods: int, least_every_steps: int = MIN_PERIOD_STEPS) -> Choice:
-    """One part of the run before the first kill, one between two, and one after the last, each of so many periods."""
+    """One part of the run before the first kill, one between two, and one after the last, each of this number of periods."""
     every = max(least_every_steps, math.ceil(MIN_PERIOD_SECONDS / max(costs.step_seconds, 1e-4)))
     steps = (num_kills + 1) * periods * every
-    taken = 2 * steps + num_kills * every  # those that a kill loses are taken again
+    taken = 2 * steps + num_kills * every  # those that a kill loses are replayed
     seconds = (2 + num_kills) * costs.start_seconds + 2 * costs.end_seconds + taken * costs.step_seconds
     return Choice(steps, every, num_kills, seconds)
 

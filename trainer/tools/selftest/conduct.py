@@ -28,7 +28,7 @@ FIRST_SECONDS = 1800.0
 """How long the launch that measures may take: nothing is known of it yet, and a compiler may run in it."""
 
 HANG_FACTOR, HANG_SECONDS = 10.0, 120.0
-"""A later launch hangs when it takes so many times as long as was measured, and so much more."""
+"""A later launch hangs when it takes longer than this factor times what was measured, and these seconds more."""
 
 MAX_ATTEMPTS = 4
 """A machine that was busy while it was measured gives a choice of too few steps; each further attempt takes more."""
@@ -42,7 +42,7 @@ def selftest(
     """Proves on this machine that a run that is killed and resumed equals the one that never was; leaves nothing unless it does not.
 
     config   what was typed, resolved
-    seconds  what it should take; said with figures where it will take more
+    seconds  what it should take; a longer time is announced with figures
     say      hears of each part as it begins
     raises   TrainerError when the run fails without being killed
     """
@@ -95,7 +95,7 @@ class _Proof:
 
     @property
     def is_enough(self) -> bool:
-        """Whether there were kills enough, and one of them lost steps: else nothing was taken again that could differ."""
+        """Whether there were kills enough, and one of them lost steps: else nothing was replayed that could differ."""
         return len(self.survived) >= MIN_KILLS and any(one.lost_steps > 0 for one in self.survived)
 
     @property
@@ -183,7 +183,7 @@ class _KillTest:
         return self._plan([*settings, f"name={name}", f"runs_folder={runs}", f"checkpoints_folder={checkpoints}"])
 
     def _start(self, name: str, checked: Launchable, *, steps: int = 0, costs: Costs | None = None) -> TrackedLaunch:
-        """Starts a launch that may take a multiple of what was measured for so many steps."""
+        """Starts a launch that may take a multiple of what was measured for this number of steps."""
         limit = FIRST_SECONDS
         if costs:
             limit = HANG_FACTOR * (costs.start_seconds + steps * costs.step_seconds + costs.end_seconds) + HANG_SECONDS

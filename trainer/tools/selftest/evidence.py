@@ -32,7 +32,7 @@ class Start:
     resumed_step: int
     """The step of the checkpoint that it went on from; 0 for a fresh start."""
     verdict: str | None
-    """What the comparison of the steps that it took again said; None when it said nothing."""
+    """What the comparison of the steps that it replayed said; None when it said nothing."""
     is_exact: bool | None
 
 
@@ -78,14 +78,14 @@ def curve_difference(straight: Sequence[Mapping[str, Any]], killed: Sequence[Map
 
 
 def verdict_problems(found: Sequence[Start], reached: Sequence[int]) -> list[str]:
-    """The resumes that were not said to be exact, though steps had been lost."""
+    """The resumes that were not found exact, though steps had been lost."""
     problems = []
     for number, (start, last) in enumerate(zip(found[1:], reached, strict=False), start=1):
         if start.is_exact is False:
             problems.append(f"after kill {number}: {start.verdict}")
         elif start.is_exact is None and last > start.resumed_step:
             problems.append(
-                f"after kill {number}: steps {start.resumed_step + 1} to {last} were taken again and not compared"
+                f"after kill {number}: steps {start.resumed_step + 1} to {last} were replayed and not compared"
             )
     return problems
 

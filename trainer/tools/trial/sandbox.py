@@ -58,7 +58,7 @@ def _explained(command: str, runs: Path, checkpoints: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LaunchError(
-            f"there is no place for a {command} in {runs} and {checkpoints} ({error.strerror}); make room there, mend that disk or the rights on it, or "
+            f"there is no place for a {command} in {runs} and {checkpoints} ({error.strerror}); make room there, fix that disk or the rights on it, or "
             "set runs_folder and checkpoints_folder to another"
         ) from error
 

@@ -39,7 +39,7 @@ class TrackedLaunch:
     """One launch of a run, in a session of its own; what it prints goes to a file."""
 
     def __init__(self, plan: Launchable, log: Path, *, limit_seconds: float, look_seconds: float = 0.005) -> None:
-        """`limit_seconds`: after so long it hangs, and whoever waits for it is told. It is looked at every `look_seconds`."""
+        """`limit_seconds`: after them it counts as hanging, and whoever waits for it gets a LaunchError. It is looked at every `look_seconds`."""
         self._folder, self._log, self._limit_seconds, self._look_seconds = plan.folder, log, limit_seconds, look_seconds
         self._num_resumes = _num_resumes(self._folder)
         self._writers: list[psutil.Process] = []
@@ -79,7 +79,7 @@ class TrackedLaunch:
             if self.seconds > self._limit_seconds:
                 error = LaunchError(
                     f"the {self._folder.name} launch hangs: it should have ended long ago, and after {duration(self._limit_seconds)} stands at "
-                    f"step {last_step(self._folder)}; it is ended. What it printed is kept in {self._log}: mend that, and start again"
+                    f"step {last_step(self._folder)}; it is ended. What it printed is kept in {self._log}: fix that, and start again"
                 )
                 error.exit_code = 1
                 raise error

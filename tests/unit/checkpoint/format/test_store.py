@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.messages import logged
 from tests.small_checkpoints import NAMES, OUTSIDE, commit, flip, lead_out, manifest_of, write_files
 from trainer import files
 from trainer.checkpoint.format.manifest import describe_files, read_manifest
@@ -79,7 +80,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_a_new_one(store, caplog):
     flip(commit(store, 5) / "optimizer.bin")
     assert verify(commit(store, 5)) == []
     assert names(store.folder) == [".damaged-step-00000005", "step-00000005"]
-    assert "step-00000005 is damaged: it is set aside as .damaged-step-00000005" in caplog.text
+    logged(caplog, "step-00000005", ".damaged-step-00000005")
 
 
 def test_the_manifest_is_written_last_and_describes_every_file(store):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.messages import refuses
 from trainer.checkpoint.format.tensors import differing_tensors
 
 
@@ -63,7 +64,7 @@ def header(content):
 def test_what_is_no_safetensors_file_is_a_value_error(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     for first, second in ((tmp_path / "a", write(tmp_path / "b")), (tmp_path / "b", tmp_path / "a")):
-        with pytest.raises(ValueError, match="a is not a safetensors file: "):
+        with refuses(ValueError, "safetensors"):
             differing_tensors(first, second)
 
 

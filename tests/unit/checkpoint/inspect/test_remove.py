@@ -1,5 +1,6 @@
 import pytest
 
+from tests.messages import refuses
 from tests.small_checkpoints import commit, flip
 from trainer import files, locks
 from trainer.checkpoint.inspect.pin import set_pinned
@@ -36,7 +37,7 @@ def test_a_damaged_one_and_one_that_was_set_aside_go_too(three):
 
 def test_what_is_pinned_the_last_that_is_whole_and_what_is_not_there_stay(three, tmp_path):
     set_pinned(three.folder, "10", pinned=True)
-    with pytest.raises(CheckpointError, match="step-00000010 is pinned"):
+    with refuses(CheckpointError, "step-00000010", "pinned"):
         remove(three.folder, "10")
     for wanted in ("7", str(tmp_path), ".damaged-step-00000010"):
         with pytest.raises(CheckpointError):
@@ -44,9 +45,9 @@ def test_what_is_pinned_the_last_that_is_whole_and_what_is_not_there_stay(three,
     set_pinned(three.folder, "10", pinned=False)
     for step in (5, 15):
         (three.path(step) / "optimizer.bin").unlink()
-    with pytest.raises(CheckpointError, match="step-00000010 is the last whole checkpoint"):
+    with refuses(CheckpointError, "step-00000010", "last"):
         remove(three.folder, "10")
-    with pytest.raises(CheckpointError, match="is one checkpoint"):
+    with refuses(CheckpointError, "step-00000010", "run"):
         remove(three.path(10), "10")
     remove(three.folder, "15")
     assert [entry.step for entry in three.entries()] == [10, 5]
@@ -54,7 +55,7 @@ def test_what_is_pinned_the_last_that_is_whole_and_what_is_not_there_stay(three,
 
 def test_nothing_of_a_live_run_is_touched(three, monkeypatch):
     monkeypatch.setattr(locks, "take", lambda path: None)
-    with pytest.raises(CheckpointError, match="another process is writing checkpoints"):
+    with refuses(CheckpointError, "another process"):
         remove(three.folder, "5")
     assert [entry.step for entry in three.entries()] == [15, 10, 5]
 
@@ -75,7 +76,7 @@ def test_the_journal_of_its_run_says_so(three, monkeypatch):
 def test_the_last_one_whose_bytes_are_right_stays_too(three):
     for step in (5, 15):
         flip(three.path(step) / "optimizer.bin")
-    with pytest.raises(CheckpointError, match="step-00000010 is the last"):
+    with refuses(CheckpointError, "step-00000010", "last"):
         remove(three.folder, "10")
     remove(three.folder, "15")
     assert [entry.step for entry in three.entries()] == [10, 5]

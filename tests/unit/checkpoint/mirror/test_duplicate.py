@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from tests.messages import refuses
 from tests.small_checkpoints import NAMES, OUTSIDE, commit, flip, lead_out
 from trainer import files, locks
 from trainer.checkpoint.format.manifest import read_manifest
@@ -46,9 +47,7 @@ def test_nothing_is_overwritten(source, target):
     duplicate(source.folder, "5", target)
     (target / "step-00000005" / "mine").write_text("mine")
     for folder in (target, source.folder):
-        with pytest.raises(
-            CheckpointError, match="step-00000005 exists already, and nothing is overwritten; copy to another folder"
-        ):
+        with refuses(CheckpointError, "step-00000005", "another folder"):
             duplicate(source.folder, "5", folder)
     assert (target / "step-00000005" / "mine").exists()
 
@@ -94,7 +93,7 @@ def test_what_a_killed_copy_left_is_written_anew(source, target):
 
 def test_a_disk_without_room_is_told_before_and_a_full_one_leaves_nothing(source, target, monkeypatch):
     monkeypatch.setattr(files, "free_bytes", lambda path: read_manifest(source.path(5)).num_bytes - 1)
-    with pytest.raises(CheckpointError, match="are free where .* is; make room, or copy to another disk"):
+    with refuses(CheckpointError, str(target), "room"):
         duplicate(source.folder, "5", target)
     assert not target.exists()
     monkeypatch.undo()
@@ -102,7 +101,7 @@ def test_a_disk_without_room_is_told_before_and_a_full_one_leaves_nothing(source
         files, "fsync_open_file", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(
-        CheckpointError, match="could not be copied to .*No space left on device.*; mend that, and copy again"
+        CheckpointError, match="could not be copied to .*No space left on device.*; fix that, and copy again"
     ):
         duplicate(source.folder, "5", target)
     assert names(target) == [".lock"]
@@ -118,7 +117,7 @@ def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_told(source, target, 
 def test_two_do_not_write_into_one_folder(source, target):
     with (
         locks.take(target / ".lock"),
-        pytest.raises(CheckpointError, match="another process writes checkpoints to .* right now"),
+        refuses(CheckpointError, str(target), "another process"),
     ):
         duplicate(source.folder, "5", target)
     duplicate(source.folder, "5", target)
@@ -126,7 +125,7 @@ def test_two_do_not_write_into_one_folder(source, target):
 
 def test_a_target_that_cannot_be_a_folder_is_told(source, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="could not be copied to .*file/inner"):
+    with refuses(CheckpointError, "file/inner"):
         duplicate(source.folder, "5", tmp_path / "file" / "inner")
 
 

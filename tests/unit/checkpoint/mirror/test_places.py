@@ -6,6 +6,7 @@ import fsspec
 import pytest
 import xxhash
 
+from tests.messages import refuses
 from tests.small_checkpoints import NAMES, commit, flip
 from trainer import files
 from trainer.checkpoint.format.manifest import MANIFEST
@@ -121,7 +122,7 @@ def test_an_interrupted_copy_is_not_there_and_the_next_one_does_it_again(store, 
 def test_a_damaged_checkpoint_is_not_spread(store, where):
     checkpoint = commit(store, 5)
     flip(checkpoint / "optimizer.bin", 3)
-    with pytest.raises(CheckpointError, match="step-00000005/optimizer.bin is damaged") as caught:
+    with refuses(CheckpointError, "step-00000005/optimizer.bin", "damaged") as caught:
         copy_checkpoint(checkpoint, where, keep=3)
     assert "could not be copied" not in str(caught.value), "one sentence says it"
     assert steps_at(where) == []
@@ -139,7 +140,7 @@ def test_a_file_that_reads_back_otherwise_is_not_committed(store, where, monkeyp
 
     monkeypatch.setattr(place, "read", rotten)
     monkeypatch.setattr(transfer, "open_place", lambda _: place)
-    with pytest.raises(CheckpointError, match="the copy .*config.yaml is damaged"):
+    with refuses(CheckpointError, "copy", "config.yaml", "damaged"):
         copy_checkpoint(checkpoint, where, keep=3)
     monkeypatch.undo()
     assert steps_at(where) == []
@@ -149,13 +150,13 @@ def test_the_folder_of_the_checkpoints_themselves_is_no_second_place(store):
     checkpoint = commit(store, 5)
     writing = store.begin(10)
     for where in (str(store.folder), f"file://{store.folder}/../{store.folder.name}"):
-        with pytest.raises(CheckpointError, match="where the checkpoints of this run are already; give another disk"):
+        with refuses(CheckpointError, "checkpoint.mirror", str(store.folder)):
             copy_checkpoint(checkpoint, where, keep=1)
     assert writing.is_dir() and verify(checkpoint) == []
 
 
 def test_a_folder_that_was_never_committed_is_not_copied(store, where):
-    with pytest.raises(CheckpointError, match=r"could not be copied to .* \(FileNotFoundError"):
+    with refuses(CheckpointError, where, "FileNotFoundError"):
         copy_checkpoint(store.begin(5), where, keep=3)
 
 
@@ -168,12 +169,10 @@ def test_a_place_that_fails_raises_one_kind_of_error(store, where, monkeypatch):
     for method in ("sweep", "steps", "begin", "write", "read", "flushed", "commit"):
         with monkeypatch.context() as patch:
             patch.setattr(place, method, lambda *_: (_ for _ in ()).throw(Throttled("slow down")))
-            with pytest.raises(
-                CheckpointError, match=r"could not be copied to .* \(Throttled: slow down\); look whether"
-            ):
+            with refuses(CheckpointError, "Throttled: slow down", "checkpoint.mirror"):
                 copy_checkpoint(checkpoint, where, keep=3)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="nosuch://x cannot be opened"):
+    with refuses(CheckpointError, "nosuch://x"):
         copy_checkpoint(checkpoint, "nosuch://x", keep=3)
 
 
@@ -212,25 +211,23 @@ def test_a_checkpoint_is_fetched_back_verified(store, where, tmp_path):
         fetched = fetch_checkpoint(where, tmp_path / "back", wanted)
         assert fetched == tmp_path / "back" / f"step-{step:08d}" and local_content(fetched) == originals[step]
         assert resolve(store, str(fetched)).path == fetched
-    with pytest.raises(CheckpointError, match="step-00000005 exists already, and is not replaced"):
+    with refuses(CheckpointError, "step-00000005"):
         fetch_checkpoint(where, tmp_path / "back", 5)
 
 
 def test_what_is_not_there_cannot_be_fetched_and_the_steps_that_are_there_are_told(store, where, tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint in .*; it holds none: give"):
+    with refuses(CheckpointError, where):
         fetch_checkpoint(where, tmp_path)
     for step in (5, 10):
         copy_checkpoint(commit(store, step), where, keep=3)
-    with pytest.raises(
-        CheckpointError, match="there is no checkpoint of step 7 in .*; it holds the steps 10, 5: give one"
-    ):
+    with refuses(CheckpointError, "step 7", where, "10, 5"):
         fetch_checkpoint(where, tmp_path, 7)
 
 
 def test_what_was_damaged_there_is_not_fetched(store, memory, tmp_path):
     copy_checkpoint(commit(store, 5), memory, keep=3)
     MEMORY.pipe_file("/bucket/run/step-00000005/optimizer.bin", b"rot")
-    with pytest.raises(CheckpointError, match="optimizer.bin is damaged"):
+    with refuses(CheckpointError, "optimizer.bin", "damaged"):
         fetch_checkpoint(memory, tmp_path / "back")
     assert CheckpointStore(tmp_path / "back").entries() == []
 
@@ -243,7 +240,7 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(store, memory, tmp_p
     del manifest["digest"]
     manifest["digest"] = xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode())
     MEMORY.pipe_file("/bucket/run/step-00000005/manifest.json", json.dumps(manifest).encode())
-    with pytest.raises(CheckpointError, match="outside its folder"):
+    with refuses(CheckpointError, repr(name)):
         fetch_checkpoint(memory, tmp_path / "back")
 
 

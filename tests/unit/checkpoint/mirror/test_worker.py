@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from tests.messages import logged
 from tests.small_runs import Small
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.checkpoint.mirror import worker
@@ -101,4 +102,5 @@ def test_a_place_that_hangs_is_not_waited_for(copying, store, monkeypatch, caplo
     saved(run, "final")
     run.checkpointer.end(wait_for_copies=True)
     goes_on.set()
-    assert steps(store) == [1] and "hangs; the last copy is not finished" in caplog.text
+    assert steps(store) == [1]
+    logged(caplog, "hangs")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.messages import logged, refuses
 from tests.small_runs import Small
 from trainer.checkpoint.save import checkpointer, writer_client
 from trainer.checkpoint.save.writer_client import disk_answers
@@ -87,7 +88,7 @@ def test_the_training_goes_on_and_saves_are_left_out_counted_and_told(run, store
         run.step()
     assert steps_on_disk(store) == []
     assert [event["step"] for event in events(run, "skip")] == [3, 4, 6], "the first, the second, the fourth"
-    assert "the writer has moved nothing for" in caplog.text and "of training would be lost" in caplog.text
+    assert "the writer has moved nothing for" in caplog.text
     assert caplog.text.count("does the disk of") == 1
     step, values = run.drawn[-1]
     assert (step, values["checkpoint/skipped_saves"]) == (6, 4.0) and values["checkpoint/worst_lost_work_seconds"] > 0.4
@@ -98,7 +99,8 @@ def test_the_training_goes_on_and_saves_are_left_out_counted_and_told(run, store
         time.sleep(0.01)
     run.save("every")
     run.checkpointer.close()
-    assert steps_on_disk(store)[:2] == [7, 2] and "the writer moves again" in caplog.text
+    assert steps_on_disk(store)[:2] == [7, 2]
+    logged(caplog, "writer", "moves")
     assert [event["state"] for event in events(run, "writer")] == ["still", "moves"]
 
 
@@ -119,8 +121,8 @@ def test_a_last_save_is_made_by_the_trainer_where_the_writer_hangs_and_the_disk_
     writer = run.checkpointer._background._process
     run.save(reason)
     assert steps_on_disk(store) == [2] and writer.poll() == -signal.SIGKILL
-    assert "training waits for them from here on, because the writer has moved nothing for 1" in caplog.text
-    assert "step 1: its checkpoint is lost with the writer" in caplog.text
+    logged(caplog, "training waits", "writer")
+    logged(caplog, "step 1", "lost")
     assert [event["step"] for event in events(run, "save_failed")] == [1]
     run.checkpointer.close()
     run.checkpointer.end(wait_for_copies=True)
@@ -134,10 +136,7 @@ def test_a_last_save_on_a_disk_that_does_not_answer_is_an_error_that_says_what_i
     run.checkpointer.close()
     disk.touch()
     run.step()
-    with pytest.raises(
-        CheckpointError,
-        match="checkpoint of step 2 could not be written .*its disk does not answer.*the checkpoints before it are whole",
-    ):
+    with refuses(CheckpointError, "step 2", "disk", "resume_from_checkpoint=latest"):
         run.save("final")
     assert steps_on_disk(store) == [1]
 
@@ -149,7 +148,8 @@ def test_the_end_waits_for_promised_saves_only_as_long_as_the_writer_moves(run, 
     run.checkpointer.close()
     run.checkpointer.end(wait_for_copies=True)
     assert time.monotonic() - started < 20
-    assert steps_on_disk(store) == [] and "step 1: its checkpoint is lost with the writer" in caplog.text
+    assert steps_on_disk(store) == []
+    logged(caplog, "step 1", "lost")
 
 
 def test_the_end_does_not_wait_for_a_snapshot_that_cannot_be_written(run, store, disk, caplog):
@@ -157,7 +157,8 @@ def test_the_end_does_not_wait_for_a_snapshot_that_cannot_be_written(run, store,
     run.save("snapshot")
     run.checkpointer.close()
     run.checkpointer.end(wait_for_copies=True)
-    assert steps_on_disk(store) == [] and "what the log calls a checkpoint is on the disk" in caplog.text
+    assert steps_on_disk(store) == []
+    logged(caplog, "writer", "lost")
 
 
 def test_the_end_does_not_wait_for_a_second_place_that_hangs(run, store, tmp_path, caplog):
@@ -165,7 +166,8 @@ def test_the_end_does_not_wait_for_a_second_place_that_hangs(run, store, tmp_pat
     run.save("final")
     run.checkpointer.close()
     run.checkpointer.end(wait_for_copies=True)
-    assert steps_on_disk(store) == [1] and "a copy to the second place that was not finished is lost" in caplog.text
+    assert steps_on_disk(store) == [1]
+    logged(caplog, "copy", "lost")
 
 
 def test_a_writer_that_does_not_die_is_not_waited_for(run, disk, monkeypatch, caplog):

@@ -175,7 +175,7 @@ def test_the_trial_waits_for_the_disk_and_reads_from_it(tmp_path, monkeypatch):
 def test_a_disk_that_refuses_is_told_in_a_paragraph(tmp_path, monkeypatch, error):
     monkeypatch.setattr("trainer.files.fsync_open_file", lambda *_: (_ for _ in ()).throw(error))
     assert refusal(tmp_path) == (
-        f"{tmp_path} cannot take checkpoints ({error.strerror}); mend that, or set checkpoints_folder to another place"
+        f"{tmp_path} cannot take checkpoints ({error.strerror}); fix that, or set checkpoints_folder to another place"
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.messages import refuses
 from trainer.checkpoint.format.file_layout import PAGE_BYTES
 from trainer.checkpoint.save import snapshot
 from trainer.checkpoint.save.snapshot import (
@@ -102,13 +103,13 @@ def test_room_is_foreseen_before_the_optimizer_has_its_moments(trained):
 def test_weights_that_lie_otherwise_in_memory_are_refused_by_name():
     model = nn.Linear(3, 2)
     model.weight = nn.Parameter(torch.ones(3, 2).t())
-    with pytest.raises(CheckpointError, match="weight.*checkpoint.asynchronous=false"):
+    with refuses(CheckpointError, "weight", "checkpoint.asynchronous=false"):
         Layout(model, torch.optim.AdamW(model.parameters()))
 
 
 def test_a_snapshot_for_which_too_little_memory_was_set_aside_is_refused(trained):
     model, optimizer = trained
-    with pytest.raises(CheckpointError, match="checkpoint.asynchronous=false"):
+    with refuses(CheckpointError, "checkpoint.asynchronous=false"):
         Snapshots(model, optimizer, [make_slot(0, PAGE_BYTES, torch.device("cpu"))], torch.device("cpu")).lay_out()
 
 

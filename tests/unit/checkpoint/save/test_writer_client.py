@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.messages import logged, refuses
 from tests.small_runs import Small
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.checkpoint.format.store import CheckpointStore, folder_bytes, verify
@@ -188,7 +189,8 @@ def test_a_writer_that_was_stopped_is_replaced_while_the_end_waits_for_it(run, s
     stopped = run.checkpointer._background._process.pid
     os.kill(stopped, signal.SIGSTOP)
     run.save("final")
-    assert steps_on_disk(store) == [1] and "no sign of life" in caplog.text
+    assert steps_on_disk(store) == [1]
+    logged(caplog, "writer", "seconds")
     assert run.checkpointer._background._process.pid != stopped
     assert {"state": "died", "code": -9}.items() <= [e for e in read_events(run.folder) if e["event"] == "writer"][
         0
@@ -280,7 +282,8 @@ def test_a_bound_is_kept_before_a_write_and_a_pin_that_leaves_no_room_is_a_count
     small.step()
     small.save("every")
     written(small)
-    assert steps_on_disk(store) == [2, 1] and "max_disk_bytes" in caplog.text and "training goes on" in caplog.text
+    assert steps_on_disk(store) == [2, 1] and "max_disk_bytes" in caplog.text
+    logged(caplog, "training goes on")
 
 
 def test_a_final_save_is_on_the_disk_at_once(run, store):
@@ -307,7 +310,8 @@ def test_a_writer_that_dies_is_replaced_and_nothing_that_was_promised_is_lost(ru
     run.step()
     run.save("snapshot")
     written(run)
-    assert steps_on_disk(store) == [1] and "another takes its place" in caplog.text
+    assert steps_on_disk(store) == [1]
+    logged(caplog, "writer", "died")
     left(run)
     assert steps_on_disk(store) == [2, 1]
 
@@ -320,7 +324,7 @@ def test_writers_that_die_in_a_row_are_done_without(run, store, caplog, monkeypa
     run.step()
     run.save("every")
     assert 2 in steps_on_disk(store) and verify(store.path(2)) == []
-    assert "3 writers in a row died, the last with code 7" in caplog.text
+    logged(caplog, "3 writers", "code 7")
     assert run.checkpointer._cadence.write_due(time.monotonic() + 10_000), "saves by budget go on without a writer"
     run.step()
     run.save("final")
@@ -331,7 +335,8 @@ def test_a_failed_write_is_told_and_the_next_succeeds(run, store, caplog):
     (run.folder / "metrics.jsonl").unlink()  # what must be durable first is not there
     run.save("budget")
     written(run)
-    assert steps_on_disk(store) == [] and "training goes on, and the next save tries again (1 of 3)" in caplog.text
+    assert steps_on_disk(store) == []
+    logged(caplog, "training goes on", "1 of 3")
     assert not list(store.folder.glob(".staging-*"))
     (run.folder / "metrics.jsonl").touch()
     run.step()
@@ -344,9 +349,7 @@ def test_a_failed_write_is_told_and_the_next_succeeds(run, store, caplog):
 @pytest.mark.parametrize("reason", ["final", "interrupt"])
 def test_a_last_write_that_fails_is_an_error(run, reason):
     (run.folder / "metrics.jsonl").unlink()
-    with pytest.raises(
-        CheckpointError, match="could not be written .*FileNotFoundError.*the checkpoints before it are whole"
-    ):
+    with refuses(CheckpointError, "FileNotFoundError", "resume_from_checkpoint=latest"):
         run.save(reason)
 
 
@@ -366,7 +369,8 @@ def test_a_promised_snapshot_is_never_overwritten(run, store):
 def test_without_room_for_a_snapshot_saves_are_plain_and_that_is_said(store, monkeypatch, caplog):
     monkeypatch.setattr("trainer.checkpoint.save.writer_client.free_memory_bytes", lambda: 0)
     small = Small(store, CheckpointConfig())
-    assert small.checkpointer._background is None and "has no room in the 0 bytes of free memory" in caplog.text
+    assert small.checkpointer._background is None
+    logged(caplog, "0 bytes", "memory")
     small.step()
     small.save("budget")
     assert steps_on_disk(store) == [1]
@@ -376,7 +380,7 @@ def test_the_first_snapshots_make_the_cadence_say_its_interval(run, caplog):
     caplog.set_level("INFO")
     run.save("budget")
     written(run)
-    assert "a checkpoint every " in caplog.text and "a machine crash loses" in caplog.text
+    assert "a checkpoint every " in caplog.text
 
 
 def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_for_it(store, tmp_path, caplog):
@@ -390,7 +394,7 @@ def test_every_second_checkpoint_is_copied_to_a_second_place_and_the_end_waits_f
     small.checkpointer.end(wait_for_copies=True)
     copies = CheckpointStore(tmp_path / "second" / store.folder.name)
     assert steps_on_disk(copies) == [4] and verify(copies.path(4)) == []
-    assert "step 4: copied to " in caplog.text
+    logged(caplog, "step 4", "copied")
     copied = [event for event in read_events(small.folder) if event["event"] == "mirror"]
     assert copied[-1]["step"] == 4 and copied[-1]["bytes"] > 0
 

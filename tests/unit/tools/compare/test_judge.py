@@ -71,7 +71,7 @@ def test_one_recipe_and_one_seed_that_end_apart_are_not_excused_by_themselves(tm
         (0.0, 0.0, "no difference"),
     ],
 )
-@pytest.mark.parametrize(("what", "named"), [("val_loss", "validation loss"), ("bits_per_byte", "bits a byte")])
+@pytest.mark.parametrize(("what", "named"), [("val_loss", "validation loss"), ("bits_per_byte", "bits per byte")])
 def test_a_verdict_that_the_validation_loss_does_not_share_says_so(tmp_path, training, held_out, verdict, what, named):
     settings = {
         "optimizer": {"lr": 0.1},

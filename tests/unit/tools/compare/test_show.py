@@ -47,7 +47,7 @@ def test_the_table_has_what_one_looks_for(worse):
     assert rows[f"time until {ours:.4f}"][1] == "unknown"
     assert rows[f"time until {ours:.4f}"][0].startswith("1h ")
     assert rows["validation loss, last"] == rows["validation loss, best"] == ["3.3000", "3.3000"]
-    assert rows["bits a byte, last"] == ["1.2000", "1.2000"]
+    assert rows["bits per byte, last"] == ["1.2000", "1.2000"]
     assert rows["lines/acc_norm, last"] == ["0.5000", "0.5000"]
 
 

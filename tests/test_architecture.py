@@ -311,7 +311,7 @@ def test_the_clock_on_the_wall_which_may_be_set_is_asked_for_moments_and_what_li
 
 
 def test_only_launch_makes_an_accelerator():
-    assert calls("Accelerator") == {"launch.py"}
+    assert calls("Accelerator") == {"launch/accelerator.py"}
 
 
 def test_only_streams_prints_which_knows_what_a_print_that_fails_means():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from trainer import files, launch
+from trainer import files
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.resume.select import Located, locate
 from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
@@ -29,6 +29,9 @@ from trainer.evaluation.exam import Exam
 from trainer.evaluation.loss import validation_loss
 from trainer.evaluation.tasks import open_tasks
 from trainer.export import EVALUATIONS, tokenizer_of
+from trainer.launch.accelerator import make_accelerator
+from trainer.launch.environment import LaunchEnv
+from trainer.launch.process_group import finish_processes, init_process_group, main_process_first
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
 from trainer.precision.decide import decide
@@ -137,7 +140,7 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
         raise ConfigError(
             "--tasks names no task; give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss"
         )
-    place = launch.asked()
+    place = LaunchEnv.from_env()
     try:
         with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
             return _evaluate(place, locate(find_checkpoints(run), checkpoint), wanted, progress)
@@ -146,9 +149,7 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
         raise
 
 
-def _evaluate(
-    place: launch.Asked, located: Located, wanted: Asked, progress: Callable[[str, float], None]
-) -> Evaluation:
+def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Callable[[str, float], None]) -> Evaluation:
     checkpoint, manifest = located.path, located.manifest
     tokenizer = tokenizer_of(manifest)
     if tokenizer is None and wanted.tasks:
@@ -156,21 +157,19 @@ def _evaluate(
             f"{checkpoint} was trained without a tokenizer, so it cannot read the text of a task; name one with data.tokenizer in the recipe "
             "of a new run"
         )
-    device = launch.meet(place, deterministic=True)
+    device = init_process_group(place, deterministic=True)
     asked = (
         "bf16" if place.precision == "fp8" else place.precision
     )  # as in the loop: what is not trained does not run in fp8
     precision = decide(asked, look(device.type, None)).mode
     config = load_resolved(checkpoint / "config.yaml")
     folder = folder_of_run(checkpoint) or run_folder(config)
-    accelerator = launch.start(
+    accelerator = make_accelerator(
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
     is_loss_wanted = wanted.tasks is None or wanted.data is not None
-    data = (
-        launch.first_on_main(accelerator, lambda: _held_out(config, manifest, wanted.data)) if is_loss_wanted else None
-    )
-    tasks = launch.first_on_main(
+    data = main_process_first(accelerator, lambda: _held_out(config, manifest, wanted.data)) if is_loss_wanted else None
+    tasks = main_process_first(
         accelerator,
         lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd()),
     )
@@ -194,7 +193,7 @@ def _evaluate(
     evaluation = Evaluation(located, precision, results, place.is_main, loss)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
         _write_down(evaluation, folder / EVALUATIONS)
-    launch.finish_processes(accelerator, model)
+    finish_processes(accelerator, model)
     return evaluation
 
 
@@ -260,7 +259,7 @@ def _loss(
     return Loss(data=name, loss=found.loss, perplexity=perplexity, bits_per_byte=bits, num_tokens=found.num_tokens)
 
 
-def _warn(place: launch.Asked, words: str) -> None:
+def _warn(place: LaunchEnv, words: str) -> None:
     if place.is_main:
         log.warning(words)
 

@@ -26,7 +26,8 @@ from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
 from trainer.finish import EXPORTED, export_final
 from trainer.journal import Journal
-from trainer.launch import decided_precision, finish_processes, first_before_joining, others_wait
+from trainer.launch.environment import decided_precision, others_wait
+from trainer.launch.process_group import finish_processes, rank0_before_init
 from trainer.locks import Lock, lock_run
 from trainer.loop import train
 from trainer.metrics.profiler import FOLDER as PROFILES
@@ -50,7 +51,7 @@ def run_session(config: Config) -> int:
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
     end_with_launcher()
-    held = first_before_joining(lambda: _take(folder))
+    held = rank0_before_init(lambda: _take(folder))
     before, journal = read_outcome(folder), Journal(folder)
 
     def precision() -> str:

@@ -148,7 +148,7 @@ class Request:
             **os.environ,
             **start.SAFE_PATH,
             **waiting(os.environ),
-            "TRAINER_ASKED_PRECISION": self.cluster.precision,
+            clusters.ASKED_PRECISION: self.cluster.precision,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS)),
             **({"ACCELERATE_USE_CPU": "true"} if self.cluster.use_cpu else {}),
             **self.cluster.environment,

@@ -44,7 +44,7 @@ from trainer.checkpoint.save.checkpointer import Checkpointer
 from trainer.checkpoint.save.forecast import Course
 from trainer.checkpoint.save.schedule import Budget, Costs, plan
 from trainer.config.schema import CheckpointConfig
-from trainer.launch import num_threads
+from trainer.launch.environment import num_threads
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
 from trainer.state import Progress, TrainState

@@ -93,10 +93,10 @@ def watch(path: Path) -> None:
 
 def before_an_emulated_run(path: Path | None) -> None:
     """Called in a forked rank before it runs; on one thread, since several run side by side."""
-    from trainer import launch
+    from trainer.launch import environment
 
     emulation.install()
-    launch.num_cores = lambda: 1
+    environment.num_cores = lambda: 1
     if path is not None:
         watch(path)
 

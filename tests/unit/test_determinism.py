@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.messages import says
-from trainer import determinism, launch
+from trainer import determinism
 from trainer.errors import ConfigError
+from trainer.launch.environment import LaunchEnv
+from trainer.launch.process_group import init_process_group
 from trainer.model.head import chunked_cross_entropy
 
 
@@ -28,7 +30,7 @@ def is_strict():
 
 
 def test_a_run_asks_for_determinism_and_not_only_for_warnings_of_its_absence():
-    launch.meet(launch.Asked("no", True, 1, True), deterministic=True)
+    init_process_group(LaunchEnv("no", True, 1, True), deterministic=True)
     assert is_strict()
     assert (
         os.environ["CUBLAS_WORKSPACE_CONFIG"],
@@ -38,7 +40,7 @@ def test_a_run_asks_for_determinism_and_not_only_for_warnings_of_its_absence():
 
 
 def test_without_it_nothing_is_asked_of_torch_cublas_and_nccl():
-    launch.meet(launch.Asked("no", True, 1, True), deterministic=False)
+    init_process_group(LaunchEnv("no", True, 1, True), deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
     assert not {"CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO", "NVTE_ALLOW_NONDETERMINISTIC_ALGO"} & os.environ.keys()
 

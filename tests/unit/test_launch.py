@@ -10,12 +10,18 @@ import pytest
 import torch
 import torch._dynamo
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
+import trainer
 from tests import emulation
 from tests.messages import logged, refuses, says
-from trainer import launch
 from trainer.config.load import load
 from trainer.errors import ConfigError, LaunchError
+from trainer.launch.accelerator import make_accelerator, seed_streams
+from trainer.launch.compile_choice import choose_compiler, compile_backend
+from trainer.launch.environment import LaunchEnv, num_threads
+from trainer.launch.logging_setup import open_log
+from trainer.launch.process_group import all_gather, init_process_group, rank0_before_init
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +42,13 @@ def as_before(monkeypatch):
 
 
 def begin(tmp_path, world_size=1):
-    place = launch.Asked("no", True, world_size, True)
-    return launch.start(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path)
+    place = LaunchEnv("no", True, world_size, True)
+    return make_accelerator(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path)
 
 
 def test_a_plain_start_is_one_process_in_fp32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert launch.asked() == launch.Asked("no", True, 1, True)
+    assert LaunchEnv.from_env() == LaunchEnv("no", True, 1, True)
 
 
 def test_the_cluster_file_is_heard_through_the_environment(monkeypatch):
@@ -50,20 +56,20 @@ def test_the_cluster_file_is_heard_through_the_environment(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
-    assert launch.asked() == launch.Asked("bf16", False, 4, False)
+    assert LaunchEnv.from_env() == LaunchEnv("bf16", False, 4, False)
     monkeypatch.setenv("TRAINER_ASKED_PRECISION", "fp8")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert launch.asked() == launch.Asked("fp8", True, 4, False)
+    assert LaunchEnv.from_env() == LaunchEnv("fp8", True, 4, False)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_accelerate_would_drop_it(monkeypatch, name):
     """On CPUs Accelerate makes FSDP plain data parallelism, and says nothing."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
-    launch.asked()
+    LaunchEnv.from_env()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(LaunchError) as caught:
-        launch.asked()
+        LaunchEnv.from_env()
     says(caught.value, name, "MULTI_GPU")
     assert caught.value.exit_code == 2
 
@@ -74,7 +80,7 @@ def test_processes_that_did_not_find_each_other_are_refused(tmp_path):
 
 
 def test_a_group_of_another_kind_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "SUPPORTED", ())
+    monkeypatch.setattr("trainer.launch.accelerator.SUPPORTED", ())
     with refuses(LaunchError, "cluster file", "NO"):
         begin(tmp_path)
 
@@ -106,8 +112,8 @@ def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it
     emulation.install()
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        place = launch.Asked("fp8", True, 1, True)
-        accelerator = launch.start(
+        place = LaunchEnv("fp8", True, 1, True)
+        accelerator = make_accelerator(
             place, precision="fp8", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path
         )
         assert accelerator.mixed_precision == "fp8"
@@ -119,8 +125,8 @@ def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it
 
 def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    place = launch.Asked("no", True, 1, True)
-    launch.start(
+    place = LaunchEnv("no", True, 1, True)
+    make_accelerator(
         place,
         precision="no",
         deterministic=False,
@@ -141,8 +147,8 @@ def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     monkeypatch.setenv("ACCELERATE_FP8_MARGIN", "3")
     monkeypatch.setenv("LOCAL_RANK", local_rank)
-    place = launch.Asked("no", True, 1, True)
-    launch.start(
+    place = LaunchEnv("no", True, 1, True)
+    make_accelerator(
         place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason"
     )
     assert os.environ["ACCELERATE_DYNAMO_BACKEND"] == "no"
@@ -152,8 +158,8 @@ def test_what_all_processes_of_a_machine_know_alike_is_told_by_the_first_of_them
 
 def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("ACCELERATE_DYNAMO_BACKEND", raising=False)
-    place = launch.Asked("no", True, 1, True)
-    launch.start(
+    place = LaunchEnv("no", True, 1, True)
+    make_accelerator(
         place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, uncompiled="a reason"
     )
     assert "torch.compile" not in caplog.text
@@ -161,11 +167,11 @@ def test_without_a_compiler_in_the_cluster_file_there_is_nothing_to_tell(tmp_pat
 
 def test_compiled_blocks_are_not_split_where_buckets_of_gradients_end(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    monkeypatch.setattr(launch, "left_uncompiled", lambda *_: None)
-    launch._choose_compiler(None, use_cpu=True)
+    monkeypatch.setattr("trainer.launch.compile_choice.left_uncompiled", lambda *_: None)
+    choose_compiler(None, use_cpu=True)
     assert torch._dynamo.config.optimize_ddp is True, "nothing is compiled"
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
-    launch._choose_compiler(None, use_cpu=True)
+    choose_compiler(None, use_cpu=True)
     assert torch._dynamo.config.optimize_ddp is False
     assert torch._dynamo.config.recompile_limit == 64
 
@@ -180,14 +186,14 @@ def test_tf32_is_what_the_recipe_says_whatever_accelerate_has_set(tmp_path, monk
             super().__init__(
                 device=torch.device("cuda"),
                 num_processes=1,
-                distributed_type=launch.DistributedType.MULTI_GPU,
+                distributed_type=DistributedType.MULTI_GPU,
                 process_index=0,
             )
 
-    monkeypatch.setattr(launch, "Accelerator", OnAGpu)
-    place = launch.Asked("no", True, 1, True)
+    monkeypatch.setattr("trainer.launch.accelerator.Accelerator", OnAGpu)
+    place = LaunchEnv("no", True, 1, True)
     try:
-        launch.start(
+        make_accelerator(
             place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path, tf32=allowed
         )
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
@@ -196,14 +202,14 @@ def test_tf32_is_what_the_recipe_says_whatever_accelerate_has_set(tmp_path, monk
 
 
 def test_one_process_meets_on_its_device_and_gathers_its_own_value():
-    assert launch.meet(launch.Asked("no", True, 1, True), deterministic=False).type == "cpu"
-    assert launch.gather("mine") == ["mine"]
+    assert init_process_group(LaunchEnv("no", True, 1, True), deterministic=False).type == "cpu"
+    assert all_gather("mine") == ["mine"]
 
 
 def test_the_largest_seed_of_a_recipe_leaves_room_for_every_rank():
     largest = load("shakespeare", [f"seed={2**63 - 1}"]).config.seed
     for rank in (0, 4095):
-        launch.seed_streams(largest, rank)
+        seed_streams(largest, rank)
     with refuses(ConfigError, "9223372036854775808"):
         load("shakespeare", [f"seed={2**63}"])
 
@@ -211,7 +217,7 @@ def test_the_largest_seed_of_a_recipe_leaves_room_for_every_rank():
 def test_random_streams_are_those_of_seed_and_rank():
     drawn = []
     for seed, rank in ((1, 0), (1, 1), (1, 0)):
-        launch.seed_streams(seed, rank)
+        seed_streams(seed, rank)
         drawn.append(torch.rand(1).item())
     assert drawn[0] == drawn[2] != drawn[1]
 
@@ -220,35 +226,35 @@ def test_random_streams_are_those_of_seed_and_rank():
     ("chosen", "processes", "threads"), [(None, "1", 8), (None, "2", 4), (None, "99", 1), ("3", "2", 3)]
 )
 def test_the_cores_are_shared_among_the_processes_of_a_machine(monkeypatch, chosen, processes, threads):
-    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setattr("trainer.launch.environment.num_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    assert launch.num_threads() == threads
+    assert num_threads() == threads
 
 
 def test_a_number_of_threads_that_the_launcher_chose_is_no_choice(monkeypatch):
-    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+    monkeypatch.setattr("trainer.launch.environment.num_cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launch.num_threads() == 1
+    assert num_threads() == 1
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert launch.num_threads() == 8
+    assert num_threads() == 8
 
 
 def test_compiling_without_a_compiler_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert launch.compile_backend(begin(tmp_path)) == "no"
+    assert compile_backend(begin(tmp_path)) == "no"
     logged(caplog, "torch.compile")
 
 
 def test_the_log_is_the_main_processs_story_and_the_others_warnings(tmp_path, monkeypatch):
     root, before, level = logging.getLogger(), list(logging.getLogger().handlers), logging.getLogger("trainer").level
     try:
-        launch.open_log(tmp_path / "run", is_main=True, console=logging.NullHandler())
+        open_log(tmp_path / "run", is_main=True, console=logging.NullHandler())
         logging.getLogger("trainer.x").info("a decision")
-        launch.open_log(tmp_path / "run", is_main=False, console=logging.NullHandler())
+        open_log(tmp_path / "run", is_main=False, console=logging.NullHandler())
         assert not logging.getLogger("trainer.x").isEnabledFor(logging.INFO)
     finally:
         root.handlers[:] = before
@@ -260,7 +266,7 @@ GROUP_OF_ONE = """
 import gc, pathlib, sys
 import torch
 import torch._dynamo  # as every run has; its first import within DistributedDataParallel would keep the group by chance
-from trainer.launch import leave_group
+from trainer.launch.process_group import leave_group
 
 def group_threads():
     return sum(path.read_text().startswith("pt_gloo") for path in pathlib.Path("/proc/self/task").glob("*/comm"))
@@ -313,13 +319,13 @@ def two_ranks(monkeypatch):
     return be
 
 
-WAITING = "from trainer import launch; print('there', flush=True); launch.first_before_joining(lambda: 1); print('joins', flush=True)"
+WAITING = "from trainer.launch.process_group import rank0_before_init; print('there', flush=True); rank0_before_init(lambda: 1); print('joins', flush=True)"
 
 
 def waiting_rank():
     other = subprocess.Popen(
         [sys.executable, "-c", WAITING],
-        cwd=launch.__file__.rpartition("/trainer/")[0],
+        cwd=Path(trainer.__file__).parents[1],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -328,17 +334,17 @@ def waiting_rank():
 
 
 def test_a_process_that_is_alone_waits_for_nobody(monkeypatch):
-    assert launch.first_before_joining(lambda: 7) == 7
+    assert rank0_before_init(lambda: 7) == 7
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert launch.first_before_joining(lambda: pytest.fail("it is rank 0's work")) is None
+    assert rank0_before_init(lambda: pytest.fail("it is rank 0's work")) is None
 
 
 def test_the_other_ranks_wait_until_rank_0_has_done_its_work(two_ranks):
     two_ranks(1)
     other = waiting_rank()
     two_ranks(0)
-    assert launch.first_before_joining(lambda: (time.sleep(1.0), other.poll())[1]) is None, "it still waits"
+    assert rank0_before_init(lambda: (time.sleep(1.0), other.poll())[1]) is None, "it still waits"
     assert other.stdout.readline() == "joins\n"
     assert other.wait(30) == 0
 
@@ -352,7 +358,7 @@ def test_a_rank_that_waits_for_one_that_was_refused_ends_at_its_launchers_signal
         raise LaunchError("another process is training")
 
     with refuses(LaunchError, "another process"):
-        launch.first_before_joining(refused)
+        rank0_before_init(refused)
     other.terminate()
     assert other.wait(30) == -15
 
@@ -364,6 +370,6 @@ def test_a_launcher_that_is_gone_before_the_ranks_have_met_is_told(two_ranks, mo
         def check(self, keys):
             raise RuntimeError("Broken pipe")
 
-    monkeypatch.setattr(launch, "_launchers_store", Gone)
+    monkeypatch.setattr("trainer.launch.process_group._launchers_store", Gone)
     with refuses(LaunchError, "rank 0", "Broken pipe"):
-        launch.first_before_joining(lambda: None)
+        rank0_before_init(lambda: None)

@@ -25,6 +25,10 @@ COMPILED = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": Tru
 REQUIRED = ("distributed_type", "num_processes", "mixed_precision")
 
 
+ASKED_PRECISION = "TRAINER_ASKED_PRECISION"
+"""The variable that tells the ranks which precision the cluster file asks for, where `accelerate launch` had to be given another."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What a cluster file asks for."""

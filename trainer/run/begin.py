@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer import files, launch
+from trainer import determinism, files
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.changes import markdown, settings_of
 from trainer.checkpoint.resume.diverged import never_went_well
@@ -18,6 +18,8 @@ from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
 from trainer.journal import JOURNAL, Journal, read_events
+from trainer.launch.accelerator import compute_dtype, device_words, seed_streams, wait_for_device
+from trainer.launch.compile_choice import compile_backend
 from trainer.metrics.curves import CURVE
 from trainer.metrics.hardware import TAGS as MACHINE
 from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES
@@ -57,8 +59,8 @@ def _bring_to_its_place(run: Run) -> None:
             fingerprint=fingerprint(config, run.accelerator.num_processes),
             processes=run.accelerator.num_processes,
             **run.precision.start_facts(),
-            compiled=launch.compile_backend(run.accelerator) != "no",
-            machine=launch.describe(run.accelerator),
+            compiled=compile_backend(run.accelerator) != "no",
+            machine=device_words(run.accelerator),
         )
     wanted = resume_point(config)
     log.info("looking for a checkpoint to go on from; every byte of it is read")
@@ -71,7 +73,7 @@ def _bring_to_its_place(run: Run) -> None:
     step_seconds = _warm_up(run)
     resumed_step, assumed = None, {}
     if resolution.path is None:
-        launch.seed_streams(config.seed, run.accelerator.process_index)
+        seed_streams(config.seed, run.accelerator.process_index)
         log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
     else:
         resumed_step, assumed = resolution.manifest.step, _told_by(resolution)
@@ -201,7 +203,7 @@ def _warm_up(run: Run) -> float:
     It compiles, and it lets DistributedDataParallel settle its gradient buckets, whose
     order after the first backward would otherwise make the first step after a resume sum in another order.
     """
-    backend = launch.compile_backend(run.accelerator)
+    backend = compile_backend(run.accelerator)
     compiled = (
         "without torch.compile"
         if backend == "no"
@@ -220,10 +222,11 @@ def _warm_up(run: Run) -> float:
     for _ in range(2):
         began = time.perf_counter()
         one_pass()
-        launch.wait_for_device(device)
+        wait_for_device(device)
         pass_seconds = time.perf_counter() - began
     run.precision.check_warm_up()
     shape = (config.micro_batch, config.sequence_length)
-    log.info(launch.determinism_report(run.accelerator, config.deterministic, run.bare_model.config, *shape, one_pass))
+    dtype = compute_dtype(run.accelerator)
+    log.info(determinism.report(config.deterministic, device, dtype, run.bare_model.config, *shape, one_pass))
     log.info("ready after %s", duration(time.perf_counter() - started))
     return pass_seconds * run.loader.accumulation

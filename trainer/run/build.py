@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from trainer import files, launch
+from trainer import files
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.retention import policy_of
 from trainer.checkpoint.format.store import CheckpointStore
@@ -32,6 +32,11 @@ from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_s
 from trainer.evaluation.schedule import EvalSchedule
 from trainer.evaluation.tasks import open_tasks
 from trainer.journal import Journal
+from trainer.launch.accelerator import device_words, make_accelerator
+from trainer.launch.compile_choice import compile_backend
+from trainer.launch.environment import LaunchEnv, num_local_processes
+from trainer.launch.logging_setup import open_log
+from trainer.launch.process_group import all_gather, init_process_group, main_process_first
 from trainer.metrics.console import console_handler
 from trainer.metrics.curves import CURVE
 from trainer.metrics.details import detail_interval
@@ -114,7 +119,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     check_tracker_names(config.metrics.trackers)
     accelerator, decision = _join(config)
     log.info("opening the data")
-    corpus = launch.first_on_main(accelerator, lambda: open_corpus(config.data, config.sequence_length))
+    corpus = main_process_first(accelerator, lambda: open_corpus(config.data, config.sequence_length))
     loader = TokenLoader(
         corpus.train,
         global_batch=config.global_batch,
@@ -132,14 +137,14 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         micro_batch=config.micro_batch,
         sequence_length=config.sequence_length,
         precision=decision.mode,
-        num_local_processes=launch.num_local_processes(),
+        num_local_processes=num_local_processes(),
     )
     precision = PrecisionWatch(decision, config.precision, bare_model)
     optimizer = build_optimizer(bare_model, config.optimizer)
     # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
-    compiler, num_tokens = launch.compile_backend(accelerator), config.micro_batch * config.sequence_length
+    compiler, num_tokens = compile_backend(accelerator), config.micro_batch * config.sequence_length
     bare_model.head_way = find_head_way(
-        bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=launch.gather
+        bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=all_gather
     )
     model, optimizer = accelerator.prepare(bare_model, optimizer)
     precision.attach(
@@ -237,10 +242,10 @@ def build_run(config: Config, stop: StopRequest) -> Run:
 
 def _join(config: Config) -> tuple[Accelerator, Decision]:
     """Finds the other processes, and with them the precision that all compute in."""
-    place = launch.asked()
+    place = LaunchEnv.from_env()
     accumulation_steps(config.global_batch, config.micro_batch, place.world_size)
-    launch.open_log(run_folder(config), is_main=place.is_main, console=console_handler())
-    device = launch.meet(place, deterministic=config.deterministic)
+    open_log(run_folder(config), is_main=place.is_main, console=console_handler())
+    device = init_process_group(place, deterministic=config.deterministic)
     _check_length(config)
     measured = _measured(config, place, device) if place.precision == "fp8" else None
     decision = settle(
@@ -250,10 +255,10 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
         micro_batch=config.micro_batch,
         sequence_length=config.sequence_length,
         model=lambda: blocks_of(config),
-        gather=launch.gather,
+        gather=all_gather,
         measured=measured,
     )
-    accelerator = launch.start(
+    accelerator = make_accelerator(
         place,
         precision=decision.mode,
         deterministic=config.deterministic,
@@ -263,7 +268,7 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
         uncompiled=uncompiled(decision),
         tf32=config.precision.tf32,
     )
-    log.info("%s: %s", config.name, launch.describe(accelerator))
+    log.info("%s: %s", config.name, device_words(accelerator))
     if config.profile.memory_history and accelerator.device.type == "cuda":
         record_memory_history()
     log.info(decision.sentence)
@@ -278,17 +283,17 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
 
 def _check_length(config: Config) -> None:
     """Refuses processes that would take different numbers of steps, as machines whose recipe or data differ make of max_epochs."""
-    by_rank = launch.gather(config.max_steps)
+    by_rank = all_gather(config.max_steps)
     if len(set(by_rank)) > 1:
         raise ConfigError(
             f"max_steps is not the same in all processes, but by rank: {', '.join(map(str, by_rank))}; give all machines the same recipe and data"
         )
 
 
-def _measured(config: Config, place: launch.Asked, device: torch.device) -> Measured | None:
+def _measured(config: Config, place: LaunchEnv, device: torch.device) -> Measured | None:
     """What `bench precision` found for such a run, as rank 0 reads it; None where another rank has another device."""
     conditions = speed_conditions(config, place.world_size, device)
-    found = launch.gather((conditions, find(run_folder(config).parent, conditions) if place.is_main else None))
+    found = all_gather((conditions, find(run_folder(config).parent, conditions) if place.is_main else None))
     return found[0][1] if all(others == conditions for others, _ in found) else None
 
 
@@ -364,7 +369,7 @@ def _build_reporter(
         sample=HardwareSampler(
             device,
             {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
-            num_local_processes=launch.num_local_processes(),
+            num_local_processes=num_local_processes(),
         ).sample,
         slow_alarm=SlowAlarm(
             config.metrics.slow_ratio,
@@ -469,7 +474,7 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
         raise ConfigError(
             "evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]"
         )
-    tasks = launch.first_on_main(
+    tasks = main_process_first(
         accelerator,
         lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()),
     )

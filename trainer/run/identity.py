@@ -13,13 +13,13 @@ import xxhash
 from accelerate import Accelerator
 
 import trainer
-from trainer import launch
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.manifest import UNSPECIFIC, Manifest
 from trainer.config.load import dump, flatten
 from trainer.config.optimizers import optimizer_conditions
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
+from trainer.launch.compile_choice import compile_backend
 from trainer.model.presets import preset_fields
 from trainer.precision.decide import IN_FP32, Decision
 
@@ -117,7 +117,7 @@ def computing_conditions(
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         **optimizer_conditions(optimizer, device.type),
-        "compiled": launch.compile_backend(accelerator),
+        "compiled": compile_backend(accelerator),
         "head": None if head is None else str(head),
         "fp8_recipe": decision.recipe,
         "fp8_backend": decision.backend,

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.launch import leave_group
+from trainer.launch.process_group import leave_group
 from trainer.model import head
 from trainer.model.fused import log_likelihoods
 from trainer.model.head import chunked_cross_entropy

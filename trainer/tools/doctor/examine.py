@@ -92,9 +92,11 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     """What the ranks of a launch on this machine would agree on, by the functions that they call."""
     import torch
 
-    from trainer import launch
     from trainer.config.folders import run_folder
     from trainer.data.corpus import count_sequences
+    from trainer.launch.compile_choice import left_uncompiled
+    from trainer.launch.environment import LaunchEnv
+    from trainer.launch.process_group import init_process_group
     from trainer.precision.decide import Decision, agree
     from trainer.precision.measured import find
     from trainer.precision.settle import propose, uncompiled
@@ -102,8 +104,8 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     from trainer.run.identity import speed_conditions
 
     config, file = load(recipe, overrides, count_sequences).config, read_cluster(cluster)
-    place = launch.asked()
-    device = launch.meet(place, deterministic=config.deterministic)
+    place = LaunchEnv.from_env()
+    device = init_process_group(place, deterministic=config.deterministic)
     measured = (
         find(run_folder(config).parent, speed_conditions(config, file.num_processes, device))
         if place.precision == "fp8"
@@ -126,7 +128,7 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     agreed = agree([proposed(rank) for rank in range(file.num_local_processes if device.type == "cuda" else 1)])
     return {
         "decision": asdict(agreed),
-        "left_uncompiled": launch.left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu),
+        "left_uncompiled": left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu),
     }
 
 

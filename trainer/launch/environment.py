@@ -1,0 +1,89 @@
+"""What `accelerate launch` says to this process through its environment: precision, devices, its place among the others, its threads."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.config.cluster import ASKED_PRECISION
+from trainer.errors import LaunchError
+
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""What `accelerate launch` says that a cluster file asks for, in variables ACCELERATE_USE_*."""
+
+
+@dataclass(frozen=True)
+class LaunchEnv:
+    """What the cluster file asks of this process, as `accelerate launch` passes it on."""
+
+    precision: str
+    use_cpu: bool
+    world_size: int
+    is_main: bool
+
+    @classmethod
+    def from_env(cls) -> "LaunchEnv":
+        """Reads what `accelerate launch` put into the environment; a plain `python -m trainer` is one process in fp32.
+
+        raises  LaunchError when it asks for what is not done here, or for GPUs that torch cannot use
+        """
+        for name in SHARDING:  # on CPUs Accelerate would make data parallelism of it without a word
+            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+                raise LaunchError(
+                    f"the cluster file asks for {name}, and this version trains with data parallelism only, where each process holds the whole "
+                    "model; write distributed_type: MULTI_GPU, and remove its section"
+                )
+        use_cpu = (
+            os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1") or not torch.cuda.is_available()
+        )
+        if use_cpu and ASKED_PRECISION in os.environ and "ACCELERATE_USE_CPU" not in os.environ:
+            raise LaunchError(
+                "the cluster file is for GPUs, and torch finds none it can use (torch.cuda.is_available() is false: a driver older than this "
+                "torch wants, a torch without CUDA, or no GPU); fix that, or take the cluster file cpu"
+            )
+        precision = os.environ.get(ASKED_PRECISION) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        return cls(
+            precision,
+            use_cpu,
+            int(os.environ.get("WORLD_SIZE", "1")),
+            os.environ.get("RANK", "0") == "0",
+        )
+
+
+def decided_precision() -> str:
+    """What `make_accelerator` made the Accelerator of this process in; before that, what `accelerate launch` passed on."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def others_wait() -> bool:
+    """Whether the launcher keeps a store for its ranks, so that the others wait in `rank0_before_init`; not for a process that is alone."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True) and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def num_threads() -> int:
+    """Threads for this process: what OMP_NUM_THREADS says, or the cores it may use, shared among the processes of this machine.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 when nobody has chosen, so under it a 1 does not count as a choice.
+    """
+    chosen = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if chosen > 1 or (chosen == 1 and not launched):
+        return chosen
+    return max(1, num_cores() // num_local_processes())
+
+
+def num_local_processes() -> int:
+    """How many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def num_cores() -> int:
+    """Cores this process may use: its affinity, and a container's quota where there is one."""
+    cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.is_file():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores

@@ -47,24 +47,11 @@ MEANT_PRECISION = {
 }
 """What torch, Lightning and litgpt call a precision."""
 
-COMPILERS = (
-    "NO",
-    "EAGER",
-    "AOT_EAGER",
-    "INDUCTOR",
-    "AOT_TS_NVFUSER",
-    "NVPRIMS_NVFUSER",
-    "CUDAGRAPHS",
-    "OFI",
-    "FX2TRT",
-    "ONNXRT",
-    "TENSORRT",
-    "AOT_TORCHXLA_TRACE_ONCE",
-    "TORCHXLA_TRACE_ONCE",
-    "TVM",
-    "HPU_BACKEND",
-    "NEURON",
-)
+_COMPILERS = """
+NO EAGER AOT_EAGER INDUCTOR AOT_TS_NVFUSER NVPRIMS_NVFUSER CUDAGRAPHS OFI FX2TRT ONNXRT TENSORRT AOT_TORCHXLA_TRACE_ONCE
+TORCHXLA_TRACE_ONCE TVM HPU_BACKEND NEURON
+"""
+COMPILERS = tuple(_COMPILERS.split())
 """The backends of torch.compile that Accelerate knows."""
 
 COMPILER_MODES = ("default", "reduce-overhead", "max-autotune")

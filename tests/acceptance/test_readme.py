@@ -366,4 +366,8 @@ def test_a_guide_that_there_is_not_is_refused_with_the_close_ones():
     said = trainer("guide", "chekpoints")
     assert said.code == 2
     assert "'chekpoints'" in paragraph(said.err)
-    assert "'checkpoints'" in said.err
+    assert " guide checkpoints" in said.err
+    said = trainer("guide", "transformerengine")
+    assert said.code == 2
+    assert " guide precision" in paragraph(said.err)
+    assert trainer("guide", "no such word").code == 2

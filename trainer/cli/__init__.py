@@ -139,6 +139,7 @@ def with_command(words: list[str], commands: list[str], *, is_launch_sh: bool) -
     raises  ConfigError for a first word that is most likely a command with a typing mistake
     """
     from trainer.config.cluster import cluster_names
+    from trainer.config.folders import command_line
     from trainer.config.load import recipe_names
 
     first = words[0] if words else ""
@@ -151,7 +152,7 @@ def with_command(words: list[str], commands: list[str], *, is_launch_sh: bool) -
         first in names or "=" in first or "/" in first or first.endswith((".yaml", ".yml")) or first.startswith("-")
     )
     if not is_of_a_run and (meant := nearest(first, [*commands, *names])) in commands:
-        raise ConfigError(f"No such command {first!r}; did you mean {meant!r}? See: --help")
+        raise ConfigError(f"No such command {first!r}; did you mean {meant!r}? See: {command_line('--help')}")
     return ["launch", *words] if is_of_a_run or is_launch_sh else words
 
 

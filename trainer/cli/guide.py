@@ -24,22 +24,33 @@ def guide(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) 
     if name is None:
         answer(_contents())
     elif name in PAGES:
-        _show((FOLDER / f"{name}.md").read_text(encoding="utf-8"))
+        _show(_text(name))
     else:
-        from trainer.config.folders import command_line
-        from trainer.text import did_you_mean
+        raise ConfigError(_unknown(name))
 
-        raise ConfigError(
-            f"there is no guide {name!r}; {did_you_mean(name, PAGES)} All are listed by: {command_line('guide')}"
-        )
+
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _contents() -> str:
     from trainer.config.folders import command_line
     from trainer.text import table
 
-    summaries = [((FOLDER / f"{name}.md").read_text(encoding="utf-8").splitlines()[2]) for name in PAGES]
-    return f"{table(list(zip(PAGES, summaries)))}\n\nOne is shown by: {command_line('guide', PAGES[0])}"
+    rows = [(name, _text(name).splitlines()[2]) for name in PAGES]
+    return f"{table(rows)}\n\nTo read one: {command_line('guide', PAGES[0])}"
+
+
+def _unknown(name: str) -> str:
+    """What to read instead: the page with a name like this, else those that use the word most."""
+    from trainer.config.folders import command_line
+    from trainer.text import nearest
+
+    uses = {page: _text(page).lower().count(name.lower()) for page in PAGES if name}
+    close = nearest(name, PAGES) or sorted(filter(uses.get, uses), key=uses.__getitem__, reverse=True)[:3]
+    names = [close] if isinstance(close, str) else close
+    meant = f"see {' or '.join(command_line('guide', page) for page in names)}; " if names else ""
+    return f"there is no guide {name!r}; {meant}all are listed by: {command_line('guide')}"
 
 
 def _show(page: str) -> None:

@@ -101,8 +101,11 @@ def test_the_command_becomes_tensorboard_and_it_answers(tmp_path):
             servers = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         finally:
             process.send_signal(signal.SIGTERM)
+        left = psutil.wait_procs(servers, timeout=20)[1]
+        for server in left:
+            server.kill()  # it would hold the pipe
         said = process.stderr.read().decode()
-    assert psutil.wait_procs(servers, timeout=20)[1] == [], "a SIGTERM leaves no server behind"
+    assert left == [], "a SIGTERM leaves no server behind"
     assert list(tags["mine"]) == ["Loss/train"]
     assert f"TensorBoard of {tmp_path}: http://localhost:{port}/#custom_scalars " in said
 

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from trainer.metrics import curves
-from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, read_records
+from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, read_records
 
 
 def write(folder, steps, tail=b""):
@@ -87,6 +87,25 @@ def test_lost_records_are_not_glued_to_a_line_that_a_crash_cut_short(tmp_path):
     (tmp_path / LOST).write_text('{"step": 9}\n{"step": 1')
     cut_after(tmp_path, 1)
     assert steps(tmp_path / LOST) == [9, 2]
+
+
+@pytest.mark.parametrize("looked_back", [10_000, 0], ids=["of-earlier-resumes-too", "of-this-one-alone"])
+def test_of_ever_so_many_lost_steps_those_that_are_taken_again_first_are_read_and_no_more(
+    tmp_path, monkeypatch, looked_back
+):
+    monkeypatch.setattr(curves, "MAX_COMPARED", 5)
+    monkeypatch.setattr(curves, "_LOST_BYTES", looked_back)
+    before, now = (
+        b"".join(json.dumps({"step": step, "loss": loss}).encode() + b"\n" for step in steps)
+        for steps, loss in ((range(96, 200), 1.0), (range(103, 9_000), 2.0))
+    )
+    (tmp_path / LOST).write_bytes(before + now)
+    read = []
+    monkeypatch.setattr(curves, "_record", lambda line: read.append(line) or json.loads(line))
+    found = [(record["step"], record["loss"]) for record in lost_records(tmp_path, 99, len(before))]
+    of_before = [(step, 1.0) for step in range(100, 105)]
+    assert found == [*(of_before if looked_back else []), (103, 2.0), (104, 2.0)]
+    assert len(read) < 120, "what was lost beyond is read by nobody"
 
 
 def test_the_end_of_an_early_step_is_found_without_reading_all_that_came_after_it(tmp_path, monkeypatch):

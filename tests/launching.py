@@ -121,10 +121,10 @@ class Started:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """`sabotage` is called in every rank before it runs: a function by its name, or a partial of one. `environment` is every rank's."""
-        _context().set_forkserver_preload(["tests.preload"])
+        server_context().set_forkserver_preload(["tests.preload"])
         self.output = recipe.parent / f"output-{time.monotonic_ns()}.log"
         words = ["trainer", command, str(recipe), *overrides]
-        self._store, group = _meeting_point(num_processes) if num_processes > 1 else (None, {})
+        self._store, group = meeting_point(num_processes) if num_processes > 1 else (None, {})
         self.ranks = []
         for rank in range(num_processes):
             place = {**group, "RANK": rank, "LOCAL_RANK": rank} if group else {}
@@ -134,7 +134,9 @@ class Started:
                 **(environment or {}),
                 **{key: str(value) for key, value in place.items()},
             }
-            self.ranks.append(_context().Process(target=_run, args=(words, variables, str(self.output), sabotage)))
+            self.ranks.append(
+                server_context().Process(target=_run, args=(words, variables, str(self.output), sabotage))
+            )
         for process in self.ranks:
             process.start()
 
@@ -170,7 +172,7 @@ class Started:
         return self.output.read_text() if self.output.exists() else ""
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def server_context() -> multiprocessing.context.ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
@@ -189,7 +191,7 @@ def _run(words: list[str], variables: dict[str, str], output: str, sabotage: Cal
     main()
 
 
-def _meeting_point(num_processes: int) -> tuple[Any, dict[str, object]]:
+def meeting_point(num_processes: int) -> tuple[Any, dict[str, object]]:
     """A store in this process where the ranks meet, and what tells them where it is.
 
     As under `accelerate launch`: a port that is bound before anybody hears of it, so nobody else can take it first.

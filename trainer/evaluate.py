@@ -168,7 +168,7 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
     is_loss_wanted = wanted.tasks is None or wanted.data is not None
-    data = main_process_first(accelerator, lambda: _held_out(config, manifest, wanted.data)) if is_loss_wanted else None
+    data = main_process_first(accelerator, lambda: held_out(config, manifest, wanted.data)) if is_loss_wanted else None
     tasks = main_process_first(
         accelerator,
         lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd()),
@@ -197,7 +197,7 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
     return evaluation
 
 
-def _held_out(config: Config, manifest: Manifest, data: str | None) -> TokenDataset:
+def held_out(config: Config, manifest: Manifest, data: str | None) -> TokenDataset:
     """The held-out text that is asked for, cut as the model was trained; a warning where that is text which it was trained on."""
     trained_with, sequence_length = manifest.identity.get("tokenizer"), manifest.identity["sequence_length"]
     if data is not None:

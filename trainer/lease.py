@@ -32,7 +32,7 @@ BEAT_SECONDS = 5.0
 STILL_SECONDS = 90.0
 """A record of another machine that stands still for so long is of a dead process: NFS may show a file as it was up to 60 seconds ago."""
 
-_POLL_SECONDS = 0.5
+POLL_SECONDS = 0.5
 _RECORD_BYTES = 512
 
 
@@ -133,7 +133,7 @@ def lives(path: Path) -> bool:
                 who,
                 STILL_SECONDS,
             )
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     return False
 
 
@@ -221,7 +221,7 @@ class Lease:
     @classmethod
     def take(cls, path: Path) -> Self | None:
         """Makes the next record, once the holder of the highest is gone; None when it lives. raises OSError"""
-        record = _next_record(path)
+        record = next_record(path)
         return None if record is None else cls(path, record)
 
     def release(self) -> None:
@@ -252,7 +252,7 @@ def holder_lives(path: Path) -> bool:
     return owner.pid != os.getpid() and owner.is_running
 
 
-def _next_record(path: Path) -> Path | None:
+def next_record(path: Path) -> Path | None:
     """Makes the next record, once the holder of the highest is gone; None when it lives."""
     while True:
         highest = newest_record(path)

@@ -32,7 +32,7 @@ def test_text_comes_back_whole_and_its_bytes_are_counted(name, text):
 def test_encoding_in_portions_gives_the_ids_of_the_whole(text, portion):
     tokenizer = load_tokenizer("gpt2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PORTION", portion)
+        patch.setattr(module, "PORTION_CHARACTERS", portion)
         in_portions = tokenizer.encode(text)
     assert in_portions == tokenizer.encode(text)
 

@@ -86,9 +86,9 @@ def trained_without_held_out(tmp_path):
 def test_the_loss_on_training_text_is_never_called_that_on_held_out_text(trained_without_held_out, caplog):
     config, manifest, folder = trained_without_held_out
     with pytest.raises(DataError, match="--data"):
-        evaluate._held_out(config, manifest, None)
+        evaluate.held_out(config, manifest, None)
     assert not caplog.text
-    found = evaluate._held_out(config, manifest, str(folder))
+    found = evaluate.held_out(config, manifest, str(folder))
     assert found.num_sequences > 0
     logged(caplog, "100%")
 
@@ -100,7 +100,7 @@ def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_
     (tmp_path / "other.txt").write_text("They have their exits. " * 217)
     other = prepare([str(tmp_path / "other.txt")], tmp_path / "other", "bytes", validation_fraction=0.0).folder
     caplog.clear()
-    assert evaluate._held_out(config, manifest, str(other)).num_sequences > 0
+    assert evaluate.held_out(config, manifest, str(other)).num_sequences > 0
     folder.rename(tmp_path / "moved")
-    assert evaluate._held_out(config, manifest, str(tmp_path / "moved")).num_sequences > 0
+    assert evaluate.held_out(config, manifest, str(tmp_path / "moved")).num_sequences > 0
     assert not caplog.text

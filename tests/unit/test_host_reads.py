@@ -146,7 +146,7 @@ def counted(tmp_path_factory):
                 metrics={"trackers": [], "detail_every_steps": DETAILED_STEP},
             )
         )
-    process = launching._context().Process(target=count_all, args=(recipes, str(folder / "reads.json")))
+    process = launching.server_context().Process(target=count_all, args=(recipes, str(folder / "reads.json")))
     process.start()
     process.join(300)
     assert process.exitcode == 0

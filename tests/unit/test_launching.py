@@ -12,7 +12,7 @@ def started(*bodies):
     """A run in progress whose ranks are these expressions."""
     run = object.__new__(launching.Started)
     run.output = SimpleNamespace(exists=lambda: False)
-    run.ranks = [launching._context().Process(target=eval, args=(body,)) for body in bodies]
+    run.ranks = [launching.server_context().Process(target=eval, args=(body,)) for body in bodies]
     for process in run.ranks:
         process.start()
     return run
@@ -35,5 +35,5 @@ def test_a_run_that_does_not_end_is_ended_and_told():
 
 
 def test_two_groups_never_meet_at_one_port():
-    points = [launching._meeting_point(2) for _ in range(5)]
+    points = [launching.meeting_point(2) for _ in range(5)]
     assert len({point["MASTER_PORT"] for _, point in points}) == 5

@@ -38,7 +38,7 @@ def without_locks(monkeypatch):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(lease, "STILL_SECONDS", 0.4)
-    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.02)
 
 
 def record(path, number, who, **facts):
@@ -198,7 +198,7 @@ def test_one_who_looked_long_ago_does_not_take_a_number_below_the_highest(path, 
     record(path, 3, lease.process())
     seen, real = [first], lease.newest_record
     monkeypatch.setattr(lease, "newest_record", lambda path: seen.pop() if seen else real(path))
-    assert lease._next_record(path) is None
+    assert lease.next_record(path) is None
     assert ".lock-00000002" not in names(path)
 
 
@@ -213,7 +213,7 @@ def test_a_number_that_another_took_since_the_look_is_that_ones(path, without_lo
         return looks[-1]
 
     monkeypatch.setattr(lease, "newest_record", newest)
-    assert lease._next_record(path) is None
+    assert lease.next_record(path) is None
     assert lease.read_record(path.with_name(".lock-00000002"))[0].pid == os.getppid()
 
 

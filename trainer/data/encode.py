@@ -10,7 +10,7 @@ import numpy as np
 from trainer.data.hold_out import HoldOut, text_hash
 from trainer.data.tokenizer import Tokenizer, well_formed
 
-_BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _batches(texts: Iterable[tuple[str | None, str]]) -> Iterator[list[tuple[str
     for split, document in texts:
         batch.append((split, document))
         characters += len(document)
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:

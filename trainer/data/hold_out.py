@@ -10,7 +10,7 @@ import xxhash
 
 from trainer.data.tokenizer import well_formed
 
-_MAX_KEPT = 200_000
+MAX_KEPT = 200_000
 """Documents whose hash and size are remembered while measuring; beyond, those with the lowest hashes."""
 _ALL = 2**64
 
@@ -64,8 +64,8 @@ def choose(documents: Iterable[str], fraction: float) -> HoldOut:
         total += len(content)
         if (hash_ := text_hash(content)) < limit:
             kept[hash_] = (len(content), kept.get(hash_, (0, 0))[1] + 1)
-        if len(kept) > _MAX_KEPT:
-            lowest = sorted(kept)[: _MAX_KEPT // 2]
+        if len(kept) > MAX_KEPT:
+            lowest = sorted(kept)[: MAX_KEPT // 2]
             kept, limit = {hash_: kept[hash_] for hash_ in lowest}, lowest[-1] + 1
     documents_ = [(hash_, *kept[hash_]) for hash_ in sorted(kept)]
     return _rule(documents_, fraction, total, is_whole=limit == _ALL)

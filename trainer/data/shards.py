@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Shard", "ShardWriter", "TokenDataset", "dtype_for", "natural_key", "open_shard", "resolve_shards"]
 
-_MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
+MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
 _HELD_OUT = re.compile(r"(^|[_.\-])(val|valid|validation|test)([_.\-]|$)")
 _BLOCK_BYTES = 1 << 16
 _BLOCKS_PER_SHARD = 6  # the first, the last and four between: 20 GB in 100 shards cost 39 MB of reading
 _NOTABLE_REMAINDER = 0.05
-_MAX_OPEN_MAPS = 128  # each keeps a file descriptor, and 1,024 are allowed on most machines
+MAX_OPEN_MAPS = 128  # each keeps a file descriptor, and 1,024 are allowed on most machines
 
 
 class ShardWriter:
@@ -56,8 +56,8 @@ class ShardWriter:
                 f"shard {self.path}: ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
                 f"{self.vocab_size}. Give the vocabulary size of the tokenizer that made them."
             )
-        if self.num_tokens + tokens.size > _MAX_SHARD_TOKENS:
-            raise DataError(f"shard {self.path} would hold more than {_MAX_SHARD_TOKENS:,} tokens. Start another.")
+        if self.num_tokens + tokens.size > MAX_SHARD_TOKENS:
+            raise DataError(f"shard {self.path} would hold more than {MAX_SHARD_TOKENS:,} tokens. Start another.")
         self._file.write(tokens.astype(self.dtype, copy=False).tobytes())
         self.num_tokens += tokens.size
 
@@ -258,7 +258,7 @@ class TokenDataset:
     def _map(self, shard_number: int) -> np.ndarray:
         tokens = self._maps.get(shard_number)
         if tokens is None:
-            while len(self._maps) >= _MAX_OPEN_MAPS:
+            while len(self._maps) >= MAX_OPEN_MAPS:
                 self._maps.pop(next(iter(self._maps)))
             tokens = self._maps[shard_number] = self.shards[shard_number].tokens()
         return tokens

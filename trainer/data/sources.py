@@ -124,7 +124,7 @@ def documents(
         found = embedded_documents(name, named_split or split)
     elif kind == "hf":
         name, _, named_split = name.partition("@")
-        found = _texts(_hub_rows(name, named_split or split), source.name, text_key)
+        found = _texts(hub_rows(name, named_split or split), source.name, text_key)
     else:
         found = _texts(_saved_rows(Path(os.path.expanduser(source.name)), split, quiet), source.name, text_key)
     return _without_empty(found, source.name, quiet)
@@ -149,7 +149,7 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     kind, _, name = source.partition(":")
     if kind == "hf":
         name, _, split = name.partition("@")
-        yield from _hub_rows(name, split or "train")
+        yield from hub_rows(name, split or "train")
         return
     path = Path(os.path.expanduser(source))
     suffix = _suffix(path)
@@ -360,7 +360,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def _hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
+def hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
     path, _, config = name.partition(":")
     datasets = _datasets()
     try:

@@ -12,7 +12,7 @@ from trainer.data.sources import Source, documents
 
 logger = logging.getLogger(__name__)
 
-_MAX_MEASURED_BYTES = 64 << 20  # of a source that is fetched, kept in memory
+MAX_MEASURED_BYTES = 64 << 20  # of a source that is fetched, kept in memory
 
 
 def each_file_once(sources: Sequence[Source]) -> list[Source]:
@@ -64,7 +64,7 @@ def measured(
                 beginning.append(document)
                 yield document
                 num_bytes += len(document)
-                if num_bytes >= _MAX_MEASURED_BYTES:
+                if num_bytes >= MAX_MEASURED_BYTES:
                     break
             again.append(chain(beginning, stream))
 

@@ -24,7 +24,7 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 END_OF_TEXT = "<|endoftext|>"
 NAMES = ("bytes", "gpt2", "shakespeare")
 
-_PORTION = 1 << 20  # characters encoded at a time
+PORTION_CHARACTERS = 1 << 20  # characters encoded at a time
 # A single newline between two visible characters is a piece of its own under the pattern, at the end of a text as well
 # as inside it: cutting behind one gives the same ids as not cutting.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?=\S)")
@@ -77,7 +77,7 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """The same ids as `encode`, [n] uint32; releases the interpreter lock, so that threads encode side by side."""
-        if len(text) <= _PORTION:
+        if len(text) <= PORTION_CHARACTERS:
             return self._encode_portion(text)
         return np.concatenate([self._encode_portion(portion) for portion in _portions(text)])
 
@@ -112,8 +112,8 @@ def well_formed(text: str) -> str:
 
 def _portions(text: str) -> Iterable[str]:
     start = 0
-    while len(text) - start > _PORTION:
-        cut = _SAFE_CUT.search(text, start + _PORTION)
+    while len(text) - start > PORTION_CHARACTERS:
+        cut = _SAFE_CUT.search(text, start + PORTION_CHARACTERS)
         end = cut.end() if cut else len(text)
         yield text[start:end]
         start = end

@@ -13,9 +13,9 @@ from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
 
-_CONSOLE = Console(stderr=True, highlight=False)
+CONSOLE = Console(stderr=True, highlight=False)
 
-_REFRESH_HZ = 2
+REFRESH_HZ = 2
 _MIN_BAR, _MAX_BAR = 8, 40
 _WEEK_SECONDS = 6 * 86400
 """From here on a weekday alone would not say which."""
@@ -23,7 +23,7 @@ _WEEK_SECONDS = 6 * 86400
 
 def console_handler() -> logging.Handler:
     """A handler that writes to standard error: above the bar on a terminal, as plain lines elsewhere."""
-    return TerminalHandler(_CONSOLE) if _CONSOLE.is_terminal else logging.StreamHandler(sys.stderr)
+    return TerminalHandler(CONSOLE) if CONSOLE.is_terminal else logging.StreamHandler(sys.stderr)
 
 
 class TerminalHandler(logging.Handler):
@@ -116,15 +116,13 @@ class ProgressBar:
     A thread draws it twice a second; the calls only note what it shall say.
     """
 
-    def __init__(self, max_steps: int, console: Console = _CONSOLE) -> None:
+    def __init__(self, max_steps: int, console: Console = CONSOLE) -> None:
         self._max_steps, self._console = max_steps, console
         self._saved_at: float | None = None
         self._standing = Standing(0, max_steps, busy="starting", busy_since=time.monotonic())
         self._live: Live | None = None
         if console.is_terminal:
-            self._live = Live(
-                console=console, transient=True, refresh_per_second=_REFRESH_HZ, get_renderable=self._line
-            )
+            self._live = Live(console=console, transient=True, refresh_per_second=REFRESH_HZ, get_renderable=self._line)
             self._live.start()
 
     def update(

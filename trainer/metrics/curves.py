@@ -27,9 +27,9 @@ MAX_COMPARED = 50_000
 """Lost steps after a resume that are compared with their replay; what was lost beyond is kept, and read by nobody."""
 
 _SEPARATORS = (",", ":")
-_BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 24
-_SCANNED_BYTES = 1 << 16
+SCANNED_BYTES = 1 << 16
 """Of a curve in which a step is looked for, what is read from one end to the other."""
 _LOST_BYTES = 1 << 24
 """How far back the lost records of earlier resumes are looked through."""
@@ -79,9 +79,9 @@ def end_of_step(path: Path, step: int) -> int:
 
 
 def _end_near_step(file: BinaryIO, step: int) -> int:
-    """0, or the byte after some record of `step` or an earlier one; between it and later ones are _SCANNED_BYTES at most."""
-    low, high, width = 0, file.seek(0, 2), _SCANNED_BYTES
-    while high - low > _SCANNED_BYTES:
+    """0, or the byte after some record of `step` or an earlier one; between it and later ones are SCANNED_BYTES at most."""
+    low, high, width = 0, file.seek(0, 2), SCANNED_BYTES
+    while high - low > SCANNED_BYTES:
         middle = (low + high) // 2 if low else max(0, high - width)
         end, found = _first_record(file, middle, high)
         if found is None or found > step:
@@ -95,7 +95,7 @@ def _first_record(file: BinaryIO, position: int, stop: int) -> tuple[int, int | 
     """(byte after it, step) of the first whole record that begins at a byte or later, and before `stop`; the step is None where none does."""
     if position:
         file.seek(position - 1)
-        while (piece := file.readline(_SCANNED_BYTES)) and not piece.endswith(b"\n"):
+        while (piece := file.readline(SCANNED_BYTES)) and not piece.endswith(b"\n"):
             pass
     else:
         file.seek(0)
@@ -118,7 +118,7 @@ def _lines_backward(path: Path, end: int | None) -> Iterator[tuple[int, bytes]]:
         begin, tail = file.seek(0, 2), b""
         begin = begin if end is None else min(begin, end)
         while begin:
-            length = min(_BLOCK_BYTES, begin)
+            length = min(BLOCK_BYTES, begin)
             begin -= length
             file.seek(begin)
             tail = file.read(length) + tail

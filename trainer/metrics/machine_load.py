@@ -19,8 +19,8 @@ LOOK_SECONDS = 3.0
 NOTABLE_CORES, NOTABLE_FRACTION = 0.2, 0.05
 """Less of other processes' work, or a smaller share of the time, is not reported as a reason."""
 
-_CGROUP = Path("/sys/fs/cgroup/cpu.stat")
-_SYSTEM = Path("/sys")
+CGROUP = Path("/sys/fs/cgroup/cpu.stat")
+SYSTEM = Path("/sys")
 _THROTTLES = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
 
 
@@ -139,7 +139,7 @@ def _slowed_gpus(gpus: Mapping[str, float]) -> list[str]:
 
 def _throttled_seconds() -> float:
     try:
-        match = re.search(r"^throttled_usec (\d+)", _CGROUP.read_text(encoding="utf-8"), re.MULTILINE)
+        match = re.search(r"^throttled_usec (\d+)", CGROUP.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return 0.0
     return int(match[1]) / 1e6 if match else 0.0
@@ -148,7 +148,7 @@ def _throttled_seconds() -> float:
 def _heat_events() -> int:
     """Of all cores together; 0 where the system does not count them."""
     total = 0
-    for path in _SYSTEM.glob(_THROTTLES):
+    for path in SYSTEM.glob(_THROTTLES):
         try:
             total += int(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -54,7 +54,7 @@ def find_head_way(
     with autocast():
         dtype = compute_dtype(weight, weight)
     fused = HeadWay(
-        True, dtype, _equal_chunks(num_tokens, default_chunk_tokens(weight.shape[0], weight.device, dtype.itemsize))
+        True, dtype, equal_chunks(num_tokens, default_chunk_tokens(weight.shape[0], weight.device, dtype.itemsize))
     )
     why_not = _unfit(model, dtype, compiler)
     is_meant = why_not is not None
@@ -70,7 +70,7 @@ def find_head_way(
     return passes
 
 
-def _equal_chunks(num_tokens: int, most: int) -> int:
+def equal_chunks(num_tokens: int, most: int) -> int:
     """Tokens of each of as few chunks as hold `num_tokens`, a multiple of 64: since all have one shape, the last is filled up."""
     number = -(-num_tokens // most)
     return -(-num_tokens // (64 * number)) * 64

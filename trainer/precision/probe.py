@@ -24,7 +24,7 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
 
     wanted   the precision block whose recipe is tried; None where fp8 is not asked for, and nothing of it is looked at
     """
-    facts = _device_facts(device_type)
+    facts = device_facts(device_type)
     if wanted is None:
         return facts
     facts = _with(facts, emulated=device_type == "cpu" and backend.is_emulated())
@@ -54,7 +54,7 @@ def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
     return _with(facts, problem=judge(forward, worst, recipe), probe_error=worst)
 
 
-def _device_facts(device_type: str) -> Facts:
+def device_facts(device_type: str) -> Facts:
     if device_type != "cuda":
         return Facts(device_type, has_bf16=True)
     index = torch.cuda.current_device()

@@ -22,7 +22,7 @@ def text_of(number, size):
 
 @pytest.mark.parametrize("most_kept", [200_000, 100])
 def test_a_document_that_stands_there_many_times_does_not_carry_the_share_away(monkeypatch, most_kept):
-    monkeypatch.setattr("trainer.data.hold_out._MAX_KEPT", most_kept)
+    monkeypatch.setattr("trainer.data.hold_out.MAX_KEPT", most_kept)
     others = [text_of(number, 300) for number in range(300)]
     first = min((f"licence {number} " * 27 for number in range(2000)), key=lambda text: text_hash(text.encode()))
     documents = others + [first] * 100

@@ -84,7 +84,7 @@ def test_shards_hold_the_documents_in_order_each_after_its_end_of_text(source, t
 
 
 def test_what_is_written_does_not_depend_on_the_number_of_workers(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.data.encode._BATCH_CHARACTERS", 100)
+    monkeypatch.setattr("trainer.data.encode.BATCH_CHARACTERS", 100)
     for workers in (1, 5):
         prepare([source], tmp_path / str(workers), "gpt2", num_workers=workers, name="x", tokens_per_shard=700)
     digests = [[shard["sha256"] for shard in verify_corpus(tmp_path / workers)["shards"]] for workers in "15"]
@@ -419,7 +419,7 @@ def test_with_nothing_to_divide_there_is_a_warning_and_no_validation(tmp_path, c
 
 
 def test_the_choice_is_bounded_in_memory_and_stays_a_share_of_the_text(monkeypatch):
-    monkeypatch.setattr("trainer.data.hold_out._MAX_KEPT", 200)
+    monkeypatch.setattr("trainer.data.hold_out.MAX_KEPT", 200)
     texts = [f"{i} " * (1 + i % 40) for i in range(5000)]
     for fraction in (0.005, 0.2):
         rule = choose(texts, fraction)
@@ -435,8 +435,8 @@ def test_what_is_fetched_is_fetched_once(tmp_path, monkeypatch):
             fetched.append(number)
             yield f"row {number}", {"text": f"document {number} of the hub " * 9}
 
-    monkeypatch.setattr("trainer.data.sources._hub_rows", hub_rows)
-    monkeypatch.setattr("trainer.data.texts._MAX_MEASURED_BYTES", 3000)
+    monkeypatch.setattr("trainer.data.sources.hub_rows", hub_rows)
+    monkeypatch.setattr("trainer.data.texts.MAX_MEASURED_BYTES", 3000)
     report = prepare(["hf:some/set"], tmp_path / "out", "bytes", validation_fraction=0.2)
     assert fetched == list(range(60))
     assert report.train_documents + report.validation_documents == 60

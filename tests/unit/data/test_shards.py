@@ -22,7 +22,7 @@ def test_sequences_overlap_by_one_token_and_never_cross_shards(make_dataset):
 
 
 def test_more_shards_than_open_maps_are_read(make_dataset, monkeypatch):
-    monkeypatch.setattr(shards, "_MAX_OPEN_MAPS", 2)
+    monkeypatch.setattr(shards, "MAX_OPEN_MAPS", 2)
     dataset = make_dataset(*[9] * 7)
     for _ in range(2):
         assert dataset.sequences(np.arange(7))[:, 0].tolist() == [0, 9, 18, 27, 36, 45, 54]
@@ -54,7 +54,7 @@ def test_a_shard_takes_no_id_outside_the_vocabulary_and_no_more_than_its_header_
     with refuses(DataError, "3 to 100", "vocabulary of 100"):
         with ShardWriter(tmp_path / "a.bin", 100) as shard:
             shard.write(np.array([3, 100]))
-    monkeypatch.setattr(shards, "_MAX_SHARD_TOKENS", 3)
+    monkeypatch.setattr(shards, "MAX_SHARD_TOKENS", 3)
     with refuses(DataError, "3 tokens"), ShardWriter(tmp_path / "a.bin", 100) as shard:
         shard.write(np.arange(4))
 

@@ -89,7 +89,7 @@ def test_fingerprints_tell_vocabularies_apart_and_stay():
 def test_a_text_longer_than_a_portion_gives_the_same_ids(monkeypatch):
     text = "".join(embedded_documents("shakespeare", "train")[:3]) + "\n\n \n" * 50 + "x" * 900 + "\n"
     whole = load_tokenizer("gpt2").encode(text)
-    monkeypatch.setattr(module, "_PORTION", 100)
+    monkeypatch.setattr(module, "PORTION_CHARACTERS", 100)
     assert load_tokenizer("gpt2").encode(text) == whole
 
 

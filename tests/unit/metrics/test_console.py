@@ -121,7 +121,7 @@ def terminal():
 
 @pytest.fixture
 def bar(terminal, monkeypatch):
-    monkeypatch.setattr(module, "_REFRESH_HZ", 0.01)  # drawn when the test says so
+    monkeypatch.setattr(module, "REFRESH_HZ", 0.01)  # drawn when the test says so
     console = Console(file=terminal, force_terminal=True, width=90, color_system="standard")
     bar = ProgressBar(420, console)
     yield bar
@@ -204,9 +204,9 @@ def test_a_terminal_that_is_gone_does_not_stop_the_log(bar, terminal, monkeypatc
 
 
 def test_where_there_is_no_terminal_lines_are_plain(monkeypatch):
-    monkeypatch.setattr(module, "_CONSOLE", Console(file=io.StringIO()))
+    monkeypatch.setattr(module, "CONSOLE", Console(file=io.StringIO()))
     assert type(module.console_handler()) is logging.StreamHandler
-    monkeypatch.setattr(module, "_CONSOLE", Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr(module, "CONSOLE", Console(file=io.StringIO(), force_terminal=True))
     assert type(module.console_handler()) is TerminalHandler
 
 

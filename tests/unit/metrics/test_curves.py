@@ -126,7 +126,7 @@ def test_the_end_of_an_early_step_is_found_without_reading_all_that_came_after_i
         return record(line)
 
     monkeypatch.setattr(curves, "_record", counted)
-    monkeypatch.setattr(curves, "_SCANNED_BYTES", 1 << 12, raising=False)
+    monkeypatch.setattr(curves, "SCANNED_BYTES", 1 << 12, raising=False)
     wanted = [1, 2, 99, 100, 101, 771, 772, 773, 9_999, 14_850, 14_851, 14_852, 19_999, 20_000]
     assert {step: end_of_step(tmp_path / CURVE, step) for step in wanted} == {step: ends[step] for step in wanted}
     assert end_of_step(tmp_path / CURVE, 0) == 0

@@ -250,18 +250,18 @@ def test_a_look_at_this_machine_finds_this_process_and_counts_its_time():
 
 def test_what_a_system_counts_is_read_in_its_units(tmp_path, monkeypatch):
     (tmp_path / "cpu.stat").write_text("usage_usec 5\nthrottled_usec 2500000\n")
-    monkeypatch.setattr(machine_load, "_CGROUP", tmp_path / "cpu.stat")
+    monkeypatch.setattr(machine_load, "CGROUP", tmp_path / "cpu.stat")
     for core, events in (("cpu0", "3\n"), ("cpu11", "4\n"), ("cpu2", "")):
         place = tmp_path / "devices/system/cpu" / core / "thermal_throttle"
         place.mkdir(parents=True)
         (place / "core_throttle_count").write_text(events)
-    monkeypatch.setattr(machine_load, "_SYSTEM", tmp_path)
+    monkeypatch.setattr(machine_load, "SYSTEM", tmp_path)
     monkeypatch.setattr(machine_load.psutil, "cpu_times", lambda: SimpleNamespace(steal=1.5))
     monkeypatch.setattr(machine_load.psutil, "swap_memory", lambda: SimpleNamespace(sin=100, sout=11))
     found = look(0)
     assert (found.throttled_seconds, found.heat_events, found.steal_seconds, found.swapped_bytes) == (2.5, 7, 1.5, 111)
-    monkeypatch.setattr(machine_load, "_CGROUP", tmp_path / "absent")
-    monkeypatch.setattr(machine_load, "_SYSTEM", tmp_path / "absent")
+    monkeypatch.setattr(machine_load, "CGROUP", tmp_path / "absent")
+    monkeypatch.setattr(machine_load, "SYSTEM", tmp_path / "absent")
     assert (look(0).throttled_seconds, look(0).heat_events) == (0.0, 0)
 
 

@@ -164,4 +164,4 @@ def test_a_cpu_and_a_plain_head_keep_their_ways(monkeypatch):
     [(32768, 19840, 16384), (16384, 19840, 16384), (32768, 9920, 8192), (190, 128, 128), (70, 256, 128)],
 )
 def test_chunks_are_equal_and_hold_all_tokens(num_tokens, most, expected):
-    assert head_way._equal_chunks(num_tokens, most) == expected
+    assert head_way.equal_chunks(num_tokens, most) == expected

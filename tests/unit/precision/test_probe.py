@@ -28,7 +28,7 @@ def imports(monkeypatch):
 def pretend_h100(monkeypatch):
     """A device that has everything but TransformerEngine."""
     facts = probe.Facts("cuda", True, gpu="H100", capability=(9, 0), cuda=(13, 0))
-    monkeypatch.setattr(probe, "_device_facts", lambda device_type: facts)
+    monkeypatch.setattr(probe, "device_facts", lambda device_type: facts)
 
 
 def test_without_fp8_nothing_of_it_is_looked_at(monkeypatch):

@@ -48,7 +48,7 @@ def train_once(recipe, path):
 def built(tmp_path_factory):
     """(how often the head took one kernel, what was asked of the memory) of a run that was built."""
     folder = tmp_path_factory.mktemp("built")
-    process = launching._context().Process(target=train_once, args=(str(write_recipe(folder)), folder / "calls"))
+    process = launching.server_context().Process(target=train_once, args=(str(write_recipe(folder)), folder / "calls"))
     process.start()
     process.join(120)
     assert process.exitcode == 0

@@ -37,7 +37,7 @@ FIRST_SECONDS, HANG_FACTOR = 3600.0, 10.0
 MEMORY_SECONDS = SAMPLE_SECONDS + 5.0
 """A launch of the first round goes on for at most so long after its steps, until memory was looked at for the second time."""
 
-_LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 Steps = list[dict[str, Any]]
 
@@ -165,7 +165,7 @@ class _Benchmark:
         folders = [f"name={name}", f"runs_folder={self._runs}", f"checkpoints_folder={self._checkpoints}"]
         checked = self._plan(cluster_file, [*settings_for(self._config, variant), *folders])
         limit = FIRST_SECONDS + HANG_FACTOR * (self._longest or 0.0)
-        launched = TrackedLaunch(checked, log, limit_seconds=limit, look_seconds=_LOOK_SECONDS)
+        launched = TrackedLaunch(checked, log, limit_seconds=limit, look_seconds=POLL_SECONDS)
         self._processes.callback(launched.clear_away)
         curve = checked.folder / CURVE
         if launched.wait_for_step(self._last) and number == 1:

@@ -28,7 +28,7 @@ def survey(config: Config, cluster: Cluster) -> Survey:
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(1, mp_context=spawn) as processes:
-            return processes.submit(_look, config, cluster.use_cpu, cluster.num_processes).result()
+            return processes.submit(look, config, cluster.use_cpu, cluster.num_processes).result()
     except BrokenProcessPool:
         raise LaunchError(
             "the process that looked at what this machine can do about precision died without a word; `python -c 'import torch, "
@@ -36,7 +36,7 @@ def survey(config: Config, cluster: Cluster) -> Survey:
         ) from None
 
 
-def _look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
+def look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
     import torch
 
     from trainer.precision.settle import settle

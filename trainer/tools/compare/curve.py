@@ -23,7 +23,7 @@ MOST_STEPS_READ = 1_000_000
 """A run of more is read from its index: a thousand blocks then, and ever finer ones beside the run."""
 
 _METRICS = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
-_CHUNK_BYTES, _CHUNK_RECORDS = 4 << 20, 10_000
+CHUNK_BYTES, CHUNK_RECORDS = 4 << 20, 10_000
 _NO_FACTS = frozenset({"step", "tokens", "epoch", "seconds"})
 _FACT_ENDINGS = ("val_loss", "bits_per_byte", "/acc", "/acc_norm")
 
@@ -98,7 +98,7 @@ def _found(path: Path) -> Iterator[Block | list[dict[str, Any]]]:
     """What a curve has, in its order: blocks of many steps where it is long, and otherwise records, many at once."""
     last = next((record["step"] for _, record in records_backward(path)), 0)
     if last <= MOST_STEPS_READ:
-        yield from _chunks(path)
+        yield from chunks(path)
         return
     records: list[dict[str, Any]] = []
     for found in scan(path):
@@ -109,16 +109,16 @@ def _found(path: Path) -> Iterator[Block | list[dict[str, Any]]]:
             yield found
         else:
             records.append(found)
-            if len(records) == _CHUNK_RECORDS:
+            if len(records) == CHUNK_RECORDS:
                 yield records
                 records = []
     if records:
         yield records
 
 
-def _chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
+def chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
     with open(path, "rb") as file:
-        while lines := file.readlines(_CHUNK_BYTES):
+        while lines := file.readlines(CHUNK_BYTES):
             yield _parse(lines)
 
 

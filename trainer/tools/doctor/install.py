@@ -145,8 +145,8 @@ def _pip(log: Path, cuda: str, *, replace: bool) -> str | None:
 
     replace   whether what is there has to go first: pip would find it, and leave it as it is
     """
-    headers = _headers(cuda)
-    environment = {**_build_variables(from_packages=bool(headers)), **os.environ}
+    headers = header_folders(cuda)
+    environment = {**build_variables(from_packages=bool(headers)), **os.environ}
     quiet = ("--disable-pip-version-check", "--no-input")
     steps = [
         *([["uninstall", "--yes", *quiet, *PARTS]] if replace else []),
@@ -205,7 +205,7 @@ def last_words(output: str) -> str | None:
     return next(iter([*causes, *reversed(ends), *reversed(lines)]), None)
 
 
-def _headers(cuda: str) -> list[str]:
+def header_folders(cuda: str) -> list[str]:
     """Requirements of the header packages of torch's own CUDA; none where that did not come from packages, but from a toolkit."""
     runtime, packages = HEADERS.get(cuda.split(".")[0], ("", ()))
     try:
@@ -215,7 +215,7 @@ def _headers(cuda: str) -> list[str]:
     return [f"{package}=={major}.{minor}.*" for package in packages]
 
 
-def _build_variables(*, from_packages: bool) -> dict[str, str]:
+def build_variables(*, from_packages: bool) -> dict[str, str]:
     """The environment of the build; what somebody set already stays."""
     jobs = min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / BYTES_A_JOB))
     return {

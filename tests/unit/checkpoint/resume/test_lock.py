@@ -27,7 +27,7 @@ def without_locks(monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(lease, "STILL_SECONDS", 0.4)
-    monkeypatch.setattr(lease, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize("script", ["", WITHOUT], ids=["flock", "records"])

@@ -41,7 +41,7 @@ if forever:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Launches that last a moment are looked at more often."""
-    monkeypatch.setattr(conduct, "_LOOK_SECONDS", 0.005)
+    monkeypatch.setattr(conduct, "POLL_SECONDS", 0.005)
 
 
 @dataclass

@@ -21,7 +21,7 @@ def stand_in():
 
 
 def looked(*overrides, num_processes=1):
-    return survey_module._look(
+    return survey_module.look(
         load("shakespeare", ["precision.bf16_first_blocks=0", "precision.bf16_last_blocks=0", *overrides]).config,
         True,
         num_processes,
@@ -69,7 +69,7 @@ def test_a_recipe_that_a_setting_of_the_run_excludes_is_missing_in_the_words_of_
 
 
 def test_a_look_that_ends_its_process_is_told(monkeypatch):
-    monkeypatch.setattr(survey_module, "_look", die)
+    monkeypatch.setattr(survey_module, "look", die)
     with refuses(LaunchError, "transformer_engine.pytorch"):
         survey(load("shakespeare").config, read_cluster("cpu"))
 

@@ -42,8 +42,8 @@ def test_a_long_run_has_the_mean_the_least_and_the_greatest_of_each_bin(tmp_path
 def test_bins_do_not_depend_on_how_the_file_is_cut_into_chunks(tmp_path, monkeypatch):
     folder = write_run(tmp_path, "a", losses(), evaluations={100: {"val_loss": 3.0}})
     whole = read(folder)
-    monkeypatch.setattr(curves, "_CHUNK_BYTES", 500)
-    monkeypatch.setattr("trainer.metrics.curves._BLOCK_BYTES", 50)
+    monkeypatch.setattr(curves, "CHUNK_BYTES", 500)
+    monkeypatch.setattr("trainer.metrics.curves.BLOCK_BYTES", 50)
     parts = read(folder)
     assert parts.sums["loss"].tolist() == whole.sums["loss"].tolist()
     assert parts.seconds == pytest.approx(whole.seconds)
@@ -108,7 +108,7 @@ def test_a_long_run_is_read_from_its_index_and_comes_to_the_same(tmp_path, monke
     monkeypatch.setattr("trainer.metrics.index.BLOCK_STEPS", 10)
     monkeypatch.setattr(curves, "MOST_STEPS_READ", 100)
     CurveIndex(folder).draw()
-    monkeypatch.setattr(curves, "_chunks", lambda path: pytest.fail("the whole curve was read"))
+    monkeypatch.setattr(curves, "chunks", lambda path: pytest.fail("the whole curve was read"))
     found = read_curve(folder, 10 * STEP_TOKENS)
     for name in ("counts", "hours", "tokens", "lowest", "highest"):
         np.testing.assert_allclose(getattr(found, name), getattr(read_whole, name), err_msg=name)

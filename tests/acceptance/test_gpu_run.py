@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from tests import emulation
+from tests.accelerators import forget_accelerator
 from tests.gpu import __main__ as command
 from tests.gpu.runs import Scene
 
@@ -34,8 +34,7 @@ def test_a_part_goes_through_emulated_and_says_so(part, tmp_path, monkeypatch, c
         code = command.main(["--emulate", part, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")])
     finally:
         emulation.uninstall()
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "out" / f"gpu_{part}.json").read_text())
     assert code == 0, said

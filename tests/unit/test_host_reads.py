@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import launching
+from tests.accelerators import forget_accelerator
 from tests.launching import ONE_THREAD, TINY_GPT2, TINY_LLAMA, write_recipe
 
 READING_METHODS = {"tolist", "numpy", "cpu", "__array__", "pin_memory"}
@@ -104,7 +105,6 @@ class _Operations(TorchDispatchMode):
 
 def count_all(recipes, path):
     """In a process of its own: takes the steps of each recipe, and writes down the reads of each step."""
-    from accelerate.state import AcceleratorState, GradientState
 
     from trainer.config.load import load
     from trainer.loop import train
@@ -114,8 +114,7 @@ def count_all(recipes, path):
     os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true")
     found = {}
     for case, recipe in recipes.items():
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
         run = begin_run(load(recipe).config, StopRequest())
         with HostReads(run.progress) as reads:
             train(run)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch._dynamo
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 import trainer
 from tests import emulation
+from tests.accelerators import forget_accelerator
 from tests.messages import logged, refuses, says
 from trainer.config.load import load
 from trainer.errors import ConfigError, LaunchError
@@ -110,7 +110,7 @@ def test_what_a_cluster_file_says_of_fp8_to_accelerate_itself_is_told_to_be_unre
 def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it_finds_first(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.accelerator.is_torchao_available", lambda: True)
     emulation.install()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     try:
         place = LaunchEnv("fp8", True, 1, True)
         accelerator = make_accelerator(
@@ -120,7 +120,7 @@ def test_accelerate_under_fp8_is_told_to_take_transformer_engine_and_not_what_it
         assert accelerator.fp8_backend.value == "TE"
     finally:
         emulation.uninstall()
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
 
 
 def test_a_reason_against_the_compiler_leaves_it_out_and_is_told(tmp_path, monkeypatch, caplog):

@@ -237,6 +237,11 @@ class TokenDataset:
             digest.update(sample.astype("<u4").tobytes())
         return digest.hexdigest()
 
+    @property
+    def num_open_maps(self) -> int:
+        """Shards that are mapped into memory just now."""
+        return len(self._maps)
+
     def sequences(self, ids: np.ndarray) -> np.ndarray:
         """The tokens of sequences, ids [n] int64 -> [n, sequence_length + 1] int64.
 

@@ -157,6 +157,11 @@ class ProgressBar:
         except OSError as error:
             log.warning("the terminal is gone (%s); train.log has everything", error.strerror)
 
+    def draw(self) -> None:
+        """Draws the newest line now, where there is a terminal; else it is drawn every so often."""
+        if self._live:
+            self._live.refresh()
+
     def _line(self) -> Text:
         ascii_only = not self._console.encoding.startswith("utf")
         # A column is left free: a terminal that is full to the last one may wrap.

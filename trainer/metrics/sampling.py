@@ -31,6 +31,11 @@ class Sampling:
     def close(self) -> None:
         self._ending.set()
 
+    def wait(self, seconds: float) -> bool:
+        """Waits for the last sample; whether it has come within so many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def _go_on(self) -> None:
         while True:
             try:

@@ -26,7 +26,7 @@ def test_more_shards_than_open_maps_are_read(make_dataset, monkeypatch):
     dataset = make_dataset(*[9] * 7)
     for _ in range(2):
         assert dataset.sequences(np.arange(7))[:, 0].tolist() == [0, 9, 18, 27, 36, 45, 54]
-    assert len(dataset._maps) == 2
+    assert dataset.num_open_maps == 2
 
 
 @pytest.mark.parametrize(("vocab_size", "magic", "itemsize"), [(65536, 20240520, 2), (65537, 20240801, 4)])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 
+from tests.accelerators import forget_accelerator
 from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.data.assets import held_out_scenes
@@ -59,13 +59,11 @@ def test_the_precision_is_that_of_the_run():
     """Under bf16 the numbers are those of bf16, in every thread, and summed in more."""
     model = tiny_model("llama", max_position_embeddings=300)
     plain = exam_of(model, LINES).decisions()
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     try:
         low = exam_of(model, LINES, accelerator=Accelerator(cpu=True, mixed_precision="bf16")).decisions()
     finally:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
     sums = [decision.log_likelihoods for (decisions,) in (plain, low) for decision in decisions]
     assert sums[:4] != sums[4:]
     for exact, rounded in zip(sums[:4], sums[4:], strict=True):

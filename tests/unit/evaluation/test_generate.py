@@ -3,10 +3,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.accelerators import forget_accelerator
 from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.errors import ConfigError
@@ -168,15 +168,13 @@ def test_padding_ids_never_come_even_when_they_are_the_likeliest():
 
 
 def test_a_model_that_accelerate_prepared_for_bf16_writes():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     try:
         model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(tiny_model("llama"))
         assert tokens_of(model)
         assert model.training
     finally:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
 
 
 # Its end

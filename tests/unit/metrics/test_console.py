@@ -120,9 +120,13 @@ def terminal():
 
 
 @pytest.fixture
-def bar(terminal, monkeypatch):
+def console(terminal):
+    return Console(file=terminal, force_terminal=True, width=90, color_system="standard")
+
+
+@pytest.fixture
+def bar(console, monkeypatch):
     monkeypatch.setattr(module, "REFRESH_HZ", 0.01)  # drawn when the test says so
-    console = Console(file=terminal, force_terminal=True, width=90, color_system="standard")
     bar = ProgressBar(420, console)
     yield bar
     bar.close()
@@ -130,7 +134,7 @@ def bar(terminal, monkeypatch):
 
 def drawn(bar, terminal):
     """The newest line on the terminal, without colours."""
-    bar._live.refresh()
+    bar.draw()
     return re.split(r"\r|\n", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()))[-1]
 
 
@@ -165,10 +169,10 @@ def test_a_clock_that_is_set_meanwhile_changes_no_age_and_only_the_time_at_which
     assert said.endswith("evaluating 0s")
 
 
-def test_a_terminal_that_changes_its_width_gets_a_line_that_fits(bar, terminal):
+def test_a_terminal_that_changes_its_width_gets_a_line_that_fits(bar, console, terminal):
     bar.update(42, loss=3.5, tokens_per_second=5760.0, seconds_left=90.0)
     for width in (60, 200, 31):
-        bar._console.width = width
+        console.width = width
         assert len(drawn(bar, terminal)) < width
     assert drawn(bar, terminal) == "step 42/420  loss 3.5000"
 
@@ -177,18 +181,18 @@ def record(level, message):
     return logging.LogRecord("trainer", level, "", 0, message, (), None)
 
 
-def test_log_lines_scroll_above_the_bar_and_are_whole(bar, terminal):
+def test_log_lines_scroll_above_the_bar_and_are_whole(bar, console, terminal):
     bar.update(42, loss=3.5)
     drawn(bar, terminal)
-    handler, long = TerminalHandler(bar._console), "a line [of] " + "x" * 100
+    handler, long = TerminalHandler(console), "a line [of] " + "x" * 100
     handler.emit(record(logging.INFO, long))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert f"\r{long}\n" in plain
     assert plain.split("\n")[-1].startswith("step 42/420")
 
 
-def test_warnings_and_errors_have_a_colour(bar, terminal):
-    handler = TerminalHandler(bar._console)
+def test_warnings_and_errors_have_a_colour(bar, console, terminal):
+    handler = TerminalHandler(console)
     for level in (logging.INFO, logging.WARNING, logging.ERROR):
         handler.emit(record(level, f"message {level}"))
     assert "\x1b[33mmessage 30\x1b[0m" in terminal.getvalue()
@@ -197,10 +201,10 @@ def test_warnings_and_errors_have_a_colour(bar, terminal):
     assert "mmessage 20" not in terminal.getvalue()
 
 
-def test_a_terminal_that_is_gone_does_not_stop_the_log(bar, terminal, monkeypatch):
+def test_a_terminal_that_is_gone_does_not_stop_the_log(bar, console, terminal, monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)  # as a run has it
     terminal.gone = True
-    TerminalHandler(bar._console).emit(record(logging.INFO, "a line"))
+    TerminalHandler(console).emit(record(logging.INFO, "a line"))
 
 
 def test_where_there_is_no_terminal_lines_are_plain(monkeypatch):

@@ -29,8 +29,7 @@ def test_samples_go_on_until_it_is_closed():
     first, second = wait_for(sampling.take), wait_for(sampling.take)
     assert second["host/load"] > first["host/load"]
     sampling.close()
-    sampling._thread.join(10)
-    assert not sampling._thread.is_alive()
+    assert sampling.wait(10)
 
 
 def test_a_sample_that_hangs_holds_nobody_up():
@@ -45,6 +44,6 @@ def test_a_sample_that_hangs_holds_nobody_up():
 def test_a_sample_that_fails_is_told_once_and_is_the_last(caplog):
     sampling = Sampling(lambda: {}["missing"], seconds=0.001)
     sampling.start()
-    sampling._thread.join(10)
+    assert sampling.wait(10)
     [said] = caplog.messages
     says(said, "KeyError: 'missing'")

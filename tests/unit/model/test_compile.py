@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import TorchDynamoPlugin
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.utils import counters
 
+from tests.accelerators import forget_accelerator
 from tests.unit.model.tiny import tiny_model
 
 
@@ -21,8 +21,7 @@ def batch(rows=4, columns=16):
 @pytest.fixture
 def accelerate_anew():
     def forget():
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        forget_accelerator()
         torch._dynamo.reset()
         counters.clear()
 

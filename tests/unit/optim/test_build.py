@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
+from tests.accelerators import forget_accelerator
 from tests.messages import refuses
 from trainer.config.optimizers import optimizer_entry
 from trainer.config.schema import OptimizerConfig
@@ -269,12 +269,10 @@ def test_the_state_that_a_checkpoint_needs_room_for_is_the_state_that_there_is(n
 
 @pytest.fixture
 def wrap():
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
     accelerator = Accelerator(cpu=True)
     yield {"plain": lambda optimizer: optimizer, "accelerated": accelerator.prepare_optimizer}
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "accelerated"])

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import TERecipeKwargs
 
 from tests import emulation
+from tests.accelerators import forget_accelerator
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def stand_in():
 @pytest.fixture
 def fp8_accelerator(stand_in):
     """An Accelerator under mixed_precision fp8, and none left behind."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     yield Accelerator(cpu=True, mixed_precision="fp8", kwargs_handlers=[TERecipeKwargs()])
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def _pip(log: Path, cuda: str, *, replace: bool) -> str | None:
 
     replace   whether what is there has to go first: pip would find it, and leave it as it is
     """
-    headers = header_folders(cuda)
+    headers = header_packages(cuda)
     environment = {**build_variables(from_packages=bool(headers)), **os.environ}
     quiet = ("--disable-pip-version-check", "--no-input")
     steps = [
@@ -205,7 +205,7 @@ def last_words(output: str) -> str | None:
     return next(iter([*causes, *reversed(ends), *reversed(lines)]), None)
 
 
-def header_folders(cuda: str) -> list[str]:
+def header_packages(cuda: str) -> list[str]:
     """Requirements of the header packages of torch's own CUDA; none where that did not come from packages, but from a toolkit."""
     runtime, packages = HEADERS.get(cuda.split(".")[0], ("", ()))
     try:

@@ -286,8 +286,8 @@ def test_the_headers_are_those_of_the_cuda_that_torch_brought(monkeypatch):
     monkeypatch.setattr(
         room, "version", {"nvidia-cuda-runtime": "13.0.96", "nvidia-cuda-runtime-cu12": "12.8.90"}.__getitem__
     )
-    assert room.header_folders("13.0") == ["nvidia-cuda-crt==13.0.*", "nvidia-cuda-cccl==13.0.*"]
-    assert room.header_folders("12.8") == ["nvidia-cuda-nvcc-cu12==12.8.*", "nvidia-cuda-cccl-cu12==12.8.*"]
+    assert room.header_packages("13.0") == ["nvidia-cuda-crt==13.0.*", "nvidia-cuda-cccl==13.0.*"]
+    assert room.header_packages("12.8") == ["nvidia-cuda-nvcc-cu12==12.8.*", "nvidia-cuda-cccl-cu12==12.8.*"]
 
 
 def test_where_cuda_came_from_a_toolkit_its_own_headers_are_taken(monkeypatch):
@@ -295,8 +295,8 @@ def test_where_cuda_came_from_a_toolkit_its_own_headers_are_taken(monkeypatch):
         raise room.PackageNotFoundError(name)
 
     monkeypatch.setattr(room, "version", version)
-    assert room.header_folders("13.0") == []
-    assert room.header_folders("14.0") == []
+    assert room.header_packages("13.0") == []
+    assert room.header_packages("14.0") == []
     assert "NVTE_BUILD_USE_NVIDIA_WHEELS" not in room.build_variables(from_packages=False)
 
 

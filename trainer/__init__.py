@@ -11,7 +11,21 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
     layer 2  config ending journal locks replay state determinism host_copy
     layer 1  aliases contracts errors files lease start step_result streams text
 
-Begin with loop.py: it is what all the rest serves.
+Begin with loop.py: it is what all the rest serves. How work goes through the files:
+
+    launch    cli/run.py -> supervise.py (checks, `accelerate launch`) -> in each process session.py -> run/build.py -> loop.py
+    step      loop.py -> data/loader.py -> model/ -> optim/ -> run/consensus.py (what the ranks agree on) -> metrics/reporter.py
+    save      checkpoint/save/schedule.py (when) -> checkpoint/save/snapshot.py (into shared memory) -> checkpoint/save/writer.py
+              (its own process) -> checkpoint/format/store.py (a folder) -> checkpoint/commit.py -> checkpoint/mirror/worker.py
+    resume    checkpoint/resume/select.py (a sound one) -> checkpoint/resume/restore.py -> loop.py; replay.py compares the steps
+
+Where new things go (more in guides/contributing.md):
+
+    sharded snapshot   checkpoint/save/snapshot.py, checkpoint/format/file_layout.py, checkpoint/resume/restore.py
+    hang watchdog      supervise.py (ends processes), safety/peers.py (a rank that waits for a lost one), ending/causes.py
+    data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where), data/loader.py
+    optimizer          optim/adamw.py is the example; one line in config/optimizers.py
+    alert              metrics/slow_alarm.py is the example, made in run/build.py; what ends a run is a vote: safety/guard.py
 """
 
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ import pytest
 import typer
 import yaml
 
+import trainer as trainer_package
 from tests.commands import paragraph, trainer
 from tests.gpu import __main__ as gpu_run
 from tests.gpu.record import RESULTS
@@ -251,6 +252,12 @@ def test_every_link_and_every_path_of_the_checkout_is_there(page):
         assert link.startswith("https://") or (folder / link.partition("#")[0]).exists(), link
     for path in re.findall(r"`((?:trainer|tests|accelerate_configs)/[\w./]*)`", TEXTS[page]):
         assert (PROJECT / path).exists(), path
+
+
+def test_every_file_that_the_map_of_the_package_names_is_there():
+    paths = re.findall(r"[\w/]+(?:\.py|\.md|/)(?=[\s,;:)]|$)", trainer_package.__doc__)
+    assert len(paths) > 20
+    assert [path for path in paths if not (PROJECT / "trainer" / path).exists() and not (PROJECT / path).exists()] == []
 
 
 def test_every_name_that_contributing_gives_in_a_file_is_there():

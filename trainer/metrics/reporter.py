@@ -17,11 +17,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from trainer.config.schema import MetricsConfig
 from trainer.journal import Journal
 from trainer.metrics.board import SETTINGS, remove_end, write_end, write_layout, write_settings
 from trainer.metrics.console import ProgressBar
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
-from trainer.metrics.details import FEWEST_STEPS, Details
+from trainer.metrics.details import Details, detail_interval
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.index import CurveIndex
@@ -68,26 +69,23 @@ class Reporter:
         self,
         accelerator: Accelerator,
         folder: Path,
+        settings: MetricsConfig,
         *,
         name: str,
         max_steps: int,
-        console_every_steps: int,
-        trackers: list[str],
-        tracker_options: dict[str, dict[str, Any]],
         features: Collection[str],
         meter: SpeedMeter,
         replay_key: str,
         replay_facts: Mapping[str, Any],
         sample: Callable[[], Mapping[str, float]],
         slow_alarm: SlowAlarm,
-        detail_every_steps: int = FEWEST_STEPS,
     ) -> None:
         """`features` are those of tags.py that this run has; `replay_facts` are what the key stands for; `sample` looks at the machine: numbers by tag."""
-        self._accelerator, self._folder, self._name, self._max_steps = accelerator, folder, name, max_steps
-        self._console_every_steps, self._meter = console_every_steps, meter
+        self._accelerator, self._folder, self._settings = accelerator, folder, settings
+        self._name, self._max_steps, self._features, self._meter = name, max_steps, features, meter
         self._replay_key, self._replay_facts = replay_key, replay_facts
-        self._tracker_names, self._tracker_options, self._features = trackers, tracker_options, features
-        self._sampling, self._slow_alarm, self._details = Sampling(sample), slow_alarm, Details(detail_every_steps)
+        self._sampling, self._slow_alarm = Sampling(sample), slow_alarm
+        self._details = Details(detail_interval(settings.detail_every_steps, max_steps))
         self._failures = CountedFailures()
         self._drawing: Drawing | None = None
         self._beside: dict[str, float] = {}
@@ -126,17 +124,8 @@ class Reporter:
         texts          Markdown by tag that TensorBoard shows of each launch; `once`: of the run
         assumed_facts  the facts that decide about bits, as far as the checkpoint has them, for lost steps whose launch did not write them down
         """
-        if self._main:
-            self._open_outputs(settings, resumed_step, texts, once or {}, assumed_facts or {})
-
-    def _open_outputs(
-        self,
-        settings: dict[str, Any],
-        resumed_step: int | None,
-        texts: Mapping[str, str],
-        once: Mapping[str, str],
-        assumed_facts: Mapping[str, Any],
-    ) -> None:
+        if not self._main:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         lost_before = (self._folder / LOST).stat().st_size if (self._folder / LOST).is_file() else 0
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
@@ -144,7 +133,7 @@ class Reporter:
             log.info("%s after step %s moved to %s", numbered(moved, "record"), resumed_step or 0, LOST)
         lost = lost_records(self._folder, resumed_step or 0, lost_before)
         self._proof = ReplayProof(
-            lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts
+            lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts or {}
         )
         self._failures.guard(FACTS, lambda: remember_facts(self._folder, self._replay_key, self._replay_facts))
         if self._proof.announcement:
@@ -155,7 +144,7 @@ class Reporter:
             (self._folder / SAVED).unlink(missing_ok=True)
         else:
             self._failures.guard(SAVED, (self._folder / SAVED).touch)
-        self._open_trackers(settings, None if self._curve_left else resumed_step, texts, once)
+        self._open_trackers(settings, None if self._curve_left else resumed_step, texts, once or {})
         self._sampling.start()
         self._bar = ProgressBar(self._max_steps)
 
@@ -163,17 +152,10 @@ class Reporter:
         self, settings: dict[str, Any], resumed_step: int | None, texts: Mapping[str, str], once: Mapping[str, str]
     ) -> None:
         remove_end(self._folder)
-        trackers = open_trackers(
-            self._accelerator,
-            self._tracker_names,
-            self._name,
-            self._folder,
-            settings,
-            resumed_step,
-            self._tracker_options,
-        )
+        names, options = self._settings.trackers, self._settings.tracker_options
+        trackers = open_trackers(self._accelerator, names, self._name, self._folder, settings, resumed_step, options)
         self._drawing = Drawing([*trackers, CurveIndex(self._folder)], self._failures)
-        if "tensorboard" in self._tracker_names:
+        if "tensorboard" in names:
             self._failures.guard(SETTINGS, lambda: write_settings(self._folder, settings))
         if any(tracker.begins for tracker in trackers):
             self._drawing.add(0, lambda writer: write_layout(writer, self._features))
@@ -331,7 +313,7 @@ class Reporter:
         pace = f"{count(speed.tokens_per_second)} tokens/s{mfu}" + ("" if left is None else f"  {duration(left)} left")
         self._bar.update(step, loss=loss, tokens_per_second=speed.tokens_per_second, mfu=speed.mfu, seconds_left=left)
         self._loss_since_line.append(loss)
-        if step % self._console_every_steps == 0 or step == self._max_steps:
+        if step % self._settings.console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)
             self._loss_since_line.clear()
             log.info(

@@ -361,11 +361,9 @@ def _build_reporter(
     return Reporter(
         accelerator,
         run_folder(config),
+        config.metrics,
         name=config.name,
         max_steps=config.max_steps,
-        console_every_steps=config.metrics.console_every_steps,
-        trackers=config.metrics.trackers,
-        tracker_options=config.metrics.tracker_options,
         sample=HardwareSampler(
             device,
             {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
@@ -385,7 +383,6 @@ def _build_reporter(
         ),
         replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)),
         replay_facts=facts,
-        detail_every_steps=_detail_interval(config),
     )
 
 
@@ -412,14 +409,10 @@ def _is_profiled(config: Config, step: int) -> bool:
     return first <= step <= last
 
 
-def _detail_interval(config: Config) -> int:
-    return detail_interval(config.metrics.detail_every_steps, config.max_steps)
-
-
 def _build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
     return Probes(
         model,
-        detail_every_steps=_detail_interval(config),
+        detail_every_steps=detail_interval(config.metrics.detail_every_steps, config.max_steps),
         is_main=accelerator.is_main_process,
         histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
     )

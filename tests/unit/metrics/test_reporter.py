@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.messages import logged, says
+from trainer.config.schema import MetricsConfig
 from trainer.errors import TrainerError
 from trainer.journal import Journal, read_events
 from trainer.metrics import reporter as reporter_module
@@ -30,17 +31,16 @@ def reporter_of(accelerator, folder, **changes):
     settings = {
         "name": "run",
         "max_steps": 10,
-        "console_every_steps": 5,
-        "trackers": ["tensorboard"],
         "replay_key": "key",
         "replay_facts": {"seed": 1},
         "slow_alarm": SlowAlarm(2.0, Journal(folder)),
         "meter": SpeedMeter(flops_per_token=10.0, peak_flops=lambda: 1e9, num_devices=1),
-        "tracker_options": {},
         "features": (),
         "sample": dict,
     }
-    return Reporter(accelerator, folder, **{**settings, **changes})
+    of_metrics = {"console_every_steps": 5, "trackers": ["tensorboard"]}
+    of_metrics |= {name: changes.pop(name) for name in MetricsConfig.model_fields if name in changes}
+    return Reporter(accelerator, folder, MetricsConfig(**of_metrics), **{**settings, **changes})
 
 
 class Times:

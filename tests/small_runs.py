@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.small_checkpoints import CONFIG
+from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.ranks import Ranks
@@ -26,31 +27,45 @@ class Small:
 
     def __init__(self, store, settings=None, *, build=one_layer, max_steps=100, policy=TWO_AND_BEST, **changes):
         torch.manual_seed(0)
-        self.store, self.synced = store, []
+        self.store, self.synced, self.drawn = store, [], []
         self.accelerator = Accelerator(cpu=True)
         self.ranks = Ranks(self.accelerator, store.folder)
         self.model, self.optimizer = self.accelerator.prepare(*build())
         self.state = TrainState(Progress())
         facts = {"identity": {"seed": 1}, "versions": {"torch": "1"}, "precision": "no", **changes}
         description = Description(model={}, tokenizer=None, vocab_size=9, config_text=CONFIG, **facts)
-        parts = (self.accelerator, self.ranks, self.model, self.optimizer, self.state, store, description)
         self.folder = store.folder.parent.parent / "run"
-        self.restorer = Restorer(*parts, policy, self.folder, max_steps)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "metrics.jsonl").touch()
-        self.checkpointer = Checkpointer(
-            *parts,
-            self.restorer,
-            settings or CheckpointConfig(every_steps=5, asynchronous=False),
-            policy,
+        self.context = CheckpointContext(
+            accelerator=self.accelerator,
+            ranks=self.ranks,
+            model=self.model,
+            optimizer=self.optimizer,
+            state=self.state,
+            store=store,
+            description=description,
+            policy=policy,
             run_folder=self.folder,
-            curve="metrics.jsonl",
-            mark=".saved",
-            course=Course(max_steps=max_steps, global_batch=4, sequences_per_epoch=40, evaluation_every_steps=None),
-            before_commit=lambda: self.synced.append(self.state.progress.step),
-            report=lambda step, values: None,
+            metrics_file=self.folder / "metrics.jsonl",
+            marker=self.folder / ".saved",
         )
-        self.checkpointer.begin(None)
+        # Several runs live in one process here; the lock has tests of its own.
+        self.restorer = Restorer(self.context, max_steps, take_lock=lambda folder: None)
+        self.course = Course(max_steps=max_steps, global_batch=4, sequences_per_epoch=40, evaluation_every_steps=None)
+        self.checkpointer = self.saving(settings or CheckpointConfig(every_steps=5, asynchronous=False))
+
+    def saving(self, settings):
+        """A Checkpointer of this run that has begun; what it draws is in `drawn`."""
+        checkpointer = Checkpointer(
+            self.context,
+            settings,
+            self.course,
+            before_commit=lambda: self.synced.append(self.state.progress.step),
+            report=lambda step, values: self.drawn.append((step, values)),
+        )
+        checkpointer.begin(None)
+        return checkpointer
 
     def step(self):
         self.model(torch.rand(2, 4)).sum().backward()
@@ -63,17 +78,25 @@ class Small:
 
     def blocks_into(self, store):
         """From here on saves are waited for, and go to another folder; the moment that was saved last may be saved again."""
-        self.store, saves = store, self.checkpointer
-        saves._blocking._store = saves._blocking._committer._store = store
-        saves._background, saves._saved_step = None, None
+        self.checkpointer.end(wait_for_copies=False)
+        self.store = self.context.store = store
+        self.checkpointer = self.saving(CheckpointConfig(asynchronous=False))
 
     def resume(self, wanted="latest"):
         resolution = self.restorer.find(wanted)
         self.restorer.restore(resolution, wanted, lambda: None)
         self.restorer.tell_changes()
-        self.checkpointer._saved_step = resolution.manifest.step  # as begin() would have been told
+        self.checkpointer.begin(resolution.manifest.step)
 
     def everything(self):
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         tensors = (*self.model.state_dict().values(), *moments, torch.get_rng_state())
         return [tensor.tolist() for tensor in tensors] + [self.state.state_dict()]
+
+
+def end_writer(small):
+    """Ends the writer of a run whose test is over, if it has one that lives."""
+    writer = small.checkpointer.writer
+    if writer is not None and writer._process.poll() is None:
+        writer._process.kill()
+        writer._process.wait(30)

@@ -131,7 +131,7 @@ def test_imports_only_go_down(module):
         assert is_allowed, f"{module} (layer {layer}) imports {other} (layer {LAYER_OF[target]})"
 
 
-CHECKPOINT_LAYERS = [["format", "ranks"], ["resume"], ["mirror", "inspect"], ["commit"], ["save"]]
+CHECKPOINT_LAYERS = [["format", "ranks"], ["context"], ["resume"], ["mirror", "inspect"], ["commit"], ["save"]]
 """The packages and files of checkpoint/, from the ground."""
 
 

@@ -35,11 +35,11 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from trainer import files
+from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.resume.restore import Restorer
 from trainer.checkpoint.save.checkpointer import Checkpointer
 from trainer.checkpoint.save.forecast import Course
 from trainer.checkpoint.save.schedule import Budget, Costs, plan
@@ -80,39 +80,26 @@ class Training:
             versions={},
             config_text="name: bench\n",
         )
-        restorer = Restorer(
-            self.accelerator,
-            ranks,
-            self.model,
-            self.optimizer,
-            self.state,
-            store,
-            description,
-            Policy(1, 0),
-            folder,
-            1 << 30,
-        )
         (folder / "metrics.jsonl").touch()
-        self.checkpointer = Checkpointer(
-            self.accelerator,
-            ranks,
-            self.model,
-            self.optimizer,
-            self.state,
-            store,
-            description,
-            restorer,
-            CheckpointConfig(),
-            Policy(1, 0),
+        context = CheckpointContext(
+            accelerator=self.accelerator,
+            ranks=ranks,
+            model=self.model,
+            optimizer=self.optimizer,
+            state=self.state,
+            store=store,
+            description=description,
+            policy=Policy(1, 0),
             run_folder=folder,
-            curve="metrics.jsonl",
-            mark=".saved",
-            course=Course(max_steps=10**6, global_batch=1, sequences_per_epoch=10**9, evaluation_every_steps=None),
-            before_commit=lambda: None,
-            report=lambda step, values: None,
+            metrics_file=folder / "metrics.jsonl",
+            marker=folder / ".saved",
+        )
+        course = Course(max_steps=10**6, global_batch=1, sequences_per_epoch=10**9, evaluation_every_steps=None)
+        self.checkpointer = Checkpointer(
+            context, CheckpointConfig(), course, before_commit=lambda: None, report=lambda step, values: None
         )
         self.checkpointer.begin(None)
-        self.background = self.checkpointer._background
+        self.background = self.checkpointer.writer
         assert self.background is not None, "this machine's memory has no room for a snapshot"
 
     def tensors(self) -> list[torch.Tensor]:

@@ -18,8 +18,9 @@ from typing import Any
 
 from trainer import files
 from trainer.checkpoint.format.manifest import MANIFEST
+from trainer.checkpoint.format.memory_layout import WholeMemoryLayout
 from trainer.checkpoint.save import protocol, writer, writer_client
-from trainer.checkpoint.save.snapshot import Layout, Snapshots
+from trainer.checkpoint.save.snapshot import Snapshots
 
 IN_TRAINER, IN_WRITER = ("copy",), ("write", "manifest", "rename", "renamed", "prune", "rescue")
 PLACES = IN_TRAINER + IN_WRITER
@@ -50,14 +51,14 @@ class Aim:
 def arm(aim: Aim) -> None:
     """Called in each rank before it runs."""
     protocol.Channel.__init__ = _watching(protocol.Channel.__init__, Path(aim.folder, TOLD))
-    writer_client.Background._start = _noting(writer_client.Background._start, Path(aim.folder, TOLD))
+    writer_client.WriterClient._start = _noting(writer_client.WriterClient._start, Path(aim.folder, TOLD))
     Snapshots.copy, Snapshots.lay_out = (
         _noted(Snapshots.copy, Path(aim.folder, TOLD)),
         _noted(Snapshots.lay_out, Path(aim.folder, TOLD)),
     )
     writer_client.slots_that_fit = lambda *_: aim.num_slots
     if aim.place == "copy":
-        Layout.write_rates = _struck_in_copy(Layout.write_rates, aim)
+        WholeMemoryLayout.write_rates = _struck_in_copy(WholeMemoryLayout.write_rates, aim)
     elif aim.place:
         writer_client._COMMAND = [sys.executable, "-c", _WRITER, json.dumps(asdict(aim))]
 
@@ -129,8 +130,9 @@ def _watching(real, path):
 
 def _noting(real, path):
     def start(self):
-        real(self)
-        _note(path, do="start", pid=self._process.pid)
+        process, channel = real(self)
+        _note(path, do="start", pid=process.pid)
+        return process, channel
 
     return start
 

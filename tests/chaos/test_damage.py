@@ -17,9 +17,8 @@ from trainer.errors import CheckpointError
 OLDER, NEWEST = 1, 2
 
 
-def written_by_the_writer(store, monkeypatch):
+def written_by_the_writer(store):
     """Two checkpoints of a model of one layer, from a real writer."""
-    monkeypatch.setattr("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None)
     run = Small(store, CheckpointConfig())
     for _ in (OLDER, NEWEST):
         run.step()
@@ -27,7 +26,7 @@ def written_by_the_writer(store, monkeypatch):
     run.checkpointer.close()
 
 
-def of_a_few_bytes(store, _monkeypatch):
+def of_a_few_bytes(store):
     commit(store, OLDER)
     commit(store, NEWEST)
 
@@ -145,10 +144,8 @@ KINDS = [
 
 @pytest.mark.parametrize("number_of_them", [200, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("prepare", [written_by_the_writer, of_a_few_bytes], ids=["of-the-writer", "of-a-few-bytes"])
-def test_each_mutation_is_found_or_changed_nothing_and_the_older_checkpoint_is_taken(
-    store, monkeypatch, prepare, number_of_them
-):
-    prepare(store, monkeypatch)
+def test_each_mutation_is_found_or_changed_nothing_and_the_older_checkpoint_is_taken(store, prepare, number_of_them):
+    prepare(store)
     mutations = Mutations(store, random.Random(1))
     found, harmless, files = dict.fromkeys(KINDS, 0), 0, set()
     for number in range(number_of_them):

@@ -2,7 +2,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.messages import says
-from trainer.checkpoint.save.schedule import Budget, Cadence, Costs, conflict, plan
+from trainer.checkpoint.save.schedule import Budget, Costs, SaveSchedule, conflict, plan
 
 seconds = st.floats(0, 1e4)
 budgets = st.builds(
@@ -50,7 +50,7 @@ def test_only_differences_of_the_clock_matter(shift, events, budget):
     assume(abs(shift) < 1e6)
     told = []
     for start in (0.0, float(round(shift))):
-        cadence, now, decisions = Cadence(budget, start), start, []
+        cadence, now, decisions = SaveSchedule(budget, start), start, []
         for pause, stall in events:
             now += round(pause * 4) / 4  # binary fractions: the sums are exact wherever they start
             cadence.stepped(1.0)

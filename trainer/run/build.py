@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer import files
+from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.retention import policy_of
 from trainer.checkpoint.format.store import CheckpointStore
@@ -165,46 +166,32 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     guard = NonFiniteGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=eval_schedule, precision=precision)
     reporter = _build_reporter(config, accelerator, bare_model, precision, description)
-    store = CheckpointStore(checkpoints_folder(config))
-    ranks, policy = Ranks(accelerator, store.folder), policy_of(config.checkpoint)
     course = Course(
         max_steps=config.max_steps,
         global_batch=config.global_batch,
         sequences_per_epoch=corpus.train.num_sequences,
         evaluation_every_steps=config.evaluation.every_steps if corpus.validation else None,
     )
-    restorer = Restorer(
-        accelerator,
-        ranks,
-        bare_model,
-        optimizer,
-        state,
-        store,
-        description,
-        policy,
-        run_folder(config),
-        config.max_steps,
+    store, folder = CheckpointStore(checkpoints_folder(config)), run_folder(config)
+    checkpoints = CheckpointContext(
+        accelerator=accelerator,
+        ranks=Ranks(accelerator, store.folder),
+        model=bare_model,
+        optimizer=optimizer,
+        state=state,
+        store=store,
+        description=description,
+        policy=policy_of(config.checkpoint),
+        run_folder=folder,
+        metrics_file=folder / CURVE,
+        marker=folder / SAVED,
     )
+    restorer = Restorer(checkpoints, config.max_steps)
     checkpointer = Checkpointer(
-        accelerator,
-        ranks,
-        bare_model,
-        optimizer,
-        state,
-        store,
-        description,
-        restorer,
-        config.checkpoint,
-        policy,
-        run_folder=run_folder(config),
-        curve=CURVE,
-        mark=SAVED,
-        course=course,
-        before_commit=reporter.sync,
-        report=reporter.saved,
+        checkpoints, config.checkpoint, course, before_commit=reporter.sync, report=reporter.saved
     )
     rank, device = accelerator.process_index, accelerator.device
-    profiler = Profiler(config.profile.steps, run_folder(config), rank=rank, device=device)
+    profiler = Profiler(config.profile.steps, folder, rank=rank, device=device)
     is_followed = partial(_is_followed, evaluations=eval_schedule, checkpointer=checkpointer, profiler=profiler)
     return Run(
         config=config,

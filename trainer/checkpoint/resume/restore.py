@@ -4,35 +4,22 @@ Weights come through safetensors, moments with torch's weights-only loader, the 
 JSON. `Accelerator.load_state` on the same folder gives the same bits, for whoever trusts the folder.
 """
 
-import json
 import logging
-import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 
 from trainer import files
+from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format import random_states
-from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.manifest import Manifest, manifest_digest
-from trainer.checkpoint.format.retention import Policy
-from trainer.checkpoint.format.store import CheckpointStore
-from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume.changes import Change, changes, refusal, sentences, settings_of
 from trainer.checkpoint.resume.crash_loops import suspects
 from trainer.checkpoint.resume.lock import lock_checkpoints
 from trainer.checkpoint.resume.select import Resolution, check_not_beyond, gone_on, resolve
 from trainer.errors import CheckpointError
-from trainer.journal import Journal, events_from
+from trainer.journal import events_from
 from trainer.locks import Lock
-from trainer.state import TrainState
 from trainer.text import numbered
 
 log = logging.getLogger(__name__)
@@ -42,26 +29,11 @@ class Restorer:
     """Brings a run to a checkpoint. Every method is called on every rank; rank 0 decides and everyone is told."""
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        ranks: Ranks,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        state: TrainState,
-        store: CheckpointStore,
-        description: Description,
-        policy: Policy,
-        run_folder: Path,
-        max_steps: int,
+        self, context: CheckpointContext, max_steps: int, take_lock: Callable[[Path], Lock | None] = lock_checkpoints
     ) -> None:
-        """`model` is the bare module whose keys are stored; `run_folder` has the journal; the run ends after `max_steps`."""
-        self._accelerator, self._ranks, self._model, self._optimizer = accelerator, ranks, model, optimizer
-        self._state, self._store, self._description, self._run_folder = state, store, description, run_folder
-        self._policy, self._journal, self._max_steps = policy, Journal(run_folder), max_steps
-        self.origin: str | None = None
-        """The step, path or `best` that this run was last taken back to on purpose."""
-        self.held: Lock | None = None
-        """The lock of the folder, on rank 0."""
+        """The run ends after `max_steps`; `take_lock` takes the folder of checkpoints for this process, on rank 0."""
+        self._context, self._ranks, self._store = context, context.ranks, context.store
+        self._max_steps, self._take_lock = max_steps, take_lock
         self.changes: list[Change] = []
         """What is not what it was in the checkpoint that was found, on rank 0."""
 
@@ -70,35 +42,36 @@ class Restorer:
         return self._ranks.told_by_main(lambda: self._find(wanted))
 
     def _find(self, wanted: str) -> Resolution:
-        self.held = lock_checkpoints(self._store.folder)
+        self._context.lock = self._take_lock(self._store.folder)
         for name in self._store.sweep():
             log.info("removed %s, which was never committed", name)
         wanted = self._unless_gone_on(wanted)
         resolution = resolve(self._store, wanted, suspects=self._suspects())
         for path, reason in {**resolution.refused, **resolution.suspect}.items():
             log.warning("%s is passed over: %s", path.name, reason)
-            self._journal.write("refusal", step=int(path.name[5:]), reason=reason)
+            self._context.journal.write("refusal", step=int(path.name[5:]), reason=reason)
         if wanted == "best":
             self._tell_unreadable()
         if resolution.manifest:
-            check_not_beyond(self._run_folder, resolution.manifest.step, self._max_steps)
-            settings = settings_of(resolution.path)
-            self.changes = changes(resolution.manifest, settings, self._description, self._accelerator.num_processes)
-            if problem := refusal(self.changes, self._description.allowed_changes):
-                raise CheckpointError(f"{resolution.path} cannot be continued by this run: {problem}")
+            path, manifest = resolution.found()
+            check_not_beyond(self._context.run_folder, manifest.step, self._max_steps)
+            description, processes = self._context.description, self._context.accelerator.num_processes
+            self.changes = changes(manifest, settings_of(path), description, processes)
+            if problem := refusal(self.changes, description.allowed_changes):
+                raise CheckpointError(f"{path} cannot be continued by this run: {problem}")
         return resolution
 
     def _tell_unreadable(self) -> None:
         for entry in self._store.entries():
             if entry.manifest is None:
                 log.warning("whether %s is the best is not known: %s", entry.path.name, entry.problem)
-                self._journal.write("refusal", step=entry.step, reason=entry.problem)
+                self._context.journal.write("refusal", step=entry.step, reason=entry.problem)
 
     def _suspects(self) -> dict[int, str]:
         """The checkpoints from which starts die again and again, by the journal."""
         sound = [entry.path for entry in self._store.entries() if not entry.problem]
         return suspects(
-            events_from(self._run_folder, "start", "resume", "save", "stop"),
+            events_from(self._context.run_folder, "start", "resume", "save", "stop"),
             {int(path.name[5:]): manifest_digest(path) for path in sound},
         )
 
@@ -125,36 +98,30 @@ class Restorer:
         wanted       what resume_from_checkpoint said; the checkpoints that follow remember it when it went back
         leave_curve  called on rank 0 when the checkpoint comes from another run or branch, whose curve is not the one written here
         """
-        folder, manifest = resolution.path, resolution.manifest
-        with _known_format(folder / "model.safetensors") as path:
-            load_model(self._model, path, strict=True)
-        if manifest.identity.get("optimizer") == self._description.identity.get(
-            "optimizer"
-        ):  # another one's moments mean something else
-            self._optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
-        if self._accelerator.scaler is not None and (folder / "scaler.pt").is_file():
-            self._accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
-        self._state.load_state_dict(manifest.state)
-        self._restore_random_states(folder, manifest)
-        if self._state.progress.step != manifest.step:
+        context, folder, manifest = self._context, *resolution.found()
+        same_optimizer = manifest.identity.get("optimizer") == context.description.identity.get("optimizer")
+        optimizer = context.optimizer if same_optimizer else None  # another one's moments mean something else
+        context.layout.load(folder, context.accelerator, context.model, optimizer)
+        context.state.load_state_dict(manifest.state)
+        self._restore_random_streams(folder, manifest)
+        if self._context.state.progress.step != manifest.step:
             raise CheckpointError(
-                f"{folder} contradicts itself: its manifest is of step {manifest.step}, and the state in it of step {self._state.progress.step}; "
+                f"{folder} contradicts itself: its manifest is of step {manifest.step}, and the state in it of step {self._context.state.progress.step}; "
                 "somebody has changed it: resume from another checkpoint, resume_from_checkpoint=STEP"
             )
-        self.origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
+        self._context.origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
         self._ranks.told_by_main(lambda: self._set_aside(resolution, leave_curve))
         if self._ranks.is_main:
             own = self._store.path(manifest.step)
-            self._journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder))
+            self._context.journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder))
 
-    def _restore_random_states(self, folder: Path, manifest: Manifest) -> None:
-        accelerator = self._accelerator
+    def _restore_random_streams(self, folder: Path, manifest: Manifest) -> None:
+        accelerator = self._context.accelerator
         rank = accelerator.process_index
         if manifest.world_size == accelerator.num_processes:
-            with _known_format(folder / f"random_states_{rank}.json") as path:
-                random_states.restore(json.loads(path.read_text(encoding="utf-8")), accelerator.device)
+            self._context.layout.load_random_streams(folder, accelerator)
             return
-        random_states.seed_anew(self._description.identity["seed"], manifest.step, rank)
+        random_states.seed_anew(self._context.description.identity["seed"], manifest.step, rank)
         log.info(
             "%s now, %d before: order and batches of the data are the same; random streams start anew from "
             "(seed, step, rank), and losses agree up to the order of summation",
@@ -166,45 +133,28 @@ class Restorer:
         for path in resolution.refused:
             if path.exists():
                 log.warning("%s is kept as %s", path.name, files.set_aside(path, "damaged").name)
-        is_own = resolution.path.resolve() == self._store.path(resolution.manifest.step).resolve()
+        chosen, manifest = resolution.found()
+        is_own = chosen.resolve() == self._store.path(manifest.step).resolve()
         for entry in self._store.entries():
-            if entry.step > resolution.manifest.step or not is_own:
+            if entry.step > manifest.step or not is_own:
                 moved = files.set_aside(entry.path, "abandoned").name
                 log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
         if not is_own:
-            if self._policy.max_disk_bytes is not None:
+            if self._context.policy.max_disk_bytes is not None:
                 self._store.prune(
-                    self._policy, in_flight_bytes=resolution.manifest.num_bytes + (1 << 20), held={resolution.path.name}
+                    self._context.policy, in_flight_bytes=manifest.num_bytes + (1 << 20), held={chosen.name}
                 )
             leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
-            adopted = self._store.adopt(resolution.path, replace(resolution.manifest, origin=self.origin))
-            log.info("%s is copied to %s: this run has its own from its first step on", resolution.path, adopted)
+            adopted = self._store.adopt(chosen, replace(manifest, origin=self._context.origin))
+            log.info("%s is copied to %s: this run has its own from its first step on", chosen, adopted)
         self._store.point_links()
 
     def tell_changes(self) -> None:
         """Says what is another than it was in the checkpoint that was restored, in the log and the journal."""
-        step = self._state.progress.step
+        step = self._context.state.progress.step
         for sentence in sentences(self.changes, step):
             log.info(sentence)
         if self.changes:
-            self._journal.write(
+            self._context.journal.write(
                 "change", step=step, changes={each.name: [each.before, each.now] for each in self.changes}
             )
-
-
-def _load_tensors(path: Path) -> dict[str, Any]:
-    """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused."""
-    with _known_format(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def _known_format(path: Path) -> Iterator[Path]:
-    """What a file with the right digest is not written in by this trainer becomes a paragraph."""
-    try:
-        yield path
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be loaded although its digest is right ({reason}): it is not what this trainer writes; resume from another checkpoint"
-        ) from None

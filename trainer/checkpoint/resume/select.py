@@ -29,6 +29,11 @@ class Resolution:
     suspect: dict[Path, str] = field(default_factory=dict)
     """Those that are sound, and from which starts die."""
 
+    def found(self) -> tuple[Path, Manifest]:
+        """The checkpoint, for whoever knows that there is one."""
+        assert self.path is not None and self.manifest is not None, "this is a fresh start"
+        return self.path, self.manifest
+
 
 def resolve(
     store: CheckpointStore,

@@ -7,20 +7,16 @@
 For a machine whose memory has no room for a snapshot, and the reference for one that has: both ways load to the same bits.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from trainer import files
 from trainer.checkpoint.commit import Began, CommitPlan, Committer, SaveResult
-from trainer.checkpoint.format import random_states
+from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.manifest import Manifest, describe_files
-from trainer.checkpoint.format.store import CheckpointStore
-from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.save.writer_client import tell_note
 from trainer.text import one_line
 
@@ -31,28 +27,22 @@ WRITE_FAILURES = (OSError, RuntimeError, SafetensorError)
 class BlockingSaves:
     """Saves of one run that training waits for. Every method is called on every rank."""
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        ranks: Ranks,
-        store: CheckpointStore,
-        plan: CommitPlan,
-        config_text: str,
-        before_commit: Callable[[], None],
-    ) -> None:
+    def __init__(self, context: CheckpointContext, plan: CommitPlan, before_commit: Callable[[], None]) -> None:
         """`before_commit` makes metrics durable up to the saved step."""
-        self._accelerator, self._ranks, self._config_text = accelerator, ranks, config_text
-        self._store = store
-        self._committer = Committer(store, plan, before_commit, tell_note)
+        self._context, self._ranks = context, context.ranks
+        self._committer = Committer(context.store, plan, before_commit, tell_note)
 
     def save(self, manifest: Manifest) -> SaveResult:
         """Saves this moment; what came of it, of which the figures are rank 0's.
 
         manifest  all but the digests of the files
         """
-        began, staging = Began(), self._store.staging(manifest.step)
+        began, context = Began(), self._context
+        staging = context.store.staging(manifest.step)
         failure = self._on_main(lambda: self._committer.begin(manifest.step))
-        failure = failure or self._ranks.first_failure(_failure_of(lambda: self._write(staging)))
+        failure = failure or self._ranks.first_failure(
+            _failure_of(lambda: context.layout.write(context.accelerator, staging))
+        )
         results: list[SaveResult] = []
         if not failure:
             failure = self._on_main(lambda: results.append(self._commit(staging, manifest, began)))
@@ -78,14 +68,8 @@ class BlockingSaves:
         """Does it on rank 0; why it failed, on every rank."""
         return self._ranks.first_failure(_failure_of(work) if self._ranks.is_main else None)
 
-    def _write(self, staging: Path) -> None:
-        """This rank's files."""
-        self._accelerator.save_state(str(staging))
-        streams = random_states.capture(self._accelerator.device)
-        (staging / f"random_states_{self._ranks.number}.json").write_text(json.dumps(streams), encoding="utf-8")
-
     def _commit(self, staging: Path, manifest: Manifest, began: Began) -> SaveResult:
-        (staging / "config.yaml").write_text(self._config_text, encoding="utf-8")
+        (staging / "config.yaml").write_text(self._context.description.config_text, encoding="utf-8")
         files.follow_umask(staging)  # safetensors makes its file readable by the owner alone
         return self._committer.commit(staging, replace(manifest, files=describe_files(staging)), began)
 

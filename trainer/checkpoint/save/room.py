@@ -7,8 +7,8 @@ from dataclasses import asdict
 import torch
 
 from trainer import files
-from trainer.checkpoint.format.retention import Policy, least_bytes, most_kept
-from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.context import CheckpointContext
+from trainer.checkpoint.format.retention import least_bytes, most_kept
 from trainer.checkpoint.save.forecast import (
     Ahead,
     Course,
@@ -34,16 +34,9 @@ log = logging.getLogger(__name__)
 class Room:
     """Rank 0's view of what there is and what will be needed."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        store: CheckpointStore,
-        policy: Policy,
-        settings: CheckpointConfig,
-        course: Course,
-    ) -> None:
-        self._model, self._optimizer, self._store, self._policy = model, optimizer, store, policy
+    def __init__(self, context: CheckpointContext, settings: CheckpointConfig, course: Course) -> None:
+        self._model, self._optimizer = context.model, context.optimizer
+        self._store, self._policy, self._layout = context.store, context.policy, context.layout
         self._settings, self._course = settings, course
         self._free_space, self._is_told = FreeSpace(), False
 
@@ -77,7 +70,7 @@ class Room:
         )  # what was set aside gives no room back
         proof = preflight(
             self._store.folder,
-            {"model.safetensors": parameters, "optimizer.bin": moments},
+            self._layout.large_files(parameters, moments),
             num_kept=most_kept(self._policy, self._course.max_steps, has_copies=bool(self._settings.mirror)),
             there_bytes=there,
             max_disk_bytes=most,

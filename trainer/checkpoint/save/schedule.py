@@ -15,6 +15,12 @@ from dataclasses import dataclass, replace
 
 from trainer.text import duration
 
+WAITED_FOR = ("final", "interrupt")
+"""Reasons for a save that must be on the disk before anything else happens."""
+
+BY_BUDGET = ("snapshot", "budget")
+"""Reasons for a save that may be left out while the disk is behind: the next one serves as well. Others are for their very step."""
+
 FIRST_SECONDS = 10.0
 """The first write comes so soon, and the first snapshots so far apart: costs are to be measured, not guessed."""
 
@@ -116,7 +122,7 @@ def conflict(budget: Budget, costs: Costs) -> str | None:
     )
 
 
-class Cadence:
+class SaveSchedule:
     """Decides for one launch, and keeps what it measures. Lives on rank 0, whose decision everyone is told."""
 
     def __init__(self, budget: Budget, now: float, tokens: int = 0) -> None:

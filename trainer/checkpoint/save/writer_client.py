@@ -1,5 +1,6 @@
 """The trainer's side of the writer: starts it, hands it snapshots, hears what came of them, and starts another when it died."""
 
+import functools
 import logging
 import os
 import socket
@@ -12,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from trainer import start
 from trainer.checkpoint.commit import CommitPlan, SaveResult
+from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.resume.lock import HUNG_SECONDS
 from trainer.checkpoint.save.protocol import Channel, mark, to_text
 from trainer.checkpoint.save.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
+from trainer.checkpoint.save.status import WaitNotice
 from trainer.config.schema import CheckpointConfig
-from trainer.journal import Journal
 from trainer.locks import Lock
-from trainer.text import duration, size
+from trainer.text import duration, numbered, size
 
 log = logging.getLogger(__name__)
 
@@ -54,23 +55,6 @@ DEATH_SECONDS = 20.0
 ANSWER_SECONDS = 30.0
 """How long a disk may take to take a byte."""
 
-PATIENCE_SECONDS = 60.0
-"""How often somebody who waits is told what for."""
-
-
-class Patience:
-    """Says now and then what is waited for, so that nobody takes it for a hang."""
-
-    def __init__(self, what: str) -> None:
-        self._what, self._began = what, time.monotonic()
-        self._told = 0
-
-    def tell(self) -> None:
-        seconds = time.monotonic() - self._began
-        if seconds // PATIENCE_SECONDS > self._told:
-            self._told = int(seconds // PATIENCE_SECONDS)
-            log.info("%s (for %s by now)", self._what, duration(seconds))
-
 
 class WriterLost(Exception):
     """Writers died MAX_STARTS times in a row, or one hung and was ended: saves are made without one from here on."""
@@ -81,7 +65,7 @@ def tell_note(note: Mapping[str, Any]) -> None:
     log.log(logging.WARNING if note["is_failure"] else logging.INFO, note["note"])
 
 
-class Background:
+class WriterClient:
     """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
 
     def __init__(
@@ -102,11 +86,25 @@ class Background:
         }
         self._held: dict[int, _Held] = {}
         self._arriving: list[tuple[Slot, _Held]] = []
-        self._process: subprocess.Popen | None = None
         self._deaths = 0
-        self._start()
+        self._process, self._channel = self._start()
 
     # What the checkpointer asks
+
+    @property
+    def pid(self) -> int:
+        """The writer's process."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The writer's, once it has ended and was waited for."""
+        return self._process.returncode
+
+    @property
+    def num_slots(self) -> int:
+        """How many snapshots the memory has room for."""
+        return len(self._snapshots.slots)
 
     @property
     def writing(self) -> int | None:
@@ -145,8 +143,7 @@ class Background:
         self._held.clear()
         for each in self._snapshots.slots:
             self._channel.send({"do": "begin", "slot": each.number})
-        self._snapshots.lay_out()
-        self._channel.send({"do": "images", "images": self._snapshots.layout.facts()})
+        self._channel.send({"do": "images", "images": self._snapshots.lay_out().facts()})
 
     def advance(self, *, wait: bool = False) -> None:
         """Tells the writer of snapshots whose copies have arrived, and asks for the write whose turn it is."""
@@ -197,14 +194,14 @@ class Background:
     def wait_for(self, step: int, hear: Callable[[list[SaveResult]], object]) -> SaveResult:
         """Waits until a step is written; `hear` is told of everything that is on the way. raises WriterLost"""
         self.advance(wait=True)
-        patience = Patience(f"waiting for the checkpoint of step {step} to reach the disk")
+        notice = WaitNotice(f"waiting for the checkpoint of step {step} to reach the disk")
         while True:
             answers = self.wait()
             hear(answers)
             for done in answers:
                 if done.step == step:
                     return done
-            patience.tell()
+            notice.log_if_due()
 
     def forget_from(self, step: int) -> None:
         """Takes back the snapshots from this step on, whole and on their way, but for one that is being written."""
@@ -227,7 +224,7 @@ class Background:
     def end(self, *, wait_for_copies: bool) -> None:
         """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
         self._channel.send({"do": "end", "copies": wait_for_copies})
-        patience = Patience(
+        notice = WaitNotice(
             "waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else "")
         )
         self._moved_at = time.monotonic()
@@ -243,19 +240,15 @@ class Background:
                     duration(HUNG_SECONDS),
                 )
                 break
-            patience.tell()
-        self._channel.close()
-
-    def leave(self) -> None:
-        """Lets go of the writer as a death would: it commits the newest whole snapshot."""
+            notice.log_if_due()
         self._channel.close()
 
     # The writer's process
 
-    def _start(self) -> None:
+    def _start(self) -> tuple[subprocess.Popen[bytes], Channel]:
         ours, theirs = socket.socketpair()
         passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [*_COMMAND, str(theirs.fileno())],
             pass_fds=passed,
             start_new_session=True,
@@ -263,16 +256,17 @@ class Background:
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
-        self._hand_over_lock()
+        self._hand_over_lock(process.pid)
         self._heard_at = self._moved_at = time.monotonic()
         self._progress = 0
-        self._channel = Channel(ours)
-        self._channel.send(self._hello)
+        channel = Channel(ours)
+        channel.send(self._hello)
+        return process, channel
 
-    def _hand_over_lock(self) -> None:
+    def _hand_over_lock(self, pid: int) -> None:
         try:
             if self._lock:
-                self._lock.hand_over(self._process.pid)
+                self._lock.hand_over(pid)
         except OSError as error:
             log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
 
@@ -303,7 +297,7 @@ class Background:
         if self._deaths >= MAX_STARTS:
             raise WriterLost(f"{self._deaths} writers in a row died, the last with code {code}")
         log.warning("the writer died (code %d); another takes its place", code)
-        self._start()
+        self._process, self._channel = self._start()
         if self._snapshots.layout is not None:
             self._channel.send({"do": "images", "images": self._snapshots.layout.facts()})
         for number, held in self._held.items():
@@ -350,20 +344,10 @@ def disk_answers(folder: Path) -> bool:
     return True
 
 
-def begin_background(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    slot_bytes: int,
-    settings: CheckpointConfig,
-    held: Lock | None,
-    plan: CommitPlan,
-) -> Background | None:
-    """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is said.
-
-    held   the lock of the folder, which the writer shares
-    plan   where the writer commits
-    """
+def begin_writer(
+    context: CheckpointContext, settings: CheckpointConfig, plan: CommitPlan, slot_bytes: int
+) -> WriterClient | None:
+    """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is logged."""
     if not settings.asynchronous:
         log.info("saves: training waits for them, as checkpoint.asynchronous asks")
         return None
@@ -376,17 +360,9 @@ def begin_background(
             size(free),
         )
         return None
+    device = context.accelerator.device
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
-    log.info(
-        "saves: in the background, from %d snapshot%s of %s in memory",
-        number,
-        "s" if number > 1 else "",
-        size(slot_bytes),
-    )
-    journal = Journal(plan.run_folder)
-    return Background(
-        Snapshots(model, optimizer, slots, device),
-        {"plan": plan.to_plain()},
-        held,
-        lambda **event: journal.write("writer", **event),
-    )
+    log.info("saves: in the background, from %s of %s in memory", numbered(number, "snapshot"), size(slot_bytes))
+    snapshots = Snapshots(context.model, context.optimizer, slots, device, context.layout)
+    report = functools.partial(context.journal.write, "writer")
+    return WriterClient(snapshots, {"plan": plan.to_plain()}, context.lock, report)

@@ -13,11 +13,6 @@ from trainer.config.schema import CheckpointConfig
 from trainer.journal import read_events
 
 
-@pytest.fixture(autouse=True)
-def many_in_one_process(monkeypatch):
-    monkeypatch.setattr("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None)
-
-
 @pytest.fixture
 def copying(store, tmp_path, caplog):
     caplog.set_level("INFO")

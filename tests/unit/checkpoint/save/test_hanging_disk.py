@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.messages import logged, refuses
-from tests.small_runs import Small
-from trainer.checkpoint.save import checkpointer, writer_client
+from tests.small_runs import Small, end_writer
+from trainer.checkpoint.save import main_rank, status, writer_client
 from trainer.checkpoint.save.writer_client import disk_answers
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
@@ -38,11 +38,6 @@ writer.main()
 """A writer whose disk hangs as long as one file exists, and whose second place as long as another does."""
 
 
-@pytest.fixture(autouse=True)
-def many_in_one_process(monkeypatch):
-    monkeypatch.setattr("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None)
-
-
 @pytest.fixture
 def disk(tmp_path):
     """The file whose existence makes the disk hang."""
@@ -57,20 +52,16 @@ def run(store, monkeypatch, disk, tmp_path, caplog):
         "_COMMAND",
         (sys.executable, "-c", WRITER.format(flag=str(disk), copies=str(tmp_path / "copies hang"))),
     )
-    monkeypatch.setattr(checkpointer, "STILL_SECONDS", 0.4)
+    monkeypatch.setattr(status, "STILL_SECONDS", 0.4)
     monkeypatch.setattr(writer_client, "HUNG_SECONDS", 1.0)
     small = Small(store, CheckpointConfig(mirror=str(tmp_path / "second")))
-    small.drawn = []
-    small.checkpointer._report = lambda step, values: small.drawn.append((step, values))
     small.step()
-    writers, ends = small.checkpointer._background, time.monotonic() + 60
+    writers, ends = small.checkpointer.writer, time.monotonic() + 60
     while not writers._channel.arrived(0.1) and time.monotonic() < ends:
         pass  # until it is there: its start is not what is timed
     yield small
     disk.unlink(missing_ok=True)
-    if (writers := small.checkpointer._background) is not None and writers._process.poll() is None:
-        writers._process.kill()
-        writers._process.wait(30)
+    end_writer(small)
 
 
 def steps_on_disk(store):
@@ -94,8 +85,8 @@ def test_the_training_goes_on_and_saves_are_left_out_counted_and_told(run, store
     assert (step, values["checkpoint/skipped_saves"]) == (6, 4.0) and values["checkpoint/worst_lost_work_seconds"] > 0.4
     disk.unlink()
     ends = time.monotonic() + 60
-    while run.checkpointer._background.pending() and time.monotonic() < ends:
-        run.checkpointer._poll()
+    while not run.checkpointer.is_settled and time.monotonic() < ends:
+        run.checkpointer.save_request()
         time.sleep(0.01)
     run.save("every")
     run.checkpointer.close()
@@ -108,7 +99,7 @@ def test_a_slow_disk_that_moves_is_no_hanging_one(run, store, tmp_path):
     (tmp_path / "hangs slowly").touch()
     started = time.monotonic()
     run.save("final")
-    assert time.monotonic() - started > 3.5 and steps_on_disk(store) == [1] and run.checkpointer._background is not None
+    assert time.monotonic() - started > 3.5 and steps_on_disk(store) == [1] and run.checkpointer.writer is not None
 
 
 @pytest.mark.parametrize("reason", ["final", "interrupt"])
@@ -118,7 +109,7 @@ def test_a_last_save_is_made_by_the_trainer_where_the_writer_hangs_and_the_disk_
     disk.touch()
     run.save("every")
     run.step()
-    writer = run.checkpointer._background._process
+    writer = run.checkpointer.writer._process
     run.save(reason)
     assert steps_on_disk(store) == [2] and writer.poll() == -signal.SIGKILL
     logged(caplog, "training waits", "writer")
@@ -131,7 +122,7 @@ def test_a_last_save_is_made_by_the_trainer_where_the_writer_hangs_and_the_disk_
 def test_a_last_save_on_a_disk_that_does_not_answer_is_an_error_that_says_what_is_missing(
     run, store, disk, monkeypatch
 ):
-    monkeypatch.setattr(checkpointer, "disk_answers", lambda folder: False)
+    monkeypatch.setattr(main_rank, "disk_answers", lambda folder: False)
     run.save("every")
     run.checkpointer.close()
     disk.touch()
@@ -174,7 +165,7 @@ def test_a_writer_that_does_not_die_is_not_waited_for(run, disk, monkeypatch, ca
     monkeypatch.setattr(writer_client, "DEATH_SECONDS", 0.2)
     disk.touch()
     run.save("every")
-    writer = run.checkpointer._background._process
+    writer = run.checkpointer.writer._process
     monkeypatch.setattr(writer, "kill", lambda: None)
     run.checkpointer.close()
     assert f"the writer (process {writer.pid}) does not die before its disk answers" in caplog.text

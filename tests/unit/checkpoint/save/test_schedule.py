@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from trainer.checkpoint.save.schedule import Budget, Cadence, Costs, LostWorkMeter, conflict, plan
+from trainer.checkpoint.save.schedule import Budget, Costs, LostWorkMeter, SaveSchedule, conflict, plan
 
 CHEAP = Costs(stall_seconds=0.1, write_seconds=2.0, writer_cpu_seconds=0.3, step_seconds=1.0)
 DEAR = Costs(stall_seconds=0.9, write_seconds=2.0, writer_cpu_seconds=3.0, step_seconds=1.0)
@@ -10,7 +10,7 @@ DEAR = Costs(stall_seconds=0.9, write_seconds=2.0, writer_cpu_seconds=3.0, step_
 
 def measured(budget, costs, now=0.0, times=9):
     """A cadence that measured these costs so often, the last write of which was committed at `now`."""
-    cadence = Cadence(budget, now)
+    cadence = SaveSchedule(budget, now)
     for _ in range(times):
         cadence.stepped(costs.step_seconds)
         cadence.snapshot_taken(now, costs.stall_seconds, to_write=True)
@@ -64,14 +64,14 @@ def test_where_the_disk_is_slow_and_saves_are_dear_no_overhead_is_advised_that_w
 
 
 def test_the_first_write_comes_soon_so_that_costs_are_measured():
-    cadence = Cadence(Budget(), now=100.0)
+    cadence = SaveSchedule(Budget(), now=100.0)
     assert cadence.write_due(109.9) is None and cadence.write_due(110.0) == "budget"
-    assert Cadence(Budget(max_lost_work_seconds=5), now=0.0).write_due(5.0) == "budget"
+    assert SaveSchedule(Budget(max_lost_work_seconds=5), now=0.0).write_due(5.0) == "budget"
     assert not cadence.snapshot_due(999.0), "a snapshot that nobody wrote yet has cold buffers"
 
 
 def test_without_a_bound_on_what_may_be_lost_nothing_comes_by_the_clock():
-    cadence = Cadence(Budget(max_lost_work_seconds=float("inf"), every_tokens=10), now=0.0)
+    cadence = SaveSchedule(Budget(max_lost_work_seconds=float("inf"), every_tokens=10), now=0.0)
     assert cadence.write_due(1e12) is None and cadence.write_due(20.0, tokens=11) == "tokens"
     for _ in range(9):
         cadence.snapshot_taken(20.0, 0.1, tokens=9, to_write=True)
@@ -86,7 +86,7 @@ def test_without_a_bound_on_what_may_be_lost_nothing_comes_by_the_clock():
 
 
 def test_one_write_is_in_flight_and_the_next_one_waits():
-    cadence = Cadence(Budget(every_tokens=10), now=0.0)
+    cadence = SaveSchedule(Budget(every_tokens=10), now=0.0)
     cadence.snapshot_taken(10.0, 0.1, tokens=9, to_write=True)
     assert cadence.write_due(1000.0, tokens=11) is None
     cadence.write_committed(1000.0, 2.0, 0.3)
@@ -102,7 +102,7 @@ def test_the_write_is_due_when_the_interval_is_over_since_the_snapshot_of_the_la
 
 
 def test_the_cold_first_copy_does_not_set_the_interval():
-    cadence = Cadence(Budget(), now=0.0)
+    cadence = SaveSchedule(Budget(), now=0.0)
     cadence.stepped(1.0)
     cadence.snapshot_taken(10.0, 1.9, to_write=True)
     cadence.write_committed(12.0, 2.0, 0.3)
@@ -148,7 +148,7 @@ def test_snapshots_come_at_most_once_a_step():
 def test_a_host_without_room_takes_no_snapshots_between():
     budget = Budget(has_snapshots=False)
     assert plan(budget, CHEAP).snapshot_interval_seconds is None
-    cadence = Cadence(budget, now=0.0)
+    cadence = SaveSchedule(budget, now=0.0)
     cadence.snapshot_taken(0.0, 0.1, to_write=True)
     assert not cadence.snapshot_due(1e9)
 
@@ -163,12 +163,12 @@ def test_minutes_and_tokens_come_besides():
 
 
 def test_tokens_are_counted_from_where_the_launch_began():
-    assert Cadence(Budget(every_tokens=1000), now=0.0, tokens=5500).write_due(1.0, tokens=5999) is None
-    assert Cadence(Budget(every_tokens=1000), now=0.0, tokens=5500).write_due(1.0, tokens=6000) == "tokens"
+    assert SaveSchedule(Budget(every_tokens=1000), now=0.0, tokens=5500).write_due(1.0, tokens=5999) is None
+    assert SaveSchedule(Budget(every_tokens=1000), now=0.0, tokens=5500).write_due(1.0, tokens=6000) == "tokens"
 
 
 def test_a_failed_write_is_not_tried_again_at_once():
-    cadence = Cadence(Budget(), now=0.0)
+    cadence = SaveSchedule(Budget(), now=0.0)
     cadence.snapshot_taken(10.0, 0.1, to_write=True)
     cadence.write_failed()
     assert cadence.write_due(69.0) is None and cadence.write_due(70.0) == "budget"
@@ -178,7 +178,7 @@ def test_a_failed_write_is_not_tried_again_at_once():
 
 
 def test_the_interval_is_said_once_and_again_when_it_changed_by_more_than_a_quarter():
-    cadence = Cadence(Budget(), now=0.0)
+    cadence = SaveSchedule(Budget(), now=0.0)
     assert cadence.news() is None
     for stall, said in [(0.1, True), (0.1, False)]:
         cadence.stepped(1.0)
@@ -219,7 +219,7 @@ def test_the_meter_keeps_the_worst_moment_and_the_share_of_time():
 
 def test_the_meter_of_a_cadence_counts_what_is_taken_from_training():
     for takes, fraction in ((False, 0.001), (True, 0.007)):
-        cadence = Cadence(Budget(writer_takes_from_step=takes), now=0.0)
+        cadence = SaveSchedule(Budget(writer_takes_from_step=takes), now=0.0)
         cadence.snapshot_taken(10.0, 0.1, to_write=True)
         cadence.write_committed(15.0, 3.0, 0.5)
         cadence.write_failed(0.1)
@@ -231,7 +231,7 @@ def train(budget, costs, seconds, seed=0):
     """Plays a launch with these costs and some noise; returns its cadence, the moment it ended, and how often it wrote."""
     drawn = random.Random(seed)
     noisy = lambda value: value * drawn.uniform(0.8, 1.2)  # noqa: E731
-    cadence, now, done_at, num_writes = Cadence(budget, 0.0), 0.0, None, 0
+    cadence, now, done_at, num_writes = SaveSchedule(budget, 0.0), 0.0, None, 0
     while now < seconds:
         step = noisy(costs.step_seconds)
         now += step

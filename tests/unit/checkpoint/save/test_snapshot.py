@@ -7,9 +7,10 @@ from torch import nn
 
 from tests.messages import refuses
 from trainer.checkpoint.format.file_layout import PAGE_BYTES
+from trainer.checkpoint.format.memory_layout import WholeMemoryLayout
+from trainer.checkpoint.format.whole_files import WholeFiles
 from trainer.checkpoint.save import snapshot
 from trainer.checkpoint.save.snapshot import (
-    Layout,
     Snapshots,
     free_memory_bytes,
     make_slot,
@@ -38,7 +39,7 @@ def step(model, optimizer):
 
 def snapshots_of(model, optimizer, number=2):
     slots = [make_slot(index, 1 << 20, CPU) for index in range(number)]
-    snapshots = Snapshots(model, optimizer, slots, CPU)
+    snapshots = Snapshots(model, optimizer, slots, CPU, WholeFiles())
     snapshots.lay_out()
     return snapshots
 
@@ -97,20 +98,22 @@ def test_what_a_layout_does_not_fit_any_more_is_noticed(trained, change):
 def test_room_is_foreseen_before_the_optimizer_has_its_moments(trained):
     model, optimizer = trained
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert Layout(model, optimizer).num_bytes + PAGE_BYTES <= slot_bytes_for(parameters, 2 * parameters, 4 * 4)
+    assert WholeMemoryLayout(model, optimizer).num_bytes + PAGE_BYTES <= slot_bytes_for(
+        parameters, 2 * parameters, 4 * 4
+    )
 
 
 def test_weights_that_lie_otherwise_in_memory_are_refused_by_name():
     model = nn.Linear(3, 2)
     model.weight = nn.Parameter(torch.ones(3, 2).t())
     with refuses(CheckpointError, "weight", "checkpoint.asynchronous=false"):
-        Layout(model, torch.optim.AdamW(model.parameters()))
+        WholeMemoryLayout(model, torch.optim.AdamW(model.parameters()))
 
 
 def test_a_snapshot_for_which_too_little_memory_was_set_aside_is_refused(trained):
     model, optimizer = trained
     with refuses(CheckpointError, "checkpoint.asynchronous=false"):
-        Snapshots(model, optimizer, [make_slot(0, PAGE_BYTES, torch.device("cpu"))], torch.device("cpu")).lay_out()
+        Snapshots(model, optimizer, [make_slot(0, PAGE_BYTES, CPU)], CPU, WholeFiles()).lay_out()
 
 
 @pytest.mark.parametrize("refused", [True, False])

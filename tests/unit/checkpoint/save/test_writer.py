@@ -1,6 +1,7 @@
 """The writer in this process, over a channel that says what a test wants."""
 
 import os
+import threading
 import time
 
 from tests.small_checkpoints import CONFIG, manifest_of
@@ -23,7 +24,7 @@ class Said(Silent):
 
     def receive(self):
         if not self.messages:
-            time.sleep(60)
+            threading.Event().wait()
         time.sleep(self.seconds)
         return self.messages.pop(0)
 

@@ -12,19 +12,15 @@ import pytest
 import torch
 
 from tests.messages import logged, refuses
-from tests.small_runs import Small
+from tests.small_runs import Small, end_writer
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.checkpoint.format.store import CheckpointStore, folder_bytes, verify
 from trainer.checkpoint.inspect.pin import set_pinned
+from trainer.checkpoint.save.schedule import SaveSchedule
 from trainer.config.schema import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.journal import read_events
 from trainer.step_result import SaveRequest
-
-
-@pytest.fixture(autouse=True)
-def many_in_one_process(monkeypatch):
-    monkeypatch.setattr("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None)
 
 
 @pytest.fixture
@@ -32,19 +28,13 @@ def run(store):
     small = Small(store, CheckpointConfig())
     small.step()
     yield small
-    background = small.checkpointer._background
-    if background is not None and background._process.poll() is None:
-        background._process.kill()
-        background._process.wait(30)
+    end_writer(small)
 
 
 def written(run):
     """Waits until everything promised is on the disk."""
-    ends = time.monotonic() + 60
-    while run.checkpointer._background is not None and run.checkpointer._background.pending():
-        run.checkpointer._poll()
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    run.checkpointer.close()
+    assert run.checkpointer.is_settled
 
 
 def steps_on_disk(store):
@@ -59,9 +49,9 @@ def ignores(pid, number):
 
 def left(run):
     """The trainer goes away without a word, and the writer to its end."""
-    background = run.checkpointer._background
-    background.leave()
-    assert background._process.wait(60) == 0
+    writer = run.checkpointer.writer
+    writer._channel.close()
+    assert writer._process.wait(60) == 0
 
 
 def test_a_save_in_the_background_is_the_checkpoint_that_a_plain_one_is(run, store, tmp_path):
@@ -102,14 +92,14 @@ def test_files_may_be_read_by_everyone_and_the_mark_is_set(run, store):
 
 
 def test_training_is_not_held_while_the_disk_is_written(run, store):
-    background = run.checkpointer._background
-    os.kill(background._process.pid, signal.SIGSTOP)  # a disk that takes for ever
+    background = run.checkpointer.writer
+    os.kill(background.pid, signal.SIGSTOP)  # a disk that takes for ever
     started = time.monotonic()
     run.save("budget")
     run.step()
     run.save("snapshot")
     assert time.monotonic() - started < 5.0 and steps_on_disk(store) == []
-    os.kill(background._process.pid, signal.SIGCONT)
+    os.kill(background.pid, signal.SIGCONT)
     written(run)
     assert steps_on_disk(store) == [1]
 
@@ -132,7 +122,7 @@ def test_the_newest_snapshot_in_memory_is_committed_when_the_trainer_is_gone(run
 def test_a_snapshot_that_was_not_whole_is_not_rescued(run, store):
     run.save("snapshot")
     run.step()
-    background = run.checkpointer._background
+    background = run.checkpointer.writer
     slot = background.free_slot()
     background._channel.send({"do": "begin", "slot": slot.number})
     slot.pages.zero_()
@@ -148,7 +138,7 @@ def test_a_slot_that_is_filled_anew_when_the_trainer_dies_is_not_rescued_though_
     run.step()
     run.save("snapshot")
     run.step()
-    background = run.checkpointer._background
+    background = run.checkpointer.writer
     monkeypatch.setattr(background._channel, "send", lambda message: None)  # the trainer dies before it is sent
     background._snapshots.copy(background.free_slot(), 2)
     left(run)
@@ -163,7 +153,7 @@ def test_the_newest_snapshot_in_memory_is_committed_when_the_run_ends_without_a_
     run.checkpointer.close()
     assert steps_on_disk(store) == [1]
     run.checkpointer.end(wait_for_copies=False)
-    assert steps_on_disk(store) == [2, 1] and run.checkpointer._background._process.returncode == 0
+    assert steps_on_disk(store) == [2, 1] and run.checkpointer.writer.exit_code == 0
 
 
 def test_nothing_is_committed_at_the_end_that_is_older_than_the_last_save(run, store):
@@ -177,7 +167,7 @@ def test_nothing_is_committed_at_the_end_that_is_older_than_the_last_save(run, s
 
 def test_a_wish_that_was_heard_and_not_granted_is_made_again(run, monkeypatch):
     """Weights in doubt are not saved; the next step asks anew."""
-    monkeypatch.setattr(run.checkpointer._cadence, "write_due", lambda *_: "budget")
+    monkeypatch.setattr(SaveSchedule, "write_due", lambda *_: "budget")
     assert run.checkpointer.save_request() == SaveRequest.WRITE
     assert run.checkpointer.save_request() == SaveRequest.NONE
     run.checkpointer.acknowledge()
@@ -186,12 +176,12 @@ def test_a_wish_that_was_heard_and_not_granted_is_made_again(run, monkeypatch):
 
 def test_a_writer_that_was_stopped_is_replaced_while_the_end_waits_for_it(run, store, monkeypatch, caplog):
     monkeypatch.setattr("trainer.checkpoint.save.writer_client.SILENCE_SECONDS", 2.0)
-    stopped = run.checkpointer._background._process.pid
+    stopped = run.checkpointer.writer.pid
     os.kill(stopped, signal.SIGSTOP)
     run.save("final")
     assert steps_on_disk(store) == [1]
     logged(caplog, "writer", "seconds")
-    assert run.checkpointer._background._process.pid != stopped
+    assert run.checkpointer.writer.pid != stopped
     assert {"state": "died", "code": -9}.items() <= [e for e in read_events(run.folder) if e["event"] == "writer"][
         0
     ].items()
@@ -208,7 +198,7 @@ class StillCopying:
 
 
 def test_a_slot_whose_copies_are_under_way_is_not_free(run):
-    background = run.checkpointer._background
+    background = run.checkpointer.writer
     run.save("every")
     first = next(slot for slot in background._snapshots.slots if slot.step == 1)
     written(run)
@@ -228,15 +218,13 @@ def test_what_the_trainer_said_last_is_heard_by_a_writer_that_was_stopped(store,
     script = f"""
 import os, signal, sys
 from pathlib import Path
-from unittest import mock
 sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})
-from tests.small_runs import Small
+from tests.small_runs import Small, end_writer
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.config.schema import CheckpointConfig
-with mock.patch("trainer.checkpoint.resume.restore.lock_checkpoints", lambda folder: None):
-    run = Small(CheckpointStore(Path({str(store.folder)!r})), CheckpointConfig())
+run = Small(CheckpointStore(Path({str(store.folder)!r})), CheckpointConfig())
 run.step(); run.save("every"); run.checkpointer.close()
-writer = run.checkpointer._background._process.pid
+writer = run.checkpointer.writer.pid
 os.kill(writer, signal.SIGSTOP)
 run.step(); run.save("every")
 print(writer, flush=True)
@@ -268,8 +256,8 @@ def test_a_bound_is_kept_before_a_write_and_a_pin_that_leaves_no_room_is_a_count
     small.save("every")
     written(small)
     one = folder_bytes(store.path(1))
-    background = small.checkpointer._background
-    background._process.kill()
+    background = small.checkpointer.writer
+    os.kill(background.pid, signal.SIGKILL)
     background._hello["plan"]["policy"]["max_disk_bytes"] = (
         3 * one - one // 4
     )  # there is no room for two beside one in flight
@@ -294,19 +282,19 @@ def test_a_final_save_is_on_the_disk_at_once(run, store):
 
 
 def test_signals_that_end_a_trainer_do_not_end_its_writer(run, store):
-    pid = run.checkpointer._background._process.pid
+    pid = run.checkpointer.writer.pid
     written(run)
     while not ignores(pid, signal.SIGHUP):  # it listens to nothing but its socket then
         time.sleep(0.01)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(pid, number)
     run.save("final")
-    assert run.checkpointer._background._process.pid == pid and steps_on_disk(store) == [1]
+    assert run.checkpointer.writer.pid == pid and steps_on_disk(store) == [1]
 
 
 def test_a_writer_that_dies_is_replaced_and_nothing_that_was_promised_is_lost(run, store, caplog):
     run.save("budget")
-    os.kill(run.checkpointer._background._process.pid, signal.SIGKILL)
+    os.kill(run.checkpointer.writer.pid, signal.SIGKILL)
     run.step()
     run.save("snapshot")
     written(run)
@@ -318,14 +306,16 @@ def test_a_writer_that_dies_is_replaced_and_nothing_that_was_promised_is_lost(ru
 
 def test_writers_that_die_in_a_row_are_done_without(run, store, caplog, monkeypatch):
     monkeypatch.setattr("trainer.checkpoint.save.writer_client._COMMAND", (sys.executable, "-c", "raise SystemExit(7)"))
-    os.kill(run.checkpointer._background._process.pid, signal.SIGKILL)
+    os.kill(run.checkpointer.writer.pid, signal.SIGKILL)
     run.save("every")
     written(run)
     run.step()
     run.save("every")
     assert 2 in steps_on_disk(store) and verify(store.path(2)) == []
     logged(caplog, "3 writers", "code 7")
-    assert run.checkpointer._cadence.write_due(time.monotonic() + 10_000), "saves by budget go on without a writer"
+    assert run.checkpointer._main.status.schedule.write_due(time.monotonic() + 10_000), (
+        "saves by budget go on without a writer"
+    )
     run.step()
     run.save("final")
     assert steps_on_disk(store)[0] == 3
@@ -354,11 +344,11 @@ def test_a_last_write_that_fails_is_an_error(run, reason):
 
 
 def test_a_promised_snapshot_is_never_overwritten(run, store):
-    os.kill(run.checkpointer._background._process.pid, signal.SIGSTOP)
+    os.kill(run.checkpointer.writer.pid, signal.SIGSTOP)
     for reason in ("every", "best", "snapshot", "budget"):
         run.save(reason)
         run.step()
-    os.kill(run.checkpointer._background._process.pid, signal.SIGCONT)
+    os.kill(run.checkpointer.writer.pid, signal.SIGCONT)
     written(run)
     assert steps_on_disk(store) == [2, 1]
     assert [(event["step"], event["reason"]) for event in read_events(run.folder) if event["event"] == "skip"] == [
@@ -369,7 +359,7 @@ def test_a_promised_snapshot_is_never_overwritten(run, store):
 def test_without_room_for_a_snapshot_saves_are_plain_and_that_is_said(store, monkeypatch, caplog):
     monkeypatch.setattr("trainer.checkpoint.save.writer_client.free_memory_bytes", lambda: 0)
     small = Small(store, CheckpointConfig())
-    assert small.checkpointer._background is None
+    assert small.checkpointer.writer is None
     logged(caplog, "0 bytes", "memory")
     small.step()
     small.save("budget")
@@ -412,12 +402,12 @@ def test_a_second_place_that_fails_is_told_and_costs_nothing_else(store, tmp_pat
 
 def test_no_snapshot_is_wished_for_while_it_would_go_over_the_newest(run, monkeypatch):
     """One slot is being written, and the other holds the newest whole snapshot: a death during the copy would lose both its steps."""
-    monkeypatch.setattr(run.checkpointer._cadence, "snapshot_due", lambda *_: True)
-    monkeypatch.setattr(run.checkpointer._cadence, "write_due", lambda *_: None)
-    os.kill(run.checkpointer._background._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(SaveSchedule, "snapshot_due", lambda *_: True)
+    monkeypatch.setattr(SaveSchedule, "write_due", lambda *_: None)
+    os.kill(run.checkpointer.writer.pid, signal.SIGSTOP)
     run.save("budget")
     assert run.checkpointer.save_request() == SaveRequest.NONE
-    os.kill(run.checkpointer._background._process.pid, signal.SIGCONT)
+    os.kill(run.checkpointer.writer.pid, signal.SIGCONT)
     written(run)
     assert run.checkpointer.save_request() == SaveRequest.SNAPSHOT
 

@@ -1,0 +1,67 @@
+"""How the state of a run lies in the files of a checkpoint: the seam where a second way of doing it begins.
+
+Today's is whole_files.py: rank 0 writes all weights and moments. One part per rank would be a second class beside it, chosen in
+context.py; saving, restoring, retention and the mirror see only what stands here.
+"""
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class MemoryLayout(Protocol):
+    """Where the bytes of the large files lie in a slot of memory; the same as long as `fits`."""
+
+    num_bytes: int
+
+    def fits(self, model: torch.nn.Module, state: Mapping[str, Any]) -> bool:
+        """Whether a snapshot of these would look the same but for the tensors' bytes and the learning rates."""
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The files as the writer's process needs to know them, plain values: the fields of `writer.Image`."""
+
+    def copies(self, pages: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What is copied where: the live tensors, and their places in a slot's bytes, uint8 [slot_bytes]."""
+
+    def write_fixed(self, memory: mmap.mmap) -> None:
+        """Writes everything that is no tensor's and stays the same."""
+
+    def write_rates(self, memory: mmap.mmap, rates: list[float]) -> None:
+        """Writes each parameter group's learning rate of this step."""
+
+
+class FileLayout(Protocol):
+    """The files of one checkpoint, written and read. Every method is called on every rank that takes part."""
+
+    def large_files(self, parameter_bytes: int, moment_bytes: int) -> dict[str, int]:
+        """Bytes of the files that the disk must have room for, by name, before there is a checkpoint."""
+
+    def in_memory(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MemoryLayout:
+        """Lays the large files out for snapshots. raises CheckpointError where these tensors cannot be"""
+
+    def small_files(self, accelerator: Accelerator, state: dict[str, Any], config_text: str) -> dict[str, bytes]:
+        """This rank's other files, by name."""
+
+    def write(self, accelerator: Accelerator, folder: Path) -> None:
+        """Writes this rank's files while training waits. raises OSError, RuntimeError, SafetensorError"""
+
+    def load(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        """Loads weights and moments, bit for bit, without executing anything from the files.
+
+        optimizer  None where the moments mean something else to this run's
+        raises     CheckpointError for a file that this layout does not write
+        """
+
+    def load_random_streams(self, folder: Path, accelerator: Accelerator) -> None:
+        """Restores this rank's random streams, of as many ranks as have written them. raises CheckpointError"""

@@ -1,0 +1,128 @@
+"""model.safetensors and optimizer.bin laid out in a slot of memory, for snapshots: where everything lies, found once."""
+
+import mmap
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import clean_state_dict_for_safetensors
+from isal import isal_zlib
+from torch import Tensor
+
+from trainer.checkpoint.format.file_layout import Checksum, FileImage, model_image, optimizer_image, unknown_form
+from trainer.checkpoint.format.tensor_names import moment_owners
+from trainer.errors import CheckpointError
+
+
+class WholeMemoryLayout:
+    """Where everything lies in a slot; laid out once, as long as the tensors and the hyperparameters stay the same."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        state = optimizer.state_dict()
+        self._tensors = _addresses(model, state)
+        self._hyperparameters = _hyperparameters(state)
+        marked, self._marks = _with_marked_rates(state)
+        weights = dict(model.state_dict())
+        if strided := [name for name, tensor in weights.items() if not tensor.is_contiguous()]:
+            raise CheckpointError(
+                f"a save in the background copies whole, contiguous tensors, and these are not: {', '.join(strided)}; set checkpoint.asynchronous=false"
+            )
+        self.images = [
+            model_image(clean_state_dict_for_safetensors(weights)),
+            optimizer_image(marked, moment_owners(model, optimizer)),
+        ]
+        # A buffer may hold an infinity by design, as a mask does.
+        self._looked_at = {
+            *(name for name, _ in model.named_parameters(remove_duplicate=False)),
+            *(f.name for f in self.images[1].floats),
+        }
+        self.starts = [0, self.images[0].padded_bytes]
+        self.num_bytes = sum(image.padded_bytes for image in self.images)
+        self._rates = self._places_of_rates()
+
+    def fits(self, model: torch.nn.Module, state: Mapping[str, Any]) -> bool:
+        """Whether a snapshot of these would look the same but for the tensors' bytes and the learning rates."""
+        return self._tensors == _addresses(model, state) and self._hyperparameters == _hyperparameters(state)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The images as the writer wants to know them."""
+        return [
+            {
+                "name": image.name,
+                "start": start,
+                "num_bytes": image.num_bytes,
+                "padded_bytes": image.padded_bytes,
+                "checksums": [(c.start, c.num_bytes, list(c.places)) for c in image.checksums],
+                "floats": [(f.name, f.start, f.num_bytes, f.type) for f in image.floats if f.name in self._looked_at],
+            }
+            for image, start in zip(self.images, self.starts, strict=True)
+        ]
+
+    def copies(self, pages: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """What is copied where: the live tensors, and their places in a slot's bytes, of the same types and shapes."""
+        sources = [tensor for image in self.images for _, tensor in image.tensors]
+        places = [
+            _place(pages, start + offset, tensor)
+            for image, start in zip(self.images, self.starts, strict=True)
+            for offset, tensor in image.tensors
+        ]
+        return sources, places
+
+    def write_fixed(self, memory: mmap.mmap) -> None:
+        """Everything that is no tensor's and stays the same."""
+        for image, start in zip(self.images, self.starts, strict=True):
+            for offset, content in image.fixed:
+                memory[start + offset : start + offset + len(content)] = content
+
+    def write_rates(self, memory: mmap.mmap, rates: list[float]) -> None:
+        """The learning rates of this step, which the optimizer's file states."""
+        for place, rate in zip(self._rates, rates, strict=True):
+            memory[place : place + 8] = struct.pack(">d", rate)
+
+    def _places_of_rates(self) -> list[int]:
+        """Where each group's rate stands in a slot; that record's checksum joins those that are filled in when writing."""
+        image, start = self.images[1], self.starts[1]
+        places = []
+        for rate in self._marks:
+            found = [(offset + content.index(rate)) for offset, content in image.fixed if rate in content]
+            if len(found) != 1:
+                raise unknown_form(f"a learning rate stands in {len(found)} places of it")
+            places.append(start + found[0])
+        image.checksums.append(_pickle_checksum(image))
+        return places
+
+
+def _pickle_checksum(image: FileImage) -> Checksum:
+    """The checksum of data.pkl, the first record of the zip, which changes with the learning rates."""
+    offset, content = image.fixed[0]
+    name_bytes, extra_bytes = struct.unpack_from("<HH", content, 26)
+    start = offset + 30 + name_bytes + extra_bytes
+    signature = content.index(b"PK\x07\x08", start)
+    while struct.unpack_from("<I", content, signature + 4)[0] != isal_zlib.crc32(content[start:signature]):
+        signature = content.index(b"PK\x07\x08", signature + 1)
+    last_offset, last = image.fixed[-1]
+    entry = last_offset + last.index(b"PK\x01\x02")
+    return Checksum(start, signature - start, (signature + 4, entry + 16))
+
+
+def _place(pages: Tensor, start: int, tensor: Tensor) -> Tensor:
+    num_bytes = tensor.numel() * tensor.element_size()
+    room = pages[start : start + num_bytes]
+    return room.view(tensor.dtype).view(tensor.shape) if start % tensor.element_size() == 0 else room
+
+
+def _addresses(model: torch.nn.Module, state: Mapping[str, Any]) -> list[tuple[int, int]]:
+    moments = [value for values in state["state"].values() for value in values.values() if isinstance(value, Tensor)]
+    return [(tensor.data_ptr(), tensor.numel()) for tensor in (*model.state_dict().values(), *moments)]
+
+
+def _hyperparameters(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in group.items() if key != "lr"} for group in state["param_groups"]]
+
+
+def _with_marked_rates(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+    """The state with a number in place of each group's rate that occurs nowhere else, and these numbers' bytes."""
+    marks = [float(1234567 + number) * 1.000000123 for number in range(len(state["param_groups"]))]
+    groups = [{**group, "lr": mark} for group, mark in zip(state["param_groups"], marks, strict=True)]
+    return {**state, "param_groups": groups}, [struct.pack(">d", mark) for mark in marks]

@@ -7,6 +7,7 @@ from tests.small_checkpoints import CONFIG
 from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.retention import Policy
+from trainer.checkpoint.format.whole_files import WholeFiles
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume.restore import Restorer
 from trainer.checkpoint.save.checkpointer import Checkpointer
@@ -25,7 +26,9 @@ def one_layer():
 class Small:
     """A model, its optimizer, and everything that saves and restores them."""
 
-    def __init__(self, store, settings=None, *, build=one_layer, max_steps=100, policy=TWO_AND_BEST, **changes):
+    def __init__(
+        self, store, settings=None, *, build=one_layer, max_steps=100, policy=TWO_AND_BEST, layout=None, **changes
+    ):
         torch.manual_seed(0)
         self.store, self.synced, self.drawn = store, [], []
         self.accelerator = Accelerator(cpu=True)
@@ -49,6 +52,7 @@ class Small:
             run_folder=self.folder,
             metrics_file=self.folder / "metrics.jsonl",
             marker=self.folder / ".saved",
+            layout=layout or WholeFiles(),
         )
         # Several runs live in one process here; the lock has tests of its own.
         self.restorer = Restorer(self.context, max_steps, take_lock=lambda folder: None)

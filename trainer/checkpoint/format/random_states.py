@@ -21,7 +21,7 @@ def capture(device: torch.device) -> dict[str, Any]:
     name, keys, position, has_gaussian, cached = np.random.get_state()
     return {
         "python": [version, list(words), gaussian],
-        "numpy": [name, keys.tolist(), int(position), int(has_gaussian), float(cached)],
+        "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gaussian), float(cached)],
         "torch": _to_text(torch.get_rng_state()),
         "cuda": _to_text(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None,
     }

@@ -104,7 +104,7 @@ def last_sure(manifests: Sequence[Manifest]) -> Manifest | None:
     newest = max(manifests, key=lambda m: m.step, default=None)
     of_losses = newest.state.get("guard", {}).get("usual") if newest else None  # earlier versions did not keep it
     usual = of_losses.get("step") if isinstance(of_losses, Mapping) else None
-    if not isinstance(usual, int) or usual >= newest.step:
+    if newest is None or not isinstance(usual, int) or usual >= newest.step:
         return None
     return max((m for m in manifests if m.step < usual), key=lambda m: m.step, default=None)
 

@@ -45,6 +45,17 @@ class Entry:
     manifest: Manifest | None
     problem: str | None
 
+    @property
+    def number(self) -> int:
+        """Its step, of one that has its step's name."""
+        assert self.step is not None, "this is a copy under another name"
+        return self.step
+
+    def described(self) -> Manifest:
+        """Its manifest, for whoever knows that it can be read."""
+        assert self.manifest is not None, "its manifest cannot be read"
+        return self.manifest
+
 
 class CheckpointStore:
     """The checkpoints of one run, on disk."""
@@ -207,8 +218,9 @@ def folder_bytes(path: Path) -> int:
 
 def _in_flight(holding: Holding, given: int | None) -> int:
     """Bytes of the next checkpoint: as given, or those of the newest."""
-    newest = max(holding.checkpoint_bytes, default=None)
-    return given if given is not None else holding.checkpoint_bytes.get(newest, 0)
+    if given is not None:
+        return given
+    return holding.checkpoint_bytes[max(holding.checkpoint_bytes)] if holding.checkpoint_bytes else 0
 
 
 def _is_pinned(path: Path) -> bool:

@@ -30,7 +30,7 @@ def listing(folder: Path, *, as_json: bool = False) -> str:
     """Every checkpoint in a folder, newest first. Looks at manifests, names and sizes; `verification` reads the bytes."""
     entries = all_of(folder)
     kept, unknown = _kept(_beside(entries[0]))
-    facts = [entry_facts(entry, kept.get(entry.step, [])) for entry in entries]
+    facts = [entry_facts(entry, _tiers_of(entry, kept)) for entry in entries]
     if as_json:
         return "\n".join(map(json.dumps, facts))
     rows = [("step", "age", "kept as", "loss", "val loss", "tokens", "size", "sound?"), *map(_row, facts)]
@@ -54,7 +54,7 @@ def verification(folder: Path) -> tuple[str, bool]:
             continue
         all_sound &= not problems
         took = duration(time.perf_counter() - started)
-        found = "; ".join(problems) if problems else f"sound ({size(entry.manifest.num_bytes)} read in {took})"
+        found = "; ".join(problems) if problems else f"sound ({size(entry.described().num_bytes)} read in {took})"
         lines.append(f"{entry.path.name}: {found}{_remembered(entry, problems)}")
     return "\n".join(lines), all_sound
 
@@ -155,7 +155,11 @@ def _prune(store: CheckpointStore, policy: Policy) -> list[Removal]:
 
 def kept_as(entry: Entry) -> list[str]:
     """The tiers that keep a checkpoint among those beside it."""
-    return _kept(_beside(entry))[0].get(entry.step, [])
+    return _tiers_of(entry, _kept(_beside(entry))[0])
+
+
+def _tiers_of(entry: Entry, kept: Mapping[int, list[str]]) -> list[str]:
+    return [] if entry.step is None else kept.get(entry.step, [])
 
 
 def _beside(entry: Entry) -> list[Entry]:
@@ -172,7 +176,7 @@ def _kept(entries: list[Entry]) -> tuple[dict[int, list[str]], str | None]:
     except (TrainerError, OSError) as error:
         return {}, str(error)
     verifications = last_verifications(whole[0].path.parent)
-    sound = [entry.manifest for entry in whole if not found_damaged(entry.manifest, verifications)]
+    sound = [manifest for manifest in map(Entry.described, whole) if not found_damaged(manifest, verifications)]
     return tiers(sound, policy), None
 
 

@@ -20,7 +20,7 @@ def set_pinned(folder: Path, wanted: str, *, pinned: bool) -> str:
     """Pins the checkpoint that `wanted` names, or takes its pin away; says what is so now."""
     entry = one_of(folder, wanted)
     word = "pinned" if pinned else "not pinned"
-    if entry.manifest.pinned == pinned:
+    if entry.described().pinned == pinned:
         return f"{entry.path} is {word} already"
     if pinned and entry.problem:
         raise CheckpointError(
@@ -32,7 +32,7 @@ def set_pinned(folder: Path, wanted: str, *, pinned: bool) -> str:
 
 
 def _rewrite(entry: Entry, pinned: bool) -> None:
-    content = to_json(replace(entry.manifest, pinned=pinned))
+    content = to_json(replace(entry.described(), pinned=pinned))
     try:
         # Partial beside the checkpoint: in it, it would be a file too many for whoever looks right now.
         files.write_atomic(entry.path / MANIFEST, content, partial_in=entry.path.parent)

@@ -25,12 +25,12 @@ MAX_NAMES = 8
 def show(folder: Path, wanted: str, *, as_json: bool = False) -> str:
     """Everything that the manifest of one checkpoint says."""
     entry = one_of(folder, wanted)
-    facts = entry_facts(entry, kept_as(entry))
+    manifest, facts = entry.described(), entry_facts(entry, kept_as(entry))
     if as_json:
-        return json.dumps({**asdict(entry.manifest), **facts}, indent=1)
-    described = [(name, size(file["bytes"]), file["xxh3_128"]) for name, file in entry.manifest.files.items()]
-    parts = [f"{entry.path}\n{table(_headline(entry.manifest, facts))}"]
-    parts += [_section(name, by_dotted_name(getattr(entry.manifest, name))) for name in SECTIONS]
+        return json.dumps({**asdict(manifest), **facts}, indent=1)
+    described = [(name, size(file["bytes"]), file["xxh3_128"]) for name, file in manifest.files.items()]
+    parts = [f"{entry.path}\n{table(_headline(manifest, facts))}"]
+    parts += [_section(name, by_dotted_name(getattr(manifest, name))) for name in SECTIONS]
     parts.append(table([("file", "size", "xxh3-128"), *described], indent=""))
     return "\n\n".join(part for part in parts if part)
 
@@ -75,9 +75,9 @@ def diff(folder: Path, first: str, second: str, *, as_json: bool = False) -> str
 def differences(a: Entry, b: Entry) -> dict[str, dict[str, Any]]:
     """Manifest facts and settings that are not equal, as pairs, and what each file is: by digests, the model by its tensors too."""
     return {
-        "manifest": pairs(_facts(a.manifest), _facts(b.manifest)),
+        "manifest": pairs(_facts(a.described()), _facts(b.described())),
         "settings": pairs(_settings(a.path), _settings(b.path)),
-        "files": {name: _file(name, a, b) for name in sorted({*a.manifest.files, *b.manifest.files})},
+        "files": {name: _file(name, a, b) for name in sorted({*a.described().files, *b.described().files})},
     }
 
 
@@ -94,7 +94,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _file(name: str, a: Entry, b: Entry) -> dict[str, Any]:
     """Whether a file of both is equal by its digest, in words; of a model that is not, which tensors are not."""
-    ours, theirs = a.manifest.files.get(name), b.manifest.files.get(name)
+    ours, theirs = a.described().files.get(name), b.described().files.get(name)
     if ours is None or theirs is None:
         return {"equal": False, "words": f"only in {'B' if ours is None else 'A'}"}
     if ours == theirs:

@@ -18,8 +18,9 @@ def duplicate(folder: Path, wanted: str, target: Path) -> str:
     raises CheckpointError when something has that name, there is no room, or source or copy is not sound; no half of a copy is left behind
     """
     entry = one_of(folder, wanted)
-    final = CheckpointStore(target).path(entry.manifest.step)
-    _check(entry.path, entry.manifest, final)
+    manifest = entry.described()
+    final = CheckpointStore(target).path(manifest.step)
+    _check(entry.path, manifest, final)
     started = time.perf_counter()
     try:
         held = locks.take(target / ".lock")
@@ -28,13 +29,13 @@ def duplicate(folder: Path, wanted: str, target: Path) -> str:
                 f"another process writes checkpoints to {target} right now; wait for it, or copy to another folder"
             )
         with held:
-            _copy_and_commit(entry.path, entry.manifest, final)
+            _copy_and_commit(entry.path, manifest, final)
     except OSError as error:
         raise CheckpointError(
             f"{entry.path} could not be copied to {target} ({error}); {_advice(entry.path)}, and copy again"
         ) from None
     took = duration(time.perf_counter() - started)
-    return f"{final}: {size(entry.manifest.num_bytes)} copied, every byte read back and sound, in {took}"
+    return f"{final}: {size(manifest.num_bytes)} copied, every byte read back and sound, in {took}"
 
 
 def _check(source: Path, manifest: Manifest, final: Path) -> None:

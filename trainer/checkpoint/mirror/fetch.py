@@ -60,7 +60,7 @@ def fetch(where: str, wanted: str, folder: Path, run_folder: Path | None = None)
         )
     with held:
         fetched = fetch_checkpoint(where, folder, chosen)
-    num_bytes = CheckpointStore(folder).entry(fetched).manifest.num_bytes
+    num_bytes = CheckpointStore(folder).entry(fetched).described().num_bytes
     whole = f"{fetched}: {size(num_bytes)} fetched, every byte read back and sound, in {duration(time.monotonic() - started)}"
     return "\n".join([*passed_over, whole])
 

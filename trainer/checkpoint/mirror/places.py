@@ -48,7 +48,7 @@ class LocalPlace(DiskFiles):
         self._store = CheckpointStore(folder)
 
     def steps(self) -> list[int]:
-        return [entry.step for entry in self._store.entries() if (entry.path / MANIFEST).is_file()]
+        return [entry.number for entry in self._store.entries() if (entry.path / MANIFEST).is_file()]
 
     def folders(self) -> list[str]:
         there = self.folder.iterdir() if self.folder.is_dir() else ()

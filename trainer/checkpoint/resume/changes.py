@@ -187,7 +187,7 @@ def refusal(found: Sequence[Change], allowed: Collection[str]) -> str | None:
     told = "; ".join(_difference(change) for change in refused)
     if any(change.key == NEVER for change in refused):
         return f"{told}. Nothing of it could be loaded; give the new run another name, or undo the change"
-    keys = list(dict.fromkeys([*allowed, *(change.key for change in refused)]))
+    keys = list(dict.fromkeys([*allowed, *(change.key for change in refused if change.key)]))
     return f"{told}. Give the new run another name, undo the change, or allow it: 'resume.allow_changes=[{', '.join(keys)}]'"
 
 

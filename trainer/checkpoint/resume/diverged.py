@@ -27,7 +27,7 @@ def set_diverged_aside(store: CheckpointStore, first_unsure: int, resumed: int |
         )
     moved = []
     for entry in store.entries():
-        if entry.step >= first_unsure and (resumed is None or entry.step > resumed):
+        if entry.number >= first_unsure and (resumed is None or entry.number > resumed):
             moved.append(files.set_aside(entry.path, DIVERGED).name)
             content = (
                 entry.manifest.content_digest if entry.manifest else None

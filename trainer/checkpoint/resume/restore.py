@@ -136,7 +136,7 @@ class Restorer:
         chosen, manifest = resolution.found()
         is_own = chosen.resolve() == self._store.path(manifest.step).resolve()
         for entry in self._store.entries():
-            if entry.step > manifest.step or not is_own:
+            if entry.number > manifest.step or not is_own:
                 moved = files.set_aside(entry.path, "abandoned").name
                 log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
         if not is_own:

@@ -113,8 +113,8 @@ def _first_sound(
         problems = [entry.problem] if entry.problem else examine(entry.path)
         if problems:
             refused[entry.path] = "; ".join(problems)
-        elif entry.step in suspects:
-            suspect[entry.path] = suspects[entry.step]
+        elif entry.number in suspects:
+            suspect[entry.path] = suspects[entry.number]
         else:
             return Resolution(entry.path, entry.manifest, refused, suspect)
     if suspect:
@@ -208,7 +208,7 @@ def locate(folder: Path, wanted: str) -> Located:
 
 
 def _located(resolution: Resolution) -> Located:
-    return Located(resolution.path, resolution.manifest, {path.name: why for path, why in resolution.refused.items()})
+    return Located(*resolution.found(), {path.name: why for path, why in resolution.refused.items()})
 
 
 def _located_best(store: CheckpointStore) -> Located:
@@ -219,11 +219,12 @@ def _located_best(store: CheckpointStore) -> Located:
             for e in store.entries()
             if e.manifest is None
         }
-        return Located(resolution.path, resolution.manifest, unknown)
+        return Located(*resolution.found(), unknown)
     damaged = "; ".join(f"{path}: {why}" for path, why in resolution.refused.items())
+    _, best = resolution.found()
     raise CheckpointError(
-        f"the best checkpoint is not sound ({damaged}); restore it from a copy, or take the next best: --checkpoint {resolution.manifest.step} "
-        f"(validation loss {resolution.manifest.val_loss:.4f})"
+        f"the best checkpoint is not sound ({damaged}); restore it from a copy, or take the next best: --checkpoint {best.step} "
+        f"(validation loss {best.val_loss:.4f})"
     )
 
 
@@ -233,7 +234,7 @@ def _located_step(store: CheckpointStore, step: int) -> Located:
     if not problems:
         return Located(path, read_manifest(path))
     others = [entry for entry in store.entries() if entry.step != step and not entry.problem]
-    nearest = sorted(others, key=lambda entry: (entry.step > step, abs(entry.step - step)))
+    nearest = sorted(others, key=lambda entry: (entry.number > step, abs(entry.number - step)))
     sound = next((entry.step for entry in nearest if not verify(entry.path)), None)
     instead = "no other one is sound" if sound is None else f"or take the next one that is sound: --checkpoint {sound}"
     raise CheckpointError(f"{path} is not sound ({'; '.join(problems)}); restore it from a copy, {instead}")

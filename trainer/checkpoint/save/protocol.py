@@ -58,7 +58,7 @@ class Channel:
 
     def arrived(self, seconds: float = 0.0) -> list[dict[str, Any]] | None:
         """The messages that are there, or come within the time; None when the other end has closed and none is left."""
-        messages = []
+        messages: list[dict[str, Any]] = []
         while select.select([self._socket], [], [], 0.0 if messages else seconds)[0]:
             received = self._receive()
             if not received:

@@ -125,7 +125,7 @@ def _where_from(
     check_not_beyond(plan.folder, found.manifest.step, config.max_steps)
     asked = plan.cluster.precision
     label = found.manifest.precision if found.manifest.precision.partition(" ")[0] == asked else asked
-    present = describe(config, corpus, model, _Precision(label))
+    present = describe(config, corpus, model, lambda: _Precision(label))
     assert found.path is not None, "a manifest was read there"
     changed = changes(found.manifest, settings_of(found.path), present, plan.cluster.num_processes)
     if problem := refusal(changed, present.allowed_changes):

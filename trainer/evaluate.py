@@ -35,7 +35,7 @@ from trainer.launch.process_group import finish_processes, init_process_group, m
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
 from trainer.precision.decide import decide
-from trainer.precision.probe import look
+from trainer.precision.probe import probe_device
 from trainer.run.identity import digest
 from trainer.text import table
 
@@ -161,7 +161,7 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
     asked = (
         "bf16" if place.precision == "fp8" else place.precision
     )  # as in the loop: what is not trained does not run in fp8
-    precision = decide(asked, look(device.type, None)).mode
+    precision = decide(asked, probe_device(device.type, None)).mode
     config = load_resolved(checkpoint / "config.yaml")
     folder = folder_of_run(checkpoint) or run_folder(config)
     accelerator = make_accelerator(

@@ -55,7 +55,7 @@ def run_session(config: Config) -> int:
     before, journal = read_outcome(folder), Journal(folder)
 
     def precision() -> str:
-        return run.precision.mode if run else decided_precision()
+        return run.precision.record.mode if run else decided_precision()
 
     def end(error: RankLostError) -> None:
         _lose(folder, before, journal, run, error)

@@ -76,10 +76,10 @@ def stand_in_on_rank_0_only() -> None:
 
 
 def loss_gap_that_stays() -> None:
-    from trainer.precision import watch
+    from trainer.precision import fp8_monitor
 
     emulation.install()
-    watch.relative_gap = lambda *_: 1.0
+    fp8_monitor.relative_gap = lambda *_: 1.0
 
 
 def compiled_and_with_settings_that_nobody_reads() -> None:
@@ -95,7 +95,7 @@ def gradients_that_overflow_in_fp8() -> None:
 
     def overflowing(run, batch):
         loss = accumulate(run, batch)
-        if run.precision.mode == "fp8" and run.progress.step >= 2:
+        if run.precision.record.mode == "fp8" and run.progress.step >= 2:
             for parameter in run.bare_model.parameters():
                 parameter.grad.fill_(float("inf"))
         return loss
@@ -134,34 +134,34 @@ def accelerate_that_replaces_layers() -> None:
 
 def no_context() -> None:
     """The layers' own context is empty, as if only Accelerate's were there, and that is not around a sharded model."""
-    from trainer.precision import watch
+    from trainer.precision import fp8_model
 
     emulation.install()
     import transformer_engine.pytorch as te
 
-    class Empty(watch.Switch):
+    class Empty(fp8_model.Switch):
         def context(self):
             return te.autocast(enabled=False, recipe=self.made)
 
-    watch.Switch = Empty  # the probe before it has the true one
+    fp8_model.Switch = Empty  # the probe before it has the true one
 
 
 def weights_that_must_be_kept() -> None:
     """Asserts in every step that fp8 copies of the weights were made for the first of four micro-batches and used by the others."""
-    from trainer.precision.watch import PrecisionWatch
+    from trainer.precision.fp8_monitor import Fp8Monitor
 
     emulation.install()
     import transformer_engine.pytorch as te
 
-    end = PrecisionWatch.end
+    end = Fp8Monitor.end
 
-    def checked(watch, *arguments):
+    def checked(monitor, *arguments):
         flags = [ran.first_micro_batch for ran in te.RAN if ran.first_micro_batch is not None]
         assert flags == [True] * 8 + [False] * 24, flags
         te.RAN.clear()
-        return end(watch, *arguments)
+        return end(monitor, *arguments)
 
-    PrecisionWatch.end = checked
+    Fp8Monitor.end = checked
 
 
 # Tests

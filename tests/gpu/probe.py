@@ -7,7 +7,7 @@ from tests.gpu.record import Record
 from tests.gpu.runs import Scene
 from trainer.config.schema import PrecisionConfig
 from trainer.precision.decide import decide
-from trainer.precision.probe import look
+from trainer.precision.probe import probe_device
 from trainer.precision.recipes import RECIPES, Recipe
 
 LEAST_RECIPES = 3
@@ -31,7 +31,7 @@ def measure(scene: Scene, record: Record) -> None:
 
 def _decide(scene: Scene, recipe: Recipe) -> dict[str, Any]:
     wanted = PrecisionConfig(recipe=recipe.name)
-    facts = look(scene.device_type, wanted)
+    facts = probe_device(scene.device_type, wanted)
     decision = decide("fp8", facts, wanted)
     return {
         "mode": decision.mode,

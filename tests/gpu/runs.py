@@ -21,7 +21,7 @@ from tests.gpu import syncs as waits
 from tests.gpu import witness as witnessed
 from tests.launching import PROJECT, Started, checkpoint, final_bytes, outcome, steps, wait_for_step, write_recipe
 from trainer.precision.decide import Facts, lacking
-from trainer.precision.probe import look
+from trainer.precision.probe import probe_device
 from trainer.precision.recipes import RECIPES, Recipe
 
 HOPPER = Facts("cuda", has_bf16=True, gpu="emulated", capability=(9, 0), cuda=(13, 0))
@@ -53,7 +53,7 @@ class Scene:
 
     def recipes(self) -> list[Recipe]:
         """The fp8 recipes that this GPU has. Nothing is computed for it: a layer of delayed scaling would be updated for as long as the process lives."""
-        facts = HOPPER if self.emulated else look("cuda")
+        facts = HOPPER if self.emulated else probe_device("cuda")
         return [recipe for recipe in RECIPES.values() if lacking(recipe, facts) is None]
 
     def label(self, precision: str) -> str:

@@ -7,7 +7,7 @@ from trainer.config.schema import PrecisionConfig
 from trainer.precision import backend
 from trainer.precision.decide import decide
 from trainer.precision.layers import Switch, fp8_classes
-from trainer.precision.probe import look
+from trainer.precision.probe import probe_device
 from trainer.precision.recipes import RECIPES, format_of
 
 pytestmark = [
@@ -27,7 +27,7 @@ def switch(request):
 
 def _problem(name: str) -> str | None:
     wanted = PrecisionConfig(recipe=name)
-    decision = decide("fp8", look("cuda", wanted), wanted)
+    decision = decide("fp8", probe_device("cuda", wanted), wanted)
     return None if decision.mode == "fp8" else decision.reason
 
 

@@ -5,11 +5,11 @@ everywhere: a step is an optimizer step, a batch is counted in sequences, a loss
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.config.optimizers import optimizer_section
+from trainer.config.optimizers import OptimizerSettings, optimizer_section
 from trainer.config.section import Fraction, NotNegative, Positive, Rate, Section
 
 CHANGEABLE = ("data", "tokenizer", "sequence_length", "seed", "optimizer")
@@ -180,9 +180,9 @@ class PrecisionConfig(Section):
     required: bool = False
     """Whether a run that cannot have fp8 is refused, instead of trained in bf16 with an announcement."""
     bf16_first_blocks: NotNegative = 1
-    """So many first blocks stay in bf16."""
+    """Number of leading blocks kept in bf16."""
     bf16_last_blocks: NotNegative = 1
-    """So many last blocks stay in bf16."""
+    """Number of trailing blocks kept in bf16."""
     cache_weights: bool = True
     """Whether fp8 copies of the weights are kept over the micro-batches of a step, which changes no bit; not with `delayed`, where it would."""
     statistics_every_steps: NotNegative = 100
@@ -195,7 +195,10 @@ class PrecisionConfig(Section):
     """Whether matrix products in fp32 on a GPU (under `mixed_precision: no`) may take TF32: several times as fast, with 10 bits of mantissa instead of 23."""
 
 
-OptimizerConfig = optimizer_section()
+if TYPE_CHECKING:
+    OptimizerConfig = OptimizerSettings
+else:
+    OptimizerConfig = optimizer_section()
 """The section `optimizer`: what all optimizers share, and what each entry of config/optimizers.py adds."""
 
 
@@ -230,7 +233,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     precision: PrecisionConfig = PrecisionConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()  # type: ignore[valid-type]  # put together from the registry
+    optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -47,7 +47,7 @@ class Layer:
 def survey(model: nn.Module, recipe: Recipe, *, first: int, last: int) -> list[Layer]:
     """Every linear layer of the blocks, with what becomes of it; the model may be on the meta device.
 
-    first, last   so many blocks at either end stay in bf16
+    first, last   number of blocks at either end that stay in bf16
     """
     name, blocks = find_blocks(model)
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
@@ -130,7 +130,7 @@ def misfit(
     if first + last >= num_blocks:
         return f"precision.bf16_first_blocks {first} and precision.bf16_last_blocks {last} leave none of the {num_blocks} blocks"
     if all(layer.kept for layer in layers):
-        layer = next((layer for layer in layers if "multiples" in layer.kept), layers[0])
+        layer = next((layer for layer in layers if "multiples" in (layer.kept or "")), layers[0])
         return f"no layer fits precision.recipe {recipe.name!r}: {layer.name} stays in bf16, because {layer.kept}"
     if (tokens := micro_batch * sequence_length) % recipe.multiple:
         return (

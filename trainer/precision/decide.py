@@ -2,7 +2,7 @@
 
 Everything that Accelerate would change without a word is decided here instead and told: fp16 on a CPU (it would compute in fp32), bf16
 on a GPU that only emulates it, and fp8 where GPU, CUDA, TransformerEngine or shapes do not give it (Accelerate would take fp16 and call
-it fp8). A decision is plain data from plain facts (`probe.look` gathers them); all ranks take the same, since `agree` makes one of theirs.
+it fp8). A decision is plain data from plain facts (`probe.probe_device` gathers them); all ranks take the same, since `agree` makes one of theirs.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from trainer.config.cluster_keys import MODES
 from trainer.config.folders import command_line
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
-from trainer.precision.recipes import Recipe, check_options, format_of, recipe_of
+from trainer.precision.recipes import RECIPES, Recipe, check_options, format_of, recipe_of
 
 
 def setup_command() -> str:
@@ -75,6 +75,12 @@ class Decision:
     emulated: bool = False
     speed: float | None = None
     """How many times as fast as in fp32 one small product is on this device; None where it was not timed."""
+
+    @property
+    def fp8_recipe(self) -> Recipe:
+        """The recipe of a decision that names one."""
+        assert self.recipe is not None, "fp8 was asked for"
+        return RECIPES[self.recipe]
 
     @property
     def is_slow(self) -> bool:
@@ -147,7 +153,7 @@ def _decide_fp8(facts: Facts, wanted: PrecisionConfig, misfit: str | None) -> De
     recipe = recipe_of(wanted.recipe, facts.capability)
     form = format_of(recipe, wanted.format)
     check_options(recipe, wanted.options)
-    named = {"recipe": recipe.name, "title": f"{recipe.title}, {form}", "format": form}
+    named: dict[str, Any] = {"recipe": recipe.name, "title": f"{recipe.title}, {form}", "format": form}
     reason = lacking(recipe, facts) or facts.problem or misfit
     if reason:
         below = decide("bf16", facts)

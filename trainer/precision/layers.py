@@ -14,7 +14,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,12 @@ class Switch:
         return self.autocast(enabled=True, recipe=self.made)
 
 
-class Fp8Layer:
-    """The part of an fp8 layer that is not TransformerEngine's; the other base class is `te.Linear`."""
+Mixin: Any = nn.Module if TYPE_CHECKING else object
+"""What a checker takes an fp8 layer for; the module is the other base class."""
+
+
+class Fp8Layer(Mixin):
+    """The part of an fp8 layer that is not TransformerEngine's; the other base class is `te.Linear`, a module."""
 
     # Without TransformerEngine's `_extra_state`: Accelerate's save drops all but one of them and its load then dies, and a stateless
     # recipe has nothing in it. torch looks for the override in the class.
@@ -102,7 +106,7 @@ class Fp8Layer:
 @functools.cache
 def fp8_classes() -> dict[str, type]:
     """The fp8 layer for each kind of layer it can replace: `Linear` and GPT-2's `Conv1D`."""
-    te_linear = backend.load().pytorch.Linear
+    te_linear: Any = backend.load().pytorch.Linear
 
     class Fp8Linear(Fp8Layer, te_linear):
         """`nn.Linear` in fp8: weight [out, in]."""

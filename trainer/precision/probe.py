@@ -13,13 +13,13 @@ from trainer.precision.recipes import Recipe, format_of, recipe_of
 from trainer.text import one_line
 
 WIDTH = 256
-"""The probe's layer is so wide, and so many tokens go through it."""
+"""Width of the probe's layer, and number of tokens that go through it."""
 
 LEAST_ERROR = 0.01
 """A relative error below it shows that nothing was quantised: bf16 gives 0.003, and e4m3 on normal data 0.037."""
 
 
-def look(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
+def probe_device(device_type: str, wanted: PrecisionConfig | None = None) -> Facts:
     """The facts about this process's current device.
 
     wanted   the precision block whose recipe is tried; None where fp8 is not asked for, and nothing of it is looked at

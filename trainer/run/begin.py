@@ -58,7 +58,7 @@ def _bring_to_its_place(run: Run) -> None:
             "start",
             fingerprint=fingerprint(config, run.accelerator.num_processes),
             processes=run.accelerator.num_processes,
-            **run.precision.start_facts(),
+            **run.precision.record.start_facts(),
             compiled=compile_backend(run.accelerator) != "no",
             machine=device_words(run.accelerator),
         )
@@ -125,7 +125,7 @@ def _hyperparameters(run: Run) -> dict[str, Any]:
         for key, value in flatten(run.config).items()
         if not key.startswith(aside) and value not in (None, "", [], {})
     }
-    return {**shown, **run.precision.settings, "processes": run.accelerator.num_processes}
+    return {**shown, **run.precision.record.settings, "processes": run.accelerator.num_processes}
 
 
 def _texts(run: Run) -> dict[str, str]:
@@ -134,7 +134,7 @@ def _texts(run: Run) -> dict[str, str]:
     return {
         **({"run/changes": markdown(changed, step)} if changed else {}),
         "run/config": f"```yaml\n{dump(run.config)}```",
-        "run/precision": run.precision.words,
+        "run/precision": run.precision.record.words,
         "run/versions": "\n".join(f"- {name} {number}" for name, number in versions().items()),
     }
 

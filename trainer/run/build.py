@@ -59,9 +59,10 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.optim.schedule import build_schedule
 from trainer.precision.decide import Decision, tf32_sentence
+from trainer.precision.fp8_model import Fp8Model
 from trainer.precision.measured import Measured, find
-from trainer.precision.settle import settle, uncompiled
-from trainer.precision.watch import PrecisionWatch
+from trainer.precision.monitor import PrecisionMonitor, build_monitor
+from trainer.precision.negotiate import negotiate, uncompiled
 from trainer.run.consensus import Consensus
 from trainer.run.identity import computing_conditions, describe, replay_facts, replay_key, speed_conditions
 from trainer.run.memory import check_memory
@@ -81,7 +82,7 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    precision: PrecisionWatch
+    precision: PrecisionMonitor
     corpus: Corpus
     loader: TokenLoader
     model: torch.nn.Module
@@ -140,7 +141,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         precision=decision.mode,
         num_local_processes=num_local_processes(),
     )
-    precision = PrecisionWatch(decision, config.precision, bare_model)
+    fp8 = Fp8Model(decision, config.precision, bare_model) if decision.mode == "fp8" else None
     optimizer = build_optimizer(bare_model, config.optimizer)
     # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
     compiler, num_tokens = compile_backend(accelerator), config.micro_batch * config.sequence_length
@@ -148,7 +149,10 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=all_gather
     )
     model, optimizer = accelerator.prepare(bare_model, optimizer)
-    precision.attach(
+    precision = build_monitor(
+        fp8,
+        decision,
+        config.precision,
         accelerator,
         model,
         optimizer,
@@ -161,7 +165,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
 
     conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
-    description = describe(config, corpus, bare_model, precision, conditions)
+    description = describe(config, corpus, bare_model, lambda: precision.record, conditions)
     eval_schedule = EvalSchedule(config.evaluation, config.max_steps, description.validation)
     guard = NonFiniteGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     state = TrainState(Progress(), guard=guard, evaluation=eval_schedule, precision=precision)
@@ -235,7 +239,7 @@ def _join(config: Config) -> tuple[Accelerator, Decision]:
     device = init_process_group(place, deterministic=config.deterministic)
     _check_length(config)
     measured = _measured(config, place, device) if place.precision == "fp8" else None
-    decision = settle(
+    decision = negotiate(
         place.precision,
         config.precision,
         device_type=device.type,
@@ -320,11 +324,11 @@ def _build_reporter(
     config: Config,
     accelerator: Accelerator,
     model: torch.nn.Module,
-    precision: PrecisionWatch,
+    precision: PrecisionMonitor,
     description: Description,
 ) -> Reporter:
     flops = flops_per_token(model, config.sequence_length)
-    device, decision = accelerator.device, precision.decision
+    device, decision = accelerator.device, precision.record.decision
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, decision.mode)
     parameters = parameter_counts(model)
@@ -360,12 +364,12 @@ def _build_reporter(
             config.metrics.slow_ratio,
             Journal(run_folder(config)),
             launcher_pid=launcher_pid(),
-            kind_of_step=lambda step: (precision.mode, _is_profiled(config, step)),
+            kind_of_step=lambda step: (precision.record.mode, _is_profiled(config, step)),
         ),
         features=_features(config, accelerator, decision, has_peak=peak is not None),
         meter=SpeedMeter(
             flops_per_token=flops,
-            peak_flops=lambda: peak_flops(name, precision.mode),
+            peak_flops=lambda: peak_flops(name, precision.record.mode),
             num_devices=accelerator.num_processes,
         ),
         replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)),

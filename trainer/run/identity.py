@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from trainer.precision.decide import IN_FP32, Decision
 
 
 class Precision(Protocol):
-    """What a description says of the precision: PrecisionWatch's, or what a launch is expected to have."""
+    """What a description says of the precision: a PrecisionRecord, or what a launch is expected to have."""
 
     @property
     def label(self) -> str: ...
@@ -37,10 +37,13 @@ def describe(
     config: Config,
     corpus: Corpus,
     model: torch.nn.Module,
-    precision: Precision,
+    precision: Callable[[], Precision],
     computed_on: Mapping[str, Any] | None = None,
 ) -> Description:
-    """The facts that a manifest states; `identity` are those that a resume must find again, `computed_on` those of `computing_conditions`, where known."""
+    """The facts that a manifest states; `identity` are those that a resume must find again, `computed_on` those of `computing_conditions`, where known.
+
+    precision   gives what it is at the moment
+    """
     held_out = (corpus.validation.fingerprint, config.evaluation.num_sequences) if corpus.validation else None
     return Description(
         identity={
@@ -55,8 +58,8 @@ def describe(
         model=json.loads(model.config.to_json_string(use_diff=False)),
         tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
         vocab_size=corpus.vocab_size,
-        precision=precision.label,
-        precision_facts=precision.facts,
+        precision=precision().label,
+        precision_facts=lambda: precision().facts(),
         versions=versions(),
         config_text=dump(config),
         validation=digest(held_out) if held_out else None,

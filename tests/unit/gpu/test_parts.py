@@ -103,7 +103,7 @@ def test_a_process_ends_or_is_found_to_hang_and_is_killed(tmp_path, monkeypatch)
 
 def test_the_recipes_are_those_that_the_gpu_has(tmp_path, monkeypatch):
     blackwell = Facts("cuda", has_bf16=True, gpu="B200", capability=(10, 0), cuda=(13, 0))
-    monkeypatch.setattr(runs, "look", lambda _: blackwell)
+    monkeypatch.setattr(runs, "probe_device", lambda _: blackwell)
     names = [[recipe.name for recipe in Scene(emulated, tmp_path).recipes()] for emulated in (True, False)]
     assert names == [["current", "delayed", "block"], ["current", "delayed", "block", "mxfp8", "nvfp4"]]
 

@@ -33,16 +33,16 @@ def pretend_h100(monkeypatch):
 
 def test_without_fp8_nothing_of_it_is_looked_at(monkeypatch):
     monkeypatch.setattr(backend, "is_emulated", lambda: pytest.fail("looked"))
-    assert probe.look("cpu") == probe.Facts("cpu", has_bf16=True)
+    assert probe.probe_device("cpu") == probe.Facts("cpu", has_bf16=True)
 
 
 def test_a_cpu_without_the_stand_in_is_a_cpu(monkeypatch):
-    assert decide("fp8", probe.look("cpu", PrecisionConfig())).mode == "bf16"
+    assert decide("fp8", probe.probe_device("cpu", PrecisionConfig())).mode == "bf16"
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_stand_in_passes_the_probe_with_every_recipe_and_is_called_what_it_is(stand_in, name):
-    facts = probe.look("cpu", PrecisionConfig(recipe=name))
+    facts = probe.probe_device("cpu", PrecisionConfig(recipe=name))
     assert facts.emulated
     assert facts.problem is None
     assert "emulation" in facts.backend
@@ -53,7 +53,7 @@ def test_the_stand_in_passes_the_probe_with_every_recipe_and_is_called_what_it_i
 def test_the_probe_leaves_the_random_state_alone(stand_in):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    probe.look("cpu", PrecisionConfig())
+    probe.probe_device("cpu", PrecisionConfig())
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -80,7 +80,7 @@ def test_a_broken_installation_is_told_in_its_own_words(monkeypatch, imports, er
 
     imports(broken)
     pretend_h100(monkeypatch)
-    facts = probe.look("cuda", PrecisionConfig())
+    facts = probe.probe_device("cuda", PrecisionConfig())
     says(facts.problem, words)
     assert decide("fp8", facts).mode == "bf16"
 
@@ -89,30 +89,30 @@ def test_transformer_engines_own_refusal_is_told_in_its_words(stand_in, monkeypa
     monkeypatch.setattr(
         stand_in, "is_fp8_available", lambda return_reason: (False, "CublasLt version 12.1.3.x or higher required.")
     )
-    says(probe.look("cpu", PrecisionConfig()).problem, "CublasLt version 12.1.3.x or higher required")
+    says(probe.probe_device("cpu", PrecisionConfig()).problem, "CublasLt version 12.1.3.x or higher required")
 
     def raises(return_reason):
         raise RuntimeError("Found no NVIDIA driver")
 
     monkeypatch.setattr(stand_in, "is_fp8_available", raises)
-    assert "Found no NVIDIA driver" in probe.look("cpu", PrecisionConfig()).problem
+    assert "Found no NVIDIA driver" in probe.probe_device("cpu", PrecisionConfig()).problem
 
 
 def test_a_layer_that_cannot_be_computed_is_told(stand_in, monkeypatch):
     monkeypatch.setattr(
         stand_in.Linear, "forward", lambda self, x, is_first_microbatch: (_ for _ in ()).throw(ValueError("no GEMM"))
     )
-    says(probe.look("cpu", PrecisionConfig()).problem, "ValueError: no GEMM")
+    says(probe.probe_device("cpu", PrecisionConfig()).problem, "ValueError: no GEMM")
 
 
 def test_a_layer_that_was_not_rounded_is_found_out(stand_in, monkeypatch):
     monkeypatch.setattr(stand_in.layers, "rounded", lambda tensor, largest, scale=None: tensor.float())
-    says(probe.look("cpu", PrecisionConfig()).problem, "Float8CurrentScaling")
+    says(probe.probe_device("cpu", PrecisionConfig()).problem, "Float8CurrentScaling")
 
 
 def test_a_layer_that_is_far_off_is_found_out(stand_in, monkeypatch):
     monkeypatch.setattr(stand_in.layers, "rounded", lambda tensor, largest, scale=None: tensor.float() * 1.3)
-    says(probe.look("cpu", PrecisionConfig()).problem, "fp32", "20%")
+    says(probe.probe_device("cpu", PrecisionConfig()).problem, "fp32", "20%")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import timing
 from trainer.precision.decide import Decision, decide
-from trainer.precision.probe import look
-from trainer.precision.settle import settle
+from trainer.precision.negotiate import negotiate
+from trainer.precision.probe import probe_device
 from trainer.precision.timing import product_seconds, speed_over_fp32, timed
 
 
@@ -25,7 +25,7 @@ def seconds(monkeypatch):
 
 
 def settled(asked="bf16"):
-    return settle(
+    return negotiate(
         asked,
         PrecisionConfig(),
         device_type="cpu",
@@ -71,7 +71,7 @@ def test_a_fallback_from_fp8_to_a_slow_bf16_says_so_too(seconds):
 
 
 def test_a_decision_without_a_time_reads_as_before():
-    decision = decide("bf16", look("cpu"))
+    decision = decide("bf16", probe_device("cpu"))
     assert decision.speed is None
     assert not decision.is_slow
     assert timed(Decision("no", "no", ""), "cpu").speed is None

@@ -39,7 +39,7 @@ def survey(config: Config, cluster: Cluster) -> Survey:
 def look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
     import torch
 
-    from trainer.precision.settle import settle
+    from trainer.precision.negotiate import negotiate
     from trainer.run.build import blocks_of
     from trainer.run.identity import speed_conditions
 
@@ -47,7 +47,7 @@ def look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
 
     def settled(asked: str, wanted: PrecisionConfig) -> Decision:
         try:
-            decision = settle(
+            decision = negotiate(
                 asked,
                 wanted,
                 device_type=device.type,

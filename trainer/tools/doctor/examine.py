@@ -78,12 +78,12 @@ def _row(asked: str, recipe: str | None = None) -> Answer:
 
     from trainer.config.schema import PrecisionConfig
     from trainer.precision.decide import decide
-    from trainer.precision.probe import look
+    from trainer.precision.probe import probe_device
     from trainer.precision.timing import timed
 
     wanted = PrecisionConfig.model_validate({"recipe": recipe}) if recipe else None
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = look(device_type, wanted)
+    facts = probe_device(device_type, wanted)
     decision = decide(asked, facts, wanted or PrecisionConfig())
     return {"decision": asdict(timed(decision, device_type)), "probe_error": facts.probe_error}
 
@@ -99,7 +99,7 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     from trainer.launch.process_group import init_process_group
     from trainer.precision.decide import Decision, agree
     from trainer.precision.measured import find
-    from trainer.precision.settle import propose, uncompiled
+    from trainer.precision.negotiate import propose, uncompiled
     from trainer.run.build import blocks_of
     from trainer.run.identity import speed_conditions
 

@@ -8,7 +8,7 @@ from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.decide import Decision
 from trainer.precision.measured import Measured
-from trainer.precision.settle import settle, uncompiled
+from trainer.precision.negotiate import negotiate, uncompiled
 
 EVERYWHERE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 
@@ -22,7 +22,7 @@ def settled(
     measured=None,
     **wanted,
 ):
-    return settle(
+    return negotiate(
         asked,
         PrecisionConfig(**{**EVERYWHERE, **wanted}),
         device_type="cpu",

@@ -11,14 +11,14 @@ from trainer.config.schema import PrecisionConfig
 from trainer.precision.convert import misfit
 from trainer.precision.decide import Decision, agree, check_required, decide, idle_settings
 from trainer.precision.measured import Measured
-from trainer.precision.probe import look
-from trainer.precision.recipes import RECIPES, uncompiled_because
+from trainer.precision.probe import probe_device
+from trainer.precision.recipes import uncompiled_because
 from trainer.precision.timing import timed
 
 log = logging.getLogger(__name__)
 
 
-def settle(
+def negotiate(
     asked: str,
     wanted: PrecisionConfig,
     *,
@@ -69,14 +69,12 @@ def propose(
     fastest = measured.fastest if measured and wanted.recipe == "auto" else None
     if fastest:
         wanted = wanted.model_copy(update={"recipe": fastest})
-    facts = look(device_type, wanted if asked == "fp8" else None)
+    facts = probe_device(device_type, wanted if asked == "fp8" else None)
     decision = decide(asked, facts, wanted)
     if decision.mode == "fp8":
-        why = misfit(
-            model(), RECIPES[decision.recipe], wanted, micro_batch=micro_batch, sequence_length=sequence_length
-        )
+        why = misfit(model(), decision.fp8_recipe, wanted, micro_batch=micro_batch, sequence_length=sequence_length)
         decision = decide(asked, facts, wanted, why)
-    if decision.mode == "fp8" and fastest:
+    if decision.mode == "fp8" and fastest and measured:
         decision = replace(decision, reason=f"{decision.reason}; {measured.words()}")
     return timed(decision, device_type)
 
@@ -86,4 +84,4 @@ def uncompiled(decision: Decision) -> str | None:
     if decision.mode != "fp8":
         return None
     major, minor = torch.__version__.split(".")[:2]
-    return uncompiled_because(RECIPES[decision.recipe], (int(major), int(minor)))
+    return uncompiled_because(decision.fp8_recipe, (int(major), int(minor)))

@@ -25,8 +25,8 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.determinism import missing_form_explained
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.accuracy import TaskResult
-from trainer.evaluation.exam import Exam
 from trainer.evaluation.loss import validation_loss
+from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import open_tasks
 from trainer.export import EVALUATIONS, tokenizer_of
 from trainer.launch.accelerator import make_accelerator
@@ -189,7 +189,7 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
         loss = _loss(
             accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, report
         )
-    results = Exam(tasks, model, token_scores, tokenizer, accelerator).results(report)
+    results = TaskEvaluator(tasks, model, token_scores, tokenizer, accelerator).results(report)
     evaluation = Evaluation(located, precision, results, place.is_main, loss)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
         _write_down(evaluation, folder / EVALUATIONS)

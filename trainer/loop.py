@@ -123,7 +123,7 @@ def evaluate(run: Run) -> bool:
         if num_bytes := run.corpus.validation_bytes(run.config.evaluation.num_sequences):
             facts["bits_per_byte"] = result.bits_per_byte(num_bytes)
         if run.eval_schedule.tasks_due(step):
-            facts |= run.exam.facts()
+            facts |= run.tasks.facts()
         seconds = time.perf_counter() - started
         run.reporter.evaluation(step, run.progress.tokens, result.loss, facts, seconds)
     run.stopwatch.lap("evaluation")

@@ -12,8 +12,8 @@ from trainer.data import bpe
 from trainer.data.assets import held_out_scenes, read_asset
 from trainer.data.sources import rows
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
-from trainer.evaluation.exam import Exam
 from trainer.evaluation.next_lines import next_line_items
+from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import open_tasks
 from trainer.export import export
 from trainer.model.build import build_model
@@ -106,8 +106,8 @@ def likeliest_word(model, tokenizer, context):
 
 def ours(files, model, tokenizer):
     tasks = open_tasks(["lines.jsonl", "words.jsonl"], None, files, rows=rows)
-    exam = Exam(tasks, model, token_scores, tokenizer, Accelerator(cpu=True))
-    return tasks, exam.decisions(), exam.results()
+    evaluator = TaskEvaluator(tasks, model, token_scores, tokenizer, Accelerator(cpu=True))
+    return tasks, evaluator.decisions(), evaluator.results()
 
 
 def theirs(files, folder):

@@ -27,10 +27,10 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loader import TokenLoader, validation_batches
 from trainer.errors import ConfigError
-from trainer.evaluation.exam import Exam
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.evaluation.samples import Sample, check_prompts, prompts_of, take_samples
 from trainer.evaluation.schedule import EvalSchedule
+from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import open_tasks
 from trainer.journal import Journal
 from trainer.launch.accelerator import device_words, make_accelerator
@@ -99,7 +99,7 @@ class Run:
     """Validation loss of the model as it is; None without held-out data."""
     samples: Callable[[], list[Sample]]
     """What the model writes now; called on one rank."""
-    exam: Exam
+    tasks: TaskEvaluator
     """The questions of `evaluation.tasks`, put to the model as it is."""
     restorer: Restorer
     checkpointer: Checkpointer
@@ -226,7 +226,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         probes=_build_probes(config, accelerator, bare_model),
         profiler=profiler,
         folder=run_folder(config),
-        exam=_build_exam(config, corpus, accelerator, bare_model),
+        tasks=_build_tasks(config, corpus, accelerator, bare_model),
         samples=lambda: samples_of(config, corpus, bare_model),
     )
 
@@ -451,7 +451,7 @@ def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[S
     )
 
 
-def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> Exam:
+def _build_tasks(config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module) -> TaskEvaluator:
     """The tasks of the recipe, opened and read as tokens."""
     wanted = config.evaluation
     if wanted.tasks and corpus.validation is None:
@@ -462,4 +462,4 @@ def _build_exam(config: Config, corpus: Corpus, accelerator: Accelerator, model:
         accelerator,
         lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()),
     )
-    return Exam(tasks, model, token_scores, corpus.tokenizer, accelerator)
+    return TaskEvaluator(tasks, model, token_scores, corpus.tokenizer, accelerator)

@@ -27,7 +27,7 @@ def at_its_last_step(schedule, loss):
         validate=lambda: SimpleNamespace(loss=loss),
         corpus=SimpleNamespace(validation_bytes=lambda number: None),
         guard=NonFiniteGuard(9),
-        exam=MagicMock(),
+        tasks=MagicMock(),
         reporter=MagicMock(),
         stopwatch=MagicMock(),
     )

@@ -1,4 +1,4 @@
-"""An exam leaves the model and the random state as they were, and needs a tokenizer."""
+"""Evaluating tasks leaves the model and the random state as they were, and needs a tokenizer."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from tests.unit.model.tiny import tiny_model
 from trainer.data.assets import held_out_scenes
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, DataError
-from trainer.evaluation.exam import Exam
 from trainer.evaluation.items import item
 from trainer.evaluation.next_lines import next_line_items
+from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import Task
 from trainer.model.scores import token_scores
 
@@ -20,16 +20,16 @@ BYTES = load_tokenizer("bytes")
 LINES = Task("lines", next_line_items(held_out_scenes())[:4])
 
 
-def exam_of(model, *tasks, tokenizer=BYTES, accelerator=None):
-    return Exam(tasks, model, token_scores, tokenizer, accelerator or Accelerator(cpu=True))
+def evaluator_of(model, *tasks, tokenizer=BYTES, accelerator=None):
+    return TaskEvaluator(tasks, model, token_scores, tokenizer, accelerator or Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_neither_the_mode_nor_the_random_state_nor_a_gradient_shows_it(training):
     model = tiny_model("gpt2", resid_pdrop=0.5, max_position_embeddings=300).train(training)
     state = torch.get_rng_state()
-    exam = exam_of(model, LINES)
-    first, second = exam.facts(), exam.facts()
+    evaluator = evaluator_of(model, LINES)
+    first, second = evaluator.facts(), evaluator.facts()
     assert first == second and set(first) == {"lines/acc", "lines/acc_norm", "lines/chance"}, "dropout is off"
     assert model.training == training
     assert torch.equal(torch.get_rng_state(), state)
@@ -38,17 +38,17 @@ def test_neither_the_mode_nor_the_random_state_nor_a_gradient_shows_it(training)
 
 def test_the_weights_of_the_moment_are_asked():
     model = tiny_model("llama", max_position_embeddings=300)
-    exam = exam_of(model, LINES)
-    (before,) = exam.decisions()
+    evaluator = evaluator_of(model, LINES)
+    (before,) = evaluator.decisions()
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
-    assert exam.decisions()[0][0].log_likelihoods != before[0].log_likelihoods
+    assert evaluator.decisions()[0][0].log_likelihoods != before[0].log_likelihoods
 
 
 def test_progress_is_heard_task_by_task():
     heard = []
     words = Task("words", (item("here", {"context": "a", "continuation": "b"}),))
-    exam_of(tiny_model("llama", max_position_embeddings=300), LINES, words).results(
+    evaluator_of(tiny_model("llama", max_position_embeddings=300), LINES, words).results(
         lambda task, fraction: heard.append((task, fraction))
     )
     assert heard[-1] == ("words", 1.0)
@@ -58,10 +58,10 @@ def test_progress_is_heard_task_by_task():
 def test_the_precision_is_that_of_the_run():
     """Under bf16 the numbers are those of bf16, in every thread, and summed in more."""
     model = tiny_model("llama", max_position_embeddings=300)
-    plain = exam_of(model, LINES).decisions()
+    plain = evaluator_of(model, LINES).decisions()
     forget_accelerator()
     try:
-        low = exam_of(model, LINES, accelerator=Accelerator(cpu=True, mixed_precision="bf16")).decisions()
+        low = evaluator_of(model, LINES, accelerator=Accelerator(cpu=True, mixed_precision="bf16")).decisions()
     finally:
         forget_accelerator()
     sums = [decision.log_likelihoods for (decisions,) in (plain, low) for decision in decisions]
@@ -73,13 +73,13 @@ def test_the_precision_is_that_of_the_run():
 def test_tasks_without_a_tokenizer_are_refused_and_no_tasks_need_none():
     model = tiny_model("llama")
     with refuses(ConfigError, "data.tokenizer"):
-        exam_of(model, LINES, tokenizer=None)
-    assert exam_of(model, tokenizer=None).facts() == {}
+        evaluator_of(model, LINES, tokenizer=None)
+    assert evaluator_of(model, tokenizer=None).facts() == {}
 
 
 def test_an_item_that_does_not_fit_the_model_is_refused_before_anything_is_asked():
     with refuses(DataError, 32, "positions"):
-        exam_of(
+        evaluator_of(
             tiny_model("gpt2", max_position_embeddings=32),
             Task("long", (item("here", {"context": "a", "continuation": "b" * 40}),)),
         )

@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-class Exam:
+class TaskEvaluator:
     """Some tasks and the model they are put to. Every method is called on every rank, and gives the same on each."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Exam:
     ) -> None:
         """Reads the tasks as tokens.
 
-        model         the transformers model, never compiled: its weights may change between two exams
+        model         the transformers model, never compiled: its weights may change between two evaluations
         token_scores  `model.scores.token_scores`
         raises        ConfigError when there are tasks and no tokenizer, DataError when an item does not fit the model
         """

@@ -6,9 +6,9 @@
 #   ./launch.sh selftest [CLUSTER] RECIPE [...]      kills a short run of it, resumes it, and compares: is a resume exact on this machine?
 #   ./launch.sh bench precision [CLUSTER] RECIPE     times it in bf16 and in each fp8 recipe: which is worth taking on this machine?
 #   ./launch.sh doctor [CLUSTER] [RECIPE] [...]      what this machine can compute in (bf16, fp8 ...), and what a launch would decide
-#   ./launch.sh report | tensorboard | generate ...  each command of .venv/bin/trainer
+#   ./launch.sh report | tensorboard | generate ...  every command of `trainer`; guide [NAME] shows the guides
 #   ./launch.sh --setup [EXTRA]                      only the environment, with an extra of setup.cfg (test, fp8)
-# Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to mend in
+# Called again it continues, or says that the run is finished. The exit code is the run's own: 0 finished, 2 something to fix in
 # what was typed, 3 diverged, 75 interrupted (start it again to continue), 1 anything else.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # called as: sh launch.sh
 set -euo pipefail

@@ -12,10 +12,7 @@ from trainer.streams import say, tell
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine what a run would be like.")
 
 
-def doctor(
-    words: LaunchArgument = None,
-    as_json: JsonOption = False,
-) -> None:
+def doctor(words: LaunchArgument = None, as_json: JsonOption = False) -> None:
     """Say which precisions this machine can compute in, and why; with a launch's words, what it would take (exit code 1: not as asked)."""
     from dataclasses import replace
 

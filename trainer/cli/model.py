@@ -36,10 +36,7 @@ def export(
 def generate(
     run: RunArgument,
     prompt: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The text to continue; may be given several times. -, or none beside a pipe: standard input."
-        ),
+        list[str] | None, typer.Option(help="A text to continue; repeatable. -, or none beside a pipe: standard input.")
     ] = None,
     prompts_file: Annotated[
         Path | None, typer.Option(help="Prompts: one a line, or objects with a field prompt in a .jsonl file.")
@@ -49,19 +46,14 @@ def generate(
     num_samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest that hold this share.")
-    ] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest, up to this share.")] = 1.0,
     min_p: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the likeliest one's probability."),
+        float, typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the largest probability.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="The text ends before this; may be given several times.")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="The text ends before this; repeatable.")] = None,
     rows_at_once: Annotated[int, typer.Option(min=1, help="Texts that are computed together.")] = 16,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one object a text.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Continue texts with a checkpoint's model; they are shown as they are written."""
     from trainer.checkpoint.resume.select import locate

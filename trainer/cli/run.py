@@ -69,15 +69,13 @@ def _as_typed(context: typer.Context, words: list[str]) -> str:
 
 
 def tell_report(config: "Config", folder: Path, command: str) -> None:
-    """Prints what came of a run that has ended; one that cannot be made is told, and takes nothing from how the run ended."""
+    """Prints the report of a run that has ended; where it fails, that is said, and the exit code is the run's all the same."""
     from trainer.text import one_line
 
     try:
         tell(report_of(config, folder, command))
     except Exception as error:
-        say(
-            f"what came of {config.name} cannot be told ({one_line(error)}); {folder / 'outcome.json'} says how it ended"
-        )
+        say(f"no report of {config.name} ({one_line(error)}); {folder / 'outcome.json'} says how it ended")
 
 
 def report_of(config: "Config", folder: Path, command: str = "") -> str:
@@ -121,9 +119,7 @@ def train(
     sys.exit(run_session(loaded.config))
 
 
-def finish(
-    run: NameArgument,
-) -> None:
+def finish(run: NameArgument) -> None:
     """Declare a stopped run finished where it stands: its newest sound checkpoint becomes the final one, and is exported."""
     from trainer.finish import finish as finish_run
 

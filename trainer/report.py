@@ -17,6 +17,8 @@ from trainer.metrics.curves import CURVE
 from trainer.metrics.totals import Totals, totals_of
 from trainer.text import count, duration, printable, size, table
 
+SAMPLE_TITLE = "It writes now:"
+
 
 def report(
     name: str,
@@ -114,7 +116,7 @@ def _accuracies(task: str, numbers: dict[str, Any]) -> str:
 
 def _sample(outcome: dict[str, Any]) -> str:
     text = re.sub(r"\n{3,}", "\n\n", printable(outcome.get("sample") or "").strip())
-    return "It writes now:\n\n" + "\n".join(f"    {line}".rstrip() for line in text.splitlines()) if text else ""
+    return f"{SAMPLE_TITLE}\n\n" + "\n".join(f"    {line}".rstrip() for line in text.splitlines()) if text else ""
 
 
 def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:

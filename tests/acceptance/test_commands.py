@@ -16,7 +16,7 @@ from tests.corpora import train_bpe
 from tests.launching import checkpoint, outcome, train, write_cluster, write_recipe
 from tests.messages import line_of, says
 from tests.small_checkpoints import flip
-from trainer import files, locks, supervise
+from trainer import files, locks, report, supervise
 from trainer.checkpoint.format.manifest import describe_files, read_manifest, to_json
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.config.load import flatten, load
@@ -240,7 +240,7 @@ def test_report_says_what_came_of_it_and_what_is_next(finished):
     for words in (
         "training loss",
         "validation loss",
-        "It writes now:",
+        report.SAMPLE_TITLE,
         str(finished / "checkpoints/tiny"),
         "exported model",
         "Next:",
@@ -465,7 +465,7 @@ def test_shards_whose_tokenizer_is_not_at_hand_train_a_model_that_can_be_exporte
     train(recipe, "data.tokenizer=", "data.vocab_size=257")
     assert outcome(recipe)["outcome"] == "finished"
     assert outcome(recipe)["sample"] is None
-    assert "It writes now" not in said("report", "tiny")
+    assert report.SAMPLE_TITLE not in said("report", "tiny")
     told = paragraph(said("generate", "tiny", "--prompt", "To be", code=2))
     says(told, "data.tokenizer")
     told = paragraph(said("eval", "tiny", "--tasks", "shakespeare_lines", code=2))

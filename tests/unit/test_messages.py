@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import CLUSTER
-from tests.messages import form_faults, missing
+from tests.messages import form_faults, missing, names
 from tests.small_checkpoints import commit
 from trainer import report, runs
 from trainer.checkpoint.format.store import CheckpointStore
@@ -232,3 +232,21 @@ def test_every_error_is_one_paragraph_that_names_the_value_and_says_what_to_do(f
 )
 def test_a_message_of_another_form_is_found(message, fault):
     assert [found for found in form_faults(message) if fault in found]
+
+
+@pytest.mark.parametrize(
+    ("said", "token", "is_named"),
+    [
+        ("micro_batch is 8, and 9 were expected", 8, True),
+        ("micro_batch is 18", 8, False),
+        ("micro_batch is 8.5", 8, False),
+        ("micro_batch is 8,000", 8, False),
+        ("micro_batch is 0.8", 8, False),
+        ("it ends with 8.", 8, True),
+        ("optimizer.lr2 is unknown", "optimizer.lr", False),
+        ("the file /tmp/data/a.bin is\ndamaged", "a.bin is damaged", True),
+        ("see aa.bin", "a.bin", False),
+    ],
+)
+def test_a_token_is_a_whole_word(said, token, is_named):
+    assert names(said, token) is is_named

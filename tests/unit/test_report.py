@@ -12,7 +12,7 @@ from trainer.ending.outcome_file import read_outcome, write_outcome, write_refus
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.errors import TrainerError
 from trainer.journal import Journal
-from trainer.report import last_line, report
+from trainer.report import SAMPLE_TITLE, last_line, report
 
 
 def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
@@ -38,7 +38,7 @@ def test_a_run_is_reported_from_its_files_alone(store, tmp_path, project):
         "5.140",
         "6.270",
     )
-    says(text, "To be or not\ufffd[2J", store.folder, folder, "here/exported")
+    says(text, SAMPLE_TITLE, "To be or not\ufffd[2J", store.folder, folder, "here/exported")
     says(text, "launch.sh generate mine", "launch.sh tensorboard mine", "launch.sh checkpoints ls mine")
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_was_killed_at_its_start_is_reported_too(store, tmp_path):
     text = report("mine", tmp_path / "mine", store.folder, None)
     line_of(text, "mine", "running", "step 0", "started")
     assert "nats" not in text
-    assert "It writes" not in text
+    assert SAMPLE_TITLE not in text
 
 
 def test_a_run_that_is_running_stands_at_the_last_step_of_its_curve(store, tmp_path):

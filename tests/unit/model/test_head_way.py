@@ -118,7 +118,6 @@ def test_a_compiler_that_fails_is_told_once_with_its_reason_and_the_passes_are_t
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     says(record.getMessage(), "no such compiler: gcc")
-    assert "much more" not in record.getMessage()
 
 
 def test_memory_that_runs_out_at_the_trial_is_no_reason_for_another_way(monkeypatch):

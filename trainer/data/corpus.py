@@ -11,8 +11,8 @@ import numpy as np
 from trainer import files
 from trainer.config.folders import command_line
 from trainer.config.schema import Config, DataConfig
+from trainer.data.embedded_corpus import EMBEDDED, prepare_embedded
 from trainer.data.manifest import missing_shards, read_manifest, repeats_text
-from trainer.data.prepare import EMBEDDED, prepare_embedded
 from trainer.data.shards import TokenDataset, held_out_beside, is_held_out_name, resolve_shards
 from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
 from trainer.errors import DataError

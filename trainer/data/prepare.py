@@ -10,9 +10,7 @@ import errno
 import json
 import logging
 import os
-import platform
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from trainer import files, locks, text
-from trainer.data.assets import asset_sha256
 from trainer.data.baselines import unigram_bigram
 from trainer.data.bpe import tiktoken_lines
 from trainer.data.encode import EncodedBatch, encode_in_threads
@@ -46,10 +43,6 @@ from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["EMBEDDED", "PrepareReport", "prepare", "prepare_embedded", "read_manifest"]
-
-EMBEDDED = ("shakespeare",)
 
 _MAX_BASELINE_TOKENS = 50_000_000  # counting pairs takes some 30 bytes per token
 _MARKER = ".preparing"
@@ -127,7 +120,7 @@ def prepare(
         return _report(out, finished, started, reused=True)
     _check_space(out, [*opened, *held], chosen)
     rule, texts = _divided(each_file_once(opened), each_file_once(held), text_key, validation_fraction, progress)
-    with _disk_errors(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with _claimed(out):
             _remove_leftovers(out)
@@ -136,93 +129,6 @@ def prepare(
             manifest = _write_manifest(out, name, tokenizer, chosen, splits, request)
             (out / _MARKER).unlink()
     return _report(out, manifest, started, reused=False)
-
-
-def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
-    """The folder `CORPUS-TOKENIZER` inside `folder`, made when it is not there or not right.
-
-    raises  DataError for an unknown corpus or tokenizer, and where somebody else's folder is in its place
-
-    Nine plays are for training, Twelfth Night is for validation. Processes may call it at once: one builds under
-    another name and renames, the others wait for it.
-    """
-    if corpus not in EMBEDDED:
-        raise DataError(f"no embedded corpus is called {corpus!r}; {text.did_you_mean(corpus, EMBEDDED)}")
-    chosen = load_tokenizer(tokenizer)
-    folder = Path(folder)
-    target = folder / f"{corpus}-{chosen.name}"
-    if _is_embedded(target, corpus, chosen):
-        return target
-    with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        while (held := locks.take(folder / f".{target.name}.lock")) is None:
-            time.sleep(0.1)
-        with held:
-            if _is_embedded(target, corpus, chosen):
-                return target
-            # Locks need not reach other machines that share the folder: they build under names of their own.
-            mine = f".building-{target.name}-{platform.node()}"
-            for leftover in folder.glob(f"{mine}-*"):
-                files.remove_folder(leftover)
-            staging = folder / f"{mine}-{os.getpid()}"
-            prepare(
-                [f"embedded:{corpus}"],
-                staging,
-                tokenizer,
-                name=corpus,
-                num_workers=1,
-                validation_sources=[f"embedded:{corpus}@validation"],
-            )
-            if target.exists():
-                _check_is_ours(target, corpus)
-                files.remove_folder(target)
-            try:
-                files.commit_folder(staging, target)
-            except OSError:
-                files.remove_folder(staging)
-                if not _is_embedded(target, corpus, chosen):
-                    raise
-    logger.info("tokenized the embedded corpus %s with %s into %s", corpus, chosen.name, target)
-    return target
-
-
-def _is_embedded(target: Path, corpus: str, tokenizer: Tokenizer) -> bool:
-    """Whether a folder holds this corpus as it is embedded now, tokenized by this tokenizer."""
-    try:
-        manifest = read_manifest(target)
-    except DataError:
-        return False
-    source = [f"embedded:{corpus}", asset_sha256(f"{corpus}.jsonl.xz")]
-    return (
-        manifest is not None
-        and manifest["request"]["sources"] == [source]
-        and manifest["request"]["tokenizer_sha256"] == tokenizer.sha256
-        and not missing_shards(target, manifest)
-    )
-
-
-def _check_is_ours(target: Path, corpus: str) -> None:
-    """Refuses to replace a folder that holds anything but a corpus which `prepare_embedded` made, an older one or what is left of one.
-
-    raises  DataError with how to keep what is there
-    """
-    try:
-        manifest = read_manifest(target)
-    except DataError:
-        manifest = None
-    if manifest is not None:
-        is_ours = [source[0] for source in manifest["request"]["sources"]] == [f"embedded:{corpus}"]
-    else:
-        is_ours = target.is_dir() and all(
-            path.name == MANIFEST or path.name.startswith(f"{corpus}_") for path in target.iterdir()
-        )
-    if not is_ours:
-        aside = target.with_name(f"my-{target.name}")
-        raise DataError(
-            f"{target} is where the embedded corpus {corpus!r} goes, and it holds something else, which is left as it is; move it away "
-            f"({shlex.join(['mv', str(target), str(aside)])})"
-            + (f", or train on it with {shlex.quote(f'data.corpus={target}')}" if manifest else "")
-        )
 
 
 def _check_arguments(
@@ -283,7 +189,8 @@ def _check_space(out: Path, sources: Sequence[Source], tokenizer: Tokenizer) -> 
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path) -> Iterator[None]:
+    """Says in a DataError why a folder cannot be written."""
     try:
         yield
     except OSError as error:

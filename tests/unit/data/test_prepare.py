@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import platform
 import subprocess
 import sys
 
@@ -17,9 +18,10 @@ from trainer.data import prepare as module
 from trainer.data.assets import embedded_documents
 from trainer.data.bpe import tiktoken_lines
 from trainer.data.corpus import open_corpus
+from trainer.data.embedded_corpus import prepare_embedded
 from trainer.data.hold_out import choose
-from trainer.data.manifest import missing_shards
-from trainer.data.prepare import prepare, prepare_embedded, read_manifest
+from trainer.data.manifest import missing_shards, read_manifest
+from trainer.data.prepare import prepare
 from trainer.data.shards import TokenDataset, open_shard, resolve_shards
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import DataError
@@ -310,7 +312,7 @@ def test_an_embedded_corpus_that_is_not_right_is_made_again(tmp_path, damage):
             changed = json.loads(manifest.read_text())
             changed["request"]["sources"][0][1] = "0" * 64
             manifest.write_text(json.dumps(changed))
-    leftover = tmp_path / f".building-shakespeare-bytes-{module.platform.node()}-1"
+    leftover = tmp_path / f".building-shakespeare-bytes-{platform.node()}-1"
     leftover.mkdir()
     verify_corpus(prepare_embedded("shakespeare", "bytes", tmp_path))
     assert not leftover.exists()
@@ -333,7 +335,7 @@ def test_a_folder_of_somebody_in_the_place_of_the_embedded_corpus_is_left_as_it_
 
 def test_processes_that_prepare_it_at_once_find_one_whole_corpus(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from trainer.data.prepare import prepare_embedded; from tests.corpora import verify_corpus; "
+        "import sys; from pathlib import Path; from trainer.data.embedded_corpus import prepare_embedded; from tests.corpora import verify_corpus; "
         "verify_corpus(prepare_embedded('shakespeare', 'bytes', Path(sys.argv[1])))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]

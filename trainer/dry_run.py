@@ -32,9 +32,9 @@ from trainer.metrics.trackers import check_tracker_names
 from trainer.model.flops import parameter_counts
 from trainer.optim.build import build_optimizer
 from trainer.run.begin import refuse_to_start_over
-from trainer.run.build import model_of
 from trainer.run.identity import describe
 from trainer.run.memory import check_memory
+from trainer.run.prepared import model_of
 from trainer.text import count, duration, numbered, table
 
 Say = Callable[[str], None]

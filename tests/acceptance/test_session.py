@@ -26,7 +26,7 @@ from trainer.ending.outcomes import Ending, Outcome
 from trainer.ending.ranks import leave_failure
 from trainer.errors import ConfigError, DataError, RankLostError
 from trainer.evaluation.generate import Row, Sampling, generate
-from trainer.run.build import samples_of
+from trainer.run.evaluating import samples_of
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
 

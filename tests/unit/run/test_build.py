@@ -12,14 +12,14 @@ from tests.launching import ONE_THREAD, write_recipe
 from trainer.model import head
 from trainer.model.fused import log_likelihoods
 from trainer.model.head_way import HeadWay
-from trainer.run import build
-from trainer.run.build import _is_profiled
+from trainer.run import build, prepared
+from trainer.run.reporting import is_profiled
 
 
 @pytest.mark.parametrize(("steps", "profiled"), [(None, []), ((2, 4), [2, 3, 4])])
 def test_steps_under_the_profiler_are_another_kind_to_the_watch_for_slow_steps(steps, profiled):
     config = SimpleNamespace(profile=SimpleNamespace(steps=steps))
-    assert [step for step in range(1, 7) if _is_profiled(config, step)] == profiled
+    assert [step for step in range(1, 7) if is_profiled(config, step)] == profiled
 
 
 def train_once(recipe, path):
@@ -33,9 +33,9 @@ def train_once(recipe, path):
     regions = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
     os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true", **regions)
     calls, asked = [], []
-    build.check_memory = lambda model, device, **shape: asked.append(shape)
+    prepared.check_memory = lambda model, device, **shape: asked.append(shape)
     head.compiled_log_likelihoods = lambda: lambda *operands: calls.append(1) or log_likelihoods(*operands)
-    build.find_head_way = lambda model, num_tokens, **_: HeadWay(True, torch.float32, num_tokens)
+    prepared.find_head_way = lambda model, num_tokens, **_: HeadWay(True, torch.float32, num_tokens)
     run = build.build_run(load(recipe).config, StopRequest())
     assert not calls and run.model is not run.bare_model, "what is trained is a copy"
     tokens = torch.zeros((run.config.micro_batch, run.config.sequence_length), dtype=torch.int64)

@@ -6,7 +6,7 @@ import torch
 from trainer.config.load import load
 from trainer.launch.environment import LaunchEnv
 from trainer.precision.measured import Measured, store
-from trainer.run import build
+from trainer.run import join
 from trainer.run.identity import speed_conditions
 
 CPU = torch.device("cpu")
@@ -23,8 +23,8 @@ def found(project, monkeypatch):
             of_main = (speed_conditions(CONFIG, 2, CPU), Measured("2026-11-25", {"current": 0.1}))
             return [mine if is_main else of_main, *(({**mine[0], "device": device}, None) for device in others)]
 
-        monkeypatch.setattr("trainer.run.build.all_gather", gather)
-        return build._measured(CONFIG, LaunchEnv("fp8", True, 2, is_main), CPU)
+        monkeypatch.setattr("trainer.run.join.all_gather", gather)
+        return join.measured_gain(CONFIG, LaunchEnv("fp8", True, 2, is_main), CPU)
 
     return find
 

@@ -40,8 +40,8 @@ def look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
     import torch
 
     from trainer.precision.negotiate import negotiate
-    from trainer.run.build import blocks_of
     from trainer.run.identity import speed_conditions
+    from trainer.run.prepared import blocks_of
 
     device = torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda:0")
 

@@ -100,8 +100,8 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     from trainer.precision.decide import Decision, agree
     from trainer.precision.measured import find
     from trainer.precision.negotiate import propose, uncompiled
-    from trainer.run.build import blocks_of
     from trainer.run.identity import speed_conditions
+    from trainer.run.prepared import blocks_of
 
     config, file = load(recipe, overrides, count_sequences).config, read_cluster(cluster)
     place = LaunchEnv.from_env()

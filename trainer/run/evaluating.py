@@ -1,0 +1,79 @@
+"""How a run evaluates: its validation loss, its samples, its tasks."""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+
+from trainer import files
+from trainer.config.schema import Config
+from trainer.data.corpus import Corpus
+from trainer.data.loader import validation_batches
+from trainer.errors import ConfigError
+from trainer.evaluation.loss import ValidationLoss, validation_loss
+from trainer.evaluation.samples import Sample, prompts_of, take_samples
+from trainer.evaluation.task_evaluator import TaskEvaluator
+from trainer.evaluation.tasks import open_tasks
+from trainer.launch.process_group import main_process_first
+from trainer.model.scores import token_scores
+
+log = logging.getLogger(__name__)
+
+
+def build_validation(
+    config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
+) -> Callable[[], ValidationLoss] | None:
+    if corpus.validation is None:
+        log.info("no validation data: there will be no validation loss, and no best checkpoint")
+        return None
+    if (wanted := config.evaluation.num_sequences or 0) > (there := corpus.validation.num_sequences):
+        log.warning(
+            "evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there
+        )
+    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        micro_batches = validation_batches(
+            corpus.validation,
+            num_sequences=config.evaluation.num_sequences,
+            micro_batch=config.micro_batch,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            device=accelerator.device,
+        )
+        return ((batch.inputs, batch.labels) for batch in micro_batches)
+
+    return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
+
+
+def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
+    """Texts that continue the recipe's prompts, the same for the same weights; none where none is wanted or can be."""
+    prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
+    if not prompts or tokenizer is None:
+        return []
+    return take_samples(
+        model,
+        prompts,
+        tokenizer,
+        num_tokens=config.evaluation.sample_tokens,
+        sequence_length=config.sequence_length,
+        vocab_size=corpus.vocab_size,
+        seed=config.seed,
+    )
+
+
+def build_task_evaluator(
+    config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
+) -> TaskEvaluator:
+    """The tasks of the recipe, opened and read as tokens."""
+    wanted = config.evaluation
+    if wanted.tasks and corpus.validation is None:
+        raise ConfigError(
+            "evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]"
+        )
+    tasks = main_process_first(
+        accelerator,
+        lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()),
+    )
+    return TaskEvaluator(tasks, model, token_scores, corpus.tokenizer, accelerator)

@@ -1,0 +1,107 @@
+"""The model of a run: built for its data, converted where it computes in fp8, prepared by Accelerate."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from trainer.config.folders import run_folder
+from trainer.config.schema import Config
+from trainer.data.corpus import Corpus
+from trainer.evaluation.samples import check_prompts, prompts_of
+from trainer.journal import Journal
+from trainer.launch.compile_choice import compile_backend
+from trainer.launch.environment import num_local_processes
+from trainer.launch.process_group import all_gather
+from trainer.model.build import build_model, build_shapes
+from trainer.model.flops import flops_per_token
+from trainer.model.head_way import find_head_way
+from trainer.model.resolve import resolve
+from trainer.optim.build import build_optimizer
+from trainer.optim.groups import check_groups
+from trainer.precision.decide import Decision
+from trainer.precision.fp8_model import Fp8Model
+from trainer.precision.monitor import PrecisionMonitor, build_monitor
+from trainer.run.memory import check_memory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model and what updates it, as Accelerate gave them back."""
+
+    model: torch.nn.Module
+    """What `Accelerator.prepare` gave back: takes inputs and labels [B, T], returns the mean loss."""
+    bare_model: torch.nn.Module
+    """The transformers model inside, never compiled: its keys are stored, and it generates."""
+    optimizer: torch.optim.Optimizer
+    precision: PrecisionMonitor
+
+
+def prepare(
+    config: Config, accelerator: Accelerator, decision: Decision, corpus: Corpus, accumulation: int
+) -> Prepared:
+    """Builds model and optimizer and lets Accelerate prepare them; raises ConfigError, OutOfMemoryError, PrecisionError.
+
+    accumulation  micro-batches per step and rank
+    """
+    bare_model = model_of(config, corpus, accelerator.device)
+    check_memory(
+        bare_model,
+        accelerator.device,
+        micro_batch=config.micro_batch,
+        sequence_length=config.sequence_length,
+        precision=decision.mode,
+        num_local_processes=num_local_processes(),
+    )
+    fp8 = Fp8Model(decision, config.precision, bare_model) if decision.mode == "fp8" else None
+    optimizer = build_optimizer(bare_model, config.optimizer)
+    # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
+    compiler, num_tokens = compile_backend(accelerator), config.micro_batch * config.sequence_length
+    bare_model.head_way = find_head_way(
+        bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=all_gather
+    )
+    model, optimizer = accelerator.prepare(bare_model, optimizer)
+    precision = build_monitor(
+        fp8,
+        decision,
+        config.precision,
+        accelerator,
+        model,
+        optimizer,
+        flops_per_token=flops_per_token(bare_model, config.sequence_length),
+        journal=Journal(run_folder(config)),
+        accumulation=accumulation,
+        compiled=compiler != "no",
+        deterministic=config.deterministic,
+    )
+    check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
+    return Prepared(model, bare_model, optimizer, precision)
+
+
+def blocks_of(config: Config) -> torch.nn.Module:
+    """The model of a recipe for its shapes only, on no device."""
+    return build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length)
+
+
+def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
+    """The model of a recipe, for its data; ConfigError with what is wrong with it, or with the prompts of its samples."""
+    vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
+    model_config = resolve(
+        config.model.preset,
+        config.model.config,
+        vocab_size=vocab_size,
+        sequence_length=config.sequence_length,
+        eot_id=tokenizer.eot_id if tokenizer else None,
+    )
+    if tokenizer:
+        check_prompts(prompts_of(config.evaluation), tokenizer, config.sequence_length)
+    return build_model(
+        model_config,
+        vocab_size=vocab_size,
+        seed=config.seed,
+        device=device,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )

@@ -1,0 +1,116 @@
+"""What a run reports and samples: its Reporter and its Probes, for its settings and its machine."""
+
+import logging
+
+import torch
+from accelerate import Accelerator
+
+from trainer.checkpoint.format.description import Description
+from trainer.config.folders import checkpoints_folder, run_folder
+from trainer.config.schema import Config
+from trainer.journal import Journal
+from trainer.launch.environment import num_local_processes
+from trainer.metrics.details import detail_interval
+from trainer.metrics.hardware import HardwareSampler
+from trainer.metrics.meters import SpeedMeter
+from trainer.metrics.probes import Probes, histogram_interval
+from trainer.metrics.reporter import Reporter
+from trainer.metrics.slow_alarm import SlowAlarm
+from trainer.metrics.tags import FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
+from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.precision.decide import Decision
+from trainer.precision.monitor import PrecisionMonitor
+from trainer.run.identity import replay_facts, replay_key
+from trainer.safety.parent import launcher_pid
+from trainer.text import count
+
+log = logging.getLogger(__name__)
+
+
+def build_reporter(
+    config: Config,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    precision: PrecisionMonitor,
+    description: Description,
+) -> Reporter:
+    flops = flops_per_token(model, config.sequence_length)
+    device, decision = accelerator.device, precision.record.decision
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, decision.mode)
+    parameters = parameter_counts(model)
+    tokens_a_step = config.global_batch * config.sequence_length
+    log.info(
+        "model: %s parameters (%s without embeddings), %s FLOP a token",
+        count(parameters.total),
+        count(parameters.non_embedding),
+        count(flops),
+    )
+    log.info(
+        "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens",
+        config.global_batch,
+        config.sequence_length,
+        count(tokens_a_step),
+        config.max_steps,
+        count(tokens_a_step * config.max_steps),
+    )
+    if peak is None:
+        log.info("MFU: unknown, because the peak of this device is not known")
+    return Reporter(
+        accelerator,
+        run_folder(config),
+        config.metrics,
+        name=config.name,
+        max_steps=config.max_steps,
+        sample=HardwareSampler(
+            device,
+            {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
+            num_local_processes=num_local_processes(),
+        ).sample,
+        slow_alarm=SlowAlarm(
+            config.metrics.slow_ratio,
+            Journal(run_folder(config)),
+            launcher_pid=launcher_pid(),
+            kind_of_step=lambda step: (precision.record.mode, is_profiled(config, step)),
+        ),
+        features=_features(config, accelerator, decision, has_peak=peak is not None),
+        meter=SpeedMeter(
+            flops_per_token=flops,
+            peak_flops=lambda: peak_flops(name, precision.record.mode),
+            num_devices=accelerator.num_processes,
+        ),
+        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)),
+        replay_facts=facts,
+    )
+
+
+def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
+    """What this run has that others lack: TensorBoard gets charts for it."""
+
+    def in_fp8(every_steps: int) -> bool:
+        return decision.mode == "fp8" and 0 < every_steps <= config.max_steps
+
+    found = {
+        MFU: has_peak,
+        VALIDATION: bool(config.data.corpus or config.data.validation),
+        TASKS: bool(config.evaluation.tasks),
+        FP8: decision.asked == "fp8",  # a fallback draws that nothing is in it
+        FP8_FIT: in_fp8(config.precision.statistics_every_steps),
+        FP8_GAP: in_fp8(config.precision.shadow_every_steps),
+        GPU: accelerator.device.type == "cuda",
+    }
+    return {feature for feature, is_there in found.items() if is_there}
+
+
+def is_profiled(config: Config, step: int) -> bool:
+    first, last = config.profile.steps or (1, 0)
+    return first <= step <= last
+
+
+def build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
+    return Probes(
+        model,
+        detail_every_steps=detail_interval(config.metrics.detail_every_steps, config.max_steps),
+        is_main=accelerator.is_main_process,
+        histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
+    )

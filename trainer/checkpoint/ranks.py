@@ -30,7 +30,7 @@ class Ranks:
     def is_main(self) -> bool:
         return self.number == 0
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, in the order of the ranks."""
         if self.count == 1:
             return [value]
@@ -40,9 +40,9 @@ class Ranks:
 
     def first_failure(self, failure: str | None) -> str | None:
         """The first failure of any rank, on every rank."""
-        return next((text for text in self.gathered(failure) if text), None)
+        return next((text for text in self.all_gather(failure) if text), None)
 
-    def told_by_main(self, work: Callable[[], Any]) -> Any:
+    def broadcast_from_main(self, work: Callable[[], Any]) -> Any:
         """Runs `work` on rank 0 and gives its result, or its error, to every rank: one that raised alone would leave the others waiting."""
         outcome: list[Any] = [None, None]
         if self.is_main:

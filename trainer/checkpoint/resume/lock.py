@@ -82,9 +82,7 @@ class _Orphan:
                 os.kill(inheritor[0].pid, signal.SIGKILL)
             self._killed_at = now
             log.warning(
-                "%s, and was ended (%s): its snapshot is lost, and the newest checkpoint on the disk goes on",
-                hangs,
-                inheritor[0],
+                f"{hangs}, and was ended ({inheritor[0]}): its snapshot is lost, and the newest checkpoint on the disk goes on"
             )
         elif now - self._killed_at > DEATH_SECONDS:
             raise CheckpointError(

@@ -39,7 +39,7 @@ class Restorer:
 
     def find(self, wanted: str) -> Resolution:
         """Sweeps leftovers and finds where to continue from, on rank 0; the same answer, or the same error, on every rank."""
-        return self._ranks.told_by_main(lambda: self._find(wanted))
+        return self._ranks.broadcast_from_main(lambda: self._find(wanted))
 
     def _find(self, wanted: str) -> Resolution:
         self._context.lock = self._take_lock(self._store.folder)
@@ -84,11 +84,8 @@ class Restorer:
         if newest is None:
             return wanted
         log.warning(
-            "the run was taken back to %s before and has gone on to step %d: it continues there; to go back once more, move the "
-            "newer step-* folders out of %s",
-            wanted,
-            newest.step,
-            self._store.folder,
+            f"the run was taken back to {wanted} before and has gone on to step {newest.step}: it continues there; to go back "
+            f"once more, move the newer step-* folders out of {self._store.folder}"
         )
         return "latest"
 
@@ -110,7 +107,7 @@ class Restorer:
                 "somebody has changed it: resume from another checkpoint, resume_from_checkpoint=STEP"
             )
         self._context.origin = manifest.origin if wanted in ("latest", manifest.origin) else wanted
-        self._ranks.told_by_main(lambda: self._set_aside(resolution, leave_curve))
+        self._ranks.broadcast_from_main(lambda: self._set_aside(resolution, leave_curve))
         if self._ranks.is_main:
             own = self._store.path(manifest.step)
             self._context.journal.write("resume", step=manifest.step, digest=manifest_digest(own), path=str(folder))

@@ -6,8 +6,7 @@
                 that process while training goes on; only a final and an interrupt save are waited for
 
 Rank 0's clock decides, and its request travels with the result of a step, so that every rank saves after the same one. Where the
-memory has no room for a snapshot, training waits for each save (blocking.py), and that is logged. What rank 0 does beside the others
-is in main_rank.py.
+memory has no room for a snapshot, training waits for each save (blocking.py), and that is logged. main_rank.py: what rank 0 does besides.
 """
 
 from collections.abc import Callable
@@ -42,10 +41,7 @@ class Checkpointer:
         before_commit: Callable[[], None],
         report: Report,
     ) -> None:
-        """
-        before_commit  makes the metrics durable, where this process commits
-        report         is given the step of each checkpoint, and numbers by tag
-        """
+        """`before_commit` makes the metrics durable, where this process commits; `report` is given each checkpoint's step, and numbers by tag."""
         self._context, self._ranks, self._settings, self._course = context, context.ranks, settings, course
         self._plan = CommitPlan(
             folder=context.store.folder,
@@ -74,7 +70,9 @@ class Checkpointer:
 
     def check_room(self, resumed: Path | None = None) -> None:
         """Proves before the first step that the disk takes what the kept checkpoints, one of them `resumed`, and one in flight will need."""
-        for name, reason in self._ranks.told_by_main(lambda: self._room.check([resumed.name] if resumed else [])):
+        for name, reason in self._ranks.broadcast_from_main(
+            lambda: self._room.check([resumed.name] if resumed else [])
+        ):
             if self._ranks.is_main:
                 self._context.journal.write("prune", name=name, reason=reason)
 
@@ -87,8 +85,6 @@ class Checkpointer:
             status = SaveStatus(self._context, self._room, schedule, self._failures, self._report)
             self._main = MainRank(self._context, writer, status)
 
-    # When
-
     def due(self) -> str | None:
         """The reason to save at this step, by the step alone; the same on every rank. None when there is none."""
         step, settings = self._context.state.progress.step, self._settings
@@ -96,15 +92,12 @@ class Checkpointer:
             return "epoch"
         if settings.keep_every_steps and step % settings.keep_every_steps == 0:
             return "every"
-        if settings.every_steps and step % settings.every_steps == 0:
-            return "periodic"
-        return None
+        return "periodic" if settings.every_steps and step % settings.every_steps == 0 else None
 
     def ended_epoch(self) -> int | None:
         """The epoch that the last step ended, counted from 1; None when it ended within one."""
-        sequences, course = self._context.state.progress.sequences, self._course
-        now = sequences // course.sequences_per_epoch
-        before = (sequences - course.global_batch) // course.sequences_per_epoch
+        sequences, epoch = self._context.state.progress.sequences, self._course.sequences_per_epoch
+        now, before = sequences // epoch, (sequences - self._course.global_batch) // epoch
         return now if now > before else None
 
     def save_request(self) -> SaveRequest:
@@ -136,36 +129,35 @@ class Checkpointer:
             return None
         began, not_finite = Began(), None
         manifest = self._context.manifest(reason, loss=loss, val_loss=val_loss, epoch=self.ended_epoch())
-        by = self._ranks.told_by_main(lambda: SavedBy.ALL_RANKS if self.writer is None else SavedBy.WRITER)
+        by = self._ranks.broadcast_from_main(lambda: SavedBy.ALL_RANKS if self.writer is None else SavedBy.WRITER)
         if by is SavedBy.WRITER:
             by, not_finite = self._snapshot(manifest, began)
         is_saved = by is SavedBy.WRITER
         if by is SavedBy.ALL_RANKS and reason != "snapshot":
             result = self._save_blocking(manifest, began)
             is_saved, not_finite = not result.failure, result.not_finite
-        self._saved_step = step if is_saved else self._saved_step
+        if is_saved:
+            self._saved_step = step
         return not_finite
 
     def _snapshot(self, manifest: Manifest, began: Began) -> tuple[SavedBy, str | None]:
         """Hands this moment to the writer; who saves it, on every rank, and a tensor that kept it from being written."""
-        context, by = self._context, SavedBy.WRITER
+        context, main = self._context, self._main
         state, text = context.state.state_dict(), context.description.config_text
         own = context.layout.small_files(context.accelerator, state, text)
-        small = {name: content for of_rank in self._ranks.gathered(own) for name, content in of_rank.items()}
-        main = self._main
-        if main:
-            by = main.take(manifest, small, began)
+        small = {name: content for of_rank in self._ranks.all_gather(own) for name, content in of_rank.items()}
+        by = main.take(manifest, small, began) if main else SavedBy.WRITER
         if manifest.reason in BY_BUDGET:
             return SavedBy.WRITER, None
         if manifest.reason not in WAITED_FOR:
-            return self._ranks.told_by_main(lambda: by), None
+            return self._ranks.broadcast_from_main(lambda: by), None
         # Where no writer is left to do it, all ranks do it themselves.
-        return self._ranks.told_by_main(lambda: main.wait_for(manifest.step, by) if main else None)
+        return self._ranks.broadcast_from_main(lambda: main.wait_for(manifest.step, by) if main else None)
 
     def _save_blocking(self, manifest: Manifest, began: Began) -> SaveResult:
         """Saves while training waits; what came of it. raises CheckpointError when a waited-for save failed"""
-        model, optimizer = self._context.model, self._context.optimizer
-        tensors = (*model.named_parameters(), *moments(model, optimizer))
+        model = self._context.model
+        tensors = (*model.named_parameters(), *moments(model, self._context.optimizer))
         not_finite = self._ranks.first_failure(first_not_finite(tensors))
         result = self._blocking.leave_out(manifest, not_finite) if not_finite else self._blocking.save(manifest)
         if self._main:
@@ -184,10 +176,10 @@ class Checkpointer:
     def give_up(self) -> None:
         """Ends the run on every rank, because too many saves in a row have failed. raises CheckpointError"""
 
-        def say_why() -> None:
+        def give_reason() -> None:
             raise CheckpointError(self._failures.gave_up)
 
-        self._ranks.told_by_main(say_why)
+        self._ranks.broadcast_from_main(give_reason)
 
     def leave_diverged(self, first_unsure: int) -> None:
         """Sets aside what this launch saved from this step on, in memory and on the disk, because the run has diverged."""

@@ -78,12 +78,8 @@ class SaveFailures:
             self.gave_up = self.text(result.step, failure)
         elif result.reason not in WAITED_FOR:
             log.warning(
-                "the checkpoint of step %d could not be written to %s (%s); training goes on, and the next save tries again (%d of %d)",
-                result.step,
-                self._folder,
-                failure,
-                self.in_a_row,
-                self._max_in_a_row,
+                f"the checkpoint of step {result.step} could not be written to {self._folder} ({failure}); training goes on, and "
+                f"the next save tries again ({self.in_a_row} of {self._max_in_a_row})"
             )
 
     def not_finite(self, result: SaveResult) -> None:
@@ -91,11 +87,8 @@ class SaveFailures:
         self._num_not_finite += 1
         if self._num_not_finite.bit_count() == 1:
             log.warning(
-                "step %d: no checkpoint (%s), because %s is not finite; the one before it stays the newest (%d left out so by now)",
-                result.step,
-                result.reason,
-                result.not_finite,
-                self._num_not_finite,
+                f"step {result.step}: no checkpoint ({result.reason}), because {result.not_finite} is not finite; the one before "
+                f"it stays the newest ({self._num_not_finite} left out so by now)"
             )
 
     def text(self, step: int, failure: str) -> str:
@@ -168,10 +161,8 @@ class SaveStatus:
         if self._num_skipped.bit_count() == 1:
             self._context.journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._num_skipped)
             log.warning(
-                "step %d: no checkpoint (%s), because the disk is still busy with earlier ones (%d left out by now)",
-                manifest.step,
-                manifest.reason,
-                self._num_skipped,
+                f"step {manifest.step}: no checkpoint ({manifest.reason}), because the disk is still busy with earlier ones "
+                f"({self._num_skipped} left out by now)"
             )
 
     def look_at_writer(self, still_seconds: float) -> None:
@@ -186,11 +177,9 @@ class SaveStatus:
         now = time.monotonic()
         self._report(self._context.state.progress.step, self.schedule.promise(now))
         log.warning(
-            "the writer has moved nothing for %s: does the disk of %s hang? Training goes on and saves are left out meanwhile; if the machine "
-            "died now, %s of training would be lost",
-            duration(still_seconds),
-            self._context.store.folder,
-            duration(self.schedule.meter.lost_work_seconds(now)),
+            f"the writer has moved nothing for {duration(still_seconds)}: does the disk of {self._context.store.folder} hang? "
+            "Training goes on and saves are left out meanwhile; if the machine died now, "
+            f"{duration(self.schedule.meter.lost_work_seconds(now))} of training would be lost"
         )
 
     def writer_lost(self, reason: str) -> None:

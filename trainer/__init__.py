@@ -21,7 +21,8 @@ Begin with loop.py: it is what all the rest serves. How work goes through the fi
 
 Where new things go (more in guides/contributing.md):
 
-    sharded snapshot   checkpoint/save/snapshot.py, checkpoint/format/file_layout.py, checkpoint/resume/restore.py
+    sharded snapshot   a second checkpoint/format/layout.py (today's is whole_files.py), chosen in checkpoint/context.py;
+                       checkpoint/save/snapshot.py and main_rank.py, whose slots and writer are rank 0's today
     hang watchdog      supervise.py (ends processes), safety/peers.py (a rank that waits for a lost one), ending/causes.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where), data/loader.py
     optimizer          optim/adamw.py is the example; one line in config/optimizers.py

@@ -188,7 +188,7 @@ def _trial(path: Path, trial_bytes: int) -> float:
         for number in range(num_blocks):
             if file.read(len(block)) != _turned(block, number):
                 raise CheckpointError(
-                    f"a trial file in {path.parent.parent} came back with other bytes than were written, in its {number + 1}. MB; the disk "
+                    f"a trial file in {path.parent.parent} came back with other bytes than were written, in megabyte {number + 1}; the disk "
                     "or its cable is broken: set checkpoints_folder to another one"
                 )
     return num_blocks * len(block) / max(seconds, 1e-9)

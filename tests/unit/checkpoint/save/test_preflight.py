@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.messages import says
 from trainer.checkpoint.save import preflight as disk
 from trainer.checkpoint.save.preflight import (
     preflight,
@@ -146,7 +147,7 @@ def test_a_disk_that_gives_back_other_bytes_is_refused(tmp_path, monkeypatch):
         return real_open(path, mode, **words)
 
     monkeypatch.setattr(builtins, "open", rotten)
-    assert "came back with other bytes than were written, in its 2. MB" in refusal(tmp_path)
+    says(refusal(tmp_path), "megabyte 2", "checkpoints_folder")
 
 
 def test_a_disk_that_gives_back_another_place_is_refused(tmp_path, monkeypatch):
@@ -158,7 +159,7 @@ def test_a_disk_that_gives_back_another_place_is_refused(tmp_path, monkeypatch):
         real_forget(path)
 
     monkeypatch.setattr("trainer.files.forget_cached", swap)
-    assert "came back with other bytes than were written, in its 1. MB" in refusal(tmp_path)
+    says(refusal(tmp_path), "megabyte 1", "checkpoints_folder")
 
 
 def test_the_trial_waits_for_the_disk_and_reads_from_it(tmp_path, monkeypatch):

@@ -82,6 +82,12 @@ def test_the_wheel_holds_what_the_package_reads_and_nothing_beside_it(installed)
     }
 
 
+def test_it_shows_the_guides_in_any_folder(installed):
+    said = installed.trainer("guide", "run")
+    assert said.returncode == 0
+    assert said.stdout.startswith("# Run\n")
+
+
 def test_it_knows_the_cluster_files_and_launches_from_any_folder(installed):
     """What a launch checks before it imports torch."""
     script = "from trainer import supervise; plan = supervise.plan(['cpu', 'shakespeare']); supervise.check_data(plan.config); print(plan.command)"

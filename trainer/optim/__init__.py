@@ -5,6 +5,6 @@ adamw.py, muon.py      the entries: settings, groups, how it is built, bytes of 
 muon_with_adamw.py     the algorithm of muon, as one optimizer of torch
 groups.py              which parameter is in which named group, and the hyperparameters that survive a resume
 build.py               from the settings to torch's optimizer; the step that is skipped where the gradient is not finite
-verdict.py             tells an optimizer on the device whether its step is skipped
+found_inf.py           lets an optimizer skip its step on the device where the gradient is not finite
 schedule.py            the learning rate as a pure function of the step
 """

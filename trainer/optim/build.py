@@ -1,4 +1,4 @@
-"""From a recipe's `optimizer` section to one torch optimizer with named groups, and the step that may be refused."""
+"""From a recipe's `optimizer` section to one torch optimizer with named groups, and the step that may be skipped."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.config.optimizers import OptimizerSettings, optimizer_entry
+from trainer.optim.found_inf import found_inf, found_inf_given, reads_found_inf
 from trainer.optim.groups import check_groups, named_groups
-from trainer.optim.verdict import refusing, takes_a_verdict, verdict
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> Optimizer:
@@ -33,7 +33,7 @@ def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
     optimizer  a torch optimizer, or Accelerate's wrapper around one
     grad_norm  0-d, on the device, as clipping returned it
 
-    The optimizer gets the verdict as a tensor, so that the host waits for nothing; only one that cannot read it (AdamW that is not
+    The optimizer reads from a tensor whether it is finite, so that the host waits for nothing; only one that cannot (AdamW that is not
     fused) is waited for. Under fp16 the scaler has seen the gradients before they were clipped and judges by itself.
     """
     if getattr(optimizer, "scaler", None) is not None:
@@ -42,8 +42,8 @@ def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
     inner = getattr(optimizer, "optimizer", optimizer)
     if hasattr(grad_norm, "full_tensor"):
         grad_norm = grad_norm.full_tensor()
-    if takes_a_verdict(inner):
-        with verdict(inner, refusing(grad_norm)):
+    if reads_found_inf(inner):
+        with found_inf_given(inner, found_inf(grad_norm)):
             optimizer.step()
     elif bool(torch.isfinite(grad_norm)):
         optimizer.step()

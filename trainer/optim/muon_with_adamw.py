@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from trainer.optim.verdict import takes_a_verdict, verdict, verdict_of
+from trainer.optim.found_inf import found_inf_given, found_inf_of, reads_found_inf
 
 STACK_BYTES = 2**20
 """How much of one shape is iterated together: small matrices gain a tenth by it, and large ones lose a tenth in large stacks
@@ -45,13 +45,13 @@ class MuonWithAdamW(Optimizer):
         super().__init__(complete, {})
 
     @property
-    def takes_a_verdict(self) -> bool:
-        """Whether a step that is refused on the device changes nothing; AdamW has that when it is fused."""
-        return all(takes_a_verdict(inner) for inner in self._algorithms.values())
+    def reads_found_inf(self) -> bool:
+        """Whether a step that is skipped on the device changes nothing; AdamW has that when it is fused."""
+        return all(reads_found_inf(inner) for inner in self._algorithms.values())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of every group that has gradients, unless it is refused."""
+        """One update of every group that has gradients, unless it is skipped."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -59,7 +59,7 @@ class MuonWithAdamW(Optimizer):
         for algorithm, inner in self._algorithms.items():
             inner.param_groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
             inner.state = self.state
-            with verdict(inner, verdict_of(self)):
+            with found_inf_given(inner, found_inf_of(self)):
                 inner.step()
         return loss
 
@@ -67,20 +67,20 @@ class MuonWithAdamW(Optimizer):
 class StackedMuon(Muon):
     """torch's Muon, with its groups and its state, that iterates equal shapes together and chooses the precision by the device."""
 
-    takes_a_verdict = True
+    reads_found_inf = True
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update of every parameter that has a gradient; bits of what it changes stay as they are where the step is refused."""
+        """One update of every parameter that has a gradient; bits of what it changes stay as they are where the step is skipped."""
         assert closure is None, "MuonWithAdamW has called it"
-        found_inf = verdict_of(self)
+        found_inf = found_inf_of(self)
         is_taken = None if found_inf is None else found_inf == 0
         for group in self.param_groups:
             for parameters in stacks([parameter for parameter in group["params"] if parameter.grad is not None]):
                 self._update(group, parameters, is_taken)
 
     def _update(self, group: dict[str, Any], parameters: Sequence[Tensor], is_taken: Tensor | None) -> None:
-        """Parameters of one shape and device; `is_taken` is 0-d on it, None for a step that cannot be refused."""
+        """Parameters of one shape and device; `is_taken` is 0-d on it, None for a step that cannot be skipped."""
         momentum, lr = group["momentum"], float(group["lr"])
         gradients = [parameter.grad for parameter in parameters]
         buffers = [self._momentum_of(parameter) for parameter in parameters]
@@ -109,7 +109,7 @@ class StackedMuon(Muon):
 
 
 def _move(buffers: list[Tensor], gradients: list[Tensor], weight: float, is_taken: Tensor | None) -> list[Tensor]:
-    """The buffers moved towards the gradients, in place unless the step is refused: then only what is returned has moved."""
+    """The buffers moved towards the gradients, in place unless the step is skipped: then only what is returned has moved."""
     if is_taken is None:
         torch._foreach_lerp_(buffers, gradients, weight)
         return buffers

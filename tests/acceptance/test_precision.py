@@ -107,7 +107,7 @@ def no_memory_in_the_warm_up() -> None:
     from trainer.run import begin
 
     emulation.install()
-    begin._warm_up = _run_out
+    begin.warm_up = _run_out
 
 
 def no_memory_once_back_in_bf16() -> None:

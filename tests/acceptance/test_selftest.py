@@ -66,13 +66,13 @@ def test_a_run_that_is_killed_and_resumed_is_said_to_be_exact(words, tmp_path, w
 
 @pytest.mark.long
 def test_a_run_whose_steps_are_longer_than_they_seemed_is_killed_again(words, tmp_path, monkeypatch):
-    measure = conduct._KillTest._measure
+    measure = conduct.KillTest.measure
 
     def measure_while_busy(site):
         costs = measure(site)
         return replace(costs, step_seconds=100 * costs.step_seconds)
 
-    monkeypatch.setattr(conduct._KillTest, "_measure", measure_while_busy)
+    monkeypatch.setattr(conduct.KillTest, "measure", measure_while_busy)
     done = trainer(*words)
     assert done.code == 0, done.out + done.err
     facts = json.loads(done.out)

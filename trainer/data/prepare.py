@@ -126,7 +126,7 @@ def prepare(
             _remove_leftovers(out)
             batches = encode_in_threads(texts, chosen, rule, num_workers or len(os.sched_getaffinity(0)))
             splits = _write_splits(batches, out, name, tokens_per_shard, chosen, progress)
-            manifest = _write_manifest(out, name, tokenizer, chosen, splits, request)
+            manifest = write_manifest(out, name, tokenizer, chosen, splits, request)
             (out / _MARKER).unlink()
     return _report(out, manifest, started, reused=False)
 
@@ -250,7 +250,7 @@ def _write_splits(
     return writers
 
 
-def _write_manifest(
+def write_manifest(
     out: Path, name: str, asked: str, tokenizer: Tokenizer, splits: dict[str, SplitWriter], request: dict[str, Any]
 ) -> dict[str, Any]:
     if asked not in NAMES:

@@ -70,7 +70,7 @@ def _bring_to_its_place(run: Run) -> None:
     run.checkpointer.check_room(resolution.path)
     if run.accelerator.is_main_process:
         _make_folders(run)
-    step_seconds = _warm_up(run)
+    step_seconds = warm_up(run)
     resumed_step, assumed = None, {}
     if resolution.path is None:
         seed_streams(config.seed, run.accelerator.process_index)
@@ -80,7 +80,7 @@ def _bring_to_its_place(run: Run) -> None:
         _restore(run, resolution, wanted)
         if lacking and resolution.path.parent.resolve() == checkpoints_folder(config).resolve():
             _tell_lost_history(run, lacking)
-        _offer_selftest(run, resumed_step, step_seconds)
+        offer_selftest(run, resumed_step, step_seconds)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
     curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)
@@ -182,7 +182,7 @@ def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     run.restorer.tell_changes()
 
 
-def _offer_selftest(run: Run, step: int, step_seconds: float) -> None:
+def offer_selftest(run: Run, step: int, step_seconds: float) -> None:
     """Where a long run goes on with other versions than before, says how to prove beforehand that a resume is exact with them."""
     versions_changed = [change.words for change in run.restorer.changes if change.is_version]
     seconds_left = (run.config.max_steps - step) * step_seconds
@@ -197,7 +197,7 @@ def _offer_selftest(run: Run, step: int, step_seconds: float) -> None:
         )
 
 
-def _warm_up(run: Run) -> float:
+def warm_up(run: Run) -> float:
     """One forward and backward of the run's shape, thrown away before anything counts; returns about how long a step will take, in seconds.
 
     It compiles, and it lets DistributedDataParallel settle its gradient buckets, whose

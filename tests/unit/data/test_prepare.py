@@ -152,7 +152,7 @@ def test_what_a_killed_attempt_left_is_written_again(source, tmp_path, monkeypat
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write_manifest", killed)
+    monkeypatch.setattr(module, "write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare([source], out, "gpt2", tokens_per_shard=300, validation_fraction=0.1)
     assert read_manifest(out) is None

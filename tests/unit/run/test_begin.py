@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.checkpoint.resume.changes import Change
-from trainer.run.begin import LONG_SECONDS, _offer_selftest
+from trainer.run.begin import LONG_SECONDS, offer_selftest
 
 TORCH, RATE = Change("torch", "2.12.0", "2.13.0", is_version=True), Change("optimizer.lr", 0.1, 0.2)
 
@@ -21,7 +21,7 @@ def test_a_long_run_that_goes_on_with_other_versions_is_offered_a_selftest(caplo
         config=SimpleNamespace(max_steps=500),
         folder=Path("/work of mine/runs/a"),
     )
-    _offer_selftest(
+    offer_selftest(
         run, 500 - steps_left if steps_left <= 500 else 0, LONG_SECONDS / 100 if steps_left <= 500 else LONG_SECONDS
     )
     assert bool(caplog.messages) is is_offered

@@ -49,7 +49,7 @@ def selftest(
     began = time.monotonic()
     with ended_by_signals(), sandbox_of(config, "selftest", say) as sandbox, ExitStack() as processes:
         try:
-            site = _KillTest(config, plan, sandbox.both, processes, say)
+            site = KillTest(config, plan, sandbox.both, processes, say)
             result = site.conduct(seconds, began, dice or random.Random())
             sandbox.is_kept = not result.is_exact
             return result
@@ -82,7 +82,7 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Proof:
+class Proof:
     """What one attempt came to."""
 
     costs: Costs
@@ -111,7 +111,7 @@ def _step_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     return statistics.median([record["step_seconds"] for record in records if "step_seconds" in record][1:])
 
 
-class _KillTest:
+class KillTest:
     """Launches the straight run and the killed one, each in its two folders (runs, checkpoints)."""
 
     def __init__(
@@ -121,12 +121,12 @@ class _KillTest:
 
     def conduct(self, seconds: float, began: float, dice: random.Random) -> Result:
         self._say(f"measuring: {PROBE_STEPS} steps")
-        costs = self._measure()
+        costs = self.measure()
         left = seconds - (time.monotonic() - began)
         choice = choose(costs, left)
         self._say(plan_sentence(costs, choice, left))
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            proof = self._attempt(choice, costs, dice)
+            proof = self.attempt(choice, costs, dice)
             if proof.is_enough or proof.differences or attempt == MAX_ATTEMPTS:
                 break
             costs, choice = proof.costs, longer(choice, proof.costs)
@@ -160,20 +160,20 @@ class _KillTest:
     def _settings(self, choice: Choice) -> list[str]:
         return settings_for(self._config, choice.steps, choice.every_steps)
 
-    def _attempt(self, choice: Choice, costs: Costs, dice: random.Random) -> _Proof:
+    def attempt(self, choice: Choice, costs: Costs, dice: random.Random) -> Proof:
         """The straight run, and the killed one unless the straight one shows that no kill could come in time."""
         self._say(f"straight: {choice.steps} steps")
         seconds = self._run_straight("straight", self._settings(choice), choice, costs)
         costs = replace(costs, step_seconds=_step_seconds(read_records(self._folders[0] / "straight" / CURVE)))
         if is_too_short(choice, costs):
-            return _Proof(costs, choice, seconds, [], [])
+            return Proof(costs, choice, seconds, [], [])
         self._say(f"killed: the same {choice.steps} steps")
         survived, failure = self._run_killed(self._settings(choice), choice, costs, dice)
         if failure:
-            return _Proof(costs, choice, seconds, survived, [failure])
+            return Proof(costs, choice, seconds, survived, [failure])
         reached = [one.killed_at_step for one in survived]
         found = differences(self._ran("straight"), self._ran("killed"), step=choice.steps, reached=reached)
-        return _Proof(costs, choice, seconds, survived, found)
+        return Proof(costs, choice, seconds, survived, found)
 
     def _ran(self, name: str) -> Ran:
         return Ran(self._folders[0] / name, self._folders[1] / name)
@@ -194,7 +194,7 @@ class _KillTest:
     def _log(self, name: str) -> Path:
         return self._folders[0] / f"{name}.log"
 
-    def _measure(self) -> Costs:
+    def measure(self) -> Costs:
         """Times a launch of a few steps, which is removed."""
         checked = self._checked("probe", settings_for(self._config, PROBE_STEPS, PROBE_STEPS))
         victim = self._start("probe", checked)

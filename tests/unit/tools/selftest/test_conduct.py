@@ -94,10 +94,10 @@ def attempts(monkeypatch, *proofs):
     def attempt(site, choice, costs, dice):
         steps.append(choice.steps)
         survived, differences = left.pop(0)
-        return conduct._Proof(QUIET, choice, 1.0, survived, differences)
+        return conduct.Proof(QUIET, choice, 1.0, survived, differences)
 
-    monkeypatch.setattr(conduct._KillTest, "_measure", lambda site: BUSY)
-    monkeypatch.setattr(conduct._KillTest, "_attempt", attempt)
+    monkeypatch.setattr(conduct.KillTest, "measure", lambda site: BUSY)
+    monkeypatch.setattr(conduct.KillTest, "attempt", attempt)
     said = []
     return selftest(config(), fails(None, None), seconds=1, say=said.append), steps, said
 

@@ -73,7 +73,7 @@ def readable(found: Found, what: str, *, skip_unreadable: bool, remedy: str) -> 
     if each and not skip_unreadable:
         more = f"; and {len(each) - _MAX_NAMED} more" if len(each) > _MAX_NAMED else ""
         raise DataError(
-            f"{what}: {len(each)} of what is there cannot be read: {'; '.join(each[:_MAX_NAMED])}{more}. Mend that, or go on without: {remedy}."
+            f"{what}: {len(each)} of what is there cannot be read: {'; '.join(each[:_MAX_NAMED])}{more}. Fix that, or go on without: {remedy}."
         )
     for one in each:
         logger.warning("%s: left out, since it cannot be read: %s", what, one)

@@ -130,7 +130,7 @@ def _open_raw(path: Path, num_bytes: int, dtype: str | None) -> Shard:
         layout, stated, num_tokens = _read_sidecar(path)
     except OSError as error:
         raise DataError(
-            f"{error.filename}, which says how shard {path} is stored, cannot be read: {error.strerror}. Mend that."
+            f"{error.filename}, which says how shard {path} is stored, cannot be read: {error.strerror}. Fix that."
         ) from None
     stated = stated or dtype
     if stated is None:

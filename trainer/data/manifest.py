@@ -49,7 +49,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Mend that, or name another folder.") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}. Fix that, or name another folder.") from None
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}). {how_to_prepare(again=True)}") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None

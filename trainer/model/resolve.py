@@ -53,7 +53,7 @@ def resolve(
         config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Mend these fields."
+            f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Fix these fields."
         ) from error
     if config.is_encoder_decoder:
         raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama")

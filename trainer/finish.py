@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer import files
-from trainer.checkpoint.format.manifest import MANIFEST, Manifest, to_json
+from trainer.checkpoint.format.manifest import MANIFEST, to_json
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume.lock import lock_checkpoints
 from trainer.checkpoint.resume.select import Resolution, resolve
@@ -63,15 +63,13 @@ def finish(run: str) -> Finished:
         )
     with lock_run(folder), lock_checkpoints(store.folder):
         resolution = resolve(store, "latest")
-        step = resolution.manifest.step
-        exported = export_final(resolution.path, folder)
+        path, manifest = resolution.found()
+        step, exported = manifest.step, export_final(path, folder)
         _make_final(store, resolution)
         cut_after(folder, step)
         reason = f"declared finished at step {step} of {config.max_steps}"
         before = facts_at(read_outcome(folder), step)
-        found = {
-            name: getattr(resolution.manifest, name) for name in ("loss", "val_loss", "last_val_loss", "last_val_step")
-        }
+        found = {name: getattr(manifest, name) for name in ("loss", "val_loss", "last_val_loss", "last_val_step")}
         facts = {
             **{name: value for name, value in before.items() if name != "untidy"},
             **{name: value for name, value in found.items() if value is not None},
@@ -84,18 +82,17 @@ def finish(run: str) -> Finished:
         if "tensorboard" in config.metrics.trackers:
             write_end(folder, step)
     over = {path.name: why for path, why in resolution.refused.items()}
-    return Finished(config.name, step, config.max_steps, resolution.path, exported, over)
+    return Finished(config.name, step, config.max_steps, path, exported, over)
 
 
 def _make_final(store: CheckpointStore, resolution: Resolution) -> None:
     """Marks a checkpoint as the final one, and takes newer ones, which are damaged, out of the way."""
-    final: Manifest = replace(resolution.manifest, reason="final")
+    path, manifest = resolution.found()
+    final = replace(manifest, reason="final")
     try:
-        files.write_atomic(resolution.path / MANIFEST, to_json(final), partial_in=store.folder)
+        files.write_atomic(path / MANIFEST, to_json(final), partial_in=store.folder)
     except OSError as error:
-        raise CheckpointError(
-            f"the manifest of {resolution.path} cannot be rewritten ({error}); fix that and try again"
-        ) from None
+        raise CheckpointError(f"the manifest of {path} cannot be rewritten ({error}); fix that and try again") from None
     for path in resolution.refused:
         files.set_aside(path, "damaged")
     store.point_links()

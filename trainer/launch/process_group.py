@@ -73,17 +73,17 @@ def all_gather(value: T) -> list[T]:
 def main_process_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
     """Does `work` on rank 0, then on the others; its TrainerError there is everyone's, so that nobody waits for a rank that gave up."""
     outcome: list[Any] = [None]
-    result = None
+    results: list[T] = []
     if accelerator.is_main_process:
         try:
-            result = work()
+            results.append(work())
         except TrainerError as error:
             outcome = [error]
     if accelerator.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[0] is not None:
         raise outcome[0]
-    return result if accelerator.is_main_process else work()
+    return results[0] if results else work()
 
 
 def finish_processes(accelerator: Accelerator, model: torch.nn.Module) -> None:

@@ -76,7 +76,7 @@ def _bring_to_its_place(run: Run) -> None:
         seed_streams(config.seed, run.accelerator.process_index)
         log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
     else:
-        resumed_step, assumed = resolution.manifest.step, _told_by(resolution)
+        resumed_step, assumed = resolution.found()[1].step, _told_by(resolution)
         _restore(run, resolution, wanted)
         if lacking and resolution.path.parent.resolve() == checkpoints_folder(config).resolve():
             _tell_lost_history(run, lacking)
@@ -104,7 +104,8 @@ def _tell_lost_history(run: Run, lacking: Sequence[str]) -> None:
 
 def _told_by(resolution: Resolution) -> dict[str, Any]:
     """What decides about the bits of a step, as far as the checkpoint tells it."""
-    return facts_of_checkpoint(resolution.manifest, settings_of(resolution.path))
+    path, manifest = resolution.found()
+    return facts_of_checkpoint(manifest, settings_of(path))
 
 
 def _hyperparameters(run: Run) -> dict[str, Any]:

@@ -188,7 +188,8 @@ ANSWERS_AT_ONCE = [
     "report",
     "runs",
     "state",
-    "supervise",
+    "launcher",
+    "launcher_child",
     "tools",
 ]
 
@@ -258,7 +259,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (
             ["subprocess"],
             [
-                "supervise.py",
+                "launcher.py",
                 "tools/trial/tracked.py",
                 "checkpoint/save/writer_client.py",
                 "tools/doctor/ask.py",

@@ -6,14 +6,15 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
 
     layer 6  __main__ cli session
     layer 5  loop evaluate finish tools dry_run
-    layer 4  run supervise export generation report tensorboard runs
+    layer 4  run launcher launcher_child export generation report tensorboard runs
     layer 3  data model optim precision checkpoint metrics evaluation safety launch
     layer 2  config ending journal locks replay state determinism host_copy
     layer 1  aliases contracts errors files lease start step_result streams text
 
 Begin with loop.py: it is what all the rest serves. How work goes through the files:
 
-    launch    cli/run.py -> supervise.py (checks, `accelerate launch`) -> in each process session.py -> run/build.py -> loop.py
+    launch    cli/run.py -> launcher.py (checks, waits) -> launcher_child.py (`accelerate launch`)
+              -> in each process session.py -> run/build.py -> loop.py
     step      loop.py -> data/loader.py -> model/ -> optim/ -> run/consensus.py (what the ranks agree on) -> metrics/reporter.py
     save      checkpoint/save/schedule.py (when) -> checkpoint/save/snapshot.py (into shared memory) -> checkpoint/save/writer.py
               (its own process) -> checkpoint/format/store.py (a folder) -> checkpoint/commit.py -> checkpoint/mirror/worker.py
@@ -23,7 +24,7 @@ Where new things go (more in guides/contributing.md):
 
     sharded snapshot   a second checkpoint/format/layout.py (today's is whole_files.py), chosen in checkpoint/context.py;
                        checkpoint/save/snapshot.py and main_rank.py, whose slots and writer are rank 0's today
-    hang watchdog      supervise.py (ends processes), safety/peers.py (a rank that waits for a lost one), ending/causes.py
+    hang watchdog      launcher.py (the parent, which waits), safety/peers.py (a rank that waits for a lost one), ending/causes.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where), data/loader.py
     optimizer          optim/adamw.py is the example; one line in config/optimizers.py
     alert              metrics/slow_alarm.py is the example, made in run/build.py; what ends a run is a vote: safety/guard.py

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer import supervise
+from trainer import launcher
 from trainer.checkpoint.format.retention import most_kept, policy_of
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume.changes import Change, changes, refusal, settings_of
@@ -50,15 +50,15 @@ class _Precision:
         return {}
 
 
-def dry_run(asked: supervise.Request, say: Say) -> str:
+def dry_run(asked: launcher.Request, say: Say) -> str:
     """What would run, as a table with notes under it and the command at its end.
 
     say     hears what takes a while
     raises  TrainerError with the words with which the launch would be refused
     """
-    plan = supervise.plan_elsewhere(asked)
+    plan = launcher.plan_elsewhere(asked)
     config = plan.config
-    corpus = supervise.check_data(config)
+    corpus = launcher.check_data(config)
     say("importing torch, accelerate and transformers")
     check_tracker_names(config.metrics.trackers)
     model = model_of(config, corpus, torch.device("meta"))
@@ -87,7 +87,7 @@ def dry_run(asked: supervise.Request, say: Say) -> str:
     return "\n".join([table([(f"{config.name}:", ""), *rows], indent=""), *(f"note: {note}" for note in notes)])
 
 
-def _alive(plan: supervise.Plan) -> str | None:
+def _alive(plan: launcher.Plan) -> str | None:
     return (
         f"{plan.config.name} is being trained right now, and a launch would be refused as long as it is"
         if is_trained(plan.folder)
@@ -95,7 +95,7 @@ def _alive(plan: supervise.Plan) -> str | None:
     )
 
 
-def _device(plan: supervise.Plan) -> torch.device | None:
+def _device(plan: launcher.Plan) -> torch.device | None:
     """What it would compute on here; None where it is for another machine."""
     if plan.cluster.use_cpu or (lacking_gpus(plan.cluster) is None and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -113,7 +113,7 @@ def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) 
 
 
 def _where_from(
-    plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore
+    plan: launcher.Plan, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore
 ) -> tuple[Resolution, list[Change]]:
     """The checkpoint that it would go on from, and what has changed since; raises CheckpointError where that is refused."""
     config, wanted = plan.config, resume_point(plan.config)
@@ -133,7 +133,7 @@ def _where_from(
     return found, changed
 
 
-def _what(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module) -> list[tuple[str, str]]:
+def _what(plan: launcher.Plan, corpus: Corpus, model: torch.nn.Module) -> list[tuple[str, str]]:
     """The model, the data, a step, and the whole run."""
     config, cluster = plan.config, plan.cluster
     parameters, processes = parameter_counts(model), cluster.num_processes
@@ -164,17 +164,17 @@ def _what(plan: supervise.Plan, corpus: Corpus, model: torch.nn.Module) -> list[
     ]
 
 
-def _from(plan: supervise.Plan, found: Resolution, changed: list[Change]) -> str:
+def _from(plan: launcher.Plan, found: Resolution, changed: list[Change]) -> str:
     """Where it would begin; that a finished run has nothing to do."""
-    if supervise.is_finished(plan):
-        return f"nothing would run: {supervise.finished_words(plan)}"
+    if launcher.is_finished(plan):
+        return f"nothing would run: {launcher.finished_words(plan)}"
     if found.manifest is None:
         return "the beginning: there is no checkpoint"
     left = plan.config.max_steps - found.manifest.step
     return f"step {found.manifest.step} ({found.path}), {numbered(left, 'step')} to go; a launch reads every byte of it first"
 
 
-def _time_left(plan: supervise.Plan, step: int) -> list[tuple[str, str]]:
+def _time_left(plan: launcher.Plan, step: int) -> list[tuple[str, str]]:
     """How long it would take, where this run has shown how fast it is."""
     speed = totals_of(plan.folder / CURVE).tokens_per_second
     tokens = (plan.config.max_steps - step) * plan.config.global_batch * plan.config.sequence_length
@@ -185,7 +185,7 @@ def _time_left(plan: supervise.Plan, step: int) -> list[tuple[str, str]]:
     )
 
 
-def _changed(plan: supervise.Plan, since_checkpoint: list[Change], step: int) -> list[tuple[str, str]]:
+def _changed(plan: launcher.Plan, since_checkpoint: list[Change], step: int) -> list[tuple[str, str]]:
     """What is not as it was in the last launch, and in the checkpoint."""
     kept = plan.folder / "config.yaml"
     before: Mapping[str, Any] = kept_settings(kept) if kept.is_file() else {}

@@ -16,7 +16,7 @@ from tests.corpora import train_bpe
 from tests.launching import checkpoint, outcome, train, write_cluster, write_recipe
 from tests.messages import line_of, says
 from tests.small_checkpoints import flip
-from trainer import files, locks, report, supervise
+from trainer import files, launcher, locks, report
 from trainer.checkpoint.format.manifest import describe_files, read_manifest, to_json
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.config.load import flatten, load
@@ -281,10 +281,10 @@ def test_settings_prints_the_guides_table():
 @pytest.fixture
 def nothing_starts(monkeypatch):
     """The shipped cluster files, no GPU, and nothing is launched."""
-    shipped = Path(supervise.__file__).parent.parent / "accelerate_configs"
-    monkeypatch.setattr(supervise.clusters, "clusters_folder", lambda: shipped)
-    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: 0)
-    monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
+    shipped = Path(launcher.__file__).parent.parent / "accelerate_configs"
+    monkeypatch.setattr(launcher.clusters, "clusters_folder", lambda: shipped)
+    monkeypatch.setattr(launcher.clusters, "count_gpus", lambda: 0)
+    monkeypatch.setattr(launcher, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
 
 
 def looked(finished: Path, *words: str, cluster: str = "cpu_2proc", code: int = 0) -> dict[str, str]:
@@ -371,9 +371,9 @@ def test_a_checkpoint_may_be_named_by_the_option_as_everywhere(copied, tmp_path)
 
 def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monkeypatch):
     monkeypatch.setattr(
-        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+        launcher.clusters, "clusters_folder", lambda: Path(launcher.__file__).parent.parent / "accelerate_configs"
     )
-    monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
+    monkeypatch.setattr(launcher, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
     text = said("launch", "cpu", finished / "tiny.yaml")
     says(text.splitlines()[0], "tiny", "finished", "max_steps")
     line_of(text, "tiny", "finished", "step 24")
@@ -527,12 +527,12 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
     assert said("finish", "tiny").endswith(words.splitlines()[-1] + "\n"), "once more is the same"
 
     def planned(*overrides):
-        return supervise.plan([str(write_cluster(stopped, 1)), str(stopped / "runs/tiny/config.yaml"), *overrides])
+        return launcher.plan([str(write_cluster(stopped, 1)), str(stopped / "runs/tiny/config.yaml"), *overrides])
 
-    assert supervise.is_finished(planned()), "the command that a scheduler repeats has nothing to do"
-    assert "resume_from_checkpoint=20" in supervise.finished_words(planned())
-    assert not supervise.is_finished(planned("resume_from_checkpoint=20"))
-    assert not supervise.is_finished(planned("max_steps=40"))
+    assert launcher.is_finished(planned()), "the command that a scheduler repeats has nothing to do"
+    assert "resume_from_checkpoint=20" in launcher.finished_words(planned())
+    assert not launcher.is_finished(planned("resume_from_checkpoint=20"))
+    assert not launcher.is_finished(planned("max_steps=40"))
 
 
 def test_finish_refuses_a_run_that_is_trained_one_without_checkpoints_and_one_that_is_not_there(stopped):

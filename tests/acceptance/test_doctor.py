@@ -16,7 +16,7 @@ from tests.acceptance.test_mistakes import launch_sh
 from tests.commands import paragraph, trainer
 from tests.launching import PROJECT, outcome, write_cluster, write_recipe
 from tests.messages import line_of, names, says
-from trainer import supervise
+from trainer import launcher
 from trainer.tools.doctor.ask import ask
 from trainer.tools.doctor.diagnosis import foresee
 from trainer.tools.doctor.examine import BACKEND, ROWS
@@ -97,7 +97,7 @@ def test_it_says_what_the_run_says(tmp_path, monkeypatch, stand_in, wanted):
     cluster = write_cluster(tmp_path, 1, mixed_precision="fp8")
     if stand_in:
         on_path(monkeypatch, emulation.STAND_IN)
-    asked = supervise.read_words([str(cluster), str(recipe)])
+    asked = launcher.read_words([str(cluster), str(recipe)])
     launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
     text = emulation.train(recipe, before=emulation.install if stand_in else None, exit_code=2 if launch.refused else 0)
     assert (launch.refused or launch.decision.sentence) in text

@@ -214,7 +214,7 @@ def test_two_launches_of_one_run_at_once_leave_it_to_the_first(tmp_path, num_pro
     recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, num_processes)
     words = ["-m", "trainer", "launch", str(cluster), str(recipe), *LONG]
     first = _start_training(words, recipe)
-    blind = "from trainer import supervise; supervise.check_not_trained = lambda folder: None; from trainer.cli import main; main()"
+    blind = "from trainer import launcher; launcher.check_not_trained = lambda folder: None; from trainer.cli import main; main()"
     second = subprocess.run(
         [sys.executable, "-c", blind, *words[2:]],
         env=environment(),

@@ -29,7 +29,7 @@ from tests.launching import (
 )
 from tests.messages import says
 from tests.small_checkpoints import flip
-from trainer import locks, supervise
+from trainer import launcher, locks
 
 GPT2_FIELDS = {**TINY_GPT2, "resid_pdrop": 0.0}
 
@@ -783,10 +783,10 @@ def place(finished, tmp_path, monkeypatch) -> Path:
     assert recipe.is_file()
     monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
     monkeypatch.setattr(
-        supervise.clusters, "clusters_folder", lambda: Path(supervise.__file__).parent.parent / "accelerate_configs"
+        launcher.clusters, "clusters_folder", lambda: Path(launcher.__file__).parent.parent / "accelerate_configs"
     )
-    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: 0)
-    monkeypatch.setattr(supervise, "run_launch", lambda plan: pytest.fail("a mistake must be told before a launch"))
+    monkeypatch.setattr(launcher.clusters, "count_gpus", lambda: 0)
+    monkeypatch.setattr(launcher, "run_launch", lambda plan: pytest.fail("a mistake must be told before a launch"))
     return tmp_path
 
 

@@ -20,7 +20,7 @@ from tests.gpu.record import RESULTS
 from tests.gpu.table import passage
 from tests.launching import PROJECT, train, write_recipe
 from tests.messages import refuses
-from trainer import journal, supervise
+from trainer import journal, launcher
 from trainer.cli import app, with_command
 from trainer.cli.guide import FOLDER, PAGES, guide
 from trainer.config.cluster import cluster_names
@@ -102,7 +102,7 @@ def check(words: list[str]) -> None:
     context = parse(with_command(words, list(typer.main.get_command(app).commands), is_launch_sh=True))
     name, given = context.command.name, context.params
     if name in ("launch", "selftest", "precision", "doctor"):
-        cluster, recipe, overrides = supervise.split_words(given["words"] or [])
+        cluster, recipe, overrides = launcher.split_words(given["words"] or [])
         assert cluster is None or cluster in cluster_names()
         check_recipe_and_overrides(recipe, overrides)
     elif name == "train":

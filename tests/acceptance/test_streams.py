@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands import trainer
 from tests.launching import Started, environment, outcome, write_recipe
-from trainer import supervise
+from trainer import launcher
 from trainer.cli import run
 from trainer.config.load import dump, load
 from trainer.ending.outcome_file import write_outcome
@@ -70,8 +70,8 @@ def test_a_report_that_cannot_be_made_takes_nothing_from_how_the_run_ended(finis
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(supervise, "run_launch", lambda plan: 75)
-    monkeypatch.setattr(supervise, "is_finished", lambda plan: False)
+    monkeypatch.setattr(launcher, "run_launch", lambda plan: 75)
+    monkeypatch.setattr(launcher, "is_finished", lambda plan: False)
     monkeypatch.setattr(run, "report_of", fail)
     said = trainer("launch", "cpu_2proc", str(finished))
     assert said.code == 75

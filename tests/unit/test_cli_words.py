@@ -9,7 +9,7 @@ import typer
 
 from tests.commands import paragraph, trainer
 from tests.messages import refuses
-from trainer import cli, supervise
+from trainer import cli, launcher
 from trainer.cli import DOOR, app, with_command
 from trainer.errors import ConfigError
 
@@ -82,7 +82,7 @@ def test_a_run_is_started_through_both_doors(door, words, monkeypatch):
         asked.append(words)
         raise ConfigError("seen")
 
-    monkeypatch.setattr(supervise, "plan", plan)
+    monkeypatch.setattr(launcher, "plan", plan)
     assert trainer(*words).code == 2
     assert asked == [["shakespeare", "seed=3"]]
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import trainer
-from trainer import start, supervise
+from trainer import launcher, start
 from trainer.__main__ import main
 
 PACKAGE = Path(trainer.__file__).resolve().parent
@@ -166,8 +166,8 @@ def test_every_start_of_ours_goes_through_it_or_is_told_to_look_nowhere_else():
 
 
 def test_the_ranks_of_a_launch_are_started_the_same_way(cluster):
-    plan = supervise.plan([cluster(), "shakespeare"])
-    assert plan.command[:4] == start.command("trainer.supervise")
+    plan = launcher.plan([cluster(), "shakespeare"])
+    assert plan.command[:4] == start.command("trainer.launcher_child")
     assert start.SCRIPT in plan.command[4:]
     assert plan.environment["PYTHONSAFEPATH"] == "1"
     assert plan.environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH")

@@ -16,13 +16,13 @@ def doctor(words: LaunchArgument = None, as_json: JsonOption = False) -> None:
     """Say which precisions this machine can compute in, and why; with a launch's words, what it would take (exit code 1: not as asked)."""
     from dataclasses import replace
 
-    from trainer import supervise
+    from trainer import launcher
     from trainer.tools.doctor.diagnosis import diagnose, foresee
     from trainer.tools.doctor.show import text
 
     launch = None
     if words:
-        asked = supervise.read_words(words)
+        asked = launcher.read_words(words)
         launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
     diagnosis = replace(diagnose(), launch=launch)
     tell(json.dumps(diagnosis.as_json(), indent=1) if as_json else text(diagnosis))
@@ -46,15 +46,15 @@ def selftest(
     as_json: JsonOption = False,
 ) -> None:
     """Kill a short run of this recipe on this machine, resume it, and compare it bit for bit with one that was never killed."""
-    from trainer import supervise
+    from trainer import launcher
     from trainer.data.corpus import open_corpus
     from trainer.tools.selftest.conduct import selftest as conduct
 
     typed = words or []
-    _, recipe, overrides = supervise.split_words(typed)
-    config = supervise.load_run(recipe, overrides).config
+    _, recipe, overrides = launcher.split_words(typed)
+    config = launcher.load_run(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
-    result = conduct(config, lambda more: supervise.plan([*typed, *more]), seconds=seconds, say=say)
+    result = conduct(config, lambda more: launcher.plan([*typed, *more]), seconds=seconds, say=say)
     tell(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
     sys.exit(0 if result.is_exact else 1)
 
@@ -68,19 +68,19 @@ def precision(
     as_json: JsonOption = False,
 ) -> None:
     """Time this recipe in bf16, compiled and not, and in each fp8 recipe that this machine has; say which to take, if any."""
-    from trainer import supervise
+    from trainer import launcher
     from trainer.config.cluster import fitting_cluster, read_cluster
     from trainer.data.corpus import open_corpus
     from trainer.tools.bench.conduct import bench as conduct
     from trainer.tools.bench.survey import survey
 
-    cluster_name, recipe, overrides = supervise.split_words(words or [])
-    config = supervise.load_run(recipe, overrides).config
+    cluster_name, recipe, overrides = launcher.split_words(words or [])
+    config = launcher.load_run(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
     result = conduct(
         config,
         read_cluster(cluster_name or fitting_cluster()),
-        lambda cluster_file, more: supervise.plan([str(cluster_file), recipe, *overrides, *more]),
+        lambda cluster_file, more: launcher.plan([str(cluster_file), recipe, *overrides, *more]),
         steps=steps,
         survey=survey,
         say=say,

@@ -25,9 +25,9 @@ def launch(
     ] = False,
 ) -> None:
     """Check a run, start it with `accelerate launch`, and report what came of it."""
-    from trainer import supervise
+    from trainer import launcher
 
-    with supervise.stopped_early():
+    with launcher.stopped_early():
         from trainer.ending.outcome_file import read_outcome
         from trainer.journal import Journal
         from trainer.tools.doctor.install import install_for
@@ -35,18 +35,18 @@ def launch(
         if dry_run:
             from trainer.dry_run import dry_run as look
 
-            answer(look(supervise.read_words(words or []), say))
+            answer(look(launcher.read_words(words or []), say))
             return
-        plan = supervise.plan(words or [])
-        supervise.check_data(plan.config)
+        plan = launcher.plan(words or [])
+        launcher.check_data(plan.config)
         command, code = _as_typed(context, words or []), 0
-        if supervise.is_finished(plan):
-            tell(f"{supervise.finished_words(plan)}\n")
+        if launcher.is_finished(plan):
+            tell(f"{launcher.finished_words(plan)}\n")
         else:
             install_for(plan.cluster, plan.config.precision, say)
             Journal(plan.folder).write("launch", command=command, folder=str(Path.cwd()))
             say(f"starting accelerate launch with {numbered(plan.cluster.num_processes, 'process')}")
-            code = supervise.run_launch(plan)
+            code = launcher.run_launch(plan)
     if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
         tell_report(plan.config, plan.folder, command)
     sys.exit(code)
@@ -100,7 +100,7 @@ def train(
 ) -> None:
     """Train or continue a run in this process, which `accelerate launch -m trainer train RECIPE` has started."""
     from trainer.config.load import flatten
-    from trainer.supervise import load_run
+    from trainer.launcher import load_run
     from trainer.text import table
 
     loaded = load_run(recipe, overrides or [])

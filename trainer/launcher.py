@@ -1,7 +1,8 @@
-"""What `./launch.sh` does once Python is there: pick the cluster file, check the run, launch, and give the run's own exit code.
+"""The parent of a launch: picks the cluster file, checks the run, starts the launcher, waits, and gives the run's own exit code.
 
 `accelerate launch` returns 1 for every failure, dies before our code runs when a precision's library is missing, and gives each process one
-thread. So the check comes before it, and the result is read from runs/NAME/outcome.json after it. Imports no torch.
+thread. So the check comes before it, and the result is read from runs/NAME/outcome.json after it. It runs in a process of its own, whose
+program is launcher_child.py. Imports no torch.
 """
 
 import logging
@@ -34,7 +35,7 @@ from trainer.config.schema import Config
 from trainer.config.settings import settings_help
 from trainer.config.waiting import waiting
 from trainer.ending.causes import cause_of_signal
-from trainer.ending.launcher import FAILURE_PIPE, ProcessFailure, how_it_ended, receive_failure, send_failure
+from trainer.ending.launcher import FAILURE_PIPE, ProcessFailure, how_it_ended, receive_failure
 from trainer.ending.outcome_file import OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.ending.ranks import read_failure
@@ -44,7 +45,7 @@ from trainer.locks import check_not_trained, is_trained, lock_run
 from trainer.metrics.curves import CURVE, last_record
 from trainer.metrics.memory_advice import advice
 from trainer.model.presets import preset_fields
-from trainer.safety.parent import STARTED_BY, end_with_parent
+from trainer.safety.parent import STARTED_BY
 from trainer.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -57,9 +58,6 @@ STOPPED_EARLY = "stopped before the first step; start it again to train"
 
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
-
-LOST_SECONDS = 20
-"""How long a launcher waits for the other ranks once one has failed: they have nothing to save any more, and may hear no signal."""
 
 SAID_BY_CODE = {outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED)}
 """Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
@@ -197,7 +195,7 @@ def plan_elsewhere(asked: Request) -> Plan:
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
     command = start.command(
-        "trainer.supervise",
+        "trainer.launcher_child",
         "--config_file",
         str(cluster.path),
         "--mixed_precision",
@@ -316,13 +314,13 @@ def run_launch(checked: Plan) -> int:
             child.send_signal(number)
         code = child.wait()
         failure = receive_failure(here)
-        return _what_came_of_it(checked, before, code, failure, bool(forwarded))
+        return resolve_exit_code(checked, before, code, failure, bool(forwarded))
 
 
-def _what_came_of_it(
+def resolve_exit_code(
     checked: Plan, before: dict[str, Any] | None, code: int, failure: ProcessFailure | None, was_asked_to_stop: bool
 ) -> int:
-    """The run's own exit code, from the rank that ended with it or from the outcome; what no rank could say is said here."""
+    """The run's own exit code, from the rank that ended with it or from the outcome; a failure that no rank could report is recorded."""
     if failure and failure.exit_code in SAID_BY_CODE:
         return failure.exit_code
     if code < 0:
@@ -335,7 +333,7 @@ def _what_came_of_it(
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == Outcome.FAILED and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
-        _speak_for_the_dead(checked.folder, _reason(checked, code, failure), failure)
+        record_unreported_failure(checked.folder, _reason(checked, code, failure), failure)
     return exit_code(code, said)
 
 
@@ -359,8 +357,8 @@ def _reason(checked: Plan, code: int, failure: ProcessFailure | None) -> str:
     return f"{ended}; if memory was short: {advice(checked.config.micro_batch, checked.cluster.precision)}"
 
 
-def _speak_for_the_dead(folder: Path, reason: str, failure: ProcessFailure | None) -> None:
-    """Tells why a run ended whose processes could not, and writes it into the outcome that says that the run goes on."""
+def record_unreported_failure(folder: Path, reason: str, failure: ProcessFailure | None) -> None:
+    """Logs why a run ended whose processes could not say so, and writes it into an outcome that still says `running`."""
     log.warning(reason)
     now = read_outcome(folder)
     if now is None or now["outcome"] not in (Outcome.RUNNING, Outcome.FAILED):
@@ -374,44 +372,3 @@ def _speak_for_the_dead(folder: Path, reason: str, failure: ProcessFailure | Non
                 Journal(folder).write("stop", cause=cause_of_signal(-failure.exit_code), step=step, reason=reason)
     except (LaunchError, OSError) as error:
         log.warning("%s does not say so: %s", folder / OUTCOME, error)
-
-
-def accelerate_launch() -> int:
-    """`accelerate launch` itself, without the launcher's own tracebacks: the processes it started have said what happened."""
-    end_with_parent()
-    os.environ[STARTED_BY] = str(os.getpid())
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the launcher listens, a Ctrl+C ends it without a traceback
-    from accelerate.commands.launch import main
-    from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    quiet_elastic()
-    PContext.close.__defaults__ = (
-        None,
-        LOST_SECONDS,
-    )  # torch's 30 seconds are no setting; a stop that was asked for names its own
-    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)  # threads are counted by launch.num_threads
-    try:
-        main()
-    except SignalException:
-        return 1
-    except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        send_failure(ProcessFailure(rank, first.pid, first.exitcode))
-        return 1
-    return 0
-
-
-def quiet_elastic() -> None:
-    """Silences the launcher's modules, which warn of each stop; every one of their loggers has a level of its own."""
-    import torch.distributed.run  # all that a launch will load
-
-    assert torch.distributed.run
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-if __name__ == "__main__":
-    sys.exit(accelerate_launch())

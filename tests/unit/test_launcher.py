@@ -9,7 +9,7 @@ import pytest
 
 from tests.commands import trainer
 from tests.messages import logged, refuses, says
-from trainer import files, locks, start, supervise
+from trainer import files, launcher, launcher_child, locks, start
 from trainer.config.load import load
 from trainer.config.waiting import CHOSEN_BY, WAITING
 from trainer.ending.outcome_file import read_outcome, write_outcome
@@ -19,7 +19,7 @@ from trainer.metrics.memory_advice import advice
 
 
 def gpus(monkeypatch, number):
-    monkeypatch.setattr(supervise.clusters, "count_gpus", lambda: number)
+    monkeypatch.setattr(launcher.clusters, "count_gpus", lambda: number)
 
 
 # The words of the command line
@@ -37,7 +37,7 @@ def gpus(monkeypatch, number):
     ],
 )
 def test_the_words_are_cluster_recipe_and_overrides(words, split):
-    assert supervise.split_words(words) == split
+    assert launcher.split_words(words) == split
 
 
 def test_an_equals_sign_in_the_path_of_a_file_makes_no_override(tmp_path, monkeypatch):
@@ -47,10 +47,10 @@ def test_an_equals_sign_in_the_path_of_a_file_makes_no_override(tmp_path, monkey
         (tmp_path / name).write_text("seed: 1\n")
     (tmp_path / "gpus=4.yaml").write_text("distributed_type: MULTI_GPU\n")
     recipe, there, unknown = "sweep/lr=3e-4/mine.yaml", f"{tmp_path}/lr=3.yaml", "sweep/lr=1/mine.yaml"
-    assert supervise.split_words([recipe]) == (None, recipe, [])
-    assert supervise.split_words(["gpus=4.yaml", there, "seed=2"]) == ("gpus=4.yaml", there, ["seed=2"])
-    assert supervise.split_words(["cpu", "lr=3.yaml"]) == ("cpu", "lr=3.yaml", [])
-    assert supervise.split_words(["cpu", unknown]) == ("cpu", unknown, []), "which is told as missing"
+    assert launcher.split_words([recipe]) == (None, recipe, [])
+    assert launcher.split_words(["gpus=4.yaml", there, "seed=2"]) == ("gpus=4.yaml", there, ["seed=2"])
+    assert launcher.split_words(["cpu", "lr=3.yaml"]) == ("cpu", "lr=3.yaml", [])
+    assert launcher.split_words(["cpu", unknown]) == ("cpu", unknown, []), "which is told as missing"
     overrides = [
         "seed=1.yaml",
         "data.corpus=a/b",
@@ -58,12 +58,12 @@ def test_an_equals_sign_in_the_path_of_a_file_makes_no_override(tmp_path, monkey
         "data.tokenizer=sweep/lr=1/mine.tiktoken",
         "typo/lr=1",
     ]
-    assert supervise.split_words(overrides) == (None, "shakespeare", overrides), "the name of a setting stays one"
+    assert launcher.split_words(overrides) == (None, "shakespeare", overrides), "the name of a setting stays one"
 
 
 def test_a_third_name_is_refused():
     with refuses(ConfigError, "cpu shakespeare resume"):
-        supervise.split_words(["cpu", "shakespeare", "resume"])
+        launcher.split_words(["cpu", "shakespeare", "resume"])
 
 
 # The batch
@@ -71,7 +71,7 @@ def test_a_third_name_is_refused():
 
 def test_a_batch_that_does_not_divide_among_the_processes_of_the_cluster_file_is_refused(cluster):
     with refuses(ConfigError, "global_batch", 16, "micro_batch", "8 x 3 = 24", "nearest: 24"):
-        supervise.plan([str(cluster(num_processes=3, use_cpu=True)), "shakespeare"])
+        launcher.plan([str(cluster(num_processes=3, use_cpu=True)), "shakespeare"])
 
 
 # The plan
@@ -81,9 +81,9 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
     for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PYTHONSAFEPATH", *CHOSEN_BY):
         monkeypatch.delenv(name, raising=False)
     path = cluster()
-    plan = supervise.plan([path, "shakespeare", "name=mine", "seed=3"])
+    plan = launcher.plan([path, "shakespeare", "name=mine", "seed=3"])
     assert plan.command == start.command(
-        "trainer.supervise",
+        "trainer.launcher_child",
         "--config_file",
         path,
         "--mixed_precision",
@@ -109,27 +109,27 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
 
 def test_a_time_to_shut_down_that_a_person_chose_stays(cluster, monkeypatch):
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
-    assert supervise.plan([cluster(), "shakespeare"]).environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "7"
+    assert launcher.plan([cluster(), "shakespeare"]).environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "7"
 
 
 def test_fp8_is_asked_of_the_trainer_and_not_of_the_launcher_that_would_die_of_it(cluster):
-    plan = supervise.plan([cluster(mixed_precision="fp8"), "shakespeare"])
+    plan = launcher.plan([cluster(mixed_precision="fp8"), "shakespeare"])
     assert plan.command[plan.command.index("--mixed_precision") + 1] == "bf16"
     assert plan.environment["TRAINER_ASKED_PRECISION"] == "fp8"
 
 
 def test_settings_of_fp8_that_a_cluster_file_has_and_nobody_reads_are_told(cluster):
     with pytest.raises(ConfigError) as caught:
-        supervise.plan(
+        launcher.plan(
             [cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"]
         )
     says(caught.value, "fp8_config.amax_history_len", "fp8_config.backend", "'MSAMP'")
-    supervise.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
+    launcher.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
 
 
 def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
     gpus(monkeypatch, 0)
-    plan = supervise.plan([])
+    plan = launcher.plan([])
     assert plan.cluster.path.stem == "cpu"
     assert plan.config.name == "shakespeare"
 
@@ -137,7 +137,7 @@ def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
 def test_more_gpus_than_there_are_is_refused_with_a_file_that_fits(cluster, monkeypatch):
     gpus(monkeypatch, 1)
     with refuses(ConfigError, "2 GPUs", 1, "1gpu_bf16"):
-        supervise.plan([cluster(use_cpu=None), "shakespeare"])
+        launcher.plan([cluster(use_cpu=None), "shakespeare"])
 
 
 @pytest.mark.parametrize("num_gpus", [4, 3])
@@ -145,30 +145,30 @@ def test_a_cluster_of_several_machines_wants_its_share_of_gpus_on_this_one(clust
     gpus(monkeypatch, num_gpus)
     words = [cluster(use_cpu=None, num_processes=8, num_machines=2), "shakespeare", "micro_batch=2"]
     if num_gpus == 4:
-        assert supervise.plan(words).cluster.num_processes == 8
+        assert launcher.plan(words).cluster.num_processes == 8
     else:
         with refuses(ConfigError, "4 GPUs", 3):
-            supervise.plan(words)
+            launcher.plan(words)
 
 
 # What came of it
 
 
 def test_every_outcome_has_its_code_and_none_is_the_launchers():
-    assert {kind: supervise.exit_code(9, {"outcome": kind}) for kind in EXIT_CODES} == EXIT_CODES
-    assert supervise.exit_code(0, {"outcome": "running"}) == 0, "finished, and the disk too full to say so"
-    assert supervise.exit_code(-9, None) == 1, "a launcher that was killed"
-    assert supervise.exit_code(7, None) == 7
-    assert supervise.exit_code(0, None) == 1
+    assert {kind: launcher.exit_code(9, {"outcome": kind}) for kind in EXIT_CODES} == EXIT_CODES
+    assert launcher.exit_code(0, {"outcome": "running"}) == 0, "finished, and the disk too full to say so"
+    assert launcher.exit_code(-9, None) == 1, "a launcher that was killed"
+    assert launcher.exit_code(7, None) == 7
+    assert launcher.exit_code(0, None) == 1
 
 
 def planned(project, script=""):
     """A plan whose launcher is a few lines of Python."""
     loaded = load("shakespeare", ["name=mine", "max_steps=30"])
     command = [sys.executable, "-c", script]
-    return supervise.Plan(
+    return launcher.Plan(
         loaded,
-        supervise.clusters.Cluster(Path("x"), 1, "no", True),
+        launcher.clusters.Cluster(Path("x"), 1, "no", True),
         command,
         dict(os.environ),
         project / "runs" / "mine",
@@ -195,15 +195,15 @@ def test_a_run_is_finished_when_it_says_so_and_its_last_step_is_on_disk(project,
         if number:
             (project / "checkpoints" / "mine" / f"step-{number:08d}").mkdir(parents=True)
     (project / "checkpoints" / "mine" / "step-00000099.bak").mkdir(parents=True)
-    assert supervise.is_finished(plan) is finished
-    assert supervise.newest_step(plan.config) == (step or 10)
+    assert launcher.is_finished(plan) is finished
+    assert launcher.newest_step(plan.config) == (step or 10)
 
 
 def test_a_run_that_left_something_undone_is_launched_again(project):
     plan = planned(project)
     (project / "checkpoints" / "mine" / "step-00000030").mkdir(parents=True)
     write_outcome(plan.folder, "finished", step=30, reason="because", untidy="its export failed: full")
-    assert not supervise.is_finished(plan)
+    assert not launcher.is_finished(plan)
 
 
 def leaves(plan, outcome):
@@ -216,13 +216,13 @@ def test_the_exit_code_is_that_of_the_run_and_not_of_the_launcher(project):
     plan = planned(project)
     write_outcome(plan.folder, "running", step=0, reason="before")
     plan.command[2] = leaves(plan, "interrupted")
-    assert supervise.run_launch(plan) == 75
+    assert launcher.run_launch(plan) == 75
 
 
 def test_the_outcome_of_an_earlier_launch_says_nothing_about_this_one(project):
     plan = planned(project, "raise SystemExit(6)")
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
-    assert supervise.run_launch(plan) == 6
+    assert launcher.run_launch(plan) == 6
 
 
 def test_a_refusal_beside_an_earlier_outcome_is_this_launchs_and_an_earlier_refusal_is_not(project):
@@ -233,11 +233,11 @@ from pathlib import Path
 from trainer.ending.outcome_file import read_outcome, write_refusal
 write_refusal(Path({str(plan.folder)!r}), read_outcome(Path({str(plan.folder)!r})), "no data")
 raise SystemExit(1)"""
-    assert supervise.run_launch(plan) == 2
+    assert launcher.run_launch(plan) == 2
     plan.command[2] = "raise SystemExit(6)"
-    assert supervise.run_launch(plan) == 6
+    assert launcher.run_launch(plan) == 6
     plan.command[2] = refuses
-    assert supervise.run_launch(plan) == 2
+    assert launcher.run_launch(plan) == 2
 
 
 TOLD = """
@@ -275,19 +275,19 @@ def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(proj
     plan.command[2] = TOLD.format(
         name=name, leave=writes(plan, *left) if left else "pass", heard=str(project / "heard")
     )
-    before = [signal.getsignal(number) for number in supervise.SIGNALS]
-    assert supervise.run_launch(plan) == code
+    before = [signal.getsignal(number) for number in launcher.SIGNALS]
+    assert launcher.run_launch(plan) == code
     assert (project / "heard").read_text() == ("SIGTERM" if name == "SIGQUIT" else name)
     assert [said in message for message in caplog.messages] == ([True] if said else [])
-    assert before == [signal.getsignal(number) for number in supervise.SIGNALS]
+    assert before == [signal.getsignal(number) for number in launcher.SIGNALS]
 
 
-@pytest.mark.parametrize("number", supervise.SIGNALS)
+@pytest.mark.parametrize("number", launcher.SIGNALS)
 def test_a_signal_while_a_launch_is_checked_asks_to_be_queued_again(monkeypatch, caplog, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr(supervise, "plan", lambda words: os.kill(os.getpid(), number))
+    monkeypatch.setattr(launcher, "plan", lambda words: os.kill(os.getpid(), number))
     assert trainer("launch", "cpu").code == 75
-    assert caplog.messages == [supervise.STOPPED_EARLY]
+    assert caplog.messages == [launcher.STOPPED_EARLY]
     assert signal.getsignal(number) is before
 
 
@@ -295,7 +295,7 @@ def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):
     script = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(46)"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert supervise.run_launch(planned(project, script)) == 46
+        assert launcher.run_launch(planned(project, script)) == 46
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -314,7 +314,7 @@ open({path!r}, "w").write(" ".join(heard))
 
 @pytest.mark.parametrize("names", [["SIGHUP", "SIGTERM"], ["SIGTERM", "SIGHUP"], ["SIGTERM", "SIGTERM"]])
 def test_a_second_signal_does_not_end_the_wait_for_the_last_save(project, names):
-    assert supervise.run_launch(planned(project, TWICE.format(names=names, path=str(project / "heard")))) == 75
+    assert launcher.run_launch(planned(project, TWICE.format(names=names, path=str(project / "heard")))) == 75
     assert (project / "heard").read_text() == names[0]
 
 
@@ -328,7 +328,7 @@ def test_the_launchers_modules_say_nothing_of_a_stop():
     ]
     levels = {logger: logger.level for logger in loggers}
     try:
-        supervise.quiet_elastic()
+        launcher_child.quiet_elastic()
         assert not torch.distributed.elastic.agent.server.api.logger.isEnabledFor(logging.WARNING)
     finally:
         for logger, level in levels.items():
@@ -364,7 +364,7 @@ def test_a_run_that_says_it_goes_on_and_does_not_has_failed_for_a_reason(project
     plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
     write_outcome(plan.folder, "interrupted", step=0, reason="before")
     curve(plan, 7)
-    assert supervise.run_launch(plan) == 1
+    assert launcher.run_launch(plan) == 1
     ended = read_outcome(plan.folder)
     assert (ended["outcome"], ended["step"]) == ("failed", 7)
     assert caplog.messages == [ended["reason"]]
@@ -377,10 +377,10 @@ def test_the_words_of_a_rank_that_failed_are_the_reason_where_rank_0_could_not_w
     write_outcome(plan.folder, "interrupted", step=0, reason="before")
     note = {"rank": 1, "pid": 1, "group": "here", "outcome": "failed", "reason": "a bad shard"}
     (plan.folder / ".failed-rank-1").write_text(json.dumps(note))
-    assert supervise.run_launch(plan) == 1
+    assert launcher.run_launch(plan) == 1
     assert read_outcome(plan.folder)["reason"] == "rank 1: a bad shard"
     (plan.folder / ".failed-rank-1").write_text(json.dumps({**note, "pid": 2}))  # of an earlier launch
-    assert supervise.run_launch(plan) == 1
+    assert launcher.run_launch(plan) == 1
     says(read_outcome(plan.folder)["reason"], "exit code 1")
 
 
@@ -389,7 +389,7 @@ def test_a_killed_rank_is_the_reason_where_another_only_knows_that_it_was_lost(p
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, 'failed').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
     write_outcome(plan.folder, "running", step=0, reason="before")
-    assert supervise.run_launch(plan) == 1
+    assert launcher.run_launch(plan) == 1
     says(read_outcome(plan.folder)["reason"], *words)
 
 
@@ -399,7 +399,7 @@ def test_a_rank_that_ended_with_a_code_of_the_runs_own_has_said_all(project, cap
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, left).removesuffix('; raise SystemExit(1)')}; {seen(0, exit_code)}"
     write_outcome(plan.folder, "running", step=0, reason="before")
-    assert supervise.run_launch(plan) == exit_code
+    assert launcher.run_launch(plan) == exit_code
     assert read_outcome(plan.folder)["reason"] == "new"
     assert caplog.messages == []
 
@@ -408,7 +408,7 @@ def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, 
     plan = planned(project, seen(0, -9))
     write_outcome(plan.folder, "running", step=3, reason="training")
     with locks.take(plan.folder / ".lock"):
-        assert supervise.run_launch(plan) == 1
+        assert launcher.run_launch(plan) == 1
     assert read_outcome(plan.folder)["outcome"] == "running"
     logged(caplog, "another process", "mine")
 
@@ -431,7 +431,7 @@ write_outcome(folder, "interrupted", step=1, reason="SIGTERM was received")
 def test_ranks_that_a_killed_launcher_leaves_behind_are_waited_for(project):
     plan = planned(project)
     plan.command[2] = LEFT_BEHIND.format(folder=str(plan.folder))
-    assert supervise.run_launch(plan) == 75
+    assert launcher.run_launch(plan) == 75
 
 
 def test_ranks_that_outlive_a_failed_one_are_waited_for_shortly_and_those_that_save_as_long_as_was_said(monkeypatch):
@@ -439,13 +439,13 @@ def test_ranks_that_outlive_a_failed_one_are_waited_for_shortly_and_those_that_s
 
     seen = []
     monkeypatch.setattr(PContext.close, "__defaults__", (None, 30))
-    monkeypatch.setattr(supervise, "end_with_parent", lambda: None)
+    monkeypatch.setattr(launcher_child, "end_with_parent", lambda: None)
     monkeypatch.setenv("TRAINER_STARTED_BY", "1")
     monkeypatch.setattr("accelerate.commands.launch.main", lambda: seen.append(PContext.close.__defaults__))
     heard = signal.getsignal(signal.SIGINT)
     try:
-        assert supervise.accelerate_launch() == 0
+        assert launcher_child.accelerate_launch() == 0
     finally:
         signal.signal(signal.SIGINT, heard)
-    assert seen == [(None, supervise.LOST_SECONDS)]
-    assert supervise.LOST_SECONDS < 30 < supervise.SHUTDOWN_SECONDS
+    assert seen == [(None, launcher_child.LOST_SECONDS)]
+    assert launcher_child.LOST_SECONDS < 30 < launcher.SHUTDOWN_SECONDS

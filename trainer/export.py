@@ -230,12 +230,8 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
 
 
 def _peak_rates(optimizer: Mapping[str, Any]) -> str:
-    muon = (
-        f" ({optimizer['muon_lr']:g} for Muon's matrices)"
-        if optimizer.get("name") == "muon" and "muon_lr" in optimizer
-        else ""
-    )
-    return f"{optimizer.get('lr')}{muon}"
+    own = f"{optimizer.get('name')}_lr"  # an optimizer's own rate beside the one that all have, such as muon_lr
+    return f"{optimizer.get('lr')}" + (f" ({own} {optimizer[own]:g})" if own in optimizer else "")
 
 
 def _evaluations(run: Path, step: int) -> dict[str, str]:

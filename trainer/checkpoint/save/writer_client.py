@@ -102,11 +102,6 @@ class WriterClient:
         return self._process.returncode
 
     @property
-    def num_slots(self) -> int:
-        """How many snapshots the memory has room for."""
-        return len(self._snapshots.slots)
-
-    @property
     def writing(self) -> int | None:
         """The slot whose write is in flight."""
         return next((number for number, held in self._held.items() if held.is_asked), None)

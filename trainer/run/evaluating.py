@@ -24,10 +24,11 @@ log = logging.getLogger(__name__)
 def build_validation(
     config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
 ) -> Callable[[], ValidationLoss] | None:
-    if corpus.validation is None:
+    held_out = corpus.validation
+    if held_out is None:
         log.info("no validation data: there will be no validation loss, and no best checkpoint")
         return None
-    if (wanted := config.evaluation.num_sequences or 0) > (there := corpus.validation.num_sequences):
+    if (wanted := config.evaluation.num_sequences or 0) > (there := held_out.num_sequences):
         log.warning(
             "evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there
         )
@@ -35,7 +36,7 @@ def build_validation(
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         micro_batches = validation_batches(
-            corpus.validation,
+            held_out,
             num_sequences=config.evaluation.num_sequences,
             micro_batch=config.micro_batch,
             rank=accelerator.process_index,

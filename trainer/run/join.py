@@ -61,7 +61,8 @@ def join(config: Config) -> tuple[Accelerator, Decision]:
         log.warning(slow)
     if sentence := tf32_sentence(decision.mode, device.type, config.precision.tf32):
         log.info(sentence)
-    if place.is_main and measured and decision.mode == "fp8" and (warning := measured.warning(decision.recipe)):
+    warning = measured.warning(decision.fp8_recipe.name) if measured and decision.mode == "fp8" else None
+    if place.is_main and warning:
         log.warning(warning)
     return accelerator, decision
 

@@ -288,6 +288,6 @@ def _override_value(key: str, text: str) -> tuple[Any, str | None]:
         return None, None
     try:
         node = yaml.compose(text, Loader)
-        return yaml.load(text, Loader), both_readings(node, kind_of(key), Loader(""))
+        return yaml.load(text, Loader), both_readings(node, kind_of(key), Loader("")) if node else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return text, None

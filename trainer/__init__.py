@@ -22,8 +22,9 @@ Begin with loop.py: it is what all the rest serves. How work goes through the fi
 
 Where new things go (more in guides/contributing.md):
 
-    sharded snapshot   a second checkpoint/format/layout.py (today's is whole_files.py), chosen in checkpoint/context.py;
-                       checkpoint/save/snapshot.py and main_rank.py, whose slots and writer are rank 0's today
+    sharded snapshot   a second layout of checkpoint/format/layout.py (today's is checkpoint/format/whole_files.py), chosen in
+                       checkpoint/context.py; checkpoint/save/snapshot.py and checkpoint/save/main_rank.py, whose slots and
+                       writer are rank 0's today
     hang watchdog      launcher.py (the parent, which waits), safety/peers.py (a rank that waits for a lost one), ending/causes.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where), data/loader.py
     optimizer          optim/adamw.py is the example; one line in config/optimizers.py

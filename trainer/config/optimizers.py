@@ -81,7 +81,10 @@ def optimizer_section() -> type[OptimizerSettings]:
     words = ", ".join(f"`{name}` ({entry.help})" for name, entry in entries.items())
     name: Any = Annotated[Literal[tuple(entries)], Field(description=f"{words}.")]
     bases = tuple(dict.fromkeys(entry.settings for entry in reversed(entries.values())))
-    return create_model("OptimizerConfig", __base__=bases, __doc__=OptimizerSettings.__doc__, name=(name, "adamw"))
+    # Where it is found under its name, so that a config can be sent to another process.
+    place = "trainer.config.schema"
+    doc = OptimizerSettings.__doc__
+    return create_model("OptimizerConfig", __base__=bases, __doc__=doc, __module__=place, name=(name, "adamw"))
 
 
 def optimizer_conditions(name: str, device_type: str) -> dict[str, Any]:

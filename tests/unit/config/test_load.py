@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import yaml
 
@@ -229,3 +231,8 @@ def test_a_kept_config_of_another_version_has_todays_defaults_and_keeps_what_is_
     config = load("shakespeare").config
     path.write_text(dump(config))
     assert kept_settings(path) == flatten(config)
+
+
+def test_a_config_goes_to_another_process_as_it_is():
+    config = load("shakespeare").config
+    assert pickle.loads(pickle.dumps(config)) == config

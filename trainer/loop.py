@@ -42,7 +42,7 @@ def train(run: Run) -> Ending:
         run.precision.begin(run.progress.step + 1)
         loss = accumulate_gradients(run, batch)
         run.stopwatch.lap("forward_backward")
-        grad_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
+        grad_norm = run.parallel.clip_grad_norm(run.model.parameters(), run.config.optimizer.max_grad_norm)
         run.checkpointer.before_update()  # a snapshot may still be reading the weights
         with run.probes.around_update(run.progress.step + 1):
             step_if_finite(run.optimizer, grad_norm)
@@ -77,7 +77,7 @@ def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         is_last = number == len(batch.micro_batches)
         run.precision.micro_batch(number)
-        with nullcontext() if is_last else run.accelerator.no_sync(run.model):
+        with nullcontext() if is_last else run.parallel.no_sync(run.model):
             loss = run.model(micro_batch.inputs, labels=micro_batch.labels) / len(batch.micro_batches)
             run.accelerator.backward(loss)
         total += loss.detach()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.config.schema import PrecisionConfig
 from trainer.journal import Journal
+from trainer.parallel import parallel_of
 from trainer.precision.decide import Decision
 from trainer.precision.fp8_model import Fp8Model
 from trainer.precision.fp8_monitor import Fp8Monitor
@@ -93,5 +94,5 @@ def build_monitor(
             inexact,
         )
     caches_weights = wanted.cache_weights and fp8.recipe.stateless and accumulation > 1 and not compiled
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    inner = parallel_of(accelerator).unwrap(model)
     return Fp8Monitor(fp8, coverage, accelerator, inner, journal, caches_weights=caches_weights)

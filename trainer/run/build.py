@@ -36,6 +36,7 @@ from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.metrics.trackers import check_tracker_names
 from trainer.optim.schedule import build_schedule
+from trainer.parallel import Parallel, parallel_of
 from trainer.precision.monitor import PrecisionMonitor
 from trainer.run.consensus import Consensus
 from trainer.run.evaluating import build_task_evaluator, build_validation, samples_of
@@ -56,6 +57,7 @@ class Run:
 
     config: Config
     accelerator: Accelerator
+    parallel: Parallel
     precision: PrecisionMonitor
     corpus: Corpus
     loader: TokenLoader
@@ -118,6 +120,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     return Run(
         config=config,
         accelerator=accelerator,
+        parallel=parallel_of(accelerator),
         precision=precision,
         corpus=corpus,
         loader=loader,

@@ -17,6 +17,7 @@ from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import open_tasks
 from trainer.launch.process_group import main_process_first
 from trainer.model.scores import token_scores
+from trainer.parallel import parallel_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def build_validation(
         log.warning(
             "evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there
         )
-    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    inner = parallel_of(accelerator).unwrap(model)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         micro_batches = validation_batches(

@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import multiprocessing
 import os
 import signal
 
@@ -14,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(waiting(os.environ))
 
 from trainer.checkpoint.format.store import CheckpointStore
+
+# Whichever test starts the server that ranks are forked from, it has imported what each of them would take seconds to import.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preload"])
 
 # A shell starts what it puts into the background with SIGINT and SIGQUIT ignored, nohup what it starts with SIGHUP ignored, and
 # everything below would inherit that.

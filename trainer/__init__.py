@@ -23,12 +23,17 @@ Begin with loop.py: it is what all the rest serves. How work goes through the fi
 Where new things go (more in guides/contributing.md):
 
     sharded snapshot   a second layout of checkpoint/format/layout.py (today's is checkpoint/format/whole_files.py), chosen in
-                       checkpoint/context.py; checkpoint/save/snapshot.py and checkpoint/save/main_rank.py, whose slots and
-                       writer are rank 0's today
-    hang watchdog      launcher.py (the parent, which waits), safety/peers.py (a rank that waits for a lost one), ending/causes.py
-    data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where), data/loader.py
+                       checkpoint/context.py; checkpoint/save/checkpointer.py, checkpoint/save/main_rank.py and what it owns
+                       (snapshot, writer, room are rank 0's today); export.py, evaluate.py and tools/selftest/evidence.py open
+                       the file of the weights themselves
+    hang watchdog      session.py (where a rank's threads start; nothing beats per step today), launcher.py (the parent, which waits
+                       without a limit), launch/process_group.py (how long ranks wait for each other), ending/causes.py
+    data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state),
+                       data/loader.py; what a resume must notice: data/shards.py (fingerprints), run/identity.py,
+                       checkpoint/resume/changes.py
     optimizer          optim/adamw.py is the example; one line in config/optimizers.py
-    alert              metrics/slow_alarm.py is the example, made in run/build.py; what ends a run is a vote: safety/guard.py
+    alert              metrics/slow_alarm.py is the example, made in run/reporting.py and called in metrics/reporter.py; what ends
+                       a run is a vote: safety/guard.py
 """
 
 __version__ = "0.1.0"

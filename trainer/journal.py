@@ -1,6 +1,6 @@
 """runs/NAME/journal.jsonl: what happened to a run, event by event, in the order in which it happened.
 
-One JSON object per line, only ever added to, by every process of the run (the trainer's ranks, its writer, the supervisor). Each has `time`
+One JSON object per line, only ever added to, by every process of the run (the trainer's ranks, its writer, the launcher). Each has `time`
 (ISO 8601 in UTC, for people: nothing compares it, so a clock that jumps changes nothing), `event`, and the event's facts:
 
     launch        command, folder   what was typed to start it, and in which folder

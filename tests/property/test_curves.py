@@ -46,10 +46,10 @@ def test_the_end_of_a_step_is_found_from_the_end_whatever_the_blocks(steps, want
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / CURVE
         path.write_bytes(b"".join(lines) + b'{"step": 0, "lo' * is_torn)
-        before, curves._BLOCK_BYTES = curves._BLOCK_BYTES, block_bytes
+        before, curves.BLOCK_BYTES = curves.BLOCK_BYTES, block_bytes
         try:
             end = end_of_step(path, wanted)
         finally:
-            curves._BLOCK_BYTES = before
+            curves.BLOCK_BYTES = before
         assert end == sum(len(line) for line, step in zip(lines, steps) if step <= wanted)
         assert [record["step"] for _, record in records_from(path, end)] == [step for step in steps if step > wanted]

@@ -1,6 +1,9 @@
 """A config becomes a run, and the run is brought to where it stands.
 
 build.py      everything a run needs, built in one readable order and held in one frozen dataclass, `Run`
+join.py       the other processes, and the precision that all compute in
+prepared.py   model and optimizer, built and prepared; memory.py: whether this machine can hold them
+evaluating.py its validation loss, samples and tasks; reporting.py: its reporter and probes
 identity.py   the facts by which a run, a replay and a launch are known again
 consensus.py  what the ranks agree on after each step: its result, the same on every rank
 verdict.py    whether the run ends at a step and how, and whether the step is saved

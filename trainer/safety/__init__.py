@@ -2,5 +2,6 @@
 
 stop.py      signals become a request, which all ranks answer at the same step
 guard.py     losses and gradients that are not finite
+peers.py     a rank ends with the reason that another left, where the device would keep it waiting
 parent.py    a process that ends when the one that started it does
 """

@@ -218,7 +218,7 @@ def test_what_the_trainer_said_last_is_heard_by_a_writer_that_was_stopped(store,
     script = f"""
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).resolve().parents[3])!r})
+sys.path.insert(0, {str(Path(__file__).resolve().parents[4])!r})
 from tests.small_runs import Small, end_writer
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.config.schema import CheckpointConfig

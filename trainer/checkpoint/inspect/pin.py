@@ -5,6 +5,7 @@ away first and then looks for a pin. So either the pin came before and the check
 such folder, and says so.
 """
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from trainer.checkpoint.format.store import REMOVING, Entry
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.folders import command_line
 from trainer.errors import CheckpointError
+
+LONGEST_REMOVAL_SECONDS = 10.0
+"""How long a prune that has taken a checkpoint's name is waited for, to remove it or to give the name back."""
 
 
 def set_pinned(folder: Path, wanted: str, *, pinned: bool) -> str:
@@ -50,10 +54,23 @@ def _rewrite(entry: Entry, pinned: bool) -> None:
 
 
 def _is_so(path: Path, pinned: bool) -> bool:
-    """Whether the checkpoint has its new manifest; without its name, a pinned one is about to get it back."""
-    for place in (path, path.with_name(f"{REMOVING}{path.name}"), path):  # it may come back between the first two looks
-        try:
-            return read_manifest(place).pinned == pinned
-        except CheckpointError:
-            continue
-    return False
+    """Whether the checkpoint has its new manifest; one that a prune has just taken the name from is waited for.
+
+    What stands in a folder without its name proves nothing while that prune lives: the manifest may have come into it after it was looked
+    into for a pin. One that died there gives the name back at the next start.
+    """
+    nameless = path.with_name(f"{REMOVING}{path.name}")
+    ends = time.monotonic() + LONGEST_REMOVAL_SECONDS
+    while (found := _pin_of(path)) is None and nameless.exists() and time.monotonic() < ends:
+        time.sleep(0.01)
+    if found is None:  # it may have come back between the two looks
+        found = _pin_of(path)
+    return (_pin_of(nameless) if found is None else found) == pinned
+
+
+def _pin_of(path: Path) -> bool | None:
+    """Whether a checkpoint's manifest says that it is pinned; None where there is none to read."""
+    try:
+        return read_manifest(path).pinned
+    except CheckpointError:
+        return None

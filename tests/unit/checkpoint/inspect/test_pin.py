@@ -1,4 +1,5 @@
 import shutil
+import threading
 
 import pytest
 
@@ -7,7 +8,8 @@ from tests.small_checkpoints import commit
 from trainer import files
 from trainer.checkpoint.format.manifest import MANIFEST, read_manifest
 from trainer.checkpoint.format.retention import Policy
-from trainer.checkpoint.format.store import verify
+from trainer.checkpoint.format.store import REMOVING, verify
+from trainer.checkpoint.inspect import pin
 from trainer.checkpoint.inspect.pin import set_pinned
 from trainer.errors import CheckpointError
 
@@ -87,9 +89,32 @@ def test_a_pin_that_came_just_before_a_prune_took_the_name_away_is_confirmed(thr
         real(path)
 
     monkeypatch.setattr(files, "fsync_folder", loses_its_name)
+    monkeypatch.setattr(pin, "LONGEST_REMOVAL_SECONDS", 0.1)
     assert set_pinned(three.folder, "1", pinned=True).endswith("is pinned")
     three.prune(Policy(1, 0))
     assert [entry.step for entry in three.entries()] == [3, 1]
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_pin_that_came_into_a_folder_without_its_name_is_what_the_prune_makes_of_it(three, monkeypatch, comes_back):
+    """The manifest may land there after the prune has looked for a pin: what counts is whether the name comes back."""
+    path = three.path(2)
+    nameless = path.with_name(f"{REMOVING}{path.name}")
+    write = files.write_atomic
+
+    def write_beside_a_prune(target, content, **options):
+        write(target, content, **options)
+        path.rename(nameless)
+        ends = (lambda: nameless.rename(path)) if comes_back else (lambda: shutil.rmtree(nameless))
+        threading.Timer(0.2, ends).start()
+
+    monkeypatch.setattr(files, "write_atomic", write_beside_a_prune)
+    if comes_back:
+        assert set_pinned(three.folder, "2", pinned=True) == f"{path} is pinned"
+        assert read_manifest(path).pinned
+    else:
+        with refuses(CheckpointError, path, "was removed"):
+            set_pinned(three.folder, "2", pinned=True)
 
 
 def test_a_checkpoint_that_is_not_whole_is_not_pinned_but_loses_its_pin(three):

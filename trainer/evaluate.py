@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,15 @@ class Evaluation:
     is_main: bool
     """Whether this process is the one that speaks and writes."""
     loss: Loss | None = None
+    when: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    """When it was done: the same in the run's file and in what is printed."""
 
     def records(self) -> list[dict[str, object]]:
         """One record for the loss and one a task, plain JSON: what is not finite is None."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         facts = {**self.located.facts(), "tokens": self.located.manifest.tokens}
         found = [{"task": LOSS, **asdict(self.loss)}] if self.loss else []
         found += [asdict(result) for result in self.results]
-        return [{**facts, **_finite(one), "precision": self.precision, "time": when} for one in found]
+        return [{**facts, **_finite(one), "precision": self.precision, "time": self.when} for one in found]
 
     def text(self) -> str:
         """A table, under a line that says of what."""

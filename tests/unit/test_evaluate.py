@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def test_a_record_is_json_whatever_the_numbers_are(perplexity):
         is None
     )
     assert (record["step"], record["task"], record["acc"]) == (10, "words", 0.0)
+
+
+def test_the_records_that_are_printed_are_those_that_were_written_though_a_second_passed(monkeypatch):
+    said = evaluation()
+    written = said.records()
+    monkeypatch.setattr(evaluate.time, "gmtime", lambda *_: time.struct_time((2030, 1, 1, 0, 0, 0, 1, 1, 0)))
+    assert said.records() == written
 
 
 def test_newer_checkpoints_that_were_passed_over_stand_in_the_table_and_in_the_records():

@@ -84,9 +84,8 @@ def segments(a: Curve, b: Curve, span: Span, spread: Spread, number: int) -> lis
         gaps = block_gaps(a, b, part)
         if len(gaps):
             loss_a, loss_b = mean_loss(a, part), mean_loss(b, part)
-            found.append(
-                Segment(part.start * a.bin_tokens, part.stop * a.bin_tokens, loss_a, loss_b, gap(gaps, loss_a, spread))
-            )
+            tokens = part.start * a.bin_tokens, part.stop * a.bin_tokens
+            found.append(Segment(*tokens, loss_a, loss_b, gap(gaps, loss_a, spread)))
     return found
 
 

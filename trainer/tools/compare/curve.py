@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +101,12 @@ def _found(path: Path) -> Iterator[Block | list[dict[str, Any]]]:
     if last <= MOST_STEPS_READ:
         yield from chunks(path)
         return
-    records: list[dict[str, Any]] = []
-    for found in scan(path):
-        if isinstance(found, Block) and records:
-            yield records
-            records = []
-        if isinstance(found, Block):
-            yield found
+    for kind, group in groupby(scan(path), type):
+        if kind is Block:
+            yield from (block for block in group if isinstance(block, Block))
         else:
-            records.append(found)
-            if len(records) == CHUNK_RECORDS:
+            while records := [record for record in islice(group, CHUNK_RECORDS) if isinstance(record, dict)]:
                 yield records
-                records = []
-    if records:
-        yield records
 
 
 def chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
@@ -147,11 +140,8 @@ def _is_step(record: dict[str, Any]) -> bool:
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation | None:
-    if (
-        "loss" in record
-        or not any(key.endswith(_FACT_ENDINGS) for key in record)
-        or not is_number(record.get("tokens"))
-    ):
+    is_evaluation = "loss" not in record and any(key.endswith(_FACT_ENDINGS) for key in record)
+    if not is_evaluation or not is_number(record.get("tokens")):
         return None
     facts = {key: float(value) for key, value in record.items() if key not in _NO_FACTS and is_number(value)}
     return Evaluation(int(record["tokens"]), facts) if facts else None
@@ -234,10 +224,7 @@ class _Reading:
             if num_finite:
                 self._sums[name][place] += block.sums.get(name, np.nan)
         self._sums["hours"][place] += (num_finite * before + block.elapsed) / 3600
-        for array, value, choose in (
-            (self._lowest, block.lowest, np.fmin),
-            (self._highest, block.highest, np.fmax),
-        ):
+        for array, value, choose in ((self._lowest, block.lowest, np.fmin), (self._highest, block.highest, np.fmax)):
             array[place] = choose(array[place], np.nan if value is None else value)
         for name, value in block.medians.items():
             self._speeds[name].append(np.array([value], np.float32))
@@ -251,9 +238,7 @@ class _Reading:
         """What was read."""
         medians = {}
         for name, parts in self._speeds.items():
-            values, weights = (
-                np.concatenate(each) if each else np.zeros(0) for each in (parts, self._speed_weights[name])
-            )
+            values, weights = (np.concatenate(each or [np.zeros(0)]) for each in (parts, self._speed_weights[name]))
             is_there = np.isfinite(values)
             medians[name] = _median(values[is_there], weights[is_there])
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -6,20 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.text import count, numbered
-from trainer.tools.compare import noise
-from trainer.tools.compare.align import (
-    WINDOW_FRACTION,
-    Segment,
-    Span,
-    apart_since,
-    block_gaps,
-    common_span,
-    common_tokens,
-    end_span,
-    mean_loss,
-    num_segments,
-    segments,
-)
+from trainer.tools.compare import align, noise
+from trainer.tools.compare.align import WINDOW_FRACTION, Segment, Span, common_span, common_tokens, mean_loss
 from trainer.tools.compare.noise import Gap, Spread
 from trainer.tools.compare.runs import (
     Run,
@@ -117,28 +105,28 @@ def judge(runs: Sequence[Run]) -> Comparison:
 
 def _pair(a: Run, b: Run, runs: Sequence[Run]) -> Pair:
     paired = same_batches(a, b)
-    span = end_span(a.curve, b.curve)
+    span = align.end_span(a.curve, b.curve)
     judged: dict[str, Judged] = {}
     parts: list[Segment] = []
     if span and same_vocabulary(a, b) and same_training_data(a, b):
         spread = _spread("loss", a, b, runs, paired, lambda run: _mean_at(run, span, a))
         loss_a, loss_b = (mean_loss(run.curve, span) for run in (a, b))
-        found = noise.gap(block_gaps(a.curve, b.curve, span), loss_a, spread)
+        found = noise.gap(align.block_gaps(a.curve, b.curve, span), loss_a, spread)
         judged["loss"] = Judged("loss", "nats per token", loss_a, loss_b, found, spread, _over(span, a))
         whole = common_span(a.curve, b.curve)
-        parts = segments(a.curve, b.curve, whole, spread, num_segments((a.curve, b.curve), whole, MAX_SEGMENTS))
+        number = align.num_segments((a.curve, b.curve), whole, MAX_SEGMENTS)
+        parts = align.segments(a.curve, b.curve, whole, spread, number)
     for what, unit, compares in (
         ("val_loss", "nats per token", same_vocabulary(a, b) and same_held_out(a, b)),
         ("bits_per_byte", "bits per byte", same_held_out(a, b) or same_text(a, b)),
     ):
         if compares and (result := _evaluated(what, unit, a, b, runs, paired)):
             judged[what] = result
-    since = apart_since(parts) if "loss" in judged and judged["loss"].gap.is_beyond_noise else None
+    since = align.apart_since(parts) if "loss" in judged and judged["loss"].gap.is_beyond_noise else None
     if span and since is not None and since > span.start * a.curve.bin_tokens:
         since = None  # single parts are too noisy to date what the whole window shows
-    is_equal = (
-        bool(parts) and all(part.gap.value == 0 and part.gap.band == 0 for part in parts) and _has_same_steps(a, b)
-    )
+    is_apart = not parts or any(part.gap.value or part.gap.band for part in parts)
+    is_equal = not is_apart and _has_same_steps(a, b)
     tokens = common_tokens(a.curve, b.curve)
     return Pair(a, b, tokens, paired, judged, parts, since, is_equal, _notes(a, b, tokens, judged))
 
@@ -152,11 +140,8 @@ def _has_same_steps(a: Run, b: Run) -> bool:
 def _mean_at(run: Run, span: Span, like: Run) -> float | None:
     """A run's mean loss over a window, where it has been there with a finite one that compares with the other's."""
     is_there = common_span(run.curve).stop >= span.stop and run.curve.counts[span.start : span.stop].any()
-    return (
-        mean_loss(run.curve, span)
-        if is_there and same_vocabulary(run, like) and same_training_data(run, like)
-        else None
-    )
+    compares = is_there and same_vocabulary(run, like) and same_training_data(run, like)
+    return mean_loss(run.curve, span) if compares else None
 
 
 def _over(span: Span, run: Run) -> str:
@@ -205,20 +190,15 @@ def _evaluated(what: str, unit: str, a: Run, b: Run, runs: Sequence[Run], paired
         return float(np.interp(chosen, tokens, values).mean()) if has_them else None
 
     spread = _spread(what, a, b, runs, paired, value)
-    over = (
-        f"{len(chosen)} evaluations up to {count(chosen[-1])} tokens"
-        if len(chosen) > 1
-        else f"the evaluation at {count(chosen[-1])} tokens"
-    )
+    which = f"{len(chosen)} evaluations up to" if len(chosen) > 1 else "the evaluation at"
     found = noise.gap(values_b - values_a, float(values_a.mean()), spread)
+    over = f"{which} {count(chosen[-1])} tokens"
     return Judged(what, unit, float(values_a.mean()), float(values_b.mean()), found, spread, over)
 
 
 def series(run: Run, what: str) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, values) of one quantity of a run's evaluations."""
-    known = {
-        evaluation.tokens: evaluation.facts[what] for evaluation in run.curve.evaluations if what in evaluation.facts
-    }
+    known = {each.tokens: each.facts[what] for each in run.curve.evaluations if what in each.facts}
     return np.array(sorted(known), dtype=float), np.array([known[tokens] for tokens in sorted(known)], dtype=float)
 
 
@@ -231,55 +211,41 @@ def _common_places(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray
 
 
 def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
-    notes = []
+    notes, both = [], f"{a.name} and {b.name}"
     if not same_vocabulary(a, b):
-        notes.append(
-            f"{a.name} and {b.name} have different tokenizers: their nats per token do not compare, and "
-            + (
-                "bits per byte stand in for them"
-                if "bits_per_byte" in judged
-                else "no bits per byte of the same text are known for both"
-            )
-        )
+        has_bits = "bits_per_byte" in judged
+        bits = "bits per byte stand in for them" if has_bits else "no bits per byte of the same text are known for both"
+        notes.append(f"{both} have different tokenizers: their nats per token do not compare, and {bits}")
     elif not same_training_data(a, b):
-        notes.append(f"{a.name} and {b.name} were trained on different data: their training losses do not compare")
+        notes.append(f"{both} were trained on different data: their training losses do not compare")
     if not same_held_out(a, b) and same_vocabulary(a, b):
-        notes.append(f"{a.name} and {b.name} were validated on different data: their validation losses do not compare")
+        notes.append(f"{both} were validated on different data: their validation losses do not compare")
     if a.curve.last_tokens != b.curve.last_tokens:
         shorter, longer = sorted((a, b), key=lambda run: run.curve.last_tokens)
         notes.append(
             f"compared over the {count(tokens)} tokens that both have: {longer.name} went on to {count(longer.curve.last_tokens)}, "
             f"{shorter.name} did not"
         )
-    differing = [
-        key for key in {**a.settings, **b.settings} if _is_schedule(key) and a.settings.get(key) != b.settings.get(key)
-    ]
-    if differing:
-        values = ", ".join(f"{key} {a.settings.get(key)} and {b.settings.get(key)}" for key in differing)
+    keys = filter(_is_schedule, {**a.settings, **b.settings})
+    schedules = [(key, a.settings.get(key), b.settings.get(key)) for key in keys]
+    if differing := [f"{key} {ours} and {theirs}" for key, ours, theirs in schedules if ours != theirs]:
         notes.append(
-            f"{a.name} and {b.name} have different schedules ({values}): at equal tokens one of them may have lowered its learning rate "
+            f"{both} have different schedules ({', '.join(differing)}): at equal tokens one of them may have lowered its learning rate "
             "further, so only their ends compare"
         )
     if differ_in_seed_alone(a, b):
-        further = any(_is_far_apart(each, tokens) for each in judged.values())
-        notes.append(
-            f"{a.name} and {b.name} differ in their seed alone: their gap is noise, and measures it"
-            + (
-                "; it is more than runs of one recipe are assumed to end apart, so compare more seeds of it"
-                if further
-                else ""
-            )
-        )
+        notes.append(f"{both} differ in their seed alone: their gap is noise, and measures it")
+        if any(_is_far_apart(each, tokens) for each in judged.values()):
+            notes[-1] += "; it is more than runs of one recipe are assumed to end apart, so compare more seeds of it"
     elif is_one_recipe(a, b) and any(each.gap.is_beyond_noise for each in judged.values()):
         notes.append(
-            f"{a.name} and {b.name} are of one recipe: what sets them apart is chance, or what is no setting (versions, the machine), so runs of "
+            f"{both} are of one recipe: what sets them apart is chance, or what is no setting (versions, the machine), so runs of "
             "it end further apart than was assumed; compare more seeds of it"
         )
     for run in (a, b):
         if run.curve.num_unfinite:
-            notes.append(
-                f"{run.name} has {numbered(run.curve.num_unfinite, 'step')} whose loss is not finite, left out of every mean"
-            )
+            steps = numbered(run.curve.num_unfinite, "step")
+            notes.append(f"{run.name} has {steps} whose loss is not finite, left out of every mean")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,8 @@ def write_page(comparison: Comparison, path: Path) -> Path:
     try:
         files.write_atomic(path, _page(comparison))
     except OSError as error:
-        raise TrainerError(
-            f"{path} cannot be written ({error.strerror}); give --html a file in a folder that exists and may be written"
-        ) from None
+        problem = f"{path} cannot be written ({error.strerror})"
+        raise TrainerError(f"{problem}; give --html a file in a folder that exists and may be written") from None
     return path
 
 
@@ -66,9 +66,7 @@ def _page(comparison: Comparison) -> str:
     runs, pairs = comparison.runs, comparison.pairs
     title = f"{runs[0].name} against {', '.join(run.name for run in runs[1:])}"
     verdicts = "".join(_verdict(pair, colour) for pair, colour in zip(pairs, _colours(runs)[1:], strict=True))
-    plots = "".join(
-        f'<div class="{"wide" if wide else ""}">{_figure(**plot)}</div>' for plot, wide in _plots(runs, pairs)
-    )
+    plots = "".join(_figure(plot) for plot in _plots(runs, pairs))
     differing = differences(runs)
     settings = f"<h2>What differs in settings and versions</h2>{_table(runs, differing)}" if differing else ""
     return (
@@ -97,43 +95,37 @@ def _table(runs: Sequence[Run], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr><th></th>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 
-# Plots: each is a title, the words on its axes, and lines
+@dataclass(frozen=True)
+class _Plot:
+    """A title, the words on the axes, and plotly's traces."""
+
+    title: str
+    x: str
+    y: str
+    lines: list[dict[str, Any]]
+    is_wide: bool = False
+    """As wide as the page."""
+    is_late: bool = False
+    is_log: bool = False
+    from_zero: bool = False
 
 
-def _plots(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[tuple[dict[str, Any], bool]]:
-    """Every plot, and whether it has the width of the page; those that nothing is known for are left out."""
-    tokens, loss = "tokens", "nats per token"
+def _plots(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[_Plot]:
+    """Every plot that something is known for."""
+    tokens, loss, gaps = "tokens", "nats per token", f"Gap to {runs[0].name}, with its 95 % band"
     plots = [
-        (_plot("Training loss by tokens", tokens, loss, _loss_lines(runs, "tokens"), is_late=True), True),
-        (
-            _plot(
-                f"Gap to {runs[0].name}, with its 95 % band",
-                tokens,
-                f"{loss}; above 0 is worse",
-                _gap_lines(runs, pairs),
-                is_late=True,
-            ),
-            True,
-        ),
-        (_plot("Training loss by time", "hours of training", loss, _loss_lines(runs, "hours"), is_late=True), False),
-        (_plot("Validation loss", tokens, loss, _evaluation_lines(runs, "val_loss"), is_late=True), False),
-        (
-            _plot("Throughput", tokens, "tokens per second", _metric_lines(runs, "tokens_per_second"), from_zero=True),
-            False,
-        ),
-        (
-            _plot("Gradient norm before clipping", tokens, "total norm", _metric_lines(runs, "grad_norm"), is_log=True),
-            False,
-        ),
-        (_plot("Learning rate", tokens, "learning rate", _metric_lines(runs, "lr"), from_zero=True), False),
+        _Plot("Training loss by tokens", tokens, loss, _loss_lines(runs, "tokens"), is_wide=True, is_late=True),
+        _Plot(gaps, tokens, f"{loss}; above 0 is worse", _gap_lines(runs, pairs), is_wide=True, is_late=True),
+        _Plot("Training loss by time", "hours of training", loss, _loss_lines(runs, "hours"), is_late=True),
+        _Plot("Validation loss", tokens, loss, _evaluation_lines(runs, "val_loss"), is_late=True),
+        _Plot("Throughput", tokens, "tokens per second", _metric_lines(runs, "tokens_per_second"), from_zero=True),
+        _Plot("Gradient norm before clipping", tokens, "total norm", _metric_lines(runs, "grad_norm"), is_log=True),
+        _Plot("Learning rate", tokens, "learning rate", _metric_lines(runs, "lr"), from_zero=True),
     ]
-    others = dict.fromkeys(
-        name for run in runs for each in run.curve.evaluations for name in each.facts if name != "val_loss"
-    )
-    plots += [
-        (_plot(name.replace("_", " "), tokens, _unit(name), _evaluation_lines(runs, name)), False) for name in others
-    ]
-    return [(plot, wide) for plot, wide in plots if plot["lines"]]
+    facts_ = dict.fromkeys(name for run in runs for each in run.curve.evaluations for name in each.facts)
+    for name in (name for name in facts_ if name != "val_loss"):
+        plots.append(_Plot(name.replace("_", " "), tokens, _unit(name), _evaluation_lines(runs, name)))
+    return [plot for plot in plots if plot.lines]
 
 
 def _unit(name: str) -> str:
@@ -142,44 +134,37 @@ def _unit(name: str) -> str:
     return "share right (0..1)" if name.endswith(("/acc", "/acc_norm")) else name.rpartition("/")[2].replace("_", " ")
 
 
-def _plot(title: str, x: str, y: str, lines: list[dict[str, Any]], **kind: bool) -> dict[str, Any]:
-    return {"title": title, "x": x, "y": y, "lines": lines, **kind}
-
-
 def _loss_lines(runs: Sequence[Run], by: str) -> list[dict[str, Any]]:
     lines = []
     for run, colour in zip(runs, _colours(runs), strict=True):
         places = getattr(run.curve, by)
         if not np.isfinite(places).any():
             continue
-        raw_x, raw_y = extremes(places, run.curve.lowest, run.curve.highest)
-        lines.append(_line(run, colour, raw_x, raw_y, width=0.8, opacity=0.28, is_faint=True))
-        lines.append(
-            _line(run, colour, *means(places, run.curve.sums["loss"], run.curve.counts, NUM_SMOOTH), width=2.4)
-        )
+        raw = extremes(places, run.curve.lowest, run.curve.highest)
+        smooth = means(places, run.curve.sums["loss"], run.curve.counts, NUM_SMOOTH)
+        lines.append(_line(run, colour, *raw, width=0.8, opacity=0.28, is_faint=True))
+        lines.append(_line(run, colour, *smooth, width=2.4))
     return lines
 
 
 def _metric_lines(runs: Sequence[Run], metric: str) -> list[dict[str, Any]]:
-    lines = []
+    lines: list[dict[str, Any]] = []
+    dashes = ("solid", "dash", "dot", "dashdot") if metric == "lr" else ("solid",)
     for run, colour in zip(runs, _colours(runs), strict=True):
         if np.isfinite(run.curve.mean(metric)).any():
             x, y = means(run.curve.tokens, run.curve.sums[metric], run.curve.counts, MAX_POINTS // 5)
-            lines.append(_line(run, colour, x, y, width=1.4))
-            lines[-1]["line"]["dash"] = (
-                ("solid", "dash", "dot", "dashdot")[len(lines) % 4 - 1] if metric == "lr" else "solid"
-            )
+            line = _line(run, colour, x, y, width=1.4)
+            line["line"]["dash"] = dashes[len(lines) % len(dashes)]
+            lines.append(line)
     return lines
 
 
 def _evaluation_lines(runs: Sequence[Run], what: str) -> list[dict[str, Any]]:
     lines = []
     for run, colour in zip(runs, _colours(runs), strict=True):
-        tokens, values = series(run, what)
+        tokens, values = (each[-MAX_POINTS:] for each in series(run, what))
         if len(tokens):
-            lines.append(
-                {**_line(run, colour, tokens[-MAX_POINTS:], values[-MAX_POINTS:], width=1.8), "mode": "lines+markers"}
-            )
+            lines.append({**_line(run, colour, tokens, values, width=1.8), "mode": "lines+markers"})
     return lines
 
 
@@ -190,24 +175,9 @@ def _gap_lines(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[dict[str, Any
         gaps = np.array([part.gap.value for part in pair.segments])
         bands = np.array([part.gap.band for part in pair.segments])
         if len(x):
-            edge = {
-                "type": "scatter",
-                "x": x + x[::-1],
-                "y": [*(gaps + bands), *(gaps - bands)[::-1]],
-                "fill": "toself",
-                "hoverinfo": "skip",
-            }
-            lines.append(
-                {
-                    **edge,
-                    "line": {"width": 0},
-                    "fillcolor": colour,
-                    "opacity": 0.18,
-                    "mode": "lines",
-                    "showlegend": False,
-                    "legendgroup": pair.b.name,
-                }
-            )
+            edge = np.concatenate([gaps + bands, (gaps - bands)[::-1]])
+            band = _line(pair.b, colour, x + x[::-1], edge, width=0, opacity=0.18, is_faint=True)
+            lines.append({**band, "fill": "toself", "fillcolor": colour})
             lines.append({**_line(pair.b, colour, x, gaps, width=2.2), "mode": "lines+markers", "marker": {"size": 4}})
     return lines
 
@@ -217,15 +187,8 @@ def _line(
 ) -> dict[str, Any]:
     look = {"line": {"color": colour, "width": width}, "opacity": opacity, "legendgroup": run.name}
     quiet = {"hoverinfo": "skip", "showlegend": False} if is_faint else {}
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": html.escape(run.name),
-        "x": np.asarray(x).tolist(),
-        "y": np.asarray(y).tolist(),
-        **look,
-        **quiet,
-    }
+    points = {"x": np.asarray(x).tolist(), "y": np.asarray(y).tolist()}
+    return {"type": "scatter", "mode": "lines", "name": html.escape(run.name), **points, **look, **quiet}
 
 
 def means(places: np.ndarray, sums: np.ndarray, counts: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -250,62 +213,37 @@ def extremes(places: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> tup
     return np.repeat(places[edges], 2), y.ravel()
 
 
-def _figure(
-    *,
-    title: str,
-    x: str,
-    y: str,
-    lines: list[dict[str, Any]],
-    is_late: bool = False,
-    is_log: bool = False,
-    from_zero: bool = False,
-) -> str:
+_FONT = {"size": 12.5, "color": "#1b1f24"}
+_FONT |= {"family": "system-ui, Segoe UI, Roboto, Liberation Sans, DejaVu Sans, sans-serif"}
+_LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"}
+_AXIS = {"gridcolor": "#e9edf1", "ticks": "outside", "exponentformat": "SI"}
+_AXIS |= dict.fromkeys(("zerolinecolor", "linecolor", "tickcolor"), "#8c959f")
+_BAR = {"displayModeBar": False, "responsive": True}
+
+
+def _figure(plot: _Plot) -> str:
     """One plot as a piece of HTML."""
     from plotly.graph_objects import Figure
 
-    axis = {
-        "gridcolor": "#e9edf1",
-        "zerolinecolor": "#8c959f",
-        "linecolor": "#8c959f",
-        "ticks": "outside",
-        "tickcolor": "#8c959f",
-        "exponentformat": "SI",
-    }
-    figure = Figure(
-        data=lines,
-        layout={
-            "title": {"text": f"<b>{html.escape(title)}</b>", "x": 0, "xref": "paper", "font": {"size": 15}},
-            "font": {
-                "family": "system-ui, Segoe UI, Roboto, Liberation Sans, DejaVu Sans, sans-serif",
-                "size": 12.5,
-                "color": "#1b1f24",
-            },
-            "paper_bgcolor": "#fff",
-            "plot_bgcolor": "#fff",
-            "height": 380,
-            "margin": {"l": 64, "r": 12, "t": 62, "b": 48},
-            "hovermode": "x unified",
-            "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.0, "yanchor": "bottom"},
-            "xaxis": {**axis, "title": {"text": x}, "rangemode": "tozero"},
-            "yaxis": {
-                **axis,
-                "title": {"text": html.escape(y)},
-                "type": "log" if is_log else "linear",
-                "rangemode": "tozero" if from_zero else "normal",
-            },
-        },
-    )
-    if is_late:
-        figure.update_yaxes(range=_late_range(lines))
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+    title = {"text": f"<b>{html.escape(plot.title)}</b>", "x": 0, "xref": "paper", "font": {"size": 15}}
+    figure = Figure(plot.lines)
+    figure.update_layout(title=title, font=_FONT, legend=_LEGEND, paper_bgcolor="#fff", plot_bgcolor="#fff")
+    figure.update_layout(height=380, margin={"l": 64, "r": 12, "t": 62, "b": 48}, hovermode="x unified")
+    figure.update_xaxes(_AXIS, title_text=plot.x, rangemode="tozero")
+    figure.update_yaxes(_AXIS, title_text=html.escape(plot.y), type="log" if plot.is_log else "linear")
+    if plot.from_zero:
+        figure.update_yaxes(rangemode="tozero")
+    if plot.is_late:
+        figure.update_yaxes(range=_late_range(plot.lines))
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config=_BAR)
+    return f'<div class="{"wide" if plot.is_wide else ""}">{drawn}</div>'
 
 
 def _late_range(lines: Sequence[dict[str, Any]]) -> list[float]:
     """The range of y without the first sixth of what is drawn, so that differences at the end can be seen; dragging shows the rest."""
     end = max(max(line["x"]) for line in lines)
-    late = [y for line in lines for x, y in zip(line["x"], line["y"], strict=True) if x >= end / 6] or [
-        y for line in lines for y in line["y"]
-    ]
+    points = [point for line in lines for point in zip(line["x"], line["y"], strict=True)]
+    late = [y for x, y in points if x >= end / 6] or [y for _, y in points]
     low, high = min(late), max(late)
     margin = 0.05 * (high - low) or 0.01
     return [low - margin, high + margin]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.ending.outcome_file import read_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
+from trainer.metrics.curves import CURVE
 from trainer.text import by_dotted_name
 from trainer.tools.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 
@@ -73,12 +75,8 @@ class Run:
 
         One that its version did not know yet has today's default, which is what was done before.
         """
-        settings = {
-            key: value
-            for key, value in {**default_settings(), **self.settings}.items()
-            if not key.startswith(NOT_THE_RECIPE)
-        }
-        return {**settings, "precision": self.precision}
+        settings = {**default_settings(), **self.settings, "precision": self.precision}
+        return {key: value for key, value in settings.items() if not key.startswith(NOT_THE_RECIPE)}
 
 
 def read_runs(wanted: Sequence[str]) -> list[Run]:
@@ -87,28 +85,22 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
     raises  TrainerError for fewer than two, one that is not there or given twice, or one without a step
     """
     if len(wanted) < 2:
-        raise TrainerError(
-            f"compare needs two runs at least, by name or folder; try: {command_line('compare', 'A', 'B')}"
-        )
+        example = command_line("compare", "A", "B")
+        raise TrainerError(f"compare needs two runs at least, by name or folder; try: {example}")
     folders = [find_run(run) for run in wanted]
-    for number, folder in enumerate(folders):
-        for earlier in range(number):
-            if folder.resolve() == folders[earlier].resolve():
-                raise TrainerError(
-                    f"{wanted[number]} and {wanted[earlier]} are one run ({folder}); name another run to compare it with"
-                )
+    for (one, folder), (other, its_folder) in combinations(zip(wanted, folders), 2):
+        if folder.resolve() == its_folder.resolve():
+            same = f"{other} and {one} are one run ({its_folder})"
+            raise TrainerError(f"{same}; name another run to compare it with")
     lengths = [last_tokens(folder) for folder in folders]
     for run, folder, length in zip(wanted, folders, lengths, strict=True):
         if not length:
-            raise TrainerError(
-                f"{run} has no step to compare: {folder / 'metrics.jsonl'} is absent or has no record of one; let it train for a while first"
-            )
+            problem = f"{folder / CURVE} is absent or has no record of one"
+            raise TrainerError(f"{run} has no step to compare: {problem}; let it train for a while first")
     bin_tokens = max(length for length in lengths if length) / NUM_BINS
     names = [folder.resolve().name for folder in folders]
-    return [
-        _read(folder, name if names.count(name) == 1 else str(folder), bin_tokens)
-        for folder, name in zip(folders, names, strict=True)
-    ]
+    names = [name if names.count(name) == 1 else str(folder) for folder, name in zip(folders, names)]
+    return [_read(folder, name, bin_tokens) for folder, name in zip(folders, names)]
 
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
@@ -144,11 +136,8 @@ def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:
 
 def _one_after_another(starts: list[dict[str, Any]], fact: str) -> str:
     """A fact of every launch, without repetitions: `4, then 8`."""
-    values = [str(event[fact]) for event in starts if event.get(fact) is not None]
-    return (
-        ", then ".join(value for number, value in enumerate(values) if number == 0 or values[number - 1] != value)
-        or "unknown"
-    )
+    values = groupby(str(event[fact]) for event in starts if event.get(fact) is not None)
+    return ", then ".join(value for value, _ in values) or "unknown"
 
 
 def is_one_recipe(a: Run, b: Run) -> bool:
@@ -200,9 +189,8 @@ def same_batches(a: Run, b: Run) -> bool:
     ours = {number: last for number, last in a.curve.digests.items() if last[0] <= end}
     theirs = b.curve.digests
     shared = [number for number, last in ours.items() if number in theirs and theirs[number][0] == last[0]]
-    return 2 * len(shared) > len(ours) and all(
-        ours[number] == theirs[number] and ours[number][1] is not None for number in shared
-    )
+    are_same = all(ours[number] == theirs[number] and ours[number][1] is not None for number in shared)
+    return 2 * len(shared) > len(ours) and are_same
 
 
 def setting_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

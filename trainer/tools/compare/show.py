@@ -51,16 +51,9 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         ("tokens", [count(run.curve.last_tokens) for run in runs]),
         ("time of training", [_duration(run.curve.seconds) for run in runs]),
         ("tokens/s, median", [_number(run.curve.medians["tokens_per_second"], count) for run in runs]),
-        (
-            "MFU, median",
-            [_number(run.curve.medians["mfu"], lambda value: f"{value:.1%}".replace("%", " %")) for run in runs],
-        ),
+        ("MFU, median", [_number(run.curve.medians["mfu"], _percent) for run in runs]),
         ("training loss, last 5 %", [_number(_loss_at_the_end(run), "{:.4f}".format) for run in runs]),
-        *(
-            []
-            if target is None
-            else [(f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs])]
-        ),
+        (f"time until {target or 0:.4f}", [_duration(_seconds_to(run, target)) for run in runs]),
         *((_named(name, "last"), [_number(_last(run, name), "{:.4f}".format) for run in runs]) for name in evaluated),
         ("validation loss, best", [_number(_best(run), "{:.4f}".format) for run in runs]),
     ]
@@ -85,8 +78,8 @@ def _loss_at_the_end(run: Run) -> float | None:
     return float(curve.sums["loss"][late].sum() / curve.counts[late].sum())
 
 
-def _seconds_to(run: Run, loss: float) -> float | None:
-    hours = hours_to_reach(run.curve, loss)
+def _seconds_to(run: Run, loss: float | None) -> float | None:
+    hours = None if loss is None else hours_to_reach(run.curve, loss)
     return None if hours is None else hours * 3600
 
 
@@ -105,7 +98,11 @@ def _number(value: float | None, words: Any) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    return _UNKNOWN if seconds is None else duration(seconds)
+    return _number(seconds, duration)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -122,22 +119,17 @@ def _by_tokens(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
     curves = [judged_pairs[0].a.curve, *(pair.b.curve for pair in judged_pairs)]
     span = common_span(*curves)
     number = num_segments(curves, span, NUM_ROWS)
-    columns = [
-        {
-            part.to_tokens: part
-            for part in segments(pair.a.curve, pair.b.curve, span, pair.judged["loss"].spread, number)
-        }
-        for pair in judged_pairs
-    ]
+    columns = []
+    for pair in judged_pairs:
+        parts = segments(pair.a.curve, pair.b.curve, span, pair.judged["loss"].spread, number)
+        columns.append({part.to_tokens: part for part in parts})
     rows = [("tokens", judged_pairs[0].a.name, *(name for pair in judged_pairs for name in (pair.b.name, "gap")))]
     for tokens in (tokens for tokens in columns[0] if all(tokens in column for column in columns)):
         parts = [column[tokens] for column in columns]
         cells = [count(tokens), f"{parts[0].loss_a:.4f}"]
         for part in parts:
-            cells += [
-                f"{part.loss_b:.4f}",
-                _gap(part.gap.value, part.gap.band) + (" *" if part.gap.is_beyond_noise else ""),
-            ]
+            mark = " *" if part.gap.is_beyond_noise else ""
+            cells += [f"{part.loss_b:.4f}", _gap(part.gap.value, part.gap.band) + mark]
         rows.append(tuple(cells))
     return rows
 
@@ -147,14 +139,10 @@ def _gap(value: float, band: float) -> str:
 
 
 def _by_hours(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    rows = losses_by_hours([run.curve for run in runs], NUM_ROWS)
-    head = [("time", *(run.name for run in runs))]
-    return (
-        head
-        + [(duration(3600 * hours), *(_number(loss, "{:.4f}".format) for loss in losses)) for hours, losses in rows]
-        if rows
-        else []
-    )
+    rows = [("time", *(run.name for run in runs))]
+    for hours, losses in losses_by_hours([run.curve for run in runs], NUM_ROWS):
+        rows.append((duration(3600 * hours), *(_number(loss, "{:.4f}".format) for loss in losses)))
+    return rows if len(rows) > 1 else []
 
 
 def sentences(pair: Pair) -> list[str]:
@@ -164,10 +152,8 @@ def sentences(pair: Pair) -> list[str]:
         lines = [f"{b} is {a} to the last bit: every training loss of the {count(pair.tokens)} tokens is equal"]
     elif pair.a.has_diverged != pair.b.has_diverged:
         diverged, held = (pair.b, a) if pair.b.has_diverged else (pair.a, b)
-        after = count(diverged.curve.last_finite_tokens)
-        lines = [
-            f"{diverged.name} diverged after {after} tokens, and {held} did not: {b} is {pair.verdict}, whatever the losses were before"
-        ]
+        after = f"{diverged.name} diverged after {count(diverged.curve.last_finite_tokens)} tokens, and {held} did not"
+        lines = [f"{after}: {b} is {pair.verdict}, whatever the losses were before"]
         lines += [f"  {_beside(pair, judged)}" for judged in pair.judged.values()]
     elif pair.deciding is None:
         lines = [f"{b} and {a} cannot be judged: {_why_not(pair)}"]
@@ -179,12 +165,9 @@ def sentences(pair: Pair) -> list[str]:
 
 
 def _why_not(pair: Pair) -> str:
-    compares = same_vocabulary(pair.a, pair.b) and same_training_data(pair.a, pair.b)
-    return (
-        "they have too few steps with a finite loss in common"
-        if compares
-        else "nothing that was measured of both compares"
-    )
+    if same_vocabulary(pair.a, pair.b) and same_training_data(pair.a, pair.b):
+        return "they have too few steps with a finite loss in common"
+    return "nothing that was measured of both compares"
 
 
 def _verdict(pair: Pair, judged: Judged) -> str:
@@ -196,10 +179,8 @@ def _verdict(pair: Pair, judged: Judged) -> str:
     if judged.what == "loss" and pair.since_tokens is not None:
         since = ", from the start" if pair.since_tokens == 0 else f", from {count(pair.since_tokens)} tokens on"
     share = f"{abs(gap.value) / abs(judged.a):.2%}".replace("%", " %")
-    return (
-        f"{b} is {judged.verdict} than {a}{what} by {abs(gap.value):.4f} +- {gap.band:.4f} {judged.unit} ({share}), beyond noise, "
-        f"over {judged.over}{since}"
-    )
+    by = f"{abs(gap.value):.4f} +- {gap.band:.4f} {judged.unit} ({share})"
+    return f"{b} is {judged.verdict} than {a}{what} by {by}, beyond noise, over {judged.over}{since}"
 
 
 def _contradiction(pair: Pair) -> str:
@@ -207,20 +188,17 @@ def _contradiction(pair: Pair) -> str:
     judged = pair.contradicting
     if judged is None:
         return ""
-    found = (
-        "shows no difference beyond noise"
-        if judged.verdict == "no difference"
-        else f"is {judged.verdict}, beyond noise"
-    )
+    found = f"is {judged.verdict}, beyond noise"
+    if judged.verdict == "no difference":
+        found = "shows no difference beyond noise"
     what = "the validation loss in bits per byte" if judged.what == "bits_per_byte" else "the validation loss"
     return f"; but that is the training loss: {what} {found} (gap {_gap(judged.gap.value, judged.gap.band)})"
 
 
 def _beside(pair: Pair, judged: Judged) -> str:
     name = {"val_loss": "validation loss", "bits_per_byte": "bits per byte", "loss": "training loss"}[judged.what]
-    found = {"worse": f"{pair.b.name} is worse", "better": f"{pair.b.name} is better"}.get(
-        judged.verdict, "no difference beyond noise"
-    )
+    is_apart = judged.verdict != "no difference"
+    found = f"{pair.b.name} is {judged.verdict}" if is_apart else "no difference beyond noise"
     return f"{name}: {found} (gap {_gap(judged.gap.value, judged.gap.band)}, {judged.over})"
 
 
@@ -228,9 +206,8 @@ def _speed(pair: Pair) -> list[str]:
     ours, theirs = (run.curve.medians["tokens_per_second"] for run in (pair.a, pair.b))
     if not ours or not theirs:
         return []
-    return [
-        f"  speed: {pair.b.name} is {theirs / ours:.2f} times as fast as {pair.a.name} ({count(theirs)} and {count(ours)} tokens/s)"
-    ]
+    speeds = f"{count(theirs)} and {count(ours)} tokens/s"
+    return [f"  speed: {pair.b.name} is {theirs / ours:.2f} times as fast as {pair.a.name} ({speeds})"]
 
 
 def _noise(pair: Pair, judged: Judged) -> str:
@@ -242,10 +219,10 @@ def _noise(pair: Pair, judged: Judged) -> str:
         source = "the default for runs of one seed on the same batches"
     else:
         source = "the default; more seeds of one recipe among the runs would measure it"
-    return (
-        f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run "
-        f"({100 * spread.fraction:.2g} % of the loss a run: {source})"
+    error = (
+        f"standard error {judged.gap.window_error:.4f} from {batches}, and {judged.gap.run_error:.4f} from run to run"
     )
+    return f"{error} ({100 * spread.fraction:.2g} % of the loss a run: {source})"
 
 
 def to_json(comparison: Comparison) -> str:
@@ -261,6 +238,7 @@ def to_json(comparison: Comparison) -> str:
 
 def _run_facts(run: Run) -> dict[str, Any]:
     curve = run.curve
+    evaluated = dict.fromkeys(key for each in curve.evaluations for key in each.facts)
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -274,9 +252,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "seconds": curve.seconds,
         "loss": _loss_at_the_end(run),
         "best_val_loss": _best(run),
-        "evaluation": {
-            name: _last(run, name) for name in dict.fromkeys(key for each in curve.evaluations for key in each.facts)
-        },
+        "evaluation": {name: _last(run, name) for name in evaluated},
         "tokens_per_second": curve.medians["tokens_per_second"],
         "mfu": curve.medians["mfu"],
     }

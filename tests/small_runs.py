@@ -5,7 +5,7 @@ from accelerate import Accelerator
 
 from tests.small_checkpoints import CONFIG
 from trainer.checkpoint.context import CheckpointContext
-from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.whole_files import WholeFiles
 from trainer.checkpoint.ranks import Ranks

@@ -36,7 +36,7 @@ from accelerate import Accelerator
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from trainer import files
 from trainer.checkpoint.context import CheckpointContext
-from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.ranks import Ranks

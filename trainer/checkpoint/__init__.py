@@ -3,8 +3,7 @@
 Five packages; each imports only those above it, and `tests/test_architecture.py` checks that.
 
 format/      what stands on the disk
-    manifest.py       what a checkpoint says of itself: plain JSON with a digest of every file; pure
-    description.py    what a run says of itself, for manifests and to be compared with one
+    manifest.py       what a checkpoint says of itself, and a run for it: plain JSON with a digest of every file; pure
     store.py          the folder of a run's checkpoints: stage, commit, list, verify, set aside, prune
     retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
     verified.py       what the last verifications found, remembered

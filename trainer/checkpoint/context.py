@@ -1,15 +1,14 @@
 """What saving and restoring one run have in common, made once and read by both."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from trainer.checkpoint.format.description import Description
 from trainer.checkpoint.format.layout import FileLayout
-from trainer.checkpoint.format.manifest import Manifest, last_evaluation
+from trainer.checkpoint.format.manifest import Description, Manifest, last_evaluation
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.format.whole_files import WholeFiles
@@ -50,27 +49,21 @@ class CheckpointContext:
 
     def manifest(self, reason: str, *, loss: float | None, val_loss: float | None, epoch: int | None) -> Manifest:
         """This moment's, but for the digests of the files. `epoch`: the one that the last step ended, counted from 1."""
-        progress, facts, state = self.state.progress, self.description, self.state.state_dict()
+        facts, state = self.description, self.state.state_dict()
+        as_they_are = ("validation", "identity", "model", "tokenizer", "vocab_size", "versions")
         return Manifest(
-            step=progress.step,
-            sequences=progress.sequences,
-            tokens=progress.tokens,
+            **asdict(self.state.progress),
+            **{name: getattr(facts, name) for name in as_they_are},
+            **last_evaluation(state),
             reason=reason,
             epoch=epoch,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             loss=loss,
             val_loss=val_loss,
-            validation=facts.validation,
             world_size=self.ranks.count,
             precision=facts.precision_now,
-            identity=facts.identity,
             origin=self.origin,
-            model=facts.model,
-            tokenizer=facts.tokenizer,
-            vocab_size=facts.vocab_size,
             state=state,
-            **last_evaluation(state),
-            versions=facts.versions,
             precision_facts=facts.precision_facts(),
             conditions=dict(facts.conditions),
         )

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer.checkpoint.context import CheckpointContext
-from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.format.retention import policy_of
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.ranks import Ranks

@@ -13,8 +13,7 @@ import xxhash
 from accelerate import Accelerator
 
 import trainer
-from trainer.checkpoint.format.description import Description
-from trainer.checkpoint.format.manifest import UNSPECIFIC, Manifest
+from trainer.checkpoint.format.manifest import UNSPECIFIC, Description, Manifest
 from trainer.config.load import dump, flatten
 from trainer.config.optimizers import optimizer_conditions
 from trainer.config.schema import Config

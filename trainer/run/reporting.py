@@ -5,7 +5,7 @@ import logging
 import torch
 from accelerate import Accelerator
 
-from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.manifest import Description
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
 from trainer.journal import Journal

@@ -90,32 +90,24 @@ def model_image(state: Mapping[str, Tensor]) -> FileImage:
     text += b" " * (-len(text) % 8)
     begin = 8 + len(text)
     tensors = [(begin + header[name]["data_offsets"][0], tensor) for name, tensor in ordered]
-    floats = [
-        found
-        for (name, tensor), (start, _) in zip(ordered, tensors, strict=True)
-        if (found := _floats(name, tensor, start))
-    ]
-    return FileImage(
-        "model.safetensors", begin + position, [(0, struct.pack("<Q", len(text)) + text)], tensors, [], floats
-    )
+    floats = [_floats(name, tensor, start) for (name, tensor), (start, _) in zip(ordered, tensors, strict=True)]
+    fixed = [(0, struct.pack("<Q", len(text)) + text)]
+    return FileImage("model.safetensors", begin + position, fixed, tensors, [], [each for each in floats if each])
 
 
 def optimizer_image(state: Mapping[str, Any], owners: Mapping[int, str] = MappingProxyType({})) -> FileImage:
     """The `optimizer.bin` of an optimizer's state dict: what torch.save writes of it, with room for the tensors' bytes.
 
-    owners  the parameter that each number of the state stands for; the number itself where it is not said
+    torch itself lays the file out in memory, without them; its records are then matched with the storages in the order they were met in.
 
-    torch itself lays the file out, without the tensors' bytes, in memory; its records are then matched with the storages in the
-    order in which they were met.
+    owners  the parameter that each number of the state stands for; the number itself where it is not said
     """
     content = _laid_out(state)
     with zipfile.ZipFile(content) as archive:
         records = archive.infolist()
-        central_directory = archive.start_dir
-    storages = list(_storages(state))
-    bytes_of = {f"optimizer/data/{number}": storage for number, storage in enumerate(storages)}
+        entries = _central_entries(content, archive.start_dir, records)
+    bytes_of = {f"optimizer/data/{number}": storage for number, storage in enumerate(_storages(state))}
     num_bytes = os.fstat(content.fileno()).st_size
-    entries = _central_entries(content, central_directory, records)
     tensors, checksums, gaps = [], [], []
     begins: dict[int, int] = {}
     for record, entry in zip(records, entries, strict=True):

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
 
 
 class MemoryLayout(Protocol):
@@ -19,7 +20,7 @@ class MemoryLayout(Protocol):
 
     num_bytes: int
 
-    def fits(self, model: torch.nn.Module, state: Mapping[str, Any]) -> bool:
+    def fits(self, model: Module, state: Mapping[str, Any]) -> bool:
         """Whether a snapshot of these would look the same but for the tensors' bytes and the learning rates."""
 
     def facts(self) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ class FileLayout(Protocol):
     def large_files(self, parameter_bytes: int, moment_bytes: int) -> dict[str, int]:
         """Bytes of the files that the disk must have room for, by name, before there is a checkpoint."""
 
-    def in_memory(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MemoryLayout:
+    def in_memory(self, model: Module, optimizer: Optimizer) -> MemoryLayout:
         """Lays the large files out for snapshots. raises CheckpointError where these tensors cannot be"""
 
     def small_files(self, accelerator: Accelerator, state: dict[str, Any], config_text: str) -> dict[str, bytes]:
@@ -50,13 +51,7 @@ class FileLayout(Protocol):
     def write(self, accelerator: Accelerator, folder: Path) -> None:
         """Writes this rank's files while training waits. raises OSError, RuntimeError, SafetensorError"""
 
-    def load(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-    ) -> None:
+    def load(self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer | None) -> None:
         """Loads weights and moments, bit for bit, without executing anything from the files.
 
         optimizer  None where the moments mean something else to this run's

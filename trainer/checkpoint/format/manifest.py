@@ -7,9 +7,10 @@ is found as well. It also holds the state object's values, so that resuming neve
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import xxhash
@@ -20,9 +21,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _BLOCK_BYTES = 8 << 20
 
-UNSPECIFIC = frozenset(
-    {"transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "max_position_embeddings"}
-)
+UNSPECIFIC = ("transformers_version", "_name_or_path", "architectures", "dtype", "use_cache", "max_position_embeddings")
 """Fields of a transformers config that may differ between two configs of one model."""
 
 
@@ -81,8 +80,10 @@ class Manifest:
 
     @property
     def val_loss_words(self) -> str | None:
-        """See `val_loss_words`."""
-        return val_loss_words(self.val_loss, self.last_val_loss, self.last_val_step)
+        """The last validation loss, with its step where that is another: `3.4102` or `3.4102 at 300`; None before the first."""
+        if self.val_loss is not None:
+            return f"{self.val_loss:.4f}"
+        return None if self.last_val_loss is None else f"{self.last_val_loss:.4f} at {self.last_val_step}"
 
     @property
     def content_digest(self) -> str:
@@ -90,11 +91,34 @@ class Manifest:
         return _digest({"step": self.step, "files": self.files})
 
 
-def val_loss_words(val_loss: float | None, last_val_loss: float | None, last_val_step: int | None) -> str | None:
-    """The last validation loss, with its step where that is another: `3.4102` or `3.4102 at 300`; None before the first."""
-    if val_loss is not None:
-        return f"{val_loss:.4f}"
-    return None if last_val_loss is None else f"{last_val_loss:.4f} at {last_val_step}"
+@dataclass(frozen=True)
+class Description:
+    """What a manifest says beside the files: facts of the run that do not change while it runs, and how to ask for the one that may."""
+
+    identity: dict[str, Any]
+    model: dict[str, Any]
+    """The resolved transformers config."""
+    tokenizer: str | None
+    vocab_size: int
+    precision: str
+    versions: dict[str, str]
+    config_text: str
+    validation: str | None = None
+    """Fingerprint of the held-out data."""
+    precision_facts: Callable[[], dict[str, Any]] = dict
+    """What the run computes in just now, as plain values, asked for each manifest; its `label` goes before `precision`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By dotted name."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """What it computes on and how, by name, as plain values: the device, whether blocks are compiled."""
+    allowed_changes: tuple[str, ...] = ()
+    """Names of what may be another than it was in the checkpoint: see changes.py."""
+    training_data_at: Callable[[int], str] | None = None
+    """The fingerprint that these training data have when they are cut into sequences of another length."""
+
+    @property
+    def precision_now(self) -> str:
+        return self.precision_facts().get("label", self.precision)
 
 
 def folder_name(step: int) -> str:
@@ -127,13 +151,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def to_json(manifest: Manifest) -> str:
     """The manifest as text, with the digest of its own content; a loss that is not finite is not a number there."""
-    finite = {
-        name: value if math.isfinite(value or 0.0) else None
-        for name, value in (("loss", manifest.loss), ("val_loss", manifest.val_loss))
-    }
-    content = json.loads(
-        json.dumps({**asdict(manifest), **finite})
-    )  # what a reader will see, whose digest must be the same
+    losses = {"loss": manifest.loss, "val_loss": manifest.val_loss}
+    finite = {name: loss if math.isfinite(loss or 0.0) else None for name, loss in losses.items()}
+    content = json.loads(json.dumps({**asdict(manifest), **finite}))  # as a reader sees it: the digest must be the same
     return json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n"
 
 
@@ -161,9 +181,8 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
         raise CheckpointError(
             f"{path} has format {content.get('format')}, and this trainer reads format {FORMAT}; use the version that wrote it"
         )
-    if wrong := next(
-        (key for key, is_right in _FORMS.items() if not is_right(content.get(key, _DEFAULTS.get(key)))), None
-    ):
+    stated = {*content, *_REQUIRED}
+    if wrong := next((key for key, is_right in _FORMS.items() if key in stated and not is_right(content.get(key))), ""):
         raise CheckpointError(
             f"{path} states no {wrong} that this trainer writes ({str(content.get(wrong))[:60]}): somebody has changed it"
         )
@@ -172,12 +191,9 @@ def parse_manifest(text: bytes, path: str) -> Manifest:
     return Manifest(**{**of_state, **{key: value for key, value in content.items() if key in known}})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _of(*types: type) -> Callable[[Any], bool]:
+    """Whether a value of JSON is of one of these types, of which none is another's: true is no whole number."""
+    return lambda value: type(value) in types
 
 
 def _is_moment(value: Any) -> bool:
@@ -189,50 +205,36 @@ def _is_moment(value: Any) -> bool:
 
 def _are_files(value: Any) -> bool:
     entries = value.values() if isinstance(value, dict) else [None]
-    return all(
-        isinstance(entry, dict) and _is_whole(entry.get("bytes")) and isinstance(entry.get("xxh3_128"), str)
-        for entry in entries
-    )
+    is_file = [isinstance(e, dict) and type(e.get("bytes")) is int and type(e.get("xxh3_128")) is str for e in entries]
+    return all(is_file)
 
 
 def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(part, {}), dict) for part in ("progress", "guard", "evaluation")
-    )
+    parts = ("progress", "guard", "evaluation")
+    return isinstance(value, dict) and all(isinstance(value.get(part, {}), dict) for part in parts)
 
 
 _FORMS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("step", "sequences", "tokens", "world_size", "vocab_size"), _is_whole),
-    **dict.fromkeys(("epoch", "last_val_step"), lambda value: value is None or _is_whole(value)),
-    **dict.fromkeys(("loss", "val_loss", "last_val_loss"), lambda value: value is None or _is_number(value)),
-    **dict.fromkeys(("reason", "precision"), lambda value: isinstance(value, str)),
-    **dict.fromkeys(
-        ("precision_facts", "identity", "model", "versions", "conditions"), lambda value: isinstance(value, dict)
-    ),
+    **dict.fromkeys(("step", "sequences", "tokens", "world_size", "vocab_size"), _of(int)),
+    **dict.fromkeys(("epoch", "last_val_step"), _of(int, NoneType)),
+    **dict.fromkeys(("loss", "val_loss", "last_val_loss"), _of(int, float, NoneType)),
+    **dict.fromkeys(("reason", "precision"), _of(str)),
+    **dict.fromkeys(("precision_facts", "identity", "model", "versions", "conditions"), _of(dict)),
     "created": _is_moment,
     "files": _are_files,
     "state": _is_state,
 }
 """What each field has to be, by its name: a right digest says that nothing was damaged, and not who wrote it."""
 
-_DEFAULTS = {
-    entry.name: entry.default_factory()
-    if entry.default_factory is not MISSING
-    else None
-    if entry.default is MISSING
-    else entry.default
-    for entry in fields(Manifest)
-}
+_REQUIRED = ("step", "sequences", "tokens", "reason", "created")
+"""What every version has stated; what else is not stated is what it is by default."""
 
 
 def last_evaluation(state: Mapping[str, Any]) -> dict[str, Any]:
     """What a TrainState's values say of the last validation loss, as fields of a manifest; empty before the first."""
     found = state.get("evaluation") or {}
-    return (
-        {}
-        if found.get("last_loss") is None
-        else {"last_val_loss": found["last_loss"], "last_val_step": found["last_step"]}
-    )
+    stated = found.get("last_loss") is not None
+    return {"last_val_loss": found["last_loss"], "last_val_step": found["last_step"]} if stated else {}
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -16,12 +16,11 @@ from trainer.errors import CheckpointError
 
 
 class WholeMemoryLayout:
-    """Where everything lies in a slot; laid out once, as long as the tensors and the hyperparameters stay the same."""
+    """See MemoryLayout, whose one implementation this is; laid out once, as long as tensors and hyperparameters stay the same."""
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         state = optimizer.state_dict()
-        self._tensors = _addresses(model, state)
-        self._hyperparameters = _hyperparameters(state)
+        self._tensors, self._hyperparameters = _addresses(model, state), _hyperparameters(state)
         marked, self._marks = _with_marked_rates(state)
         weights = dict(model.state_dict())
         if strided := [name for name, tensor in weights.items() if not tensor.is_contiguous()]:
@@ -33,20 +32,17 @@ class WholeMemoryLayout:
             optimizer_image(marked, moment_owners(model, optimizer)),
         ]
         # A buffer may hold an infinity by design, as a mask does.
-        self._looked_at = {
-            *(name for name, _ in model.named_parameters(remove_duplicate=False)),
-            *(f.name for f in self.images[1].floats),
-        }
+        self._looked_at = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._looked_at |= {floats.name for floats in self.images[1].floats}
         self.starts = [0, self.images[0].padded_bytes]
+        self._placed = list(zip(self.images, self.starts, strict=True))
         self.num_bytes = sum(image.padded_bytes for image in self.images)
         self._rates = self._places_of_rates()
 
     def fits(self, model: torch.nn.Module, state: Mapping[str, Any]) -> bool:
-        """Whether a snapshot of these would look the same but for the tensors' bytes and the learning rates."""
         return self._tensors == _addresses(model, state) and self._hyperparameters == _hyperparameters(state)
 
     def facts(self) -> list[dict[str, Any]]:
-        """The images as the writer wants to know them."""
         return [
             {
                 "name": image.name,
@@ -56,27 +52,19 @@ class WholeMemoryLayout:
                 "checksums": [(c.start, c.num_bytes, list(c.places)) for c in image.checksums],
                 "floats": [(f.name, f.start, f.num_bytes, f.type) for f in image.floats if f.name in self._looked_at],
             }
-            for image, start in zip(self.images, self.starts, strict=True)
+            for image, start in self._placed
         ]
 
     def copies(self, pages: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What is copied where: the live tensors, and their places in a slot's bytes, of the same types and shapes."""
-        sources = [tensor for image in self.images for _, tensor in image.tensors]
-        places = [
-            _place(pages, start + offset, tensor)
-            for image, start in zip(self.images, self.starts, strict=True)
-            for offset, tensor in image.tensors
-        ]
-        return sources, places
+        tensors = [(start + offset, tensor) for image, start in self._placed for offset, tensor in image.tensors]
+        return [tensor for _, tensor in tensors], [_place(pages, at, tensor) for at, tensor in tensors]
 
     def write_fixed(self, memory: mmap.mmap) -> None:
-        """Everything that is no tensor's and stays the same."""
-        for image, start in zip(self.images, self.starts, strict=True):
+        for image, start in self._placed:
             for offset, content in image.fixed:
                 memory[start + offset : start + offset + len(content)] = content
 
     def write_rates(self, memory: mmap.mmap, rates: list[float]) -> None:
-        """The learning rates of this step, which the optimizer's file states."""
         for place, rate in zip(self._rates, rates, strict=True):
             memory[place : place + 8] = struct.pack(">d", rate)
 

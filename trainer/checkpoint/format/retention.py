@@ -15,7 +15,7 @@ the best, the pinned, and what is held because it is being loaded.
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.checkpoint.format.manifest import Manifest, folder_name
@@ -23,6 +23,9 @@ from trainer.text import size
 
 if TYPE_CHECKING:
     from trainer.config.schema import CheckpointConfig
+
+Names = Collection[str]
+"""Of folders, as those that stay whatever the policy says: what is being loaded."""
 
 UNKEPT = "no tier keeps it"
 
@@ -67,9 +70,7 @@ class Removal(NamedTuple):
 
 def policy_of(settings: "CheckpointConfig") -> Policy:
     """The policy that a config asks for."""
-    return Policy(
-        settings.keep_last, settings.keep_best, settings.keep_every_steps, settings.keep_epochs, settings.max_disk_bytes
-    )
+    return Policy(**{entry.name: getattr(settings, entry.name) for entry in fields(Policy)})
 
 
 def best_first(manifests: Sequence[Manifest]) -> list[Manifest]:
@@ -130,7 +131,7 @@ def _members(newest_first: Sequence[Manifest], policy: Policy) -> dict[str, list
     }
 
 
-def protected(manifests: Sequence[Manifest], policy: Policy, held: Collection[str] = ()) -> set[int]:
+def protected(manifests: Sequence[Manifest], policy: Policy, held: Names = ()) -> set[int]:
     """The steps that no bound removes: the newest, the best, the pinned, and those whose folders are held."""
     newest_first = sorted(manifests, key=lambda m: m.step, reverse=True)
     best = best_first(newest_first)[: min(policy.keep_best, 1)]
@@ -138,13 +139,10 @@ def protected(manifests: Sequence[Manifest], policy: Policy, held: Collection[st
     return {m.step for m in (*newest_first[:1], *best, *chosen)}
 
 
-def removals(
-    holding: Holding, policy: Policy, *, in_flight_bytes: int = 0, held: Collection[str] = ()
-) -> list[Removal]:
+def removals(holding: Holding, policy: Policy, *, in_flight_bytes: int = 0, held: Names = ()) -> list[Removal]:
     """What goes, in this order: first what no tier keeps, then what the bound leaves no room for, the least valuable first.
 
     in_flight_bytes  of the checkpoint that is being written, or will be next; the bound holds with it
-    held             names of folders that stay whatever the policy says: what is being loaded
     """
     kept = tiers(holding.manifests, policy)
     going = [
@@ -164,17 +162,15 @@ def removals(
     return going
 
 
-def _least_valuable_first(holding: Holding, policy: Policy, held: Collection[str]) -> Iterator[tuple[str, str, int]]:
+def _least_valuable_first(holding: Holding, policy: Policy, held: Names) -> Iterator[tuple[str, str, int]]:
     """Name, place in the order, and bytes of each folder that a bound may remove."""
     for name, num_bytes in holding.set_aside_bytes.items():
         if name not in held:
             yield name, "what was set aside goes first", num_bytes
     kept, stays = tiers(holding.manifests, policy), protected(holding.manifests, policy, held)
-    sure = last_sure(holding.manifests)
-    in_order = sorted(
-        _by_value(holding.manifests, kept), key=lambda pair: sure is not None and pair[0] == sure.step
-    )  # it goes last
-    for step, tier in in_order:
+    sure = last_sure(holding.manifests)  # it goes last
+    in_order = _by_value(holding.manifests, kept)
+    for step, tier in sorted(in_order, key=lambda pair: sure is not None and pair[0] == sure.step):
         if step not in stays:
             what = "the worst of the best" if tier == "best" else f"the oldest of the tier {tier!r}"
             yield folder_name(step), f"{what} goes next", holding.checkpoint_bytes[step]
@@ -191,7 +187,7 @@ def _by_value(manifests: Sequence[Manifest], kept: Mapping[int, list[str]]) -> I
                 yield step, tier
 
 
-def shortage(holding: Holding, policy: Policy, *, in_flight_bytes: int, held: Collection[str] = ()) -> str | None:
+def shortage(holding: Holding, policy: Policy, *, in_flight_bytes: int, held: Names = ()) -> str | None:
     """Why the bound cannot hold even what is never removed and the one being written, in a paragraph; None when it can."""
     if policy.max_disk_bytes is None:
         return None

@@ -14,7 +14,6 @@ There is no index and no pointer that could disagree: the list is what is on dis
 import logging
 import os
 import re
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from trainer import files
 from trainer.checkpoint.format import manifest as manifests
 from trainer.checkpoint.format.manifest import MANIFEST, Manifest, folder_name
-from trainer.checkpoint.format.retention import Holding, Policy, Removal, best_first, removals, shortage
+from trainer.checkpoint.format.retention import Holding, Names, Policy, Removal, best_first, removals, shortage
 from trainer.checkpoint.format.verified import found_damaged, last_verifications
 from trainer.checkpoint.format.verified_copy import DiskFiles, copy_verified
 from trainer.errors import CheckpointError
@@ -131,25 +130,21 @@ class CheckpointStore:
         verifications = last_verifications(self.folder)
         sound = [manifest for manifest in self.sound_manifests() if not found_damaged(manifest, verifications)]
         checkpoints = {manifest.step: folder_bytes(self.path(manifest.step)) for manifest in sound}
-        aside = {path.name: folder_bytes(path) for path in self.set_aside_folders() if not _is_pinned(path)}
+        aside = {path.name: folder_bytes(path) for path in self.set_aside_folders() if not pin_of(path)}
         other = self.num_bytes() - sum(checkpoints.values()) - sum(aside.values())
         return Holding(sound, checkpoints, aside, max(0, other))
 
-    def removals(
-        self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()
-    ) -> list[Removal]:
+    def removals(self, policy: Policy, *, in_flight_bytes: int | None = None, held: Names = ()) -> list[Removal]:
         """What pruning would remove, in this order, and why; room is left for one more of `in_flight_bytes`, by default the newest's."""
         holding = self.holding()
         return removals(holding, policy, in_flight_bytes=_in_flight(holding, in_flight_bytes), held=held)
 
-    def shortage(self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()) -> str | None:
+    def shortage(self, policy: Policy, *, in_flight_bytes: int | None = None, held: Names = ()) -> str | None:
         """Why `max_disk_bytes` cannot hold even what is never removed and one more, in a paragraph; None when it can."""
         holding = self.holding()
         return shortage(holding, policy, in_flight_bytes=_in_flight(holding, in_flight_bytes), held=held)
 
-    def prune(
-        self, policy: Policy, *, in_flight_bytes: int | None = None, held: Collection[str] = ()
-    ) -> list[tuple[str, str]]:
+    def prune(self, policy: Policy, *, in_flight_bytes: int | None = None, held: Names = ()) -> list[tuple[str, str]]:
         """Removes what the policy gives up, the least valuable first; called after a commit. Returns the names that went, and why.
 
         A damaged checkpoint is left alone, and so is one that is pinned while this goes on. See `removals` for the arguments.
@@ -172,20 +167,16 @@ class CheckpointStore:
         Nobody can pin it any more: a pin goes through the name that it had.
         """
         path = doomed.with_name(doomed.name.removeprefix(REMOVING))
-        if _is_pinned(doomed) and not path.exists():
+        if pin_of(doomed) and not path.exists():
             files.move_folder(doomed, path)
             return False
         files.remove_folder(doomed)
         return True
 
     def point_links(self) -> None:
-        """Points the links `latest` and `best`, which people follow and nothing reads; a folder that a copy left there stays.
-
-        One that would lead nowhere goes.
-        """
+        """Points `latest` and `best`, which people follow and nothing reads; a folder of that name stays, a link that leads nowhere goes."""
         sound = self.sound_manifests()
-        targets = {"latest": sound[:1], "best": best_first(sound)[:1]}
-        for name, chosen in targets.items():
+        for name, chosen in (("latest", sound[:1]), ("best", best_first(sound)[:1])):
             link = self.folder / name
             if chosen and (link.is_symlink() or not link.exists()):
                 files.point_symlink(link, self.path(chosen[0].step).name)
@@ -223,35 +214,30 @@ def _in_flight(holding: Holding, given: int | None) -> int:
     return holding.checkpoint_bytes[max(holding.checkpoint_bytes)] if holding.checkpoint_bytes else 0
 
 
-def _is_pinned(path: Path) -> bool:
+def pin_of(path: Path) -> bool | None:
+    """Whether a checkpoint's manifest says that it is pinned; None where there is none to read."""
     try:
         return manifests.read_manifest(path).pinned
     except CheckpointError:
-        return False
+        return None
 
 
 def structural_problems(path: Path, manifest: Manifest) -> list[str]:
     """What a look at names and sizes shows to be wrong."""
-    try:
-        return _structural_problems(path, manifest)
-    except OSError as error:
-        return [f"{path.name} cannot be looked at: {error.strerror}"]
-
-
-def _structural_problems(path: Path, manifest: Manifest) -> list[str]:
     problems = []
     if _step_of(path) not in (manifest.step, None):
         problems.append(f"its manifest is of step {manifest.step}, not {_step_of(path)}")
-    for name, entry in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            problems.append(f"{name} is missing")
-        elif file.stat().st_size != entry["bytes"]:
-            problems.append(f"{name} has {file.stat().st_size:,} bytes, expected {entry['bytes']:,}")
-    known = {*manifest.files, MANIFEST}
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    problems += [f"{name} does not belong to it" for name in sorted(present - known)]
-    return problems
+    try:
+        for name, entry in manifest.files.items():
+            file = path / name
+            if not file.is_file():
+                problems.append(f"{name} is missing")
+            elif file.stat().st_size != entry["bytes"]:
+                problems.append(f"{name} has {file.stat().st_size:,} bytes, expected {entry['bytes']:,}")
+        present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    except OSError as error:
+        return [f"{path.name} cannot be looked at: {error.strerror}"]
+    return problems + [f"{name} does not belong to it" for name in sorted(present - {*manifest.files, MANIFEST})]
 
 
 def verify(path: Path) -> list[str]:
@@ -260,19 +246,15 @@ def verify(path: Path) -> list[str]:
         manifest = manifests.read_manifest(path)
     except CheckpointError as error:
         return [str(error)]
-    return structural_problems(path, manifest) + [
-        problem for name, entry in manifest.files.items() if (problem := _damage(path / name, name, entry))
-    ]
+    damages = [_damage(path / name, name, entry) for name, entry in manifest.files.items()]
+    return structural_problems(path, manifest) + [damage for damage in damages if damage]
 
 
 def _damage(file: Path, name: str, entry: dict[str, Any]) -> str | None:
     """What reading a file shows to be wrong; a missing one, or one of another size, was told before."""
     try:
-        if (
-            file.is_file()
-            and file.stat().st_size == entry["bytes"]
-            and manifests.digest_file(file) != entry["xxh3_128"]
-        ):
+        is_whole = file.is_file() and file.stat().st_size == entry["bytes"]
+        if is_whole and manifests.digest_file(file) != entry["xxh3_128"]:
             return f"{name} is damaged: its bytes do not match their digest"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"

@@ -21,12 +21,8 @@ def differing_tensors(a: Path, b: Path) -> tuple[list[str], int]:
     """
     with open(a, "rb", buffering=0) as ours, open(b, "rb", buffering=0) as theirs:
         first, second = _header(ours), _header(theirs)
-        names = sorted({*first, *second})
-        differing = [
-            name
-            for name in names
-            if name not in first or name not in second or not _equal(ours, theirs, first[name], second[name])
-        ]
+        names, shared = sorted({*first, *second}), first.keys() & second.keys()
+        differing = [n for n in names if n not in shared or not _equal(ours, theirs, first[n], second[n])]
     return differing, len(names)
 
 

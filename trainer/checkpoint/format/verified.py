@@ -32,15 +32,11 @@ Verifications = Mapping[tuple[int, str], Verification]
 """By step and `Manifest.content_digest`."""
 
 
-def remember(folder: Path, found: Sequence[tuple[Manifest, Sequence[str]]]) -> None:
-    """Writes down, durably, what was wrong with each checkpoint in a folder; nothing when it was sound."""
+def remember(folder: Path, manifest: Manifest, problems: Sequence[str]) -> None:
+    """Writes down, durably, what was wrong with a checkpoint in a folder: nothing when it was sound."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    lines = [
-        json.dumps({"step": m.step, "digest": m.content_digest, "when": when, "problems": list(problems)})
-        for m, problems in found
-    ]
-    if lines:
-        files.append_lines(folder / RECORD, lines)
+    found = {"step": manifest.step, "digest": manifest.content_digest, "when": when, "problems": list(problems)}
+    files.append_lines(folder / RECORD, [json.dumps(found)])
 
 
 def last_verifications(folder: Path) -> Verifications:

@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_model
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from trainer.checkpoint.format import random_states
 from trainer.checkpoint.format.layout import MemoryLayout
@@ -30,7 +32,7 @@ class WholeFiles:
     def large_files(self, parameter_bytes: int, moment_bytes: int) -> dict[str, int]:
         return {"model.safetensors": parameter_bytes, "optimizer.bin": moment_bytes}
 
-    def in_memory(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> MemoryLayout:
+    def in_memory(self, model: Module, optimizer: Optimizer) -> MemoryLayout:
         return WholeMemoryLayout(model, optimizer)
 
     def small_files(self, accelerator: Accelerator, state: dict[str, Any], config_text: str) -> dict[str, bytes]:
@@ -52,13 +54,7 @@ class WholeFiles:
         path = folder / f"random_states_{accelerator.process_index}.json"
         path.write_text(json.dumps(streams), encoding="utf-8")
 
-    def load(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-    ) -> None:
+    def load(self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer | None) -> None:
         with _known_format(folder / "model.safetensors") as path:
             load_model(model, path, strict=True)
         if optimizer is not None:

@@ -10,16 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from trainer import locks
-from trainer.checkpoint.format.manifest import MANIFEST, Manifest, folder_name, val_loss_words
+from trainer.checkpoint.format import verified
+from trainer.checkpoint.format.manifest import MANIFEST, Manifest, folder_name
 from trainer.checkpoint.format.retention import Policy, Removal, policy_of, protected, tiers
 from trainer.checkpoint.format.store import CheckpointStore, Entry, folder_bytes, verify
-from trainer.checkpoint.format.verified import (
-    Verification,
-    found_damaged,
-    last_verification,
-    last_verifications,
-    remember,
-)
 from trainer.checkpoint.resume.lookup import all_of
 from trainer.config.load import load_resolved
 from trainer.errors import CheckpointError, TrainerError
@@ -33,7 +27,7 @@ def listing(folder: Path, *, as_json: bool = False) -> str:
     facts = [entry_facts(entry, _tiers_of(entry, kept)) for entry in entries]
     if as_json:
         return "\n".join(map(json.dumps, facts))
-    rows = [("step", "age", "kept as", "loss", "val loss", "tokens", "size", "sound?"), *map(_row, facts)]
+    rows = [("step", "age", "kept as", "loss", "val loss", "tokens", "size", "sound?"), *map(_row, entries, facts)]
     notes = [f"why each is kept is not known: {unknown}"] if unknown else []
     aside = CheckpointStore(folder).set_aside_folders()
     if aside:
@@ -64,7 +58,7 @@ def _remembered(entry: Entry, problems: Sequence[str]) -> str:
     if entry.manifest is None or not _has_its_place(entry):
         return ""
     try:
-        remember(entry.path.parent, [(entry.manifest, problems)])
+        verified.remember(entry.path.parent, entry.manifest, problems)
     except OSError as error:
         return f" (not remembered: {error.strerror})"
     return ""
@@ -127,7 +121,7 @@ def _prove(store: CheckpointStore, policy: Policy) -> None:
 
 def _remember_damage(folder: Path, manifest: Manifest, problems: Sequence[str]) -> None:
     try:
-        remember(folder, [(manifest, problems)])
+        verified.remember(folder, manifest, problems)
     except OSError as error:
         raise CheckpointError(
             f"{folder_name(manifest.step)} is damaged ({'; '.join(problems)}), which cannot be written down in {folder} ({error.strerror}), so "
@@ -175,8 +169,8 @@ def _kept(entries: list[Entry]) -> tuple[dict[int, list[str]], str | None]:
         policy = policy_of(load_resolved(whole[0].path / "config.yaml").checkpoint)
     except (TrainerError, OSError) as error:
         return {}, str(error)
-    verifications = last_verifications(whole[0].path.parent)
-    sound = [manifest for manifest in map(Entry.described, whole) if not found_damaged(manifest, verifications)]
+    found = verified.last_verifications(whole[0].path.parent)
+    sound = [manifest for manifest in map(Entry.described, whole) if not verified.found_damaged(manifest, found)]
     return tiers(sound, policy), None
 
 
@@ -184,7 +178,8 @@ def entry_facts(entry: Entry, kept_as: Sequence[str]) -> dict[str, Any]:
     """What a listing says of one checkpoint, as plain values."""
     manifest = entry.manifest
     said = ("reason", "epoch", "pinned", "loss", "val_loss", "last_val_loss", "last_val_step", "tokens", "created")
-    last = last_verification(manifest, last_verifications(entry.path.parent)) if manifest else None
+    found = verified.last_verifications(entry.path.parent)
+    last = verified.last_verification(manifest, found) if manifest else None
     return {
         "step": entry.step,
         "path": str(entry.path),
@@ -198,7 +193,7 @@ def entry_facts(entry: Entry, kept_as: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def sound_words(entry: Entry, last: Verification | None) -> str:
+def sound_words(entry: Entry, last: verified.Verification | None) -> str:
     """Whether a checkpoint is whole by its structure, and what the last verification found, in a few words."""
     if entry.problem:
         return entry.problem
@@ -213,18 +208,11 @@ def tier_words(kept_as: Sequence[str], manifest_facts: Mapping[str, Any]) -> str
     return ", ".join(f"epoch {manifest_facts['epoch']}" if tier == "epoch" else tier for tier in kept_as) or "-"
 
 
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        str(facts["step"]),
-        age(facts["age_seconds"]) if facts["age_seconds"] is not None else "?",
-        tier_words(facts["tiers"], facts),
-        _loss(facts["loss"]),
-        val_loss_words(*(facts[name] for name in ("val_loss", "last_val_loss", "last_val_step"))) or "-",
-        count(facts["tokens"]) if facts["tokens"] is not None else "?",
-        size(facts["bytes"]),
-        facts["sound"],
-    )
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _row(entry: Entry, facts: dict[str, Any]) -> tuple[str, ...]:
+    said = ("?", "-", "-", "?")
+    if m := entry.manifest:
+        loss = "-" if m.loss is None else f"{m.loss:.4f}"
+        said = (age(facts["age_seconds"]), loss, m.val_loss_words or "-", count(m.tokens))
+    when, loss, val_loss, tokens = said
+    kept_as = tier_words(facts["tiers"], facts)
+    return str(entry.step), when, kept_as, loss, val_loss, tokens, size(facts["bytes"]), facts["sound"]

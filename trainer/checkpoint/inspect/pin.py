@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer import files
-from trainer.checkpoint.format.manifest import MANIFEST, read_manifest, to_json
-from trainer.checkpoint.format.store import REMOVING, Entry
+from trainer.checkpoint.format.manifest import MANIFEST, to_json
+from trainer.checkpoint.format.store import REMOVING, Entry, pin_of
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.folders import command_line
 from trainer.errors import CheckpointError
@@ -61,16 +61,8 @@ def _is_so(path: Path, pinned: bool) -> bool:
     """
     nameless = path.with_name(f"{REMOVING}{path.name}")
     ends = time.monotonic() + LONGEST_REMOVAL_SECONDS
-    while (found := _pin_of(path)) is None and nameless.exists() and time.monotonic() < ends:
+    while (found := pin_of(path)) is None and nameless.exists() and time.monotonic() < ends:
         time.sleep(0.01)
     if found is None:  # it may have come back between the two looks
-        found = _pin_of(path)
-    return (_pin_of(nameless) if found is None else found) == pinned
-
-
-def _pin_of(path: Path) -> bool | None:
-    """Whether a checkpoint's manifest says that it is pinned; None where there is none to read."""
-    try:
-        return read_manifest(path).pinned
-    except CheckpointError:
-        return None
+        found = pin_of(path)
+    return (pin_of(nameless) if found is None else found) == pinned

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint.format.description import Description
-from trainer.checkpoint.format.manifest import UNSPECIFIC, Manifest
+from trainer.checkpoint.format.manifest import UNSPECIFIC, Description, Manifest
 from trainer.config.load import kept_settings
 
 NEVER = "never"

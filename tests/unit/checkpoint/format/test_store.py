@@ -108,7 +108,7 @@ def test_pruning_spares_the_damaged(store):
 def test_a_checkpoint_that_a_verification_found_damaged_protects_nothing_and_is_spared(store):
     for step in (1, 2, 3):
         commit(store, step)
-    remember(store.folder, [(read_manifest(store.path(3)), ["optimizer.bin is damaged"])])
+    remember(store.folder, read_manifest(store.path(3)), ["optimizer.bin is damaged"])
     assert [name for name, _ in store.prune(Policy(1, 0))] == ["step-00000001"]
     assert steps(store) == [3, 2], "the newest sound one is the one before"
 

@@ -12,13 +12,14 @@ from trainer.checkpoint.inspect.listing import listing, verification
 def verified(store):
     """A store of two checkpoints that were verified, with their manifests."""
     manifests = [read_manifest(commit(store, step)) for step in (1, 2)]
-    remember(store.folder, [(manifest, []) for manifest in manifests])
+    for manifest in manifests:
+        remember(store.folder, manifest, [])
     return store, manifests
 
 
 def test_the_last_verification_of_each_is_remembered(verified):
     store, (first, second) = verified
-    remember(store.folder, [(first, ["a is damaged"])])
+    remember(store.folder, first, ["a is damaged"])
     known = last_verifications(store.folder)
     assert last_verification(first, known).problems == ("a is damaged",) and found_damaged(first, known)
     assert last_verification(second, known).problems == () and not found_damaged(second, known)
@@ -26,9 +27,7 @@ def test_the_last_verification_of_each_is_remembered(verified):
 
 
 def test_a_folder_without_a_record_has_no_verifications(store):
-    assert last_verifications(store.folder) == {}
-    remember(store.folder, [])
-    assert not store.folder.exists()
+    assert last_verifications(store.folder) == {} and not store.folder.exists()
 
 
 LINE = {"step": 1, "digest": "0", "when": "2026-01-01T00:00:00+00:00", "problems": []}
@@ -75,7 +74,7 @@ def test_a_record_cut_short_at_any_byte_breaks_nothing_and_can_be_added_to(verif
     content = (store.folder / RECORD).read_bytes()
     for length in range(len(content)):
         (store.folder / RECORD).write_bytes(content[:length])
-        remember(store.folder, [(second, [])])
+        remember(store.folder, second, [])
         assert last_verification(second, last_verifications(store.folder)) is not None
 
 

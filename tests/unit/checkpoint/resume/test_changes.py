@@ -1,7 +1,7 @@
 import pytest
 
 from tests.unit.checkpoint.format.test_manifest import manifest_of
-from trainer.checkpoint.format.description import Description
+from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.resume.changes import Change, changes, markdown, refusal, sentences
 
 IDENTITY = {

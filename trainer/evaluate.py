@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from trainer import files
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.resume.select import Located, locate
+from trainer.collectives import main_process_first
 from trainer.config.folders import find_checkpoints, folder_of_run, run_folder
 from trainer.config.load import load_resolved
 from trainer.config.schema import Config
@@ -31,9 +32,10 @@ from trainer.evaluation.tasks import open_tasks
 from trainer.export import EVALUATIONS, tokenizer_of
 from trainer.launch.accelerator import make_accelerator
 from trainer.launch.environment import LaunchEnv
-from trainer.launch.process_group import finish_processes, init_process_group, main_process_first
+from trainer.launch.process_group import init_process_group
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
+from trainer.parallel import parallel_of
 from trainer.precision.decide import decide
 from trainer.precision.probe import probe_device
 from trainer.run.identity import digest
@@ -169,11 +171,8 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
         place, precision=precision, deterministic=True, seed=0, trackers=[], runs_folder=folder.parent
     )
     is_loss_wanted = wanted.tasks is None or wanted.data is not None
-    data = main_process_first(accelerator, lambda: held_out(config, manifest, wanted.data)) if is_loss_wanted else None
-    tasks = main_process_first(
-        accelerator,
-        lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd()),
-    )
+    data = main_process_first(lambda: held_out(config, manifest, wanted.data)) if is_loss_wanted else None
+    tasks = main_process_first(lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd()))
     model = load_model(
         manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device
     )
@@ -194,7 +193,7 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
     evaluation = Evaluation(located, precision, results, place.is_main, loss)
     if place.is_main and folder.is_dir():  # a checkpoint that was copied here has no run
         _write_down(evaluation, folder / EVALUATIONS)
-    finish_processes(accelerator, model)
+    parallel_of(accelerator).end(model)
     return evaluation
 
 

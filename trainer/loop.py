@@ -12,7 +12,7 @@ import torch
 
 from trainer.data.loader import Batch
 from trainer.ending.outcomes import Ending, Outcome
-from trainer.evaluation.samples import markdown
+from trainer.evaluation.samples import SAMPLES_READ, markdown
 from trainer.metrics.reporter import StepFacts
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import set_learning_rate
@@ -131,8 +131,8 @@ def evaluate(run: Run) -> bool:
 
 
 def sample(run: Run) -> None:
-    """Lets the model write on rank 0: into TensorBoard, and the beginning into the log. The other ranks go on to the next step."""
-    if not run.accelerator.is_main_process:
+    """Lets the model write: into TensorBoard, and the beginning into the log. A rank that is not needed goes on to the next step."""
+    if not run.parallel.runs_here(SAMPLES_READ):
         return
     step = run.progress.step
 

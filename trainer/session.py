@@ -27,7 +27,7 @@ from trainer.evaluation.samples import DRAWN
 from trainer.finish import EXPORTED, export_final
 from trainer.journal import Journal
 from trainer.launch.environment import decided_precision, others_wait
-from trainer.launch.process_group import finish_processes, rank0_before_init
+from trainer.launch.process_group import rank0_before_init
 from trainer.locks import Lock, lock_run
 from trainer.loop import train
 from trainer.metrics.profiler import FOLDER as PROFILES
@@ -80,7 +80,7 @@ def run_session(config: Config) -> int:
                 conclude(run, before, ending)
                 if is_main:
                     journal.write("stop", cause=Cause(ending.outcome), step=run.progress.step, reason=ending.reason)
-                finish_processes(run.accelerator, run.model)
+                run.parallel.end(run.model)
                 run.checkpointer.end(wait_for_copies=ending.outcome == Outcome.FINISHED)
             return ending.outcome.exit_code
         except RankLostError as error:

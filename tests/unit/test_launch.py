@@ -21,7 +21,7 @@ from trainer.launch.accelerator import make_accelerator, seed_streams
 from trainer.launch.compile_choice import choose_compiler, compile_backend
 from trainer.launch.environment import LaunchEnv, num_threads
 from trainer.launch.logging_setup import open_log
-from trainer.launch.process_group import all_gather, init_process_group, rank0_before_init
+from trainer.launch.process_group import init_process_group, rank0_before_init
 
 
 @pytest.fixture(autouse=True)
@@ -201,9 +201,8 @@ def test_tf32_is_what_the_recipe_says_whatever_accelerate_has_set(tmp_path, monk
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def test_one_process_meets_on_its_device_and_gathers_its_own_value():
+def test_one_process_meets_on_its_device():
     assert init_process_group(LaunchEnv("no", True, 1, True), deterministic=False).type == "cpu"
-    assert all_gather("mine") == ["mine"]
 
 
 def test_the_largest_seed_of_a_recipe_leaves_room_for_every_rank():
@@ -265,8 +264,9 @@ def test_the_log_is_the_main_processs_story_and_the_others_warnings(tmp_path, mo
 GROUP_OF_ONE = """
 import gc, pathlib, sys
 import torch
+from accelerate import Accelerator
 import torch._dynamo  # as every run has; its first import within DistributedDataParallel would keep the group by chance
-from trainer.launch.process_group import leave_group
+from trainer.parallel import parallel_of
 
 def group_threads():
     return sum(path.read_text().startswith("pt_gloo") for path in pathlib.Path("/proc/self/task").glob("*/comm"))
@@ -276,7 +276,7 @@ def work():
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
     model(torch.ones(1, 2)).sum().backward()
     assert group_threads()
-    leave_group(model)
+    parallel_of(Accelerator(cpu=True)).end(model)
 
 work()
 gc.collect()

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from trainer.errors import CheckpointError, TrainerError
+from trainer import collectives
+from trainer.errors import CheckpointError
 from trainer.text import one_line
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long ranks wait for each other: rank 0 alone verifies checkpoints and waits for the disk."""
@@ -30,32 +33,22 @@ class Ranks:
     def is_main(self) -> bool:
         return self.number == 0
 
-    def all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank, in the order of the ranks."""
-        if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        return collectives.all_gather(value, self._group)
 
     def first_failure(self, failure: str | None) -> str | None:
         """The first failure of any rank, on every rank."""
         return next((text for text in self.all_gather(failure) if text), None)
 
-    def broadcast_from_main(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` on rank 0 and gives its result, or its error, to every rank: one that raised alone would leave the others waiting."""
-        outcome: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = work()
-            except TrainerError as error:
-                outcome[1] = error
-            except OSError as error:
-                outcome[1] = CheckpointError(
-                    f"{self._folder} cannot be used ({one_line(error, 1000)}); fix that and start again"
-                )
-        if self.count > 1:
-            dist.broadcast_object_list(outcome, group=self._group)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+    def broadcast_from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, or its error, on every rank; CheckpointError where the folder cannot be used."""
+        return collectives.broadcast_from_main(lambda: self._told_of_the_folder(work), self._group)
+
+    def _told_of_the_folder(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._folder} cannot be used ({one_line(error, 1000)}); fix that and start again"
+            ) from error

@@ -15,6 +15,7 @@ from torch import nn
 from trainer.config.schema import EvaluationConfig
 from trainer.errors import ConfigError
 from trainer.evaluation.generate import NOT_FINITE, Row, Sampling, generate
+from trainer.parallel import Reads
 
 LIKELIEST, DRAWN = "likeliest", "drawn"
 KINDS = {LIKELIEST: Sampling(temperature=0.0), DRAWN: Sampling(temperature=0.8, top_k=50)}
@@ -31,6 +32,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
+
+
+SAMPLES_READ = Reads.WHOLE_MODEL
+"""On which ranks samples are taken: passes of the whole model on inputs that are the same everywhere."""
 
 
 @dataclass(frozen=True)

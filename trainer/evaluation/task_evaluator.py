@@ -25,7 +25,7 @@ class Tokenizer(Protocol):
 
 
 class TaskEvaluator:
-    """Some tasks and the model they are put to. Every method is called on every rank, and gives the same on each."""
+    """Some tasks and the model they are put to. Every method is called on every rank, which takes its share of the rows; all give the same."""
 
     def __init__(
         self,

@@ -1,18 +1,16 @@
-"""The group of the run's processes: what is done before they meet, what one does before the others, how the group ends."""
+"""The group of the run's processes: what is done before they meet, how it is formed."""
 
-import ctypes
 import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
 
 from trainer import determinism
-from trainer.errors import LaunchError, TrainerError
+from trainer.errors import LaunchError
 from trainer.launch.environment import LaunchEnv, num_threads, others_wait
 
 T = TypeVar("T")
@@ -59,47 +57,3 @@ def init_process_group(place: LaunchEnv, *, deterministic: bool) -> torch.device
     if deterministic:
         determinism.make_deterministic()
     return PartialState(cpu=place.use_cpu, timeout=GROUP_TIMEOUT).device
-
-
-def all_gather(value: T) -> list[T]:
-    """The values of all ranks, in their order."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def main_process_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Does `work` on rank 0, then on the others; its TrainerError there is everyone's, so that nobody waits for a rank that gave up."""
-    outcome: list[Any] = [None]
-    results: list[T] = []
-    if accelerator.is_main_process:
-        try:
-            results.append(work())
-        except TrainerError as error:
-            outcome = [error]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[0] is not None:
-        raise outcome[0]
-    return results[0] if results else work()
-
-
-def finish_processes(accelerator: Accelerator, model: torch.nn.Module) -> None:
-    """Waits for every rank and ends the group; after it no collective is possible. `model` is what `prepare` gave back."""
-    accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        leave_group(model)
-
-
-def leave_group(model: torch.nn.Module) -> None:
-    """Ends the group of processes, and keeps what DistributedDataParallel holds of it until this process ends.
-
-    Its reducer has a reference of its own to the group. Freed after the group was left, it would be the last one, and the group's
-    destructor would wait for a thread of gloo while holding Python's lock, which that thread takes to free a tensor: now and then a
-    finished run would never end. A reducer that is never freed leaves that work to the end of the process.
-    """
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(model.reducer))
-    torch.distributed.destroy_process_group()

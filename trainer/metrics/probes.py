@@ -29,6 +29,7 @@ from trainer.config.length import is_due
 from trainer.host_copy import NamedHostCopy
 from trainer.metrics.histograms import Histogram, histogram_of
 from trainer.metrics.layer_groups import group_order, layer_groups, short_names
+from trainer.parallel import Reads
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +238,9 @@ class Reading:
 
 
 class Probes:
-    """Measures around the updates of some steps; on the others, and on ranks that write nothing down, it costs a comparison."""
+    """Measures around the updates of some steps; on the others, and on ranks where it does not run, it costs a comparison."""
+
+    READS = Reads.WHOLE_MODEL
 
     def __init__(
         self,
@@ -245,12 +248,12 @@ class Probes:
         *,
         detail_every_steps: int,
         histogram_every_steps: int,
-        is_main: bool = True,
+        runs_here: bool = True,
         probes: Mapping[str, Probe] = PROBES,
     ) -> None:
         """`model` as it is trained, after `prepare`. 0 steps: never."""
-        self._detail_every_steps = detail_every_steps if is_main else 0
-        self._histogram_every_steps = histogram_every_steps if is_main else 0
+        self._detail_every_steps = detail_every_steps if runs_here else 0
+        self._histogram_every_steps = histogram_every_steps if runs_here else 0
         self._probes = probes
         self._layout = Layout(model)
         self._reading: Reading | None = None

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from trainer.config.schema import PrecisionConfig
 from trainer.journal import Journal
-from trainer.parallel import parallel_of
 from trainer.precision.decide import Decision
 from trainer.precision.fp8_model import Fp8Model
 from trainer.precision.fp8_monitor import Fp8Monitor
@@ -76,7 +75,8 @@ def build_monitor(
     """Checks what `prepare` made of the model, and logs what computes in fp8; PrecisionError where it is not what was built.
 
     fp8                the converted model, where fp8 was decided
-    model, optimizer   what `prepare` gave back
+    model              what `prepare` gave back, unwrapped
+    optimizer          what `prepare` gave back
     flops_per_token    of the model, forward and backward (model/flops.py)
     accumulation       micro-batches of a step
     compiled           whether the blocks are compiled: kept fp8 copies of weights would break their graphs
@@ -94,5 +94,4 @@ def build_monitor(
             inexact,
         )
     caches_weights = wanted.cache_weights and fp8.recipe.stateless and accumulation > 1 and not compiled
-    inner = parallel_of(accelerator).unwrap(model)
-    return Fp8Monitor(fp8, coverage, accelerator, inner, journal, caches_weights=caches_weights)
+    return Fp8Monitor(fp8, coverage, accelerator, model, journal, caches_weights=caches_weights)

@@ -20,6 +20,7 @@ from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume.restore import Restorer
 from trainer.checkpoint.save.checkpointer import Checkpointer
 from trainer.checkpoint.save.forecast import Course
+from trainer.collectives import main_process_first
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus, open_corpus
@@ -28,7 +29,6 @@ from trainer.evaluation.loss import ValidationLoss
 from trainer.evaluation.samples import Sample
 from trainer.evaluation.schedule import EvalSchedule
 from trainer.evaluation.task_evaluator import TaskEvaluator
-from trainer.launch.process_group import main_process_first
 from trainer.metrics.curves import CURVE
 from trainer.metrics.probes import Probes
 from trainer.metrics.profiler import Profiler
@@ -98,10 +98,11 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     accelerator, decision = join(config)
     device, rank, folder = accelerator.device, accelerator.process_index, run_folder(config)
     log.info("opening the data")
-    corpus = main_process_first(accelerator, lambda: open_corpus(config.data, config.sequence_length))
+    corpus = main_process_first(lambda: open_corpus(config.data, config.sequence_length))
     loader = _build_loader(config, corpus, accelerator)
     log.info("building the model")
-    made = prepare(config, accelerator, decision, corpus, loader.accumulation)
+    parallel = parallel_of(accelerator)
+    made = prepare(config, accelerator, parallel, decision, corpus, loader.accumulation)
     model, bare_model, precision = made.model, made.bare_model, made.precision
 
     conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
@@ -120,7 +121,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
     return Run(
         config=config,
         accelerator=accelerator,
-        parallel=parallel_of(accelerator),
+        parallel=parallel,
         precision=precision,
         corpus=corpus,
         loader=loader,
@@ -132,13 +133,13 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         guard=guard,
         stop=stop,
         eval_schedule=eval_schedule,
-        validate=build_validation(config, corpus, accelerator, model),
+        validate=build_validation(config, corpus, accelerator, parallel.unwrap(model)),
         restorer=Restorer(checkpoints, config.max_steps),
         checkpointer=checkpointer,
         consensus=Consensus(accelerator, max_steps=config.max_steps, is_followed=is_followed),
         reporter=reporter,
         stopwatch=Stopwatch(device),
-        probes=build_probes(config, accelerator, bare_model),
+        probes=build_probes(config, parallel, bare_model),
         profiler=profiler,
         folder=folder,
         tasks=build_task_evaluator(config, corpus, accelerator, bare_model),

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer import files
+from trainer.collectives import main_process_first
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.data.loader import validation_batches
@@ -15,9 +16,7 @@ from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.evaluation.samples import Sample, prompts_of, take_samples
 from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import open_tasks
-from trainer.launch.process_group import main_process_first
 from trainer.model.scores import token_scores
-from trainer.parallel import parallel_of
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 def build_validation(
     config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
 ) -> Callable[[], ValidationLoss] | None:
+    """What takes the loss on held-out text, the same on every rank; None without such text. `model` as it is trained, unwrapped."""
     held_out = corpus.validation
     if held_out is None:
         log.info("no validation data: there will be no validation loss, and no best checkpoint")
@@ -33,7 +33,6 @@ def build_validation(
         log.warning(
             "evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there
         )
-    inner = parallel_of(accelerator).unwrap(model)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         micro_batches = validation_batches(
@@ -46,7 +45,7 @@ def build_validation(
         )
         return ((batch.inputs, batch.labels) for batch in micro_batches)
 
-    return lambda: validation_loss(inner, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
+    return lambda: validation_loss(model, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
 
 
 def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
@@ -74,8 +73,5 @@ def build_task_evaluator(
         raise ConfigError(
             "evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]"
         )
-    tasks = main_process_first(
-        accelerator,
-        lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()),
-    )
+    tasks = main_process_first(lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()))
     return TaskEvaluator(tasks, model, token_scores, corpus.tokenizer, accelerator)

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer import files
+from trainer.collectives import all_gather
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import run_folder
 from trainer.config.schema import Config
@@ -13,7 +14,7 @@ from trainer.errors import ConfigError
 from trainer.launch.accelerator import device_words, make_accelerator
 from trainer.launch.environment import LaunchEnv
 from trainer.launch.logging_setup import open_log
-from trainer.launch.process_group import all_gather, init_process_group
+from trainer.launch.process_group import init_process_group
 from trainer.metrics.console import console_handler
 from trainer.precision.decide import Decision, tf32_sentence
 from trainer.precision.measured import Measured, find

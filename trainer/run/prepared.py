@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from trainer.collectives import all_gather
 from trainer.config.folders import run_folder
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
@@ -13,13 +14,13 @@ from trainer.evaluation.samples import check_prompts, prompts_of
 from trainer.journal import Journal
 from trainer.launch.compile_choice import compile_backend
 from trainer.launch.environment import num_local_processes
-from trainer.launch.process_group import all_gather
 from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token
 from trainer.model.head_way import find_head_way
 from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
+from trainer.parallel import Parallel
 from trainer.precision.decide import Decision
 from trainer.precision.fp8_model import Fp8Model
 from trainer.precision.monitor import PrecisionMonitor, build_monitor
@@ -41,7 +42,7 @@ class Prepared:
 
 
 def prepare(
-    config: Config, accelerator: Accelerator, decision: Decision, corpus: Corpus, accumulation: int
+    config: Config, accelerator: Accelerator, parallel: Parallel, decision: Decision, corpus: Corpus, accumulation: int
 ) -> Prepared:
     """Builds model and optimizer and lets Accelerate prepare them; raises ConfigError, OutOfMemoryError, PrecisionError.
 
@@ -69,7 +70,7 @@ def prepare(
         decision,
         config.precision,
         accelerator,
-        model,
+        parallel.unwrap(model),
         optimizer,
         flops_per_token=flops_per_token(bare_model, config.sequence_length),
         journal=Journal(run_folder(config)),

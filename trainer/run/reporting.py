@@ -18,6 +18,7 @@ from trainer.metrics.reporter import Reporter
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.tags import FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.parallel import Parallel
 from trainer.precision.decide import Decision
 from trainer.precision.monitor import PrecisionMonitor
 from trainer.run.identity import replay_facts, replay_key
@@ -107,10 +108,10 @@ def is_profiled(config: Config, step: int) -> bool:
     return first <= step <= last
 
 
-def build_probes(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> Probes:
+def build_probes(config: Config, parallel: Parallel, model: torch.nn.Module) -> Probes:
     return Probes(
         model,
         detail_every_steps=detail_interval(config.metrics.detail_every_steps, config.max_steps),
-        is_main=accelerator.is_main_process,
+        runs_here=parallel.runs_here(Probes.READS),
         histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
     )

@@ -145,7 +145,7 @@ def test_only_steps_that_are_due_are_measured_and_each_is_taken_once():
     assert kinds == {10: numbers, 20: numbers, 25: histograms, 30: numbers, 40: numbers, 50: both}
 
 
-@pytest.mark.parametrize("off", [{"detail": 0}, {"is_main": False, "histograms": 1}])
+@pytest.mark.parametrize("off", [{"detail": 0}, {"runs_here": False, "histograms": 1}])
 def test_nothing_is_measured_where_it_is_off_or_written_by_another_rank(off):
     assert read(probes_of(Bare(a=torch.ones(4)), **off)) is None
 

@@ -5,13 +5,14 @@ import copy
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.launch.process_group import leave_group
 from trainer.model import head
 from trainer.model.fused import log_likelihoods
 from trainer.model.head import chunked_cross_entropy
+from trainer.parallel import parallel_of
 
 
 class Tiny(nn.Module):
@@ -52,7 +53,7 @@ def _rank(rank: int, rendezvous: str) -> None:
             for shared, alone in zip(model.module.parameters(), whole.parameters(), strict=True):
                 torch.testing.assert_close(shared.grad, alone.grad, rtol=1e-5, atol=1e-7)
     finally:
-        leave_group(model)
+        parallel_of(Accelerator(cpu=True)).end(model)
 
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path):

@@ -152,7 +152,7 @@ class Checkpointer:
         if manifest.reason not in WAITED_FOR:
             return self._ranks.broadcast_from_main(lambda: by), None
         # Where no writer is left to do it, all ranks do it themselves.
-        return self._ranks.broadcast_from_main(lambda: main.wait_for(manifest.step, by) if main else None)
+        return self._ranks.broadcast_from_main(lambda: main.wait_for(manifest.step, by) if main else (by, None))
 
     def _save_blocking(self, manifest: Manifest, began: Began) -> SaveResult:
         """Saves while training waits; what came of it. raises CheckpointError when a waited-for save failed"""

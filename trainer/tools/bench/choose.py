@@ -11,6 +11,19 @@ OUT_OF_REACH = 1_000_000
 """No launch comes so far: it is ended once it has taken the steps that are measured, and so never evaluates, saves or exports."""
 
 
+_NOTHING_ELSE = """
+    max_tokens= max_epochs= resume_from_checkpoint=none
+    checkpoint.max_lost_work_seconds=.inf checkpoint.asynchronous=false
+    checkpoint.every_steps= checkpoint.every_minutes= checkpoint.every_tokens=
+    checkpoint.keep_every_steps= checkpoint.keep_epochs=0 checkpoint.keep_last=1 checkpoint.mirror=
+    evaluation.samples_every_steps=0 evaluation.tasks=[] evaluation.tasks_every_steps=
+    metrics.trackers=[] metrics.detail_every_steps=0 metrics.histogram_every_steps=0
+    precision.statistics_every_steps=0 precision.shadow_every_steps=0
+    profile.steps= profile.memory_history=false
+"""
+"""What a launch leaves out that only trains."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to compute the same run."""
@@ -68,12 +81,10 @@ def choose(
             continue
         chosen.append(eager)
         why_not = no_compiler
-        if eager.recipe:
-            why_not = (
-                "an emulation is not"
-                if decision.emulated
-                else uncompiled_because(RECIPES[eager.recipe], torch_version) or no_compiler
-            )
+        if eager.recipe and decision.emulated:
+            why_not = "an emulation is not"
+        elif eager.recipe:
+            why_not = uncompiled_because(RECIPES[eager.recipe], torch_version) or no_compiler
         if why_not:
             missing.append(Missing(compiled.name, f"not compiled: {why_not}"))
         else:
@@ -85,30 +96,4 @@ def settings_for(config: Config, variant: Variant) -> list[str]:
     """What a launch has other than the recipe, as `key=value`: it trains as the run does, and does nothing else."""
     steps = max(config.max_steps, OUT_OF_REACH)
     fp8 = [f"precision.recipe={variant.recipe}", "precision.required=true"] if variant.recipe else []
-    return [
-        *fp8,
-        f"max_steps={steps}",
-        "max_tokens=",
-        "max_epochs=",
-        "resume_from_checkpoint=none",
-        "checkpoint.max_lost_work_seconds=.inf",
-        "checkpoint.asynchronous=false",
-        "checkpoint.every_steps=",
-        "checkpoint.every_minutes=",
-        "checkpoint.every_tokens=",
-        "checkpoint.keep_every_steps=",
-        "checkpoint.keep_epochs=0",
-        "checkpoint.keep_last=1",
-        "checkpoint.mirror=",
-        f"evaluation.every_steps={steps}",
-        "evaluation.samples_every_steps=0",
-        "evaluation.tasks=[]",
-        "evaluation.tasks_every_steps=",
-        "metrics.trackers=[]",
-        "metrics.detail_every_steps=0",
-        "metrics.histogram_every_steps=0",
-        "precision.statistics_every_steps=0",
-        "precision.shadow_every_steps=0",
-        "profile.steps=",
-        "profile.memory_history=false",
-    ]
+    return [*fp8, f"max_steps={steps}", f"evaluation.every_steps={steps}", *_NOTHING_ELSE.split()]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from trainer.tools.bench.judge import judge
 from trainer.tools.bench.measure import WARM_UP_STEPS, measurement, peaks_of
 from trainer.tools.bench.result import Result
 from trainer.tools.bench.survey import Survey
-from trainer.tools.trial.sandbox import ended_by_signals, sandbox_of
+from trainer.tools.trial.sandbox import Sandbox, ended_by_signals, sandbox_of
 from trainer.tools.trial.tracked import Launchable, TrackedLaunch, cannot_run, how_it_failed
 
 Plan = Callable[[Path, Sequence[str]], Launchable]
@@ -70,12 +70,11 @@ def bench(
     no_compiler = missing_compiler() if cluster.use_cpu else None
     variants, missing = choose(seen.decisions, torch_version=(int(major), int(minor)), no_compiler=no_compiler)
     if not variants or variants[0].recipe:
-        raise LaunchError(
-            f"there is nothing to compare with: {seen.decisions['bf16'].sentence}; take a machine that computes in bf16"
-        )
+        why = seen.decisions["bf16"].sentence
+        raise LaunchError(f"there is nothing to compare with: {why}; take a machine that computes in bf16")
     with ended_by_signals(), sandbox_of(config, "bench", say) as sandbox, ExitStack() as processes:
         try:
-            site = _Benchmark(config, cluster, plan, sandbox.runs, sandbox.checkpoints, processes, steps, say)
+            site = _Benchmark(config, cluster, plan, sandbox, processes, WARM_UP_STEPS + steps, say)
             taken = site.launch_all(variants)
         except LaunchError:
             sandbox.is_kept = True
@@ -83,15 +82,9 @@ def bench(
     result = _result(config, seen, steps, taken, [*site.failed, *missing], time.monotonic() - began)
     if not result.is_steady:
         return result
-    facts = result.facts()
+    facts = {name: fact for name, fact in result.facts().items() if name in ("verdict", "measured", "missing")}
     runs = files.project_folder() / config.runs_folder
-    stored_in = store(
-        runs,
-        seen.conditions,
-        result.date,
-        result.judgement.gains,
-        **{name: facts[name] for name in ("verdict", "measured", "missing")},
-    )
+    stored_in = store(runs, seen.conditions, result.date, result.judgement.gains, **facts)
     return replace(result, stored_in=stored_in)
 
 
@@ -119,37 +112,27 @@ def _result(
     )
 
 
+@dataclass
 class _Benchmark:
     """Launches the variants in turns, each in folders of its own."""
 
-    def __init__(
-        self,
-        config: Config,
-        cluster: Cluster,
-        plan: Plan,
-        runs: Path,
-        checkpoints: Path,
-        processes: ExitStack,
-        steps: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self._config, self._cluster, self._plan, self._runs, self._checkpoints = (
-            config,
-            cluster,
-            plan,
-            runs,
-            checkpoints,
-        )
-        self._processes, self._last, self._say = processes, WARM_UP_STEPS + steps, say
-        self._longest: float | None = None
-        self.failed: list[Missing] = []
+    config: Config
+    cluster: Cluster
+    plan: Plan
+    sandbox: Sandbox
+    processes: ExitStack
+    last_step: int
+    """The step after which a launch has nothing more to show."""
+    say: Callable[[str], None]
+    failed: list[Missing] = field(default_factory=list)
+    longest_seconds: float = 0.0
 
     def launch_all(self, variants: Sequence[Variant]) -> dict[Variant, list[Steps]]:
         """The steps of each variant by round, of those that failed in none. raises LaunchError when bf16 fails, or one hangs"""
         taken: dict[Variant, list[Steps]] = {variant: [] for variant in variants}
         for number in range(1, ROUNDS + 1):
             for variant in list(taken):
-                self._say(f"round {number} of {ROUNDS}: {variant.name}")
+                self.say(f"round {number} of {ROUNDS}: {variant.name}")
                 steps = self._launch(variant, number)
                 if steps is None:
                     del taken[variant]
@@ -160,32 +143,33 @@ class _Benchmark:
     def _launch(self, variant: Variant, number: int) -> Steps | None:
         """The steps of one launch; None when it failed, which is then announced."""
         name = f"{variant.word}-{number}"
-        cluster_file, log = self._runs / f"{variant.word}.yaml", self._runs / f"{name}.log"
-        write_variant(self._cluster, cluster_file, precision=variant.asked, compiled=variant.is_compiled)
-        folders = [f"name={name}", f"runs_folder={self._runs}", f"checkpoints_folder={self._checkpoints}"]
-        checked = self._plan(cluster_file, [*settings_for(self._config, variant), *folders])
-        limit = FIRST_SECONDS + HANG_FACTOR * (self._longest or 0.0)
+        runs, checkpoints = self.sandbox.both
+        cluster_file, log = runs / f"{variant.word}.yaml", runs / f"{name}.log"
+        write_variant(self.cluster, cluster_file, precision=variant.asked, compiled=variant.is_compiled)
+        folders = [f"name={name}", f"runs_folder={runs}", f"checkpoints_folder={checkpoints}"]
+        checked = self.plan(cluster_file, [*settings_for(self.config, variant), *folders])
+        limit = FIRST_SECONDS + HANG_FACTOR * self.longest_seconds
         launched = TrackedLaunch(checked, log, limit_seconds=limit, look_seconds=POLL_SECONDS)
-        self._processes.callback(launched.clear_away)
+        self.processes.callback(launched.clear_away)
         curve = checked.folder / CURVE
-        if launched.wait_for_step(self._last) and number == 1:
+        if launched.wait_for_step(self.last_step) and number == 1:
             ends = launched.seconds + MEMORY_SECONDS
             launched.wait_until(lambda: launched.seconds > ends or len(peaks_of(read_records(curve))) > 1)
         ended = launched.code
-        self._longest = max(self._longest or 0.0, launched.seconds)
+        self.longest_seconds = max(self.longest_seconds, launched.seconds)
         launched.clear_away()
         steps = [record for record in read_records(curve) if "step_seconds" in record]
         problem = None
-        if len(steps) < self._last:
+        if len(steps) < self.last_step:
             problem = how_it_failed(checked.folder, log, ended or 0)
             if variant == Variant():
                 raise cannot_run(checked.folder, f"the run fails in bf16 already: its launch {problem}", log)
         else:
             problem = self._other_than_asked(variant, checked.folder)
         if problem:
-            self._say(f"{variant.name} failed: {problem}")
+            self.say(f"{variant.name} failed: {problem}")
             self.failed.append(Missing(variant.name, f"failed: {problem}"))
-        for folder in (checked.folder, self._checkpoints / name):
+        for folder in (checked.folder, checkpoints / name):
             if folder.exists():
                 files.remove_folder(folder)
         return None if problem else steps

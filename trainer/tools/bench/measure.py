@@ -55,19 +55,11 @@ def measurement(
     peaks = [peak for steps in rounds for peak in peaks_of(steps)[1:]]
     losses = [[record["loss"] for record in steps] for steps in rounds]
     gap = None if reference is None else loss_gap(losses[0], [record["loss"] for record in reference])
-    is_finite = all(loss is not None for of_round in losses for loss in of_round) and (
-        gap is None or math.isfinite(gap)
-    )
-    return Measurement(
-        variant,
-        middle,
-        (max(medians) - min(medians)) / middle,
-        tokens_a_step / middle,
-        statistics.median(mfus) if mfus else None,
-        max(peaks, default=None),
-        gap,
-        not is_finite or (gap is not None and gap > max_loss_gap),
-    )
+    is_finite = all(loss is not None for of_round in losses for loss in of_round)
+    has_run_away = not is_finite or not (gap is None or (math.isfinite(gap) and gap <= max_loss_gap))
+    spread, mfu = (max(medians) - min(medians)) / middle, statistics.median(mfus) if mfus else None
+    peak = max(peaks, default=None)
+    return Measurement(variant, middle, spread, tokens_a_step / middle, mfu, peak, gap, has_run_away)
 
 
 def peaks_of(steps: Records) -> list[float]:

@@ -42,27 +42,21 @@ class Result:
 
     def text(self) -> str:
         """The report, as it is printed."""
-        return "\n\n".join(
-            part for part in (self._head(), self._table(), self._notes(), self.judgement.sentence) if part
-        )
+        parts = (self._head(), self._table(), self._notes(), self.judgement.sentence)
+        return "\n\n".join(filter(None, parts))
 
     def facts(self) -> dict[str, Any]:
         """The same as plain values."""
         rows = [
             {
+                **asdict(each),
                 "variant": each.variant.name,
                 "asked": each.variant.asked,
                 "recipe": each.variant.recipe,
                 "compiled": each.variant.is_compiled,
                 "emulated": each.variant.is_emulated,
-                "step_seconds": each.step_seconds,
-                "spread": each.spread,
-                "tokens_per_second": each.tokens_per_second,
                 "gain": self._gain(each),
-                "mfu": each.mfu,
-                "peak_bytes": each.peak_bytes,
                 "loss_gap": each.loss_gap if math.isfinite(each.loss_gap or 0.0) else None,
-                "has_run_away": each.has_run_away,
                 "run_days": self._run_seconds(each) / 86400,
             }
             for each in self.measured
@@ -121,23 +115,20 @@ class Result:
     def _notes(self) -> str:
         """What to know of the columns, as lines."""
         of_fp8 = any(each.mfu is not None and each.variant.recipe for each in self.measured)
+        has_no_mfu = all(each.mfu is None for each in self.measured)
+        lacks_memory = any(each.peak_bytes is None for each in self.measured)
+        has_emulation = any(each.variant.is_emulated for each in self.measured)
         shakiest = max(self.measured, key=lambda each: each.spread)
+        unsteady = f"the machine was not steady (rounds of {shakiest.variant.name} were {shakiest.spread:.0%} apart)"
+        again = "measure again when nothing else runs on it"
+        loss_gap = "loss gap: to bf16 without torch.compile, over the last third of the steps"
         notes = [
-            "to bf16: tokens/s beside those of the fastest bf16; loss gap: to bf16 without torch.compile, over the last third of the steps",
-            "MFU: unknown, because the peak of this device is not known"
-            if all(each.mfu is None for each in self.measured)
-            else "",
-            "MFU of fp8 is a share of the GPU's peak in fp8: compare tokens/s" if of_fp8 else "",
-            "memory: unknown where no launch lasted long enough"
-            if any(each.peak_bytes is None for each in self.measured)
-            else "",
-            "an emulation rounds as fp8 does and is not fp8: its pace says nothing"
-            if any(each.variant.is_emulated for each in self.measured)
-            else "",
-            ""
-            if self.is_steady
-            else f"the machine was not steady (rounds of {shakiest.variant.name} were {shakiest.spread:.0%} apart), and this is not "
-            "kept for precision.recipe: auto; measure again when nothing else runs on it",
-            f"stored in {self.stored_in}, where precision.recipe: auto finds it" if self.stored_in else "",
+            (True, f"to bf16: tokens/s beside those of the fastest bf16; {loss_gap}"),
+            (has_no_mfu, "MFU: unknown, because the peak of this device is not known"),
+            (of_fp8, "MFU of fp8 is a share of the GPU's peak in fp8: compare tokens/s"),
+            (lacks_memory, "memory: unknown where no launch lasted long enough"),
+            (has_emulation, "an emulation rounds as fp8 does and is not fp8: its pace says nothing"),
+            (not self.is_steady, f"{unsteady}, and this is not kept for precision.recipe: auto; {again}"),
+            (self.stored_in, f"stored in {self.stored_in}, where precision.recipe: auto finds it"),
         ]
-        return "\n".join(note for note in notes if note)
+        return "\n".join(note for holds, note in notes if holds)

@@ -19,23 +19,11 @@ from trainer.metrics.curves import CURVE
 from trainer.text import by_dotted_name
 from trainer.tools.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 
-NOT_THE_RECIPE = (
-    "name",
-    "seed",
-    "runs_folder",
-    "checkpoints_folder",
-    "resume_from_checkpoint",
-    "resume.",
-    "checkpoint.",
-    "metrics.",
-    "evaluation.",
-    "micro_batch",
-    "model.gradient_checkpointing",
-    "precision.required",
-    "precision.cache_weights",
-    "precision.statistics_every_steps",
-    "precision.shadow_every_steps",
-)
+_NAMES = ("name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint")
+_BESIDE = ("resume.", "checkpoint.", "metrics.", "evaluation.", "precision.required")
+_ROUNDING = ("micro_batch", "model.gradient_checkpointing", "precision.cache_weights")
+_LOOKS = ("precision.statistics_every_steps", "precision.shadow_every_steps")
+NOT_THE_RECIPE = (*_NAMES, *_BESIDE, *_ROUNDING, *_LOOKS)
 """Settings (or sections of them) that two runs of one recipe may differ in: the seed, and what changes no more of a step than its rounding."""
 
 _TEXT = ("data.corpus", "data.validation")

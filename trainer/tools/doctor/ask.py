@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer import start
@@ -44,9 +44,8 @@ def _ask_one_process(
 ) -> tuple[dict[str, Answer], str | None]:
     """What one process answered, and how it ended where that was not well; None where others may be asked of the next."""
     here, there = os.pipe()
-    variables = {name: value for name, value in environment.items() if name not in _OF_A_RANK} | {
-        STARTED_BY: str(os.getpid())
-    }
+    given = {**environment, STARTED_BY: str(os.getpid())}
+    variables = {name: value for name, value in given.items() if name not in _OF_A_RANK}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output, open(here, "rb") as answers:
         with open(there, "wb"):
             process = subprocess.Popen(
@@ -67,7 +66,7 @@ def _ask_one_process(
         finally:
             _end(process)
         os.set_blocking(here, False)  # what it started may still hold the other end
-        found = dict(_whole_lines(answers.read() or b""))
+        found = dict(map(json.loads, (answers.read() or b"").split(b"\n")[:-1]))  # the whole lines
         if death is None and (process.returncode or not found):
             death = f"{_how(process.returncode)}{_last_words(output)}"
         return found, death
@@ -78,10 +77,6 @@ def _end(process: subprocess.Popen) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _whole_lines(content: bytes) -> Iterator[Any]:
-    return (json.loads(line) for line in content.split(b"\n")[:-1])
 
 
 def _how(code: int) -> str:

@@ -117,7 +117,7 @@ class Diagnosis:
     def as_json(self) -> dict[str, Any]:
         """The result as plain values."""
         return {
-            "machine": self.machine.as_json(),
+            "machine": asdict(self.machine),
             "torch": self.torch,
             "transformer_engine": self.backend,
             "precisions": [row.as_json() for row in self.rows],
@@ -155,9 +155,8 @@ def foresee(
 
     if lacking := lacking_gpus(cluster):
         return launch(None, lacking)
-    answer = ask(
-        (LAUNCH,), {"cluster": str(cluster.path.resolve()), "recipe": recipe, "overrides": overrides}, environment
-    )[LAUNCH]
+    asked = {"cluster": str(cluster.path.resolve()), "recipe": recipe, "overrides": overrides}
+    answer = ask((LAUNCH,), asked, environment)[LAUNCH]
     if "mistake" in answer:
         raise ConfigError(answer["mistake"])
     if "problem" in answer:
@@ -167,10 +166,5 @@ def foresee(
         check_required(decision, config.precision)
     except PrecisionError as error:
         return launch(decision, str(error))
-    return launch(
-        decision,
-        None,
-        decision.slow_warning,
-        idle_settings(cluster.precision, config.precision),
-        answer["left_uncompiled"],
-    )
+    idle = idle_settings(cluster.precision, config.precision)
+    return launch(decision, None, decision.slow_warning, idle, answer["left_uncompiled"])

@@ -106,11 +106,9 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     config, file = load(recipe, overrides, count_sequences).config, read_cluster(cluster)
     place = LaunchEnv.from_env()
     device = init_process_group(place, deterministic=config.deterministic)
-    measured = (
-        find(run_folder(config).parent, speed_conditions(config, file.num_processes, device))
-        if place.precision == "fp8"
-        else None
-    )
+    measured = None
+    if place.precision == "fp8":
+        measured = find(run_folder(config).parent, speed_conditions(config, file.num_processes, device))
 
     def proposed(rank: int) -> Decision:
         if device.type == "cuda":
@@ -126,18 +124,15 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
         )
 
     agreed = agree([proposed(rank) for rank in range(file.num_local_processes if device.type == "cuda" else 1)])
-    return {
-        "decision": asdict(agreed),
-        "left_uncompiled": left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu),
-    }
+    left = left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu)
+    return {"decision": asdict(agreed), "left_uncompiled": left}
 
 
 def _may_be_poisoned(answer: Answer) -> bool:
     """Whether CUDA may have failed in this process."""
     torch = sys.modules.get("torch")
-    failed = "problem" in answer or (
-        answer.get("decision", {}).get("asked") == "fp8" and answer.get("probe_error") is None
-    )
+    is_fp8 = answer.get("decision", {}).get("asked") == "fp8"
+    failed = "problem" in answer or (is_fp8 and answer.get("probe_error") is None)
     return failed and torch is not None and torch.cuda.is_initialized()
 
 

@@ -80,9 +80,8 @@ def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
         return  # the run says so, and needs no TransformerEngine for it
     if failure := install(say, again=False):
         outcome = "is refused, as precision.required asks" if wanted.required else "goes on in bf16"
-        say(
-            f"{failure}. So the run {outcome}, and this is not tried again at every start: {setup_command()} tries again"
-        )
+        again = f"this is not tried again at every start: {setup_command()} tries again"
+        say(f"{failure}. So the run {outcome}, and {again}")
 
 
 def install(say: Say, *, again: bool) -> str | None:
@@ -133,11 +132,9 @@ def _install(say: Say) -> str | None:
             say(f"{works['name']} was installed in {duration(time.monotonic() - started)}")
             return None
         failure = f"it is there and cannot be imported: {works.get('problem', 'pip installed something else')}"
-    reason = f"TransformerEngine could not be installed ({failure}; all of it: {log})"
-    files.write_atomic(
-        _place("failed"), json.dumps({"for": _what(), "when": time.strftime("%Y-%m-%d %H:%M"), "why": failure})
-    )
-    return reason
+    note = {"for": _what(), "when": time.strftime("%Y-%m-%d %H:%M"), "why": failure}
+    files.write_atomic(_place("failed"), json.dumps(note))
+    return f"TransformerEngine could not be installed ({failure}; all of it: {log})"
 
 
 def _pip(log: Path, cuda: str, *, replace: bool) -> str | None:
@@ -161,9 +158,8 @@ def _pip(log: Path, cuda: str, *, replace: bool) -> str | None:
             out.flush()
             code = _run(command, environment, out)
             if code:
-                return shortened(
-                    last_words(log.read_text(encoding="utf-8", errors="replace")) or f"pip ended with {code}", 300
-                )
+                said = last_words(log.read_text(encoding="utf-8", errors="replace"))
+                return shortened(said or f"pip ended with {code}", 300)
     return None
 
 
@@ -232,11 +228,8 @@ def requirement() -> str | None:
         setup = configparser.ConfigParser()
         setup.read(checkout / "setup.cfg", encoding="utf-8")
         return setup.get("options.extras_require", "fp8").strip()
-    noted = [
-        line
-        for found in distributions(name="accelerate-trainer", path=[str(files.PACKAGE.parent)])
-        for line in found.requires or ()
-    ]
+    found = distributions(name="accelerate-trainer", path=[str(files.PACKAGE.parent)])
+    noted = [line for each in found for line in each.requires or ()]
     return next((line.partition(";")[0].strip() for line in noted if re.search(r"extra *== *.fp8.", line)), None)
 
 
@@ -255,11 +248,8 @@ def _failed_before() -> str | None:
     """When and why the same installation failed; None when it did not."""
     try:
         note = json.loads(_place("failed").read_text(encoding="utf-8"))
-        return (
-            f"that failed on {note['when']} ({note['why']}; all of it: {_place('log')})"
-            if note["for"] == _what()
-            else None
-        )
+        words = f"that failed on {note['when']} ({note['why']}; all of it: {_place('log')})"
+        return words if note["for"] == _what() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from trainer.config.cluster import count_gpus
@@ -35,10 +35,6 @@ class Machine:
     """All there are, in the driver's order."""
     num_visible: int
     """How many of them a process started here may use (CUDA_VISIBLE_DEVICES)."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The machine as plain values."""
-        return asdict(self)
 
 
 def read_machine() -> Machine:

@@ -11,10 +11,8 @@ from trainer.tools.doctor.machine import Gpu
 
 def text(diagnosis: Diagnosis) -> str:
     """All of it."""
-    rows = [
-        ("precision", "here", "because"),
-        *((_called(row.asked), row.possible, row.reason) for row in diagnosis.rows),
-    ]
+    rows = [("precision", "here", "because")]
+    rows += [(_called(row.asked), row.possible, row.reason) for row in diagnosis.rows]
     parts = [f"{_versions(diagnosis)}\n{_gpus(diagnosis)}\n{_backend(diagnosis)}", table(rows)]
     if diagnosis.launch:
         parts.append(_launch(diagnosis.launch))

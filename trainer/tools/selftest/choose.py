@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import dataclass
+from itertools import product
 
 PROBE_STEPS = 2
 """Steps of the first launch, which measures: the second is like those that follow."""
@@ -52,11 +53,8 @@ class Kill:
 
 def choose(costs: Costs, seconds_left: float) -> Choice:
     """The most kills and steps that fit the time; the fewest that prove anything where not even those fit."""
-    possible = [
-        _choice(costs, num_kills, periods)
-        for periods in range(1, MAX_PERIODS + 1)
-        for num_kills in range(MIN_KILLS, MAX_KILLS + 1)
-    ]
+    shapes = product(range(1, MAX_PERIODS + 1), range(MIN_KILLS, MAX_KILLS + 1))
+    possible = [_choice(costs, num_kills, periods) for periods, num_kills in shapes]
     fitting = [choice for choice in possible if choice.seconds <= seconds_left]
     return max(fitting, key=lambda choice: (choice.num_kills, choice.steps), default=possible[0])
 
@@ -88,12 +86,9 @@ def kills(choice: Choice, step_seconds: float, dice: random.Random) -> list[Kill
     """
     periods = choice.steps // choice.every_steps // (choice.num_kills + 1)
     hits_first = dice.random() < 0.5
-    return [
-        Kill(
-            step=dice.randint(part * periods + 1, (part + 1) * periods) * choice.every_steps
-            + dice.randint(1, choice.every_steps - 1),
-            delay_seconds=dice.random() * step_seconds,
-            hits_writer=(part % 2 == 0) == hits_first,
-        )
-        for part in range(choice.num_kills)
-    ]
+    found = []
+    for part in range(choice.num_kills):
+        saved = dice.randint(part * periods + 1, (part + 1) * periods) * choice.every_steps
+        step = saved + dice.randint(1, choice.every_steps - 1)
+        found.append(Kill(step, dice.random() * step_seconds, hits_writer=(part % 2 == 0) == hits_first))
+    return found

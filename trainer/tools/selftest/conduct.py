@@ -35,6 +35,11 @@ MAX_ATTEMPTS = 4
 
 NAMES = ("straight", "killed")
 
+_NOTHING_ELSEWHERE = """
+    max_tokens= max_epochs= resume_from_checkpoint=latest checkpoint.keep_every_steps= checkpoint.mirror=
+    evaluation.sample_tokens=0 evaluation.tasks=[] evaluation.tasks_every_steps= metrics.trackers=[] profile.steps=
+"""
+
 
 def selftest(
     config: Config, plan: Plan, *, seconds: float, say: Callable[[str], None], dice: random.Random | None = None
@@ -62,23 +67,9 @@ def settings_for(config: Config, steps: int, every_steps: int) -> list[str]:
     """What both runs have other than the recipe, as `key=value`: short, with frequent checkpoints, and nothing that goes elsewhere."""
     warmup = [f"schedule.warmup_steps={steps}"] if config.schedule.warmup_steps > steps else []
     held_out = min(config.evaluation.num_sequences or config.global_batch, config.global_batch)
-    return [
-        f"max_steps={steps}",
-        "max_tokens=",
-        "max_epochs=",
-        *warmup,
-        f"checkpoint.every_steps={every_steps}",
-        "checkpoint.keep_every_steps=",
-        "checkpoint.mirror=",
-        f"evaluation.every_steps={steps}",
-        f"evaluation.num_sequences={held_out}",
-        "evaluation.sample_tokens=0",
-        "evaluation.tasks=[]",
-        "evaluation.tasks_every_steps=",
-        "metrics.trackers=[]",
-        "profile.steps=",
-        "resume_from_checkpoint=latest",
-    ]
+    evaluation = [f"evaluation.every_steps={steps}", f"evaluation.num_sequences={held_out}"]
+    short = [f"max_steps={steps}", *warmup, f"checkpoint.every_steps={every_steps}", *evaluation]
+    return short + _NOTHING_ELSEWHERE.split()
 
 
 @dataclass(frozen=True)
@@ -130,22 +121,16 @@ class KillTest:
             if proof.is_enough or proof.differences or attempt == MAX_ATTEMPTS:
                 break
             costs, choice = proof.costs, longer(choice, proof.costs)
-            self._say(
-                f"{proof.shortcoming}: a step takes {duration(costs.step_seconds)} by now; again with {choice.steps} steps and a checkpoint "
-                f"every {choice.every_steps}"
-            )
+            again = f"again with {choice.steps} steps and a checkpoint every {choice.every_steps}"
+            self._say(f"{proof.shortcoming}: a step takes {duration(costs.step_seconds)} by now; {again}")
             self._clear(NAMES)
-        found = proof.differences
-        if not found and not proof.is_enough:
-            found = [f"{proof.shortcoming}, which is too little to prove anything; start again"]
+        if not proof.differences and not proof.is_enough:
+            words = f"{proof.shortcoming}, which is too little to prove anything; start again"
+            proof = replace(proof, differences=[words])
         return Result(
+            **vars(proof),
             name=self._config.name,
             settings=self._settings(choice),
-            costs=proof.costs,
-            choice=choice,
-            straight_seconds=proof.straight_seconds,
-            survived=proof.survived,
-            differences=found,
             seconds=time.monotonic() - began,
             deterministic=self._config.deterministic,
             computed_in=precision_words(read_events(self._folders[0] / "straight")),
@@ -243,8 +228,6 @@ class KillTest:
             self._say(f"killed at step {reached}{' with its writer' if hit_writer else ''}{back}")
         code = victim.wait()
         came_back = starts(read_events(checked.folder))[1:]
-        survived = [
-            Survived(**blow, back_at_step=start.resumed_step, verdict=start.verdict)
-            for blow, start in zip(blows, came_back, strict=False)
-        ]
+        pairs = zip(blows, came_back, strict=False)
+        survived = [Survived(**blow, back_at_step=it.resumed_step, verdict=it.verdict) for blow, it in pairs]
         return survived, f"start {len(blows) + 1} {self._how_it_failed('killed', code)}" if code else None

@@ -55,12 +55,10 @@ def differences(straight: Ran, killed: Ran, *, step: int, reached: Sequence[int]
     step     the last of both
     reached  how far the killed run had come at each of its kills
     """
-    found = (
-        curve_difference(read_records(straight.run / CURVE), read_records(killed.run / CURVE)),
-        *verdict_problems(starts(read_events(killed.run)), reached),
-        _weights_difference(straight.checkpoints / folder_name(step), killed.checkpoints / folder_name(step)),
-        _bytes_difference(straight.checkpoints / folder_name(step), killed.checkpoints / folder_name(step), MOMENTS),
-    )
+    curve = curve_difference(read_records(straight.run / CURVE), read_records(killed.run / CURVE))
+    problems = verdict_problems(starts(read_events(killed.run)), reached)
+    ours, theirs = (ran.checkpoints / folder_name(step) for ran in (straight, killed))
+    found = [curve, *problems, _weights_difference(ours, theirs), _bytes_difference(ours, theirs, MOMENTS)]
     return [sentence for sentence in found if sentence]
 
 
@@ -84,9 +82,8 @@ def verdict_problems(found: Sequence[Start], reached: Sequence[int]) -> list[str
         if start.is_exact is False:
             problems.append(f"after kill {number}: {start.verdict}")
         elif start.is_exact is None and last > start.resumed_step:
-            problems.append(
-                f"after kill {number}: steps {start.resumed_step + 1} to {last} were replayed and not compared"
-            )
+            replayed = f"steps {start.resumed_step + 1} to {last}"
+            problems.append(f"after kill {number}: {replayed} were replayed and not compared")
     return problems
 
 

@@ -48,7 +48,7 @@ class Result:
 
     def text(self) -> str:
         """The report, as it is printed."""
-        return "\n\n".join(part for part in (self._head(), self._table(), self._figures(), self._verdict()) if part)
+        return "\n\n".join(filter(None, (self._head(), self._table(), self._figures(), self._verdict())))
 
     def facts(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -67,18 +67,10 @@ class Result:
         if not self.survived:
             return ""
         rows: list[tuple[object, ...]] = [("kill", "at step", "back at", "lost", "start", "hit", "said after it")]
-        rows += [
-            (
-                number,
-                one.killed_at_step,
-                one.back_at_step,
-                one.lost_steps,
-                "-" if one.start_seconds is None else duration(one.start_seconds),
-                "trainer and writer" if one.hit_writer else "trainer",
-                one.verdict or "nothing was lost",
-            )
-            for number, one in enumerate(self.survived, start=1)
-        ]
+        for number, one in enumerate(self.survived, start=1):
+            start = "-" if one.start_seconds is None else duration(one.start_seconds)
+            hit, said = "trainer and writer" if one.hit_writer else "trainer", one.verdict or "nothing was lost"
+            rows.append((number, one.killed_at_step, one.back_at_step, one.lost_steps, start, hit, said))
         return table(rows)
 
     def _figures(self) -> str:
@@ -88,16 +80,16 @@ class Result:
         every, step = self.choice.every_steps, self.costs.step_seconds
         backs = [one.start_seconds for one in self.survived if one.start_seconds is not None]
         again = f" and {duration(max(backs))} at most after a kill" if backs else ""
+        start = f"the first start took {duration(self.costs.start_seconds)}{again}"
         return (
-            f"at most {lost} step{'s' * (lost != 1)} of {duration(step)} lost, with a checkpoint every {every}; the first start took "
-            f"{duration(self.costs.start_seconds)}{again}"
+            f"at most {lost} step{'s' * (lost != 1)} of {duration(step)} lost, with a checkpoint every {every}; {start}"
         )
 
     def _verdict(self) -> str:
         if self.is_exact:
+            killed = f"all {self.choice.steps} steps of the run that was killed {len(self.survived)} times"
             return (
-                f"exact: weights, moments and the numbers of all {self.choice.steps} steps of the run that was killed {len(self.survived)} times equal those "
-                "of the straight one to the last bit"
+                f"exact: weights, moments and the numbers of {killed} equal those of the straight one to the last bit"
             )
         hint = "" if self.deterministic else "\n(deterministic is false: equal bits are not promised then)"
         others = "".join(f"\n  also: {other}" for other in self.differences[1:])
@@ -107,15 +99,11 @@ class Result:
 def plan_sentence(costs: Costs, choice: Choice, seconds_left: float) -> str:
     """What will be run, how long that should take, and that it is more than there is time for, where it is."""
     measured = f"a start takes {duration(costs.start_seconds)}, a step {duration(costs.step_seconds)}"
-    work = (
-        f"{choice.steps} steps straight, then the same with {choice.num_kills} kills and a checkpoint every {choice.every_steps} steps: about "
-        f"{duration(choice.seconds)}"
-    )
+    killed = f"the same with {choice.num_kills} kills and a checkpoint every {choice.every_steps} steps"
+    work = f"{choice.steps} steps straight, then {killed}: about {duration(choice.seconds)}"
     if choice.seconds <= seconds_left:
         return f"{measured}; {work}"
     steps_take_longer = 2 * choice.steps * costs.step_seconds > choice.seconds / 2
     shorter = "a smaller global_batch=... makes steps shorter, " if steps_take_longer else ""
-    return (
-        f"{measured}; the least that proves anything is {work}, and {duration(seconds_left)} are left: it goes on with that ({shorter}--seconds "
-        "gives it more)"
-    )
+    more = f"it goes on with that ({shorter}--seconds gives it more)"
+    return f"{measured}; the least that proves anything is {work}, and {duration(seconds_left)} are left: {more}"

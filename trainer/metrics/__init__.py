@@ -8,7 +8,7 @@ console.py   the progress bar on a terminal, plain lines elsewhere
 tags.py      which number is drawn under which tag, what it means, and the order of the charts
 drawing.py   the thread in which trackers follow metrics.jsonl
 thinning.py  which points are drawn of it; event_files.py, history.py: TensorBoard's files, in order and bounded
-trackers.py  Accelerate's trackers, each patient with its own failures; board.py: what only TensorBoard can hold
+trackers.py  Accelerate's trackers, each patient with its own failures; board.py: what its HParams tab shows
 slow_alarm.py  a run that has become slow: slowdown.py watches its steps, machine_load.py says what the machine does besides
 failures.py  writes that a run can do without: counted and logged
 reporter.py  puts a step's numbers everywhere they belong

@@ -57,14 +57,12 @@ class Standing:
     busy_since: float = 0.0
 
 
-def bar_line(
-    standing: Standing, width: int, now: float, *, clock: float | None = None, ascii_only: bool = False
-) -> Text:
+def bar_line(standing: Standing, width: int, now: float, clock: float, *, ascii_only: bool = False) -> Text:
     """The bar as one line of at most `width` columns: what there is no room for is left out, the least needed first.
 
     now, clock  the time of the clock that nobody sets, and that of the one on the wall
     """
-    parts = _parts(standing, now, now if clock is None else clock)
+    parts = _parts(standing, now, clock)
     room, kept = width, dict[str, str]()
     for name in ("step", "busy", "loss", "left", "speed", "bar", "percent", "ends", "saved", "mfu"):
         needed = _MIN_BAR if name == "bar" else len(parts.get(name, ""))
@@ -165,6 +163,5 @@ class ProgressBar:
     def _line(self) -> Text:
         ascii_only = not self._console.encoding.startswith("utf")
         # A column is left free: a terminal that is full to the last one may wrap.
-        return bar_line(
-            self._standing, self._console.width - 1, time.monotonic(), clock=time.time(), ascii_only=ascii_only
-        )
+        width = self._console.width - 1
+        return bar_line(self._standing, width, time.monotonic(), time.time(), ascii_only=ascii_only)

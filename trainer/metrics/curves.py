@@ -10,7 +10,7 @@ then: the `replay_key` stands where it changes and in every KEY_EVERY_RECORDS-th
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -174,10 +174,8 @@ def _key_at(curve: Path, position: int) -> str | None:
     """The replay key that holds at a byte of a curve; None where no record before it has one."""
     before = (record for _, record in records_backward(curve, position) if "loss" in record)
     # Records of earlier versions have it each or never: those that can be carried over stand not far back.
-    nearest = (
-        record["replay_key"] for _, record in zip(range(2 * KEY_EVERY_RECORDS), before) if "replay_key" in record
-    )
-    return next(nearest, None)
+    nearest = islice(before, 2 * KEY_EVERY_RECORDS)
+    return next((record["replay_key"] for record in nearest if "replay_key" in record), None)
 
 
 def _with_keys(records: Iterable[dict[str, Any]], key: str | None) -> Iterator[dict[str, Any]]:

@@ -37,13 +37,8 @@ class Details:
 
     def changed(self, values: Mapping[str, float], step: int) -> dict[str, float]:
         """Those of a step's numbers that are not what the step before had; at a look, all. What is measured now and then counts each time."""
-        found = (
-            values
-            if self.is_due(step)
-            else {tag: value for tag, value in values.items() if self._before.get(tag) != value}
-        )
-        self._before = dict(values)
-        return dict(found)
+        is_due, before, self._before = self.is_due(step), self._before, dict(values)
+        return {tag: value for tag, value in values.items() if is_due or before.get(tag) != value}
 
     def take(self, step: int) -> dict[str, float]:
         """The means since the last look, where this step has one; it is over then."""

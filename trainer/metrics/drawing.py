@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.metrics.board import write_histogram
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.histograms import Histogram
 from trainer.metrics.index import CurveIndex
@@ -52,8 +51,8 @@ class Drawing:
             histograms = count()
 
             def write(writer: SummaryWriter) -> None:
-                for tag, bins in histograms.items():
-                    write_histogram(writer, tag, step, bins)
+                for tag, histogram in histograms.items():
+                    writer.add_histogram_raw(tag, **vars(histogram), global_step=step)
 
             return write
 
@@ -70,9 +69,8 @@ class Drawing:
         self._extras.append((step, prepare))
         if len(self._extras) > MAX_EXTRAS:
             self._extras.popleft()
-            self._failures.tell(
-                self._board.name, BufferError("too many texts and histograms are waiting, the oldest is left out")
-            )
+            problem = BufferError("too many texts and histograms are waiting, the oldest is left out")
+            self._failures.tell(self._board.name, problem)
 
     def close(self) -> None:
         """Draws what is left and ends the trackers; one that hangs is left behind and logged."""

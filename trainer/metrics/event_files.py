@@ -54,14 +54,8 @@ def start_of_session(step: int) -> Event:
 
 def scalars(step: int, values: Mapping[str, float]) -> Event:
     """All numbers of a step, by tag, as one event."""
-    return Event(
-        step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-    )
-
-
-def is_scalars(event: Event) -> bool:
-    """Whether an event has plain numbers, and nothing else."""
-    return event.HasField("summary") and all(value.HasField("simple_value") for value in event.summary.value)
+    found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    return Event(step=step, summary=Summary(value=found))
 
 
 def write_some(file: io.FileIO, content: bytes) -> int:
@@ -200,9 +194,6 @@ class BoardTracker(TensorBoardTracker):
 
     def log(self, values: Mapping[str, float], step: int | None = None, **_: Any) -> None:
         """Takes a step's numbers by tag; they are in the file after `writer.flush()`."""
-        self.writer.file.add_event(_timed(scalars(step or 0, values)))
-
-
-def _timed(event: Event) -> Event:
-    event.wall_time = time.time()
-    return event
+        event = scalars(step or 0, values)
+        event.wall_time = time.time()
+        self.writer.file.add_event(event)

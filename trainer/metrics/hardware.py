@@ -119,11 +119,8 @@ class HardwareSampler:
             return
         there = torch.cuda.device_count()
         if there < num_local_processes:
-            log.info(
-                "hardware: %s here, and this one sees %s: nothing else is sampled",
-                numbered(num_local_processes, "process"),
-                numbered(there, "GPU"),
-            )
+            processes, seen = numbered(num_local_processes, "process"), numbered(there, "GPU")
+            log.info("hardware: %s here, and this one sees %s: nothing else is sampled", processes, seen)
         for number in range(min(there, num_local_processes)):
             with self._logged_once(f"GPU {number}"):
                 self._gpus[number] = gpu_handle(self._nvml, str(torch.cuda.get_device_properties(number).uuid))
@@ -146,9 +143,8 @@ class HardwareSampler:
 
     def _processors(self) -> dict[str, float]:
         times = psutil.cpu_times()
-        total = (
-            sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        )  # guests are in user and nice already
+        # Guests are in user and nice already.
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         idle = times.idle + getattr(times, "iowait", 0.0)
         before, self._cpu_times = self._cpu_times, (total, idle)
         values = {"host/load": os.getloadavg()[0]}

@@ -9,7 +9,7 @@ NUM_BUCKETS = 64
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of values in buckets; but for the last field the arguments of `SummaryWriter.add_histogram_raw`, by their names."""
+    """Counts of finite values in buckets: the arguments of `SummaryWriter.add_histogram_raw`, by their names."""
 
     min: float
     max: float
@@ -19,8 +19,6 @@ class Histogram:
     bucket_limits: np.ndarray
     """The largest value of each bucket, float64; the first begins at `min`, each other after the one before it."""
     bucket_counts: np.ndarray
-    num_nonfinite: int
-    """How many further values were NaN or infinite: they are in no bucket and no sum."""
 
 
 def histogram_of(values: np.ndarray) -> Histogram | None:
@@ -43,5 +41,4 @@ def histogram_of(values: np.ndarray) -> Histogram | None:
         sum_squares=float(finite @ finite),
         bucket_limits=limits,
         bucket_counts=counts,
-        num_nonfinite=len(values) - num,
     )

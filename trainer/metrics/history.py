@@ -15,15 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from trainer import files
 from trainer.metrics.curves import CURVE, end_of_step, records_from
-from trainer.metrics.event_files import (
-    BoardWriter,
-    EventFile,
-    event_files,
-    events_of_file,
-    is_scalars,
-    scalars,
-    start_of_session,
-)
+from trainer.metrics.event_files import BoardWriter, EventFile, event_files, events_of_file, scalars, start_of_session
 from trainer.metrics.thinning import Point, Thinning, width
 
 KEPT_STEPS, ROUND_STEPS = 2_000, 10_000
@@ -128,7 +120,8 @@ def _read_recent(paths: Iterable[Path]) -> _Recent:
             first = event.step if first is None else min(first, event.step)
             extras, steps = ([each for each in kept if each.step < event.step] for kept in (extras, steps))
         elif event.HasField("summary"):
-            (steps if is_scalars(event) else extras).append(event)
+            are_scalars = all(value.HasField("simple_value") for value in event.summary.value)
+            (steps if are_scalars else extras).append(event)
     return _Recent(first or 0, extras, steps)
 
 

@@ -123,35 +123,31 @@ class CurveIndex:
         end, block = _last_sound(self._path, self._curve)
         if self._path.is_file() and end != self._path.stat().st_size:
             files.truncate_file(self._path, end)
-        self._begin = self._position = block.end if block else 0
+        self._begin = self.position = block.end if block else 0
+        """`position`: the byte of the curve up to which it has come."""
         self._records: list[dict[str, Any]] = []
-
-    @property
-    def position(self) -> int:
-        """The byte of the curve up to which it has come."""
-        return self._position
 
     def draw(self) -> None:
         """Writes the blocks that have become whole; raises OSError, and then the next call begins again at the last that was written."""
         try:
-            for number, (end, record) in enumerate(records_from(self._curve, self._position)):
-                self._position = end
+            for number, (end, record) in enumerate(records_from(self._curve, self.position)):
+                self.position = end
                 self._records.append(record)
                 if "loss" in record and record["step"] % BLOCK_STEPS == 0:
                     self._write_block()
                 if number + 1 >= _ROUND_RECORDS:
                     return
         except OSError:
-            self._position, self._records = self._begin, []
+            self.position, self._records = self._begin, []
             raise
 
     def close(self) -> None:
         """Nothing is held open."""
 
     def _write_block(self) -> None:
-        block = block_of(self._records, self._begin, self._position)
+        block = block_of(self._records, self._begin, self.position)
         files.append_line(self._path, json.dumps(asdict(block), separators=(",", ":")))
-        self._begin, self._records = self._position, []
+        self._begin, self._records = self.position, []
 
 
 def _sound_blocks(curve: Path) -> Iterator[Block]:

@@ -86,23 +86,17 @@ def reasons(before: Counters, after: Counters, gpus: Mapping[str, float] | None 
     gpus   the newest values of metrics/hardware.py by tag
     """
     seconds = max(after.at - before.at, 1e-9)
+    stolen = (after.steal_seconds - before.steal_seconds) / seconds / after.num_cores
+    throttled = (after.throttled_seconds - before.throttled_seconds) / seconds
+    swapped = (after.swapped_bytes - before.swapped_bytes) / seconds
     found = [
         _others(before, after, seconds),
-        _share(
-            "the hypervisor gave {:.0%} of the processor time to other machines (steal)",
-            (after.steal_seconds - before.steal_seconds) / seconds / after.num_cores,
-        ),
-        _share(
-            "the CPU quota of this container held it {:.0%} of the time",
-            (after.throttled_seconds - before.throttled_seconds) / seconds,
-        ),
+        _share("the hypervisor gave {:.0%} of the processor time to other machines (steal)", stolen),
+        _share("the CPU quota of this container held it {:.0%} of the time", throttled),
         "processors are slowed down for heat" if after.heat_events > before.heat_events else None,
-        f"memory is swapped ({size((after.swapped_bytes - before.swapped_bytes) / seconds)}/s)"
-        if after.swapped_bytes > before.swapped_bytes
-        else None,
-        *_slowed_gpus(gpus or {}),
+        f"memory is swapped ({size(swapped)}/s)" if swapped > 0 else None,
     ]
-    return [reason for reason in found if reason]
+    return [reason for reason in (*found, *_slowed_gpus(gpus or {})) if reason]
 
 
 def _others(before: Counters, after: Counters, seconds: float) -> str | None:
@@ -131,9 +125,8 @@ def _slowed_gpus(gpus: Mapping[str, float]) -> list[str]:
     for tag, value in sorted(gpus.items()):
         if value and (match := re.fullmatch(r"gpu/slowed_by_(heat|power)/(\d+)", tag)):
             clock = gpus.get(f"gpu/sm_clock_hertz/{match[2]}")
-            found.append(
-                f"{match[1]} holds the clock of GPU {match[2]} down" + (f" ({clock / 1e6:.0f} MHz)" if clock else "")
-            )
+            to = f" ({clock / 1e6:.0f} MHz)" if clock else ""
+            found.append(f"{match[1]} holds the clock of GPU {match[2]} down{to}")
     return found
 
 

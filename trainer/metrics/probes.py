@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from trainer.host_copy import NamedHostCopy
 from trainer.metrics.histograms import Histogram, histogram_of
 from trainer.metrics.layer_groups import group_order, layer_groups, short_names
 from trainer.parallel import Reads
+from trainer.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -225,15 +226,9 @@ class Reading:
         damaged = {tag: num for tag, sample in samples.items() if (num := np.count_nonzero(~np.isfinite(sample)))}
         if damaged:
             first, num = next(iter(damaged.items()))
-            log.warning(
-                "step %d: %d of %d histograms leave out values that are not finite; the first is %s with %d of %d",
-                self.step,
-                len(damaged),
-                len(samples),
-                first,
-                num,
-                len(samples[first]),
-            )
+            which = f"{len(damaged)} of {len(samples)} histograms leave out values that are not finite"
+            example = f"{first} with {num} of {len(samples[first])}"
+            log.warning("step %d: %s; the first is %s", self.step, which, example)
         return {tag: histogram for tag, histogram in histograms.items() if histogram}
 
 
@@ -285,16 +280,14 @@ class Probes:
         yield
         update = Update(layout, before)
         numbers = self._measure_all(update) if wants_numbers else None
-        samples = (
-            self._try("histograms", lambda: NamedHostCopy(histogram_samples(update))) if wants_histograms else None
-        )
+        samples = None
+        if wants_histograms:
+            samples = self._try("histograms", lambda: NamedHostCopy(histogram_samples(update)))
         self._reading = Reading(step, layout.groups, numbers, samples)
 
     def _measure_all(self, update: Update) -> NamedHostCopy | None:
         """The numbers of every probe, by its tag, on their way; without those of a probe that raised."""
-        numbers = {
-            tag: self._try(tag, lambda probe=probe: measure(probe, update)) for tag, probe in self._probes.items()
-        }
+        numbers = {tag: self._try(tag, partial(measure, probe, update)) for tag, probe in self._probes.items()}
         there = {tag: number for tag, number in numbers.items() if number is not None}
         return self._try("sending the numbers", lambda: NamedHostCopy(there)) if there else None
 
@@ -306,13 +299,8 @@ class Probes:
         except Exception as error:
             self._failures[what] += 1
             if self._failures[what].bit_count() == 1:  # logged at the 1st, 2nd, 4th, 8th ...
-                log.warning(
-                    "probes: %s failed, %s: %s (%d times by now); training goes on",
-                    what,
-                    type(error).__name__,
-                    error,
-                    self._failures[what],
-                )
+                often = f"{self._failures[what]} times by now"
+                log.warning("probes: %s failed, %s (%s); training goes on", what, one_line(error), often)
             return None
 
 
@@ -329,9 +317,8 @@ def histogram_samples(update: Update) -> dict[str, Tensor]:
     """The values that histograms are made of, by tag; a parameter without a gradient has none of it."""
     weights = zip(update.names, update.split(update.sample), strict=True)
     gradients = zip(update.names, update.split(update.gradient_sample), update.gradients, strict=True)
-    return {f"weights/{name}": sample for name, sample in weights} | {
-        f"gradients/{name}": sample for name, sample, gradient in gradients if gradient is not None
-    }
+    found = {f"weights/{name}": sample for name, sample in weights}
+    return found | {f"gradients/{name}": sample for name, sample, gradient in gradients if gradient is not None}
 
 
 def expand(tag: str, groups: Sequence[str]) -> list[str]:

@@ -54,12 +54,8 @@ class Profiler:
             self._end_mark()
         if step >= last:
             if self._trace is None:
-                log.info(
-                    "profile: the run stands at step %d, after the steps [%d, %d]: nothing is profiled",
-                    step,
-                    first,
-                    last,
-                )
+                asked = [first, last]
+                log.info("profile: the run stands at step %d, after the steps %s: nothing is profiled", step, asked)
             self.close()
         elif step + 1 >= first:
             if self._trace is None:
@@ -77,10 +73,8 @@ class Profiler:
             if self._taken >= self._first:
                 self._write(trace)
             else:
-                log.info(
-                    "profile: the run ended before step %d, the first to be recorded, was whole: nothing is written",
-                    self._first,
-                )
+                first = f"step {self._first}, the first to be recorded,"
+                log.info("profile: the run ended before %s was whole: nothing is written", first)
         except (OSError, RuntimeError) as error:
             log.warning("profile: it could not be written (%s); training goes on", error)
 
@@ -97,9 +91,8 @@ class Profiler:
 
     def _begin_mark(self, step: int) -> None:
         if self._trace is not None:
-            self._step_mark = record_function(
-                f"ProfilerStep#{step}"
-            )  # the name by which TensorBoard's plug-in finds the steps
+            # The name by which TensorBoard's plug-in finds the steps.
+            self._step_mark = record_function(f"ProfilerStep#{step}")
             self._step_mark.__enter__()
 
     def _end_mark(self) -> None:
@@ -122,15 +115,9 @@ class Profiler:
                     shutil.copyfileobj(source, target)
         operators = self._folder / f"{name}.operators.txt"
         files.write_atomic(operators, operator_table(trace, self._device) + "\n")
-        log.info(
-            "profile: steps %d to %d in %s (written in %s); open it at https://ui.perfetto.dev, or in TensorBoard with torch-tb-profiler; "
-            "the heaviest operators are in %s",
-            self._first,
-            self._taken,
-            path,
-            duration(time.perf_counter() - started),
-            operators.name,
-        )
+        what = f"steps {self._first} to {self._taken} in {path} (written in {duration(time.perf_counter() - started)})"
+        how = "open it at https://ui.perfetto.dev, or in TensorBoard with torch-tb-profiler"
+        log.info("profile: %s; %s; the heaviest operators are in %s", what, how, operators.name)
 
 
 def operator_table(trace: profile, device: torch.device) -> str:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from trainer.config.schema import MetricsConfig
 from trainer.journal import Journal
-from trainer.metrics.board import SETTINGS, remove_end, write_end, write_layout, write_settings
+from trainer.metrics.board import SETTINGS, remove_end, write_end, write_settings
 from trainer.metrics.console import ProgressBar
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
 from trainer.metrics.details import Details, detail_interval
@@ -31,6 +31,7 @@ from trainer.metrics.probes import Reading
 from trainer.metrics.sampling import Sampling
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.stopwatch import RARE, StepTimes
+from trainer.metrics.tags import layout
 from trainer.metrics.trackers import open_trackers
 from trainer.replay import FACTS, ReplayProof, read_facts, remember_facts
 from trainer.step_result import StepResult
@@ -158,7 +159,7 @@ class Reporter:
         if "tensorboard" in names:
             self._failures.guard(SETTINGS, lambda: write_settings(self._folder, settings))
         if any(tracker.begins for tracker in trackers):
-            self._drawing.add(0, lambda writer: write_layout(writer, self._features))
+            self._drawing.add(0, lambda writer: writer.add_custom_scalars(layout(self._features)))
             for tag, text in once.items():
                 self._drawing.text(tag, text, 0)
         for tag, text in texts.items():
@@ -254,9 +255,8 @@ class Reporter:
         speed = self._meter.step(facts.step_tokens, facts.times.step_seconds())
         self.step_seconds = speed.step_seconds
         if math.isfinite(loss):
-            self._smoothed = (
-                loss if self._smoothed is None else self._smoothed + (loss - self._smoothed) / SMOOTHING_STEPS
-            )
+            before = loss if self._smoothed is None else self._smoothed
+            self._smoothed = before + (loss - before) / SMOOTHING_STEPS
         full = {
             **begun,
             "loss": _finite(loss),
@@ -316,9 +316,8 @@ class Reporter:
         if step % self._settings.console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)
             self._loss_since_line.clear()
-            log.info(
-                "step %d/%d  loss %.4f  grad norm %.3f  lr %.2e  %s", step, self._max_steps, mean, grad_norm, lr, pace
-            )
+            numbers = f"loss {mean:.4f}  grad norm {grad_norm:.3f}  lr {lr:.2e}"
+            log.info("step %d/%d  %s  %s", step, self._max_steps, numbers, pace)
 
 
 def _smoothed_at(folder: Path, step: int | None) -> float | None:

@@ -4,6 +4,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+from trainer.text import one_line
+
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 10.0
@@ -41,9 +43,7 @@ class Sampling:
             try:
                 self._newest = self._sample()
             except Exception as error:
-                log.warning(
-                    "the machine is not looked at any more (%s: %s); training goes on", type(error).__name__, error
-                )
+                log.warning("the machine is not looked at any more (%s); training goes on", one_line(error))
                 return
             if self._ending.wait(self._seconds):
                 return

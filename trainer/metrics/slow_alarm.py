@@ -95,25 +95,16 @@ class SlowAlarm:
 
     def _tell_slow(self, step: int, change: SpeedChange) -> None:
         found = self._reasons()
-        log.warning(
-            "slow: a step takes %s, %.1f times the %s of this launch's best stretch (medians of %d steps and %.0f s at least); %s",
-            duration(change.step_seconds),
-            change.ratio,
-            duration(change.best_seconds),
-            MIN_STEPS,
-            MIN_SECONDS,
-            "; ".join(found) or UNKNOWN,
-        )
-        self._journal.write(
-            "slow", step=step, ratio=round(change.ratio, 3), step_seconds=change.step_seconds, reasons=found
-        )
+        best = f"{change.ratio:.1f} times the {duration(change.best_seconds)} of this launch's best stretch"
+        medians = f"medians of {MIN_STEPS} steps and {MIN_SECONDS:.0f} s at least"
+        why = "; ".join(found) or UNKNOWN
+        log.warning("slow: a step takes %s, %s (%s); %s", duration(change.step_seconds), best, medians, why)
+        self._write("slow", step, change, reasons=found)
 
     def _tell_over(self, step: int, change: SpeedChange, lasted: float) -> None:
         log.info("no longer slow: a step takes %s; it was slow for %s", duration(change.step_seconds), duration(lasted))
-        self._journal.write(
-            "slow_over",
-            step=step,
-            ratio=round(change.ratio, 3),
-            step_seconds=change.step_seconds,
-            seconds=round(lasted, 1),
-        )
+        self._write("slow_over", step, change, seconds=round(lasted, 1))
+
+    def _write(self, event: str, step: int, change: SpeedChange, **facts: object) -> None:
+        ratio = round(change.ratio, 3)
+        self._journal.write(event, step=step, ratio=ratio, step_seconds=change.step_seconds, **facts)

@@ -2,17 +2,10 @@
 
 import math
 from collections.abc import Collection, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 from trainer.aliases import former_tag, tag_in_trackers
-
-
-class Meaning(NamedTuple):
-    """What a number is."""
-
-    unit: str
-    help: str
-
 
 KEYS = {
     "loss": "Loss/train",
@@ -30,42 +23,43 @@ KEYS = {
 """Tags of the plain keys of a record. A key with a slash is a tag already; other numbers of an evaluation go under evaluation/."""
 
 MEANINGS = {
-    "Loss/train": Meaning("nats per token", "mean over the global batch of the step"),
-    "Loss/train_smoothed": Meaning("nats per token", "the same, as a moving average over about 20 steps"),
-    "Loss/validation": Meaning(
-        "nats per token", "mean over the held-out tokens, the same ones every time and for any number of processes"
+    "Loss/train": ("nats per token", "mean over the global batch of the step"),
+    "Loss/train_smoothed": ("nats per token", "the same, as a moving average over about 20 steps"),
+    "Loss/validation": (
+        "nats per token",
+        "mean over the held-out tokens, the same ones every time and for any number of processes",
     ),
-    "Loss/validation_bits_per_byte": Meaning(
-        "bits per byte", "validation loss of a byte of text: compares across tokenizers"
-    ),
-    "optim/lr": Meaning("", "learning rate of the first parameter group in this step"),
-    "optim/grad_norm": Meaning("", "norm of all gradients before clipping"),
-    "data/tokens": Meaning("tokens", "trained on since the run began"),
-    "data/epoch": Meaning("passes", "over the training data, all sources alike, since they are mixed"),
-    "Speed/tokens_per_second": Meaning("tokens/s", "of all processes, without evaluations and saves"),
-    "Speed/step_seconds": Meaning("s", "a step without evaluations and saves"),
-    "Speed/slowdown": Meaning(
+    "Loss/validation_bits_per_byte": ("bits per byte", "validation loss of a byte of text: compares across tokenizers"),
+    "optim/lr": ("", "learning rate of the first parameter group in this step"),
+    "optim/grad_norm": ("", "norm of all gradients before clipping"),
+    "data/tokens": ("tokens", "trained on since the run began"),
+    "data/epoch": ("passes", "over the training data, all sources alike, since they are mixed"),
+    "Speed/tokens_per_second": ("tokens/s", "of all processes, without evaluations and saves"),
+    "Speed/step_seconds": ("s", "a step without evaluations and saves"),
+    "Speed/slowdown": (
         "times",
         "median step of the last 60 seconds (20 steps at least) over the best such median of the launch; 1 is as fast as ever",
     ),
-    "Speed/mfu": Meaning(
+    "Speed/mfu": (
         "0..1",
         "share of the devices' peak arithmetic that the model's own arithmetic reaches; under fp8 it is fp8's peak for all of it",
     ),
-    "precision/fp8_coverage": Meaning("0..1", "share of the matrix products' arithmetic that runs in fp8"),
-    "checkpoint/bytes": Meaning("bytes", "size of the newest checkpoint"),
-    "checkpoint/write_seconds": Meaning("s", "what writing it took, beside training"),
-    "checkpoint/stall_seconds": Meaning("s", "what a save holds training for"),
-    "checkpoint/age_seconds": Meaning(
-        "s", "since the state of the newest checkpoint on the disk: lost if the machine died now"
+    "precision/fp8_coverage": ("0..1", "share of the matrix products' arithmetic that runs in fp8"),
+    "checkpoint/bytes": ("bytes", "size of the newest checkpoint"),
+    "checkpoint/write_seconds": ("s", "what writing it took, beside training"),
+    "checkpoint/stall_seconds": ("s", "what a save holds training for"),
+    "checkpoint/age_seconds": (
+        "s",
+        "since the state of the newest checkpoint on the disk: lost if the machine died now",
     ),
-    "checkpoint/worst_lost_work_seconds": Meaning(
-        "s", "the longest training that a crash could have lost at any moment so far"
+    "checkpoint/worst_lost_work_seconds": (
+        "s",
+        "the longest training that a crash could have lost at any moment so far",
     ),
-    "checkpoint/overhead_fraction": Meaning("0..1", "share of the time that saving took so far"),
-    "resume/exact": Meaning("0 or 1", "whether the steps replayed after a resume were bit-identical"),
+    "checkpoint/overhead_fraction": ("0..1", "share of the time that saving took so far"),
+    "resume/exact": ("0 or 1", "whether the steps replayed after a resume were bit-identical"),
 }
-"""What each tag is; the other modules that measure bring their own."""
+"""Tag -> (unit, help); the other modules that measure bring their own."""
 
 COUNTERS = frozenset({"data/tokens", "data/epoch", "Loss/train_smoothed", "optim/lr"})
 """Tags of which the last of some steps is drawn where they are drawn as one point; of others it is the mean."""
@@ -73,14 +67,9 @@ COUNTERS = frozenset({"data/tokens", "data/epoch", "Loss/train_smoothed", "optim
 EXTREMES = ("Loss/train", "optim/grad_norm", "Speed/step_seconds")
 """Tags of which the least and the greatest are drawn too, as TAG_min and TAG_max."""
 
-MEANINGS.update(
-    (
-        f"{tag}_{which}",
-        Meaning(MEANINGS[tag].unit, f"the {word} of the steps that one point of {tag} stands for (after step 20,000)"),
-    )
-    for tag in EXTREMES
-    for which, word in (("min", "least"), ("max", "greatest"))
-)
+for _tag, (_which, _word) in product(EXTREMES, (("min", "least"), ("max", "greatest"))):
+    _help = f"the {_word} of the steps that one point of {_tag} stands for (after step 20,000)"
+    MEANINGS[f"{_tag}_{_which}"] = (MEANINGS[_tag][0], _help)
 
 MFU, VALIDATION, TASKS, GPU = "mfu", "validation", "tasks", "gpu"
 FP8, FP8_FIT, FP8_GAP = "fp8", "fp8_fit", "fp8_gap"
@@ -148,16 +137,13 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
 def layout(features: Collection[str]) -> dict[str, dict[str, list[Any]]]:
     """The charts of a run that has these features, in the form of `SummaryWriter.add_custom_scalars`; former names are drawn too."""
     return {
-        category: {
-            chart.title: [
-                "Multiline",
-                [f"^{tag}$" for tag in dict.fromkeys([*chart.tags, *map(former_tag, chart.tags)])],
-            ]
-            for chart in charts
-            if chart.needs is None or chart.needs in features
-        }
+        category: {each.title: _lines(each) for each in charts if each.needs is None or each.needs in features}
         for category, charts in CHARTS.items()
     }
+
+
+def _lines(chart: Chart) -> list[Any]:
+    return ["Multiline", [f"^{tag}$" for tag in dict.fromkeys([*chart.tags, *map(former_tag, chart.tags)])]]
 
 
 def drawn(record: Mapping[str, Any]) -> dict[str, float]:
@@ -175,7 +161,7 @@ def drawn(record: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
-def guide(*tables: Mapping[str, Meaning | tuple[str, str]]) -> str:
+def guide(*tables: Mapping[str, tuple[str, str]]) -> str:
     """A Markdown table of every tag with its unit and its meaning, for TensorBoard's text tab."""
     rows = [f"| `{tag}` | {unit} | {words} |" for table in tables for tag, (unit, words) in sorted(table.items())]
     return "\n".join(("| curve | unit | meaning |", "|---|---|---|", *rows))

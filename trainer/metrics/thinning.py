@@ -7,6 +7,7 @@ its own step; and so is the whole of a step at which something happened: one who
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trainer.metrics.tags import COUNTERS, EXTREMES, drawn
@@ -29,18 +30,16 @@ def stands_alone(record: Mapping[str, Any]) -> bool:
     return is_unfinite or "resume/exact" in record
 
 
+@dataclass
 class _Tag:
     """The numbers that a tag had."""
 
-    def __init__(self) -> None:
-        self.count, self.total, self.least, self.greatest, self.last, self.step = (
-            0,
-            0.0,
-            math.inf,
-            -math.inf,
-            math.nan,
-            0,
-        )
+    count: int = 0
+    total: float = 0.0
+    least: float = math.inf
+    greatest: float = -math.inf
+    last: float = math.nan
+    step: int = 0
 
     def add(self, step: int, value: float) -> None:
         self.last, self.step = value, step

@@ -65,8 +65,6 @@ def totals_of(curve: Path) -> Totals:
     totals = Totals()
     for found in scan(curve):
         totals.add(found)
-    losses = (
-        record["loss"] for _, record in islice(records_backward(curve), _LOOKED_BACK) if record.get("loss") is not None
-    )
-    totals.recent_losses = list(islice(losses, NUM_RECENT))[::-1]
+    losses = (record.get("loss") for _, record in islice(records_backward(curve), _LOOKED_BACK))
+    totals.recent_losses = list(islice((loss for loss in losses if loss is not None), NUM_RECENT))[::-1]
     return totals

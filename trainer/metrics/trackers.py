@@ -50,9 +50,8 @@ def check_tracker_names(names: list[str]) -> None:
         if name not in installed
     ]
     twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-    problems += [
-        f"metrics.trackers names {name!r} twice, and each number would be drawn twice; name it once" for name in twice
-    ]
+    why = "and each number would be drawn twice; name it once"
+    problems += [f"metrics.trackers names {name!r} twice, {why}" for name in twice]
     if problems:
         raise ConfigError(*problems)
 
@@ -75,9 +74,9 @@ def open_trackers(
     """
     if not accelerator.is_main_process:
         return []
-    for tracker_name in (options or {}).keys() - set(names):
+    for other in (options or {}).keys() - set(names):
         log.warning(
-            "metrics.tracker_options: %r is not among metrics.trackers, so its options count for nothing", tracker_name
+            "metrics.tracker_options: %r is not among metrics.trackers, so its options count for nothing", other
         )
     opened = []
     for tracker_name in names:
@@ -93,9 +92,8 @@ def open_trackers(
                 raise TrainerError(f"{problem}; fix that, or take it out of metrics.trackers") from error
             log.warning("%s; the run goes on without it, and the next start draws what it missed", problem)
             continue
-        opened.append(
-            (BoardPatience if isinstance(tracker, BoardTracker) else PatientTracker)(tracker, folder, position)
-        )
+        kind = BoardPatience if isinstance(tracker, BoardTracker) else PatientTracker
+        opened.append(kind(tracker, folder, position))
     accelerator.trackers, accelerator.log_with = [patient.tracker for patient in opened], names
     return opened
 
@@ -181,9 +179,8 @@ class PatientTracker:
         self._retry_at = 0.0
         self.name_of_tag = naming(folder, self.name) if position else str
         if self.name_of_tag is former_tag:
-            log.info(
-                "%s goes on with the names that this run's charts began with: loss/train, not Loss/train", self.name
-            )
+            began = "the names that this run's charts began with: loss/train, not Loss/train"
+            log.info("%s goes on with %s", self.name, began)
         self._mark = os.open(_mark(folder, self.name), os.O_WRONLY | os.O_CREAT, 0o644)
         self._remember()
 

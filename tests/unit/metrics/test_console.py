@@ -38,7 +38,7 @@ PARTS = [
 
 
 def line(width, standing=STANDING, **settings):
-    return bar_line(standing, width, NOW, **settings).plain
+    return bar_line(standing, width, NOW, settings.pop("clock", NOW), **settings).plain
 
 
 def test_a_wide_terminal_shows_everything_in_one_order():

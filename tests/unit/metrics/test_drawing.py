@@ -9,10 +9,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.messages import logged, names
 from trainer.metrics import drawing as drawing_module
-from trainer.metrics.board import write_end, write_layout
+from trainer.metrics.board import write_end
 from trainer.metrics.curves import CURVE
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.failures import CountedFailures
+from trainer.metrics.tags import layout
 from trainer.metrics.trackers import PatientTracker, open_trackers
 
 
@@ -56,7 +57,7 @@ BINS = SimpleNamespace(
 
 def test_everything_is_drawn_by_the_end_and_in_tensorboards_own_places(folder, failures):
     drawing = Drawing(board(folder), failures)
-    drawing.add(0, lambda writer: write_layout(writer, ()))
+    drawing.add(0, lambda writer: writer.add_custom_scalars(layout(())))
     drawing.text("run/config", "```yaml\nseed: 1\n```", 0)
     write(folder, {"step": 1, "loss": 2.0, "grad_norm/blocks.00": 0.5}, {"step": 1, "val_loss": 3.0, "play/acc": 0.25})
     drawing.histograms(1, lambda: {"parameters/head": BINS})

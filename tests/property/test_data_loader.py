@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +42,7 @@ def batches(
             rank=rank,
             world_size=world_size,
             seed=seed,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         stream = loader.batches(first_sequence)
         result.append([next(stream) for _ in range(number)])

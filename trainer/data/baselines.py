@@ -41,7 +41,4 @@ def unigram_bigram(train: np.ndarray, validation: np.ndarray, vocab_size: int) -
     left = np.divide(kinds[before], total, out=np.ones(wanted.size), where=known)
     counted = np.divide(seen, total, out=np.zeros(wanted.size), where=known)
     bigram_nats = -np.log(counted + left * unigram[after]).sum() - np.log(unigram[validation[0]])
-    return Baselines(
-        unigram=float(-np.log(unigram[validation]).mean()),
-        bigram=float(bigram_nats / validation.size),
-    )
+    return Baselines(float(-np.log(unigram[validation]).mean()), float(bigram_nats / validation.size))

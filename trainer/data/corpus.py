@@ -125,11 +125,9 @@ def _open(
         except DataError as error:
             if f"{split} shards" in str(error):
                 raise
-            more = (
-                " Or hold out more: prepare it with --validation-fraction 0.05, or --validation SOURCE."
-                if data.corpus and split == "validation"
-                else ""
-            )
+            more = ""
+            if data.corpus and split == "validation":
+                more = " Or hold out more: prepare it with --validation-fraction 0.05, or --validation SOURCE."
             raise DataError(f"{'training' if split == 'train' else split} data: {error}{more}") from None
 
     trained_on, held_out = dataset(train, "train"), dataset(validation, "validation") if validation else None
@@ -137,19 +135,10 @@ def _open(
         for words in (*_repeats(trained_on, held_out), *shared(trained_on, held_out)):
             log.warning(words)
     elif beside := held_out_beside(train, files.project_folder()):
-        log.warning(
-            "training data: %d shards are left out, since their names say that they are held out (e.g. %s), and data.validation names none; "
-            "name them there, or as files in data.train",
-            len(beside),
-            beside[0],
-        )
-    return Corpus(
-        train=trained_on,
-        validation=held_out,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        baselines=baselines,
-    )
+        left = f"{len(beside)} shards are left out, since their names say that they are held out (e.g. {beside[0]})"
+        remedy = "name them there, or as files in data.train"
+        log.warning("training data: %s, and data.validation names none; %s", left, remedy)
+    return Corpus(trained_on, held_out, tokenizer, vocab_size, baselines)
 
 
 def held_out_shards(where: str, base: Path, trained_with: str | None, *, whole_if_none: bool = True) -> list[Path]:
@@ -198,9 +187,8 @@ def trained_on_too(data: DataConfig, sequence_length: int, held_out: TokenDatase
 def _repeats(train: TokenDataset, validation: TokenDataset) -> list[str]:
     """What the manifests of folders that both sides come from say of held-out text that is trained on."""
     found = []
-    for folder in sorted(
-        {shard.path.parent for shard in train.shards} & {shard.path.parent for shard in validation.shards}
-    ):
+    folders, held_out = ({shard.path.parent for shard in side.shards} for side in (train, validation))
+    for folder in sorted(folders & held_out):
         try:
             manifest = read_manifest(folder)
         except DataError:
@@ -216,18 +204,12 @@ def shared(train: TokenDataset, validation: TokenDataset) -> list[str]:
     if not sizes:
         return []
     by_content = dict(zip(train.contents(), train.shards, strict=True))
-    same = [
-        (shard, by_content[content])
-        for shard, content in zip(validation.shards, validation.contents(), strict=True)
-        if content in by_content
-    ]
+    held_out = zip(validation.shards, validation.contents(), strict=True)
+    same = [(shard, by_content[content]) for shard, content in held_out if content in by_content]
     if not same:
         return []
     num_tokens = sum(shard.num_tokens for shard, _ in same)
-    return [
-        (
-            f"validation data: {len(same)} of {len(validation.shards)} shards ({num_tokens:,} of {validation.num_tokens:,} tokens, "
-            f"{num_tokens / validation.num_tokens:.0%}) are trained on too, e.g. {same[0][0].path} is {same[0][1].path}: the validation loss is too "
-            "low; name other shards to validate on"
-        )
-    ]
+    share = f"{num_tokens:,} of {validation.num_tokens:,} tokens, {num_tokens / validation.num_tokens:.0%}"
+    too = f"{len(same)} of {len(validation.shards)} shards ({share}) are trained on too"
+    example = f"e.g. {same[0][0].path} is {same[0][1].path}"
+    return [f"validation data: {too}, {example}: the validation loss is too low; name other shards to validate on"]

@@ -46,14 +46,8 @@ def prepare_embedded(corpus: str, tokenizer: str, folder: Path) -> Path:
             for leftover in folder.glob(f"{mine}-*"):
                 files.remove_folder(leftover)
             staging = folder / f"{mine}-{os.getpid()}"
-            prepare(
-                [f"embedded:{corpus}"],
-                staging,
-                tokenizer,
-                name=corpus,
-                num_workers=1,
-                validation_sources=[f"embedded:{corpus}@validation"],
-            )
+            held_out = [f"embedded:{corpus}@validation"]
+            prepare([f"embedded:{corpus}"], staging, tokenizer, name=corpus, num_workers=1, validation_sources=held_out)
             if target.exists():
                 _check_is_ours(target, corpus)
                 files.remove_folder(target)

@@ -25,12 +25,15 @@ class EncodedTexts:
     """int64 [documents]: bytes of text."""
 
 
+Labelled = tuple[str | None, str]
+"""The split that a document belongs to, None where the rule decides it; and its text."""
+
 EncodedBatch = dict[str, EncodedTexts]
 """A batch of documents, split by split."""
 
 
 def encode_in_threads(
-    texts: Iterable[tuple[str | None, str]], tokenizer: Tokenizer, hold_out: HoldOut, num_workers: int
+    texts: Iterable[Labelled], tokenizer: Tokenizer, hold_out: HoldOut, num_workers: int
 ) -> Iterator[EncodedBatch]:
     """Encoded batches in the order of the documents. At most two batches a worker are in memory at once."""
     with ThreadPoolExecutor(num_workers, thread_name_prefix="tokenize") as pool:
@@ -47,7 +50,7 @@ def encode_in_threads(
                 future.cancel()
 
 
-def _batches(texts: Iterable[tuple[str | None, str]]) -> Iterator[list[tuple[str | None, str]]]:
+def _batches(texts: Iterable[Labelled]) -> Iterator[list[Labelled]]:
     batch, characters = [], 0
     for split, document in texts:
         batch.append((split, document))
@@ -59,7 +62,7 @@ def _batches(texts: Iterable[tuple[str | None, str]]) -> Iterator[list[tuple[str
         yield batch
 
 
-def _encode(batch: list[tuple[str | None, str]], tokenizer: Tokenizer, hold_out: HoldOut) -> EncodedBatch:
+def _encode(batch: list[Labelled], tokenizer: Tokenizer, hold_out: HoldOut) -> EncodedBatch:
     eot = np.array([tokenizer.eot_id], dtype=np.uint32)
     tokens: dict[str, list[np.ndarray]] = {}
     contents: dict[str, list[bytes]] = {}

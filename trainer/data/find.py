@@ -96,11 +96,8 @@ def kinds_text(others: Iterable[Path]) -> str:
 
 def bracket_hint(name: str) -> str:
     """What to try where a name with brackets stands for nothing."""
-    return (
-        " Brackets in a pattern mean one of the letters in them; a bracket itself is written [[]."
-        if "[" in name
-        else ""
-    )
+    words = " Brackets in a pattern mean one of the letters in them; a bracket itself is written [[]."
+    return words if "[" in name else ""
 
 
 def natural_key(path: Path) -> list[tuple[int, int | str]]:
@@ -116,11 +113,8 @@ class _Search:
 
     def folder(self, path: Path, deep: bool) -> None:
         names = self._names(path)
-        if hidden := [
-            name
-            for name in names
-            if name.startswith(".") and self._wanted(path / name) and not os.path.isdir(path / name)
-        ]:
+        hidden = [name for name in names if name.startswith(".") and not os.path.isdir(path / name)]
+        if hidden := [name for name in hidden if self._wanted(path / name)]:
             self.found.aside.append(f"{len(hidden)} hidden in {path} (e.g. {hidden[0]})")
         for name in names:
             entry = path / name
@@ -191,9 +185,8 @@ class _Search:
         except NotADirectoryError:
             return []
         except OSError as error:
-            self.found.unreadable[folder] = (
-                _why_not(folder) if os.path.islink(folder) and not os.path.exists(folder) else _words(error)
-            )
+            is_dangling = os.path.islink(folder) and not os.path.exists(folder)
+            self.found.unreadable[folder] = _why_not(folder) if is_dangling else _words(error)
             return []
 
 

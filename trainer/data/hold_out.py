@@ -34,11 +34,8 @@ class HoldOut:
         hash_ = text_hash(content)
         if hash_ == self.divided:
             cut = _place_to_cut(document, self.end_bytes / len(content))
-            return (
-                [("train", document[:cut]), ("validation", document[cut:])]
-                if 0 < cut < len(document)
-                else [("train", document)]
-            )
+            is_cut = 0 < cut < len(document)
+            return [("train", document[:cut]), ("validation", document[cut:])] if is_cut else [("train", document)]
         is_held_out = hash_ < self.below and len(content) <= self.max_bytes and hash_ not in self.too_often
         return [("validation" if is_held_out else "train", document)]
 

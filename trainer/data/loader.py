@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -54,6 +54,7 @@ class Batch:
     digest: str
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenLoader:
     """Global batches in the order of the run, this rank's part of them on its device.
 
@@ -61,26 +62,18 @@ class TokenLoader:
     raises                     ConfigError when they do not fit the world size
     """
 
-    def __init__(
-        self,
-        dataset: TokenDataset,
-        *,
-        global_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        device: torch.device | str,
-    ) -> None:
-        self.accumulation = accumulation_steps(global_batch, micro_batch, world_size)
-        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        self.dataset = dataset
-        self.global_batch = global_batch
-        self.micro_batch = micro_batch
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.device = _indexed(device)
+    dataset: TokenDataset = field(kw_only=False)
+    global_batch: int
+    micro_batch: int
+    rank: int
+    world_size: int
+    seed: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.accumulation = accumulation_steps(self.global_batch, self.micro_batch, self.world_size)
+        assert 0 <= self.rank < self.world_size, f"rank {self.rank} of {self.world_size}"
+        self.device = _indexed(self.device)
 
     def epoch_at(self, first_sequence: int) -> float:
         """How many times the data has been gone through when this position is reached."""
@@ -93,13 +86,9 @@ class TokenLoader:
         """
         with closing(_read_ahead(self._read, first_sequence, self.global_batch)) as reads:
             for position, windows, digest in reads:
-                yield Batch(
-                    first_sequence=position,
-                    micro_batches=[_to_micro_batch(window, self.device) for window in windows],
-                    num_sequences=self.global_batch,
-                    num_tokens=self.global_batch * self.dataset.sequence_length,
-                    digest=digest,
-                )
+                micro_batches = [_to_micro_batch(window, self.device) for window in windows]
+                num_tokens = self.global_batch * self.dataset.sequence_length
+                yield Batch(position, micro_batches, self.global_batch, num_tokens, digest)
 
     def _read(self, position: int) -> tuple[int, torch.Tensor, str]:
         """Position, this rank's windows [A, B, T + 1] in host memory, and the digest of the global batch."""

@@ -25,17 +25,8 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 # A vocabulary that is not embedded is copied here, so that the corpus can be moved with it.
 VOCABULARY = "tokenizer.tiktoken"
-_KEYS = {
-    "name",
-    "tokenizer",
-    "tokenizer_sha256",
-    "vocab_size",
-    "bytes_per_token",
-    "splits",
-    "baselines",
-    "shards",
-    "request",
-}
+_KEYS = {"name", "tokenizer", "tokenizer_sha256", "vocab_size", "bytes_per_token"}
+_KEYS |= {"splits", "baselines", "shards", "request"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -103,7 +94,6 @@ def repeats_text(manifest: dict[str, Any], what: str) -> str | None:
     share = amount["text_bytes"] / whole["text_bytes"] if whole["text_bytes"] else 1.0
     how_much = f"{amount['documents']:,} of {whole['documents']:,} documents ({text.size(amount['text_bytes'])}, {share:.1%} of the text)"
     if what == "held_out_in_train":
-        return (
-            f"{how_much} of what is held out are trained on too, so the validation loss is too low; hold out other text"
-        )
+        too_low = "so the validation loss is too low; hold out other text"
+        return f"{how_much} of what is held out are trained on too, {too_low}"
     return f"{how_much} of what is trained on repeat an earlier one, and are trained on as often as they stand there"

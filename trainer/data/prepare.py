@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 from trainer import files, locks, text
 from trainer.data.baselines import unigram_bigram
 from trainer.data.bpe import tiktoken_lines
-from trainer.data.encode import EncodedBatch, encode_in_threads
+from trainer.data.encode import EncodedBatch, Labelled, encode_in_threads
 from trainer.data.hold_out import HoldOut
 from trainer.data.manifest import (
     FORMAT_VERSION,
@@ -49,20 +50,19 @@ _MARKER = ".preparing"
 _SPLITS = {"train": ("train", 1), "validation": ("val", 0)}  # as shards are named, and the number of the first
 
 
+Progress = Callable[[int, int], None]
+"""Called with documents and tokens so far."""
+
+
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` left in a folder; `reused` says that it was there already. Baselines in nats per token."""
+    """What `prepare` left in a folder; `reused` says that it was there already."""
 
-    folder: Path
-    name: str
-    tokenizer: str
     train_documents: int
     train_tokens: int
     validation_documents: int
     validation_tokens: int
     bytes_per_token: float
-    unigram: float | None
-    bigram: float | None
     seconds: float
     reused: bool
     repeats: tuple[str, ...]
@@ -82,7 +82,7 @@ def prepare(
     tokens_per_shard: int = 100_000_000,
     num_workers: int | None = None,
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> PrepareReport:
     """Tokenizes sources into shards and a manifest in `out`.
 
@@ -102,10 +102,8 @@ def prepare(
     out = Path(out)
     chosen = load_tokenizer(tokenizer)
     name = name or re.sub(r"[^\w\-]", "-", out.resolve().name)
-    opened, held = (
-        [open_source(source, suffixes=suffixes, skip_unreadable=skip_unreadable) for source in names]
-        for names in (sources, validation_sources)
-    )
+    find = partial(open_source, suffixes=suffixes, skip_unreadable=skip_unreadable)
+    opened, held = list(map(find, sources)), list(map(find, validation_sources))
     request = {
         "sources": [source_identity(source) for source in opened],
         "validation_sources": [source_identity(source) for source in held],
@@ -117,7 +115,7 @@ def prepare(
         **{key: value for key, value in (("suffixes", list(suffixes)), ("skip_unreadable", skip_unreadable)) if value},
     }
     if finished := _finished(out, request):
-        return _report(out, finished, started, reused=True)
+        return _report(finished, started, reused=True)
     _check_space(out, [*opened, *held], chosen)
     rule, texts = _divided(each_file_once(opened), each_file_once(held), text_key, validation_fraction, progress)
     with disk_errors(out):
@@ -128,7 +126,7 @@ def prepare(
             splits = _write_splits(batches, out, name, tokens_per_shard, chosen, progress)
             manifest = write_manifest(out, name, tokenizer, chosen, splits, request)
             (out / _MARKER).unlink()
-    return _report(out, manifest, started, reused=False)
+    return _report(manifest, started, reused=False)
 
 
 def _check_arguments(
@@ -163,12 +161,8 @@ def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _divided(
-    sources: Sequence[Source],
-    held: Sequence[Source],
-    text_key: str | None,
-    fraction: float,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[HoldOut, Iterator[tuple[str | None, str]]]:
+    sources: Sequence[Source], held: Sequence[Source], text_key: str | None, fraction: float, progress: Progress | None
+) -> tuple[HoldOut, Iterator[Labelled]]:
     """All documents, with the split they belong to where other sources are held out, or the rule that decides it."""
     if not held:
         return measured(sources, text_key, fraction, progress)
@@ -225,16 +219,11 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _write_splits(
-    batches: Iterable[EncodedBatch],
-    out: Path,
-    name: str,
-    tokens_per_shard: int,
-    tokenizer: Tokenizer,
-    progress: Callable[[int, int], None] | None,
+    batches: Iterable[EncodedBatch], out: Path, name: str, size: int, tokenizer: Tokenizer, progress: Progress | None
 ) -> dict[str, SplitWriter]:
-    vocab_size, eot_id = tokenizer.vocab_size, tokenizer.eot_id
+    """Writes the shards of both splits; `size` is the tokens of a shard."""
     writers = {
-        split: SplitWriter(out, f"{name}_{word}_%06d.bin", first, tokens_per_shard, vocab_size, eot_id)
+        split: SplitWriter(out, f"{name}_{word}_%06d.bin", first, size, tokenizer.vocab_size, tokenizer.eot_id)
         for split, (word, first) in _SPLITS.items()
     }
     with writers["train"], writers["validation"]:
@@ -255,9 +244,8 @@ def write_manifest(
 ) -> dict[str, Any]:
     if asked not in NAMES:
         files.write_atomic(out / VOCABULARY, tiktoken_lines(tokenizer.ranks))
-    documents_, tokens, text_bytes = (
-        sum(getattr(writer, what) for writer in splits.values()) for what in ("documents", "tokens", "text_bytes")
-    )
+    counts = ("documents", "tokens", "text_bytes")
+    documents_, tokens, text_bytes = (sum(getattr(each, what) for each in splits.values()) for what in counts)
     manifest = {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -292,22 +280,16 @@ def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int) -> di
     return {"unigram": found.unigram, "bigram": found.bigram}
 
 
-def _report(out: Path, manifest: dict[str, Any], started: float, *, reused: bool) -> PrepareReport:
-    splits, baselines = manifest["splits"], manifest["baselines"] or {}
+def _report(manifest: dict[str, Any], started: float, *, reused: bool) -> PrepareReport:
+    train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
+    sentences = (repeats_text(manifest, what) for what in ("held_out_in_train", "within_train"))
     return PrepareReport(
-        folder=out,
-        name=manifest["name"],
-        tokenizer=manifest["tokenizer"],
-        train_documents=splits["train"]["documents"],
-        train_tokens=splits["train"]["tokens"],
-        validation_documents=splits["validation"]["documents"],
-        validation_tokens=splits["validation"]["tokens"],
+        train_documents=train["documents"],
+        train_tokens=train["tokens"],
+        validation_documents=validation["documents"],
+        validation_tokens=validation["tokens"],
         bytes_per_token=manifest["bytes_per_token"],
-        unigram=baselines.get("unigram"),
-        bigram=baselines.get("bigram"),
         seconds=time.monotonic() - started,
         reused=reused,
-        repeats=tuple(
-            words for what in ("held_out_in_train", "within_train") if (words := repeats_text(manifest, what))
-        ),
+        repeats=tuple(words for words in sentences if words),
     )

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import xxhash
@@ -61,16 +60,14 @@ class ShardWriter:
         self._file.write(tokens.astype(self.dtype, copy=False).tobytes())
         self.num_tokens += tokens.size
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         if kind is None:
             header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
             magic = LLMC if self.dtype.itemsize == 2 else LLAMA3
             header[:3] = magic, VERSIONS[magic], self.num_tokens
             self._file.seek(0)
             self._file.write(header.tobytes())
-        self._stack.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, *details)
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -105,12 +102,8 @@ def resolve_shards(
                 linked.append(path)
             real.add(path.resolve())
         if linked:
-            logger.warning(
-                "%d shards of %s are files that were named before by another path, and count again (%s)",
-                len(linked),
-                pattern,
-                linked[0],
-            )
+            words = "%d shards of %s are files that were named before by another path, and count again (%s)"
+            logger.warning(words, len(linked), pattern, linked[0])
         found.update(dict.fromkeys(matches))
     if not found:
         raise DataError(f"no shards are named. {how_to_prepare()}")
@@ -123,11 +116,8 @@ def _expand(pattern: str, base: Path, split: str | None, skip_unreadable: bool) 
     found = find(pattern, base, lambda path: path.suffix.lower() in SUFFIXES if is_folder else True, deep=False)
     inside = readable(found, f"data {pattern!r}", skip_unreadable=skip_unreadable, remedy="data.skip_unreadable=true")
     what = f"folder {path}" if is_folder else f"pattern {pattern!r}"
-    tell_left_out(
-        replace(found, others=[path for path in found.others if _may_be_a_shard(path)]),
-        what,
-        "name it, or its files, too",
-    )
+    found = replace(found, others=list(filter(_may_be_a_shard, found.others)))
+    tell_left_out(found, what, "name it, or its files, too")
     if not is_folder:
         if not inside:
             raise DataError(
@@ -201,24 +191,17 @@ class TokenDataset:
 
     def _tell_remainders(self, counts: Sequence[int]) -> None:
         """Warns of shards that hold no sequence, and of remainders that come to much; `counts` are sequences by shard."""
-        left = [
-            shard.num_tokens - (count * self.sequence_length + 1 if count else 0)
-            for shard, count in zip(self.shards, counts, strict=True)
-        ]
-        short = [shard.path for shard, count in zip(self.shards, counts, strict=True) if not count and shard.num_tokens]
-        if short or sum(left) > _NOTABLE_REMAINDER * self.num_tokens:
-            whose = (
-                f"{len(short)} of {len(self.shards)} shards hold less than a sequence of {self.sequence_length} (e.g. {short[0]}); "
-                if short
-                else ""
-            )
-            logger.warning(
-                "%s%s of %s tokens are not read, since they are less than a sequence at the end of a shard; lower sequence_length, or write "
-                "longer shards",
-                whose,
-                f"{sum(left):,}",
-                f"{self.num_tokens:,}",
-            )
+        counted, length = list(zip(self.shards, counts, strict=True)), self.sequence_length
+        left = sum(shard.num_tokens - (count * length + 1 if count else 0) for shard, count in counted)
+        short = [shard.path for shard, count in counted if not count and shard.num_tokens]
+        if short or left > _NOTABLE_REMAINDER * self.num_tokens:
+            whose = ""
+            if short:
+                fewer = f"hold less than a sequence of {length} (e.g. {short[0]})"
+                whose = f"{len(short)} of {len(counted)} shards {fewer}; "
+            lost = f"{left:,} of {self.num_tokens:,} tokens are not read, since they are less than a sequence"
+            remedy = "lower sequence_length, or write longer shards"
+            logger.warning("%s%s at the end of a shard; %s", whose, lost, remedy)
 
     def fingerprint_at(self, sequence_length: int) -> str:
         """The fingerprint that the same shards have when they are cut at this length. Checks the blocks that are read for it."""

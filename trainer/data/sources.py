@@ -115,10 +115,9 @@ def documents(
               is logged), or a document has no text under the key
     """
     kind, _, name = source.name.partition(":")
+    found: Iterable[str]
     if source.files is not None:
-        found: Iterable[str] = (
-            text for path in source.files for text in _told_documents(source, path, text_key, quiet)
-        )
+        found = (text for path in source.files for text in _told_documents(source, path, text_key, quiet))
     elif kind == "embedded":
         name, _, named_split = name.partition("@")
         found = embedded_documents(name, named_split or split)
@@ -258,10 +257,8 @@ def _json_rows(file: BinaryIO, path: Path, suffix: str) -> Iterator[tuple[str, A
         try:
             yield where, _parsed(line, where)
         except json.JSONDecodeError as error:
-            message = (
-                f"{where}: {error.msg} at column {error.colno}. One JSON object per line was expected; fix the line."
-            )
-            raise DataError(message) from None
+            problem = f"{error.msg} at column {error.colno}"
+            raise DataError(f"{where}: {problem}. One JSON object per line was expected; fix the line.") from None
 
 
 def _parsed(content: bytes, where: str) -> Any:
@@ -333,16 +330,8 @@ def _is_text(column_type: Any) -> bool:
 
     if types.is_dictionary(column_type):
         return _is_text(column_type.value_type)
-    forms = (
-        types.is_string,
-        types.is_large_string,
-        types.is_string_view,
-        types.is_binary,
-        types.is_large_binary,
-        types.is_binary_view,
-        types.is_null,
-    )
-    return any(is_form(column_type) for is_form in forms)
+    forms = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+    return any(getattr(types, f"is_{form}")(column_type) for form in forms)
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -386,11 +375,7 @@ def _saved_rows(path: Path, split: str, quiet: bool) -> Iterator[tuple[str, Any]
     if (path / "dataset_dict.json").is_file():
         if split not in dataset:
             raise DataError(f"{path} has no split {split!r}; it has: {', '.join(dataset)}. Name one folder of them.")
-        if not quiet and (others := [path / name for name in dataset if name != split]):
-            logger.warning(
-                "source %r: not read: the splits %s; name them as sources of their own",
-                str(path),
-                ", ".join(map(str, others)),
-            )
+        if not quiet and (others := ", ".join(str(path / name) for name in dataset if name != split)):
+            logger.warning("source %r: not read: the splits %s; name them as sources of their own", str(path), others)
         dataset = dataset[split]
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(dataset, start=1))

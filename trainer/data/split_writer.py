@@ -1,7 +1,6 @@
 """Writes the tokens of one split into as many shards as they need."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -65,25 +64,15 @@ class SplitWriter:
             "bytes_per_token": self.text_bytes / self.tokens if self.tokens else None,
         }
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         if self._open is not None:
-            self._finish(kind, error, trace)
+            self._finish(kind, *details)
 
-    def _finish(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _finish(self, kind: type[BaseException] | None, *details: Any) -> None:
         shard, self._open = self._open, None
         assert shard is not None
-        shard.__exit__(kind, error, trace)
+        shard.__exit__(kind, *details)
         if kind is None:
-            self.shards.append(
-                {
-                    "file": shard.path.name,
-                    "tokens": shard.num_tokens,
-                    "documents": self._documents_in_shard,
-                    "num_bytes": shard.path.stat().st_size,
-                    "sha256": files.sha256(shard.path),
-                }
-            )
+            counts = {"tokens": shard.num_tokens, "documents": self._documents_in_shard}
+            content = {"num_bytes": shard.path.stat().st_size, "sha256": files.sha256(shard.path)}
+            self.shards.append({"file": shard.path.name, **counts, **content})

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from trainer import text
+from trainer.data.encode import Labelled
 from trainer.data.hold_out import HoldOut, choose
 from trainer.data.sources import Source, documents
 
@@ -27,14 +28,8 @@ def each_file_once(sources: Sequence[Source]) -> list[Source]:
             continue
         if repeated:
             num_bytes = sum(path.stat().st_size for path in repeated if isinstance(path, Path))
-            logger.warning(
-                "source %r: %d of its %d files (%s, e.g. %s) were named before, and count once",
-                source.name,
-                len(repeated),
-                len(keys),
-                text.size(num_bytes),
-                repeated[0],
-            )
+            which = f"{len(repeated)} of its {len(keys)} files ({text.size(num_bytes)}, e.g. {repeated[0]})"
+            logger.warning("source %r: %s were named before, and count once", source.name, which)
             source = replace(source, files=tuple(path for path in source.files or () if path.resolve() not in seen))
         seen.update(keys)
         kept.append(source)
@@ -43,7 +38,7 @@ def each_file_once(sources: Sequence[Source]) -> list[Source]:
 
 def measured(
     sources: Sequence[Source], text_key: str | None, fraction: float, progress: Callable[[int, int], None] | None
-) -> tuple[HoldOut, Iterator[tuple[str | None, str]]]:
+) -> tuple[HoldOut, Iterator[Labelled]]:
     """Which text is held out, and all documents, whose split that rule decides.
 
     It takes a look at all text before the first token is written. What is fetched is not fetched twice: its beginning is
@@ -78,7 +73,7 @@ def measured(
     return rule, ((None, document) for documents_ in again for document in documents_)
 
 
-def labelled(sources: Sequence[Source], split: str | None, text_key: str | None) -> Iterator[tuple[str | None, str]]:
+def labelled(sources: Sequence[Source], split: str | None, text_key: str | None) -> Iterator[Labelled]:
     """Documents with the split they belong to; None where their hash decides."""
     for source in sources:
         for document in documents(source, text_key, split=split or "train"):

@@ -26,7 +26,7 @@ def make_loader(make_dataset):
             rank=rank,
             world_size=world_size,
             seed=seed,
-            device="cpu",
+            device=torch.device("cpu"),
         )
 
     return make

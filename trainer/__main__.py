@@ -25,13 +25,11 @@ def main() -> None:
 def _run() -> None:
     if sys.flags.optimize > 1:
         # transformers reads docstrings when it is imported, and -OO leaves them out.
-        say(
-            "going on with PYTHONOPTIMIZE=1: with 2 (-OO) there are no docstrings, and transformers cannot be imported without them"
-        )
+        why = "with 2 (-OO) there are no docstrings, and transformers cannot be imported without them"
+        say(f"going on with PYTHONOPTIMIZE=1: {why}")
         os.execve(sys.executable, start.command("trainer", *sys.argv[1:]), {**os.environ, "PYTHONOPTIMIZE": "1"})
-    os.environ.update(
-        start.SAFE_PATH
-    )  # for those that multiprocessing starts, which the command of an environment gives no -P
+    # For those that multiprocessing starts, which the command of an environment gives no -P.
+    os.environ.update(start.SAFE_PATH)
     from trainer.cli import main as run
 
     run()

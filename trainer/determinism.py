@@ -36,9 +36,8 @@ def make_deterministic() -> None:
     os.environ.setdefault("NCCL_ALGO", "Ring")
     os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")  # TransformerEngine's own switch
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a check for programmers that costs a pass over every buffer
-    )
+    # A check for programmers that costs a pass over every buffer.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
 
 
@@ -127,9 +126,7 @@ def cost(on: float, off: float, *, num_layers: int, pass_seconds: float) -> str:
     )
 
 
-def attention_seconds(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> tuple[float, float]:
+def attention_seconds(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
     """Seconds of causal attention forward and backward over [B, H, T, D], with determinism and without; medians, taken in turn."""
     query = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     upstream = torch.randn(shape, device=device, dtype=dtype)

@@ -50,56 +50,46 @@ class _Precision:
         return {}
 
 
-def dry_run(asked: launcher.Request, say: Say) -> str:
+def dry_run(request: launcher.Request, say: Say) -> str:
     """What would run, as a table with notes under it and the command at its end.
 
     say     hears what takes a while
     raises  TrainerError with the words with which the launch would be refused
     """
-    plan = launcher.plan_elsewhere(asked)
-    config = plan.config
+    checked = launcher.check_request(request)
+    config = checked.config
     corpus = launcher.check_data(config)
     say("importing torch, accelerate and transformers")
     check_tracker_names(config.metrics.trackers)
     model = model_of(config, corpus, torch.device("meta"))
-    notes = [note for note in (lacking_gpus(plan.cluster), _alive(plan)) if note]
-    if device := _device(plan):
-        check_memory(
-            model,
-            device,
-            micro_batch=config.micro_batch,
-            sequence_length=config.sequence_length,
-            precision=plan.cluster.precision,
-            num_local_processes=plan.cluster.num_local_processes,
-        )
+    notes = [note for note in (lacking_gpus(checked.cluster), _alive(checked)) if note]
+    if device := _device(checked):
+        check_memory(model, device, config, checked.cluster.precision, checked.cluster.num_local_processes)
     store = CheckpointStore(checkpoints_folder(config))
     _check_disk(config, model, store)
-    found, changed = _where_from(plan, corpus, model, store)
+    found, changed = _where_from(checked, corpus, model, store)
     step = found.manifest.step if found.manifest else 0
     rows = [
-        *_what(plan, corpus, model),
-        ("from", _from(plan, found, changed)),
-        *_time_left(plan, step),
-        *_changed(plan, changed, step),
-        ("folders", f"{plan.folder}, {store.folder}"),
-        ("command", shlex.join(plan.command)),
+        *_what(checked, corpus, model),
+        ("from", _from(checked, found, changed)),
+        *_time_left(checked, step),
+        *_changed(checked, changed, step),
+        ("folders", f"{checked.folder}, {store.folder}"),
+        ("command", shlex.join(checked.command)),
     ]
     return "\n".join([table([(f"{config.name}:", ""), *rows], indent=""), *(f"note: {note}" for note in notes)])
 
 
-def _alive(plan: launcher.Plan) -> str | None:
-    return (
-        f"{plan.config.name} is being trained right now, and a launch would be refused as long as it is"
-        if is_trained(plan.folder)
-        else None
-    )
+def _alive(checked: launcher.CheckedLaunch) -> str | None:
+    words = f"{checked.config.name} is being trained right now, and a launch would be refused as long as it is"
+    return words if is_trained(checked.folder) else None
 
 
-def _device(plan: launcher.Plan) -> torch.device | None:
+def _device(checked: launcher.CheckedLaunch) -> torch.device | None:
     """What it would compute on here; None where it is for another machine."""
-    if plan.cluster.use_cpu or (lacking_gpus(plan.cluster) is None and not torch.cuda.is_available()):
+    if checked.cluster.use_cpu or (lacking_gpus(checked.cluster) is None and not torch.cuda.is_available()):
         return torch.device("cpu")
-    return None if lacking_gpus(plan.cluster) else torch.device("cuda", 0)
+    return None if lacking_gpus(checked.cluster) else torch.device("cuda", 0)
 
 
 def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) -> None:
@@ -113,29 +103,29 @@ def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) 
 
 
 def _where_from(
-    plan: launcher.Plan, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore
+    checked: launcher.CheckedLaunch, corpus: Corpus, model: torch.nn.Module, store: CheckpointStore
 ) -> tuple[Resolution, list[Change]]:
     """The checkpoint that it would go on from, and what has changed since; raises CheckpointError where that is refused."""
-    config, wanted = plan.config, resume_point(plan.config)
+    config, wanted = checked.config, resume_point(checked.config)
     found = look(store, wanted)
     if found.manifest is None:
         if wanted == "latest":
-            refuse_to_start_over(config, plan.folder)
+            refuse_to_start_over(config, checked.folder)
         return found, []
-    check_not_beyond(plan.folder, found.manifest.step, config.max_steps)
-    asked = plan.cluster.precision
+    check_not_beyond(checked.folder, found.manifest.step, config.max_steps)
+    asked = checked.cluster.precision
     label = found.manifest.precision if found.manifest.precision.partition(" ")[0] == asked else asked
     present = describe(config, corpus, model, lambda: _Precision(label))
     assert found.path is not None, "a manifest was read there"
-    changed = changes(found.manifest, settings_of(found.path), present, plan.cluster.num_processes)
+    changed = changes(found.manifest, settings_of(found.path), present, checked.cluster.num_processes)
     if problem := refusal(changed, present.allowed_changes):
         raise CheckpointError(f"{found.path} cannot be continued by this run: {problem}")
     return found, changed
 
 
-def _what(plan: launcher.Plan, corpus: Corpus, model: torch.nn.Module) -> list[tuple[str, str]]:
+def _what(checked: launcher.CheckedLaunch, corpus: Corpus, model: torch.nn.Module) -> list[tuple[str, str]]:
     """The model, the data, a step, and the whole run."""
-    config, cluster = plan.config, plan.cluster
+    config, cluster = checked.config, checked.cluster
     parameters, processes = parameter_counts(model), cluster.num_processes
     step_tokens = config.global_batch * config.sequence_length
     accumulated = config.global_batch // (config.micro_batch * processes)
@@ -143,62 +133,45 @@ def _what(plan: launcher.Plan, corpus: Corpus, model: torch.nn.Module) -> list[t
     held_out = f"{count(corpus.validation.num_sequences)} held out" if corpus.validation else "none held out"
     arithmetic = "fp32" if cluster.precision == "no" else cluster.precision
     places = "on CPUs" if cluster.use_cpu else "on GPUs" if processes > 1 else "on a GPU"
+    total, outside = count(parameters.total), count(parameters.non_embedding)
+    train, length = count(corpus.train.num_sequences), config.sequence_length
+    each = f"{config.micro_batch} at once on each process, {accumulated} times"
+    steps, tokens = numbered(config.max_steps, "step"), count(step_tokens * config.max_steps)
     return [
         ("cluster", f"{cluster.path.stem}: {numbered(processes, 'process')} {places}, {arithmetic}"),
-        (
-            "model",
-            f"{model.config.model_type}, {count(parameters.total)} parameters ({count(parameters.non_embedding)} without embeddings)",
-        ),
-        (
-            "data",
-            f"{count(corpus.train.num_sequences)} sequences of {config.sequence_length} tokens to train on, {held_out}",
-        ),
-        (
-            "a step",
-            f"{config.global_batch} sequences = {count(step_tokens)} tokens: {config.micro_batch} at once on each process, {accumulated} times",
-        ),
-        (
-            "the run",
-            f"{numbered(config.max_steps, 'step')}, {count(step_tokens * config.max_steps)} tokens, {epochs:.3g} epochs",
-        ),
+        ("model", f"{model.config.model_type}, {total} parameters ({outside} without embeddings)"),
+        ("data", f"{train} sequences of {length} tokens to train on, {held_out}"),
+        ("a step", f"{config.global_batch} sequences = {count(step_tokens)} tokens: {each}"),
+        ("the run", f"{steps}, {tokens} tokens, {epochs:.3g} epochs"),
     ]
 
 
-def _from(plan: launcher.Plan, found: Resolution, changed: list[Change]) -> str:
+def _from(checked: launcher.CheckedLaunch, found: Resolution, changed: list[Change]) -> str:
     """Where it would begin; that a finished run has nothing to do."""
-    if launcher.is_finished(plan):
-        return f"nothing would run: {launcher.finished_words(plan)}"
+    if launcher.is_finished(checked):
+        return f"nothing would run: {launcher.finished_words(checked)}"
     if found.manifest is None:
         return "the beginning: there is no checkpoint"
-    left = plan.config.max_steps - found.manifest.step
+    left = checked.config.max_steps - found.manifest.step
     return f"step {found.manifest.step} ({found.path}), {numbered(left, 'step')} to go; a launch reads every byte of it first"
 
 
-def _time_left(plan: launcher.Plan, step: int) -> list[tuple[str, str]]:
+def _time_left(checked: launcher.CheckedLaunch, step: int) -> list[tuple[str, str]]:
     """How long it would take, where this run has shown how fast it is."""
-    speed = totals_of(plan.folder / CURVE).tokens_per_second
-    tokens = (plan.config.max_steps - step) * plan.config.global_batch * plan.config.sequence_length
-    return (
-        [("takes", f"about {duration(tokens / speed)} at the {count(speed)} tokens/s of its last steps")]
-        if speed and tokens > 0
-        else []
-    )
+    speed = totals_of(checked.folder / CURVE).tokens_per_second
+    tokens = (checked.config.max_steps - step) * checked.config.global_batch * checked.config.sequence_length
+    if not speed or tokens <= 0:
+        return []
+    return [("takes", f"about {duration(tokens / speed)} at the {count(speed)} tokens/s of its last steps")]
 
 
-def _changed(plan: launcher.Plan, since_checkpoint: list[Change], step: int) -> list[tuple[str, str]]:
+def _changed(checked: launcher.CheckedLaunch, since_checkpoint: list[Change], step: int) -> list[tuple[str, str]]:
     """What is not as it was in the last launch, and in the checkpoint."""
-    kept = plan.folder / "config.yaml"
+    kept = checked.folder / "config.yaml"
     before: Mapping[str, Any] = kept_settings(kept) if kept.is_file() else {}
-    now = {key: _plain(value) for key, value in flatten(plan.config).items()}
-    settings = [
-        Change(key, before[key], value).words
-        for key, value in now.items()
-        if key in before and _plain(before[key]) != value
-    ]
+    now = flatten(checked.config)
+    other = [key for key, value in now.items() if key in before and before[key] != value]
+    settings = [Change(key, before[key], now[key]).words for key in other]
     rows = [("changed", f"since the last launch: {', '.join(settings) or 'no setting'}")] if before else []
     rest = [change.words for change in since_checkpoint if change.words not in settings]
     return rows + ([("changed", f"since step {step}: {', '.join(rest)}")] if rest else [])
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -67,9 +67,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the machine's own memory is used up: Python's, torch's for CPUs, the C++ library's, the system's."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
-    )
+    is_said = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or is_said
 
 
 _OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: |std::bad_alloc|Cannot allocate memory")

@@ -23,13 +23,7 @@ from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume import select
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import (
-    check_can_be_made,
-    checkpoints_folder,
-    command_line,
-    resume_point,
-    run_folder,
-)
+from trainer.config.folders import check_can_be_made, checkpoints_folder, command_line, resume_point, run_folder
 from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.config.settings import settings_help
@@ -71,9 +65,8 @@ def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
     overrides = [word for word in words if is_override(word)]
     names = [word for word in words if not is_override(word)]
     if len(names) > 2:
-        raise ConfigError(
-            f"too many names: {' '.join(names)}; the form is: {command_line()} [CLUSTER] [RECIPE] [key=value ...]"
-        )
+        form = f"{command_line()} [CLUSTER] [RECIPE] [key=value ...]"
+        raise ConfigError(f"too many names: {' '.join(names)}; the form is: {form}")
     if len(names) == 1 and _is_recipe(names[0]):
         names.insert(0, "")
     if len(names) == 2 and _is_cluster(names[1]) and not _is_cluster(names[0]):
@@ -103,20 +96,16 @@ def _is_recipe(name: str) -> bool:
         return not _is_cluster(name)
     if name in recipe_names():
         return True
-    raise ConfigError(
-        f"{name!r} is neither a cluster file nor a recipe; {did_you_mean(name, [*clusters.cluster_names(), *recipe_names()])} "
-        "(or give the path of a YAML file)"
-    )
+    hint = did_you_mean(name, [*clusters.cluster_names(), *recipe_names()])
+    raise ConfigError(f"{name!r} is neither a cluster file nor a recipe; {hint} (or give the path of a YAML file)")
 
 
 def _is_cluster(name: str) -> bool:
     """Whether a name is that of a cluster file: a shipped one, or a YAML file that says `distributed_type`."""
     is_file = name.endswith((".yaml", ".yml")) and Path(name).is_file()
-    return (
-        "distributed_type" in Path(name).read_text(encoding="utf-8", errors="replace")
-        if is_file
-        else name in clusters.cluster_names()
-    )
+    if not is_file:
+        return name in clusters.cluster_names()
+    return "distributed_type" in Path(name).read_text(encoding="utf-8", errors="replace")
 
 
 def load_run(recipe: str, overrides: Sequence[str]) -> Loaded:
@@ -165,59 +154,39 @@ def read_words(words: Sequence[str]) -> Request:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckedLaunch:
     """A launch that was checked: what will be run, and where its outcome will stand."""
 
-    loaded: Loaded
+    config: Config
     cluster: clusters.Cluster
     command: list[str]
     environment: dict[str, str]
     folder: Path
 
-    @property
-    def config(self) -> Config:
-        return self.loaded.config
 
-
-def plan(words: Sequence[str]) -> Plan:
+def check_launch(words: Sequence[str]) -> CheckedLaunch:
     """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run."""
-    asked = read_words(words)
-    if lacking := clusters.lacking_gpus(asked.cluster):
+    request = read_words(words)
+    if lacking := clusters.lacking_gpus(request.cluster):
         raise ConfigError(lacking)
-    planned = plan_elsewhere(asked)
-    check_not_trained(planned.folder)
-    return planned
+    checked = check_request(request)
+    check_not_trained(checked.folder)
+    return checked
 
 
-def plan_elsewhere(asked: Request) -> Plan:
+def check_request(request: Request) -> CheckedLaunch:
     """The same but for what may be otherwise on another machine or at another time: the GPUs that are here, and whether the run is alive."""
-    cluster, loaded = asked.cluster, asked.loaded
+    cluster, config = request.cluster, request.loaded.config
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     precision = "bf16" if cluster.precision == "fp8" else cluster.precision
-    command = start.command(
-        "trainer.launcher_child",
-        "--config_file",
-        str(cluster.path),
-        "--mixed_precision",
-        precision,
-        *cluster.options,
-        start.SCRIPT,
-        "trainer",
-        "train",
-        asked.recipe,
-        *asked.overrides,
-    )
-    _check_run(loaded.config)
-    return Plan(loaded, cluster, command, asked.environment, run_folder(loaded.config))
-
-
-def _check_run(config: Config) -> None:
-    """What can be told of a run without torch, and would otherwise be refused once the processes have started."""
-    check_can_be_made("runs_folder", run_folder(config))
-    check_can_be_made("checkpoints_folder", checkpoints_folder(config))
-    select.check(
-        CheckpointStore(checkpoints_folder(config)), resume_point(config), config.max_steps, run_folder(config)
-    )
+    options = ["--config_file", str(cluster.path), "--mixed_precision", precision, *cluster.options]
+    train = ["trainer", "train", request.recipe, *request.overrides]
+    command = start.command("trainer.launcher_child", *options, start.SCRIPT, *train)
+    folder, checkpoints = run_folder(config), checkpoints_folder(config)
+    check_can_be_made("runs_folder", folder)
+    check_can_be_made("checkpoints_folder", checkpoints)
+    select.check(CheckpointStore(checkpoints), resume_point(config), config.max_steps, folder)
+    return CheckedLaunch(config, cluster, command, request.environment, folder)
 
 
 def check_data(config: Config) -> "Corpus":
@@ -226,8 +195,7 @@ def check_data(config: Config) -> "Corpus":
     from trainer.evaluation.tasks import open_tasks
 
     corpus = open_corpus(config.data, config.sequence_length)
-    asked = config.evaluation
-    open_tasks(asked.tasks, asked.task_items, files.project_folder(), fetch=False)
+    open_tasks(config.evaluation.tasks, config.evaluation.task_items, files.project_folder(), fetch=False)
     return corpus
 
 
@@ -238,21 +206,18 @@ def newest_step(config: Config) -> int | None:
     return max(steps, default=None)
 
 
-def is_finished(checked: Plan) -> bool:
+def is_finished(checked: CheckedLaunch) -> bool:
     """Whether the run took all its steps before, or was declared finished, left nothing undone, and nothing else is asked of it."""
     outcome = read_outcome(checked.folder)
-    if (
-        checked.config.resume_from_checkpoint != "latest"
-        or outcome is None
-        or outcome["outcome"] != Outcome.FINISHED
-        or "untidy" in outcome
-    ):
+    if checked.config.resume_from_checkpoint != "latest" or outcome is None:
+        return False
+    if outcome["outcome"] != Outcome.FINISHED or "untidy" in outcome:
         return False
     newest = newest_step(checked.config) or 0
     return newest >= checked.config.max_steps or outcome.get("planned_steps") == checked.config.max_steps
 
 
-def finished_words(checked: Plan) -> str:
+def finished_words(checked: CheckedLaunch) -> str:
     """That there is nothing to do, and what trains on."""
     name, outcome = checked.config.name, read_outcome(checked.folder) or {}
     planned, step = outcome.get("planned_steps"), outcome.get("step", 0)
@@ -286,7 +251,7 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
-def run_launch(checked: Plan) -> int:
+def run_launch(checked: CheckedLaunch) -> int:
     """Runs `accelerate launch`, forwards signals to it, and returns the run's own exit code.
 
     SIGQUIT goes on as SIGTERM, since a process that does not handle it yet would dump its core. A second signal is another one only when it
@@ -307,9 +272,7 @@ def run_launch(checked: Plan) -> int:
     environment = {**checked.environment, FAILURE_PIPE: str(there), STARTED_BY: str(os.getpid())}
     # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
     with _handling(forward), open(here, "rb"), open(there, "wb"):
-        child = subprocess.Popen(
-            checked.command, env=environment, cwd=Path.cwd(), start_new_session=True, pass_fds=[there]
-        )
+        child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
         for number in forwarded:
             child.send_signal(number)
         code = child.wait()
@@ -318,7 +281,7 @@ def run_launch(checked: Plan) -> int:
 
 
 def resolve_exit_code(
-    checked: Plan, before: dict[str, Any] | None, code: int, failure: ProcessFailure | None, was_asked_to_stop: bool
+    checked: CheckedLaunch, before: dict[str, Any] | None, code: int, failure: ProcessFailure | None, was_stopped: bool
 ) -> int:
     """The run's own exit code, from the rank that ended with it or from the outcome; a failure that no rank could report is recorded."""
     if failure and failure.exit_code in SAID_BY_CODE:
@@ -327,7 +290,7 @@ def resolve_exit_code(
         _wait_for_ranks(checked.folder)
     said = what_it_said(before, read_outcome(checked.folder))
     is_open = said is None or said["outcome"] == Outcome.RUNNING
-    if was_asked_to_stop and is_open:
+    if was_stopped and is_open:
         log.warning(STOPPED_IN_BETWEEN if said is not None and said["reason"] == "training" else STOPPED_EARLY)
         return Outcome.INTERRUPTED.exit_code
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
@@ -344,7 +307,7 @@ def _wait_for_ranks(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def _reason(checked: Plan, code: int, failure: ProcessFailure | None) -> str:
+def _reason(checked: CheckedLaunch, code: int, failure: ProcessFailure | None) -> str:
     """Why a launch failed: in the words that the rank left, or by what ended it."""
     if failure is None:
         return how_it_ended("the launcher", code)

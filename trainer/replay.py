@@ -62,9 +62,8 @@ class ReplayProof:
             again = "replayed and compared with what was written of"
             parts.append(f"1 step is {again} it before" if number == 1 else f"{number} steps are {again} them before")
         if self._num_others:
-            parts.append(
-                f"{self._num_others} lost step{'' if self._num_others == 1 else 's'} cannot be compared: {self._why}"
-            )
+            steps = f"{self._num_others} lost step{'' if self._num_others == 1 else 's'}"
+            parts.append(f"{steps} cannot be compared: {self._why}")
         return "; ".join(parts) or None
 
     def compare(self, record: dict[str, Any]) -> str | None:
@@ -137,12 +136,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         content = json.loads(line)
     except ValueError:
         return None
-    is_whole = (
-        isinstance(content, dict)
-        and isinstance(content.get("replay_key"), str)
-        and isinstance(content.get("facts"), dict)
-    )
-    return content if is_whole else None
+    if not isinstance(content, dict) or not isinstance(content.get("replay_key"), str):
+        return None
+    return content if isinstance(content.get("facts"), dict) else None
 
 
 def _listed(words: list[str]) -> str:
@@ -152,7 +148,6 @@ def _listed(words: list[str]) -> str:
 
 def _shown(value: Any) -> str:
     """A value in a few characters; of a digest, its beginning."""
-    text = (
-        value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
-    )
+    as_json = json.dumps(value, sort_keys=True, default=str)
+    text = value if isinstance(value, str) else "none" if value is None else as_json
     return text if len(text) <= 40 else f"{text[:12]}..."

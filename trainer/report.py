@@ -36,12 +36,12 @@ def report(
     """
     outcome = read_outcome(folder)
     if outcome is None:
-        raise TrainerError(
-            f"there is no run {name} in {folder.parent}; start one with: {command_line('CLUSTER', 'RECIPE', f'name={name}')}"
-        )
+        how = command_line("CLUSTER", "RECIPE", f"name={name}")
+        raise TrainerError(f"there is no run {name} in {folder.parent}; start one with: {how}")
     totals, events = totals_of(folder / CURVE), read_events(folder, "launch", "start", "precision")
+    computed = f"\ncomputed in {words}" if (words := precision_words(events)) else ""
     parts = [
-        _headline(name, outcome, totals) + _precision(events),
+        _headline(name, outcome, totals) + computed,
         _losses(totals, baselines),
         _tasks(totals.newest),
         _sample(outcome),
@@ -56,12 +56,10 @@ def last_line(ending: Ending, step: int, folder: Path) -> str:
     totals = totals_of(folder / CURVE)
     parts = [f"{ending.outcome} at step {step}: {ending.reason}"]
     if totals.tokens_per_second:
-        parts.append(
-            f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training, {count(totals.tokens_per_second)} tokens/s"
-        )
-    losses = [
-        each for each in (totals.first_evaluation, totals.last_evaluation) if each and each["val_loss"] is not None
-    ]
+        spent = f"{count(totals.tokens)} tokens in {duration(totals.seconds)} of training"
+        parts.append(f"{spent}, {count(totals.tokens_per_second)} tokens/s")
+    evaluations = (totals.first_evaluation, totals.last_evaluation)
+    losses = [each for each in evaluations if each and each["val_loss"] is not None]
     if losses:
         shown = {each["step"]: f"{each['val_loss']:.4f} at step {each['step']}" for each in losses}
         parts.append(f"validation loss {', '.join(shown.values())}")
@@ -78,11 +76,6 @@ def _headline(name: str, outcome: dict[str, Any], totals: Totals) -> str:
     attempt = outcome.get("last_attempt")
     refused = f"\nthe last start of it was refused: {attempt['reason']}" if attempt else ""
     return f"{name}: {how} at step {step} ({outcome['reason']}){spent}{resumed}{untidy}{refused}"
-
-
-def _precision(events: list[dict[str, Any]]) -> str:
-    words = precision_words(events)
-    return f"\ncomputed in {words}" if words else ""
 
 
 def _losses(totals: Totals, baselines: dict[str, float] | None) -> str:
@@ -121,10 +114,8 @@ def _sample(outcome: dict[str, Any]) -> str:
 
 def _places(folder: Path, checkpoints: Path, outcome: dict[str, Any]) -> str:
     store = CheckpointStore(checkpoints)
-    rows = [
-        ("checkpoints", f"{checkpoints}  ({len(store.entries())}, {size(store.num_bytes())})"),
-        ("TensorBoard", str(folder)),
-    ]
+    there = f"{checkpoints}  ({len(store.entries())}, {size(store.num_bytes())})"
+    rows = [("checkpoints", there), ("TensorBoard", str(folder))]
     if outcome.get("exported"):
         rows.append(("exported model", outcome["exported"]))
     return "\n".join(f"  {what:15s} {where}" for what, where in rows)

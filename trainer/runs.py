@@ -1,7 +1,6 @@
 """Whole runs removed or renamed: both folders of one, what it left in runs/ and its checkpoints, and never while a process trains it."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -72,20 +71,17 @@ def remove(run: str, *, is_sure: bool) -> str:
     there = [path for path in (home.checkpoints, home.folder) if path.is_dir()]
     removed = " and ".join(f"{path} ({size(folder_bytes(path))})" for path in there)
     if not is_sure:
-        raise TrainerError(
-            f"this would remove {removed} for good; nothing was removed: say that you are sure with --yes"
-        )
+        remedy = "nothing was removed: say that you are sure with --yes"
+        raise TrainerError(f"this would remove {removed} for good; {remedy}")
     place = mirror_settings(home.config.checkpoint, home.name)
     with _held(home):
         try:
-            for path in (
-                there
-            ):  # the checkpoints first: a run without them refuses to start over, one without its history would go on
+            # The checkpoints first: a run without them refuses to start over, one without its history would go on.
+            for path in there:
                 files.remove_folder(path)
         except OSError as error:
-            raise TrainerError(
-                f"{home.name} could not be removed whole ({error}); fix that and remove it again"
-            ) from None
+            why = f"{home.name} could not be removed whole ({error})"
+            raise TrainerError(f"{why}; fix that and remove it again") from None
     return f"removed: {removed}" + (f"\nits copies in {place.where} are left" if place else "")
 
 
@@ -101,11 +97,9 @@ def rename(run: str, name: str) -> str:
     home = home_of(run)
     folder, checkpoints = home.folder.with_name(name), home.checkpoints.with_name(name)
     was_divided = not home.checkpoints.is_dir() and _began(home, name)
-    taken = [path for path in (folder, *([] if was_divided else [checkpoints])) if path.exists()]
+    taken = [str(path) for path in (folder, *([] if was_divided else [checkpoints])) if path.exists()]
     if taken:
-        raise TrainerError(
-            f"{' and '.join(map(str, taken))} exists already, and nothing is replaced; take another name"
-        )
+        raise TrainerError(f"{' and '.join(taken)} exists already, and nothing is replaced; take another name")
     with _held(home):
         try:
             Journal(home.folder).write("rename", name=name, was=home.name)
@@ -115,9 +109,8 @@ def rename(run: str, name: str) -> str:
             _follow(home.folder, folder)
             files.move_folder(home.folder, folder)
         except OSError as error:
-            raise TrainerError(
-                f"{home.name} could not be renamed ({error}); fix that and give the same command again"
-            ) from None
+            why = f"{home.name} could not be renamed ({error})"
+            raise TrainerError(f"{why}; fix that and give the same command again") from None
     place = mirror_settings(home.config.checkpoint, name)
     copies = f"\nnew copies go to {place.where}; those that were made stay where they are" if place else ""
     return f"{home.name} is {name} now: {folder} and {checkpoints}; go on with name={name}{copies}"
@@ -133,7 +126,5 @@ def _follow(before: Path, after: Path) -> None:
     """Lets the outcome say where the exported model will be."""
     path = before / OUTCOME
     if path.is_file():
-        content = path.read_text(encoding="utf-8")
-        files.write_atomic(
-            path, re.sub(re.escape(json.dumps(f"{before}/")[1:-1]), lambda _: json.dumps(f"{after}/")[1:-1], content)
-        )
+        old, new = (json.dumps(f"{folder}/")[1:-1] for folder in (before, after))
+        files.write_atomic(path, path.read_text(encoding="utf-8").replace(old, new))

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,8 @@ def _take(folder: Path) -> Lock:
 @contextmanager
 def _errors_explained(config: Config, folder: Path, precision: Callable[[], str]) -> Iterator[None]:
     """What torch raises for a lost rank, for memory that is full and for a form that is missing becomes the paragraph that it means."""
-    with (
-        broken_connections_explained(folder),
-        _memory_explained(config, folder, precision),
-        missing_form_explained(SWITCH_OFF),
-    ):
+    memory = out_of_memory_explained(folder / PROFILES, int(os.environ.get("RANK", "0")), config, precision)
+    with broken_connections_explained(folder), memory, missing_form_explained(SWITCH_OFF):
         yield
 
 
@@ -140,16 +137,6 @@ def _disk_errors_explained(folder: Path) -> Iterator[None]:
             f"{where} cannot be used ({getattr(error, 'strerror', None) or error}); make room there, fix that disk or the rights on it, or set "
             "runs_folder and checkpoints_folder to another, and start again: no step was taken"
         ) from error
-
-
-def _memory_explained(config: Config, folder: Path, precision: Callable[[], str]) -> AbstractContextManager[None]:
-    return out_of_memory_explained(
-        folder / PROFILES,
-        rank=int(os.environ.get("RANK", "0")),
-        micro_batch=config.micro_batch,
-        precision=precision,
-        has_history=config.profile.memory_history,
-    )
 
 
 def _journal_stop(journal: Journal, run: Run | None, error: BaseException) -> None:

@@ -37,29 +37,14 @@ def board(folder: Path, port: int | None, environment: Mapping[str, str]) -> Boa
     """
     chosen = _free_port(port)
     shown = _named(folder) if any(folder.glob("events.out.tfevents.*")) else folder
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(shown),
-        "--port",
-        str(chosen),
-        "--host",
-        "127.0.0.1",
-        "--samples_per_plugin",
-        SAMPLES_PER_PLUGIN,
-        "--reload_interval",
-        "15",
-        "--window_title",
-        folder.name,
-    ]
+    program = [sys.executable, "-P", "-m", "tensorboard.main"]
+    place = ["--logdir", str(shown), "--host", "127.0.0.1", "--port", str(chosen), "--window_title", folder.name]
+    points = ["--samples_per_plugin", SAMPLES_PER_PLUGIN, "--reload_interval", "15"]
     hint = (
         f"TensorBoard of {folder}: http://localhost:{chosen}/{FIRST_TAB}  (Ctrl+C ends it; the run goes on)\n"
         f"From another machine: ssh -N -L {chosen}:localhost:{chosen} {_address(environment)}  and the same address there"
     )
-    return Board(command, hint)
+    return Board([*program, *place, *points], hint)
 
 
 def _named(run: Path) -> Path:
@@ -91,9 +76,8 @@ def _free_port(wanted: int | None) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # or a TensorBoard that ended just now would hold its port
+        # Or a TensorBoard that ended just now would hold its port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

@@ -10,10 +10,10 @@ from trainer import launcher
 @pytest.fixture
 def without_a_launcher(monkeypatch):
     """Each launch of one process is the rank itself: the seconds of `accelerate launch` are saved where it is not what is tested."""
-    checked = launcher.plan
+    check = launcher.check_launch
 
-    def plan(words):
-        made = checked(words)
-        return replace(made, command=[made.command[0], *made.command[made.command.index("trainer") - 1 :]])
+    def check_launch(words):
+        checked = check(words)
+        return replace(checked, command=[checked.command[0], *checked.command[checked.command.index("trainer") - 1 :]])
 
-    monkeypatch.setattr(launcher, "plan", plan)
+    monkeypatch.setattr(launcher, "check_launch", check_launch)

@@ -527,7 +527,9 @@ def test_finish_makes_the_newest_sound_checkpoint_the_final_one_and_exports_it(s
     assert said("finish", "tiny").endswith(words.splitlines()[-1] + "\n"), "once more is the same"
 
     def planned(*overrides):
-        return launcher.plan([str(write_cluster(stopped, 1)), str(stopped / "runs/tiny/config.yaml"), *overrides])
+        return launcher.check_launch(
+            [str(write_cluster(stopped, 1)), str(stopped / "runs/tiny/config.yaml"), *overrides]
+        )
 
     assert launcher.is_finished(planned()), "the command that a scheduler repeats has nothing to do"
     assert "resume_from_checkpoint=20" in launcher.finished_words(planned())

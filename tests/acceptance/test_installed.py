@@ -90,7 +90,7 @@ def test_it_shows_the_guides_in_any_folder(installed):
 
 def test_it_knows_the_cluster_files_and_launches_from_any_folder(installed):
     """What a launch checks before it imports torch."""
-    script = "from trainer import launcher; plan = launcher.plan(['cpu', 'shakespeare']); launcher.check_data(plan.config); print(plan.command)"
+    script = "from trainer import launcher; plan = launcher.check_launch(['cpu', 'shakespeare']); launcher.check_data(plan.config); print(plan.command)"
     said = installed.run("python", "-c", script)
     assert said.returncode == 0, said.stderr
     assert (installed.folder / ".data").is_dir()

@@ -82,7 +82,7 @@ def test_a_run_is_started_through_both_doors(door, words, monkeypatch):
         asked.append(words)
         raise ConfigError("seen")
 
-    monkeypatch.setattr(launcher, "plan", plan)
+    monkeypatch.setattr(launcher, "check_launch", plan)
     assert trainer(*words).code == 2
     assert asked == [["shakespeare", "seed=3"]]
 

@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_third_name_is_refused():
 
 def test_a_batch_that_does_not_divide_among_the_processes_of_the_cluster_file_is_refused(cluster):
     with refuses(ConfigError, "global_batch", 16, "micro_batch", "8 x 3 = 24", "nearest: 24"):
-        launcher.plan([str(cluster(num_processes=3, use_cpu=True)), "shakespeare"])
+        launcher.check_launch([str(cluster(num_processes=3, use_cpu=True)), "shakespeare"])
 
 
 # The plan
@@ -81,7 +82,7 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
     for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "PYTHONSAFEPATH", *CHOSEN_BY):
         monkeypatch.delenv(name, raising=False)
     path = cluster()
-    plan = launcher.plan([path, "shakespeare", "name=mine", "seed=3"])
+    plan = launcher.check_launch([path, "shakespeare", "name=mine", "seed=3"])
     assert plan.command == start.command(
         "trainer.launcher_child",
         "--config_file",
@@ -109,27 +110,27 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
 
 def test_a_time_to_shut_down_that_a_person_chose_stays(cluster, monkeypatch):
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
-    assert launcher.plan([cluster(), "shakespeare"]).environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "7"
+    assert launcher.check_launch([cluster(), "shakespeare"]).environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "7"
 
 
 def test_fp8_is_asked_of_the_trainer_and_not_of_the_launcher_that_would_die_of_it(cluster):
-    plan = launcher.plan([cluster(mixed_precision="fp8"), "shakespeare"])
+    plan = launcher.check_launch([cluster(mixed_precision="fp8"), "shakespeare"])
     assert plan.command[plan.command.index("--mixed_precision") + 1] == "bf16"
     assert plan.environment["TRAINER_ASKED_PRECISION"] == "fp8"
 
 
 def test_settings_of_fp8_that_a_cluster_file_has_and_nobody_reads_are_told(cluster):
     with pytest.raises(ConfigError) as caught:
-        launcher.plan(
+        launcher.check_launch(
             [cluster(mixed_precision="fp8", fp8_config={"backend": "MSAMP", "amax_history_len": 16}), "shakespeare"]
         )
     says(caught.value, "fp8_config.amax_history_len", "fp8_config.backend", "'MSAMP'")
-    launcher.plan([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
+    launcher.check_launch([cluster(mixed_precision="fp8", fp8_config={"backend": "TE"}), "shakespeare"])
 
 
 def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
     gpus(monkeypatch, 0)
-    plan = launcher.plan([])
+    plan = launcher.check_launch([])
     assert plan.cluster.path.stem == "cpu"
     assert plan.config.name == "shakespeare"
 
@@ -137,7 +138,7 @@ def test_without_words_the_plan_is_shakespeare_on_this_machine(monkeypatch):
 def test_more_gpus_than_there_are_is_refused_with_a_file_that_fits(cluster, monkeypatch):
     gpus(monkeypatch, 1)
     with refuses(ConfigError, "2 GPUs", 1, "1gpu_bf16"):
-        launcher.plan([cluster(use_cpu=None), "shakespeare"])
+        launcher.check_launch([cluster(use_cpu=None), "shakespeare"])
 
 
 @pytest.mark.parametrize("num_gpus", [4, 3])
@@ -145,10 +146,10 @@ def test_a_cluster_of_several_machines_wants_its_share_of_gpus_on_this_one(clust
     gpus(monkeypatch, num_gpus)
     words = [cluster(use_cpu=None, num_processes=8, num_machines=2), "shakespeare", "micro_batch=2"]
     if num_gpus == 4:
-        assert launcher.plan(words).cluster.num_processes == 8
+        assert launcher.check_launch(words).cluster.num_processes == 8
     else:
         with refuses(ConfigError, "4 GPUs", 3):
-            launcher.plan(words)
+            launcher.check_launch(words)
 
 
 # What came of it
@@ -164,15 +165,10 @@ def test_every_outcome_has_its_code_and_none_is_the_launchers():
 
 def planned(project, script=""):
     """A plan whose launcher is a few lines of Python."""
-    loaded = load("shakespeare", ["name=mine", "max_steps=30"])
+    config = load("shakespeare", ["name=mine", "max_steps=30"]).config
     command = [sys.executable, "-c", script]
-    return launcher.Plan(
-        loaded,
-        launcher.clusters.Cluster(Path("x"), 1, "no", True),
-        command,
-        dict(os.environ),
-        project / "runs" / "mine",
-    )
+    cluster = launcher.clusters.Cluster(Path("x"), 1, "no", True)
+    return launcher.CheckedLaunch(config, cluster, command, dict(os.environ), project / "runs" / "mine")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,7 @@ def planned(project, script=""):
 )
 def test_a_run_is_finished_when_it_says_so_and_its_last_step_is_on_disk(project, outcome, step, resume, finished):
     plan = planned(project)
-    object.__setattr__(plan.loaded, "config", plan.config.model_copy(update={"resume_from_checkpoint": resume}))
+    plan = replace(plan, config=plan.config.model_copy(update={"resume_from_checkpoint": resume}))
     if outcome:
         write_outcome(plan.folder, outcome, step=30, reason="because")
     for number in (10, step):
@@ -285,7 +281,7 @@ def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(proj
 @pytest.mark.parametrize("number", launcher.SIGNALS)
 def test_a_signal_while_a_launch_is_checked_asks_to_be_queued_again(monkeypatch, caplog, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr(launcher, "plan", lambda words: os.kill(os.getpid(), number))
+    monkeypatch.setattr(launcher, "check_launch", lambda words: os.kill(os.getpid(), number))
     assert trainer("launch", "cpu").code == 75
     assert caplog.messages == [launcher.STOPPED_EARLY]
     assert signal.getsignal(number) is before

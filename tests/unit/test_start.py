@@ -166,7 +166,7 @@ def test_every_start_of_ours_goes_through_it_or_is_told_to_look_nowhere_else():
 
 
 def test_the_ranks_of_a_launch_are_started_the_same_way(cluster):
-    plan = launcher.plan([cluster(), "shakespeare"])
+    plan = launcher.check_launch([cluster(), "shakespeare"])
     assert plan.command[:4] == start.command("trainer.launcher_child")
     assert start.SCRIPT in plan.command[4:]
     assert plan.environment["PYTHONSAFEPATH"] == "1"

@@ -148,9 +148,8 @@ def with_command(words: list[str], commands: list[str], *, is_launch_sh: bool) -
     if first in (*commands, "-h", "--help"):
         return words
     names = [*cluster_names(), *recipe_names()]
-    is_of_a_run = (
-        first in names or "=" in first or "/" in first or first.endswith((".yaml", ".yml")) or first.startswith("-")
-    )
+    is_path = "/" in first or first.endswith((".yaml", ".yml"))
+    is_of_a_run = first in names or is_path or "=" in first or first.startswith("-")
     if not is_of_a_run and (meant := nearest(first, [*commands, *names])) in commands:
         raise ConfigError(f"No such command {first!r}; did you mean {meant!r}? See: {command_line('--help')}")
     return ["launch", *words] if is_of_a_run or is_launch_sh else words

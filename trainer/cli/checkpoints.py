@@ -23,14 +23,10 @@ def _chosen(*named: str, number: int = 1) -> list[str]:
     chosen = [name for name in named if name]
     if len(chosen) != number:
         form = " ".join(["--checkpoint STEP"] * number)
-        told = (
-            f"{len(chosen)} {'is' if len(chosen) == 1 else 'are'} named ({', '.join(chosen)})"
-            if chosen
-            else "none is named"
-        )
-        raise ConfigError(
-            f"{'one checkpoint is' if number == 1 else f'{number} checkpoints are'} wanted, and {told}; give {form}, where STEP is a step, latest or best"
-        )
+        wanted = "one checkpoint is" if number == 1 else f"{number} checkpoints are"
+        are_named = f"{len(chosen)} {'is' if len(chosen) == 1 else 'are'} named ({', '.join(chosen)})"
+        told = are_named if chosen else "none is named"
+        raise ConfigError(f"{wanted} wanted, and {told}; give {form}, where STEP is a step, latest or best")
     return chosen
 
 
@@ -44,11 +40,7 @@ def ls(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @checkpoints_app.command()
-def show(
-    run: RunArgument,
-    checkpoint: CheckpointOption = "",
-    as_json: JsonOption = False,
-) -> None:
+def show(run: RunArgument, checkpoint: CheckpointOption = "", as_json: JsonOption = False) -> None:
     """Show everything that a checkpoint's manifest says."""
     from trainer.checkpoint.inspect.show import show as show_one
     from trainer.config.folders import find_checkpoints
@@ -86,22 +78,23 @@ def diff(
     answer(diff_two(find_checkpoints(run), a, b, as_json=as_json))
 
 
-@checkpoints_app.command()
-def pin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
-    """Keep a checkpoint whatever the tiers say; may be done while the run trains."""
+def _set_pinned(run: str, chosen: list[str], pinned: bool) -> None:
     from trainer.checkpoint.inspect.pin import set_pinned
     from trainer.config.folders import find_checkpoints
 
-    tell(set_pinned(find_checkpoints(run), _chosen(checkpoint, step)[0], pinned=True))
+    tell(set_pinned(find_checkpoints(run), chosen[0], pinned=pinned))
+
+
+@checkpoints_app.command()
+def pin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
+    """Keep a checkpoint whatever the tiers say; may be done while the run trains."""
+    _set_pinned(run, _chosen(checkpoint, step), True)
 
 
 @checkpoints_app.command()
 def unpin(run: RunArgument, step: StepAlias = "", checkpoint: CheckpointOption = "") -> None:
     """Take a pin away: the tiers decide again."""
-    from trainer.checkpoint.inspect.pin import set_pinned
-    from trainer.config.folders import find_checkpoints
-
-    tell(set_pinned(find_checkpoints(run), _chosen(checkpoint, step)[0], pinned=False))
+    _set_pinned(run, _chosen(checkpoint, step), False)
 
 
 @checkpoints_app.command()
@@ -122,13 +115,9 @@ def prune(
     from trainer.checkpoint.inspect.listing import pruning
     from trainer.config.folders import find_checkpoints
 
-    given: dict[str, float | None] = {
-        "keep_last": keep_last,
-        "keep_best": keep_best,
-        "keep_every_steps": keep_every_steps,
-    }
-    given |= {"keep_epochs": keep_epochs, "max_disk_bytes": max_disk_bytes}
-    rules = {name: int(value) for name, value in given.items() if value is not None}
+    given = {"keep_last": keep_last, "keep_best": keep_best, "keep_every_steps": keep_every_steps}
+    more = {"keep_epochs": keep_epochs, "max_disk_bytes": max_disk_bytes}
+    rules = {name: int(value) for name, value in {**given, **more}.items() if value is not None}
     tell(pruning(find_checkpoints(run), dry_run=dry_run, rules=rules))
 
 
@@ -193,9 +182,5 @@ def fetch(
     if not (step or checkpoint):
         answer(fetching.offered(where))
         return
-    home = run if config else run.rpartition("/")[2]
-    tell(
-        fetching.fetch(
-            where, _chosen(checkpoint, step)[0], home_of_checkpoints(to or home), run_folder(config) if config else None
-        )
-    )
+    home = home_of_checkpoints(to or (run if config else run.rpartition("/")[2]))
+    tell(fetching.fetch(where, _chosen(checkpoint, step)[0], home, run_folder(config) if config else None))

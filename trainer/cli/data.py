@@ -50,17 +50,17 @@ def prepare(
         progress=_show_progress,
     )
     found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
+    share = report.validation_tokens / (report.train_tokens + report.validation_tokens)
     tell(
         f"\r{out} {found}: {count(report.train_tokens)} tokens to train on ({report.train_documents:,} documents), "
-        f"{count(report.validation_tokens)} held out ({report.validation_documents:,}, "
-        f"{report.validation_tokens / (report.train_tokens + report.validation_tokens):.2%}), {report.bytes_per_token:.2f} bytes a token"
+        f"{count(report.validation_tokens)} held out ({report.validation_documents:,}, {share:.2%}), {report.bytes_per_token:.2f} bytes a token"
     )
     for words in report.repeats:
         say(words)
     # From the project's folder, where data.corpus is meant from, `out` may be another place.
-    tell(
-        f"Train on it with {shlex.quote(f'data.corpus={out.resolve()}')} on the command line, or {out.resolve()} as data.corpus of a recipe."
-    )
+    corpus = out.resolve()
+    setting = shlex.quote(f"data.corpus={corpus}")
+    tell(f"Train on it with {setting} on the command line, or {corpus} as data.corpus of a recipe.")
 
 
 def _show_progress(documents: int, tokens: int) -> None:

@@ -65,9 +65,7 @@ def settings() -> None:
     answer(settings_table())
 
 
-def report(
-    run: NameArgument,
-) -> None:
+def report(run: NameArgument) -> None:
     """Say what came of a run: losses beside the baselines, a sample, and where everything lies."""
     from trainer.config.folders import find_run
     from trainer.config.load import load_resolved

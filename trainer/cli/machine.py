@@ -22,8 +22,8 @@ def doctor(words: LaunchArgument = None, as_json: JsonOption = False) -> None:
 
     launch = None
     if words:
-        asked = launcher.read_words(words)
-        launch = foresee(asked.cluster, asked.recipe, asked.overrides, asked.loaded.config, asked.environment)
+        wanted = launcher.read_words(words)
+        launch = foresee(wanted.cluster, wanted.recipe, wanted.overrides, wanted.loaded.config, wanted.environment)
     diagnosis = replace(diagnose(), launch=launch)
     tell(json.dumps(diagnosis.as_json(), indent=1) if as_json else text(diagnosis))
     sys.exit(diagnosis.exit_code)
@@ -54,7 +54,7 @@ def selftest(
     _, recipe, overrides = launcher.split_words(typed)
     config = launcher.load_run(recipe, overrides).config
     open_corpus(config.data, config.sequence_length)
-    result = conduct(config, lambda more: launcher.plan([*typed, *more]), seconds=seconds, say=say)
+    result = conduct(config, lambda more: launcher.check_launch([*typed, *more]), seconds=seconds, say=say)
     tell(json.dumps(result.facts(), indent=1) if as_json else f"\n{result.text()}")
     sys.exit(0 if result.is_exact else 1)
 
@@ -80,7 +80,7 @@ def precision(
     result = conduct(
         config,
         read_cluster(cluster_name or fitting_cluster()),
-        lambda cluster_file, more: launcher.plan([str(cluster_file), recipe, *overrides, *more]),
+        lambda cluster_file, more: launcher.check_launch([str(cluster_file), recipe, *overrides, *more]),
         steps=steps,
         survey=survey,
         say=say,

@@ -37,18 +37,18 @@ def launch(
 
             answer(look(launcher.read_words(words or []), say))
             return
-        plan = launcher.plan(words or [])
-        launcher.check_data(plan.config)
+        checked = launcher.check_launch(words or [])
+        launcher.check_data(checked.config)
         command, code = _as_typed(context, words or []), 0
-        if launcher.is_finished(plan):
-            tell(f"{launcher.finished_words(plan)}\n")
+        if launcher.is_finished(checked):
+            tell(f"{launcher.finished_words(checked)}\n")
         else:
-            install_for(plan.cluster, plan.config.precision, say)
-            Journal(plan.folder).write("launch", command=command, folder=str(Path.cwd()))
-            say(f"starting accelerate launch with {numbered(plan.cluster.num_processes, 'process')}")
-            code = launcher.run_launch(plan)
-    if code != 2 and read_outcome(plan.folder):  # a refusal has said all there is
-        tell_report(plan.config, plan.folder, command)
+            install_for(checked.cluster, checked.config.precision, say)
+            Journal(checked.folder).write("launch", command=command, folder=str(Path.cwd()))
+            say(f"starting accelerate launch with {numbered(checked.cluster.num_processes, 'process')}")
+            code = launcher.run_launch(checked)
+    if code != 2 and read_outcome(checked.folder):  # a refusal has said all there is
+        tell_report(checked.config, checked.folder, command)
     sys.exit(code)
 
 
@@ -58,14 +58,9 @@ def _as_typed(context: typer.Context, words: list[str]) -> str:
 
     door = context.find_root().info_name or ""
     started = Path(sys.argv[0])
-    program = (
-        [door if "/" in door else f"./{door}"]
-        if door.endswith(".sh")
-        else [str(started), "launch"]
-        if started.name == "trainer"
-        else None
-    )
-    return shlex.join([*program, *words]) if program else command_line(*words)
+    if door.endswith(".sh"):
+        return shlex.join([door if "/" in door else f"./{door}", *words])
+    return shlex.join([str(started), "launch", *words]) if started.name == "trainer" else command_line(*words)
 
 
 def tell_report(config: "Config", folder: Path, command: str) -> None:

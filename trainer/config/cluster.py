@@ -106,24 +106,18 @@ def read_cluster(name: str) -> Cluster:
             f"unknown cluster file {name!r}; {did_you_mean(name, known)} (or give the path of a YAML file; the shipped ones are in "
             f"{clusters_folder()})"
         )
-    document = read_document(
-        path, f"cluster file {path}", _kind_of, yaml.SafeLoader, "fix it or write one with `accelerate config`"
-    )
+    remedy = "fix it or write one with `accelerate config`"
+    document = read_document(path, f"cluster file {path}", _kind_of, yaml.SafeLoader, remedy)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))  # which also knows merge keys, as Accelerate does
     if problems := _cluster_problems(path, content, document):
         raise ConfigError(*problems)
     num_processes, num_machines = content.get("num_processes", 1), content.get("num_machines", 1)
-    compiler = compiler_settings(content).get("backend", "no")
-    return Cluster(
-        path,
-        num_processes,
-        _precision(content),
-        content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU",
-        num_machines,
-        "no" if compiler is False else str(compiler).lower(),
-        _options(content),
-        _environment(content),
+    precision, compiler = (
+        _no_or_word(word) for word in (content["mixed_precision"], compiler_settings(content).get("backend", "no"))
     )
+    use_cpu = content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU"
+    options, environment = _options(content), _environment(content)
+    return Cluster(path, num_processes, precision, use_cpu, num_machines, compiler, options, environment)
 
 
 def missing_compiler() -> str | None:
@@ -149,9 +143,8 @@ def _kind_of(key: str) -> Kind:
 
 
 def _cluster_problems(path: Path, content: dict[str, Any], document: Document) -> list[str]:
-    is_single = (
-        content.get("distributed_type") == "NO"
-    )  # Accelerate does not know a bare NO, which YAML reads as false, for one process
+    # Accelerate does not know a bare NO, which YAML reads as false, for one process.
+    is_single = content.get("distributed_type") == "NO"
     problems = [
         f"cluster file {path} lacks {key}; see {clusters_folder()} for complete ones"
         for key in REQUIRED
@@ -169,9 +162,8 @@ def _cluster_problems(path: Path, content: dict[str, Any], document: Document) -
     return problems + ambiguous + key_problems(clear, place)
 
 
-def _precision(content: dict[str, Any]) -> str:
-    """`mixed_precision`, where YAML reads a bare `no` as False."""
-    value = content["mixed_precision"]
+def _no_or_word(value: Any) -> str:
+    """A word in lower case; YAML reads a bare `no` as False."""
     return "no" if value is False else str(value).lower()
 
 

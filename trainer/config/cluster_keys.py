@@ -4,7 +4,7 @@ A key that asks for something nobody honours is refused by name. One at the valu
 `accelerate config` writes them all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,9 @@ OTHER_MACHINES = ("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_X
 
 KINDS = {
     **{name: name for name in (*DATA_PARALLEL, *SHARDING, *OTHER_MACHINES)},
-    "FSDP2": "FSDP",
-    "FSDP1": "FSDP",
-    "ZERO": "DEEPSPEED",
-    "MEGATRON": "MEGATRON_LM",
-    "TPU": "XLA",
-    "DDP": "MULTI_GPU",
-    "GPU": "MULTI_GPU",
-    "DATA_PARALLEL": "MULTI_GPU",
-    "CPU": "MULTI_CPU",
-    "NONE": "NO",
+    **{"FSDP2": "FSDP", "FSDP1": "FSDP", "ZERO": "DEEPSPEED", "MEGATRON": "MEGATRON_LM"},
+    **{"DDP": "MULTI_GPU", "GPU": "MULTI_GPU", "DATA_PARALLEL": "MULTI_GPU", "CPU": "MULTI_CPU"},
+    **{"TPU": "XLA", "NONE": "NO"},
 }
 """What is meant by a `distributed_type` that is spelt otherwise, or called as elsewhere."""
 
@@ -94,9 +87,8 @@ def key_problems(content: Content, place: Callable[[str], str]) -> list[str]:
             problems.append(f"{place(name)}unknown key {name}; {_where_it_belongs(name)}")
         elif words := KEYS[name].check(value, content):
             problems.append(f"{place(name)}{name} is {value!r}{words}")
-    problems += [f"{place(what.split()[0])}{what}" for what in unheard(content.get("fp8_config"))]
-    problems += [f"{place(what.split()[0])}{what}" for what in _compiler_problems(content.get("dynamo_config"))]
-    return problems
+    inside = [*unheard(content.get("fp8_config")), *_compiler_problems(content.get("dynamo_config"))]
+    return problems + [f"{place(what.split()[0])}{what}" for what in inside]
 
 
 def unheard(fp8_config: Any) -> list[str]:
@@ -108,12 +100,9 @@ def unheard(fp8_config: Any) -> list[str]:
         if key not in ("backend", "fp8_backend")
         and value not in FP8_DEFAULTS.get(key.removeprefix("fp8_"), FP8_DEFAULTS.get(key, ()))
     ]
-    for key in ("backend", "fp8_backend"):
-        if str(backend := settings.get(key, "TE")).upper() != "TE":
-            problems.append(
-                f"fp8_config.{key} is {backend!r}, and this trainer computes fp8 with TransformerEngine only; use TE"
-            )
-    return problems
+    only = "and this trainer computes fp8 with TransformerEngine only; use TE"
+    named = {key: settings[key] for key in ("backend", "fp8_backend") if key in settings}
+    return problems + [f"fp8_config.{key} is {it!r}, {only}" for key, it in named.items() if str(it).upper() != "TE"]
 
 
 def compiler_settings(content: Content) -> dict[str, Any]:
@@ -124,17 +113,14 @@ def compiler_settings(content: Content) -> dict[str, Any]:
     return older or {str(key).removeprefix("dynamo_"): value for key, value in settings.items()}
 
 
-def _compiler_problems(settings: Any) -> list[str]:
-    problems = []
+def _compiler_problems(settings: Any) -> Iterator[str]:
     for key, value in settings.items() if isinstance(settings, dict) else ():
         name = str(key).removeprefix("dynamo_")
         if name not in COMPILER_KEYS:
-            problems.append(
-                f"dynamo_config.{key} is unknown; {did_you_mean(f'dynamo_{name}', [f'dynamo_{known}' for known in COMPILER_KEYS])}"
-            )
+            hint = did_you_mean(f"dynamo_{name}", [f"dynamo_{known}" for known in COMPILER_KEYS])
+            yield f"dynamo_config.{key} is unknown; {hint}"
         elif words := COMPILER_KEYS[name](value, settings):
-            problems.append(f"dynamo_config.{key} is {value!r}{words}")
-    return problems
+            yield f"dynamo_config.{key} is {value!r}{words}"
 
 
 def _where_it_belongs(name: str) -> str:
@@ -238,17 +224,11 @@ def _main_process_port(value: Any, content: Content) -> str | None:
 
 
 def _main_process_ip(value: Any, content: Content) -> str | None:
-    if _several_machines(content):
-        return (
-            None
-            if value and isinstance(value, str)
-            else ", but should be the address of the machine with machine_rank 0"
-        )
-    return (
-        None
-        if value in (None, "127.0.0.1", "localhost")
-        else ", which is for several machines, and num_machines is 1; remove it"
-    )
+    if not _several_machines(content):
+        is_local = value in (None, "127.0.0.1", "localhost")
+        return None if is_local else ", which is for several machines, and num_machines is 1; remove it"
+    is_address = value and isinstance(value, str)
+    return None if is_address else ", but should be the address of the machine with machine_rank 0"
 
 
 def _rdzv_backend(value: Any, content: Content) -> str | None:
@@ -293,22 +273,16 @@ def _section(value: Any, content: Content) -> str | None:
 
 
 def _compute_environment(value: Any, content: Content) -> str | None:
-    return (
-        None
-        if value in (None, "LOCAL_MACHINE")
-        else ", and this trainer is launched on its own machines; use LOCAL_MACHINE"
-    )
+    is_local = value in (None, "LOCAL_MACHINE")
+    return None if is_local else ", and this trainer is launched on its own machines; use LOCAL_MACHINE"
 
 
-_NO_TPU = "this trainer does not run on TPUs"
+_OF_TPUS = "downcast_bf16 tpu_name tpu_zone tpu_use_cluster tpu_use_sudo command_file commands tpu_vm tpu_env"
 _ONE_FORM = "this version trains with data parallelism only, where each process holds the whole model"
 
 COMPILER_KEYS: dict[str, Check] = {
-    "backend": _one_of(COMPILERS),
-    "mode": _one_of(COMPILER_MODES),
-    "use_fullgraph": _truth,
-    "use_dynamic": _truth,
-    "use_regional_compilation": _truth,
+    **{"backend": _one_of(COMPILERS), "mode": _one_of(COMPILER_MODES)},
+    **dict.fromkeys(("use_fullgraph", "use_dynamic", "use_regional_compilation"), _truth),
 }
 
 KEYS: dict[str, Key] = {
@@ -328,23 +302,12 @@ KEYS: dict[str, Key] = {
     "main_training_function": Key(_off("the launcher starts this trainer's own", "main")),
     "enable_cpu_affinity": Key(_affinity),
     "fp8_config": Key(_section),
-    "deepspeed_config": Key(_off(_ONE_FORM)),
-    "fsdp_config": Key(_off(_ONE_FORM)),
-    "parallelism_config": Key(_off(_ONE_FORM)),
-    "megatron_lm_config": Key(_off(_ONE_FORM)),
+    **dict.fromkeys((*SHARDING.values(), "parallelism_config"), Key(_off(_ONE_FORM))),
     "mpirun_config": Key(_off("processes on CPUs are started by torch's launcher and not by mpirun")),
-    "downcast_bf16": Key(_off(_NO_TPU)),
-    "tpu_name": Key(_off(_NO_TPU)),
-    "tpu_zone": Key(_off(_NO_TPU)),
-    "tpu_use_cluster": Key(_off(_NO_TPU)),
-    "tpu_use_sudo": Key(_off(_NO_TPU)),
-    "command_file": Key(_off(_NO_TPU)),
-    "commands": Key(_off(_NO_TPU)),
-    "tpu_vm": Key(_off(_NO_TPU)),
-    "tpu_env": Key(_off(_NO_TPU)),
+    **dict.fromkeys(_OF_TPUS.split(), Key(_off("this trainer does not run on TPUs"))),
     "dynamo_config": Key(_section),
     # Two forms of older versions of Accelerate, which it still reads.
     "dynamo_backend": Key(_one_of(COMPILERS)),
     "fp16": Key(_fp16),
 }
-"""The keys of Accelerate's ClusterConfig, in its order."""
+"""The keys of Accelerate's ClusterConfig."""

@@ -1,6 +1,7 @@
 """What pydantic finds wrong with a config, as sentences for the person who wrote it."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,36 +28,29 @@ ELSEWHERE = {
 """What a person who writes one value for a section means by it."""
 
 
-def explain(error: ValidationError, document: Document) -> list[str]:
+def explain(error: ValidationError, document: Document) -> Iterator[str]:
     """Pydantic's findings as sentences: the dotted key with its place, what was expected, and the nearest name."""
-    problems = []
     for found in error.errors():
         key = ".".join(str(part) for part in found["loc"] if not isinstance(part, int))
-        place = _place(key, document)
+        given = f"{key}{_place(key, document)} is {found['input']!r}, but should be"
         if key in document.problems:  # which says more
             continue
         if found["type"] == "extra_forbidden":
-            problems += [
-                f"unknown key {name}{_place(name, document)}; {_help_for(name)}"
-                for name in _unknown_keys(key, found["input"])
-            ]
+            for name in _unknown_keys(key, found["input"]):
+                yield f"unknown key {name}{_place(name, document)}; {_help_for(name)}"
         elif found["type"] == "missing" and isinstance(found["loc"][-1], int):
-            problems.append(f"{key}{place} is {found['input']!r}, but should be a list with more values")
+            yield f"{given} a list with more values"
         elif found["type"] == "missing":
             instead = ", or max_tokens or max_epochs instead" if key == "max_steps" else ""
-            problems.append(f"{key} is not set; a recipe must set it (or an override: {key}=...){instead}")
+            yield f"{key} is not set; a recipe must set it (or an override: {key}=...){instead}"
         elif found["type"] == "model_type":
-            elsewhere = ELSEWHERE.get(key, "")
-            problems.append(
-                f"{key}{place} is {found['input']!r}, but should be a section with settings: {', '.join(settings_of(key))}{elsewhere}"
-            )
+            yield f"{given} a section with settings: {', '.join(settings_of(key))}{ELSEWHERE.get(key, '')}"
         elif found["type"] == "value_error" and not found["loc"]:
             if not document.problems:  # what a word with two readings contradicts is not known
-                problems.extend(str(found["ctx"]["error"]).split("\n"))
+                yield from str(found["ctx"]["error"]).split("\n")
         else:
             expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            problems.append(f"{key}{place} is {found['input']!r}, but should be {expected}")
-    return problems
+            yield f"{given} {expected}"
 
 
 def _place(key: str, document: Document) -> str:
@@ -65,9 +59,8 @@ def _place(key: str, document: Document) -> str:
 
 def _unknown_keys(key: str, value: Any) -> list[str]:
     """An unknown key itself; for a section of another trainer, the keys that it holds."""
-    is_section = key.partition(".")[0] in SECTIONS or key.endswith(
-        ".init_args"
-    )  # the latter is jsonargparse's, in any section
+    # `init_args` is jsonargparse's, in any section.
+    is_section = key.partition(".")[0] in SECTIONS or key.endswith(".init_args")
     if not is_section or not isinstance(value, dict) or not value:
         return [key]
     return [name for inner, inside in value.items() for name in _unknown_keys(f"{key}.{inner}", inside)]
@@ -94,5 +87,5 @@ def further_contradictions(error: ValidationError, values: dict[str, Any]) -> li
     try:
         Config.model_validate(remaining)
     except ValidationError as second:
-        return explain(second, Document()) if all(not found["loc"] for found in second.errors()) else []
+        return list(explain(second, Document())) if all(not found["loc"] for found in second.errors()) else []
     return []

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-OPTIMIZERS = {
-    "adamw": "trainer.optim.adamw",
-    "muon": "trainer.optim.muon",
-}
+OPTIMIZERS = {"adamw": "trainer.optim.adamw", "muon": "trainer.optim.muon"}
 """The module of each optimizer by name. It is imported when settings are read, so it imports torch inside its functions only.
 
 One whose settings are derived from another's stands below it.

@@ -5,6 +5,7 @@ everywhere: a step is an optimizer step, a batch is counted in sequences, a loss
 """
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -155,9 +156,8 @@ class ResumeConfig(Section):
     @classmethod
     def _are_known(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if any(key not in CHANGEABLE and not re.fullmatch(r"model\.\w+", key) for key in keys):
-            raise ValueError(
-                f"a list of these: {', '.join(CHANGEABLE)}, model.FIELD (all other settings may change anyway)"
-            )
+            known = ", ".join(CHANGEABLE)
+            raise ValueError(f"a list of these: {known}, model.FIELD (all other settings may change anyway)")
         return keys
 
 
@@ -243,67 +243,56 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Config":
-        problems = contradictions(self)
-        if problems:
+        if problems := contradictions(self):
             raise ValueError("\n".join(problems))
         return self
 
 
 def contradictions(config: Config) -> list[str]:
     """Every way in which settings that are fine alone do not fit together, as sentences."""
-    problems = []
+    name = [problem] if config.name and (problem := name_problem(config.name)) else []
+    return [*_of_the_steps(config), *_of_what_is_trained(config), *precision_contradictions(config), *name]
+
+
+def _of_the_steps(config: Config) -> Iterator[str]:
+    """What contradicts itself in batches, steps and where they begin."""
     if config.global_batch % config.micro_batch:
         below = config.global_batch // config.micro_batch * config.micro_batch
-        near = [str(n) for n in (below, below + config.micro_batch) if n > 0]
-        problems.append(
-            f"global_batch {config.global_batch} is not a multiple of micro_batch {config.micro_batch}; "
-            f"nearest: {', '.join(near)}"
-        )
+        near = ", ".join(str(n) for n in (below, below + config.micro_batch) if n > 0)
+        yield f"global_batch {config.global_batch} is not a multiple of micro_batch {config.micro_batch}; nearest: {near}"
     if config.schedule.warmup_steps > config.max_steps:
-        problems.append(
-            f"schedule.warmup_steps {config.schedule.warmup_steps} is more than max_steps {config.max_steps}; "
-            "shorten the warm-up or lengthen the run"
-        )
+        longer = f"schedule.warmup_steps {config.schedule.warmup_steps} is more than max_steps {config.max_steps}"
+        yield f"{longer}; shorten the warm-up or lengthen the run"
     if config.profile.steps and config.profile.steps[0] > config.profile.steps[1]:
-        problems.append(
-            f"profile.steps {list(config.profile.steps)} ends before it begins; give the first and the last step, e.g. [100, 105]"
-        )
+        yield f"profile.steps {list(config.profile.steps)} ends before it begins; give the first and the last step, e.g. [100, 105]"
     elif config.profile.steps and config.profile.steps[0] > config.max_steps:
-        problems.append(
-            f"profile.steps {list(config.profile.steps)} begins after the last step (max_steps is {config.max_steps}); profile earlier ones"
-        )
-    if not config.data.corpus and not config.data.train:
-        problems.append(
-            "no data: set data.corpus (an embedded corpus or a folder of `trainer prepare`) or data.train (shards)"
-        )
-    if config.data.corpus and (config.data.train or config.data.validation):
-        problems.append(
-            "data.corpus already names train and validation shards; set either data.corpus or data.train and data.validation"
-        )
-    if config.data.train and not config.data.tokenizer and not config.data.vocab_size:
-        problems.append("data.train needs data.tokenizer (or, where the tokenizer is not at hand, data.vocab_size)")
+        late = f"begins after the last step (max_steps is {config.max_steps})"
+        yield f"profile.steps {list(config.profile.steps)} {late}; profile earlier ones"
+    if not config.resume_from_checkpoint:
+        yield "resume_from_checkpoint is empty; give latest, best, a step, the path of a checkpoint's folder, or none for a fresh start"
+
+
+def _of_what_is_trained(config: Config) -> Iterator[str]:
+    """What contradicts itself in data, model and tasks."""
+    data, evaluation = config.data, config.evaluation
+    if not data.corpus and not data.train:
+        yield "no data: set data.corpus (an embedded corpus or a folder of `trainer prepare`) or data.train (shards)"
+    if data.corpus and (data.train or data.validation):
+        yield "data.corpus already names train and validation shards; set either data.corpus or data.train and data.validation"
+    if data.train and not data.tokenizer and not data.vocab_size:
+        yield "data.train needs data.tokenizer (or, where the tokenizer is not at hand, data.vocab_size)"
     if not config.model.preset and "model_type" not in config.model.config:
-        problems.append(
-            "no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type"
+        yield "no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type"
+    if (evaluation.tasks_every_steps or 0) % evaluation.every_steps:
+        yield (
+            f"evaluation.tasks_every_steps {evaluation.tasks_every_steps} is not a multiple of evaluation.every_steps {evaluation.every_steps}, "
+            "and tasks are evaluated with the validation loss; change one of the two"
         )
-    if (config.evaluation.tasks_every_steps or 0) % config.evaluation.every_steps:
-        problems.append(
-            f"evaluation.tasks_every_steps {config.evaluation.tasks_every_steps} is not a multiple of evaluation.every_steps "
-            f"{config.evaluation.every_steps}, and tasks are evaluated with the validation loss; change one of the two"
-        )
-    if config.evaluation.tasks and not config.data.corpus and not (config.data.validation and config.data.tokenizer):
-        problems.append(
+    if evaluation.tasks and not data.corpus and not (data.validation and data.tokenizer):
+        yield (
             "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text; "
             "set both, or evaluation.tasks=[]"
         )
-    problems += precision_contradictions(config)
-    if config.name and (problem := name_problem(config.name)):
-        problems.append(problem)
-    if not config.resume_from_checkpoint:
-        problems.append(
-            "resume_from_checkpoint is empty; give latest, best, a step, the path of a checkpoint's folder, or none for a fresh start"
-        )
-    return problems
 
 
 def name_problem(name: str) -> str | None:

@@ -29,31 +29,34 @@ class LaunchEnv:
         raises  LaunchError when it asks for what is not done here, or for GPUs that torch cannot use
         """
         for name in SHARDING:  # on CPUs Accelerate would make data parallelism of it without a word
-            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            if _is_set(f"ACCELERATE_USE_{name}"):
                 raise LaunchError(
                     f"the cluster file asks for {name}, and this version trains with data parallelism only, where each process holds the whole "
                     "model; write distributed_type: MULTI_GPU, and remove its section"
                 )
-        use_cpu = (
-            os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1") or not torch.cuda.is_available()
-        )
+        use_cpu = _is_set("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
         if use_cpu and ASKED_PRECISION in os.environ and "ACCELERATE_USE_CPU" not in os.environ:
             raise LaunchError(
                 "the cluster file is for GPUs, and torch finds none it can use (torch.cuda.is_available() is false: a driver older than this "
                 "torch wants, a torch without CUDA, or no GPU); fix that, or take the cluster file cpu"
             )
-        precision = os.environ.get(ASKED_PRECISION) or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        return cls(
-            precision,
-            use_cpu,
-            int(os.environ.get("WORLD_SIZE", "1")),
-            os.environ.get("RANK", "0") == "0",
-        )
+        precision = os.environ.get(ASKED_PRECISION) or decided_precision()
+        world_size, is_main = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+        return cls(precision, use_cpu, world_size, is_main)
 
 
 def decided_precision() -> str:
-    """What `make_accelerator` made the Accelerator of this process in; before that, what `accelerate launch` passed on."""
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    """What `make_accelerator` made the Accelerator of this process in; before that, what `accelerate launch` passed on, or `no`."""
+    return _launched_precision() or "no"
+
+
+def _launched_precision() -> str | None:
+    """What `accelerate launch`, and later `make_accelerator`, put into the environment; None where neither has."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1")
 
 
 def others_wait() -> bool:
@@ -67,8 +70,7 @@ def num_threads() -> int:
     `accelerate launch` sets OMP_NUM_THREADS to 1 when nobody has chosen, so under it a 1 does not count as a choice.
     """
     chosen = int(os.environ.get("OMP_NUM_THREADS") or 0)
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if chosen > 1 or (chosen == 1 and not launched):
+    if chosen > 1 or (chosen == 1 and _launched_precision() is None):
         return chosen
     return max(1, num_cores() // num_local_processes())
 

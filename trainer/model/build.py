@@ -68,11 +68,10 @@ def build_model(
             model = model_class._from_config(config, dtype=torch.float32, attn_implementation=attention)
         except ValueError as error:
             raise ConfigError(f"model.config is refused by {model_class.__name__}: {error}") from error
-    model.real_vocab_size = vocab_size
-    model.head_reason = None
-    model.head_way = None
+    model.real_vocab_size, model.head_reason, model.head_way = vocab_size, None, None
     _check_ties(model)
-    _set_generation(model, vocab_size)
+    # What ends a text, here and after an export, and which ids are padding and never come.
+    model.generation_config = generation_config(vocab_size, model.config.vocab_size, model.config.eos_token_id)
     if device.type != "meta":
         _check_causal(model)
         model.head_reason = _why_not_chunked(model)
@@ -110,7 +109,7 @@ def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedMode
         if labels is None:
             return plain_class.forward(self, input_ids, *positional, **kwargs)
         assert not positional, "with labels, everything after input_ids is passed by name"
-        loss_sum, num_labels = _loss_sums(self, plain_class, input_ids, labels, kwargs)
+        loss_sum, num_labels = _loss_sums(self, plain_class, input_ids, labels, **kwargs)
         if reduction == "sum":
             return torch.stack((loss_sum, num_labels))
         return loss_sum / num_labels.clamp(min=1.0)
@@ -123,11 +122,7 @@ def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedMode
 
 
 def _loss_sums(
-    model: PreTrainedModel,
-    plain_class: type[PreTrainedModel],
-    input_ids: Tensor,
-    labels: Tensor,
-    kwargs: dict[str, Any],
+    model: PreTrainedModel, plain_class: type[PreTrainedModel], input_ids: Tensor, labels: Tensor, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """Sum of the loss in nats and number of labels; `labels[:, t]` is the target of `input_ids[:, t]`, both [B, T]."""
     if model.head_reason is not None:
@@ -169,20 +164,10 @@ def _check_ties(model: PreTrainedModel) -> None:
         )
 
 
-def _set_generation(model: PreTrainedModel, vocab_size: int) -> None:
-    """Tells `generate`, here and after an export, what ends a text and which ids are padding and never come."""
-    end = model.config.eos_token_id
-    model.generation_config = generation_config(vocab_size, model.config.vocab_size, end)
-
-
 def generation_config(vocab_size: int, padded: int, eot_id: int | None) -> GenerationConfig:
     """A generation config that ends at `eot_id` and never yields an id from `vocab_size` on."""
-    return GenerationConfig(
-        bos_token_id=eot_id,
-        eos_token_id=eot_id,
-        pad_token_id=eot_id,
-        suppress_tokens=list(range(vocab_size, padded)) or None,
-    )
+    padding = list(range(vocab_size, padded)) or None
+    return GenerationConfig(bos_token_id=eot_id, eos_token_id=eot_id, pad_token_id=eot_id, suppress_tokens=padding)
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
@@ -215,7 +200,7 @@ def _why_not_chunked(model: PreTrainedModel) -> str | None:
     head.weight.mul_(_PROBE_HEAD_SCALE)
     try:
         plain_sum, count = plain_loss_sums(model(tokens, use_cache=False).logits, labels, model.real_vocab_size)
-        chunked_sum, _ = _loss_sums(model, type(model), tokens, labels, {})
+        chunked_sum, _ = _loss_sums(model, type(model), tokens, labels)
     except (AttributeError, AssertionError, TypeError) as error:
         return f"{type(model).__name__} does not give its last hidden state in the usual way ({error})"
     finally:

@@ -8,9 +8,8 @@ half not subtracted. Recomputation under gradient checkpointing does not count: 
 import dataclasses
 import re
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,32 +17,22 @@ class ParameterCounts:
     """Numbers of parameters; one that is tied counts once."""
 
     total: int
-    trainable: int
-    embedding: int
-    """Tables that tokens and positions are looked up in; the head too where it is tied to one."""
     non_embedding: int
+    """Without the tables that tokens and positions are looked up in; the head is one of them where it is tied."""
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
     """Counts a model's parameters."""
-    parameters = list(model.parameters())
-    total = sum(p.numel() for p in parameters)
-    embedding = sum(p.numel() for p in _tables(model).values())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    return ParameterCounts(total=total, trainable=trainable, embedding=embedding, non_embedding=total - embedding)
+    total, embedding = (sum(p.numel() for p in some) for some in (model.parameters(), _tables(model).values()))
+    return ParameterCounts(total=total, non_embedding=total - embedding)
 
 
-def flops_per_token(model_or_config: PreTrainedModel | PretrainedConfig, sequence_length: int) -> float:
+def flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
     """Operations to train on one token of a sequence: forward and backward, matrix products and attention only.
 
     source   PaLM, appendix B: 6 N + 12 L H Q T. N is every weight of a matrix product, the head also when it is tied,
              and no lookup table; of experts, the share that a token visits
     """
-    if isinstance(model_or_config, PretrainedConfig):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_or_config)
-    else:
-        model = model_or_config
     tables = _tables(model)
     head = model.get_output_embeddings()
     active = _active_expert_share(model.config)

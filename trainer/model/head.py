@@ -13,6 +13,8 @@ so that one buffer of chunk x vocabulary serves all chunks, and the backward pas
 the logits is a pass for each operation, or one compiled kernel (fused.py); head_way.py chooses.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,11 +107,23 @@ def chunked_cross_entropy(
     dtype = compute_dtype(hidden, weight)
     if fused and (missing := -hidden.shape[0] % chunk):
         hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=ignore_index)
+    way = _Way(vocab_size, chunk, ignore_index, dtype, needs, fused)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss = _ChunkedCrossEntropy.apply(
-            hidden, weight, bias, labels, vocab_size, chunk, ignore_index, dtype, needs, fused
-        )
-    return loss, count
+        return _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, way), count
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What the chunks are computed by, besides the operands."""
+
+    vocab_size: int
+    chunk_tokens: int
+    ignore_index: int
+    dtype: torch.dtype
+    """Of the matrix products."""
+    needs: tuple[bool, ...]
+    """Whether the gradients of hidden, weight and bias are wanted."""
+    fused: bool
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -117,22 +131,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        vocab_size: int,
-        chunk_tokens: int,
-        ignore_index: int,
-        dtype: torch.dtype,
-        needs: tuple[bool, bool, bool],
-        fused: bool,
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, way: _Way
     ) -> Tensor:
-        walk = _Walk(hidden, weight, bias, vocab_size, chunk_tokens, dtype, needs, fused)
+        walk = _Walk(hidden, weight, bias, way)
         loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        for start in range(0, hidden.shape[0], chunk_tokens):
-            loss += walk.chunk(start, labels[start : start + chunk_tokens], ignore_index)
+        for start in range(0, hidden.shape[0], way.chunk_tokens):
+            loss += walk.chunk(start, labels[start : start + way.chunk_tokens])
         ctx.gradients = walk.gradients()
         return loss.float()
 
@@ -142,64 +146,48 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Scaled in place, since fresh memory for the weight's gradient costs more than the arithmetic: hence only once.
         assert ctx.gradients is not None, "the gradients of a chunked loss are used up by its first backward pass"
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients), *(None,) * 7
+        return *(None if g is None else g.mul_(grad_output.to(g.dtype)) for g in gradients), None, None
 
 
 class _Walk:
     """What one pass over the chunks carries: the operands in the compute precision, the buffers, the gradients."""
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        vocab_size: int,
-        chunk_tokens: int,
-        dtype: torch.dtype,
-        needs: tuple[bool, bool, bool],
-        fused: bool,
-    ) -> None:
-        self.source, self.weight_dtype, self.vocab_size, self.dtype, self.needs, self.fused = (
-            hidden,
-            weight.dtype,
-            vocab_size,
-            dtype,
-            needs,
-            fused,
-        )
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, way: _Way) -> None:
+        dtype = way.dtype
+        self.source, self.weight_dtype, self.way = hidden, weight.dtype, way
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach()
-        rows, width = min(chunk_tokens, hidden.shape[0]), weight.shape[0]
+        rows, width = min(way.chunk_tokens, hidden.shape[0]), weight.shape[0]
         # fp64 stays fp64, so that a reference can be computed with this very code; everything else is exact in fp32.
         self.exact = torch.float64 if dtype == torch.float64 else torch.float32
         self.scale = FP16_SCALE if dtype == torch.float16 else 1.0
         # What the products write and read, and where the passes of single operations compute.
         self.low = torch.empty(rows, width, dtype=dtype, device=hidden.device)
-        self.logits = self.low if dtype == self.exact or fused else torch.empty_like(self.low, dtype=self.exact)
-        self.grad_hidden = torch.empty_like(hidden) if needs[0] else None
+        self.logits = self.low if dtype == self.exact or way.fused else torch.empty_like(self.low, dtype=self.exact)
+        self.grad_hidden = torch.empty_like(hidden) if way.needs[0] else None
         self.grad_weight: Tensor | None = None
         self.product: Tensor | None = None
-        self.grad_bias = torch.zeros_like(bias, dtype=self.exact) if needs[2] else None
+        self.grad_bias = torch.zeros_like(bias, dtype=self.exact) if way.needs[2] else None
 
-    def chunk(self, start: int, labels: Tensor, ignore_index: int) -> Tensor:
+    def chunk(self, start: int, labels: Tensor) -> Tensor:
         """The summed loss (fp64) of the tokens from `start` on; their gradients join those of earlier chunks."""
         size = labels.shape[0]
-        ignored = (labels == ignore_index).unsqueeze(1)
+        ignored = (labels == self.way.ignore_index).unsqueeze(1)
         # Ignored rows are struck out of the thin factor before the product: cheaper than out of the wide one after it,
         # and what stands there may even be infinite.
-        hidden = self.source.detach()[start : start + size].to(self.dtype).masked_fill(ignored, 0.0)
+        hidden = self.source.detach()[start : start + size].to(self.way.dtype).masked_fill(ignored, 0.0)
         torch.mm(hidden, self.weight.t(), out=self.low[:size])
-        evaluate = self._in_one_kernel if self.fused else self._in_passes
+        evaluate = self._in_one_kernel if self.way.fused else self._in_passes
         log_likelihood = evaluate(labels.unsqueeze(1), ignored)
-        if any(self.needs):
+        if any(self.way.needs):
             self._accumulate(start, hidden, ignored)
         return -log_likelihood.squeeze(1).sum(dtype=torch.float64)
 
     def _in_one_kernel(self, labels: Tensor, ignored: Tensor) -> Tensor:
         """The log-probabilities of a chunk's labels [R, 1], 0 where ignored; its logits become their scaled gradient."""
         targets = labels.masked_fill(ignored, NO_TARGET).int()
-        scale = self.scale if any(self.needs) else None
-        log_likelihood = compiled_log_likelihoods()(self.low, targets, self.bias, self.vocab_size, scale)
+        scale = self.scale if any(self.way.needs) else None
+        log_likelihood = compiled_log_likelihoods()(self.low, targets, self.bias, self.way.vocab_size, scale)
         if self.grad_bias is not None:
             self.grad_bias += self.low.sum(0, dtype=self.exact)
         return log_likelihood
@@ -212,12 +200,12 @@ class _Walk:
             logits.copy_(self.low[:size])
         if self.bias is not None:
             logits += self.bias
-        logits[:, self.vocab_size :] = float("-inf")
+        logits[:, self.way.vocab_size :] = float("-inf")
         torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)
 
         targets = labels.masked_fill(ignored, 0)
         log_likelihood = logits.gather(1, targets)
-        if any(self.needs):
+        if any(self.way.needs):
             logits.exp_()
             at_targets = torch.expm1(log_likelihood)
             with any_order():  # one target a row
@@ -237,12 +225,12 @@ class _Walk:
         if self.grad_hidden is not None:
             grad_hidden = self._unscaled(_product(wide, self.weight))
             self.grad_hidden[start : start + size] = grad_hidden.masked_fill_(ignored, 0.0)
-        if self.needs[1]:
+        if self.way.needs[1]:
             self._add_to_grad_weight(wide.t(), hidden)
 
     def _add_to_grad_weight(self, left: Tensor, right: Tensor) -> None:
         """Adds a product to the gradient of the weight: in fp32, whatever the product was computed in."""
-        if self.dtype == self.exact and self.grad_weight is not None:
+        if self.way.dtype == self.exact and self.grad_weight is not None:
             self.grad_weight.addmm_(left, right)
             return
         product = _product(left, right, out=self.product)
@@ -258,10 +246,9 @@ class _Walk:
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of hidden, weight and bias, in the types of those."""
         weight = None if self.grad_weight is None else self._unscaled(self.grad_weight).to(self.weight_dtype)
-        bias = (
-            None if self.grad_bias is None or self.bias is None else self._unscaled(self.grad_bias).to(self.bias.dtype)
-        )
-        return self.grad_hidden, weight, bias
+        if self.grad_bias is None or self.bias is None:
+            return self.grad_hidden, weight, None
+        return self.grad_hidden, weight, self._unscaled(self.grad_bias).to(self.bias.dtype)
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

@@ -53,9 +53,8 @@ def find_head_way(
         return None
     with autocast():
         dtype = compute_dtype(weight, weight)
-    fused = HeadWay(
-        True, dtype, equal_chunks(num_tokens, default_chunk_tokens(weight.shape[0], weight.device, dtype.itemsize))
-    )
+    most = default_chunk_tokens(weight.shape[0], weight.device, dtype.itemsize)
+    fused = HeadWay(True, dtype, equal_chunks(num_tokens, most))
     why_not = _unfit(model, dtype, compiler)
     is_meant = why_not is not None
     if why_not is None:
@@ -81,9 +80,8 @@ def _unfit(model: PreTrainedModel, dtype: torch.dtype, compiler: str) -> str | N
     if compiler != COMPILER:
         return "torch.compile is off" if compiler == "no" else f"torch.compile is by {compiler}"
     if dtype.itemsize < 4 and getattr(model.get_output_embeddings(), "bias", None) is not None:
-        return (
-            f"the gradient of the head's bias would be summed of what {str(dtype).removeprefix('torch.')} has rounded"
-        )
+        name = str(dtype).removeprefix("torch.")
+        return f"the gradient of the head's bias would be summed of what {name} has rounded"
     return None
 
 
@@ -96,18 +94,11 @@ def _failure(model: PreTrainedModel, way: HeadWay, autocast: Callable[[], Abstra
     device, width = head.weight.device, head.weight.shape[1]
     hidden = torch.zeros(way.chunk_tokens, width, device=device, requires_grad=True)
     labels = torch.zeros(way.chunk_tokens, dtype=torch.int64, device=device)
+    facts = {"vocab_size": model.real_vocab_size, "bias": getattr(head, "bias", None)}
     try:
         for with_gradients in (True, False):
             with torch.set_grad_enabled(with_gradients), autocast():
-                chunked_cross_entropy(
-                    hidden,
-                    head.weight,
-                    labels,
-                    vocab_size=model.real_vocab_size,
-                    bias=getattr(head, "bias", None),
-                    chunk_tokens=way.chunk_tokens,
-                    fused=True,
-                )
+                chunked_cross_entropy(hidden, head.weight, labels, **facts, chunk_tokens=way.chunk_tokens, fused=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what the compilers of torch raise, and what a kernel that is made does

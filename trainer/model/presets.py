@@ -11,27 +11,14 @@ from trainer.text import did_you_mean
 
 
 def _gpt2(n_layer: int, n_embd: int, n_head: int) -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        "n_layer": n_layer,
-        "n_embd": n_embd,
-        "n_head": n_head,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    }
+    sizes = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head}
+    return {"model_type": "gpt2", **sizes, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def _llama(layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int, **fields: Any) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": intermediate,
-        "tie_word_embeddings": True,
-    } | fields
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    return {"model_type": "llama", **sizes, **attention, "tie_word_embeddings": True, **fields}
 
 
 PRESETS: dict[str, dict[str, Any]] = {

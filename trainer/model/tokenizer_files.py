@@ -54,12 +54,9 @@ def build_tokenizer(facts: TokenizerFacts) -> Tokenizer:
     vocabulary[facts.eot_token] = facts.eot_id
     # tiktoken takes a piece that is a token as it stands, without merging; so must this.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(facts.pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(facts.pattern), behavior="isolated")
+    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, spelling])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(facts.eot_token, special=True, normalized=False)])
     return tokenizer

@@ -4,12 +4,12 @@ Accelerate's own conversion unties a head, leaves it out of the optimizer, adds 
 fp8 context around a sharded model. Nothing of that may go unnoticed, since a run looks healthy with all of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from trainer.errors import PrecisionError
 from trainer.precision.convert import Layer, find_blocks
@@ -75,12 +75,7 @@ def coverage(
 
 
 def check_prepared(
-    before: Census,
-    model: nn.Module,
-    converted: Mapping[str, nn.Module],
-    *,
-    mixed_precision: str,
-    optimizer: torch.optim.Optimizer,
+    before: Census, model: nn.Module, converted: Mapping[str, nn.Module], mixed_precision: str, optimizer: Optimizer
 ) -> None:
     """Refuses a model that is not, parameter by parameter, the one that was built, with the converted layers in it.
 
@@ -99,40 +94,35 @@ def check_prepared(
         )
 
 
-def _parameter_faults(before: Census, now: Census) -> list[str]:
-    faults = []
+def _parameter_faults(before: Census, now: Census) -> Iterator[str]:
     if before.is_tied and not now.is_tied:
-        faults.append("the head is no longer tied to the embedding")
-    replaced = [name for name, p in before.parameters.items() if now.parameters.get(name) is not p]
-    if replaced:
-        faults.append(f"{len(replaced)} parameters were replaced or lost ({_some(replaced)})")
-    changed = [name for name in before.facts if name in now.facts and before.facts[name] != now.facts[name]]
-    if changed:
-        faults.append(f"{len(changed)} parameters changed shape, type or training ({_some(changed)})")
+        yield "the head is no longer tied to the embedding"
+    if replaced := [name for name, p in before.parameters.items() if now.parameters.get(name) is not p]:
+        yield f"{len(replaced)} parameters were replaced or lost ({some(replaced)})"
+    if changed := [name for name, fact in before.facts.items() if now.facts.get(name, fact) != fact]:
+        yield f"{len(changed)} parameters changed shape, type or training ({some(changed)})"
     if added := sorted(now.facts.keys() - before.facts.keys()):
-        faults.append(f"{len(added)} parameters came out of nowhere ({_some(added)})")
+        yield f"{len(added)} parameters came out of nowhere ({some(added)})"
     if before.keys != now.keys:
         different = sorted(set(before.keys) ^ set(now.keys)) or ["the order"]
-        faults.append(f"a checkpoint would have other keys ({_some(different)})")
-    return faults
+        yield f"a checkpoint would have other keys ({some(different)})"
 
 
-def _layer_faults(model: nn.Module, converted: Mapping[str, nn.Module]) -> list[str]:
+def _layer_faults(model: nn.Module, converted: Mapping[str, nn.Module]) -> Iterator[str]:
     if not converted:
-        return ["no layer was converted to fp8"]
-    lost = [name for name, layer in converted.items() if model.get_submodule(name) is not layer]
-    return [f"{len(lost)} of {len(converted)} fp8 layers were replaced ({_some(lost)})"] if lost else []
+        yield "no layer was converted to fp8"
+    if lost := [name for name, layer in converted.items() if model.get_submodule(name) is not layer]:
+        yield f"{len(lost)} of {len(converted)} fp8 layers were replaced ({some(lost)})"
 
 
-def _optimizer_faults(now: Census, optimizer: torch.optim.Optimizer) -> list[str]:
+def _optimizer_faults(now: Census, optimizer: Optimizer) -> Iterator[str]:
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    missing = [name for name, p in now.parameters.items() if p.requires_grad and id(p) not in grouped]
-    faults = [f"{len(missing)} parameters are trained by nobody ({_some(missing)})"] if missing else []
+    if missing := [name for name, p in now.parameters.items() if p.requires_grad and id(p) not in grouped]:
+        yield f"{len(missing)} parameters are trained by nobody ({some(missing)})"
     if strangers := set(grouped) - {id(p) for p in now.parameters.values()}:
-        faults.append(f"the optimizer trains {len(strangers)} parameters that are not the model's")
+        yield f"the optimizer trains {len(strangers)} parameters that are not the model's"
     if len(set(grouped)) < len(grouped):
-        faults.append("the optimizer has a parameter twice")
-    return faults
+        yield "the optimizer has a parameter twice"
 
 
 def forget_what_ran(converted: Mapping[str, nn.Module]) -> None:
@@ -143,14 +133,13 @@ def forget_what_ran(converted: Mapping[str, nn.Module]) -> None:
 
 def check_ran(converted: Mapping[str, nn.Module], when: str) -> None:
     """Refuses a run whose fp8 layers did not compute in fp8 since `forget_what_ran`."""
-    idle = [name for name, layer in converted.items() if not layer.ran_in_fp8]
-    if idle:
+    if idle := [name for name, layer in converted.items() if not layer.ran_in_fp8]:
         raise PrecisionError(
-            f"fp8: {len(idle)} of {len(converted)} layers did not compute in fp8 in {when} ({_some(idle)}), so the run would be called what it is "
+            f"fp8: {len(idle)} of {len(converted)} layers did not compute in fp8 in {when} ({some(idle)}), so the run would be called what it is "
             "not; train with a cluster file that says bf16"
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} ..."
+def some(names: Sequence[str]) -> str:
+    """The first three names, and whether there are more."""
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

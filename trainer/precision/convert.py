@@ -8,7 +8,7 @@ So these become classes that it does not recognise.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -20,9 +20,7 @@ from trainer.precision.recipes import Recipe
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Names of layers that choose experts: small, and a wrong choice is not a rounding error."""
 
-QKV = frozenset(
-    {"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "query", "key", "value"}
-)
+QKV = {"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "query", "key", "value"}
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,15 @@ def survey(model: nn.Module, recipe: Recipe, *, first: int, last: int) -> list[L
         for inner, module in block.named_modules():
             if kind := _kind(module):
                 width_in, width_out = module.weight.shape if kind == "Conv1D" else reversed(module.weight.shape)
-                layer = Layer(
-                    f"{name}.{number}.{inner}", kind, width_in, width_out, role_of(inner, width_in, width_out)
-                )
+                role = role_of(inner, width_in, width_out)
+                layer = Layer(f"{name}.{number}.{inner}", kind, width_in, width_out, role)
                 layers.append(_with_reason(layer, recipe, edge, is_shared=uses[id(module.weight)] > 1))
     return layers
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of the model's blocks and its name: the first as long as the config says, else the longest."""
-    lists = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    ]
+    lists = [found for found in model.named_modules() if isinstance(found[1], nn.ModuleList) and len(found[1])]
     wanted = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for name, module in lists:
         if len(module) == wanted:
@@ -80,29 +75,22 @@ def _kind(module: nn.Module) -> str | None:
     if type(module) is nn.Linear:
         return "Linear"
     # transformers' class, recognised by its form: this room does not import transformers.
-    if (
-        type(module).__name__ == "Conv1D"
-        and hasattr(module, "nf")
-        and module.weight.ndim == 2
-        and module.weight.shape[1] == module.nf
-    ):
-        return "Conv1D"
-    return None
+    is_named = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return "Conv1D" if is_named and module.weight.ndim == 2 and module.weight.shape[1] == module.nf else None
 
 
 def _with_reason(layer: Layer, recipe: Recipe, edge: bool, is_shared: bool) -> Layer:
     kept = None
     if edge:
         kept = "in one of the first or last blocks"
-    elif (
-        is_shared
-    ):  # TransformerEngine wants a layer once in a pass, and arithmetic is counted by weights (Zamba shares a block's)
+    elif is_shared:
+        # TransformerEngine wants a layer once in a pass, and arithmetic is counted by weights (Zamba shares a block's).
         kept = "its weight is used in more than one place"
     elif layer.name.rsplit(".", 1)[-1] in ROUTERS:
         kept = "a router"
     elif layer.in_features % recipe.multiple or layer.out_features % recipe.multiple:
         kept = f"its widths {layer.in_features} and {layer.out_features} are not both multiples of {recipe.multiple}"
-    return Layer(layer.name, layer.kind, layer.in_features, layer.out_features, layer.role, kept)
+    return replace(layer, kept=kept)
 
 
 def role_of(name: str, width_in: int, width_out: int) -> str:

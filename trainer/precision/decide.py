@@ -100,11 +100,8 @@ class Decision:
     @property
     def slow_warning(self) -> str | None:
         """One line for a launch in a precision that is slower than fp32; None for another. Not a part of the sentence, which is stored."""
-        return (
-            f"{self.mode} is slow here: {self.speed_words}; mixed_precision: no (fp32) would be faster"
-            if self.is_slow
-            else None
-        )
+        words = f"{self.mode} is slow here: {self.speed_words}; mixed_precision: no (fp32) would be faster"
+        return words if self.is_slow else None
 
     @property
     def label(self) -> str:
@@ -141,9 +138,8 @@ def decide(asked: str, facts: Facts, wanted: PrecisionConfig = DEFAULTS, misfit:
     if asked == "fp8":
         return _decide_fp8(facts, wanted, misfit)
     if asked == "fp16" and facts.device_type == "cpu":
-        return Decision(
-            asked, "no", "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name"
-        )
+        reason = "a CPU has no fp16 arithmetic and Accelerate would compute in fp32 under that name"
+        return Decision(asked, "no", reason)
     if asked == "bf16" and not facts.has_bf16:
         return Decision(asked, "no", "this GPU has no bf16 arithmetic of its own (compute capability 8.0 brings it)")
     return Decision(asked, asked, "as the cluster file asks")
@@ -158,9 +154,7 @@ def _decide_fp8(facts: Facts, wanted: PrecisionConfig, misfit: str | None) -> De
     if reason:
         below = decide("bf16", facts)
         return Decision("fp8", below.mode, reason if below.mode == "bf16" else f"{reason}; and {below.reason}", **named)
-    assert facts.backend is not None and facts.probe_error is not None, (
-        "a decision for fp8 needs facts that were looked at to the end"
-    )
+    assert facts.backend is not None and facts.probe_error is not None, "the facts were looked at to the end"
     where = "" if facts.emulated else f"; {facts.device}"
     emulation = "; this is NOT fp8, nothing is faster" if facts.emulated else ""
     reason = f"{recipe.title}, {form}, by {facts.backend}{where}; a small layer came within {facts.probe_error:.1%} of fp32{emulation}"
@@ -196,9 +190,8 @@ def agree(decisions: Sequence[Decision]) -> Decision:
 
     Where `auto` chose differently on GPUs of two kinds, it is current scaling, which both have.
     """
-    rank = min(
-        range(len(decisions)), key=lambda rank: (MODES.index(decisions[rank].mode), decisions[rank].recipe == "mxfp8")
-    )
+    order = [(MODES.index(decision.mode), decision.recipe == "mxfp8") for decision in decisions]
+    rank = order.index(min(order))
     chosen = decisions[rank]
     if len({decision.mode for decision in decisions}) == 1:
         return chosen
@@ -216,16 +209,12 @@ def check_required(decision: Decision, wanted: PrecisionConfig) -> None:
 
 def idle_settings(asked: str, wanted: PrecisionConfig) -> str | None:
     """One line on what was set in the precision block and means nothing under what the cluster file asks for; None when nothing."""
-    plain = DEFAULTS
-    changed = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(plain, name)]
+    changed = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(DEFAULTS, name)]
     idle = [f"precision.{name}" for name in changed if name != "tf32" and asked != "fp8"]
-    told = (
-        [f"{', '.join(idle)}: without effect, since the cluster file asks for {asked} and not for fp8"] if idle else []
-    )
+    why = f"without effect, since the cluster file asks for {asked}"
+    told = [f"{', '.join(idle)}: {why} and not for fp8"] if idle else []
     if "tf32" in changed and asked not in IN_FP32:
-        told.append(
-            f"precision.tf32: without effect, since the cluster file asks for {asked}, which computes nothing large in fp32"
-        )
+        told.append(f"precision.tf32: {why}, which computes nothing large in fp32")
     return "; ".join(told) or None
 
 

@@ -35,9 +35,7 @@ class Fp8Model:
 
     def check_prepared(self, mixed_precision: str, optimizer: torch.optim.Optimizer) -> None:
         """Refuses, with PrecisionError, what `prepare` made of model and optimizer where that is not what was built."""
-        audit.check_prepared(
-            self._census, self._model, self._converted, mixed_precision=mixed_precision, optimizer=optimizer
-        )
+        audit.check_prepared(self._census, self._model, self._converted, mixed_precision, optimizer)
 
     def coverage(self, flops_per_token: float) -> audit.Coverage:
         """How much of the arithmetic is in fp8; see audit.coverage."""
@@ -54,8 +52,7 @@ class Fp8Model:
             if layer.kept:
                 kept.setdefault(layer.kept, []).append(layer.name)
         for why, names in kept.items():
-            shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            log.info("in bf16: %d layers, %s (%s)", len(names), why, shown)
+            log.info("in bf16: %d layers, %s (%s)", len(names), why, audit.some(names))
 
     def check_ran(self, when: str) -> None:
         """Refuses, with PrecisionError, a run whose layers have not computed in fp8 since `forget_what_ran`."""

@@ -20,6 +20,8 @@ from trainer.precision.statistics import Statistics, relative_gap
 
 log = logging.getLogger(__name__)
 
+FORGETS = "a launch with a cluster file that says bf16 forgets this"
+
 GAP_CHECKS = 3
 """This many comparisons in a row with too large a gap end fp8: one may be chance."""
 
@@ -43,8 +45,7 @@ class Fp8Monitor:
         """
         self._fp8, self._switch, self._wanted = fp8, fp8.switch, fp8.wanted
         self._coverage, self._accelerator, self._model, self._journal = coverage, accelerator, model, journal
-        self._caches_weights = caches_weights
-        self._is_proven = False
+        self._caches_weights, self._is_proven = caches_weights, False
         self._statistics: Statistics | None = None
         self._last_fp8_step: int | None = None
         self._unrecorded_reason: str | None = None
@@ -54,14 +55,8 @@ class Fp8Monitor:
     @property
     def record(self) -> PrecisionRecord:
         """What the precision is now."""
-        return PrecisionRecord(
-            self._fp8.decision,
-            self._wanted,
-            self._coverage,
-            self._switch.made,
-            in_fp8=self._switch.enabled,
-            last_fp8_step=self._last_fp8_step,
-        )
+        decision, switch = self._fp8.decision, self._switch
+        return PrecisionRecord(decision, self._wanted, self._coverage, switch.made, switch.enabled, self._last_fp8_step)
 
     def check_warm_up(self) -> None:
         """Refuses to begin where the warm-up's passes did not go through the fp8 layers in fp8."""
@@ -117,13 +112,10 @@ class Fp8Monitor:
         if self._gaps_in_a_row:
             by = f", {100 * gap:+.2f}%" if math.isfinite(gap) else ""
             said = f"the loss is {ours:.4f} in fp8 and {reference:.4f} in bf16{by}: over precision.max_loss_gap"
-            self._warn("step %d: %s (%d in a row, %d end fp8)", step, said, self._gaps_in_a_row, GAP_CHECKS)
+            self._warn(f"step {step}: {said} ({self._gaps_in_a_row} in a row, {GAP_CHECKS} end fp8)")
         if self._gaps_in_a_row >= GAP_CHECKS:
-            size = (
-                f"{100 * gap:.2f} % above bf16's in"
-                if math.isfinite(gap)
-                else "not finite, unlike bf16's, in the last of"
-            )
+            above = f"{100 * gap:.2f} % above bf16's in"
+            size = above if math.isfinite(gap) else "not finite, unlike bf16's, in the last of"
             self._go_back_to_bf16(step, f"the loss in fp8 was {size} {GAP_CHECKS} comparisons up to step {step}")
         return {"precision/loss_gap": gap, "precision/shadow_loss": reference}
 
@@ -141,20 +133,16 @@ class Fp8Monitor:
 
     def _go_back_to_bf16(self, step: int, reason: str) -> None:
         self._last_fp8_step, self._switch.enabled, self._unrecorded_reason = step, False, reason
-        self._warn(
-            "precision: bf16 from step %d on, because %s; a launch with a cluster file that says bf16 forgets this",
-            step + 1,
-            reason,
-        )
+        self._warn(f"precision: bf16 from step {step + 1} on, because {reason}; {FORGETS}")
 
     def _write_event(self, reason: str, **facts: bool) -> None:
         if self._accelerator.is_main_process:
             self._journal.write("precision", step=self._last_fp8_step, mode="bf16", reason=reason, **facts)
 
-    def _warn(self, words: str, *values: Any) -> None:
+    def _warn(self, words: str) -> None:
         """Warns once for all ranks, which know the same."""
         if self._accelerator.is_main_process:
-            log.warning(words, *values)
+            log.warning(words)
 
     # What survives a restart
 
@@ -166,7 +154,4 @@ class Fp8Monitor:
         self._switch.enabled = self._last_fp8_step is None
         if self._last_fp8_step is not None:
             self._write_event("the run went back to it before", resumed=True)
-            self._warn(
-                "precision: bf16, since the run went back to it at step %d; a launch with a cluster file that says bf16 forgets this",
-                self._last_fp8_step,
-            )
+            self._warn(f"precision: bf16, since the run went back to it at step {self._last_fp8_step}; {FORGETS}")

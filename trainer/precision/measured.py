@@ -60,9 +60,8 @@ def store(runs: Path, conditions: Mapping[str, Any], date: str, gains: Mapping[s
     """Writes a result in place of an earlier one under the same conditions; `more` is for people. Returns the file."""
     path = place(runs, conditions)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(
-        path, json.dumps({"date": date, "gains": dict(gains), **more, "conditions": dict(conditions)}, indent=1) + "\n"
-    )
+    content = {"date": date, "gains": dict(gains), **more, "conditions": dict(conditions)}
+    files.write_atomic(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
@@ -78,10 +77,6 @@ def find(runs: Path, conditions: Mapping[str, Any]) -> Measured | None:
             raise ValueError("a gain is not a number")
         return Measured(str(content["date"]), gains)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning(
-            "%s cannot be read (%s: %s) and is left aside; bench precision writes it anew",
-            path,
-            type(error).__name__,
-            error,
-        )
+        why = f"{type(error).__name__}: {error}"
+        log.warning("%s cannot be read (%s) and is left aside; bench precision writes it anew", path, why)
         return None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from trainer.config.schema import PrecisionConfig
+from trainer.config.schema import Config, PrecisionConfig
 from trainer.precision.convert import misfit
 from trainer.precision.decide import Decision, agree, check_required, decide, idle_settings
 from trainer.precision.measured import Measured
@@ -18,47 +18,21 @@ from trainer.precision.timing import timed
 log = logging.getLogger(__name__)
 
 
-def negotiate(
-    asked: str,
-    wanted: PrecisionConfig,
-    *,
-    device_type: str,
-    micro_batch: int,
-    sequence_length: int,
-    model: Callable[[], nn.Module],
-    gather: Callable[[Decision], list[Decision]],
-    measured: Measured | None = None,
-) -> Decision:
+def negotiate(proposed: Decision, wanted: PrecisionConfig, gather: Callable[[Decision], list[Decision]]) -> Decision:
     """Decides with the ranks together, from what each of them proposes.
 
     gather   gives the values of all ranks
-    raises   PrecisionError where a fallback is refused, or the precision block asks for what the recipe does not have
+    raises   PrecisionError where a fallback is refused
     """
-    if idle := idle_settings(asked, wanted):
+    if idle := idle_settings(proposed.asked, wanted):
         log.info(idle)
-    proposed = propose(
-        asked,
-        wanted,
-        device_type=device_type,
-        micro_batch=micro_batch,
-        sequence_length=sequence_length,
-        model=model,
-        measured=measured,
-    )
     agreed = agree(gather(proposed))
     check_required(agreed, wanted)
     return agreed
 
 
 def propose(
-    asked: str,
-    wanted: PrecisionConfig,
-    *,
-    device_type: str,
-    micro_batch: int,
-    sequence_length: int,
-    model: Callable[[], nn.Module],
-    measured: Measured | None = None,
+    asked: str, config: Config, device_type: str, model: Callable[[], nn.Module], measured: Measured | None = None
 ) -> Decision:
     """What this process's current device gives for this model and batch.
 
@@ -66,14 +40,15 @@ def propose(
     measured   what `bench precision` found for such a run, the same on every rank: `auto` takes the fastest of it
     raises     PrecisionError where the precision block asks for what the recipe does not have
     """
+    wanted = config.precision
     fastest = measured.fastest if measured and wanted.recipe == "auto" else None
     if fastest:
         wanted = wanted.model_copy(update={"recipe": fastest})
     facts = probe_device(device_type, wanted if asked == "fp8" else None)
     decision = decide(asked, facts, wanted)
     if decision.mode == "fp8":
-        why = misfit(model(), decision.fp8_recipe, wanted, micro_batch=micro_batch, sequence_length=sequence_length)
-        decision = decide(asked, facts, wanted, why)
+        batch = {"micro_batch": config.micro_batch, "sequence_length": config.sequence_length}
+        decision = decide(asked, facts, wanted, misfit(model(), decision.fp8_recipe, wanted, **batch))
     if decision.mode == "fp8" and fastest and measured:
         decision = replace(decision, reason=f"{decision.reason}; {measured.words()}")
     return timed(decision, device_type)

@@ -1,6 +1,7 @@
 """What this process's device and TransformerEngine can do about fp8: facts for `decide`, gathered until something is missing."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -27,31 +28,29 @@ def probe_device(device_type: str, wanted: PrecisionConfig | None = None) -> Fac
     facts = device_facts(device_type)
     if wanted is None:
         return facts
-    facts = _with(facts, emulated=device_type == "cpu" and backend.is_emulated())
+    facts = replace(facts, emulated=device_type == "cpu" and backend.is_emulated())
     recipe = recipe_of(wanted.recipe, facts.capability)
     if lacking(recipe, facts):
         return facts
     try:
         loaded = backend.load()
-    except (
-        Exception
-    ) as error:  # an installation breaks as ImportError, OSError, RuntimeError, AssertionError, FileNotFoundError
-        return _with(facts, problem=_import_problem(error))
-    facts = _with(facts, backend=loaded.name, emulated=loaded.emulated)
+    except Exception as error:  # a broken installation raises ImportError, OSError, RuntimeError, AssertionError
+        return replace(facts, problem=_import_problem(error))
+    facts = replace(facts, backend=loaded.name, emulated=loaded.emulated)
     try:
         able, words = getattr(loaded.pytorch, recipe.predicate)(return_reason=True)
     except Exception as error:
         able, words = False, one_line(error)
     if not able:
-        return _with(facts, problem=f"{loaded.name} says: {words.rstrip('.') or 'no'}")
+        return replace(facts, problem=f"{loaded.name} says: {words.rstrip('.') or 'no'}")
     # Each rank probes for itself: it may be the only one that comes so far, and delayed scaling would wait for the others' amax.
     alone = {} if recipe.stateless else {"reduce_amax": False}
     made = backend.make_recipe(recipe, format_of(recipe, wanted.format), {**wanted.options, **alone})
     try:
         forward, worst = probe_errors(made, device_type)
     except Exception as failure:
-        return _with(facts, problem=f"a small layer could not be computed with it ({one_line(failure)})")
-    return _with(facts, problem=judge(forward, worst, recipe), probe_error=worst)
+        return replace(facts, problem=f"a small layer could not be computed with it ({one_line(failure)})")
+    return replace(facts, problem=judge(forward, worst, recipe), probe_error=worst)
 
 
 def device_facts(device_type: str) -> Facts:
@@ -73,10 +72,6 @@ def _pair(version: str | None) -> tuple[int, int] | None:
     return (int(numbers[0]), int(numbers[1])) if len(numbers) >= 2 else None
 
 
-def _with(facts: Facts, **changes: object) -> Facts:
-    return Facts(**{**vars(facts), **changes})
-
-
 def _import_problem(error: BaseException) -> str:
     if backend.is_missing(error):
         return f"TransformerEngine is not installed ({setup_command()} installs it)"
@@ -86,9 +81,8 @@ def _import_problem(error: BaseException) -> str:
 def judge(forward: float, worst: float, recipe: Recipe) -> str | None:
     """Why a probe's relative errors show that fp8 does not work, None when they are as they should be. NaN is not as it should be."""
     if forward < LEAST_ERROR:
-        return (
-            f"a small layer came within {forward:.2%} of fp32, closer than fp8 can: {recipe.te_class} was not applied"
-        )
+        applied = f"{recipe.te_class} was not applied"
+        return f"a small layer came within {forward:.2%} of fp32, closer than fp8 can: {applied}"
     if not worst <= recipe.worst_error:
         return f"a small layer was {worst:.2%} off fp32, and {recipe.title} should stay below {recipe.worst_error:.0%}"
     return None

@@ -14,11 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from trainer.precision.recipes import Recipe
 
+_ROLES = "qkv, attention_out, mlp_up, mlp_down"
 FP8_MEANINGS = {
-    "precision/amax_input/ROLE": (
-        "",
-        "largest absolute value that went into the fp8 layers of a role: qkv, attention_out, mlp_up, mlp_down",
-    ),
+    "precision/amax_input/ROLE": ("", f"largest absolute value that went into the fp8 layers of a role: {_ROLES}"),
     "precision/amax_weight/ROLE": ("", "largest absolute value of their weights"),
     "precision/underflow_input/ROLE": (
         "0..1",
@@ -71,9 +69,8 @@ class Statistics:
 
     def numbers(self) -> dict[str, float]:
         """By tag: the largest value over a role's layers, and the mean of the shares. Waits for the device."""
-        largest = {tag: torch.stack(values).max() for tag, values in self._largest.items()}
-        shares = {tag: torch.stack(values).mean() for tag, values in self._shares.items()}
-        everything = {**largest, **shares}
+        everything = {tag: torch.stack(values).max() for tag, values in self._largest.items()}
+        everything |= {tag: torch.stack(values).mean() for tag, values in self._shares.items()}
         if not everything:
             return {}
         return dict(zip(everything, torch.stack(list(everything.values())).tolist(), strict=True))
@@ -114,10 +111,8 @@ def _scale(values: Tensor, largest: Tensor, recipe: Recipe) -> Tensor:
         blocks = values[..., :whole].unflatten(-1, (-1, width)) if whole == values.shape[-1] else values.unsqueeze(-2)
         amax = blocks.abs().amax(-1, keepdim=True).expand(blocks.shape).reshape(values.shape)
     scale = recipe.largest / amax
-    if recipe.block is not None:
-        scale = torch.exp2(
-            torch.floor(torch.log2(scale))
-        )  # block scales are powers of two, rounded so that nothing is cut off
+    if recipe.block is not None:  # block scales are powers of two, rounded so that nothing is cut off
+        scale = torch.exp2(torch.floor(torch.log2(scale)))
     return torch.where(torch.isfinite(scale), scale, torch.ones((), device=values.device))
 
 

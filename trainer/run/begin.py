@@ -54,14 +54,10 @@ def _bring_to_its_place(run: Run) -> None:
     """Finds where to continue from, warms the model up, and restores it; or starts fresh, and says so."""
     config, lacking = run.config, [name for name in (CURVE, JOURNAL) if not (run.folder / name).is_file()]
     if run.accelerator.is_main_process:
-        Journal(run.folder).write(
-            "start",
-            fingerprint=fingerprint(config, run.accelerator.num_processes),
-            processes=run.accelerator.num_processes,
-            **run.precision.record.start_facts(),
-            compiled=compile_backend(run.accelerator) != "no",
-            machine=device_words(run.accelerator),
-        )
+        processes, is_compiled = run.accelerator.num_processes, compile_backend(run.accelerator) != "no"
+        facts = {"fingerprint": fingerprint(config, processes), "processes": processes}
+        facts |= {**run.precision.record.start_facts(), "compiled": is_compiled}
+        Journal(run.folder).write("start", **facts, machine=device_words(run.accelerator))
     wanted = resume_point(config)
     log.info("looking for a checkpoint to go on from; every byte of it is read")
     resolution = run.restorer.find(wanted)
@@ -94,11 +90,9 @@ def _tell_lost_history(run: Run, lacking: Sequence[str]) -> None:
     step = run.progress.step
     Journal(run.folder).write("lost_history", step=step, lacking=list(lacking))
     log.warning(
-        "%s lacks %s, which earlier launches wrote: the history up to step %d is lost. The curves begin after it, no step of before can be "
-        "compared, and why launches ended is not known any more; weights and moments are whole. Put the folder back to have it again",
-        run.folder,
-        " and ".join(lacking),
-        step,
+        f"{run.folder} lacks {' and '.join(lacking)}, which earlier launches wrote: the history up to step {step} is lost. The curves begin "
+        "after it, no step of before can be compared, and why launches ended is not known any more; weights and moments are whole. Put the "
+        "folder back to have it again"
     )
 
 
@@ -110,22 +104,10 @@ def _told_by(resolution: Resolution) -> dict[str, Any]:
 
 def _hyperparameters(run: Run) -> dict[str, Any]:
     """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
-    aside = (
-        "checkpoint.",
-        "metrics.",
-        "evaluation.",
-        "profile.",
-        "precision.",
-        "checkpoints_folder",
-        "runs_folder",
-        "resume_from_checkpoint",
-        "name",
-    )
-    shown = {
-        key: value
-        for key, value in flatten(run.config).items()
-        if not key.startswith(aside) and value not in (None, "", [], {})
-    }
+    sections = ("checkpoint.", "metrics.", "evaluation.", "profile.", "precision.")
+    aside = (*sections, "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
+    given = {key: value for key, value in flatten(run.config).items() if value not in (None, "", [], {})}
+    shown = {key: value for key, value in given.items() if not key.startswith(aside)}
     return {**shown, **run.precision.record.settings, "processes": run.accelerator.num_processes}
 
 
@@ -146,9 +128,8 @@ def _make_folders(run: Run) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be made ({error.strerror}); fix that, or set checkpoints_folder to another place"
-        ) from None
+        remedy = "fix that, or set checkpoints_folder to another place"
+        raise CheckpointError(f"{folder} cannot be made ({error.strerror}); {remedy}") from None
     run.folder.mkdir(parents=True, exist_ok=True)
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
@@ -171,15 +152,9 @@ def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
     log.info("restoring %s", resolution.path)
     run.restorer.restore(resolution, wanted, run.reporter.leave_curve)
     restore_hyperparameters(run.optimizer, chosen)
-    progress = run.progress
-    log.info(
-        "resumed from %s: step %d of %d, %s tokens, epoch %.2f",
-        resolution.path,
-        progress.step,
-        run.config.max_steps,
-        count(progress.tokens),
-        run.loader.epoch_at(progress.sequences),
-    )
+    progress, max_steps = run.progress, run.config.max_steps
+    how_far = f"step {progress.step} of {max_steps}, {count(progress.tokens)} tokens"
+    log.info("resumed from %s: %s, epoch %.2f", resolution.path, how_far, run.loader.epoch_at(progress.sequences))
     run.restorer.tell_changes()
 
 
@@ -188,13 +163,10 @@ def offer_selftest(run: Run, step: int, step_seconds: float) -> None:
     versions_changed = [change.words for change in run.restorer.changes if change.is_version]
     seconds_left = (run.config.max_steps - step) * step_seconds
     if versions_changed and seconds_left >= LONG_SECONDS:
+        command = command_line("selftest", str(run.folder / "config.yaml"))
         log.warning(
-            "%s since step %d, and about %s of training are left: whether a resume is exact with these versions, a short run proves before "
-            "(stop this one for that): %s",
-            ", ".join(versions_changed),
-            step,
-            duration(seconds_left),
-            command_line("selftest", str(run.folder / "config.yaml")),
+            f"{', '.join(versions_changed)} since step {step}, and about {duration(seconds_left)} of training are left: whether a resume is exact "
+            f"with these versions, a short run proves before (stop this one for that): {command}"
         )
 
 
@@ -205,12 +177,8 @@ def warm_up(run: Run) -> float:
     order after the first backward would otherwise make the first step after a resume sum in another order.
     """
     backend = compile_backend(run.accelerator)
-    compiled = (
-        "without torch.compile"
-        if backend == "no"
-        else f"with torch.compile ({backend}), which takes a while the first time"
-    )
-    log.info("warming up %s", compiled)
+    compiled = f"with torch.compile ({backend}), which takes a while the first time"
+    log.info("warming up %s", "without torch.compile" if backend == "no" else compiled)
     started = time.perf_counter()
     device, config = run.accelerator.device, run.config
     zeros = torch.zeros((config.micro_batch, config.sequence_length), dtype=torch.int64, device=device)

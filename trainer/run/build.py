@@ -128,7 +128,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         model=model,
         bare_model=bare_model,
         optimizer=made.optimizer,
-        schedule=schedule_of(config),
+        schedule=build_schedule(max_steps=config.max_steps, **dict(config.schedule)),
         state=state,
         guard=guard,
         stop=stop,
@@ -180,24 +180,9 @@ def _checkpoint_context(
 
 
 def _course(config: Config, corpus: Corpus) -> Course:
-    return Course(
-        max_steps=config.max_steps,
-        global_batch=config.global_batch,
-        sequences_per_epoch=corpus.train.num_sequences,
-        evaluation_every_steps=config.evaluation.every_steps if corpus.validation else None,
-    )
-
-
-def schedule_of(config: Config) -> Callable[[int], float]:
-    """The learning rate's factor by step."""
-    wanted = config.schedule
-    return build_schedule(
-        wanted.name,
-        max_steps=config.max_steps,
-        warmup_steps=wanted.warmup_steps,
-        min_lr_fraction=wanted.min_lr_fraction,
-        decay_fraction=wanted.decay_fraction,
-    )
+    steps, batch, epoch = config.max_steps, config.global_batch, corpus.train.num_sequences
+    evaluation = config.evaluation.every_steps if corpus.validation else None
+    return Course(max_steps=steps, global_batch=batch, sequences_per_epoch=epoch, evaluation_every_steps=evaluation)
 
 
 def _is_followed(step: int, evaluations: EvalSchedule, checkpointer: Checkpointer, profiler: Profiler) -> bool:

@@ -29,19 +29,14 @@ def build_validation(
     if held_out is None:
         log.info("no validation data: there will be no validation loss, and no best checkpoint")
         return None
-    if (wanted := config.evaluation.num_sequences or 0) > (there := held_out.num_sequences):
-        log.warning(
-            "evaluation.num_sequences is %d, and %d sequences are held out: all of them are read", wanted, there
-        )
+    wanted, there = config.evaluation.num_sequences, held_out.num_sequences
+    if (wanted or 0) > there:
+        log.warning(f"evaluation.num_sequences is {wanted}, and {there} sequences are held out: all of them are read")
+    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         micro_batches = validation_batches(
-            held_out,
-            num_sequences=config.evaluation.num_sequences,
-            micro_batch=config.micro_batch,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            device=accelerator.device,
+            held_out, num_sequences=wanted, micro_batch=config.micro_batch, device=accelerator.device, **place
         )
         return ((batch.inputs, batch.labels) for batch in micro_batches)
 

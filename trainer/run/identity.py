@@ -86,6 +86,13 @@ def versions() -> dict[str, str]:
 NUMERIC = ("max_steps", "global_batch", "micro_batch", "deterministic", "model.gradient_checkpointing")
 """Settings that decide about the bits of a step, besides the sections in which all do."""
 
+_SPEED = """
+micro_batch global_batch sequence_length deterministic model.gradient_checkpointing optimizer.name data.corpus data.tokenizer data.vocab_size
+precision.format precision.options precision.bf16_first_blocks precision.bf16_last_blocks precision.cache_weights
+"""
+DECIDE_ABOUT_SPEED = tuple(_SPEED.split())
+"""Settings that decide how fast a step is."""
+
 
 def replay_facts(
     config: Config, accelerator: Accelerator, decision: Decision, description: Description, head: object | None = None
@@ -102,7 +109,7 @@ def replay_facts(
         **computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=head),
         **{package: version(package) for package in PACKAGES},
     }
-    return json.loads(json.dumps(facts, default=str))
+    return _plain(facts)
 
 
 def computing_conditions(
@@ -113,9 +120,8 @@ def computing_conditions(
     head  the way of the head as find_head_way finds it, whose words are the fact
     """
     device = accelerator.device
-    kernels = {
-        name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")
-    }  # they choose among those of fp8
+    # These variables choose among the kernels of fp8.
+    kernels = {name: value for name, value in sorted(os.environ.items()) if name.startswith("NVTE_")}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         **optimizer_conditions(optimizer, device.type),
@@ -146,7 +152,7 @@ def facts_of_checkpoint(manifest: Manifest, settings: Mapping[str, Any]) -> dict
         **manifest.conditions,
         **{package: manifest.versions[package] for package in PACKAGES if package in manifest.versions},
     }
-    return json.loads(json.dumps(facts, default=str))
+    return _plain(facts)
 
 
 def _facts_of_the_model(identity: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,11 +162,8 @@ def _facts_of_the_model(identity: Mapping[str, Any], model: Mapping[str, Any]) -
 
 def _facts_of_the_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     sections = ("optimizer.", "schedule.", "precision.")
-    return {
-        key: value
-        for key, value in settings.items()
-        if key in NUMERIC or (key.startswith(sections) and key != "precision.tf32")
-    }
+    numeric = [key for key in settings if key in NUMERIC or (key.startswith(sections) and key != "precision.tf32")]
+    return {key: settings[key] for key in numeric}
 
 
 def replay_key(facts: Mapping[str, Any]) -> str:
@@ -170,42 +173,25 @@ def replay_key(facts: Mapping[str, Any]) -> str:
 
 def speed_conditions(config: Config, num_processes: int, device: torch.device) -> dict[str, Any]:
     """What decides how fast a run is, and how much faster in fp8 than in bf16, as plain values; equal for runs of which one was measured."""
-    names = (
-        "micro_batch",
-        "global_batch",
-        "sequence_length",
-        "deterministic",
-        "model.gradient_checkpointing",
-        "optimizer.name",
-        "data.corpus",
-        "data.tokenizer",
-        "data.vocab_size",
-        "precision.format",
-        "precision.options",
-        "precision.bf16_first_blocks",
-        "precision.bf16_last_blocks",
-        "precision.cache_weights",
-    )
     settings = flatten(config)
-    return json.loads(
-        json.dumps(
-            {
-                "model": {**(preset_fields(config.model.preset) if config.model.preset else {}), **config.model.config},
-                **{name: settings[name] for name in names},
-                "processes": num_processes,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "torch": torch.__version__,
-                "transformer_engine": _version("transformer_engine"),
-            }
-        )
-    )
-
-
-def _version(package: str) -> str | None:
     try:
-        return version(package)
+        engine = version("transformer_engine")
     except PackageNotFoundError:
-        return None
+        engine = None
+    facts = {
+        "model": {**(preset_fields(config.model.preset) if config.model.preset else {}), **config.model.config},
+        **{name: settings[name] for name in DECIDE_ABOUT_SPEED},
+        "processes": num_processes,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "transformer_engine": engine,
+    }
+    return _plain(facts)
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as JSON gives them back, so that those of another launch compare equal."""
+    return json.loads(json.dumps(facts, default=str))
 
 
 def fingerprint(config: Config, num_processes: int) -> str:

@@ -18,7 +18,7 @@ from trainer.launch.process_group import init_process_group
 from trainer.metrics.console import console_handler
 from trainer.precision.decide import Decision, tf32_sentence
 from trainer.precision.measured import Measured, find
-from trainer.precision.negotiate import negotiate, uncompiled
+from trainer.precision.negotiate import negotiate, propose, uncompiled
 from trainer.run.identity import speed_conditions
 from trainer.run.out_of_memory import record_memory_history
 from trainer.run.prepared import blocks_of
@@ -34,16 +34,8 @@ def join(config: Config) -> tuple[Accelerator, Decision]:
     device = init_process_group(place, deterministic=config.deterministic)
     _check_length(config)
     measured = measured_gain(config, place, device) if place.precision == "fp8" else None
-    decision = negotiate(
-        place.precision,
-        config.precision,
-        device_type=device.type,
-        micro_batch=config.micro_batch,
-        sequence_length=config.sequence_length,
-        model=lambda: blocks_of(config),
-        gather=all_gather,
-        measured=measured,
-    )
+    proposed = propose(place.precision, config, device.type, lambda: blocks_of(config), measured)
+    decision = negotiate(proposed, config.precision, all_gather)
     accelerator = make_accelerator(
         place,
         precision=decision.mode,
@@ -72,8 +64,9 @@ def _check_length(config: Config) -> None:
     """Refuses processes that would take different numbers of steps, as machines whose recipe or data differ make of max_epochs."""
     by_rank = all_gather(config.max_steps)
     if len(set(by_rank)) > 1:
+        steps = ", ".join(map(str, by_rank))
         raise ConfigError(
-            f"max_steps is not the same in all processes, but by rank: {', '.join(map(str, by_rank))}; give all machines the same recipe and data"
+            f"max_steps is not the same in all processes, but by rank: {steps}; give all machines the same recipe and data"
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from trainer.config.schema import Config
 from trainer.errors import OutOfMemoryError
 from trainer.metrics.memory_advice import advice
 from trainer.text import size
@@ -33,13 +34,7 @@ def machine_bytes() -> int:
 
 
 def check_memory(
-    model: torch.nn.Module,
-    device: torch.device,
-    *,
-    micro_batch: int,
-    sequence_length: int,
-    precision: str,
-    num_local_processes: int,
+    model: torch.nn.Module, device: torch.device, config: Config, precision: str, num_local_processes: int
 ) -> None:
     """Refuses a run that this device's memory cannot hold.
 
@@ -47,6 +42,7 @@ def check_memory(
     num_local_processes  that share the machine's memory, where the device is a CPU
     raises               OutOfMemoryError with figures
     """
+    micro_batch, sequence_length = config.micro_batch, config.sequence_length
     one = least_bytes(model, micro_batch=micro_batch, sequence_length=sequence_length, precision=precision)
     if device.type == "cuda":
         needed, there, whose = one, torch.cuda.get_device_properties(device).total_memory, "GPU"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from trainer import files
+from trainer.config.schema import Config
 from trainer.errors import OutOfMemoryError, is_out_of_memory
 from trainer.metrics.memory_advice import advice
 from trainer.text import size
@@ -26,32 +27,28 @@ def record_memory_history() -> None:
     By torch's own figures a record takes about 2 microseconds of the training thread and several kilobytes of the machine's memory.
     """
     torch.cuda.memory._record_memory_history(stacks="python", max_entries=MAX_ENTRIES)
-    log.info(
-        "profile.memory_history: the last %s allocations are recorded, about 2 us and some kB each", f"{MAX_ENTRIES:,}"
-    )
+    entries = f"{MAX_ENTRIES:,}"
+    log.info("profile.memory_history: the last %s allocations are recorded, about 2 us and some kB each", entries)
 
 
 @contextmanager
-def out_of_memory_explained(
-    folder: Path, *, rank: int, micro_batch: int, precision: Callable[[], str], has_history: bool
-) -> Iterator[None]:
+def out_of_memory_explained(folder: Path, rank: int, config: Config, precision: Callable[[], str]) -> Iterator[None]:
     """Turns running out of memory into a paragraph; for a GPU's, leaves in `folder` what tells who held it.
 
     precision    gives the mode that the run computes in: no, bf16, fp16 or fp8
-    has_history  whether `record_memory_history` was called: then a snapshot is left too
     raises       OutOfMemoryError, with the error itself as its cause
     """
+    micro_batch = config.micro_batch
     try:
         yield
     except torch.OutOfMemoryError as error:
         left = [_leave(folder / f"memory-rank-{rank}.txt", "what is allocated", _summary)]
-        if has_history:
+        if config.profile.memory_history:
             what = "who allocated it, line by line (drop it on https://pytorch.org/memory_viz)"
             left.append(_leave(folder / f"memory-rank-{rank}.pickle", what, _snapshot))
         else:
-            left.append(
-                "profile.memory_history=true would leave a snapshot that says which line of code allocated what"
-            )
+            what = "a snapshot that says which line of code allocated what"
+            left.append(f"profile.memory_history=true would leave {what}")
         mode = precision()
         words = f"rank {rank} ran out of GPU memory in {_arithmetic(mode)}: {_first_line(error)} {advice(micro_batch, mode)} {'; '.join(left)}."
         raise OutOfMemoryError(words) from error

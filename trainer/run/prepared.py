@@ -49,14 +49,7 @@ def prepare(
     accumulation  micro-batches per step and rank
     """
     bare_model = model_of(config, corpus, accelerator.device)
-    check_memory(
-        bare_model,
-        accelerator.device,
-        micro_batch=config.micro_batch,
-        sequence_length=config.sequence_length,
-        precision=decision.mode,
-        num_local_processes=num_local_processes(),
-    )
+    check_memory(bare_model, accelerator.device, config, decision.mode, num_local_processes())
     fp8 = Fp8Model(decision, config.precision, bare_model) if decision.mode == "fp8" else None
     optimizer = build_optimizer(bare_model, config.optimizer)
     # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.

@@ -40,34 +40,26 @@ def build_reporter(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, decision.mode)
     parameters = parameter_counts(model)
-    tokens_a_step = config.global_batch * config.sequence_length
-    log.info(
-        "model: %s parameters (%s without embeddings), %s FLOP a token",
-        count(parameters.total),
-        count(parameters.non_embedding),
-        count(flops),
-    )
-    log.info(
-        "a step: %d sequences of %d = %s tokens; the run: %d steps, %s tokens",
-        config.global_batch,
-        config.sequence_length,
-        count(tokens_a_step),
-        config.max_steps,
-        count(tokens_a_step * config.max_steps),
-    )
+    total, outside = count(parameters.total), count(parameters.non_embedding)
+    log.info(f"model: {total} parameters ({outside} without embeddings), {count(flops)} FLOP a token")
+    batch, length, steps = config.global_batch, config.sequence_length, config.max_steps
+    step = f"{batch} sequences of {length} = {count(batch * length)} tokens"
+    log.info(f"a step: {step}; the run: {steps} steps, {count(batch * length * steps)} tokens")
     if peak is None:
         log.info("MFU: unknown, because the peak of this device is not known")
+
+    def peak_now() -> float | None:
+        return peak_flops(name, precision.record.mode)
+
+    folders = {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)}
+    facts = replay_facts(config, accelerator, decision, description, model.head_way)
     return Reporter(
         accelerator,
         run_folder(config),
         config.metrics,
         name=config.name,
-        max_steps=config.max_steps,
-        sample=HardwareSampler(
-            device,
-            {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)},
-            num_local_processes=num_local_processes(),
-        ).sample,
+        max_steps=steps,
+        sample=HardwareSampler(device, folders, num_local_processes=num_local_processes()).sample,
         slow_alarm=SlowAlarm(
             config.metrics.slow_ratio,
             Journal(run_folder(config)),
@@ -75,12 +67,8 @@ def build_reporter(
             kind_of_step=lambda step: (precision.record.mode, is_profiled(config, step)),
         ),
         features=_features(config, accelerator, decision, has_peak=peak is not None),
-        meter=SpeedMeter(
-            flops_per_token=flops,
-            peak_flops=lambda: peak_flops(name, precision.record.mode),
-            num_devices=accelerator.num_processes,
-        ),
-        replay_key=replay_key(facts := replay_facts(config, accelerator, decision, description, model.head_way)),
+        meter=SpeedMeter(flops_per_token=flops, peak_flops=peak_now, num_devices=accelerator.num_processes),
+        replay_key=replay_key(facts),
         replay_facts=facts,
     )
 

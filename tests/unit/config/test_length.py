@@ -158,7 +158,7 @@ def test_an_epoch_is_that_of_the_runs_own_data():
     wanted = load("shakespeare").config
     sequences = open_corpus(wanted.data, wanted.sequence_length).train.num_sequences
     assert count_sequences(wanted) == sequences
-    plan = launcher.plan(["cpu", "shakespeare", "max_epochs=2", "name=two-epochs"])
+    plan = launcher.check_launch(["cpu", "shakespeare", "max_epochs=2", "name=two-epochs"])
     assert plan.config.max_steps == -(-2 * sequences // wanted.global_batch)
 
 

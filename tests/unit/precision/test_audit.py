@@ -27,9 +27,7 @@ class Prepared:
         self.optimizer = build_optimizer(self.model, OptimizerConfig(name="adamw", lr=1e-3))
 
     def check(self, mixed_precision="fp8"):
-        check_prepared(
-            self.before, self.model, self.converted, mixed_precision=mixed_precision, optimizer=self.optimizer
-        )
+        check_prepared(self.before, self.model, self.converted, mixed_precision, self.optimizer)
 
     def fails(self, *words, **changes):
         with refuses(PrecisionError, *words):

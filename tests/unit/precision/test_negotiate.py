@@ -4,11 +4,12 @@ import pytest
 
 from tests.messages import logged, refuses, says
 from tests.unit.model.tiny import tiny_model
+from trainer.config.load import load
 from trainer.config.schema import PrecisionConfig
 from trainer.errors import PrecisionError
 from trainer.precision.decide import Decision
 from trainer.precision.measured import Measured
-from trainer.precision.negotiate import negotiate, uncompiled
+from trainer.precision.negotiate import negotiate, propose, uncompiled
 
 EVERYWHERE = {"bf16_first_blocks": 0, "bf16_last_blocks": 0}
 
@@ -22,16 +23,10 @@ def settled(
     measured=None,
     **wanted,
 ):
-    return negotiate(
-        asked,
-        PrecisionConfig(**{**EVERYWHERE, **wanted}),
-        device_type="cpu",
-        micro_batch=micro_batch,
-        sequence_length=32,
-        model=model,
-        gather=ranks,
-        measured=measured,
-    )
+    sizes = {"micro_batch": micro_batch, "global_batch": micro_batch, "sequence_length": 32}
+    settings = PrecisionConfig(**{**EVERYWHERE, **wanted})
+    config = load("shakespeare").config.model_copy(update={**sizes, "precision": settings})
+    return negotiate(propose(asked, config, "cpu", model, measured), settings, ranks)
 
 
 def test_with_the_stand_in_fp8_is_settled_as_an_emulation(stand_in):

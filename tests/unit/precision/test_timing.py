@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config.schema import PrecisionConfig
+from trainer.config.load import load
 from trainer.precision import timing
 from trainer.precision.decide import Decision, decide
-from trainer.precision.negotiate import negotiate
+from trainer.precision.negotiate import negotiate, propose
 from trainer.precision.probe import probe_device
 from trainer.precision.timing import product_seconds, speed_over_fp32, timed
 
@@ -25,15 +25,8 @@ def seconds(monkeypatch):
 
 
 def settled(asked="bf16"):
-    return negotiate(
-        asked,
-        PrecisionConfig(),
-        device_type="cpu",
-        micro_batch=2,
-        sequence_length=8,
-        model=lambda: None,
-        gather=lambda value: [value],
-    )
+    config = load("shakespeare").config
+    return negotiate(propose(asked, config, "cpu", lambda: None), config.precision, lambda value: [value])
 
 
 def test_a_launch_in_a_precision_that_is_slower_here_decides_for_it_and_says_how_slow(seconds):

@@ -33,7 +33,7 @@ def train_once(recipe, path):
     regions = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
     os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true", **regions)
     calls, asked = [], []
-    prepared.check_memory = lambda model, device, **shape: asked.append(shape)
+    prepared.check_memory = lambda model, device, *facts: asked.append((facts[0].micro_batch, *facts[1:]))
     head.compiled_log_likelihoods = lambda: lambda *operands: calls.append(1) or log_likelihoods(*operands)
     prepared.find_head_way = lambda model, num_tokens, **_: HeadWay(True, torch.float32, num_tokens)
     run = build.build_run(load(recipe).config, StopRequest())
@@ -60,4 +60,4 @@ def test_the_way_of_the_head_reaches_the_model_that_is_trained_and_not_only_the_
 
 
 def test_whether_the_memory_holds_a_run_is_asked_once_with_what_the_run_takes(built):
-    assert built[1] == [{"micro_batch": 2, "sequence_length": 16, "precision": "no", "num_local_processes": 1}]
+    assert built[1] == [[2, "no", 1]]

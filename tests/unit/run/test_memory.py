@@ -5,6 +5,7 @@ import torch
 
 from tests.messages import says
 from tests.unit.model.tiny import tiny_model
+from trainer.config.load import load
 from trainer.errors import OutOfMemoryError
 from trainer.metrics.memory_advice import advice
 from trainer.run import memory
@@ -39,10 +40,11 @@ def test_it_is_a_bound_from_below_of_what_a_step_keeps():
 @pytest.mark.parametrize(("there", "processes", "fits"), [(10**12, 1, True), (10**5, 1, False), (10**6, 10**3, False)])
 def test_what_a_machine_cannot_hold_is_refused_with_the_advice(monkeypatch, there, processes, fits):
     model = tiny_model("llama", 257)
+    config = load("shakespeare").config.model_copy(update=SHAPE)
     monkeypatch.setattr(memory, "machine_bytes", lambda: there)
 
     def ask():
-        memory.check_memory(model, torch.device("cpu"), **SHAPE, precision="no", num_local_processes=processes)
+        memory.check_memory(model, torch.device("cpu"), config, "no", processes)
 
     if fits:
         ask()

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from tests.messages import logged, says
+from trainer.config.load import load
+from trainer.config.schema import ProfileConfig
 from trainer.errors import OutOfMemoryError
 from trainer.run.out_of_memory import MAX_ENTRIES, advice, out_of_memory_explained, record_memory_history
 
@@ -18,9 +20,9 @@ def cuda(monkeypatch):
 
 
 def explained(folder, *, rank=3, micro_batch=8, has_history=True, mode="bf16"):
-    return out_of_memory_explained(
-        folder, rank=rank, micro_batch=micro_batch, precision=lambda: mode, has_history=has_history
-    )
+    profile = ProfileConfig(memory_history=has_history)
+    config = load("shakespeare").config.model_copy(update={"micro_batch": micro_batch, "profile": profile})
+    return out_of_memory_explained(folder, rank, config, lambda: mode)
 
 
 def run_out(folder, **changes):

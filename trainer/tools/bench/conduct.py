@@ -26,7 +26,7 @@ from trainer.tools.trial.sandbox import Sandbox, ended_by_signals, sandbox_of
 from trainer.tools.trial.tracked import Launchable, TrackedLaunch, cannot_run, how_it_failed
 
 Plan = Callable[[Path, Sequence[str]], Launchable]
-"""Checks a launch with this cluster file and further `key=value` words after those that were typed: launcher.plan."""
+"""Checks a launch with this cluster file and further `key=value` words after those that were typed: launcher.check_launch."""
 
 ROUNDS = 2
 """Every variant has its turn, and then every variant once more: a machine that warms up or is shared shows it."""

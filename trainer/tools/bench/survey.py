@@ -39,26 +39,20 @@ def survey(config: Config, cluster: Cluster) -> Survey:
 def look(config: Config, use_cpu: bool, num_processes: int) -> Survey:
     import torch
 
-    from trainer.precision.negotiate import negotiate
+    from trainer.precision.negotiate import negotiate, propose
     from trainer.run.identity import speed_conditions
     from trainer.run.prepared import blocks_of
 
     device = torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda:0")
 
     def settled(asked: str, wanted: PrecisionConfig) -> Decision:
+        variant = config.model_copy(update={"precision": wanted})
         try:
-            decision = negotiate(
-                asked,
-                wanted,
-                device_type=device.type,
-                micro_batch=config.micro_batch,
-                sequence_length=config.sequence_length,
-                model=lambda: blocks_of(config),
-                gather=lambda decision: [decision],
-            )
+            proposed = propose(asked, variant, device.type, lambda: blocks_of(config))
+            decision = negotiate(proposed, wanted, lambda decision: [decision])
         except PrecisionError as error:  # a format or an option that this recipe does not have
             return Decision(asked, "bf16", str(error))
-        excluded = precision_contradictions(config.model_copy(update={"precision": wanted}))
+        excluded = precision_contradictions(variant)
         return replace(decision, mode="bf16", reason=excluded[0]) if decision.mode == "fp8" and excluded else decision
 
     decisions = {"bf16": settled("bf16", PrecisionConfig())}

@@ -113,15 +113,7 @@ def _launch(cluster: str, recipe: str, overrides: Sequence[str]) -> Answer:
     def proposed(rank: int) -> Decision:
         if device.type == "cuda":
             torch.cuda.set_device(rank)
-        return propose(
-            place.precision,
-            config.precision,
-            device_type=device.type,
-            micro_batch=config.micro_batch,
-            sequence_length=config.sequence_length,
-            model=lambda: blocks_of(config),
-            measured=measured,
-        )
+        return propose(place.precision, config, device.type, lambda: blocks_of(config), measured)
 
     agreed = agree([proposed(rank) for rank in range(file.num_local_processes if device.type == "cuda" else 1)])
     left = left_uncompiled(file.compiler, uncompiled(agreed), place.use_cpu)

@@ -22,7 +22,7 @@ from trainer.tools.trial.sandbox import ended_by_signals, sandbox_of
 from trainer.tools.trial.tracked import Launchable, TrackedLaunch, cannot_run, how_it_failed, last_step
 
 Plan = Callable[[Sequence[str]], Launchable]
-"""Checks a launch with further `key=value` words after those that were typed, and says what to run: launcher.plan."""
+"""Checks a launch with further `key=value` words after those that were typed, and says what to run: launcher.check_launch."""
 
 FIRST_SECONDS = 1800.0
 """How long the launch that measures may take: nothing is known of it yet, and a compiler may run in it."""

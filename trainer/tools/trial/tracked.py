@@ -25,7 +25,7 @@ _LAST_LINES = 5
 
 
 class Launchable(Protocol):
-    """A launch that was checked: what launcher.plan returns."""
+    """A launch that was checked: what launcher.check_launch returns."""
 
     @property
     def command(self) -> list[str]: ...

@@ -96,19 +96,16 @@ class Evaluation:
         """A table, under a line that says of what."""
         name, over = self.located.path.parent.name, self.located.passed_over
         precision = "fp32" if self.precision == "no" else self.precision
+        why = "the weights are damaged or diverged; take an older checkpoint"
         broken = [
-            f"{result.task}: the scores of {result.num_not_finite} of {result.num_items} items are not finite: the weights are damaged or "
-            "diverged; take an older checkpoint"
+            f"{result.task}: the scores of {result.num_not_finite} of {result.num_items} items are not finite: {why}"
             for result in self.results
             if result.num_not_finite
         ]
         if self.loss and not math.isfinite(self.loss.loss):
-            broken.append(
-                f"the loss is {self.loss.loss}: the weights are damaged or diverged; take an older checkpoint"
-            )
-        tables = ([loss_table(self.loss)] if self.loss else []) + (
-            [results_table(self.results)] if self.results else []
-        )
+            broken.append(f"the loss is {self.loss.loss}: {why}")
+        tables = [loss_table(self.loss)] if self.loss else []
+        tables += [results_table(self.results)] if self.results else []
         passed_over = [f"{other} is passed over: {why}" for other, why in over.items()]
         return "\n".join([f"{name}, step {self.located.manifest.step}, {precision}", *passed_over, *tables, *broken])
 
@@ -140,9 +137,8 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
                      checkpoint, data or tasks
     """
     if wanted.tasks is not None and not wanted.tasks:
-        raise ConfigError(
-            "--tasks names no task; give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss"
-        )
+        remedy = "give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss"
+        raise ConfigError(f"--tasks names no task; {remedy}")
     place = LaunchEnv.from_env()
     try:
         with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
@@ -161,9 +157,8 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
             "of a new run"
         )
     device = init_process_group(place, deterministic=True)
-    asked = (
-        "bf16" if place.precision == "fp8" else place.precision
-    )  # as in the loop: what is not trained does not run in fp8
+    # As in the loop: what is not trained does not run in fp8.
+    asked = "bf16" if place.precision == "fp8" else place.precision
     precision = decide(asked, probe_device(device.type, None)).mode
     config = load_resolved(checkpoint / "config.yaml")
     folder = folder_of_run(checkpoint) or run_folder(config)
@@ -176,16 +171,14 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
     model = load_model(
         manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device
     )
-    report = progress if place.is_main else _in_silence
+    report = progress if place.is_main else lambda task, fraction: None
     loss = None
     if data is not None:
         num_sequences = wanted.limit or (None if wanted.data else config.evaluation.num_sequences)
         is_runs_own = wanted.data is None and num_sequences == config.evaluation.num_sequences
-        if is_runs_own and manifest.validation != digest((data.fingerprint, num_sequences)):
-            _warn(
-                place,
-                "the run's held-out text is not what it was when this checkpoint was made: its validation loss does not compare",
-            )
+        if place.is_main and is_runs_own and manifest.validation != digest((data.fingerprint, num_sequences)):
+            what = "the run's held-out text is not what it was when this checkpoint was made"
+            log.warning("%s: its validation loss does not compare", what)
         loss = _loss(
             accelerator, model, data, wanted.data or _name(config), tokenizer, num_sequences, config.micro_batch, report
         )
@@ -199,23 +192,19 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
 
 def held_out(config: Config, manifest: Manifest, data: str | None) -> TokenDataset:
     """The held-out text that is asked for, cut as the model was trained; a warning where that is text which it was trained on."""
-    trained_with, sequence_length = manifest.identity.get("tokenizer"), manifest.identity["sequence_length"]
+    trained_with, length, own = manifest.identity.get("tokenizer"), manifest.identity["sequence_length"], config.data
     if data is not None:
         paths = held_out_shards(data, Path.cwd(), trained_with)
-    elif config.data.corpus:
-        paths = held_out_shards(config.data.corpus, files.project_folder(), trained_with, whole_if_none=False)
-    elif config.data.validation:
-        paths = resolve_shards(
-            config.data.validation, files.project_folder(), "validation", skip_unreadable=config.data.skip_unreadable
-        )
+    elif own.corpus:
+        paths = held_out_shards(own.corpus, files.project_folder(), trained_with, whole_if_none=False)
+    elif own.validation:
+        base = files.project_folder()
+        paths = resolve_shards(own.validation, base, "validation", skip_unreadable=own.skip_unreadable)
     else:
-        raise ConfigError(
-            f"{config.name} has no held-out text of its own; name some with --data FOLDER, or what to ask with --tasks"
-        )
-    found = TokenDataset(
-        paths, sequence_length=sequence_length, vocab_size=manifest.vocab_size, dtype=config.data.dtype
-    )
-    for words in trained_on_too(config.data, sequence_length, found) if data is not None else ():
+        remedy = "name some with --data FOLDER, or what to ask with --tasks"
+        raise ConfigError(f"{config.name} has no held-out text of its own; {remedy}")
+    found = TokenDataset(paths, sequence_length=length, vocab_size=manifest.vocab_size, dtype=own.dtype)
+    for words in trained_on_too(own, length, found) if data is not None else ():
         log.warning(words)
     return found
 
@@ -259,11 +248,6 @@ def _loss(
     return Loss(data=name, loss=found.loss, perplexity=perplexity, bits_per_byte=bits, num_tokens=found.num_tokens)
 
 
-def _warn(place: LaunchEnv, words: str) -> None:
-    if place.is_main:
-        log.warning(words)
-
-
 def _write_down(evaluation: Evaluation, path: Path) -> None:
     """Adds the records to a file; where that cannot be written, the numbers that took so long are shown all the same."""
     try:
@@ -273,10 +257,5 @@ def _write_down(evaluation: Evaluation, path: Path) -> None:
 
 
 def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()
-    }
-
-
-def _in_silence(task: str, fraction: float) -> None:
-    """What the other processes tell of their progress."""
+    broken = [name for name, value in facts.items() if isinstance(value, float) and not math.isfinite(value)]
+    return facts | dict.fromkeys(broken)

@@ -29,6 +29,7 @@ from trainer.config.load import read_settings
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
 from trainer.errors import CheckpointError, ConfigError, TrainerError
+from trainer.evaluation.generate import Limits
 from trainer.metrics.curves import CURVE, end_of_step, records_from
 from trainer.model.build import generation_config
 from trainer.model.card import model_card
@@ -39,14 +40,9 @@ from trainer.model.tokenizer_files import TokenizerFacts, save_tokenizer
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # one line a file of weights; ours take a second
 
-_DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
+_ACCURACIES = ("acc", "acc_norm", "chance")
 
 EVALUATIONS = "evaluations.jsonl"
 """In runs/NAME: what `trainer eval` found."""
@@ -78,9 +74,8 @@ def export(
         raise ConfigError(f"export dtype {dtype!r} is unknown; take one of {', '.join(_DTYPES)}")
     out = Path(out).resolve()  # "." has no name of its own
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainerError(
-            f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"
-        )
+        remedy = "an export replaces nothing: name another folder, or remove it"
+        raise TrainerError(f"{out} exists and is not an empty folder; {remedy}")
     config = model_config if isinstance(model_config, PretrainedConfig) else config_of(model_config)
     model = _in_type(_load(config, Path(weights)), dtype, weights)
     real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
@@ -123,9 +118,8 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | Non
 def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
     """The plain model with exactly these weights, in evaluation mode and in the precision they are stored in."""
     if not weights.is_file():
-        raise CheckpointError(
-            f"{weights} is not there; give the folder of a checkpoint, which holds its model.safetensors"
-        )
+        remedy = "give the folder of a checkpoint, which holds its model.safetensors"
+        raise CheckpointError(f"{weights} is not there; {remedy}")
     stored = load_file(weights)
     floating = {value.dtype for value in stored.values() if value.is_floating_point()}
     dtype = floating.pop() if len(floating) == 1 else torch.float32
@@ -174,7 +168,6 @@ def export_checkpoint(
 ) -> Path:
     """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there. The others are as of `export`."""
     manifest = read_manifest(folder)
-    tokenizer = tokenizer_of(manifest)
     write = partial(
         export,
         model_config=manifest.model,
@@ -184,15 +177,7 @@ def export_checkpoint(
         sequence_length=manifest.identity.get("sequence_length"),
         dtype=dtype,
         license=license,
-        tokenizer=None
-        if tokenizer is None
-        else TokenizerFacts(
-            ranks=tokenizer.ranks,
-            pattern=tokenizer.pattern,
-            eot_token=END_OF_TEXT,
-            eot_id=tokenizer.eot_id,
-            vocab_size=tokenizer.vocab_size,
-        ),
+        tokenizer=_tokenizer_facts(tokenizer_of(manifest)),
     )
     if not (replace and out.exists()):
         return write(out)
@@ -206,14 +191,26 @@ def export_checkpoint(
     return out
 
 
+def _tokenizer_facts(tokenizer: TokenEncoding | None) -> TokenizerFacts | None:
+    if tokenizer is None:
+        return None
+    return TokenizerFacts(
+        ranks=tokenizer.ranks,
+        pattern=tokenizer.pattern,
+        eot_token=END_OF_TEXT,
+        eot_id=tokenizer.eot_id,
+        vocab_size=tokenizer.vocab_size,
+    )
+
+
 def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
     """What the model card says of a checkpoint's training, by name."""
     settings = read_settings(folder / "config.yaml")
     data, optimizer, schedule = (settings.get(section, {}) for section in ("data", "optimizer", "schedule"))
     decay = ", weight decay {weight_decay}".format_map(optimizer) if "weight_decay" in optimizer else ""
-    run = folder_of_run(folder) or files.project_folder() / settings.get("runs_folder", "runs") / str(
-        settings.get("name", "")
-    )
+    runs, name = settings.get("runs_folder", "runs"), str(settings.get("name", ""))
+    run = folder_of_run(folder) or files.project_folder() / runs / name
+    loss = "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words} (nats per token)"
     return {
         "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
         "data": data.get("corpus") or ", ".join(data.get("train", [])),
@@ -222,9 +219,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
         "optimizer": f"{optimizer.get('name')}{decay}",
         "learning rate": f"{_peak_rates(optimizer)} at its peak, {schedule.get('name')}, {schedule.get('warmup_steps', 0):,} steps of warm-up",
         "computed in": "fp32" if manifest.precision == "no" else manifest.precision,
-        "validation loss": "not evaluated"
-        if manifest.val_loss_words is None
-        else f"{manifest.val_loss_words} (nats per token)",
+        "validation loss": loss,
         **_evaluations(run, manifest.step),
     }
 
@@ -241,26 +236,21 @@ def _evaluations(run: Path, step: int) -> dict[str, str]:
     for _, record in records_from(curve, end_of_step(curve, step - 1)):
         if record["step"] > step:
             break
-        tasks = [key.removesuffix("/acc") for key in record if key.endswith("/acc")]
-        found |= {
-            task: _accuracy({name: record.get(f"{task}/{name}") for name in ("acc", "acc_norm", "chance")})
-            for task in tasks
-        }
+        for task in (key.removesuffix("/acc") for key in record if key.endswith("/acc")):
+            found[task] = _accuracy({name: record.get(f"{task}/{name}") for name in _ACCURACIES})
     for _, record in records_from(run / EVALUATIONS, 0):
         if record["step"] == step and isinstance(record.get("acc"), float):
             found[str(record["task"])] = _accuracy(record)
         elif record["step"] == step and isinstance(record.get("loss"), float):
             bits = f", {record['bits_per_byte']:.4f} bits per byte" if record.get("bits_per_byte") else ""
-            found[f"loss on {record.get('data')}"] = (
-                f"{record['loss']:.4f} nats per token{bits} ({record.get('num_tokens', 0):,} tokens)"
-            )
+            tokens = f"{record.get('num_tokens', 0):,} tokens"
+            found[f"loss on {record.get('data')}"] = f"{record['loss']:.4f} nats per token{bits} ({tokens})"
     return found
 
 
 def _accuracy(numbers: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.3f}" for name in ("acc", "acc_norm", "chance") if (value := numbers.get(name)) is not None
-    )
+    known = {name: numbers[name] for name in _ACCURACIES if numbers.get(name) is not None}
+    return ", ".join(f"{name} {value:.3f}" for name, value in known.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,6 +261,11 @@ class TrainedModel:
     tokenizer: TokenEncoding
     vocab_size: int
     sequence_length: int
+
+    def limits(self, max_new_tokens: int) -> Limits:
+        """Of a text that it writes."""
+        ids = {"vocab_size": self.vocab_size, "eot_id": self.tokenizer.eot_id}
+        return Limits(max_new_tokens=max_new_tokens, sequence_length=self.sequence_length, **ids)
 
 
 def open_model(folder: Path) -> TrainedModel:
@@ -284,11 +279,9 @@ def open_model(folder: Path) -> TrainedModel:
         )
     model = _load(config_of(manifest.model), folder / "model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    length = manifest.identity["sequence_length"]
     return TrainedModel(
-        model=model.to(device),
-        tokenizer=tokenizer,
-        vocab_size=manifest.vocab_size,
-        sequence_length=manifest.identity["sequence_length"],
+        model=model.to(device), tokenizer=tokenizer, vocab_size=manifest.vocab_size, sequence_length=length
     )
 
 

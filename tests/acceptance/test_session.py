@@ -25,7 +25,7 @@ from trainer.ending.outcome_file import read_outcome, write_outcome
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.ending.ranks import leave_failure
 from trainer.errors import ConfigError, DataError, RankLostError
-from trainer.evaluation.generate import Row, Sampling, generate
+from trainer.evaluation.generate import Limits, Row, Sampling, generate
 from trainer.run.evaluating import samples_of
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
@@ -188,7 +188,7 @@ def test_the_sample_of_a_run_continues_its_first_prompt_and_there_may_be_none():
     model = tiny_model("llama-tied")
     first = sampled(model, prompt="Enter", sample_tokens=9)
     drawn = Row(prompt_ids=[256, *b"Enter"], sampling=Sampling(temperature=0.8, top_k=50), seed=1)
-    (written,) = generate(model, [drawn], max_new_tokens=9, sequence_length=32, vocab_size=257)
+    (written,) = generate(model, [drawn], Limits(max_new_tokens=9, sequence_length=32, vocab_size=257))
     assert first == "Enter" + load_tokenizer("bytes").decode(written.tokens)
     assert sampled(model, prompt="no", sample_prompts=["Enter", "Exit"], sample_tokens=9) == first
     assert sampled(model, prompt="Enter", sample_tokens=0) is None

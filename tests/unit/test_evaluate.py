@@ -84,11 +84,12 @@ def test_a_loss_stands_before_the_tasks_in_table_and_records():
 def trained_without_held_out(tmp_path):
     """(config, manifest, folder) of a run whose corpus holds nothing out."""
     (tmp_path / "text.txt").write_text("All the world's a stage. " * 200)
-    report = prepare([str(tmp_path / "text.txt")], tmp_path / "mine", "bytes", validation_fraction=0.0)
+    folder = tmp_path / "mine"
+    prepare([str(tmp_path / "text.txt")], folder, "bytes", validation_fraction=0.0)
     manifest = manifest_of(10)
     identity = {**manifest.identity, "tokenizer": None, "sequence_length": 16}
-    config = Config.model_construct(name="mine", data=DataConfig(corpus=str(report.folder)), sequence_length=16)
-    return config, replace(manifest, identity=identity, vocab_size=257), report.folder
+    config = Config.model_construct(name="mine", data=DataConfig(corpus=str(folder)), sequence_length=16)
+    return config, replace(manifest, identity=identity, vocab_size=257), folder
 
 
 def test_the_loss_on_training_text_is_never_called_that_on_held_out_text(trained_without_held_out, caplog):
@@ -106,7 +107,8 @@ def test_other_text_is_not_said_to_be_trained_on_and_training_data_that_is_gone_
 ):
     config, manifest, folder = trained_without_held_out
     (tmp_path / "other.txt").write_text("They have their exits. " * 217)
-    other = prepare([str(tmp_path / "other.txt")], tmp_path / "other", "bytes", validation_fraction=0.0).folder
+    other = tmp_path / "other"
+    prepare([str(tmp_path / "other.txt")], other, "bytes", validation_fraction=0.0)
     caplog.clear()
     assert evaluate.held_out(config, manifest, str(other)).num_sequences > 0
     folder.rename(tmp_path / "moved")

@@ -47,10 +47,8 @@ class TaskResult:
 
 def decide(encoded: Encoded, scores: Sequence[TextScore]) -> list[Decision]:
     """The decision on each item, from the scores of the rows."""
-    return [
-        _decide(item, [scores[row] for row in rows])
-        for item, rows in zip(encoded.task.items, encoded.row_of_pair, strict=True)
-    ]
+    pairs = zip(encoded.task.items, encoded.row_of_pair, strict=True)
+    return [_decide(item, [scores[row] for row in rows]) for item, rows in pairs]
 
 
 def _decide(item: Item, scores: list[TextScore]) -> Decision:

@@ -20,13 +20,8 @@ from trainer.evaluation.loss import evaluating
 _NEARLY_ZERO = 1e-6
 """Below this temperature the likeliest token comes in any case, and logits divided by it may overflow."""
 
-END_OF_TEXT, STOPPED, MAX_NEW_TOKENS, SEQUENCE_LENGTH, NOT_FINITE = (
-    "end_of_text",
-    "stop",
-    "max_new_tokens",
-    "sequence_length",
-    "not_finite",
-)
+END_OF_TEXT, STOPPED, NOT_FINITE = "end_of_text", "stop", "not_finite"
+MAX_NEW_TOKENS, SEQUENCE_LENGTH = "max_new_tokens", "sequence_length"
 """Why a row ends: its model ended the text, whoever listens has enough, its tokens or its positions are used up, the logits are no numbers."""
 
 _NO_TOKEN = -1
@@ -62,6 +57,19 @@ class Row:
     """Counts the samples of one seed: the random numbers of a row are those of (seed, sample), whatever stands beside it."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What ends every row, and the ids that there are."""
+
+    max_new_tokens: int
+    sequence_length: int
+    """Tokens that a row may have, its prompt included: what the model was trained on."""
+    vocab_size: int
+    """Real ids; those from here on are padding and never come."""
+    eot_id: int | None = None
+    """The end of a text, and so of its row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What the model wrote in a row, without prompt and end of text, and why no more came."""
@@ -80,40 +88,21 @@ class Listener(Protocol):
         """No more comes in a row."""
 
 
-def generate(
-    model: nn.Module,
-    rows: Sequence[Row],
-    *,
-    max_new_tokens: int,
-    sequence_length: int,
-    vocab_size: int,
-    eot_id: int | None = None,
-    listener: Listener | None = None,
-) -> list[Written]:
-    """Continues every row, and says for each why it ended.
-
-    sequence_length  tokens that a row may have, its prompt included: what the model was trained on
-    vocab_size       real ids; those from here on are padding and never come
-    eot_id           the end of a text, and so of its row
-    raises           ConfigError when a prompt leaves no position free
+def generate(model: nn.Module, rows: Sequence[Row], limits: Limits, listener: Listener | None = None) -> list[Written]:
+    """Continues every row, and says for each why it ended; ConfigError when a prompt leaves no position free.
 
     The global random state stays as it was.
     """
-    assert rows and max_new_tokens > 0, "there is something to continue"
-    assert all(row.prompt_ids and all(0 <= i < vocab_size for i in row.prompt_ids) for row in rows), (
-        "a prompt is ids of the vocabulary"
-    )
+    assert rows and limits.max_new_tokens > 0, "there is something to continue"
     for row in rows:
-        check_prompt_length(len(row.prompt_ids), sequence_length)
+        assert row.prompt_ids and all(0 <= i < limits.vocab_size for i in row.prompt_ids), "ids of the vocabulary"
+        check_prompt_length(len(row.prompt_ids), limits.sequence_length)
     shortest = min(len(row.prompt_ids) for row in rows)
-    lines = [
-        _Line(number, row, shortest, max_new_tokens, sequence_length, eot_id, listener)
-        for number, row in enumerate(rows)
-    ]
+    lines = [_Line(number, row, shortest, limits, listener) for number, row in enumerate(rows)]
     device = next(model.parameters()).device
     # Nothing here draws from the global random state; a model that does so even in evaluation mode leaves no trace either.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
-        reader = _Reader(model, vocab_size)
+        reader = _Reader(model, limits.vocab_size)
         while not all(line.ended_by for line in lines):
             for line, token in zip(lines, _choose_all(reader.logits([line.ids for line in lines]), lines)):
                 line.go_on(token)
@@ -123,18 +112,9 @@ def generate(
 class _Line:
     """A row in progress: it reads its prompt to the end, writes until something ends it, and then only keeps step with the others."""
 
-    def __init__(
-        self,
-        number: int,
-        row: Row,
-        shortest: int,
-        max_new_tokens: int,
-        sequence_length: int,
-        eot_id: int | None,
-        listener: Listener | None,
-    ) -> None:
-        self._number, self._prompt, self.sampling, self._listener = number, row.prompt_ids, row.sampling, listener
-        self._max_new_tokens, self._sequence_length, self._eot_id = max_new_tokens, sequence_length, eot_id
+    def __init__(self, number: int, row: Row, shortest: int, limits: Limits, listener: Listener | None) -> None:
+        self._number, self._prompt, self.sampling = number, row.prompt_ids, row.sampling
+        self._limits, self._listener = limits, listener
         self._random = np.random.default_rng((row.seed, row.sample))
         self.ids = list(row.prompt_ids[:shortest])
         """What the model has seen, and the one that it sees next; as many as in every other line."""
@@ -161,14 +141,14 @@ class _Line:
 
     def _take(self, token: int) -> str | None:
         """Keeps a token; returns what ends the line now."""
-        if token in (_NO_TOKEN, self._eot_id):
+        if token in (_NO_TOKEN, self._limits.eot_id):
             return NOT_FINITE if token == _NO_TOKEN else END_OF_TEXT
         self.tokens.append(token)
         if self._listener and not self._listener.token(self._number, token):
             return STOPPED
-        if len(self.tokens) == self._max_new_tokens:
+        if len(self.tokens) == self._limits.max_new_tokens:
             return MAX_NEW_TOKENS
-        return SEQUENCE_LENGTH if len(self.ids) == self._sequence_length else None
+        return SEQUENCE_LENGTH if len(self.ids) == self._limits.sequence_length else None
 
 
 class _Reader:
@@ -205,9 +185,8 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     A row's token stands where its number falls in the cumulated probabilities, likeliest first: a function of its own logits and number.
     They are cumulated on the CPU, since a GPU does not do so in a fixed order.
     """
-    is_finite = (
-        logits.amax(-1).isfinite().cpu()
-    )  # a NaN is the largest of its row; minus infinity is how some families forbid a token
+    # A NaN is the largest of its row; minus infinity is how some families forbid a token.
+    is_finite = logits.amax(-1).isfinite().cpu()
     if sampling.is_greedy:
         return logits.argmax(-1).cpu().where(is_finite, _NO_TOKEN)
     values, ids = (part.cpu() for part in logits.topk(min(sampling.top_k or logits.shape[-1], logits.shape[-1])))

@@ -86,9 +86,8 @@ def _texts(where: str, row: Row, name: str) -> list[str]:
     """At least two texts."""
     value = row[name]
     if not isinstance(value, list) or len(value) < 2:
-        raise DataError(
-            f"{where}: {name} is {value!r}, and a list of at least two texts was expected; fix it, or leave the line out"
-        )
+        found = f"{name} is {value!r}, and a list of at least two texts was expected"
+        raise DataError(f"{where}: {found}; fix it, or leave the line out")
     return [_is_text(where, f"{name}[{number}]", text) for number, text in enumerate(value)]
 
 
@@ -120,27 +119,19 @@ def _gold(where: str, row: Row, choices: list[str], labels: list[str] | None = N
 
 def _choice(where: str, context: str, choices: list[str], gold: int) -> Item:
     if "" in choices:
-        raise DataError(
-            f"{where}: choice {choices.index('')} is empty, and there is nothing to score; fix it, or leave the line out"
-        )
+        raise _nothing_to_score(where, f"choice {choices.index('')}")
     pairs = tuple((context, DELIMITER + choice) for choice in choices)
     return Item(where, pairs, gold, tuple(len(choice) for choice in choices))
 
 
-def _contexts(where: str, contexts: list[str], continuation: str, gold: int) -> Item:
+def _contexts(where: str, contexts: list[str], continuation: str, gold: int = 0) -> Item:
     if not continuation:
-        raise DataError(
-            f"{where}: the continuation is empty, and there is nothing to score; fix it, or leave the line out"
-        )
+        raise _nothing_to_score(where, "the continuation")
     return Item(where, tuple((context, DELIMITER + continuation) for context in contexts), gold)
 
 
-def _last_word(where: str, context: str, word: str) -> Item:
-    if not word:
-        raise DataError(
-            f"{where}: the continuation is empty, and there is nothing to score; fix it, or leave the line out"
-        )
-    return Item(where, ((context, DELIMITER + word),))
+def _nothing_to_score(where: str, what: str) -> DataError:
+    return DataError(f"{where}: {what} is empty, and there is nothing to score; fix it, or leave the line out")
 
 
 def _plain_choice(where: str, row: Row) -> Item:
@@ -154,13 +145,12 @@ def _plain_contexts(where: str, row: Row) -> Item:
 
 
 def _plain_last_word(where: str, row: Row) -> Item:
-    return _last_word(where, _text(where, row, "context"), _text(where, row, "continuation"))
+    return _contexts(where, [_text(where, row, "context")], _text(where, row, "continuation"))
 
 
 def _hellaswag(where: str, row: Row) -> Item:
-    context = (
-        f"{_text(where, row, 'activity_label')}: {_text(where, row, 'ctx_a')} {_text(where, row, 'ctx_b').capitalize()}"
-    )
+    activity, begin, end = (_text(where, row, name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    context = f"{activity}: {begin} {end.capitalize()}"
     choices = [_without_artifacts(ending) for ending in _texts(where, row, "endings")]
     return _choice(where, _without_artifacts(context), choices, _gold(where, row, choices))
 
@@ -207,7 +197,7 @@ def _winogrande(where: str, row: Row) -> Item:
 
 def _lambada(where: str, row: Row) -> Item:
     context, _, word = _text(where, row, "text").rpartition(" ")
-    return _last_word(where, context, word)
+    return _contexts(where, [context], word)
 
 
 FORMS: tuple[tuple[tuple[str, ...], Callable[[str, Row], Item]], ...] = (

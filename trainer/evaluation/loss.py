@@ -36,6 +36,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[int]:
+    """Computes on one CPU thread for a while; gives how many there were."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield num_threads
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def validation_loss(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], reduce: Callable[[Tensor], Tensor]
 ) -> ValidationLoss:

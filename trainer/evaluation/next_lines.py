@@ -63,24 +63,16 @@ def _places(number: int, scene: list[str]) -> list[_Place]:
 
 def _item(place: _Place, scene: list[str], places: list[_Place]) -> Item:
     key = f"{place.scene}:{place.line}"
-    others = {
-        other.text
-        for other in places
-        if other.scene != place.scene
-        and other.text != place.text
-        and abs(len(other.text) - len(place.text)) <= MAX_DIFFERENCE
-    }
+    elsewhere = {other.text for other in places if other.scene != place.scene} - {place.text}
+    others = [text for text in elsewhere if abs(len(text) - len(place.text)) <= MAX_DIFFERENCE]
     wrong = sorted(others, key=lambda text: _drawn(key, text))[: NUM_CHOICES - 1]
     assert len(wrong) == NUM_CHOICES - 1, f"too few lines are as long as that at {key}"
     choices = sorted((place.text, *wrong), key=lambda text: _drawn(f"order of {key}", text))
     context = _context(scene[: place.line])
     # A line follows the end of the one before it, so here the two are not parted by a space.
-    return Item(
-        f"{NAME}, scene {place.scene}, line {place.line + 1}",
-        tuple((context, f"\n{text}") for text in choices),
-        choices.index(place.text),
-        tuple(map(len, choices)),
-    )
+    pairs = tuple((context, f"\n{text}") for text in choices)
+    where = f"{NAME}, scene {place.scene}, line {place.line + 1}"
+    return Item(where, pairs, choices.index(place.text), tuple(map(len, choices)))
 
 
 def _context(before: list[str]) -> str:

@@ -4,17 +4,17 @@ The same weights give the same samples: neither the step nor any random state co
 rank is waited for and nothing is compiled for their shapes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from trainer.config.schema import EvaluationConfig
 from trainer.errors import ConfigError
-from trainer.evaluation.generate import NOT_FINITE, Row, Sampling, generate
+from trainer.evaluation.generate import NOT_FINITE, Limits, Row, Sampling, generate
+from trainer.evaluation.loss import one_thread
 from trainer.parallel import Reads
 
 LIKELIEST, DRAWN = "likeliest", "drawn"
@@ -72,47 +72,23 @@ def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, sequence_length:
 
 
 def take_samples(
-    model: nn.Module,
-    prompts: Sequence[str],
-    tokenizer: Tokenizer,
-    *,
-    num_tokens: int,
-    sequence_length: int,
-    vocab_size: int,
-    seed: int,
+    model: nn.Module, prompts: Sequence[str], tokenizer: Tokenizer, limits: Limits, *, seed: int
 ) -> list[Sample]:
-    """Both samples of each prompt, of at most `num_tokens` tokens; leaves mode and random state of the model's run as they were.
+    """Both samples of each prompt; leaves mode and random state of the model's run as they were.
 
     model   the transformers model itself, not what `prepare` made of it
     raises  ConfigError when a prompt leaves no position free
     """
     wanted = [(prompt, kind) for prompt in prompts for kind in KINDS]
     rows = [Row(prompt_ids=_ids(prompt, tokenizer), sampling=KINDS[kind], seed=seed) for prompt, kind in wanted]
-    with _one_thread() if next(model.parameters()).device.type == "cpu" else nullcontext():
-        written = generate(
-            model,
-            rows,
-            max_new_tokens=num_tokens,
-            sequence_length=sequence_length,
-            vocab_size=vocab_size,
-            eot_id=tokenizer.eot_id,
-        )
-    texts = [
-        tokenizer.decode(row.tokens) + (" [the logits are not finite]" if row.ended_by == NOT_FINITE else "")
-        for row in written
-    ]
-    return [Sample(prompt, kind, text) for (prompt, kind), text in zip(wanted, texts)]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Computes on one CPU thread for a while: a token is so little work that threads would wait for each other, on a busy machine most of the time."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
+    # A token is so little work that threads would wait for each other, on a busy machine most of the time.
+    with one_thread() if next(model.parameters()).device.type == "cpu" else nullcontext():
+        written = generate(model, rows, limits)
+    found = []
+    for (prompt, kind), row in zip(wanted, written):
+        broken = " [the logits are not finite]" if row.ended_by == NOT_FINITE else ""
+        found.append(Sample(prompt, kind, tokenizer.decode(row.tokens) + broken))
+    return found
 
 
 def markdown(samples: Sequence[Sample]) -> str:

@@ -16,7 +16,6 @@ What stays is the machine: another kind of device, or another version of torch, 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from trainer.errors import DataError
 from trainer.evaluation.items import Item
+from trainer.evaluation.loss import one_thread
 from trainer.evaluation.tasks import Task
 
 CPU_GROUP_TOKENS = 1024
@@ -148,29 +148,16 @@ def _each(groups: list[list[int]], rows: Sequence[Row], score: Score, device: to
     if device.type != "cpu":
         yield from map(work, groups)
         return
-    with (
-        _one_thread_a_group() as num_threads,
-        ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        yield from pool.map(work, groups)
-
-
-@contextmanager
-def _one_thread_a_group() -> Iterator[int]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield num_threads
-    finally:
-        torch.set_num_threads(num_threads)
+    with one_thread() as num_threads:
+        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, groups)
 
 
 def _score_group(rows: list[Row], score: Score, device: torch.device) -> Tensor:
     """Log-likelihood and whether it is greedy for each row, [R, 2] float64."""
     length = max(len(row.ids) for row in rows) - 1
-    inputs = torch.zeros(
-        len(rows), length, dtype=torch.int64
-    )  # a position does not see what is to its right, so any id may pad
+    # A position does not see what is to its right, so any id may pad.
+    inputs = torch.zeros(len(rows), length, dtype=torch.int64)
     positions: list[int] = []
     wanted: list[int] = []
     for number, row in enumerate(rows):
@@ -178,9 +165,8 @@ def _score_group(rows: list[Row], score: Score, device: torch.device) -> Tensor:
         end = number * length + len(row.ids) - 1
         positions += range(end - row.num_scored, end)
         wanted += row.ids[-row.num_scored :]
-    log_probabilities, is_likeliest = score(
-        inputs.to(device), torch.tensor(positions, device=device), torch.tensor(wanted, device=device)
-    )
+    of_each = (torch.tensor(numbers, device=device) for numbers in (positions, wanted))
+    log_probabilities, is_likeliest = score(inputs.to(device), *of_each)
     counts = [row.num_scored for row in rows]
     sums = [part.sum() for part in log_probabilities.double().cpu().split(counts)]
     greedy = [part.all() for part in is_likeliest.cpu().split(counts)]

@@ -26,8 +26,6 @@ PUBLIC = {
 }
 """Public sets by name, and where they are fetched from: the data set and split that lm-evaluation-harness takes."""
 
-"""The rows of a source, each with where it stands: `data.sources.rows`."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -45,12 +43,7 @@ class Task:
 
 
 def open_tasks(
-    wanted: Sequence[str],
-    limit: int | None,
-    folder: Path,
-    *,
-    rows: Rows = cached_rows,
-    fetch: bool = True,
+    wanted: Sequence[str], limit: int | None, folder: Path, *, rows: Rows = cached_rows, fetch: bool = True
 ) -> list[Task]:
     """The tasks of these names, each with its first `limit` items (None: all).
 

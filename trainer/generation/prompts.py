@@ -20,15 +20,13 @@ def read_prompts(path: Path) -> list[str]:
         lines = path.read_bytes().split(b"\n") if is_json else []
         texts = [] if is_json else path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the file of prompts {path} cannot be read ({error}); name a text file, or a .jsonl file, in UTF-8"
-        ) from None
+        problem = f"the file of prompts {path} cannot be read ({error})"
+        raise ConfigError(f"{problem}; name a text file, or a .jsonl file, in UTF-8") from None
     prompts = [_prompt_of(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     prompts += [text for text in texts if text.strip()]
     if not prompts:
-        raise ConfigError(
-            f"the file of prompts {path} has none; write one per line, or into a .jsonl file one object per line, with a field prompt"
-        )
+        form = "one per line, or into a .jsonl file one object per line, with a field prompt"
+        raise ConfigError(f"the file of prompts {path} has none; write {form}")
     return prompts
 
 
@@ -36,13 +34,11 @@ def _prompt_of(path: Path, number: int, line: bytes) -> str:
     try:
         item = json.loads(line)
     except ValueError as error:
-        raise ConfigError(
-            f"line {number} of {path} is not JSON ({error}); each line is an object with a field prompt"
-        ) from None
+        problem = f"line {number} of {path} is not JSON ({error})"
+        raise ConfigError(f"{problem}; each line is an object with a field prompt") from None
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-        raise ConfigError(
-            f"line {number} of {path} has no prompt; each line is an object with a field prompt, which is a text"
-        )
+        problem = f"line {number} of {path} has no prompt"
+        raise ConfigError(f"{problem}; each line is an object with a field prompt, which is a text")
     return item["prompt"]
 
 
@@ -53,9 +49,8 @@ def gather_prompts(typed: Sequence[str], file: Path | None, standard_input: Text
     """
     if not typed and file is None:
         return [_read_all(standard_input) if is_piped(standard_input) else ""]
-    return [_read_all(standard_input) if prompt == "-" else prompt for prompt in typed] + (
-        read_prompts(file) if file else []
-    )
+    prompts = [_read_all(standard_input) if prompt == "-" else prompt for prompt in typed]
+    return prompts + (read_prompts(file) if file else [])
 
 
 def is_piped(standard_input: TextIO) -> bool:

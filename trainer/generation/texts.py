@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, TextIO
 
@@ -10,7 +11,15 @@ import torch
 from torch import nn
 
 from trainer.errors import ConfigError, TrainerError, is_out_of_memory
-from trainer.evaluation.generate import NOT_FINITE, SEQUENCE_LENGTH, Row, Sampling, check_prompt_length, generate
+from trainer.evaluation.generate import (
+    NOT_FINITE,
+    SEQUENCE_LENGTH,
+    Limits,
+    Row,
+    Sampling,
+    check_prompt_length,
+    generate,
+)
 from trainer.generation.stream import InOrder, TextStream
 from trainer.text import count, duration
 
@@ -51,12 +60,10 @@ def continue_texts(
     model: nn.Module,
     tokenizer: Tokenizer,
     texts: Sequence[Text],
+    limits: Limits,
     *,
     sampling: Sampling,
     seed: int,
-    max_new_tokens: int,
-    sequence_length: int,
-    vocab_size: int,
     stops: Sequence[str],
     rows_at_once: int,
     show: Callable[[Text, str], None],
@@ -72,27 +79,17 @@ def continue_texts(
     KeyboardInterrupt ends all of them where they are.
     """
     if not all(stops):
-        raise ConfigError(
-            "a text to stop at is empty, and every text holds that; leave it out, or give one of at least a character"
-        )
+        problem = "a text to stop at is empty, and every text holds that"
+        raise ConfigError(f"{problem}; leave it out, or give one of at least a character")
     prompts = [[tokenizer.eot_id, *tokenizer.encode(text.prompt)] for text in texts]
     for prompt in prompts:
-        check_prompt_length(len(prompt), sequence_length)
-    rows = [
-        Row(prompt_ids=prompt, sampling=sampling, seed=seed, sample=text.sample) for prompt, text in zip(prompts, texts)
-    ]
+        check_prompt_length(len(prompt), limits.sequence_length)
+    row = partial(Row, sampling=sampling, seed=seed)
+    rows = [row(prompt_ids=prompt, sample=text.sample) for prompt, text in zip(prompts, texts)]
     for begin in range(0, len(texts), rows_at_once):
         scribe = _Scribe(texts[begin : begin + rows_at_once], tokenizer, stops, show, close)
         try:
-            generate(
-                model,
-                rows[begin : begin + rows_at_once],
-                max_new_tokens=max_new_tokens,
-                sequence_length=sequence_length,
-                vocab_size=vocab_size,
-                eot_id=tokenizer.eot_id,
-                listener=scribe,
-            )
+            generate(model, rows[begin : begin + rows_at_once], limits, scribe)
         except KeyboardInterrupt:
             scribe.interrupt()
             return

@@ -12,6 +12,7 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.data.loader import validation_batches
 from trainer.errors import ConfigError
+from trainer.evaluation.generate import Limits
 from trainer.evaluation.loss import ValidationLoss, validation_loss
 from trainer.evaluation.samples import Sample, prompts_of, take_samples
 from trainer.evaluation.task_evaluator import TaskEvaluator
@@ -48,15 +49,13 @@ def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[S
     prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
     if not prompts or tokenizer is None:
         return []
-    return take_samples(
-        model,
-        prompts,
-        tokenizer,
-        num_tokens=config.evaluation.sample_tokens,
+    limits = Limits(
+        max_new_tokens=config.evaluation.sample_tokens,
         sequence_length=config.sequence_length,
         vocab_size=corpus.vocab_size,
-        seed=config.seed,
+        eot_id=tokenizer.eot_id,
     )
+    return take_samples(model, prompts, tokenizer, limits, seed=config.seed)
 
 
 def build_task_evaluator(

@@ -10,7 +10,7 @@ from tests.accelerators import forget_accelerator
 from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
 from trainer.errors import ConfigError
-from trainer.evaluation.generate import Row, Sampling, Written, choose, generate, num_positions
+from trainer.evaluation.generate import Limits, Row, Sampling, Written, choose, generate, num_positions
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
 
@@ -58,7 +58,9 @@ def model(request):
 
 
 def write(model, *rows, **settings):
-    return generate(model, rows, **({"max_new_tokens": 12, "sequence_length": 40, "vocab_size": 257} | settings))
+    listener = settings.pop("listener", None)
+    limits = Limits(**({"max_new_tokens": 12, "sequence_length": 40, "vocab_size": 257} | settings))
+    return generate(model, rows, limits, listener)
 
 
 def tokens_of(model, prompt=PROMPT, sampling=DRAWN, seed=0, sample=0, **settings):

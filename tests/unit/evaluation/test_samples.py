@@ -1,5 +1,7 @@
 """Samples: for each prompt the likeliest text and a drawn one, the same for the same weights, and without a trace in the run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tensorboard.plugin_util import markdown_to_safe_html
@@ -9,7 +11,7 @@ from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import EvaluationConfig
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError
-from trainer.evaluation.generate import Row, Sampling, generate
+from trainer.evaluation.generate import Limits, Row, Sampling, generate
 from trainer.evaluation.samples import (
     DRAWN,
     LIKELIEST,
@@ -23,15 +25,12 @@ from trainer.evaluation.samples import (
 
 TOKENIZER = load_tokenizer("bytes")
 PROMPTS = ["Enter", "", "To be, or"]
+LIMITS = Limits(max_new_tokens=10, sequence_length=32, vocab_size=257, eot_id=256)
 
 
 def take(model, prompts=PROMPTS, **settings):
-    return take_samples(
-        model,
-        prompts,
-        TOKENIZER,
-        **({"num_tokens": 10, "sequence_length": 32, "vocab_size": 257, "seed": 5} | settings),
-    )
+    seed = settings.pop("seed", 5)
+    return take_samples(model, prompts, TOKENIZER, replace(LIMITS, **settings), seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_each_prompt_is_continued_by_the_likeliest_tokens_and_by_drawn_ones(mode
     for sample in samples:
         sampling = Sampling(temperature=0.0) if sample.kind == LIKELIEST else Sampling(temperature=0.8, top_k=50)
         row = Row(prompt_ids=[256, *sample.prompt.encode()], sampling=sampling, seed=5)
-        (written,) = generate(model, [row], max_new_tokens=10, sequence_length=32, vocab_size=257, eot_id=256)
+        (written,) = generate(model, [row], LIMITS)
         assert sample.text == TOKENIZER.decode(written.tokens)
     assert len({sample.text for sample in samples}) > 3
 
@@ -95,7 +94,7 @@ def test_a_cpu_takes_them_on_one_thread_and_has_its_own_number_back(model, monke
 
 
 def test_they_end_with_the_sequence_length(model):
-    assert all(0 < len(sample.text) <= 16 for sample in take(model, ["x" * 14], num_tokens=100, sequence_length=31))
+    assert all(0 < len(sample.text) <= 16 for sample in take(model, ["x" * 14], max_new_tokens=100, sequence_length=31))
 
 
 def test_weights_that_are_no_numbers_are_said_in_the_sample():

@@ -7,7 +7,7 @@ from tests.messages import refuses, says
 from tests.unit.model.tiny import tiny_model
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, TrainerError
-from trainer.evaluation.generate import Sampling
+from trainer.evaluation.generate import Limits, Sampling
 from trainer.generation import texts as module
 from trainer.generation.texts import Text, continue_texts, exit_code, summary
 
@@ -32,14 +32,12 @@ def write(model, texts, interrupt_after=None, **settings):
     wanted = {
         "sampling": Sampling(temperature=2.0),
         "seed": 3,
-        "max_new_tokens": 9,
-        "sequence_length": 32,
-        "vocab_size": 257,
         "stops": (),
         "rows_at_once": 2,
     }
+    limits = Limits(max_new_tokens=9, sequence_length=32, vocab_size=257, eot_id=TOKENIZER.eot_id)
     continue_texts(
-        model, TOKENIZER, texts, **(wanted | settings), show=show, close=lambda text: said.append((text, None))
+        model, TOKENIZER, texts, limits, **(wanted | settings), show=show, close=lambda text: said.append((text, None))
     )
     return said
 

@@ -30,22 +30,26 @@ def project_folder() -> Path:
     return checkout_folder() or Path.cwd()
 
 
-def fsync_file(path: Path) -> None:
-    """Waits until a file's bytes are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """The number of a file or folder that is open for the block."""
+    descriptor = os.open(path, flags, 0o644)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Waits until a file's bytes are on the disk."""
+    with _opened(path, os.O_RDONLY) as descriptor:
+        os.fsync(descriptor)
 
 
 def fsync_folder(path: Path) -> None:
     """Waits until a folder's entries (names made, renamed or removed) are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -178,24 +182,18 @@ def append_line(path: Path, line: str) -> None:
 
     raises  OSError when it could not be written, or only a part of it
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
+    with _opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
         end = os.lseek(descriptor, 0, os.SEEK_END)
         is_cut = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
         content = f"{chr(10) if is_cut else ''}{line}\n".encode()
         if os.write(descriptor, content) < len(content):
             raise OSError(errno.ENOSPC, "only a part of a line could be written", str(path))
-    finally:
-        os.close(descriptor)
 
 
 def forget_cached(path: Path) -> None:
     """Asks the system to forget what it holds of a file in memory, so that the next read comes from the disk; fsync first."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path, os.O_RDONLY) as descriptor:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def truncate_file(path: Path, num_bytes: int) -> None:

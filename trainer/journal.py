@@ -29,9 +29,8 @@ One JSON object per line, only ever added to, by every process of the run (the t
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
                                     count or the last in metrics.jsonl; left out where nobody knows. cause: see ending/causes.py
 
-A launch may leave several `stop` events, one a process, or none (SIGKILL, a power cut). The first that is neither `peer` nor
-`unknown` is its cause.
-`lost_events` in any event counts those before it that could not be written.
+A launch may leave several `stop` events, one a process, or none (SIGKILL, a power cut). The first that is neither `peer` nor `unknown` is
+its cause. `lost_events` in any event counts those before it that could not be written.
 """
 
 import json
@@ -72,13 +71,8 @@ class Journal:
         except OSError as error:
             self._lost += 1
             if self._lost.bit_count() == 1:  # a full disk would say it at every event
-                log.warning(
-                    "the journal %s could not be written (%s): the event %r is lost, %d in a row by now",
-                    self._path,
-                    error.strerror or error,
-                    event,
-                    self._lost,
-                )
+                lost_now = f"the event {event!r} is lost, {self._lost} in a row by now"
+                log.warning(f"the journal {self._path} could not be written ({error.strerror or error}): {lost_now}")
         else:
             self._lost = 0
 
@@ -145,13 +139,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
         return None
-    return _renamed(content)
-
-
-def _renamed(event: dict[str, Any]) -> dict[str, Any]:
-    """An event under today's names."""
-    kind, cause = event["event"], event.get("cause")
-    now = {**event, "event": EVENTS.get(kind, kind)}
+    kind, cause = content["event"], content.get("cause")
+    now = {**content, "event": EVENTS.get(kind, kind)}  # under today's names
     return {**now, "cause": CAUSES.get(cause, cause)} if kind == "stop" and isinstance(cause, str) else now
 
 

@@ -75,11 +75,10 @@ def _machine() -> str:
 
 def _started(pid: int) -> str | None:
     try:
-        state, *others = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
+        said = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    state, *others = said.rpartition(")")[2].split()
     return None if state in "ZX" else others[18]
 
 
@@ -125,14 +124,9 @@ def lives(path: Path) -> bool:
         if time.monotonic() > ends:
             return False
         if not is_told:
-            is_told = True
-            who = record[0] if record else "an unknown process"
-            log.info(
-                "%s is held by %s, or was: watching for a sign of life, %.0f seconds at most",
-                path.parent,
-                who,
-                STILL_SECONDS,
-            )
+            is_told, who = True, record[0] if record else "an unknown process"
+            watching = f"watching for a sign of life, {STILL_SECONDS:.0f} seconds at most"
+            log.info("%s is held by %s, or was: %s", path.parent, who, watching)
         time.sleep(POLL_SECONDS)
     return False
 
@@ -192,11 +186,8 @@ def newest_record(path: Path) -> Path | None:
 
 
 def _records(path: Path) -> list[Path]:
-    return [
-        each
-        for each in path.parent.glob(f"{path.name}-*")
-        if re.fullmatch(rf"{re.escape(path.name)}-[0-9]{{8,}}", each.name)
-    ]
+    pattern = re.compile(rf"{re.escape(path.name)}-[0-9]{{8,}}")
+    return [each for each in path.parent.glob(f"{path.name}-*") if pattern.fullmatch(each.name)]
 
 
 def _number(record: Path | None) -> int:
@@ -210,10 +201,7 @@ class Lease:
     """The record that this process holds a folder by; it beats until the lease is released, or the process ends."""
 
     def __init__(self, path: Path, record: Path) -> None:
-        """
-        path    the lock that it stands for
-        record  this holder's own
-        """
+        """`path`: the lock that it stands for; `record`: this holder's own."""
         self._record: Path | None = record
         self._stop = keep_beating(record, process(), dict, path)
         atexit.register(self.release)
@@ -265,8 +253,7 @@ def next_record(path: Path) -> Path | None:
             continue  # another was quicker, and lives
         write_record(mine, process(), beats=0)
         if newest_record(path) == mine:
-            for older in _records(path):
-                if older != mine:
-                    older.unlink(missing_ok=True)
+            for older in set(_records(path)) - {mine}:
+                older.unlink(missing_ok=True)
             return mine
         mine.unlink(missing_ok=True)  # two others came and went between the look and now; the second left a higher one

@@ -23,10 +23,7 @@ class Lock:
     """A lock that this process holds until it is closed, or ends."""
 
     def __init__(self, path: Path, file: BinaryIO | None, lease: Lease | None) -> None:
-        """
-        file   holds the system's lock; None where there is none
-        lease  this holder's own, where it needs one
-        """
+        """`file` holds the system's lock, None where there is none; `lease`: this holder's own, where it needs one."""
         self.path, self._file, self._lease = path, file, lease
 
     @property
@@ -53,10 +50,7 @@ class Lock:
 
 
 def take(path: Path) -> Lock | None:
-    """Takes a lock that ends with this process, however it ends; None when another process holds it.
-
-    raises  OSError when nothing can be written there
-    """
+    """Takes a lock that ends with this process, however it ends; None when another holds it. raises OSError when it cannot be written"""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "r+b", buffering=0, opener=_make)
     try:
@@ -69,10 +63,8 @@ def take(path: Path) -> Lock | None:
         if error.errno not in _WITHOUT_LOCKS:
             raise
         log.warning(
-            "%s is on a file system without locks (%s): a second process of one run is recognised by %s-*, which says who holds it",
-            path.parent,
-            error.strerror,
-            path.name,
+            f"{path.parent} is on a file system without locks ({error.strerror}): a second process of one run is recognised by "
+            f"{path.name}-*, which says who holds it"
         )
         mine = Lease.take(path)
         return Lock(path, None, mine) if mine else None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.small_checkpoints import commit
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.checkpoint.format.verified_copy import Pace
-from trainer.checkpoint.mirror.transfer import checkpoints_at, copy_checkpoint, fetch_checkpoint, too_many
+from trainer.checkpoint.mirror.transfer import copy_checkpoint, fetch_checkpoint, look_at, too_many
 from trainer.errors import CheckpointError
 
 steps = st.lists(st.integers(1, 99), unique=True, min_size=1)
@@ -53,7 +53,7 @@ def test_whatever_copies_are_interrupted_what_is_listed_there_is_whole(kind, cop
                 )
             except CheckpointError:
                 assert blocks is not None
-            for manifest in checkpoints_at(where):
+            for manifest in look_at(where)[0]:
                 back = Path(folder) / f"back{number}"
                 assert verify(fetch_checkpoint(where, back, manifest.step)) == []
         memory.store.clear()

@@ -17,7 +17,7 @@ from trainer import files
 from trainer.checkpoint.format.manifest import Manifest, manifest_digest
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore
-from trainer.checkpoint.mirror.worker import MirrorSettings, MirrorWorker
+from trainer.checkpoint.mirror.worker import Hook, MirrorSettings, MirrorWorker, Tell
 from trainer.journal import Journal
 from trainer.text import one_line
 
@@ -83,21 +83,11 @@ class Committer:
     """Commits the checkpoints of one run, in one process."""
 
     def __init__(
-        self,
-        store: CheckpointStore,
-        plan: CommitPlan,
-        before_commit: Callable[[], object],
-        tell: Callable[[dict[str, Any]], None],
-        moved: Callable[[], object] = lambda: None,
+        self, store: CheckpointStore, plan: CommitPlan, before_commit: Hook, tell: Tell, moved: Hook = lambda: None
     ) -> None:
-        """
-        before_commit  makes the metrics durable up to the saved step
-        tell           is given what came of a copy to the mirror, as a note for the log
-        moved          is called for every block that the mirror has copied
-        """
+        """`before_commit` makes the metrics durable up to the saved step; `moved` hears of every block that the mirror has copied."""
         self._store, self._plan, self._before_commit = store, plan, before_commit
-        self._journal = Journal(plan.run_folder)
-        self._tell, self._moved = tell, moved
+        self._journal, self._tell, self._moved = Journal(plan.run_folder), tell, moved
         self._mirror: MirrorWorker | None = None
         self._in_flight_bytes: int | None = None
 
@@ -125,22 +115,15 @@ class Committer:
         final = self._store.path(manifest.step)
         self._offer(final, is_last=manifest.reason == "final")
         seconds, cpu_seconds = began.spent()
-        self._journal.write(
-            "save",
-            step=manifest.step,
-            digest=manifest_digest(final),
-            reason=manifest.reason,
-            bytes=manifest.num_bytes,
-            seconds=round(seconds, 3),
-            cpu_seconds=round(cpu_seconds, 3),
-        )
-        untidy = _failures(
-            {
-                "the marker of a save": self._plan.marker.touch,
-                "old checkpoints": self._prune,
-                "the links latest and best": self._store.point_links,
-            }
-        )
+        costs = {"bytes": manifest.num_bytes, "seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
+        digest = manifest_digest(final)
+        self._journal.write("save", step=manifest.step, digest=digest, reason=manifest.reason, **costs)
+        what_follows = {
+            "the marker of a save": self._plan.marker.touch,
+            "old checkpoints": self._prune,
+            "the links latest and best": self._store.point_links,
+        }
+        untidy = _failures(what_follows)
         return SaveResult(manifest.step, manifest.reason, None, None, manifest.num_bytes, seconds, cpu_seconds, untidy)
 
     def fail(self, manifest: Manifest, failure: str) -> SaveResult:

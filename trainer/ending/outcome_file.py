@@ -12,34 +12,16 @@ from trainer.ending.outcomes import ENDED, Outcome
 
 OUTCOME = "outcome.json"
 
-_FACTS = (
-    "loss",
-    "val_loss",
-    "last_val_loss",
-    "last_val_step",
-    "sample",
-    "exported",
-    "exported_step",
-    "untidy",
-    "planned_steps",
-)
+_LOSSES = ("loss", "val_loss", "last_val_loss", "last_val_step")
+_FACTS = (*_LOSSES, "sample", "exported", "exported_step", "untidy", "planned_steps")
 
 
 def write_outcome(folder: Path, outcome: Outcome | str, *, step: int, reason: str, **facts: Any) -> None:
     """Records the state of a run, the step it stands at, and the reason as a clause."""
     outcome = Outcome(outcome)
-    content = {
-        "outcome": outcome,
-        "step": step,
-        "reason": reason,
-        "exit_code": outcome.exit_code,
-        "time": _now(),
-        **{
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in facts.items()
-        },
-    }
-    _write(folder, content)
+    ending = {"outcome": outcome, "step": step, "reason": reason, "exit_code": outcome.exit_code, "time": _now()}
+    numberless = {name for name, value in facts.items() if isinstance(value, float) and not math.isfinite(value)}
+    _write(folder, {**ending, **facts, **dict.fromkeys(numberless)})
 
 
 def write_refusal(folder: Path, before: dict[str, Any] | None, reason: str) -> None:

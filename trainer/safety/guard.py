@@ -60,8 +60,7 @@ class NonFiniteGuard:
     def __init__(self, max_bad_steps: int, *, scaled: bool = False) -> None:
         """`scaled`: a GradScaler finds its scale by letting gradients overflow, so a bad step shows in the loss only."""
         self._max_bad_steps, self._scaled = max_bad_steps, scaled
-        self._in_a_row = 0
-        self._in_all = 0
+        self._in_a_row = self._in_all = 0
         self.num_last_skipped = 0
         """How many steps in a row were skipped up to the last one; `start_over` does not reset it."""
         self._usual = UsualLoss()
@@ -86,14 +85,8 @@ class NonFiniteGuard:
         self.num_last_skipped += 1
         self._in_a_row += 1
         self._in_all += 1
-        log.warning(
-            "step %d: loss %g, gradient norm %g: the update is skipped (%d in a row, %d in all)",
-            step,
-            loss,
-            grad_norm,
-            self._in_a_row,
-            self._in_all,
-        )
+        counts = f"{self._in_a_row} in a row, {self._in_all} in all"
+        log.warning(f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}: the update is skipped ({counts})")
         if self._in_a_row >= self._max_bad_steps:
             return f"{self._in_a_row} steps in a row had a gradient that is not finite, the last with loss {loss:g}"
         return None

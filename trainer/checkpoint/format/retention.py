@@ -214,7 +214,7 @@ def least_bytes(policy: Policy, one_bytes: int) -> int:
 def most_kept(policy: Policy, max_steps: int, *, has_copies: bool = False) -> int:
     """The most checkpoints that are kept at once in a run of so many steps, pinned ones not counted.
 
-    has_copies  whether there is a second place: what is being copied there and what is next stay too, where no bound goes before them
+    has_copies  whether there is a mirror: what is being copied there and what is next stay too, where no bound goes before them
     """
     for_good = max_steps // policy.keep_every_steps if policy.keep_every_steps else 0
     held = 2 if has_copies and policy.max_disk_bytes is None else 0

@@ -14,6 +14,7 @@ There is no index and no pointer that could disagree: the list is what is on dis
 import logging
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,11 @@ class Entry:
         assert self.step is not None, "this is a copy under another name"
         return self.step
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its structure is right; whether its bytes are, only `verify` can tell."""
+        return self.manifest is not None and not self.problem
+
     def described(self) -> Manifest:
         """Its manifest, for whoever knows that it can be read."""
         assert self.manifest is not None, "its manifest cannot be read"
@@ -80,7 +86,7 @@ class CheckpointStore:
 
     def sound_manifests(self) -> list[Manifest]:
         """Manifests of all checkpoints whose structure is whole."""
-        return [entry.manifest for entry in self.entries() if entry.manifest and not entry.problem]
+        return [entry.described() for entry in self.entries() if entry.is_whole]
 
     def path(self, step: int) -> Path:
         return self.folder / folder_name(step)
@@ -194,6 +200,12 @@ class CheckpointStore:
     def num_bytes(self) -> int:
         """Bytes of everything in the folder, set-aside folders included."""
         return folder_bytes(self.folder)
+
+
+def best_entries(entries: Sequence[Entry]) -> list[Entry]:
+    """Those with a validation loss, lowest first; by their manifests, since a folder may have another step's name, which is a damage."""
+    of_manifest = {id(entry.manifest): entry for entry in entries}
+    return [of_manifest[id(best)] for best in best_first([entry.manifest for entry in entries if entry.manifest])]
 
 
 def folder_bytes(path: Path) -> int:

@@ -81,21 +81,15 @@ class Pace:
 
 
 def copy_verified(
-    manifest: Manifest,
-    source: Files,
-    target: Files,
-    *,
-    folder: str = "",
-    new_folder: str = "",
-    pace: Pace | None = None,
+    manifest: Manifest, source: Files, target: Files, *, folder: str = "", into: str = "", pace: Pace | None = None
 ) -> None:
-    """Copies every file of a checkpoint, but not its manifest, from `folder` of the source to `new_folder` of the target.
+    """Copies every file of a checkpoint, but not its manifest, from `folder` of the source to `into` of the target.
 
     raises  CheckpointError where a name leads out of the folder, or bytes do not match their digest; what the two raise themselves
     """
     pace = pace or Pace(None)
     for name in safe_names(manifest, source.where):
-        path, new_path, entry = posixpath.join(folder, name), posixpath.join(new_folder, name), manifest.files[name]
+        path, new_path, entry = posixpath.join(folder, name), posixpath.join(into, name), manifest.files[name]
         with source.read(path) as file, target.write(new_path) as new_file:
             _check(_digest(file, pace, new_file), entry, f"{source.where}/{path}", "take another checkpoint")
         target.flushed(new_path)

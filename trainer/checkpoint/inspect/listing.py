@@ -9,11 +9,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainer import locks
 from trainer.checkpoint.format import verified
 from trainer.checkpoint.format.manifest import MANIFEST, Manifest, folder_name
 from trainer.checkpoint.format.retention import Policy, Removal, policy_of, protected, tiers
 from trainer.checkpoint.format.store import CheckpointStore, Entry, folder_bytes, verify
+from trainer.checkpoint.resume.lock import lock_now
 from trainer.checkpoint.resume.lookup import all_of
 from trainer.config.load import load_resolved
 from trainer.errors import CheckpointError, TrainerError
@@ -69,11 +69,16 @@ def _has_its_place(entry: Entry) -> bool:
     return entry.step is not None and entry.path.name == CheckpointStore(entry.path.parent).path(entry.step).name
 
 
-def policy_of_newest(folder: Path) -> Policy:
-    """The policy in the config of the newest checkpoint that is whole; CheckpointError when none is."""
+def _policy_of(entry: Entry) -> Policy:
+    """The policy in its config. raises ConfigError, OSError"""
+    return policy_of(load_resolved(entry.path / "config.yaml").checkpoint)
+
+
+def _policy_of_newest(folder: Path) -> Policy:
+    """That of the newest checkpoint that is whole; CheckpointError when none is."""
     for entry in all_of(folder):
-        if entry.manifest and not entry.problem:
-            return policy_of(load_resolved(entry.path / "config.yaml").checkpoint)
+        if entry.is_whole:
+            return _policy_of(entry)
     raise CheckpointError(
         f"no checkpoint in {folder} is whole, so none says what is to be kept; restore one from a copy, or move the folder away"
     )
@@ -87,7 +92,7 @@ def pruning(folder: Path, *, dry_run: bool, rules: Mapping[str, int] = MappingPr
     """
     if (folder / MANIFEST).is_file():
         raise CheckpointError(f"{folder} is one checkpoint, and pruning is of a whole run; name the run or its folder")
-    policy, store = replace(policy_of_newest(folder), **rules), CheckpointStore(folder)
+    policy, store = replace(_policy_of_newest(folder), **rules), CheckpointStore(folder)
     if dry_run:
         _prove(store, policy)
         going = store.removals(policy)
@@ -132,13 +137,8 @@ def _remember_damage(folder: Path, manifest: Manifest, problems: Sequence[str]) 
 def _prune(store: CheckpointStore, policy: Policy) -> list[Removal]:
     """Prunes while nobody else writes there; returns what went."""
     try:
-        held = locks.take(store.folder / ".lock")
-        if held is None:
-            raise CheckpointError(
-                f"another process writes checkpoints to {store.folder} right now (it holds {store.folder / '.lock'}) and prunes after "
-                "every commit itself; wait for it or stop it, or look with --dry-run"
-            )
-        with held:
+        remedy = "it prunes after every commit itself: wait for it or stop it, or look with --dry-run"
+        with lock_now(store.folder, remedy):
             _prove(store, policy)
             going = store.removals(policy)
             gone = {name for name, _ in store.prune(policy)}
@@ -162,11 +162,11 @@ def _beside(entry: Entry) -> list[Entry]:
 
 def _kept(entries: list[Entry]) -> tuple[dict[int, list[str]], str | None]:
     """The tiers of each checkpoint, by the policy in the newest one's own config; none, and the reason, when it cannot be read."""
-    whole = [entry for entry in entries if entry.manifest and not entry.problem]
+    whole = [entry for entry in entries if entry.is_whole]
     if not whole:
         return {}, None
     try:
-        policy = policy_of(load_resolved(whole[0].path / "config.yaml").checkpoint)
+        policy = _policy_of(whole[0])
     except (TrainerError, OSError) as error:
         return {}, str(error)
     found = verified.last_verifications(whole[0].path.parent)

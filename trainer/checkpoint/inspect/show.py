@@ -109,11 +109,8 @@ def _file(name: str, a: Entry, b: Entry) -> dict[str, Any]:
         return {"equal": False, "words": f"{words}; its tensors cannot be compared: {error}"}
     more = f" and {len(tensors) - MAX_NAMES} more" if len(tensors) > MAX_NAMES else ""
     named = f": {', '.join(tensors[:MAX_NAMES])}{more}" if tensors else ""
-    return {
-        "equal": False,
-        "tensors": tensors,
-        "words": f"{words}; {len(tensors)} of {num_tensors} tensors differ{named}",
-    }
+    words = f"{words}; {len(tensors)} of {num_tensors} tensors differ{named}"
+    return {"equal": False, "tensors": tensors, "words": words}
 
 
 def pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

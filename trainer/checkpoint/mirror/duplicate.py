@@ -3,10 +3,11 @@
 import time
 from pathlib import Path
 
-from trainer import files, locks
+from trainer import files
 from trainer.checkpoint.format.manifest import MANIFEST, Manifest
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.format.verified_copy import DiskFiles, copy_verified
+from trainer.checkpoint.resume.lock import lock_now
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.errors import CheckpointError
 from trainer.text import duration, size
@@ -23,16 +24,12 @@ def duplicate(folder: Path, wanted: str, target: Path) -> str:
     _check(entry.path, manifest, final)
     started = time.perf_counter()
     try:
-        held = locks.take(target / ".lock")
-        if held is None:
-            raise CheckpointError(
-                f"another process writes checkpoints to {target} right now; wait for it, or copy to another folder"
-            )
-        with held:
+        with lock_now(target, "wait for it, or copy to another folder"):
             _copy_and_commit(entry.path, manifest, final)
     except OSError as error:
+        remedy = "fix that" if entry.path.is_dir() else "a trainer has pruned it meanwhile: pin one that is kept first"
         raise CheckpointError(
-            f"{entry.path} could not be copied to {target} ({error}); {_advice(entry.path)}, and copy again"
+            f"{entry.path} could not be copied to {target} ({error}); {remedy}, and copy again"
         ) from None
     took = duration(time.perf_counter() - started)
     return f"{final}: {size(manifest.num_bytes)} copied, every byte read back and sound, in {took}"
@@ -68,7 +65,3 @@ def _copy_and_commit(source: Path, manifest: Manifest, final: Path) -> None:
         if staging.exists():  # after the rename the copy is whole, though the disk may not have its name yet
             files.remove_folder(staging)
         raise
-
-
-def _advice(source: Path) -> str:
-    return "fix that" if source.is_dir() else "a trainer has pruned it meanwhile: pin one that is kept first"

@@ -1,11 +1,10 @@
-"""Checkpoints brought back from a second place: what is there, and one of them, verified, among a run's own again."""
+"""Checkpoints brought back from a mirror: what is there, and one of them, verified, among a run's own again."""
 
 import time
 from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 
-from trainer import locks
 from trainer.checkpoint.format.manifest import Manifest, folder_name
 from trainer.checkpoint.format.retention import best_first
 from trainer.checkpoint.format.store import CheckpointStore
@@ -13,6 +12,7 @@ from trainer.checkpoint.mirror.places import open_place
 from trainer.checkpoint.mirror.transfer import fetch_checkpoint, look_at
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.diverged import contents_set_aside
+from trainer.checkpoint.resume.lock import lock_now
 from trainer.config.schema import Config
 from trainer.errors import CheckpointError
 from trainer.journal import events_from
@@ -24,14 +24,13 @@ def place_of(config: Config) -> str:
     place = mirror_settings(config.checkpoint, config.name)
     if place is None:
         raise CheckpointError(
-            f"the run {config.name} has no second place of its own (checkpoint.mirror is empty); name the folder or URL that holds its "
-            "step-*"
+            f"the run {config.name} has no mirror of its own (checkpoint.mirror is empty); name the folder or URL that holds its step-*"
         )
     return place.where
 
 
 def offered(where: str) -> str:
-    """The checkpoints of one run in a second place as a table, newest first, and those there that cannot be read. raises CheckpointError"""
+    """The checkpoints of one run on a mirror as a table, newest first, and those there that cannot be read. raises CheckpointError"""
     found, unreadable = _found(where)
     rows = [("step", "age", "loss", "val loss", "tokens", "size"), *map(_row, found)]
     total = size(sum(manifest.num_bytes for manifest in found))
@@ -44,20 +43,15 @@ def fetch(where: str, wanted: str, folder: Path, run_folder: Path | None = None)
     run_folder  of the run whose copies these are, where it is there: what it set aside as diverged is neither latest nor best
     raises      CheckpointError when it is not there, not sound, or nothing can be put there; no half of it is left behind
     """
-    chosen, passed_over = _choose(
-        where, wanted, contents_set_aside(events_from(run_folder, "set_aside")) if run_folder else set()
-    )
+    diverged = contents_set_aside(events_from(run_folder, "set_aside")) if run_folder else set()
+    chosen, passed_over = _choose(where, wanted, diverged)
     started = time.monotonic()
     try:
-        held = locks.take(folder / ".lock")
+        held = lock_now(folder, "stop it, or give another folder: --to")
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written ({error.strerror}); fix that, or give another folder: --to"
         ) from None
-    if held is None:
-        raise CheckpointError(
-            f"another process writes checkpoints to {folder} right now; stop it, or give another folder: --to"
-        )
     with held:
         fetched = fetch_checkpoint(where, folder, chosen)
     num_bytes = CheckpointStore(folder).entry(fetched).described().num_bytes
@@ -80,19 +74,14 @@ def _choose(where: str, wanted: str, diverged: Collection[str]) -> tuple[int, li
     """The step that is meant, and in words what is passed over for it: copies that cannot be read, and those of what has diverged."""
     found, unreadable = _found(where)
     if wanted in ("latest", "best"):
-        aside = {
-            m.step: "it was set aside as diverged; who wants it names its step"
-            for m in found
-            if m.content_digest in diverged
-        }
-        sure = [m for m in found if m.step not in aside]
+        sure = [m for m in found if m.content_digest not in diverged]
         chosen = next(iter(sure if wanted == "latest" else best_first(sure)), None)
-        over = {
-            step: why
-            for step, why in {**unreadable, **aside}.items()
-            if chosen is None or wanted == "best" or step > chosen.step
-        }
-        words = [f"{folder_name(step)} is passed over: {why}" for step, why in sorted(over.items(), reverse=True)]
+        why_not = "it was set aside as diverged; who wants it names its step"
+        over = {**unreadable, **{m.step: why_not for m in found if m.content_digest in diverged}}
+        least = -1 if chosen is None or wanted == "best" else chosen.step
+        words = [
+            f"{folder_name(step)} is passed over: {over[step]}" for step in sorted(over, reverse=True) if step > least
+        ]
     else:
         chosen, words = next((m for m in found if str(m.step) == wanted.lstrip("0")), None), []
         if wanted.isdecimal() and int(wanted) in unreadable:

@@ -20,7 +20,7 @@ from trainer.errors import CheckpointError
 
 
 class Place(Files, Protocol):
-    """What a second place can do with the files of checkpoints; paths are relative to it, with `/`."""
+    """What a mirror can do with the files of checkpoints; paths are relative to it, with `/`."""
 
     def steps(self) -> list[int]:
         """Steps of all checkpoints there that have a manifest, newest first."""
@@ -134,13 +134,13 @@ class RemotePlace:
 
 
 def open_place(where: str) -> Place:
-    """The second place of a path or URL; a `file://` URL is a folder like any other. CheckpointError when fsspec cannot open it."""
+    """The mirror at a path or URL; a `file://` URL is a folder like any other. CheckpointError when fsspec cannot open it."""
     for scheme in ("file://", "local://"):
         if where.startswith(scheme):
             return LocalPlace(Path(where.removeprefix(scheme)))
     if "://" not in where:
         return LocalPlace(Path(where))
-    with place_errors(f"the second place {where} cannot be opened"):
+    with place_errors(f"the mirror {where} cannot be opened"):
         return RemotePlace(where)
 
 

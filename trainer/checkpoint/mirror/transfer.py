@@ -29,7 +29,7 @@ class Copied:
 
 
 def copy_checkpoint(checkpoint: Path, where: str, *, keep: int, pace: Pace | None = None) -> Copied:
-    """Copies one committed checkpoint to a second place, verified there, and keeps the newest `keep` of the place.
+    """Copies one committed checkpoint to a mirror, verified there, and keeps the newest `keep` of it.
 
     pace    bandwidth; both the writing and the reading back count
     raises  CheckpointError when it could not be done; what an interrupted copy leaves is not there, and the next one removes it
@@ -46,7 +46,7 @@ def copy_checkpoint(checkpoint: Path, where: str, *, keep: int, pace: Pace | Non
         num_bytes = 0
         if not _is_there(place, manifest.step, text):
             folder = place.begin(manifest.step)
-            copy_verified(manifest, DiskFiles(checkpoint), place, new_folder=folder, pace=pace)
+            copy_verified(manifest, DiskFiles(checkpoint), place, into=folder, pace=pace)
             place.commit(folder, manifest.step, text)
             num_bytes = manifest.num_bytes + len(text)
         removed = too_many(place.steps(), manifest.step, keep)
@@ -56,7 +56,7 @@ def copy_checkpoint(checkpoint: Path, where: str, *, keep: int, pace: Pace | Non
 
 
 def _refuse_home(place: Place, checkpoint: Path) -> None:
-    """The folder of the run's own checkpoints is no second place: sweeping it would remove what is being written."""
+    """The folder of the run's own checkpoints is no mirror: sweeping it would remove what is being written."""
     if isinstance(place, LocalPlace) and Path(place.where).resolve() == checkpoint.parent.resolve():
         raise CheckpointError(
             f"checkpoint.mirror leads to {checkpoint.parent}, where the checkpoints of this run are already; give another disk's "
@@ -71,13 +71,8 @@ def too_many(steps: list[int], newest: int, keep: int) -> list[int]:
     return sorted((kept + left)[max(keep, 1) :])
 
 
-def checkpoints_at(where: str) -> list[Manifest]:
-    """The manifests of the checkpoints in a second place, newest first; one that cannot be read is left out."""
-    return look_at(where)[0]
-
-
 def look_at(where: str) -> tuple[list[Manifest], dict[int, str]]:
-    """The same, and by its step why each of the others cannot be read."""
+    """The manifests of the checkpoints on a mirror, newest first, and by its step why each of the others cannot be read."""
     place = open_place(where)
     found, unreadable = [], {}
     with place_errors(f"the checkpoints in {where} cannot be listed"):
@@ -90,7 +85,7 @@ def look_at(where: str) -> tuple[list[Manifest], dict[int, str]]:
 
 
 def fetch_checkpoint(where: str, into: Path, step: int | None = None, *, pace: Pace | None = None) -> Path:
-    """Brings a checkpoint back from a second place, verified: the newest, or that of a step; returns its folder.
+    """Brings a checkpoint back from a mirror, verified: the newest, or that of a step; returns its folder.
 
     The folder is `into`/step-*, for resume_from_checkpoint=PATH. raises CheckpointError
     """
@@ -99,31 +94,30 @@ def fetch_checkpoint(where: str, into: Path, step: int | None = None, *, pace: P
         steps = place.steps()
         if not steps or (step is not None and step not in steps):
             there = f"it holds the steps {', '.join(map(str, steps))}" if steps else "it holds none"
+            which = "" if step is None else f" of step {step}"
             raise CheckpointError(
-                f"there is no checkpoint{'' if step is None else f' of step {step}'} in {where}; {there}: give one of them, or another "
-                "place"
+                f"there is no checkpoint{which} in {where}; {there}: give one of them, or another place"
             )
         wanted = steps[0] if step is None else step
-        manifest, text = _manifest_at(place, wanted), _read_bytes(place, f"{folder_name(wanted)}/{MANIFEST}")
+        manifest, text = _manifest_at(place, wanted), _text_at(place, wanted)
         if store.path(wanted).exists():
             raise CheckpointError(f"{store.path(wanted)} exists already, and is not replaced; give another folder")
         home = LocalPlace(into)
         folder = home.begin(wanted)
-        copy_verified(manifest, place, home, folder=folder_name(wanted), new_folder=folder, pace=pace)
+        copy_verified(manifest, place, home, folder=folder_name(wanted), into=folder, pace=pace)
         home.commit(folder, wanted, text)
     return store.path(wanted)
 
 
 def _is_there(place: Place, step: int, text: bytes) -> bool:
     """Whether this very checkpoint was committed there before; its bytes were read back then."""
-    return step in place.steps() and _read_bytes(place, f"{folder_name(step)}/{MANIFEST}") == text
+    return step in place.steps() and _text_at(place, step) == text
 
 
 def _manifest_at(place: Place, step: int) -> Manifest:
-    path = f"{folder_name(step)}/{MANIFEST}"
-    return parse_manifest(_read_bytes(place, path), f"{place.where}/{path}")
+    return parse_manifest(_text_at(place, step), f"{place.where}/{folder_name(step)}/{MANIFEST}")
 
 
-def _read_bytes(place: Place, path: str) -> bytes:
-    with place.read(path) as file:
+def _text_at(place: Place, step: int) -> bytes:
+    with place.read(f"{folder_name(step)}/{MANIFEST}") as file:
         return file.read()

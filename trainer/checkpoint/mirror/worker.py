@@ -1,4 +1,4 @@
-"""Copies to a second place, in a thread beside the saves: a slow place must not keep checkpoints from the first.
+"""Copies to a mirror, in a thread beside the saves: a slow mirror must not keep checkpoints from their own disk.
 
 The thread is the writer's; where saves are made without one, the trainer's.
 """
@@ -24,6 +24,13 @@ if TYPE_CHECKING:  # the writer starts in half the time without pydantic
     from trainer.config.schema import CheckpointConfig
 
 
+Tell = Callable[[dict[str, Any]], None]
+"""Is given what came of a copy, as a note for the log: {"note", "is_failure"}."""
+
+Hook = Callable[[], object]
+"""Is called at a moment that its name says."""
+
+
 @dataclass(frozen=True)
 class MirrorSettings:
     """Where one run's copies go, and which."""
@@ -41,35 +48,21 @@ def mirror_settings(settings: "CheckpointConfig", name: str) -> MirrorSettings |
         return None
     is_url = "://" in settings.mirror
     where = settings.mirror if is_url else str(files.project_folder() / settings.mirror)
-    return MirrorSettings(
-        place_of_run(where, name),
-        settings.mirror_every,
-        settings.mirror_keep,
-        settings.mirror_bytes_per_second,
-    )
+    every, keep, bytes_per_second = settings.mirror_every, settings.mirror_keep, settings.mirror_bytes_per_second
+    return MirrorSettings(place_of_run(where, name), every, keep, bytes_per_second)
 
 
 class MirrorWorker:
     """Takes every n-th committed checkpoint, one after the other; of those that wait, only the newest is copied."""
 
-    def __init__(
-        self,
-        settings: MirrorSettings,
-        journal: Journal,
-        tell: Callable[[dict[str, Any]], None],
-        moved: Callable[[], object],
-    ) -> None:
-        """
-        tell      hears what came of a copy, as a note for the log
-        moved     hears of every block that has moved
-        """
+    def __init__(self, settings: MirrorSettings, journal: Journal, tell: Tell, moved: Hook) -> None:
+        """`moved` hears of every block that has moved."""
         self._where, self._every, self._keep = settings.where, settings.every, settings.keep
         self._pace = Pace(settings.bytes_per_second, between_blocks=self._note_move)
         self._moved, self._moved_at = moved, time.monotonic()
         self._journal, self._tell = journal, tell
-        self._num_offered = journal.count(
-            "save"
-        )  # over all launches, or a run that is often interrupted would never copy
+        # Over all launches, or a run that is often interrupted would never copy.
+        self._num_offered = journal.count("save")
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._held: set[str] = set()
         self._next: Path | None = None
@@ -87,9 +80,7 @@ class MirrorWorker:
         self._num_offered += 1
         if is_last or self._num_offered % self._every == 0:
             with self._choosing:
-                if (
-                    self._next is not None
-                ):  # it will not be copied, and a slow place must not fill the first one with what waits
+                if self._next is not None:  # it will not be copied: what waits for a slow mirror must not fill the disk
                     self._held.discard(self._next.name)
                 self._next = checkpoint
                 self._held.add(checkpoint.name)
@@ -102,13 +93,11 @@ class MirrorWorker:
         while self._thread.is_alive():
             self._thread.join(0.2)
             if time.monotonic() - self._moved_at > HUNG_SECONDS:
-                self._tell(
-                    {
-                        "note": f"second place: {self._where} hangs; the last copy is not finished, and not waited for",
-                        "is_failure": True,
-                    }
-                )
+                self._note(f"mirror: {self._where} hangs; the last copy is not finished, and not waited for")
                 return
+
+    def _note(self, words: str, *, is_failure: bool = True) -> None:
+        self._tell({"note": words, "is_failure": is_failure})
 
     def _note_move(self) -> None:
         self._moved_at = time.monotonic()
@@ -132,14 +121,8 @@ class MirrorWorker:
             copied = copy_checkpoint(checkpoint, self._where, keep=self._keep, pace=self._pace)
         except (CheckpointError, OSError) as error:
             self._journal.write("mirror", step=step, where=self._where, failure=str(error))
-            self._tell({"note": f"second place: {error}; the next copy tries again", "is_failure": True})
+            self._note(f"mirror: {error}; the next copy tries again")
             return
-        self._journal.write(
-            "mirror", step=step, where=self._where, bytes=copied.num_bytes, seconds=round(copied.seconds, 3)
-        )
-        self._tell(
-            {
-                "note": f"step {step}: copied to {self._where}, {size(copied.num_bytes)} in {duration(copied.seconds)}",
-                "is_failure": False,
-            }
-        )
+        num_bytes, seconds = copied.num_bytes, copied.seconds
+        self._journal.write("mirror", step=step, where=self._where, bytes=num_bytes, seconds=round(seconds, 3))
+        self._note(f"step {step}: copied to {self._where}, {size(num_bytes)} in {duration(seconds)}", is_failure=False)

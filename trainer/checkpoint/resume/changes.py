@@ -18,24 +18,10 @@ from trainer.config.load import kept_settings
 NEVER = "never"
 """The key of what no setting allows."""
 
-_KEYS = {
-    "training_data": "data",
-    "tokenizer": "tokenizer",
-    "sequence_length": "sequence_length",
-    "seed": "seed",
-    "optimizer": "optimizer",
-}
-"""Fact of a manifest's identity -> the name that allows its change; facts that are not here are refused always."""
+_ALLOWABLE = ("data", "tokenizer", "sequence_length", "seed", "optimizer")
+"""Facts of a manifest's identity whose change can be allowed, by the name that does it; others are refused always."""
 
-_TOLD_ELSEWHERE = (
-    "name",
-    "resume_from_checkpoint",
-    "sequence_length",
-    "seed",
-    "optimizer.name",
-    "model.preset",
-    "model.config",
-)
+_TOLD_ELSEWHERE = ("name", "resume_from_checkpoint", *_ALLOWABLE, "optimizer.name", "model.preset", "model.config")
 """Settings that say where to go on, or whose meaning is compared as a fact of the identity or as a field of the resolved model."""
 
 CONSEQUENCES = {
@@ -80,17 +66,18 @@ def changes(manifest: Manifest, settings: Mapping[str, Any], present: Descriptio
     that only one of the two has came or went with a version of transformers, and says nothing.
     """
     refusable = _of_identity(manifest, settings, present)
-    shared = [field for field in present.model if field in manifest.model and field not in UNSPECIFIC]
-    refusable += [
-        Change(f"model.{field}", manifest.model[field], present.model[field], f"model.{field}")
-        for field in shared
-        if manifest.model[field] != present.model[field]
-    ]
-    return (
-        refusable
-        + _of_settings(settings, present, {change.key for change in refusable})
-        + _of_the_rest(manifest, settings, present, processes)
-    )
+    for name, before, now in _unequal(manifest.model, present.model, UNSPECIFIC):
+        refusable.append(Change(f"model.{name}", before, now, f"model.{name}"))
+    told = _of_settings(settings, present, {change.key for change in refusable})
+    return refusable + told + _of_the_rest(manifest, settings, present, processes)
+
+
+def _unequal(
+    before: Mapping[str, Any], now: Mapping[str, Any], left_out: Collection[str] = ()
+) -> list[tuple[str, Any, Any]]:
+    """(name, before, now) for what both have, and not the same."""
+    names = [name for name in now if name in before and name not in left_out]
+    return [(name, before[name], now[name]) for name in names if before[name] != now[name]]
 
 
 def _of_identity(manifest: Manifest, settings: Mapping[str, Any], present: Description) -> list[Change]:
@@ -101,12 +88,12 @@ def _of_identity(manifest: Manifest, settings: Mapping[str, Any], present: Descr
             now = present.training_data_at(manifest.identity["sequence_length"])
         if before == now:
             continue
-        key = _KEYS.get(fact, NEVER)
-        if key == "data":
+        name = "data" if fact == "training_data" else fact
+        if name == "data":
             before, now = _told_apart(_data_named(settings), before, _data_named(present.settings), now)
-        elif key == "tokenizer":
+        elif name == "tokenizer":
             before, now = _told_apart(manifest.tokenizer, before, present.tokenizer, now)
-        found.append(Change(key if fact in _KEYS else fact, before, now, key))
+        found.append(Change(name, before, now, name if name in _ALLOWABLE else NEVER))
     return found
 
 
@@ -141,16 +128,8 @@ def _of_settings(settings: Mapping[str, Any], present: Description, refusable: C
     """Settings that both know and that differ, but those that `refusable` changes have told already."""
     told = {"data": ("data.corpus", "data.train", "data.dtype"), "tokenizer": ("data.tokenizer",)}
     left_out = {name for key in refusable for name in told.get(key or "", ())} | set(_TOLD_ELSEWHERE)
-    shared = [
-        name
-        for name in present.settings
-        if name in settings and name not in left_out and not name.startswith("resume.")
-    ]
-    return [
-        Change(name, settings[name], present.settings[name])
-        for name in shared
-        if settings[name] != present.settings[name]
-    ]
+    unequal = _unequal(settings, present.settings, left_out)
+    return [Change(*each) for each in unequal if not each[0].startswith("resume.")]
 
 
 def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Description, processes: int) -> list[Change]:
@@ -164,18 +143,10 @@ def _of_the_rest(manifest: Manifest, settings: Mapping[str, Any], present: Descr
         found.append(Change("processes", manifest.world_size, processes))
     if manifest.precision != present.precision_now:
         found.append(Change("precision", manifest.precision, present.precision_now))
-    found += [
-        Change(name, manifest.conditions[name], now)
-        for name, now in present.conditions.items()
-        if None not in (now, manifest.conditions.get(name))
-        and manifest.conditions[name] != now  # None: it does not apply there
-    ]
-    versions = [
-        (name, manifest.versions[name], number)
-        for name, number in present.versions.items()
-        if name in manifest.versions
-    ]
-    return found + [Change(name, before, now, is_version=True) for name, before, now in versions if before != now]
+    conditions = _unequal(manifest.conditions, present.conditions)
+    found += [Change(*each) for each in conditions if None not in each]  # None: it does not apply there
+    versions = _unequal(manifest.versions, present.versions)
+    return found + [Change(name, before, now, is_version=True) for name, before, now in versions]
 
 
 def refusal(found: Sequence[Change], allowed: Collection[str]) -> str | None:
@@ -212,7 +183,6 @@ def markdown(found: Sequence[Change], step: int) -> str:
 
 def shown(value: Any) -> str:
     """A value in a few characters: a long one without its middle, since paths differ at their ends."""
-    text = (
-        value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True, default=str)
-    )
-    return text if len(text) <= 60 else f"{text[:17]}...{text[-40:]}"
+    if not isinstance(value, str):
+        value = "none" if value is None else json.dumps(value, sort_keys=True, default=str)
+    return value if len(value) <= 60 else f"{value[:17]}...{value[-40:]}"

@@ -97,8 +97,7 @@ def _judge(rows: dict[int, _Row], start: _Start | None) -> None:
     stop = start.stop or {}
     died_at = stop.get("step") if stop.get("cause") in OWN_FAILURES else None
     if isinstance(died_at, int):
-        same = row.died_at == died_at
-        row.num_deaths = row.num_deaths + 1 if same else 1
+        row.num_deaths = row.num_deaths + 1 if row.died_at == died_at else 1
         row.died_at, row.reason = died_at, str(stop.get("reason") or stop["cause"])
     elif row.died_at is not None and start.reached > row.died_at:
         rows[start.step] = _Row(start.digest)

@@ -21,17 +21,14 @@ def set_diverged_aside(store: CheckpointStore, first_unsure: int, resumed: int |
     """
     if resumed is not None and first_unsure <= resumed:
         log.warning(
-            "no step since the resume at step %d had a usual loss; if it diverges again under other settings, go further back with "
-            "resume_from_checkpoint=STEP",
-            resumed,
+            f"no step since the resume at step {resumed} had a usual loss; if it diverges again under other settings, go further back with "
+            "resume_from_checkpoint=STEP"
         )
     moved = []
     for entry in store.entries():
         if entry.number >= first_unsure and (resumed is None or entry.number > resumed):
             moved.append(files.set_aside(entry.path, DIVERGED).name)
-            content = (
-                entry.manifest.content_digest if entry.manifest else None
-            )  # by which its copies elsewhere are known
+            content = entry.manifest.content_digest if entry.manifest else None  # copies elsewhere are known by it
             journal.write("set_aside", step=entry.step, name=moved[-1], reason=DIVERGED, content=content)
             log.warning("%s may have diverged already, and is kept as %s", entry.path.name, moved[-1])
     if moved:

@@ -30,6 +30,16 @@ DEATH_SECONDS = 20.0
 _LOOK_SECONDS = 0.1
 
 
+def lock_now(folder: Path, remedy: str) -> Lock:
+    """Takes the folder for this process. raises CheckpointError with the remedy while another process has it, OSError"""
+    lock = locks.take(folder / LOCK)
+    if lock is None:
+        raise CheckpointError(
+            f"another process writes checkpoints to {folder} right now (it holds {folder / LOCK}); {remedy}"
+        )
+    return lock
+
+
 def lock_checkpoints(folder: Path) -> Lock:
     """Takes the folder for this process, waiting for a writer whose trainer is dead.
 
@@ -69,11 +79,8 @@ class _Orphan:
             return
         hangs = f"the writer that the last launch left in {self._path.parent} has moved nothing for {duration(HUNG_SECONDS)}"
         if inheritor is None or not inheritor[0].is_here:
-            where = (
-                str(inheritor[0])
-                if inheritor
-                else "trainer.checkpoint.save.writer, a process that cannot be named from here"
-            )
+            unnamed = "trainer.checkpoint.save.writer, a process that cannot be named from here"
+            where = inheritor[0] if inheritor else unnamed
             raise CheckpointError(
                 f"{hangs}: its disk may hang; fix that, or end it where it runs ({where}), and start again"
             )

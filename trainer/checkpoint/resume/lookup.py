@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 
 from trainer.checkpoint.format.manifest import MANIFEST
-from trainer.checkpoint.format.retention import best_first
-from trainer.checkpoint.format.store import CheckpointStore, Entry
+from trainer.checkpoint.format.store import CheckpointStore, Entry, best_entries
 from trainer.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -15,14 +14,10 @@ def all_of(folder: Path) -> list[Entry]:
     """Every checkpoint of a folder, newest first, or the one whose folder it is; CheckpointError when there is none."""
     if (folder / MANIFEST).is_file():
         return [CheckpointStore(folder.parent).entry(folder)]
-    entries = [
-        entry for entry in CheckpointStore(folder).entries() if entry.path.is_dir()
-    ]  # a trainer prunes meanwhile
-    if not entries:
-        raise CheckpointError(
-            f"{folder} holds no checkpoints (folders step-*); train first, or name a run or its folder"
-        )
-    return entries
+    entries = CheckpointStore(folder).entries()
+    if present := [entry for entry in entries if entry.path.is_dir()]:  # a trainer prunes meanwhile
+        return present
+    raise CheckpointError(f"{folder} holds no checkpoints (folders step-*); train first, or name a run or its folder")
 
 
 def one_of(folder: Path, wanted: str) -> Entry:
@@ -41,15 +36,19 @@ def _named(folder: Path, wanted: str) -> Entry:
             )
         return CheckpointStore(Path(wanted).parent).entry(Path(wanted))
     entries = all_of(folder)
-    if wanted.isdecimal():
-        return _of_step(folder, entries, int(wanted))
-    return _best(folder, entries) if wanted == "best" else _latest(folder, entries)
+    if not wanted.isdecimal():
+        return _best(folder, entries) if wanted == "best" else _latest(folder, entries)
+    if of_step := [entry for entry in entries if entry.step == int(wanted)]:
+        return of_step[0]
+    raise CheckpointError(
+        f"there is no checkpoint of step {int(wanted)} in {folder}; take one of the steps: {_steps(entries)}"
+    )
 
 
 def _latest(folder: Path, entries: list[Entry]) -> Entry:
     """The newest that is whole; newer ones that are not are told."""
     for entry in entries:
-        if entry.manifest and not entry.problem:
+        if entry.is_whole:
             return entry
         log.warning("%s is passed over: %s", entry.path.name, entry.problem)
     raise CheckpointError(f"no checkpoint in {folder} is whole; name a step: {_steps(entries)}")
@@ -57,12 +56,7 @@ def _latest(folder: Path, entries: list[Entry]) -> Entry:
 
 def _best(folder: Path, entries: list[Entry]) -> Entry:
     """The one with the lowest validation loss, and no other in its place where it is not whole."""
-    of_manifest = {
-        id(entry.manifest): entry for entry in entries
-    }  # a folder may have another step's name, which is a damage
-    ranked = [
-        of_manifest[id(manifest)] for manifest in best_first([entry.manifest for entry in entries if entry.manifest])
-    ]
+    ranked = best_entries(entries)
     if not ranked:
         raise CheckpointError(
             f"no checkpoint in {folder} has a validation loss, so none is best; name a step: {_steps(entries)}"
@@ -74,15 +68,6 @@ def _best(folder: Path, entries: list[Entry]) -> Entry:
             f"{ranked[0].path} is the best and not whole ({problem}); restore it from a copy, or name a step: {instead}"
         )
     return ranked[0]
-
-
-def _of_step(folder: Path, entries: list[Entry], step: int) -> Entry:
-    for entry in entries:
-        if entry.step == step:
-            return entry
-    raise CheckpointError(
-        f"there is no checkpoint of step {step} in {folder}; take one of the steps: {_steps(entries)}"
-    )
 
 
 def _steps(entries: list[Entry]) -> str:

@@ -69,11 +69,8 @@ class Restorer:
 
     def _suspects(self) -> dict[int, str]:
         """The checkpoints from which starts die again and again, by the journal."""
-        sound = [entry.path for entry in self._store.entries() if not entry.problem]
-        return suspects(
-            events_from(self._context.run_folder, "start", "resume", "save", "stop"),
-            {int(path.name[5:]): manifest_digest(path) for path in sound},
-        )
+        digests = {entry.number: manifest_digest(entry.path) for entry in self._store.entries() if entry.is_whole}
+        return suspects(events_from(self._context.run_folder, "start", "resume", "save", "stop"), digests)
 
     def _unless_gone_on(self, wanted: str) -> str:
         """`latest` in place of a step, a path or best that this run was taken back to before and has gone on from.
@@ -114,16 +111,14 @@ class Restorer:
 
     def _restore_random_streams(self, folder: Path, manifest: Manifest) -> None:
         accelerator = self._context.accelerator
-        rank = accelerator.process_index
         if manifest.world_size == accelerator.num_processes:
             self._context.layout.load_random_streams(folder, accelerator)
             return
-        random_states.seed_anew(self._context.description.identity["seed"], manifest.step, rank)
+        seed = self._context.description.identity["seed"]
+        random_states.seed_anew(seed, manifest.step, accelerator.process_index)
         log.info(
-            "%s now, %d before: order and batches of the data are the same; random streams start anew from "
-            "(seed, step, rank), and losses agree up to the order of summation",
-            numbered(accelerator.num_processes, "process"),
-            manifest.world_size,
+            f"{numbered(accelerator.num_processes, 'process')} now, {manifest.world_size} before: order and batches of the data are the "
+            "same; random streams start anew from (seed, step, rank), and losses agree up to the order of summation"
         )
 
     def _set_aside(self, resolution: Resolution, leave_curve: Callable[[], object]) -> None:
@@ -137,10 +132,9 @@ class Restorer:
                 moved = files.set_aside(entry.path, "abandoned").name
                 log.warning("%s is not of the branch that goes on from here, and is kept as %s", entry.path.name, moved)
         if not is_own:
-            if self._context.policy.max_disk_bytes is not None:
-                self._store.prune(
-                    self._context.policy, in_flight_bytes=manifest.num_bytes + (1 << 20), held={chosen.name}
-                )
+            policy, num_bytes = self._context.policy, manifest.num_bytes + (1 << 20)
+            if policy.max_disk_bytes is not None:
+                self._store.prune(policy, in_flight_bytes=num_bytes, held={chosen.name})
             leave_curve()  # before the commit: a crash between the two finds neither curve nor checkpoints of the branch that was left
             adopted = self._store.adopt(chosen, replace(manifest, origin=self._context.origin))
             log.info("%s is copied to %s: this run has its own from its first step on", chosen, adopted)
@@ -152,6 +146,5 @@ class Restorer:
         for sentence in sentences(self.changes, step):
             log.info(sentence)
         if self.changes:
-            self._context.journal.write(
-                "change", step=step, changes={each.name: [each.before, each.now] for each in self.changes}
-            )
+            changed = {each.name: [each.before, each.now] for each in self.changes}
+            self._context.journal.write("change", step=step, changes=changed)

@@ -4,14 +4,13 @@
 reason. A run that has checkpoints never starts over silently: if none is sound that is an error, and so is `none`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.format.manifest import MANIFEST, Manifest, read_manifest
-from trainer.checkpoint.format.retention import best_first
-from trainer.checkpoint.format.store import CheckpointStore, Entry, verify
+from trainer.checkpoint.format.store import CheckpointStore, Entry, best_entries, verify
 from trainer.checkpoint.resume.crash_loops import all_suspect_text
 from trainer.config.folders import command_line, typed
 from trainer.errors import CheckpointError
@@ -35,15 +34,15 @@ class Resolution:
         return self.path, self.manifest
 
 
+Examine = Callable[[Path], list[str]]
+"""Says what is wrong with a checkpoint's folder."""
+
+
 def resolve(
-    store: CheckpointStore,
-    wanted: str,
-    examine: Callable[[Path], list[str]] = verify,
-    suspects: Mapping[int, str] | None = None,
+    store: CheckpointStore, wanted: str, examine: Examine = verify, suspects: Mapping[int, str] | None = None
 ) -> Resolution:
     """Finds the checkpoint that `resume_from_checkpoint` names; CheckpointError when it cannot be had.
 
-    examine   says what is wrong with a checkpoint's folder
     suspects  step -> why `latest` should pass it over; who names a checkpoint gets it
     """
     entries = store.entries()
@@ -105,7 +104,7 @@ def _look(path: Path) -> list[str]:
 
 
 def _first_sound(
-    store: CheckpointStore, entries: Iterable[Entry], examine: Callable[[Path], list[str]], suspects: Mapping[int, str]
+    store: CheckpointStore, entries: list[Entry], examine: Examine, suspects: Mapping[int, str]
 ) -> Resolution:
     refused: dict[Path, str] = {}
     suspect: dict[Path, str] = {}
@@ -118,9 +117,8 @@ def _first_sound(
         else:
             return Resolution(entry.path, entry.manifest, refused, suspect)
     if suspect:
-        raise CheckpointError(
-            all_suspect_text(store.folder, {int(path.name[5:]): reason for path, reason in suspect.items()})
-        )
+        of_steps = {int(path.name[5:]): reason for path, reason in suspect.items()}
+        raise CheckpointError(all_suspect_text(store.folder, of_steps))
     reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
     raise CheckpointError(
         f"{store.folder} holds {numbered(len(refused), 'checkpoint')} and none is sound ({reasons}); restore one from a copy, "
@@ -128,20 +126,16 @@ def _first_sound(
     )
 
 
-def _best(store: CheckpointStore, entries: list[Entry], examine: Callable[[Path], list[str]]) -> Resolution:
+def _best(store: CheckpointStore, entries: list[Entry], examine: Examine) -> Resolution:
     """The lowest validation loss among the sound; the next best where that one is damaged, which is told as refused."""
-    evaluated = best_first([entry.manifest for entry in entries if entry.manifest])
-    if not evaluated:
-        raise CheckpointError(
-            f"{store.folder} has no checkpoint with a validation loss, so none is best; take latest instead"
-        )
-    of_manifest = {
-        id(entry.manifest): entry for entry in entries
-    }  # a folder may have another step's name, which is a damage
-    return _first_sound(store, [of_manifest[id(manifest)] for manifest in evaluated], examine, {})
+    if evaluated := best_entries(entries):
+        return _first_sound(store, evaluated, examine, {})
+    raise CheckpointError(
+        f"{store.folder} has no checkpoint with a validation loss, so none is best; take latest instead"
+    )
 
 
-def _exactly(path: Path, help_text: str, examine: Callable[[Path], list[str]] = verify) -> Resolution:
+def _exactly(path: Path, help_text: str, examine: Examine = verify) -> Resolution:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {path}; {help_text}")
     if not (path / MANIFEST).is_file() and (inside := CheckpointStore(path).entries()):
@@ -149,8 +143,7 @@ def _exactly(path: Path, help_text: str, examine: Callable[[Path], list[str]] = 
             f"{path} is no checkpoint: it holds {len(inside)} of them; name the one to take, e.g. {inside[0].path} (the newest), or give latest "
             "for the newest of the run itself"
         )
-    problems = examine(path)
-    if problems:
+    if problems := examine(path):
         raise CheckpointError(f"{path} is not sound ({'; '.join(problems)}); {help_text}")
     return Resolution(path, read_manifest(path))
 
@@ -214,11 +207,8 @@ def _located(resolution: Resolution) -> Located:
 def _located_best(store: CheckpointStore) -> Located:
     resolution = resolve(store, "best")
     if not resolution.refused:
-        unknown = {
-            e.path.name: f"whether it is the best is not known: {e.problem}"
-            for e in store.entries()
-            if e.manifest is None
-        }
+        unread = [entry for entry in store.entries() if entry.manifest is None]
+        unknown = {entry.path.name: f"whether it is the best is not known: {entry.problem}" for entry in unread}
         return Located(*resolution.found(), unknown)
     damaged = "; ".join(f"{path}: {why}" for path, why in resolution.refused.items())
     _, best = resolution.found()

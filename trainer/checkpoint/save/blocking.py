@@ -33,16 +33,11 @@ class BlockingSaves:
         self._committer = Committer(context.store, plan, before_commit, tell_note)
 
     def save(self, manifest: Manifest) -> SaveResult:
-        """Saves this moment; what came of it, of which the figures are rank 0's.
-
-        manifest  all but the digests of the files
-        """
-        began, context = Began(), self._context
-        staging = context.store.staging(manifest.step)
+        """Saves this moment, of which `manifest` says all but the files' digests; what came of it, of which the figures are rank 0's."""
+        began, layout, accelerator = Began(), self._context.layout, self._context.accelerator
+        staging = self._context.store.staging(manifest.step)
         failure = self._on_main(lambda: self._committer.begin(manifest.step))
-        failure = failure or self._ranks.first_failure(
-            _failure_of(lambda: context.layout.write(context.accelerator, staging))
-        )
+        failure = failure or self._ranks.first_failure(_failure_of(lambda: layout.write(accelerator, staging)))
         results: list[SaveResult] = []
         if not failure:
             failure = self._on_main(lambda: results.append(self._commit(staging, manifest, began)))

@@ -63,18 +63,9 @@ class Checkpointer:
         """Rank 0's side of the writer; None on other ranks, and where training waits for saves."""
         return self._main.writer if self._main else None
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether everything that was promised is on the disk."""
-        return self.writer is None or not self.writer.pending()
-
     def check_room(self, resumed: Path | None = None) -> None:
         """Proves before the first step that the disk takes what the kept checkpoints, one of them `resumed`, and one in flight will need."""
-        for name, reason in self._ranks.broadcast_from_main(
-            lambda: self._room.check([resumed.name] if resumed else [])
-        ):
-            if self._ranks.is_main:
-                self._context.journal.write("prune", name=name, reason=reason)
+        self._ranks.broadcast_from_main(lambda: self._room.check([resumed.name] if resumed else []))
 
     def begin(self, resumed_step: int | None) -> None:
         """Allocates the slots and starts the writer, once the run stands where it begins."""

@@ -58,16 +58,15 @@ def saves_ahead(settings: CheckpointConfig, ahead: Ahead) -> dict[str, int]:
         return {}
     counts: dict[str, int] = {}
     periods: list[int] = []
+    batch = ahead.global_batch
     for name in ("keep_every_steps", "every_steps"):
         if period := getattr(settings, name):
             counts[f"checkpoint.{name}"] = _multiples([*periods, period], ahead) - _multiples(periods, ahead)
             periods.append(period)
     if settings.keep_epochs:
-        counts["checkpoint.keep_epochs"] = _crossings(
-            ahead.sequences, ahead.global_batch, ahead.sequences_per_epoch, ahead.steps
-        )
+        counts["checkpoint.keep_epochs"] = _crossings(ahead.sequences, batch, ahead.sequences_per_epoch, ahead.steps)
     if settings.every_tokens and ahead.sequences:
-        step_tokens = ahead.tokens * ahead.global_batch // ahead.sequences
+        step_tokens = ahead.tokens * batch // ahead.sequences
         counts["checkpoint.every_tokens"] = _crossings(ahead.tokens, step_tokens, settings.every_tokens, ahead.steps)
     if not any(ahead.max_steps % period == 0 for period in periods):
         counts[FINAL] = 1
@@ -104,17 +103,14 @@ def _crossings(begin: int, each: int, every: int, steps: int) -> int:
 def written_sentence(checkpoint_bytes: int, counts: Mapping[str, int], num_best: int, remaining_seconds: float) -> str:
     """What the run writes until it ends, and in a day: SSDs are rated by it."""
     number = sum(counts.values())
+    in_all = number * checkpoint_bytes
     what = "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
     causes = ", ".join(f"{each:,} by {cause}" for cause, each in counts.items())
     best = f", and up to {num_best:,} more for a best validation loss" if num_best else ""
-    a_day = (
-        f", {size(number * checkpoint_bytes * DAY_SECONDS / remaining_seconds)} a day"
-        if remaining_seconds > DAY_SECONDS
-        else ""
-    )
+    a_day = f", {size(in_all * DAY_SECONDS / remaining_seconds)} a day" if remaining_seconds > DAY_SECONDS else ""
     return (
         f"until the run ends in {duration(remaining_seconds)} about {what} of {size(checkpoint_bytes)} will be written ({causes}{best}): "
-        f"{size(number * checkpoint_bytes)}{a_day}"
+        f"{size(in_all)}{a_day}"
     )
 
 
@@ -143,13 +139,11 @@ class FreeSpace:
         return DAY_SECONDS * statistics.median(slopes)
 
 
-def permanent_bytes_a_day(
-    checkpoint_bytes: int, step_seconds: float, keep_every_steps: int | None, max_disk_bytes: int | None = None
-) -> float:
+def permanent_bytes_a_day(checkpoint_bytes: int, step_seconds: float, settings: CheckpointConfig) -> float:
     """What the policy adds for good: checkpoints at multiples of `keep_every_steps` are never pruned, unless a bound on all bytes wants it."""
-    if not keep_every_steps or max_disk_bytes is not None or step_seconds <= 0:
+    if not settings.keep_every_steps or settings.max_disk_bytes is not None or step_seconds <= 0:
         return 0.0
-    return checkpoint_bytes * DAY_SECONDS / (keep_every_steps * step_seconds)
+    return checkpoint_bytes * DAY_SECONDS / (settings.keep_every_steps * step_seconds)
 
 
 def days_until_full(free_bytes: int, growth_bytes_a_day: float) -> float | None:
@@ -166,11 +160,8 @@ def full_sentence(
     days = days_until_full(free_bytes, growth)
     if days is None:
         return f"{size(free_bytes)} are free on the disk of the checkpoints, and it does not fill"
-    fate = (
-        "after the run ends"
-        if days * DAY_SECONDS >= remaining_seconds
-        else "before the run ends: make room, or keep fewer"
-    )
+    lasts = days * DAY_SECONDS >= remaining_seconds
+    fate = "after the run ends" if lasts else "before the run ends: make room, or keep fewer"
     return (
         f"{size(free_bytes)} are free on the disk of the checkpoints, and {size(growth)} a day go ({cause}): it is full in "
         f"{duration(days * DAY_SECONDS)}, {fate}"

@@ -63,9 +63,8 @@ class MainRank:
         writer, to_write = self.writer, manifest.reason != "snapshot"
         assert writer is not None, "who takes a snapshot has a writer"
         try:
-            notice = WaitNotice(
-                f"step {manifest.step}: waiting for a slot in memory: the disk is busy with earlier saves"
-            )
+            step = manifest.step
+            notice = WaitNotice(f"step {step}: waiting for a slot in memory: the disk is busy with earlier saves")
             while (slot := writer.free_slot()) is None:
                 if manifest.reason in BY_BUDGET or (manifest.reason not in WAITED_FOR and self.status.is_still):
                     self.status.left_out(manifest)
@@ -79,17 +78,14 @@ class MainRank:
             return SavedBy.ALL_RANKS
         now = time.monotonic()
         if to_write:
-            self.status.taken_at[manifest.step] = now
+            self.status.taken_at[step] = now
         if manifest.reason not in WAITED_FOR:
             stall = now - began.seconds
             self.status.schedule.snapshot_taken(now, stall, tokens=manifest.tokens, to_write=to_write)
         return SavedBy.WRITER
 
     def wait_for(self, step: int, by: SavedBy) -> tuple[SavedBy, str | None]:
-        """Waits until a step is written; who is left to do it where no writer is, and a tensor that kept it from being written.
-
-        raises  CheckpointError when it cannot be written
-        """
+        """Waits until a step is written: by whom, and a tensor that kept it from being written. raises CheckpointError when it cannot be"""
         failures = self.status.failures
         if by is SavedBy.WRITER and self.writer is not None:
             try:

@@ -10,7 +10,6 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +43,9 @@ class Preflight:
 
     @property
     def sentence(self) -> str:
-        reserved, not_reserved = (
-            "a whole one could be reserved",
-            "this file system reserves nothing, so a quota shows only later",
-        )
-        proved = reserved if self.is_reserved else not_reserved
+        proved = "a whole one could be reserved"
+        if not self.is_reserved:
+            proved = "this file system reserves nothing, so a quota shows only later"
         return (
             f"a checkpoint takes {size(self.checkpoint_bytes)}; {size(self.needed_bytes)} more are needed at most and "
             f"{size(self.free_bytes)} are free; {proved}; a trial of {size(self.trial_bytes)} was written at {size(self.bytes_per_second)}/s and read back right"
@@ -56,12 +53,7 @@ class Preflight:
 
 
 def preflight(
-    folder: Path,
-    file_bytes: Mapping[str, int],
-    *,
-    num_kept: int,
-    there_bytes: int = 0,
-    max_disk_bytes: int | None = None,
+    folder: Path, file_bytes: dict[str, int], *, num_kept: int, there_bytes: int = 0, max_disk_bytes: int | None = None
 ) -> Preflight:
     """Proves that the checkpoints of a run can be written to `folder`, which must exist.
 
@@ -83,9 +75,8 @@ def preflight(
             is_reserved = all(_reserve(staging, name, num_bytes) for name, num_bytes in file_bytes.items())
             for path in staging.iterdir():
                 path.unlink()
-            trial_bytes = (
-                TRIAL_BYTES if max_disk_bytes is None else min(TRIAL_BYTES, one)
-            )  # or the trial itself would break the bound
+            # Of a bound's size at most, or the trial itself would break it.
+            trial_bytes = TRIAL_BYTES if max_disk_bytes is None else min(TRIAL_BYTES, one)
             speed = _trial(staging / "trial", trial_bytes)
         finally:
             files.remove_folder(staging)
@@ -128,7 +119,7 @@ def _disk_errors(folder: Path):
         ) from None
 
 
-def _check_file_limit(file_bytes: Mapping[str, int]) -> None:
+def _check_file_limit(file_bytes: dict[str, int]) -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     name = max(file_bytes, key=file_bytes.__getitem__)
     if limit != resource.RLIM_INFINITY and file_bytes[name] > limit:

@@ -1,24 +1,14 @@
 """The room that one run's checkpoints take, on the disk and in memory: known, proved and forecast."""
 
 import logging
-from collections.abc import Collection
 from dataclasses import asdict
 
 import torch
 
 from trainer import files
 from trainer.checkpoint.context import CheckpointContext
-from trainer.checkpoint.format.retention import least_bytes, most_kept
-from trainer.checkpoint.save.forecast import (
-    Ahead,
-    Course,
-    FreeSpace,
-    best_ahead,
-    full_sentence,
-    permanent_bytes_a_day,
-    saves_ahead,
-    written_sentence,
-)
+from trainer.checkpoint.format.retention import Names, least_bytes, most_kept
+from trainer.checkpoint.save import forecast
 from trainer.checkpoint.save.preflight import preflight
 from trainer.checkpoint.save.schedule import Costs, Plan
 from trainer.checkpoint.save.snapshot import slot_bytes_for
@@ -34,49 +24,39 @@ log = logging.getLogger(__name__)
 class Room:
     """Rank 0's view of what there is and what will be needed."""
 
-    def __init__(self, context: CheckpointContext, settings: CheckpointConfig, course: Course) -> None:
-        self._model, self._optimizer = context.model, context.optimizer
-        self._store, self._policy, self._layout = context.store, context.policy, context.layout
+    def __init__(self, context: CheckpointContext, settings: CheckpointConfig, course: forecast.Course) -> None:
+        self._context, self._store, self._policy = context, context.store, context.policy
         self._settings, self._course = settings, course
-        self._free_space, self._is_told = FreeSpace(), False
+        self._free_space, self._is_told = forecast.FreeSpace(), False
 
     def slot_bytes(self) -> int:
         """Bytes of memory that one snapshot takes."""
-        return slot_bytes_for(
-            *expected_bytes(self._model, self._optimizer), 4 * sum(1 for _ in self._model.parameters())
-        )
+        num_tensors = 4 * sum(1 for _ in self._context.model.parameters())
+        return slot_bytes_for(*expected_bytes(self._context.model, self._context.optimizer), num_tensors)
 
-    def check(self, held: Collection[str] = ()) -> list[tuple[str, str]]:
+    def check(self, held: Names = ()) -> None:
         """Proves that the disk takes the checkpoints that are kept and one in flight. raises CheckpointError with figures
 
         Where a bound leaves no room for one in flight, since the last launch died before it made that, the policy makes it now.
-
-        held      names of folders that stay: what is being loaded
-        returns   what went, and why
         """
-        parameters, moments = expected_bytes(self._model, self._optimizer)
+        parameters, moments = expected_bytes(self._context.model, self._context.optimizer)
         one, most = parameters + moments, self._policy.max_disk_bytes
         if most is not None and most < (least := least_bytes(self._policy, one)):
             raise CheckpointError(
                 f"checkpoint.max_disk_bytes is {size(most)}, and a checkpoint of this run takes {size(one)}: at least {size(least)} are needed for "
                 "the newest, the best and one being written; raise it"
             )
-        gone = self._store.prune(self._policy, in_flight_bytes=one, held=held) if most is not None else []
+        if most is not None:
+            for name, reason in self._store.prune(self._policy, in_flight_bytes=one, held=held):
+                self._context.journal.write("prune", name=name, reason=reason)
         if shortage := self._store.shortage(self._policy, in_flight_bytes=one):
             raise CheckpointError(shortage)
         self._store.folder.mkdir(parents=True, exist_ok=True)
-        there = sum(
-            manifest.num_bytes for manifest in self._store.sound_manifests()
-        )  # what was set aside gives no room back
-        proof = preflight(
-            self._store.folder,
-            self._layout.large_files(parameters, moments),
-            num_kept=most_kept(self._policy, self._course.max_steps, has_copies=bool(self._settings.mirror)),
-            there_bytes=there,
-            max_disk_bytes=most,
-        )
+        there = sum(sound.num_bytes for sound in self._store.sound_manifests())  # what was set aside gives no room back
+        kept = most_kept(self._policy, self._course.max_steps, has_copies=bool(self._settings.mirror))
+        files_of_one = self._context.layout.large_files(parameters, moments)
+        proof = preflight(self._store.folder, files_of_one, num_kept=kept, there_bytes=there, max_disk_bytes=most)
         log.info(proof.sentence)
-        return gone
 
     def look(self, now: float) -> None:
         """Remembers how much is free on the disk, at a monotonic time in seconds."""
@@ -89,30 +69,19 @@ class Room:
 
         None while costs are not known, and at the end.
         """
-        if (
-            planned is None
-            or costs is None
-            or costs.step_seconds <= 0
-            or progress.step >= self._course.max_steps
-            or (self._is_told and not anew)
-        ):
+        if planned is None or costs is None or costs.step_seconds <= 0 or (self._is_told and not anew):
             return []
-        self._is_told, settings = True, self._settings
-        ahead = Ahead(
-            **asdict(self._course),
-            **asdict(progress),
-            step_seconds=costs.step_seconds,
-            clock_seconds=planned.write_interval_seconds,
-        )
-        growth = permanent_bytes_a_day(
-            checkpoint_bytes, ahead.step_seconds, settings.keep_every_steps, settings.max_disk_bytes
-        )
+        if progress.step >= self._course.max_steps:
+            return []
+        self._is_told, settings, seconds = True, self._settings, costs.step_seconds
+        clock = planned.write_interval_seconds
+        ahead = forecast.Ahead(**asdict(self._course), **asdict(progress), step_seconds=seconds, clock_seconds=clock)
+        counts, num_best = forecast.saves_ahead(settings, ahead), forecast.best_ahead(settings, ahead)
+        growth = forecast.permanent_bytes_a_day(checkpoint_bytes, seconds, settings)
         free, measured = files.free_bytes(self._store.folder), self._free_space.growth_bytes_a_day()
         return [
-            written_sentence(
-                checkpoint_bytes, saves_ahead(settings, ahead), best_ahead(settings, ahead), ahead.seconds
-            ),
-            full_sentence(free, growth, measured, ahead.seconds),
+            forecast.written_sentence(checkpoint_bytes, counts, num_best, ahead.seconds),
+            forecast.full_sentence(free, growth, measured, ahead.seconds),
         ]
 
 

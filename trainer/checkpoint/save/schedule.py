@@ -150,19 +150,13 @@ class SaveSchedule:
             self._is_writing, self._write_at, self._write_tokens = True, now, tokens
 
     def write_committed(
-        self,
-        now: float,
-        write_seconds: float,
-        writer_cpu_seconds: float,
-        moment: float | None = None,
-        *,
-        is_last: bool = True,
+        self, now: float, write_seconds: float, cpu_seconds: float, moment: float | None = None, *, is_last: bool = True
     ) -> None:
         """A snapshot is a checkpoint on the disk: that of `moment` (None: the newest `to_write`); `is_last`: no other is under way."""
         self._write.append(write_seconds)
-        self._cpu.append(writer_cpu_seconds)
+        self._cpu.append(cpu_seconds)
         self._is_writing, self._has_failed = not is_last, False
-        self.meter.cost(writer_cpu_seconds if self._budget.writer_takes_from_step else 0.0)
+        self.meter.cost(cpu_seconds if self._budget.writer_takes_from_step else 0.0)
         self.meter.committed(self._write_at if moment is None else moment, now)
 
     def write_failed(self, writer_cpu_seconds: float = 0.0) -> None:
@@ -179,10 +173,8 @@ class SaveSchedule:
 
     def written(self, seconds: float) -> dict[str, float]:
         """What a checkpoint cost that took so many seconds to write, by tag."""
-        return {
-            "checkpoint/write_seconds": seconds,
-            "checkpoint/stall_seconds": self.costs.stall_seconds if self.costs else 0.0,
-        }
+        stall_seconds = self.costs.stall_seconds if self.costs else 0.0
+        return {"checkpoint/write_seconds": seconds, "checkpoint/stall_seconds": stall_seconds}
 
     def promise(self, now: float) -> dict[str, float]:
         """What the promise comes to so far, by tag."""
@@ -198,11 +190,9 @@ class SaveSchedule:
         """Medians of what was measured; None until a whole save was."""
         if not (self._stall and self._write):
             return None
+        measured = (self._stall, self._write, self._cpu, self._step)
         # The lower of two middle values: after two measurements the cold first one is not counted.
-        measured = (
-            statistics.median_low(values or [0.0]) for values in (self._stall, self._write, self._cpu, self._step)
-        )
-        return Costs(*measured)
+        return Costs(*(statistics.median_low(values or [0.0]) for values in measured))
 
     @property
     def plan(self) -> Plan | None:

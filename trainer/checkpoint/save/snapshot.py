@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
 
-from trainer.checkpoint.format.file_layout import (
-    PAGE_BYTES,
-)
+from trainer.checkpoint.format.file_layout import PAGE_BYTES
 from trainer.checkpoint.format.layout import FileLayout, MemoryLayout
 from trainer.checkpoint.save.protocol import mark
 from trainer.errors import CheckpointError
@@ -35,10 +35,8 @@ _POPULATE_WRITE = 23
 def free_memory_bytes() -> int:
     """Bytes of memory this process can still take: the machine's, or a container's where that is less."""
     free = psutil.virtual_memory().available
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    groups = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    for limit, used in groups:
         try:
             with open(f"/sys/fs/cgroup/{limit}") as allowed, open(f"/sys/fs/cgroup/{used}") as taken:
                 free = min(free, int(allowed.read()) - int(taken.read()))
@@ -106,24 +104,14 @@ def _start_kernel(device: torch.device) -> None:
     torch.empty(1, device=device).fill_(0.0)
 
 
-def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Each group's learning rate as the optimizer's file would state it."""
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
 class Snapshots:
     """The slots of rank 0, and the copy into them."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        slots: list[Slot],
-        device: torch.device,
-        file_layout: FileLayout,
+        self, model: Module, optimizer: Optimizer, slots: list[Slot], device: torch.device, file_layout: FileLayout
     ) -> None:
-        self._model, self._optimizer, self.slots, self._device = model, optimizer, slots, device
-        self._file_layout = file_layout
+        self._model, self._optimizer, self._file_layout = model, optimizer, file_layout
+        self.slots, self._device = slots, device
         self.layout: MemoryLayout | None = None
         self._copies: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -150,10 +138,9 @@ class Snapshots:
         """Copies everything into a slot; on a GPU the copies are only begun, and `settle` is called before the next update."""
         assert self.layout is not None, "lay_out() first"
         slot.step = step
-        mark(
-            slot.memory, None
-        )  # before the first byte changes: the writer may not have heard of it when this process dies
-        self.layout.write_rates(slot.memory, rates_of(self._optimizer))
+        # Before the first byte changes: the writer may not have heard of it when this process dies.
+        mark(slot.memory, None)
+        self.layout.write_rates(slot.memory, [float(group["lr"]) for group in self._optimizer.param_groups])
         sources, places = self._copies[slot.number]
         with torch.no_grad():
             if self._stream is None:

@@ -22,8 +22,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Writer:
         self._listener.start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         while (slot := self._next()) is not None:
-            self._answer(self._whole[slot])
+            self._channel.send({"done": slot, "result": asdict(self.save(self._whole[slot]))})
         for snapshot in self._rescuable():
             if not self.save(replace(snapshot, manifest=replace(snapshot.manifest, reason=RESCUED))).not_finite:
                 break
@@ -178,17 +178,11 @@ class Writer:
 
         One that was being overwritten when the trainer died is not whole any more.
         """
-        whole = [
-            snapshot for snapshot in self._whole.values() if marked(self.slots[snapshot.slot]) == snapshot.manifest.step
-        ]
+        whole = [held for held in self._whole.values() if marked(self.slots[held.slot]) == held.manifest.step]
         newer = [snapshot for snapshot in whole if snapshot.manifest.step > max(self._committed, default=-1)]
         return sorted(newer, key=lambda snapshot: snapshot.manifest.step, reverse=True)
 
     # Writing
-
-    def _answer(self, snapshot: Snapshot) -> None:
-        """Saves, and tells the trainer what came of it."""
-        self._channel.send({"done": snapshot.slot, "result": asdict(self.save(snapshot))})
 
     def save(self, snapshot: Snapshot) -> SaveResult:
         """Commits one snapshot, unless it cannot be written or is not worth a checkpoint."""
@@ -249,16 +243,14 @@ def _die(arguments: threading.ExceptHookArgs) -> None:
     os._exit(70)
 
 
-def _hold_on(lock: Path, facts: Callable[[], dict[str, Any]]) -> Callable[[], None]:
-    """Leaves signs of life beside the folder's lock, which this process holds with its trainer and after it; returns what ends that."""
+@contextmanager
+def _held_on(lock: Path, facts: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Leaves signs of life beside the folder's lock, which this process holds with its trainer and after it, while the block runs."""
     record = lease.inheritor_of(lock)
     stop = lease.keep_beating(record, lease.process(), facts, lock)
-
-    def let_go() -> None:
-        stop()
-        lease.release_record(record)
-
-    return let_go
+    yield
+    stop()
+    lease.release_record(record)
 
 
 def main() -> None:
@@ -276,10 +268,9 @@ def main() -> None:
     hello = channel.receive()
     if hello is not None:
         writer = Writer(channel, hello)
-        let_go = _hold_on(Path(hello["lock"]), writer.facts) if hello["lock"] else lambda: None
-        writer.run()
-        channel.close()
-        let_go()
+        with _held_on(Path(hello["lock"]), writer.facts) if hello["lock"] else nullcontext():
+            writer.run()
+            channel.close()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from trainer import start
 from trainer.checkpoint.commit import CommitPlan, SaveResult
 from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.manifest import Manifest
-from trainer.checkpoint.resume.lock import HUNG_SECONDS
+from trainer.checkpoint.resume.lock import DEATH_SECONDS, HUNG_SECONDS
 from trainer.checkpoint.save.protocol import Channel, mark, to_text
 from trainer.checkpoint.save.snapshot import Slot, Snapshots, free_memory_bytes, make_slot, slots_that_fit
 from trainer.checkpoint.save.status import WaitNotice
@@ -49,8 +49,6 @@ class _Held:
 SILENCE_SECONDS = 60.0
 """A writer beats while it writes, also where the disk hangs; one that is silent for so long was stopped, and another does its work."""
 
-DEATH_SECONDS = 20.0
-"""How long a process that was killed may take to be gone."""
 
 ANSWER_SECONDS = 30.0
 """How long a disk may take to take a byte."""
@@ -68,17 +66,11 @@ def tell_note(note: Mapping[str, Any]) -> None:
 class WriterClient:
     """Two slots and a writer. One write is in flight at a time; everything here is rank 0's."""
 
-    def __init__(
-        self, snapshots: Snapshots, hello: dict[str, Any], lock: Lock | None, tell_event: Callable[..., None]
-    ) -> None:
-        """
-        hello       what the writer needs to know once
-        lock        of the folder, which it holds too; None in tests that have none
-        tell_event  hears, as facts by name, when a writer dies
-        """
-        self._snapshots, self._lock, self._tell_event = snapshots, lock, tell_event
-        self._hello = {
-            **hello,
+    def __init__(self, snapshots: Snapshots, plan: CommitPlan, lock: Lock | None, tell: Callable[..., None]) -> None:
+        """`lock`: of the folder, which the writer holds too, None in tests; `tell` hears, as facts by name, when a writer dies."""
+        self._snapshots, self._lock, self._tell = snapshots, lock, tell
+        self._hello: dict[str, Any] = {
+            "plan": plan.to_plain(),
             "pid": os.getpid(),
             "lock": str(lock.path) if lock else None,
             "slots": [slot.descriptor for slot in snapshots.slots],
@@ -181,9 +173,8 @@ class WriterClient:
         """`poll` for a second, for whoever cannot go on without the writer: one that hangs is ended. raises WriterLost"""
         if self.still_seconds > HUNG_SECONDS:
             self._end_hung()
-            raise WriterLost(
-                f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: its disk hangs"
-            )
+            still = duration(HUNG_SECONDS)
+            raise WriterLost(f"the writer has moved nothing for {still}, and was ended: its disk hangs")
         return self.poll(1.0)
 
     def wait_for(self, step: int, hear: Callable[[list[SaveResult]], object]) -> SaveResult:
@@ -219,9 +210,8 @@ class WriterClient:
     def end(self, *, wait_for_copies: bool) -> None:
         """Lets the writer finish what it was asked, commit the newest snapshot that is not on the disk, and leave; waits for it."""
         self._channel.send({"do": "end", "copies": wait_for_copies})
-        notice = WaitNotice(
-            "waiting for the writer to end" + (" and for its last copy to the second place" if wait_for_copies else "")
-        )
+        and_copies = " and for its last copy to the mirror" if wait_for_copies else ""
+        notice = WaitNotice(f"waiting for the writer to end{and_copies}")
         self._moved_at = time.monotonic()
         while self._process.poll() is None:
             answers = self._channel.arrived(1.0) or []
@@ -230,9 +220,8 @@ class WriterClient:
             if time.monotonic() - self._moved_at > HUNG_SECONDS:
                 self._end_hung()
                 log.warning(
-                    "the writer has moved nothing for %s, and was ended: a snapshot in memory or a copy to the second place that was not "
-                    "finished is lost; what the log calls a checkpoint is on the disk",
-                    duration(HUNG_SECONDS),
+                    f"the writer has moved nothing for {duration(HUNG_SECONDS)}, and was ended: a snapshot in memory or a copy to the "
+                    "mirror that was not finished is lost; what the log calls a checkpoint is on the disk"
                 )
                 break
             notice.log_if_due()
@@ -243,27 +232,19 @@ class WriterClient:
     def _start(self) -> tuple[subprocess.Popen[bytes], Channel]:
         ours, theirs = socket.socketpair()
         passed = [theirs.fileno(), *self._hello["slots"], *(self._lock.descriptors if self._lock else [])]
-        process = subprocess.Popen(
-            [*_COMMAND, str(theirs.fileno())],
-            pass_fds=passed,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        command, null = [*_COMMAND, str(theirs.fileno())], subprocess.DEVNULL
+        process = subprocess.Popen(command, pass_fds=passed, start_new_session=True, stdin=null, stdout=null)
         theirs.close()
-        self._hand_over_lock(process.pid)
+        try:
+            if self._lock:
+                self._lock.hand_over(process.pid)
+        except OSError as error:
+            log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
         self._heard_at = self._moved_at = time.monotonic()
         self._progress = 0
         channel = Channel(ours)
         channel.send(self._hello)
         return process, channel
-
-    def _hand_over_lock(self, pid: int) -> None:
-        try:
-            if self._lock:
-                self._lock.hand_over(pid)
-        except OSError as error:
-            log.warning("the next start cannot know that this writer may outlive its trainer: %s", error)
 
     def _see_progress(self, answers: list[dict[str, Any]]) -> None:
         """Notes when the writer last moved: it says so with every beat, and a finished write is one too."""
@@ -288,7 +269,7 @@ class WriterClient:
         except subprocess.TimeoutExpired:
             raise WriterLost("the writer cannot be ended: it waits for a disk that does not answer") from None
         self._channel.close()
-        self._tell_event(state="died", code=code)
+        self._tell(state="died", code=code)
         if self._deaths >= MAX_STARTS:
             raise WriterLost(f"{self._deaths} writers in a row died, the last with code {code}")
         log.warning("the writer died (code %d); another takes its place", code)
@@ -317,8 +298,7 @@ class WriterClient:
         """Asks for the oldest promised write, if none is in flight."""
         if self.writing is not None:
             return
-        promised = [(held.manifest.step, number) for number, held in self._held.items() if held.must_write]
-        if promised:
+        if promised := [(held.manifest.step, number) for number, held in self._held.items() if held.must_write]:
             number = min(promised)[1]
             self._held[number].is_asked = True
             self._moved_at = time.monotonic()
@@ -327,10 +307,8 @@ class WriterClient:
 
 def disk_answers(folder: Path) -> bool:
     """Whether the disk of a folder takes a byte, or refuses it, within ANSWER_SECONDS; tried in a process that may hang in our place."""
-    probe = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROBE, str(folder / f".staging-probe-{os.getpid()}")],
-        stderr=subprocess.DEVNULL,
-    )
+    file = folder / f".staging-probe-{os.getpid()}"
+    probe = subprocess.Popen([sys.executable, "-I", "-S", "-c", _PROBE, str(file)], stderr=subprocess.DEVNULL)
     try:
         probe.wait(ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
@@ -349,15 +327,12 @@ def begin_writer(
     free = free_memory_bytes()
     number = slots_that_fit(slot_bytes, free, psutil.virtual_memory().total)
     if number == 0:
-        log.warning(
-            "saves: training waits for them, because a snapshot of %s has no room in the %s of free memory",
-            size(slot_bytes),
-            size(free),
-        )
+        taken = f"a snapshot of {size(slot_bytes)} has no room in the {size(free)} of free memory"
+        log.warning("saves: training waits for them, because %s", taken)
         return None
     device = context.accelerator.device
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
     log.info("saves: in the background, from %s of %s in memory", numbered(number, "snapshot"), size(slot_bytes))
     snapshots = Snapshots(context.model, context.optimizer, slots, device, context.layout)
     report = functools.partial(context.journal.write, "writer")
-    return WriterClient(snapshots, {"plan": plan.to_plain()}, context.lock, report)
+    return WriterClient(snapshots, plan, context.lock, report)

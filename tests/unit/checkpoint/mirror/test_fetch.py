@@ -85,7 +85,7 @@ def test_a_run_brings_back_its_own(tmp_path, project, store, by):
 
 def test_a_run_without_a_second_place_is_told_to_name_one(project):
     trained(project)
-    assert "mine has no second place of its own (checkpoint.mirror is empty)" in refused("mine", "latest")
+    assert "mine has no mirror of its own (checkpoint.mirror is empty)" in refused("mine", "latest")
 
 
 def test_what_is_not_there_is_refused_with_what_is(place, project):

@@ -14,7 +14,7 @@ from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.checkpoint.format.verified_copy import Pace
 from trainer.checkpoint.mirror import transfer
 from trainer.checkpoint.mirror.places import RemotePlace, open_place, place_of_run
-from trainer.checkpoint.mirror.transfer import checkpoints_at, copy_checkpoint, fetch_checkpoint, too_many
+from trainer.checkpoint.mirror.transfer import copy_checkpoint, fetch_checkpoint, look_at, too_many
 from trainer.checkpoint.resume.select import resolve
 from trainer.errors import CheckpointError
 
@@ -51,7 +51,7 @@ def local_content(folder):
 
 
 def steps_at(where):
-    return [manifest.step for manifest in checkpoints_at(where)]
+    return [manifest.step for manifest in look_at(where)[0]]
 
 
 def test_a_copy_has_the_same_files_to_the_byte(store, where):
@@ -256,7 +256,7 @@ def test_a_manifest_there_that_is_damaged_is_not_listed_and_its_checkpoint_is_co
 
 
 def test_an_empty_place_has_no_checkpoints(where):
-    assert checkpoints_at(where) == []
+    assert look_at(where)[0] == []
 
 
 def test_runs_share_a_place_by_their_names():

@@ -8,7 +8,7 @@ from tests.messages import logged
 from tests.small_runs import Small
 from trainer.checkpoint.format.store import CheckpointStore, verify
 from trainer.checkpoint.mirror import worker
-from trainer.checkpoint.mirror.transfer import checkpoints_at
+from trainer.checkpoint.mirror.transfer import look_at
 from trainer.config.schema import CheckpointConfig
 from trainer.journal import read_events
 
@@ -51,7 +51,7 @@ def test_without_room_for_a_snapshot_there_are_copies_too(store, tmp_path, monke
     run = Small(store, CheckpointConfig(mirror=f"file://{tmp_path}/second"))
     saved(run, "interrupt")
     run.checkpointer.end(wait_for_copies=True)
-    assert [manifest.step for manifest in checkpoints_at(f"{tmp_path}/second/{store.folder.name}")] == [1]
+    assert [manifest.step for manifest in look_at(f"{tmp_path}/second/{store.folder.name}")[0]] == [1]
 
 
 def test_a_checkpoint_that_is_being_copied_is_not_pruned_and_training_does_not_wait_for_it(copying, store, monkeypatch):

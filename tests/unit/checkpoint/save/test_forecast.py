@@ -109,7 +109,9 @@ def test_what_is_written_is_said_by_its_causes_and_for_a_day_where_the_run_is_lo
 
 
 def test_a_bound_on_all_bytes_keeps_the_disk_from_filling():
-    assert permanent_bytes_a_day(1000, 2.0, 4320) > 0 == permanent_bytes_a_day(1000, 2.0, 4320, 10**6)
+    settings = CheckpointConfig(keep_every_steps=4320)
+    bounded = CheckpointConfig(keep_every_steps=4320, max_disk_bytes=10**6)
+    assert permanent_bytes_a_day(1000, 2.0, settings) > 0 == permanent_bytes_a_day(1000, 2.0, bounded)
 
 
 def test_the_trend_of_free_bytes_does_not_see_saves_and_prunings():
@@ -141,8 +143,9 @@ def test_a_disk_that_empties_never_fills():
 
 
 def test_checkpoints_kept_for_good_fill_the_disk_by_the_policy():
-    assert permanent_bytes_a_day(1000, step_seconds=2.0, keep_every_steps=4320) == 10_000
-    assert permanent_bytes_a_day(1000, 2.0, None) == 0.0 and permanent_bytes_a_day(1000, 0.0, 5) == 0.0
+    every, never = CheckpointConfig(keep_every_steps=4320), CheckpointConfig(keep_every_steps=None)
+    assert permanent_bytes_a_day(1000, step_seconds=2.0, settings=every) == 10_000
+    assert permanent_bytes_a_day(1000, 2.0, never) == 0.0 and permanent_bytes_a_day(1000, 0.0, every) == 0.0
 
 
 def test_the_sooner_of_policy_and_measurement_says_when_the_disk_is_full():

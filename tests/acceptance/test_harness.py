@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_model
 
 from trainer.data import bpe
-from trainer.data.assets import held_out_scenes, read_asset
+from trainer.data.assets import embedded_documents, read_asset
 from trainer.data.sources import rows
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.evaluation.next_lines import next_line_items
@@ -74,7 +74,7 @@ def model(tokenizer):
 def files(tmp_path_factory, model, tokenizer):
     """Two tasks from the embedded play: next lines, and last words of which every second is what the model would write."""
     folder = tmp_path_factory.mktemp("sets")
-    items = next_line_items(held_out_scenes())[:NUM_ITEMS]
+    items = next_line_items(embedded_documents("shakespeare", "validation"))[:NUM_ITEMS]
     choices = [
         # A query that ends in space, or that is empty, among the plain ones.
         {

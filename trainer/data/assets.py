@@ -62,11 +62,6 @@ def shakespeare_scenes() -> tuple[tuple[str, str], ...]:
     return tuple((scene["source"], scene["text"]) for scene in map(json.loads, lines))
 
 
-def held_out_scenes() -> tuple[str, ...]:
-    """The scenes of Twelfth Night, the play that is held out, in their order."""
-    return embedded_documents("shakespeare", "validation")
-
-
 def embedded_documents(corpus: str, split: str) -> tuple[str, ...]:
     """The documents of an embedded corpus: split "train" is nine plays, "validation" is Twelfth Night.
 

@@ -13,13 +13,11 @@ import numpy as np
 import xxhash
 
 from trainer import files
-from trainer.data.find import bracket_hint, find, natural_key, readable, tell_left_out
+from trainer.data.find import bracket_hint, find, readable, tell_left_out
 from trainer.data.layouts import HEADER_BYTES, LLAMA3, LLMC, SUFFIXES, VERSIONS, Shard, how_to_prepare, open_shard
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["Shard", "ShardWriter", "TokenDataset", "dtype_for", "natural_key", "open_shard", "resolve_shards"]
 
 MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
 _HELD_OUT = re.compile(r"(^|[_.\-])(val|valid|validation|test)([_.\-]|$)")
@@ -219,11 +217,6 @@ class TokenDataset:
         for _, sample in _sampled(shard, _BLOCK_BYTES // 4):
             digest.update(sample.astype("<u4").tobytes())
         return digest.hexdigest()
-
-    @property
-    def num_open_maps(self) -> int:
-        """Shards that are mapped into memory just now."""
-        return len(self._maps)
 
     def sequences(self, ids: np.ndarray) -> np.ndarray:
         """The tokens of sequences, ids [n] int64 -> [n, sequence_length + 1] int64.

@@ -6,7 +6,7 @@ Keys and values of earlier positions are kept where the model hands them out as 
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,6 +76,17 @@ class Written:
 
     tokens: list[int]
     ended_by: str
+
+
+class Tokenizer(Protocol):
+    """What turns text into ids, and back."""
+
+    @property
+    def eot_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
 
 
 class Listener(Protocol):

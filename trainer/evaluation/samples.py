@@ -4,16 +4,15 @@ The same weights give the same samples: neither the step nor any random state co
 rank is waited for and nothing is compiled for their shapes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import nn
 
 from trainer.config.schema import EvaluationConfig
 from trainer.errors import ConfigError
-from trainer.evaluation.generate import NOT_FINITE, Limits, Row, Sampling, generate
+from trainer.evaluation.generate import NOT_FINITE, Limits, Row, Sampling, Tokenizer, generate
 from trainer.evaluation.loss import one_thread
 from trainer.parallel import Reads
 
@@ -22,16 +21,6 @@ KINDS = {LIKELIEST: Sampling(temperature=0.0), DRAWN: Sampling(temperature=0.8, 
 """The two samples of each prompt."""
 
 _WORDS = {LIKELIEST: "the likeliest token each time", DRAWN: "drawn at temperature 0.8 from the 50 likeliest"}
-
-
-class Tokenizer(Protocol):
-    """What samples need of a tokenizer."""
-
-    @property
-    def eot_id(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
 
 
 SAMPLES_READ = Reads.WHOLE_MODEL

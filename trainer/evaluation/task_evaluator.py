@@ -1,7 +1,6 @@
 """Tasks put to a model: the same answers for any number of ranks, and no trace on the model or in the random state."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -9,19 +8,10 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.evaluation.accuracy import Decision, TaskResult, decide, result
-from trainer.evaluation.generate import num_positions
+from trainer.evaluation.generate import Tokenizer, num_positions
 from trainer.evaluation.loss import evaluating
 from trainer.evaluation.scoring import Encoded, encode_task, score_rows
 from trainer.evaluation.tasks import Task
-
-
-class Tokenizer(Protocol):
-    """What turns text into ids."""
-
-    @property
-    def eot_id(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
 
 
 class TaskEvaluator:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contracts import Rows
-from trainer.data.assets import held_out_scenes
+from trainer.data.assets import embedded_documents
 from trainer.data.cached_rows import cached_rows
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.items import Item, item
@@ -68,7 +68,7 @@ def open_tasks(
 
 def _open(name: str, limit: int | None, folder: Path, rows: Rows) -> Task:
     if name == NAME:
-        return Task(NAME, next_line_items(held_out_scenes())[:limit])
+        return Task(NAME, next_line_items(embedded_documents("shakespeare", "validation"))[:limit])
     if name in PUBLIC:
         return _task(name, islice(rows(PUBLIC[name]), limit), PUBLIC[name])
     path = folder / os.path.expanduser(name)

@@ -1,11 +1,11 @@
 """Texts that a model continues, shown as they come: prompts in, pieces of text out."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from trainer.evaluation.generate import (
     Limits,
     Row,
     Sampling,
+    Tokenizer,
     check_prompt_length,
     generate,
 )
@@ -32,15 +33,6 @@ _REMARKS = {
     INTERRUPTED: "ended because it was interrupted",
 }
 """What is printed of texts that end early, by the reason."""
-
-
-class Tokenizer(Protocol):
-    """What texts need of a tokenizer."""
-
-    @property
-    def eot_id(self) -> int: ...
-    def encode(self, text: str) -> list[int]: ...
-    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
 
 
 @dataclass(slots=True)

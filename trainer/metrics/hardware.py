@@ -153,10 +153,8 @@ class HardwareSampler:
         return values
 
     def _memory(self) -> dict[str, float]:
-        return {
-            "host/available_memory_bytes": float(psutil.virtual_memory().available),
-            "host/swap_used_bytes": float(psutil.swap_memory().used),
-        }
+        available, swapped = float(psutil.virtual_memory().available), float(psutil.swap_memory().used)
+        return {"host/available_memory_bytes": available, "host/swap_used_bytes": swapped}
 
     def _processes(self) -> dict[str, float]:
         own, total = psutil.Process(), 0
@@ -175,11 +173,8 @@ class HardwareSampler:
         before, self._disk_counts = self._disk_counts, now
         if before is None or now[0] <= before[0]:
             return {}
-        seconds = now[0] - before[0]
-        return {
-            "disk/read_bytes_per_second": (now[1] - before[1]) / seconds,
-            "disk/written_bytes_per_second": (now[2] - before[2]) / seconds,
-        }
+        read, written = ((now[place] - before[place]) / (now[0] - before[0]) for place in (1, 2))
+        return {"disk/read_bytes_per_second": read, "disk/written_bytes_per_second": written}
 
     @contextmanager
     def _logged_once(self, what: str) -> Iterator[None]:

@@ -256,11 +256,8 @@ class Probes:
 
     def tags(self) -> dict[str, tuple[str, str]]:
         """Tag -> (unit, help) of every number."""
-        return {
-            tag: (probe.unit, probe.help)
-            for probe in self._probes.values()
-            for tag in expand(probe.tag, self._layout.groups)
-        }
+        tags = ((tag, each) for each in self._probes.values() for tag in expand(each.tag, self._layout.groups))
+        return {tag: (each.unit, each.help) for tag, each in tags}
 
     def around_update(self, step: int) -> AbstractContextManager[None]:
         """Measures the update that is taken in this block where that is due; `step` is the number of the step that it completes."""

@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from trainer.data.assets import embedded_documents, held_out_scenes
+from trainer.data.assets import embedded_documents
 from trainer.evaluation.next_lines import CONTEXT_CHARACTERS, MAX_DIFFERENCE, NUM_ITEMS, next_line_items
 
 
 @pytest.fixture(scope="module")
 def items():
-    return next_line_items(held_out_scenes())
+    return next_line_items(embedded_documents("shakespeare", "validation"))
 
 
 def test_the_questions_are_the_same_everywhere_and_for_ever(items):
@@ -29,7 +29,7 @@ def test_there_are_300_of_four_choices_with_the_true_line_in_every_place(items):
 
 
 def test_context_and_true_line_stand_together_in_the_play_and_the_others_elsewhere_in_it(items):
-    play = "\n".join(held_out_scenes())
+    play = "\n".join(embedded_documents("shakespeare", "validation"))
     for item in items:
         for number, (context, line) in enumerate(item.pairs):
             assert line.startswith("\n")

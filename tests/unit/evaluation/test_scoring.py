@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
-from trainer.data.assets import held_out_scenes
+from trainer.data.assets import embedded_documents
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import DataError
 from trainer.evaluation.items import item
@@ -100,7 +100,10 @@ def test_a_gpu_takes_larger_groups_than_a_core():
 @pytest.fixture(scope="module")
 def task():
     return encode_task(
-        Task("lines", next_line_items(held_out_scenes())[:6]), BYTES.encode, eot_id=BYTES.eot_id, num_positions=2048
+        Task("lines", next_line_items(embedded_documents("shakespeare", "validation"))[:6]),
+        BYTES.encode,
+        eot_id=BYTES.eot_id,
+        num_positions=2048,
     )
 
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from tests.accelerators import forget_accelerator
 from tests.messages import refuses
 from tests.unit.model.tiny import tiny_model
-from trainer.data.assets import held_out_scenes
+from trainer.data.assets import embedded_documents
 from trainer.data.tokenizer import load_tokenizer
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.items import item
@@ -17,7 +17,7 @@ from trainer.evaluation.tasks import Task
 from trainer.model.scores import token_scores
 
 BYTES = load_tokenizer("bytes")
-LINES = Task("lines", next_line_items(held_out_scenes())[:4])
+LINES = Task("lines", next_line_items(embedded_documents("shakespeare", "validation"))[:4])
 
 
 def evaluator_of(model, *tasks, tokenizer=BYTES, accelerator=None):

@@ -148,7 +148,10 @@ class KillTest:
     def attempt(self, choice: Choice, costs: Costs, dice: random.Random) -> Proof:
         """The straight run, and the killed one unless the straight one shows that no kill could come in time."""
         self._say(f"straight: {choice.steps} steps")
-        seconds = self._run_straight("straight", self._settings(choice), choice, costs)
+        checked = self._checked("straight", self._settings(choice))
+        victim = self._start("straight", checked, steps=choice.steps, costs=costs)
+        self._see_it_through("straight", victim)
+        seconds = victim.seconds
         costs = replace(costs, step_seconds=_step_seconds(read_records(self._folders[0] / "straight" / CURVE)))
         if is_too_short(choice, costs):
             return Proof(costs, choice, seconds, [], [])
@@ -192,11 +195,6 @@ class KillTest:
         steps = [record["step_seconds"] for record in read_records(checked.folder / CURVE) if "step_seconds" in record]
         self._clear(["probe"])
         return Costs(max(0.0, first - steps[0]), steps[-1], end)
-
-    def _run_straight(self, name: str, settings: list[str], choice: Choice, costs: Costs) -> float:
-        victim = self._start(name, self._checked(name, settings), steps=choice.steps, costs=costs)
-        self._see_it_through(name, victim)
-        return victim.seconds
 
     def _see_it_through(self, name: str, victim: TrackedLaunch) -> None:
         """Waits for the end of a launch that nobody kills. raises LaunchError when it fails"""

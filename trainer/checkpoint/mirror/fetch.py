@@ -79,9 +79,8 @@ def _choose(where: str, wanted: str, diverged: Collection[str]) -> tuple[int, li
         why_not = "it was set aside as diverged; who wants it names its step"
         over = {**unreadable, **{m.step: why_not for m in found if m.content_digest in diverged}}
         least = -1 if chosen is None or wanted == "best" else chosen.step
-        words = [
-            f"{folder_name(step)} is passed over: {over[step]}" for step in sorted(over, reverse=True) if step > least
-        ]
+        steps_over = [step for step in sorted(over, reverse=True) if step > least]
+        words = [f"{folder_name(step)} is passed over: {over[step]}" for step in steps_over]
     else:
         chosen, words = next((m for m in found if str(m.step) == wanted.lstrip("0")), None), []
         if wanted.isdecimal() and int(wanted) in unreadable:

@@ -146,20 +146,15 @@ def permanent_bytes_a_day(checkpoint_bytes: int, step_seconds: float, settings: 
     return checkpoint_bytes * DAY_SECONDS / (settings.keep_every_steps * step_seconds)
 
 
-def days_until_full(free_bytes: int, growth_bytes_a_day: float) -> float | None:
-    """Days until the disk is full; None when it does not fill."""
-    return free_bytes / growth_bytes_a_day if growth_bytes_a_day > 0 else None
-
-
 def full_sentence(
     free_bytes: int, policy_bytes_a_day: float, measured_bytes_a_day: float | None, remaining_seconds: float
 ) -> str:
     """When the disk will be full, by the policy and by what was measured, whichever comes first."""
     causes = {"for the checkpoints kept for good": policy_bytes_a_day, "as measured": measured_bytes_a_day or 0.0}
     cause, growth = max(causes.items(), key=lambda item: item[1])
-    days = days_until_full(free_bytes, growth)
-    if days is None:
+    if growth <= 0:
         return f"{size(free_bytes)} are free on the disk of the checkpoints, and it does not fill"
+    days = free_bytes / growth
     lasts = days * DAY_SECONDS >= remaining_seconds
     fate = "after the run ends" if lasts else "before the run ends: make room, or keep fewer"
     return (

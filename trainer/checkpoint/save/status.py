@@ -55,9 +55,8 @@ class LogThrottle:
             return None
         others = f" ({self._num_left_out} more since the one logged last)" if self._num_left_out else ""
         self._logged_at, self._num_left_out = now, 0
-        return (
-            f"step {result.step}: checkpoint ({result.reason}), {size(result.num_bytes)} in {duration(seconds)}{others}"
-        )
+        took = f"{size(result.num_bytes)} in {duration(seconds)}"
+        return f"step {result.step}: checkpoint ({result.reason}), {took}{others}"
 
 
 class SaveFailures:
@@ -86,10 +85,9 @@ class SaveFailures:
         """It would have held numbers that are not finite."""
         self._num_not_finite += 1
         if self._num_not_finite.bit_count() == 1:
-            log.warning(
-                f"step {result.step}: no checkpoint ({result.reason}), because {result.not_finite} is not finite; the one before "
-                f"it stays the newest ({self._num_not_finite} left out so by now)"
-            )
+            stays = f"the one before it stays the newest ({self._num_not_finite} left out so by now)"
+            why = f"because {result.not_finite} is not finite"
+            log.warning(f"step {result.step}: no checkpoint ({result.reason}), {why}; {stays}")
 
     def text(self, step: int, failure: str) -> str:
         """What a person reads of a failure, in a paragraph."""
@@ -130,9 +128,8 @@ class SaveStatus:
         self.schedule.write_committed(now, result.seconds, result.cpu_seconds, moment, is_last=is_last)
         if line := self._throttle.line(result, seconds=now - moment, now=now, in_any_case=in_any_case):
             log.info(line)
-        bytes_written = {"checkpoint/bytes": float(result.num_bytes)}
-        costs = {**bytes_written, **self.schedule.written(result.seconds), **self.schedule.promise(now)}
-        self._report(result.step, costs)
+        costs = {**self.schedule.written(result.seconds), **self.schedule.promise(now)}
+        self._report(result.step, {"checkpoint/bytes": float(result.num_bytes), **costs})
         try:
             self._room.look(now)
         except OSError as error:
@@ -160,10 +157,8 @@ class SaveStatus:
         self._report(manifest.step, {**skipped, **self.schedule.promise(time.monotonic())})
         if self._num_skipped.bit_count() == 1:
             self._context.journal.write("skip", step=manifest.step, reason=manifest.reason, number=self._num_skipped)
-            log.warning(
-                f"step {manifest.step}: no checkpoint ({manifest.reason}), because the disk is still busy with earlier ones "
-                f"({self._num_skipped} left out by now)"
-            )
+            why = f"because the disk is still busy with earlier ones ({self._num_skipped} left out by now)"
+            log.warning(f"step {manifest.step}: no checkpoint ({manifest.reason}), {why}")
 
     def look_at_writer(self, still_seconds: float) -> None:
         """Logs with figures when the writer stands still, and when it moves again."""
@@ -195,8 +190,7 @@ class SaveStatus:
 
     def untidy(self, failures: Iterable[str]) -> None:
         """Counts and logs what failed beside a save; every checkpoint is whole without it."""
+        folder = self._context.store.folder
         for failure in failures:
             self._num_untidy += 1
-            log.warning(
-                "tidying %s failed: %s (%d times by now)", self._context.store.folder, failure, self._num_untidy
-            )
+            log.warning("tidying %s failed: %s (%d times by now)", folder, failure, self._num_untidy)

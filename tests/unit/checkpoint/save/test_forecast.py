@@ -10,13 +10,13 @@ from trainer.checkpoint.save.forecast import (
     Ahead,
     FreeSpace,
     best_ahead,
-    days_until_full,
     full_sentence,
     permanent_bytes_a_day,
     saves_ahead,
     written_sentence,
 )
 from trainer.config.schema import CheckpointConfig
+from trainer.text import duration
 
 
 def ahead(**changes):
@@ -137,8 +137,8 @@ def test_looks_that_follow_each_other_closely_are_left_out_and_old_ones_forgotte
 
 
 def test_a_disk_that_empties_never_fills():
-    assert days_until_full(100, -5.0) is None and days_until_full(100, 0.0) is None
-    assert days_until_full(100, 5.0) == 20
+    assert "does not fill" in full_sentence(100, -5.0, None, 1e6) and "does not fill" in full_sentence(100, 0.0, 0.0, 1)
+    assert f"it is full in {duration(20 * 86400)}, " in full_sentence(100, 5.0, None, 1e6)
     assert full_sentence(10**12, 0.0, -5.0, 1e6) == "1 TB are free on the disk of the checkpoints, and it does not fill"
 
 

@@ -21,13 +21,7 @@ SAMPLE_TITLE = "It writes now:"
 
 
 def report(
-    name: str,
-    folder: Path,
-    checkpoints: Path,
-    baselines: dict[str, float] | None,
-    *,
-    prompt: str = "",
-    command: str = "",
+    name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None, prompt: str = "", command: str = ""
 ) -> str:
     """The last losses beside the baselines, the sample, where everything lies, and what one would want next.
 

@@ -12,16 +12,10 @@ from trainer.checkpoint.format.manifest import folder_name
 from trainer.config.folders import checkpoints_folder, command_line, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained
+from trainer.ending import ranks
 from trainer.ending.causes import Cause, cause_of_error
 from trainer.ending.outcome_file import OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.ending.outcomes import Ending, Outcome
-from trainer.ending.ranks import (
-    broken_connections_explained,
-    leave_failure,
-    said_by_lower_rank,
-    sweep_failures,
-    withdraw_failure,
-)
 from trainer.errors import LaunchError, RankLostError, TrainerError
 from trainer.evaluation.samples import DRAWN
 from trainer.finish import EXPORTED, export_final
@@ -65,9 +59,9 @@ def run_session(config: Config) -> int:
         try:
             with ended_with_peers(folder, end), _errors_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
-                    withdraw_failure(folder)
+                    ranks.withdraw_failure(folder)
                     if is_main:
-                        sweep_failures(folder)
+                        ranks.sweep_failures(folder)
                     _note(folder, before, Outcome.RUNNING, run, "starting")
                     run = begin_run(config, stop)
                 _note(folder, before, Outcome.RUNNING, run, "training")
@@ -107,7 +101,7 @@ def run_session(config: Config) -> int:
 def _take(folder: Path) -> Lock:
     """Takes the run's folder for this launch; where no other rank can have failed yet, what they left in earlier ones goes."""
     held = lock_run(folder)
-    sweep_failures(folder, others_wait=others_wait())
+    ranks.sweep_failures(folder, others_wait=others_wait())
     return held
 
 
@@ -115,7 +109,7 @@ def _take(folder: Path) -> Lock:
 def _errors_explained(config: Config, folder: Path, precision: Callable[[], str]) -> Iterator[None]:
     """What torch raises for a lost rank, for memory that is full and for a form that is missing becomes the paragraph that it means."""
     memory = out_of_memory_explained(folder / PROFILES, int(os.environ.get("RANK", "0")), config, precision)
-    with broken_connections_explained(folder), memory, missing_form_explained(SWITCH_OFF):
+    with ranks.broken_connections_explained(folder), memory, missing_form_explained(SWITCH_OFF):
         yield
 
 
@@ -158,13 +152,13 @@ def _fail(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Ru
         _note(folder, before, outcome, run, str(error))
     else:
         _leave_reason(folder, before, outcome, run, str(error))
-        error.was_said = said_by_lower_rank(folder)
+        error.was_said = ranks.said_by_lower_rank(folder)
 
 
 def _leave_reason(folder: Path, before: dict[str, Any] | None, outcome: Outcome, run: Run | None, reason: str) -> None:
     """Leaves why this rank fails for the other ranks, which wait for it, and in outcome.json."""
     try:
-        leave_failure(folder, outcome, reason)
+        ranks.leave_failure(folder, outcome, reason)
     except OSError as error:
         log.warning("the reason of the failure could not be left for the other ranks (%s): %s", error.strerror, reason)
     _note(folder, before, outcome, run, reason)
@@ -240,11 +234,9 @@ def _tidy_up(run: Run, step: int) -> dict[str, Any]:
 
 def declared_finished(config: Config, before: dict[str, Any] | None, step: int) -> Ending | None:
     """The end of a run that a person has declared finished at this step, and of which nothing else is asked since; else None."""
-    if (
-        config.resume_from_checkpoint != "latest"
-        or before is None
-        or (before["step"], before.get("planned_steps")) != (step, config.max_steps)
-    ):
+    if config.resume_from_checkpoint != "latest" or before is None:
+        return None
+    if (before["step"], before.get("planned_steps")) != (step, config.max_steps):
         return None
     return Ending(Outcome.FINISHED, f"declared finished at step {step} of {config.max_steps}")
 

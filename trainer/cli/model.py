@@ -3,12 +3,13 @@
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trainer.cli.options import JsonOption, RunArgument
+from trainer.cli.options import JsonOption, RunArgument, with_options
 from trainer.streams import answer, say, tell
 
 
@@ -33,52 +34,59 @@ def export(
     tell(str(export_checkpoint(located.path, out, dtype=dtype, license=license)))
 
 
-def generate(
-    run: RunArgument,
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What is continued, how the tokens are chosen, and how much is written."""
+
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to continue; repeatable. -, or none beside a pipe: standard input.")
-    ] = None,
+    ] = None
     prompts_file: Annotated[
         Path | None, typer.Option(help="Prompts: one a line, or objects with a field prompt in a .jsonl file.")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200,
-    num_samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest, up to this share.")] = 1.0,
+    ] = None
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest"
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 200
+    num_samples: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1
+    temperature: Annotated[float, typer.Option(min=0.0, max=1e6, help="0 takes the likeliest token every time.")] = 0.8
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest; 0: among all.")] = 50
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest, up to this share.")] = 1.0
     min_p: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Choose among those with this share of the largest probability.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="The text ends before this; repeatable.")] = None,
-    rows_at_once: Annotated[int, typer.Option(min=1, help="Texts that are computed together.")] = 16,
-    as_json: JsonOption = False,
-) -> None:
+    ] = 0.0
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0
+    stop: Annotated[list[str] | None, typer.Option(help="The text ends before this; repeatable.")] = None
+    rows_at_once: Annotated[int, typer.Option(min=1, help="Texts that are computed together.")] = 16
+    as_json: JsonOption = False
+
+
+@with_options
+def generate(run: RunArgument, options: GenerateOptions) -> None:
     """Continue texts with a checkpoint's model; they are shown as they are written."""
     from trainer.checkpoint.resume.select import locate
     from trainer.config.folders import find_checkpoints
     from trainer.generation.prompts import gather_prompts
 
-    prompts = gather_prompts(prompt or [], prompts_file, sys.stdin)
-    located = locate(find_checkpoints(run), checkpoint)
+    prompts = gather_prompts(options.prompt or [], options.prompts_file, sys.stdin)
+    located = locate(find_checkpoints(run), options.checkpoint)
     say(located.words)
     from trainer.evaluation.generate import Sampling
     from trainer.export import open_model
     from trainer.generation.texts import Text, TextPrinter, continue_texts, exit_code, summary
 
     trained = open_model(located.path)
-    texts = [Text(words, number) for words in prompts for number in range(num_samples)]
-    printer, started = TextPrinter(texts, sys.stdout, as_json=as_json, facts=located.facts()), time.perf_counter()
+    texts = [Text(words, number) for words in prompts for number in range(options.num_samples)]
+    printer = TextPrinter(texts, sys.stdout, as_json=options.as_json, facts=located.facts())
+    sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+    started = time.perf_counter()
     continue_texts(
         trained.model,
         trained.tokenizer,
         texts,
-        trained.limits(max_new_tokens),
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
-        seed=seed,
-        stops=stop or (),
-        rows_at_once=rows_at_once,
+        trained.limits(options.max_new_tokens),
+        sampling=sampling,
+        seed=options.seed,
+        stops=options.stop or (),
+        rows_at_once=options.rows_at_once,
         show=printer.show,
         close=printer.close,
     )

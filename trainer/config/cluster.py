@@ -191,7 +191,5 @@ def _options(content: dict[str, Any]) -> tuple[str, ...]:
 def _environment(content: dict[str, Any]) -> dict[str, str]:
     """The variables for what the launcher does not pass on: GPUs by number for a single process, and NUMA affinity."""
     named = content.get("gpu_ids")
-    return {
-        **({"CUDA_VISIBLE_DEVICES": ",".join(gpu_ids(named))} if named not in (None, "all") else {}),
-        **({"ACCELERATE_CPU_AFFINITY": "1"} if content.get("enable_cpu_affinity") else {}),
-    }
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpu_ids(named))} if named not in (None, "all") else {}
+    return {**visible, **({"ACCELERATE_CPU_AFFINITY": "1"} if content.get("enable_cpu_affinity") else {})}

@@ -71,9 +71,8 @@ def find_checkpoints(run: str) -> Path:
     for folder in (files.project_folder() / "checkpoints" / run, Path(run)):
         if folder.is_dir():
             return folder
-    raise TrainerError(
-        f"there are no checkpoints of {run!r}; {_known('checkpoints', run)} (or give the path of a folder)"
-    )
+    known = _known("checkpoints", run)
+    raise TrainerError(f"there are no checkpoints of {run!r}; {known} (or give the path of a folder)")
 
 
 def home_of_checkpoints(wanted: str) -> Path:
@@ -108,9 +107,6 @@ def folder_of_run(checkpoint: Path) -> Path | None:
 
 def _known(kind: str, wanted: str) -> str:
     folder = files.project_folder() / kind
-    names = (
-        [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        if folder.is_dir()
-        else []
-    )
+    paths = folder.iterdir() if folder.is_dir() else ()
+    names = [path.name for path in paths if path.is_dir() and not path.name.startswith(".")]
     return did_you_mean(wanted, names) if names else f"{folder} is empty: nothing was trained here yet; train first"

@@ -40,17 +40,14 @@ def resolve_length(config: Config, length: str, count_sequences: Callable[[Confi
     if length == "max_tokens":
         assert config.max_tokens is not None
         per_step = config.global_batch * config.sequence_length
-        return math.ceil(
-            Fraction(config.max_tokens, per_step)
-        ), f"max_tokens {count(config.max_tokens)} at {count(per_step)} tokens a step"
+        words = f"max_tokens {count(config.max_tokens)} at {count(per_step)} tokens a step"
+        return math.ceil(Fraction(config.max_tokens, per_step)), words
     if count_sequences is None:
         raise ConfigError("max_epochs needs the size of the data, which is not known here; set max_steps")
     sequences = count_sequences(config)
     epochs = Fraction(str(config.max_epochs))  # 0.1 is a tenth, and not the binary number beside it
-    return (
-        math.ceil(epochs * sequences / config.global_batch),
-        f"max_epochs {config.max_epochs:g} of {count(sequences)} sequences at {config.global_batch} a step",
-    )
+    words = f"max_epochs {config.max_epochs:g} of {count(sequences)} sequences at {config.global_batch} a step"
+    return math.ceil(epochs * sequences / config.global_batch), words
 
 
 def is_due(step: int, every_steps: int) -> bool:

@@ -16,7 +16,7 @@ from trainer.config.explain import explain, further_contradictions
 from trainer.config.length import LENGTHS, NOT_YET_KNOWN, length_of, length_problems, resolve_length
 from trainer.config.plain import Document, Dumper, Loader, both_readings, read_document
 from trainer.config.schema import Config, contradictions
-from trainer.config.settings import kind_of, type_of
+from trainer.config.settings import fields_of, kind_of, plain, type_of
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
 
@@ -42,11 +42,8 @@ class Loaded:
     def length(self) -> str | None:
         """How max_steps came about, as a sentence, where it was computed."""
         origin = self.origins["max_steps"]
-        return (
-            f"max_steps is {self.config.max_steps:,}: {origin}"
-            if origin.startswith(("max_tokens ", "max_epochs "))
-            else None
-        )
+        is_computed = origin.startswith(("max_tokens ", "max_epochs "))
+        return f"max_steps is {self.config.max_steps:,}: {origin}" if is_computed else None
 
 
 def recipe_names() -> list[str]:
@@ -62,8 +59,9 @@ def find_recipe(recipe: str, beside: Path | None = None) -> Path:
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
+        shipped = ", ".join(recipe_names())
         raise ConfigError(
-            f"recipe {recipe} does not exist; give the path of a YAML file or a shipped recipe: {', '.join(recipe_names())}"
+            f"recipe {recipe} does not exist; give the path of a YAML file or a shipped recipe: {shipped}"
         )
     path = RECIPES / f"{recipe}.yaml"
     if not path.is_file():
@@ -78,8 +76,7 @@ def load(recipe: str, overrides: Sequence[str] = (), count_sequences: Callable[[
     """
     path = find_recipe(recipe)
     document = _read_recipe(path, ())
-    problems = _apply_overrides(overrides, document)
-    problems += document.problems.values()
+    problems = [*_apply_overrides(overrides, document), *document.problems.values()]
     config = _validate(document, problems, count_sequences)
     if not config.name:
         config = config.model_copy(update={"name": path.stem})
@@ -134,7 +131,7 @@ def kept_settings(path: Path) -> dict[str, Any]:
 
 def default_settings() -> dict[str, Any]:
     """The default of every setting that has one, by dotted name."""
-    return _defaults(Config, "")
+    return {name: plain(field.get_default()) for name, field in fields_of() if not field.is_required()}
 
 
 def _by_dotted_name(values: dict[str, Any], section: type[BaseModel], prefix: str) -> dict[str, Any]:
@@ -148,17 +145,6 @@ def _by_dotted_name(values: dict[str, Any], section: type[BaseModel], prefix: st
     return flat
 
 
-def _defaults(section: type[BaseModel], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            flat.update(_defaults(field.annotation, f"{prefix}{name}."))
-        elif not field.is_required():
-            default = field.get_default()
-            flat[f"{prefix}{name}"] = list(default) if isinstance(default, tuple) else default
-    return flat
-
-
 def flatten(config: BaseModel) -> dict[str, Any]:
     """Every setting under its dotted name, in the schema's order."""
     flat: dict[str, Any] = {}
@@ -167,7 +153,7 @@ def flatten(config: BaseModel) -> dict[str, Any]:
         if isinstance(value, BaseModel):
             flat.update({f"{name}.{key}": inner for key, inner in flatten(value).items()})
         else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
+            flat[name] = plain(value)
     return flat
 
 

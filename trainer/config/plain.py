@@ -65,9 +65,7 @@ def read_document(
         node = yaml.compose(text, Loader=loader)
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{what} holds no settings; it should be a mapping of keys to values")
-        yaml.load(
-            text, Loader=loader
-        )  # as Accelerate does: a key that is no word, or a merge of what is no mapping, ends it
+        yaml.load(text, loader)  # as Accelerate does: a key that is no word, or a merge of what is no mapping, ends it
         document = Document()
         _collect(node, path.name, "", document, kind_of, loader(""))
     except OSError as error:

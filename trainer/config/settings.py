@@ -1,10 +1,12 @@
 """What the schema says of each setting, by its dotted name: its type, its default and its words."""
 
+from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from trainer.aliases import SETTINGS
 from trainer.config.plain import Kind
@@ -14,32 +16,36 @@ from trainer.text import nearest
 
 def settings_help() -> list[tuple[str, str, str]]:
     """(dotted name, default, help) of every setting, from the schema's own words."""
-    return list(_help_of(Config, ""))
+    return [(name, _default_words(field), field.description or "") for name, field in fields_of()]
+
+
+def fields_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted name, what the schema says of it) of every setting, in the schema's order."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as YAML has it: a list for a tuple."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def settings_table() -> str:
     """All settings as the Markdown table of trainer/guides/settings.md."""
     rows = [("setting", "default", "meaning"), ("---", "---", "---")]
-    rows += [
-        (f"`{name}`", default if default == "required" else f"`{default}`", words)
-        for name, default, words in settings_help()
-    ]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in rows
-    )
+    for name, default, words in settings_help():
+        rows.append((f"`{name}`", default if default == "required" else f"`{default}`", words))
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _help_of(section: type[BaseModel], prefix: str):
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _help_of(field.annotation, f"{prefix}{name}.")
-        else:
-            default = "required" if field.is_required() else _as_yaml(field.get_default())
-            yield f"{prefix}{name}", default, field.description or ""
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True).split("\n")[0]
+def _default_words(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return yaml.safe_dump(plain(field.get_default()), default_flow_style=True).split("\n")[0]
 
 
 def type_of(key: str) -> Any:

@@ -57,14 +57,12 @@ def make_accelerator(
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=GROUP_TIMEOUT),
-            *(
-                [TERecipeKwargs()] if precision == "fp8" else []
-            ),  # or it would take whichever fp8 library it finds first
+            # Or it would take whichever fp8 library it finds first.
+            *([TERecipeKwargs()] if precision == "fp8" else []),
         ],
     )
-    if (
-        accelerator.device.type == "cuda"
-    ):  # Accelerate allows TF32 where it compiles and mixed_precision is no, and forbids it nowhere
+    if accelerator.device.type == "cuda":
+        # Accelerate allows TF32 where it compiles and mixed_precision is no, and forbids it nowhere.
         torch.backends.cuda.matmul.allow_tf32 = tf32
     if accelerator.num_processes != place.world_size:
         raise LaunchError(
@@ -89,14 +87,9 @@ def seed_streams(seed: int, rank: int) -> None:
 
 def device_words(accelerator: Accelerator) -> str:
     """Where the run computes, as words."""
-    device = accelerator.device
-    threads = torch.get_num_threads()
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU with {threads} thread{'s' if threads > 1 else ''}"
-    )
-    processes = accelerator.num_processes
+    device, threads, processes = accelerator.device, torch.get_num_threads(), accelerator.num_processes
+    cpu = f"CPU with {threads} thread{'s' if threads > 1 else ''}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{numbered(processes, 'process')} on {name}{' each' if processes > 1 else ''}"
 
 
@@ -119,14 +112,10 @@ def _drop_fp8_settings() -> None:
     found = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(FP8_SETTINGS)}
     if not found:
         return
-    unsaid = {
-        f"{FP8_SETTINGS}BACKEND": found.get(f"{FP8_SETTINGS}BACKEND"),
-        **setup_fp8_env(launch_command_parser().parse_args(["script"]), {}),
-    }
-    settings = sorted(
-        name.removeprefix(FP8_SETTINGS).lower() for name, value in found.items() if value != unsaid.get(name)
-    )
-    if settings:
+    backend = f"{FP8_SETTINGS}BACKEND"
+    unsaid = {backend: found.get(backend), **setup_fp8_env(launch_command_parser().parse_args(["script"]), {})}
+    said = [name for name, value in found.items() if value != unsaid.get(name)]
+    if settings := sorted(name.removeprefix(FP8_SETTINGS).lower() for name in said):
         warn_once_per_machine(
             "fp8_config.%s of the cluster file is not read: the recipe sets up fp8 (precision.recipe, precision.format, precision.options)",
             ", fp8_config.".join(settings),

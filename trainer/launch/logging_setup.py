@@ -9,9 +9,8 @@ log = logging.getLogger(__name__)
 
 def open_log(folder: Path, *, is_main: bool, console: logging.Handler) -> None:
     """Sends the story of the run to the console and, from the main process, to train.log; other ranks tell warnings only."""
-    logging.raiseExceptions = (
-        False  # a full disk stops train.log; the console goes on without a traceback for each line
-    )
+    # A full disk stops train.log; the console goes on without a traceback for each line.
+    logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers.clear()
     root.setLevel(logging.WARNING)

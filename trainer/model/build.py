@@ -151,9 +151,9 @@ def plain_loss_sums(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Te
 def _check_ties(model: PreTrainedModel) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
+        missing = "embedding" if embedding is None else "head"
         raise ConfigError(
-            f"{type(model).__name__} does not say where its {'embedding' if embedding is None else 'head'} is, which its training needs to know; "
-            "set model.config.model_type to another"
+            f"{type(model).__name__} does not say where its {missing} is, which its training needs to know; set model.config.model_type to another"
         )
     tied = head.weight is embedding.weight
     wanted = bool(getattr(model.config, "tie_word_embeddings", False))

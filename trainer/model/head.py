@@ -81,14 +81,13 @@ def chunked_cross_entropy(
     vocab_size: int,
     bias: Tensor | None = None,
     chunk_tokens: int | None = None,
-    ignore_index: int = IGNORED_LABEL,
     fused: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of `hidden @ weight.T (+ bias)` against `labels`, and how many labels counted.
 
     hidden        [N, D], any float type
     weight        [Vp, D], Vp >= vocab_size; ids from `vocab_size` on are padding and have no probability
-    labels        [N] int64, each below `vocab_size` or `ignore_index`
+    labels        [N] int64, each below `vocab_size` or IGNORED_LABEL
     bias          [Vp]
     chunk_tokens  tokens whose logits exist at one time; the result depends on it in the last bits only
     fused         one compiled kernel over the logits of a chunk, all chunks of one shape: the last is filled up with ignored
@@ -99,15 +98,15 @@ def chunked_cross_entropy(
     and the backward pass nothing. Under `torch.no_grad` only the loss is computed. Not traced by torch.compile: a
     compiled model breaks its graph here, at the end, and keeps its own memory plan.
     """
-    count = (labels != ignore_index).sum(dtype=torch.float32)
+    count = (labels != IGNORED_LABEL).sum(dtype=torch.float32)
     assert hidden.ndim == 2 and labels.shape == hidden.shape[:1] and vocab_size <= weight.shape[0]
     chunk = chunk_tokens or default_chunk_tokens(weight.shape[0], hidden.device)
     differentiable = [t if t is not None and t.requires_grad else None for t in (hidden, weight, bias)]
     needs = tuple(t is not None and torch.is_grad_enabled() for t in differentiable)
     dtype = compute_dtype(hidden, weight)
     if fused and (missing := -hidden.shape[0] % chunk):
-        hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=ignore_index)
-    way = _Way(vocab_size, chunk, ignore_index, dtype, needs, fused)
+        hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=IGNORED_LABEL)
+    way = _Way(vocab_size, chunk, dtype, needs, fused)
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, way), count
 
@@ -118,7 +117,6 @@ class _Way:
 
     vocab_size: int
     chunk_tokens: int
-    ignore_index: int
     dtype: torch.dtype
     """Of the matrix products."""
     needs: tuple[bool, ...]
@@ -172,7 +170,7 @@ class _Walk:
     def chunk(self, start: int, labels: Tensor) -> Tensor:
         """The summed loss (fp64) of the tokens from `start` on; their gradients join those of earlier chunks."""
         size = labels.shape[0]
-        ignored = (labels == self.way.ignore_index).unsqueeze(1)
+        ignored = (labels == IGNORED_LABEL).unsqueeze(1)
         # Ignored rows are struck out of the thin factor before the product: cheaper than out of the wide one after it,
         # and what stands there may even be infinite.
         hidden = self.source.detach()[start : start + size].to(self.way.dtype).masked_fill(ignored, 0.0)

@@ -52,9 +52,8 @@ def resolve(
     try:
         config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"model.config is refused by {config_class.__name__}: {_first_cause(error)} Fix these fields."
-        ) from error
+        cause = _first_cause(error)
+        raise ConfigError(f"model.config is refused by {config_class.__name__}: {cause} Fix these fields.") from error
     if config.is_encoder_decoder:
         raise ConfigError(f"model.config.model_type {model_type!r} is an encoder with a decoder; take e.g. llama")
     _set_positions(config, sequence_length)
@@ -66,13 +65,11 @@ def _config_class(model_type: str | None) -> type[PretrainedConfig]:
     if model_type is None:
         raise ConfigError("no model: set model.preset (e.g. llama-124m) or model.config.model_type (e.g. llama)")
     if model_type not in CONFIG_MAPPING:
-        hint = _suggest(model_type)
-        raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {hint}")
+        raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {_suggest(model_type)}")
     config_class = CONFIG_MAPPING[model_type]
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in _all_fields(config_class):
-        raise ConfigError(
-            f"model.config.model_type {model_type!r} is not a causal language model of text; " + _suggest(model_type)
-        )
+        hint = _suggest(model_type)
+        raise ConfigError(f"model.config.model_type {model_type!r} is not a causal language model of text; {hint}")
     return config_class
 
 

@@ -25,13 +25,8 @@ class AdamWSettings(OptimizerSettings):
 def hyperparameters(settings: AdamWSettings, group: str) -> dict[str, Any]:
     """Of a named group, as torch's AdamW takes them."""
     decay = 0.0 if group == "vectors" else settings.weight_decay
-    return {
-        "algorithm": "adamw",
-        "lr": settings.lr,
-        "betas": tuple(settings.betas),
-        "eps": settings.eps,
-        "weight_decay": decay,
-    }
+    own = {"betas": tuple(settings.betas), "eps": settings.eps}
+    return {"algorithm": "adamw", "lr": settings.lr, **own, "weight_decay": decay}
 
 
 def _build(groups: list[dict[str, Any]], fused: bool) -> "Optimizer":

@@ -25,12 +25,8 @@ class MuonSettings(adamw.AdamWSettings):
 def _hyperparameters(settings: MuonSettings, group: str) -> dict[str, Any]:
     if group != "hidden":
         return adamw.hyperparameters(settings, group)
-    return {
-        "algorithm": "muon",
-        "lr": settings.muon_lr,
-        "momentum": settings.muon_momentum,
-        "weight_decay": settings.muon_weight_decay,
-    }
+    own = {"momentum": settings.muon_momentum, "weight_decay": settings.muon_weight_decay}
+    return {"algorithm": "muon", "lr": settings.muon_lr, **own}
 
 
 def _build(groups: list[dict[str, Any]], fused: bool) -> "Optimizer":
@@ -49,11 +45,5 @@ def _conditions(device_type: str) -> dict[str, Any]:
     return {"muon_iteration": str(iteration_dtype(device_type)).removeprefix("torch.")}
 
 
-ENTRY = OptimizerEntry(
-    "Muon for the hidden matrices and AdamW for everything else",
-    MuonSettings,
-    _hyperparameters,
-    _build,
-    _state_bytes,
-    _conditions,
-)
+_HELP = "Muon for the hidden matrices and AdamW for everything else"
+ENTRY = OptimizerEntry(_HELP, MuonSettings, _hyperparameters, _build, _state_bytes, _conditions)

@@ -33,16 +33,11 @@ class Backend:
 @functools.cache
 def load() -> Backend:
     """Imports TransformerEngine; raises whatever that raises: a broken installation has many ways."""
-    package = importlib.import_module("transformer_engine")
+    names = ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.common.recipe")
+    package, pytorch, recipes = (importlib.import_module(name) for name in names)
     emulation = getattr(package, "EMULATION", None)
-    pytorch = importlib.import_module("transformer_engine.pytorch")
     version = getattr(package, "__version__", "of unknown version")
-    return Backend(
-        pytorch,
-        importlib.import_module("transformer_engine.common.recipe"),
-        emulation or f"TransformerEngine {version}",
-        emulation is not None,
-    )
+    return Backend(pytorch, recipes, emulation or f"TransformerEngine {version}", emulation is not None)
 
 
 def is_missing(error: BaseException) -> bool:

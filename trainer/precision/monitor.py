@@ -88,10 +88,7 @@ def build_monitor(
     fp8.log_coverage(coverage)
     if not fp8.recipe.stateless and accelerator.is_main_process:
         inexact = ", so a resume is not exact to the last bit in spite of deterministic: true" if deterministic else ""
-        log.warning(
-            "delayed scaling has a state that no checkpoint holds: its scales begin anew at each start%s, and each micro-batch waits for "
-            "all ranks",
-            inexact,
-        )
+        anew = f"its scales begin anew at each start{inexact}, and each micro-batch waits for all ranks"
+        log.warning("delayed scaling has a state that no checkpoint holds: %s", anew)
     caches_weights = wanted.cache_weights and fp8.recipe.stateless and accumulation > 1 and not compiled
     return Fp8Monitor(fp8, coverage, accelerator, model, journal, caches_weights=caches_weights)

@@ -169,8 +169,5 @@ def uncompiled_because(recipe: Recipe, torch_version: tuple[int, int]) -> str | 
     """
     if not recipe.stateless:
         return f"TransformerEngine's {recipe.te_class} refuses to be compiled"
-    if torch_version < (2, 14):
-        return (
-            "TransformerEngine's layers can be compiled from torch 2.14 on, and each would break the graph of its block"
-        )
-    return None
+    why = "TransformerEngine's layers can be compiled from torch 2.14 on, and each would break the graph of its block"
+    return why if torch_version < (2, 14) else None

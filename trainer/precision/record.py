@@ -50,10 +50,8 @@ class PrecisionRecord:
         """What the run computes in now and why, in one line."""
         if not self.went_back:
             return self.decision.sentence
-        return (
-            f"precision: bf16 instead of fp8 ({self.decision.title}), because the run went back to it at step "
-            f"{self.last_fp8_step}; nothing runs in fp8"
-        )
+        why = f"the run went back to it at step {self.last_fp8_step}; nothing runs in fp8"
+        return f"precision: bf16 instead of fp8 ({self.decision.title}), because {why}"
 
     @property
     def words(self) -> str:

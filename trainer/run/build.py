@@ -148,15 +148,9 @@ def build_run(config: Config, stop: StopRequest) -> Run:
 
 
 def _build_loader(config: Config, corpus: Corpus, accelerator: Accelerator) -> TokenLoader:
-    return TokenLoader(
-        corpus.train,
-        global_batch=config.global_batch,
-        micro_batch=config.micro_batch,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        seed=config.seed,
-        device=accelerator.device,
-    )
+    batch = {"global_batch": config.global_batch, "micro_batch": config.micro_batch, "seed": config.seed}
+    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    return TokenLoader(corpus.train, **batch, **place, device=accelerator.device)
 
 
 def _checkpoint_context(

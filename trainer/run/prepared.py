@@ -83,19 +83,11 @@ def blocks_of(config: Config) -> torch.nn.Module:
 def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
     """The model of a recipe, for its data; ConfigError with what is wrong with it, or with the prompts of its samples."""
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
-    model_config = resolve(
-        config.model.preset,
-        config.model.config,
-        vocab_size=vocab_size,
-        sequence_length=config.sequence_length,
-        eot_id=tokenizer.eot_id if tokenizer else None,
-    )
+    wanted, length, eot_id = config.model, config.sequence_length, tokenizer.eot_id if tokenizer else None
+    fields = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)
     if tokenizer:
-        check_prompts(prompts_of(config.evaluation), tokenizer, config.sequence_length)
+        check_prompts(prompts_of(config.evaluation), tokenizer, length)
+    recomputes = wanted.gradient_checkpointing
     return build_model(
-        model_config,
-        vocab_size=vocab_size,
-        seed=config.seed,
-        device=device,
-        gradient_checkpointing=config.model.gradient_checkpointing,
+        fields, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=recomputes
     )

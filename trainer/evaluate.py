@@ -137,8 +137,9 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
                      checkpoint, data or tasks
     """
     if wanted.tasks is not None and not wanted.tasks:
-        remedy = "give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss"
-        raise ConfigError(f"--tasks names no task; {remedy}")
+        raise ConfigError(
+            "--tasks names no task; give shakespeare_lines, or the path of a file of items, or leave it out for the validation loss"
+        )
     place = LaunchEnv.from_env()
     try:
         with missing_form_explained("ACCELERATE_USE_CPU=true in the environment evaluates on the CPU"):
@@ -201,8 +202,9 @@ def held_out(config: Config, manifest: Manifest, data: str | None) -> TokenDatas
         base = files.project_folder()
         paths = resolve_shards(own.validation, base, "validation", skip_unreadable=own.skip_unreadable)
     else:
-        remedy = "name some with --data FOLDER, or what to ask with --tasks"
-        raise ConfigError(f"{config.name} has no held-out text of its own; {remedy}")
+        raise ConfigError(
+            f"{config.name} has no held-out text of its own; name some with --data FOLDER, or what to ask with --tasks"
+        )
     found = TokenDataset(paths, sequence_length=length, vocab_size=manifest.vocab_size, dtype=own.dtype)
     for words in trained_on_too(own, length, found) if data is not None else ():
         log.warning(words)

@@ -74,8 +74,9 @@ def export(
         raise ConfigError(f"export dtype {dtype!r} is unknown; take one of {', '.join(_DTYPES)}")
     out = Path(out).resolve()  # "." has no name of its own
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        remedy = "an export replaces nothing: name another folder, or remove it"
-        raise TrainerError(f"{out} exists and is not an empty folder; {remedy}")
+        raise TrainerError(
+            f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"
+        )
     config = model_config if isinstance(model_config, PretrainedConfig) else config_of(model_config)
     model = _in_type(_load(config, Path(weights)), dtype, weights)
     real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
@@ -118,8 +119,9 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | Non
 def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
     """The plain model with exactly these weights, in evaluation mode and in the precision they are stored in."""
     if not weights.is_file():
-        remedy = "give the folder of a checkpoint, which holds its model.safetensors"
-        raise CheckpointError(f"{weights} is not there; {remedy}")
+        raise CheckpointError(
+            f"{weights} is not there; give the folder of a checkpoint, which holds its model.safetensors"
+        )
     stored = load_file(weights)
     floating = {value.dtype for value in stored.values() if value.is_floating_point()}
     dtype = floating.pop() if len(floating) == 1 else torch.float32

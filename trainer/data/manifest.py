@@ -94,6 +94,7 @@ def repeats_text(manifest: dict[str, Any], what: str) -> str | None:
     share = amount["text_bytes"] / whole["text_bytes"] if whole["text_bytes"] else 1.0
     how_much = f"{amount['documents']:,} of {whole['documents']:,} documents ({text.size(amount['text_bytes'])}, {share:.1%} of the text)"
     if what == "held_out_in_train":
-        too_low = "so the validation loss is too low; hold out other text"
-        return f"{how_much} of what is held out are trained on too, {too_low}"
+        return (
+            f"{how_much} of what is held out are trained on too, so the validation loss is too low; hold out other text"
+        )
     return f"{how_much} of what is trained on repeat an earlier one, and are trained on as often as they stand there"

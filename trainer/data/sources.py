@@ -257,8 +257,9 @@ def _json_rows(file: BinaryIO, path: Path, suffix: str) -> Iterator[tuple[str, A
         try:
             yield where, _parsed(line, where)
         except json.JSONDecodeError as error:
-            problem = f"{error.msg} at column {error.colno}"
-            raise DataError(f"{where}: {problem}. One JSON object per line was expected; fix the line.") from None
+            raise DataError(
+                f"{where}: {error.msg} at column {error.colno}. One JSON object per line was expected; fix the line."
+            ) from None
 
 
 def _parsed(content: bytes, where: str) -> Any:

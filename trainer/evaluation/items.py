@@ -86,8 +86,9 @@ def _texts(where: str, row: Row, name: str) -> list[str]:
     """At least two texts."""
     value = row[name]
     if not isinstance(value, list) or len(value) < 2:
-        found = f"{name} is {value!r}, and a list of at least two texts was expected"
-        raise DataError(f"{where}: {found}; fix it, or leave the line out")
+        raise DataError(
+            f"{where}: {name} is {value!r}, and a list of at least two texts was expected; fix it, or leave the line out"
+        )
     return [_is_text(where, f"{name}[{number}]", text) for number, text in enumerate(value)]
 
 

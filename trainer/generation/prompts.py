@@ -20,8 +20,9 @@ def read_prompts(path: Path) -> list[str]:
         lines = path.read_bytes().split(b"\n") if is_json else []
         texts = [] if is_json else path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"the file of prompts {path} cannot be read ({error})"
-        raise ConfigError(f"{problem}; name a text file, or a .jsonl file, in UTF-8") from None
+        raise ConfigError(
+            f"the file of prompts {path} cannot be read ({error}); name a text file, or a .jsonl file, in UTF-8"
+        ) from None
     prompts = [_prompt_of(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     prompts += [text for text in texts if text.strip()]
     if not prompts:
@@ -34,11 +35,13 @@ def _prompt_of(path: Path, number: int, line: bytes) -> str:
     try:
         item = json.loads(line)
     except ValueError as error:
-        problem = f"line {number} of {path} is not JSON ({error})"
-        raise ConfigError(f"{problem}; each line is an object with a field prompt") from None
+        raise ConfigError(
+            f"line {number} of {path} is not JSON ({error}); each line is an object with a field prompt"
+        ) from None
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-        problem = f"line {number} of {path} has no prompt"
-        raise ConfigError(f"{problem}; each line is an object with a field prompt, which is a text")
+        raise ConfigError(
+            f"line {number} of {path} has no prompt; each line is an object with a field prompt, which is a text"
+        )
     return item["prompt"]
 
 

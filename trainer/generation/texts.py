@@ -71,8 +71,9 @@ def continue_texts(
     KeyboardInterrupt ends all of them where they are.
     """
     if not all(stops):
-        problem = "a text to stop at is empty, and every text holds that"
-        raise ConfigError(f"{problem}; leave it out, or give one of at least a character")
+        raise ConfigError(
+            "a text to stop at is empty, and every text holds that; leave it out, or give one of at least a character"
+        )
     prompts = [[tokenizer.eot_id, *tokenizer.encode(text.prompt)] for text in texts]
     for prompt in prompts:
         check_prompt_length(len(prompt), limits.sequence_length)

@@ -69,8 +69,9 @@ class Drawing:
         self._extras.append((step, prepare))
         if len(self._extras) > MAX_EXTRAS:
             self._extras.popleft()
-            problem = BufferError("too many texts and histograms are waiting, the oldest is left out")
-            self._failures.tell(self._board.name, problem)
+            self._failures.tell(
+                self._board.name, BufferError("too many texts and histograms are waiting, the oldest is left out")
+            )
 
     def close(self) -> None:
         """Draws what is left and ends the trackers; one that hangs is left behind and logged."""

@@ -73,8 +73,10 @@ class Profiler:
             if self._taken >= self._first:
                 self._write(trace)
             else:
-                first = f"step {self._first}, the first to be recorded,"
-                log.info("profile: the run ended before %s was whole: nothing is written", first)
+                log.info(
+                    "profile: the run ended before step %d, the first to be recorded, was whole: nothing is written",
+                    self._first,
+                )
         except (OSError, RuntimeError) as error:
             log.warning("profile: it could not be written (%s); training goes on", error)
 

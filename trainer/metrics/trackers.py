@@ -50,8 +50,9 @@ def check_tracker_names(names: list[str]) -> None:
         if name not in installed
     ]
     twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-    why = "and each number would be drawn twice; name it once"
-    problems += [f"metrics.trackers names {name!r} twice, {why}" for name in twice]
+    problems += [
+        f"metrics.trackers names {name!r} twice, and each number would be drawn twice; name it once" for name in twice
+    ]
     if problems:
         raise ConfigError(*problems)
 
@@ -179,8 +180,9 @@ class PatientTracker:
         self._retry_at = 0.0
         self.name_of_tag = naming(folder, self.name) if position else str
         if self.name_of_tag is former_tag:
-            began = "the names that this run's charts began with: loss/train, not Loss/train"
-            log.info("%s goes on with %s", self.name, began)
+            log.info(
+                "%s goes on with the names that this run's charts began with: loss/train, not Loss/train", self.name
+            )
         self._mark = os.open(_mark(folder, self.name), os.O_WRONLY | os.O_CREAT, 0o644)
         self._remember()
 

@@ -70,8 +70,9 @@ def bench(
     no_compiler = missing_compiler() if cluster.use_cpu else None
     variants, missing = choose(seen.decisions, torch_version=(int(major), int(minor)), no_compiler=no_compiler)
     if not variants or variants[0].recipe:
-        why = seen.decisions["bf16"].sentence
-        raise LaunchError(f"there is nothing to compare with: {why}; take a machine that computes in bf16")
+        raise LaunchError(
+            f"there is nothing to compare with: {seen.decisions['bf16'].sentence}; take a machine that computes in bf16"
+        )
     with ended_by_signals(), sandbox_of(config, "bench", say) as sandbox, ExitStack() as processes:
         try:
             site = _Benchmark(config, cluster, plan, sandbox, processes, WARM_UP_STEPS + steps, say)

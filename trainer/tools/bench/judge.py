@@ -32,8 +32,12 @@ def judge(measured: Sequence[Measurement]) -> Judgement:
     bf16 = [each for each in usable if each.variant.recipe is None]
     fp8 = [each for each in usable if each.variant.recipe is not None]
     if not bf16:
-        why_not = "bf16 itself could not be measured here, and a gain is one over bf16"
-        return Judgement(None, {}, None, f"nothing is recommended: {why_not}")
+        return Judgement(
+            None,
+            {},
+            None,
+            "nothing is recommended: bf16 itself could not be measured here, and a gain is one over bf16",
+        )
     best = _fastest(bf16)
     gains: dict[str, float] = {}
     for each in fp8:

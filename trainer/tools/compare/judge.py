@@ -244,8 +244,9 @@ def _notes(a: Run, b: Run, tokens: int, judged: dict[str, Judged]) -> list[str]:
         )
     for run in (a, b):
         if run.curve.num_unfinite:
-            steps = numbered(run.curve.num_unfinite, "step")
-            notes.append(f"{run.name} has {steps} whose loss is not finite, left out of every mean")
+            notes.append(
+                f"{run.name} has {numbered(run.curve.num_unfinite, 'step')} whose loss is not finite, left out of every mean"
+            )
     return notes
 
 

@@ -55,8 +55,9 @@ def write_page(comparison: Comparison, path: Path) -> Path:
     try:
         files.write_atomic(path, _page(comparison))
     except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})"
-        raise TrainerError(f"{problem}; give --html a file in a folder that exists and may be written") from None
+        raise TrainerError(
+            f"{path} cannot be written ({error.strerror}); give --html a file in a folder that exists and may be written"
+        ) from None
     return path
 
 

@@ -73,18 +73,19 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
     raises  TrainerError for fewer than two, one that is not there or given twice, or one without a step
     """
     if len(wanted) < 2:
-        example = command_line("compare", "A", "B")
-        raise TrainerError(f"compare needs two runs at least, by name or folder; try: {example}")
+        raise TrainerError(
+            f"compare needs two runs at least, by name or folder; try: {command_line('compare', 'A', 'B')}"
+        )
     folders = [find_run(run) for run in wanted]
     for (one, folder), (other, its_folder) in combinations(zip(wanted, folders), 2):
         if folder.resolve() == its_folder.resolve():
-            same = f"{other} and {one} are one run ({its_folder})"
-            raise TrainerError(f"{same}; name another run to compare it with")
+            raise TrainerError(f"{other} and {one} are one run ({its_folder}); name another run to compare it with")
     lengths = [last_tokens(folder) for folder in folders]
     for run, folder, length in zip(wanted, folders, lengths, strict=True):
         if not length:
-            problem = f"{folder / CURVE} is absent or has no record of one"
-            raise TrainerError(f"{run} has no step to compare: {problem}; let it train for a while first")
+            raise TrainerError(
+                f"{run} has no step to compare: {folder / CURVE} is absent or has no record of one; let it train for a while first"
+            )
     bin_tokens = max(length for length in lengths if length) / NUM_BINS
     names = [folder.resolve().name for folder in folders]
     names = [name if names.count(name) == 1 else str(folder) for folder, name in zip(folders, names)]

@@ -80,8 +80,9 @@ def install_for(cluster: Cluster, wanted: PrecisionConfig, say: Say) -> None:
         return  # the run says so, and needs no TransformerEngine for it
     if failure := install(say, again=False):
         outcome = "is refused, as precision.required asks" if wanted.required else "goes on in bf16"
-        again = f"this is not tried again at every start: {setup_command()} tries again"
-        say(f"{failure}. So the run {outcome}, and {again}")
+        say(
+            f"{failure}. So the run {outcome}, and this is not tried again at every start: {setup_command()} tries again"
+        )
 
 
 def install(say: Say, *, again: bool) -> str | None:

@@ -82,8 +82,9 @@ def verdict_problems(found: Sequence[Start], reached: Sequence[int]) -> list[str
         if start.is_exact is False:
             problems.append(f"after kill {number}: {start.verdict}")
         elif start.is_exact is None and last > start.resumed_step:
-            replayed = f"steps {start.resumed_step + 1} to {last}"
-            problems.append(f"after kill {number}: {replayed} were replayed and not compared")
+            problems.append(
+                f"after kill {number}: steps {start.resumed_step + 1} to {last} were replayed and not compared"
+            )
     return problems
 
 

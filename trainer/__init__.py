@@ -22,18 +22,27 @@ Begin with loop.py: it is what all the rest serves. How work goes through the fi
 
 Where new things go (more in guides/contributing.md):
 
-    sharded snapshot   a second layout of checkpoint/format/layout.py (today's is checkpoint/format/whole_files.py), chosen in
-                       checkpoint/context.py; checkpoint/save/checkpointer.py, checkpoint/save/main_rank.py and what it owns
-                       (snapshot, writer, room are rank 0's today); export.py, evaluate.py and tools/selftest/evidence.py open
-                       the file of the weights themselves
-    hang watchdog      session.py (where a rank's threads start; nothing beats per step today), launcher.py (the parent, which waits
-                       without a limit), launch/process_group.py (how long ranks wait for each other), ending/causes.py
+    sharded snapshot   a second layout of checkpoint/format/layout.py (today's: whole_files.py, and memory_layout.py for the same in a
+                       slot), chosen in checkpoint/context.py, through which resume goes already; save/blocking.py writes on every
+                       rank. In the background checkpoint/save/ is rank 0's: checkpointer.py makes main_rank.py and room.py,
+                       writer_client.py the slots, and writer.py commits, also after the trainer's death: with a writer per rank
+                       somebody must know that all parts of one step are whole before commit.py renames. The model itself:
+                       parallel.py, launch/accelerator.py (SUPPORTED); what judges by this rank's weights alone: run/verdict.py;
+                       what opens the file of the weights: export.py, evaluate.py, tools/selftest/evidence.py
+    hang watchdog      safety/peers.py is the example: a thread, started in session.py, that ends a rank which waits in C; a beat per
+                       step belongs into loop.py, which names its long phases by reporter.pause (start and end have none); the
+                       reason goes through ending/ranks.py, which the other ranks and launcher.py read (the parent waits without a
+                       limit), into ending/causes.py and checkpoint/resume/crash_loops.py; how long ranks wait for each other:
+                       launch/process_group.py, checkpoint/ranks.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state),
-                       data/loader.py; what a resume must notice: data/shards.py (fingerprints), run/identity.py,
-                       checkpoint/resume/changes.py
-    optimizer          optim/adamw.py is the example; one line in config/optimizers.py
-    alert              metrics/slow_alarm.py is the example, made in run/reporting.py and called in metrics/reporter.py; what ends
-                       a run is a vote: safety/guard.py
+                       data/loader.py; what a resume must notice goes into the fingerprint: data/shards.py, run/identity.py,
+                       checkpoint/resume/changes.py; what an epoch is: data/loader.py (epoch_at), run/build.py (_course),
+                       config/length.py, dry_run.py; who else reads data.corpus: evaluate.py, tools/compare/runs.py, cli/run.py
+    optimizer          optim/adamw.py is the example: its ENTRY holds settings, groups, construction and bytes of state; its module's
+                       name in config/optimizers.py is the one line; the step reads optim/found_inf.py, or the host waits for it
+    alert              metrics/slow_alarm.py is the example (log and journal, on rank 0; nothing is sent to anyone), made in
+                       run/reporting.py, called and closed in metrics/reporter.py; its event stands in journal.py, its curve in
+                       metrics/tags.py; what ends a run is a vote: safety/guard.py
 """
 
 __version__ = "0.1.0"

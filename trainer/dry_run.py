@@ -31,6 +31,7 @@ from trainer.metrics.totals import totals_of
 from trainer.metrics.trackers import check_tracker_names
 from trainer.model.flops import parameter_counts
 from trainer.optim.build import build_optimizer
+from trainer.optim.rules import descriptions
 from trainer.run.begin import refuse_to_start_over
 from trainer.run.identity import describe
 from trainer.run.memory import check_memory
@@ -140,6 +141,7 @@ def _what(checked: launcher.CheckedLaunch, corpus: Corpus, model: torch.nn.Modul
     return [
         ("cluster", f"{cluster.path.stem}: {numbered(processes, 'process')} {places}, {arithmetic}"),
         ("model", f"{model.config.model_type}, {total} parameters ({outside} without embeddings)"),
+        *(("groups", line) for line in descriptions(model, config.optimizer)),
         ("data", f"{train} sequences of {length} tokens to train on, {held_out}"),
         ("a step", f"{config.global_batch} sequences = {count(step_tokens)} tokens: {each}"),
         ("the run", f"{steps}, {tokens} tokens, {epochs:.3g} epochs"),

@@ -220,6 +220,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
         "batch": f"{settings.get('global_batch')} sequences",
         "optimizer": f"{optimizer.get('name')}{decay}",
         "learning rate": f"{_peak_rates(optimizer)} at its peak, {schedule.get('name')}, {schedule.get('warmup_steps', 0):,} steps of warm-up",
+        **({"trained otherwise": "; ".join(map(_group_words, groups))} if (groups := optimizer.get("groups")) else {}),
         "computed in": "fp32" if manifest.precision == "no" else manifest.precision,
         "validation loss": loss,
         **_evaluations(run, manifest.step),
@@ -229,6 +230,14 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
 def _peak_rates(optimizer: Mapping[str, Any]) -> str:
     own = f"{optimizer.get('name')}_lr"  # an optimizer's own rate beside the one that all have, such as muon_lr
     return f"{optimizer.get('lr')}" + (f" ({own} {optimizer[own]:g})" if own in optimizer else "")
+
+
+def _group_words(group: Mapping[str, Any]) -> str:
+    """An entry of optimizer.groups: `lm_head|embed (lr 1e-05, weight_decay 0.0)`."""
+    others = ", ".join(
+        "frozen" if key == "freeze" else f"{key} {value}" for key, value in group.items() if key != "match"
+    )
+    return f"{group.get('match')} ({others})"
 
 
 def _evaluations(run: Path, step: int) -> dict[str, str]:

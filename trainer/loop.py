@@ -15,7 +15,7 @@ from trainer.ending.outcomes import Ending, Outcome
 from trainer.evaluation.samples import SAMPLES_READ, markdown
 from trainer.metrics.reporter import StepFacts
 from trainer.optim.build import step_if_finite
-from trainer.optim.groups import set_learning_rate
+from trainer.optim.groups import rates_by_tag, set_learning_rate
 from trainer.run.build import Run
 from trainer.run.verdict import judge_end, judge_start, judge_step, reason_to_save
 from trainer.step_result import SaveRequest, StepResult
@@ -51,6 +51,7 @@ def train(run: Run) -> Ending:
 
         run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
         facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
+        facts = {**facts, **rates_by_tag(run.optimizer)}
         results = report(run, batch, lr, loss, grad_norm, facts)
         ending = judge_step(run, results)
         run.stopwatch.lap("report")

@@ -1,6 +1,7 @@
 """Quantities and choices, written for people."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -101,3 +102,16 @@ def by_dotted_name(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """Dotted names in few words: those that differ in their numbers as one, and how many more there are.
+
+    >>> few(["embed.weight", "layers.0.up.weight", "layers.1.up.weight"])
+    'embed.weight, layers.*.up.weight (2)'
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    shown = [own[0] if len(own) == 1 else f"{name} ({len(own)})" for name, own in alike.items()]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

@@ -10,6 +10,7 @@ format/      what stands on the disk
     verified_copy.py  the one way to copy a checkpoint's files
     layout.py         how the state lies in files: the seam for a second way (one part per rank), chosen in context.py
     whole_files.py    today's way: rank 0 has all weights and moments; memory_layout.py, file_layout.py: these files in memory, byte for byte
+    by_name.py        moments by the names of their parameters, whatever the groups are now
     finite.py         whether all numbers in such memory are finite; tensor_names.py: their tensors by name
     random_states.py  the random streams of one rank, as plain JSON
     tensors.py        which tensors of two safetensors files differ, without torch

@@ -1,7 +1,8 @@
 """What pydantic finds wrong with a config, as sentences for the person who wrote it."""
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,14 +33,17 @@ def explain(error: ValidationError, document: Document) -> Iterator[str]:
     """Pydantic's findings as sentences: the dotted key with its place, what was expected, and the nearest name."""
     for found in error.errors():
         key = ".".join(str(part) for part in found["loc"] if not isinstance(part, int))
-        given = f"{key}{_place(key, document)} is {found['input']!r}, but should be"
+        place = _place(key, document) or _place(_list_of(found["loc"]), document)
+        given = f"{key}{place} is {found['input']!r}, but should be"
         if key in document.problems:  # which says more
             continue
         if found["type"] == "extra_forbidden":
             for name in _unknown_keys(key, found["input"]):
-                yield f"unknown key {name}{_place(name, document)}; {_help_for(name)}"
+                yield f"unknown key {name}{_place(name, document) or place}; {_help_for(name)}"
         elif found["type"] == "missing" and isinstance(found["loc"][-1], int):
             yield f"{given} a list with more values"
+        elif found["type"] == "missing" and (whole := _list_of(found["loc"])):
+            yield f"{key}{place} is not set in {found['input']!r}; each entry of {whole} needs it"
         elif found["type"] == "missing":
             instead = ", or max_tokens or max_epochs instead" if key == "max_steps" else ""
             yield f"{key} is not set; a recipe must set it (or an override: {key}=...){instead}"
@@ -51,6 +55,12 @@ def explain(error: ValidationError, document: Document) -> Iterator[str]:
         else:
             expected = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             yield f"{given} {expected}"
+
+
+def _list_of(loc: Sequence[int | str]) -> str:
+    """The dotted name of the list that a finding lies in; empty without one."""
+    names = [str(part) for part in itertools.takewhile(lambda part: not isinstance(part, int), loc)]
+    return ".".join(names) if len(names) < len(loc) else ""
 
 
 def _place(key: str, document: Document) -> str:

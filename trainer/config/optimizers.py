@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
+from trainer.config.groups import ParameterGroup
 from trainer.config.section import Decay, Rate, Section
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
@@ -40,6 +41,8 @@ class OptimizerSettings(Section):
     """Decoupled weight decay of the same matrices; vectors (norms, biases) have none."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this total norm when theirs is larger."""
+    groups: list[ParameterGroup] = []
+    """Parameters that are trained otherwise, e.g. `[{match: "lm_head|embed", lr: 1e-5, weight_decay: 0}, {match: "layers.0.", freeze: true}]`: `match` is a regular expression searched for in their names, and the first entry that is found counts. `lr` is their peak rate, under the same schedule (the rate of Muon's matrices is changed by the same factor, lr / optimizer.lr); `weight_decay` that of their matrices; `freeze` keeps them as they are."""
 
 
 @dataclass(frozen=True)

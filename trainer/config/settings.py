@@ -29,8 +29,10 @@ def fields_of(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[t
 
 
 def plain(value: Any) -> Any:
-    """A setting's value as YAML has it: a list for a tuple."""
-    return list(value) if isinstance(value, tuple) else value
+    """A setting's value as YAML has it: a list for a tuple, a mapping for a section in a list."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def settings_table() -> str:
@@ -82,8 +84,10 @@ def _leaves(annotation: Any) -> set[Any]:
 
 
 def settings_of(section: str) -> list[str]:
-    """The last words of a section's settings; those at the top for an empty name."""
-    return [name.rpartition(".")[2] for name, _, _ in settings_help() if name.rpartition(".")[0] == section]
+    """The last words of a section's settings; those at the top for an empty name; those of an item, for a list of sections."""
+    own = [name.rpartition(".")[2] for name, _, _ in settings_help() if name.rpartition(".")[0] == section]
+    items = get_args(type_of(section))[:1] if section else ()
+    return own or [name for item in items for name in getattr(item, "model_fields", {})]
 
 
 def nearest_key(key: str) -> str:

@@ -31,6 +31,7 @@ MEANINGS = {
     ),
     "Loss/validation_bits_per_byte": ("bits per byte", "validation loss of a byte of text: compares across tokenizers"),
     "optim/lr": ("", "learning rate of the first parameter group in this step"),
+    "optim/lr/GROUP": ("", "the same of an entry of optimizer.groups, and GROUP_muon of Muon's matrices in it"),
     "optim/grad_norm": ("", "norm of all gradients before clipping"),
     "data/tokens": ("tokens", "trained on since the run began"),
     "data/epoch": ("passes", "over the training data, all sources alike, since they are mixed"),
@@ -64,6 +65,12 @@ MEANINGS = {
 COUNTERS = frozenset({"data/tokens", "data/epoch", "Loss/train_smoothed", "optim/lr"})
 """Tags of which the last of some steps is drawn where they are drawn as one point; of others it is the mean."""
 
+
+def is_counter(tag: str) -> bool:
+    """Whether the last of some steps is drawn of a tag where they are drawn as one point, and not their mean."""
+    return tag in COUNTERS or tag.startswith("optim/lr/")
+
+
 EXTREMES = ("Loss/train", "optim/grad_norm", "Speed/step_seconds")
 """Tags of which the least and the greatest are drawn too, as TAG_min and TAG_max."""
 
@@ -91,7 +98,7 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("validation loss (nats per token)", ("Loss/validation",), VALIDATION),
         Chart("validation (bits per byte)", ("Loss/validation_bits_per_byte",), VALIDATION),
         Chart("tasks (share right)", ("evaluation/.*/acc.*",), TASKS),
-        Chart("learning rate", ("optim/lr",)),
+        Chart("learning rate", ("optim/lr", "optim/lr/.*")),
     ),
     "2 Is it healthy?": (
         Chart("gradient norm", ("optim/grad_norm", "optim/grad_norm_max")),

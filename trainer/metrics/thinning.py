@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.metrics.tags import COUNTERS, EXTREMES, drawn
+from trainer.metrics.tags import EXTREMES, drawn, is_counter
 
 DENSE_STEPS = 10_000
 """Steps of the run that are drawn as one point are at most a DENSE_STEPS-th of those before them."""
@@ -88,7 +88,7 @@ class Thinning:
                 points.setdefault(found.step, {})[tag] = found.total if found.count else found.last
                 continue
             at_end = points.setdefault(self._last, {})
-            at_end[tag] = found.last if tag in COUNTERS else found.total / found.count
+            at_end[tag] = found.last if is_counter(tag) else found.total / found.count
             if tag in EXTREMES:
                 at_end[f"{tag}_min"], at_end[f"{tag}_max"] = found.least, found.greatest
         self._tags, self._first = {}, None

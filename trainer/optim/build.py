@@ -1,5 +1,6 @@
 """From a recipe's `optimizer` section to one torch optimizer with named groups, and the step that may be skipped."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch.optim import Optimizer
 
 from trainer.config.optimizers import OptimizerSettings, optimizer_entry
 from trainer.optim.found_inf import found_inf, found_inf_given, reads_found_inf
-from trainer.optim.groups import check_groups, named_groups
+from trainer.optim.groups import check_groups, group_settings, named_groups
+from trainer.optim.rules import followers, labels
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: bool = True) -> Optimizer:
@@ -18,13 +20,24 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, *, fused: boo
     raises  ConfigError for an unknown name, and for a model with a parameter that would be trained by no group
     """
     entry = optimizer_entry(settings.name)
-    groups: list[dict[str, Any]] = []
-    for name, parameters in named_groups(model).items():
-        hyperparameters = entry.hyperparameters(settings, name)
-        groups.append({"params": parameters, "name": name, "peak_lr": hyperparameters["lr"], **hyperparameters})
+    # The first group's rate is the run's: that of what no entry is about.
+    groups = [group for number in (None, *range(len(settings.groups))) for group in _groups_of(model, settings, number)]
     optimizer = entry.build(groups, fused)
     check_groups(model, optimizer)
     return optimizer
+
+
+def _groups_of(model: nn.Module, settings: OptimizerSettings, number: int | None) -> Iterator[dict[str, Any]]:
+    """torch's groups for what follows one entry of `optimizer.groups`, by its place; None: for what follows none."""
+    entry, rules = optimizer_entry(settings.name), settings.groups
+    followed = followers(model, rules)
+    label = {} if number is None else {"label": labels(rules)[number]}
+    for kind, named in named_groups(model).items():
+        own = {name: parameter for name, parameter in named.items() if followed[name].rule == number}
+        if own:
+            values = group_settings(entry, settings, kind, None if number is None else rules[number])
+            names = {"name": "/".join((*label.values(), kind)), "param_names": list(own), **label}
+            yield {"params": list(own.values()), **names, "peak_lr": values["lr"], **values}
 
 
 def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:

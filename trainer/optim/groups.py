@@ -1,5 +1,7 @@
 """Which parameter is trained how: every trainable one in exactly one named group, and the group's hyperparameters.
 
+The kinds below, and what `optimizer.groups` says besides (rules.py): the parameters of a kind that follow one entry are a group.
+
     group        holds                                    decay   with muon
     hidden       2-D weights inside the blocks            yes     Muon
     embeddings   lookup tables and the head               yes     AdamW
@@ -9,25 +11,46 @@
 Embeddings decay, as they do in nanoGPT: rows that rarely occur shrink instead of keeping their noise.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer.errors import CheckpointError, ConfigError
+from trainer.config.groups import ParameterGroup
+from trainer.config.optimizers import OptimizerEntry, OptimizerSettings
+from trainer.errors import ConfigError
 
 GROUP_NAMES = ("hidden", "embeddings", "matrices", "vectors")
 
 
-def named_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters by group name, in the model's order; groups without any are left out."""
+def named_groups(model: nn.Module, frozen: Collection[str] = ()) -> dict[str, dict[str, nn.Parameter]]:
+    """The trainable parameters by group name and by their own, in the model's order; groups without any are left out.
+
+    frozen  names of parameters that count as trainable besides
+    """
     outer = {id(parameter) for parameter in _embeddings_and_head(model)}
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUP_NAMES}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups[_group_of(parameter, id(parameter) in outer)].append(parameter)
+    groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUP_NAMES}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or name in frozen:
+            groups[_group_of(parameter, id(parameter) in outer)][name] = parameter
     return {name: parameters for name, parameters in groups.items() if parameters}
+
+
+def group_settings(
+    entry: OptimizerEntry, settings: OptimizerSettings, kind: str, rule: ParameterGroup | None
+) -> dict[str, Any]:
+    """What torch's group holds beside its parameters, for those of a kind that follow an entry of `optimizer.groups`; None: follow none.
+
+    An optimizer's own rate (that of Muon's matrices) is changed by the factor by which the entry changes the common one.
+    """
+    values = entry.hyperparameters(settings, kind)
+    if rule is not None and rule.lr is not None:
+        own = values["lr"]
+        values["lr"] = rule.lr if own == settings.lr else own * (rule.lr / settings.lr)
+    if rule is not None and rule.weight_decay is not None and kind != "vectors":
+        values["weight_decay"] = rule.weight_decay
+    return values
 
 
 def _group_of(parameter: nn.Parameter, is_outer: bool) -> str:
@@ -75,22 +98,15 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Everything the groups hold but their parameters: rates, decay, names, as the config set them."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+def rates_by_tag(optimizer: Optimizer) -> dict[str, float]:
+    """The present rate of each entry of `optimizer.groups`, by the tag that it is drawn under; empty without entries.
 
-
-def restore_hyperparameters(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
-    """Puts back what `hyperparameters` returned before a checkpoint was loaded: the config wins over the checkpoint.
-
-    raises CheckpointError when the checkpoint's groups are others
+    Where an entry holds matrices of another algorithm than AdamW too, these have a tag of their own.
     """
-    names = [group["name"] for group in optimizer.param_groups]
-    expected = [group["name"] for group in saved]
-    if names != expected:
-        raise CheckpointError(
-            f"the checkpoint's optimizer has the parameter groups {', '.join(map(str, names))}, and this run's has {', '.join(map(str, expected))}; "
-            "resume with the settings and the version that wrote it, or start a new run: name=..."
+    labelled = [group for group in optimizer.param_groups if "label" in group]
+    return {
+        f"optim/lr/{group['label']}" + ("" if group["algorithm"] == "adamw" else f"_{group['algorithm']}"): float(
+            group["lr"]
         )
-    for group, values in zip(optimizer.param_groups, saved, strict=True):
-        group.update(values)
+        for group in labelled
+    }

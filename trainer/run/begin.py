@@ -26,7 +26,6 @@ from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES
 from trainer.metrics.reporter import SAVED
 from trainer.metrics.stopwatch import TAGS as TIMES
 from trainer.metrics.tags import MEANINGS, guide
-from trainer.optim.groups import hyperparameters, restore_hyperparameters
 from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
 from trainer.run.identity import facts_of_checkpoint, fingerprint, versions
@@ -147,11 +146,9 @@ def refuse_to_start_over(config: Config, folder: Path) -> None:
 
 
 def _restore(run: Run, resolution: Resolution, wanted: str) -> None:
-    """Loads the checkpoint; the config's hyperparameters win over those stored with the moments."""
-    chosen = hyperparameters(run.optimizer)
+    """Loads the checkpoint, and says from where and what has changed since."""
     log.info("restoring %s", resolution.path)
     run.restorer.restore(resolution, wanted, run.reporter.leave_curve)
-    restore_hyperparameters(run.optimizer, chosen)
     progress, max_steps = run.progress, run.config.max_steps
     how_far = f"step {progress.step} of {max_steps}, {count(progress.tokens)} tokens"
     log.info("resumed from %s: %s, epoch %.2f", resolution.path, how_far, run.loader.epoch_at(progress.sequences))

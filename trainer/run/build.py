@@ -16,6 +16,7 @@ from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.format.retention import policy_of
 from trainer.checkpoint.format.store import CheckpointStore
+from trainer.checkpoint.format.whole_files import WholeFiles
 from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.resume.restore import Restorer
 from trainer.checkpoint.save.checkpointer import Checkpointer
@@ -35,6 +36,7 @@ from trainer.metrics.profiler import Profiler
 from trainer.metrics.reporter import SAVED, Reporter
 from trainer.metrics.stopwatch import Stopwatch
 from trainer.metrics.trackers import check_tracker_names
+from trainer.optim.rules import former_groups
 from trainer.optim.schedule import build_schedule
 from trainer.parallel import Parallel, parallel_of
 from trainer.precision.monitor import PrecisionMonitor
@@ -170,6 +172,7 @@ def _checkpoint_context(
         run_folder=folder,
         metrics_file=folder / CURVE,
         marker=folder / SAVED,
+        layout=WholeFiles(former_groups(made.bare_model, config.optimizer.groups)),
     )
 
 

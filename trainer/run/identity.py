@@ -20,6 +20,7 @@ from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.launch.compile_choice import compile_backend
 from trainer.model.presets import preset_fields
+from trainer.optim.rules import frozen_names
 from trainer.precision.decide import IN_FP32, Decision
 
 
@@ -65,6 +66,7 @@ def describe(
         settings=flatten(config),
         conditions=computed_on or {},
         allowed_changes=config.resume.allow_changes,
+        frozen=frozen_names(model, config.optimizer.groups),
         training_data_at=corpus.train.fingerprint_at,
     )
 
@@ -163,7 +165,8 @@ def _facts_of_the_model(identity: Mapping[str, Any], model: Mapping[str, Any]) -
 def _facts_of_the_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     sections = ("optimizer.", "schedule.", "precision.")
     numeric = [key for key in settings if key in NUMERIC or (key.startswith(sections) and key != "precision.tf32")]
-    return {key: settings[key] for key in numeric}
+    # No optimizer.groups are what a version without them had.
+    return {key: None if settings[key] == [] else settings[key] for key in numeric}
 
 
 def replay_key(facts: Mapping[str, Any]) -> str:
@@ -174,6 +177,7 @@ def replay_key(facts: Mapping[str, Any]) -> str:
 def speed_conditions(config: Config, num_processes: int, device: torch.device) -> dict[str, Any]:
     """What decides how fast a run is, and how much faster in fp8 than in bf16, as plain values; equal for runs of which one was measured."""
     settings = flatten(config)
+    frozen = [group.match for group in config.optimizer.groups if group.freeze]
     try:
         engine = version("transformer_engine")
     except PackageNotFoundError:
@@ -185,6 +189,7 @@ def speed_conditions(config: Config, num_processes: int, device: torch.device) -
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "transformer_engine": engine,
+        **({"frozen": frozen} if frozen else {}),
     }
     return _plain(facts)
 

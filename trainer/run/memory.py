@@ -15,11 +15,11 @@ _BYTES = {"no": 4, "fp8": 1}
 
 
 def least_bytes(model: torch.nn.Module, *, micro_batch: int, sequence_length: int, precision: str) -> int:
-    """Bytes that one process needs at the least: fp32 weights and gradients, one moment, and each block's input for the backward pass."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    """Bytes that one process needs at the least: fp32 weights, of what is trained gradients and one moment, and each block's input for the backward pass."""
+    parameters = sum(parameter.numel() * (12 if parameter.requires_grad else 4) for parameter in model.parameters())
     layers, width = (getattr(model.config, name, None) for name in ("num_hidden_layers", "hidden_size"))
     kept = layers * width * micro_batch * sequence_length if isinstance(layers, int) and isinstance(width, int) else 0
-    return 12 * parameters + _BYTES.get(precision, 2) * kept
+    return parameters + _BYTES.get(precision, 2) * kept
 
 
 def machine_bytes() -> int:

@@ -20,6 +20,7 @@ from trainer.model.head_way import find_head_way
 from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
+from trainer.optim.rules import descriptions, freeze
 from trainer.parallel import Parallel
 from trainer.precision.decide import Decision
 from trainer.precision.fp8_model import Fp8Model
@@ -50,6 +51,8 @@ def prepare(
     """
     bare_model = model_of(config, corpus, accelerator.device)
     check_memory(bare_model, accelerator.device, config, decision.mode, num_local_processes())
+    for line in descriptions(bare_model, config.optimizer):
+        log.info("optimizer.groups: %s", line)
     fp8 = Fp8Model(decision, config.precision, bare_model) if decision.mode == "fp8" else None
     optimizer = build_optimizer(bare_model, config.optimizer)
     # Before prepare(): where blocks are compiled, what it gives back is a copy, with attributes of its own.
@@ -81,13 +84,15 @@ def blocks_of(config: Config) -> torch.nn.Module:
 
 
 def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
-    """The model of a recipe, for its data; ConfigError with what is wrong with it, or with the prompts of its samples."""
+    """The model of a recipe, for its data, with what it freezes; ConfigError with what is wrong with it, or with the prompts of its samples."""
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     wanted, length, eot_id = config.model, config.sequence_length, tokenizer.eot_id if tokenizer else None
     fields = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)
     if tokenizer:
         check_prompts(prompts_of(config.evaluation), tokenizer, length)
     recomputes = wanted.gradient_checkpointing
-    return build_model(
+    model = build_model(
         fields, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=recomputes
     )
+    freeze(model, config.optimizer.groups)
+    return model

@@ -35,3 +35,11 @@ def test_rank_0_reads_and_every_rank_has_the_same(found):
 
 def test_ranks_on_devices_of_two_kinds_have_none(found):
     assert found("NVIDIA L40S") is None
+
+
+def test_what_was_measured_of_a_whole_model_is_not_that_of_one_which_is_frozen_in_part():
+    of_groups = [
+        speed_conditions(load("shakespeare", [f"optimizer.groups={groups}"]).config, 2, CPU)
+        for groups in ("[]", "[{match: embed, lr: 1e-3}]", "[{match: embed, freeze: true}]")
+    ]
+    assert of_groups[0] == of_groups[1] == speed_conditions(CONFIG, 2, CPU) != of_groups[2]

@@ -26,8 +26,11 @@ class MemoryLayout(Protocol):
     def facts(self) -> list[dict[str, Any]]:
         """The files as the writer's process needs to know them, plain values: the fields of `writer.Image`."""
 
-    def copies(self, pages: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """What is copied where: the live tensors, and their places in a slot's bytes, uint8 [slot_bytes]."""
+    def copies(self, pages: Tensor, *, frozen: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """What is copied where: the live tensors, and their places in a slot's bytes, uint8 [slot_bytes].
+
+        frozen   those that are not trained, which one copy serves for all snapshots; otherwise all others
+        """
 
     def write_fixed(self, memory: mmap.mmap) -> None:
         """Writes everything that is no tensor's and stays the same."""
@@ -53,6 +56,8 @@ class FileLayout(Protocol):
 
     def load(self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer | None) -> None:
         """Loads weights and moments, bit for bit, without executing anything from the files.
+
+        Moments go to the parameters whose names they have; the optimizer's groups and hyperparameters stay as they are.
 
         optimizer  None where the moments mean something else to this run's
         raises     CheckpointError for a file that this layout does not write

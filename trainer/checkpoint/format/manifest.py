@@ -61,6 +61,8 @@ class Manifest:
     """What must match for a resume: see changes.py."""
     model: dict[str, Any] = field(default_factory=dict)
     """The transformers config, as a dict."""
+    frozen: list[str] = field(default_factory=list)
+    """Names of the parameters that its run did not train, as `optimizer.groups` asked."""
     tokenizer: str | None = None
     """The tokenizer's name, or the path of its `.tiktoken` file; its fingerprint stands in `identity`."""
     vocab_size: int = 0
@@ -111,6 +113,8 @@ class Description:
     """By dotted name."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """What it computes on and how, by name, as plain values: the device, whether blocks are compiled."""
+    frozen: list[str] = field(default_factory=list)
+    """Names of the parameters that `optimizer.groups` freezes."""
     allowed_changes: tuple[str, ...] = ()
     """Names of what may be another than it was in the checkpoint: see changes.py."""
     training_data_at: Callable[[int], str] | None = None
@@ -222,6 +226,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("precision_facts", "identity", "model", "versions", "conditions"), _of(dict)),
     "created": _is_moment,
     "files": _are_files,
+    "frozen": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "state": _is_state,
 }
 """What each field has to be, by its name: a right digest says that nothing was damaged, and not who wrote it."""

@@ -21,6 +21,7 @@ class WholeMemoryLayout:
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         state = optimizer.state_dict()
         self._tensors, self._hyperparameters = _addresses(model, state), _hyperparameters(state)
+        self._frozen = {_address(p) for p in model.parameters() if not p.requires_grad and p.numel()}
         marked, self._marks = _with_marked_rates(state)
         weights = dict(model.state_dict())
         if strided := [name for name, tensor in weights.items() if not tensor.is_contiguous()]:
@@ -55,8 +56,9 @@ class WholeMemoryLayout:
             for image, start in self._placed
         ]
 
-    def copies(self, pages: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        tensors = [(start + offset, tensor) for image, start in self._placed for offset, tensor in image.tensors]
+    def copies(self, pages: Tensor, *, frozen: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        all_of_them = [(start + offset, tensor) for image, start in self._placed for offset, tensor in image.tensors]
+        tensors = [(at, tensor) for at, tensor in all_of_them if (_address(tensor) in self._frozen) == frozen]
         return [tensor for _, tensor in tensors], [_place(pages, at, tensor) for at, tensor in tensors]
 
     def write_fixed(self, memory: mmap.mmap) -> None:
@@ -102,7 +104,11 @@ def _place(pages: Tensor, start: int, tensor: Tensor) -> Tensor:
 
 def _addresses(model: torch.nn.Module, state: Mapping[str, Any]) -> list[tuple[int, int]]:
     moments = [value for values in state["state"].values() for value in values.values() if isinstance(value, Tensor)]
-    return [(tensor.data_ptr(), tensor.numel()) for tensor in (*model.state_dict().values(), *moments)]
+    return [_address(tensor) for tensor in (*model.state_dict().values(), *moments)]
+
+
+def _address(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.numel()
 
 
 def _hyperparameters(state: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,13 +22,19 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from trainer.checkpoint.format import random_states
+from trainer.checkpoint.format.by_name import Former, by_present_numbers
 from trainer.checkpoint.format.layout import MemoryLayout
 from trainer.checkpoint.format.memory_layout import WholeMemoryLayout
+from trainer.checkpoint.format.tensor_names import moment_owners
 from trainer.errors import CheckpointError
 
 
 class WholeFiles:
     """See FileLayout, whose one implementation this is."""
+
+    def __init__(self, former: Former = MappingProxyType({})) -> None:
+        """`former`: what stands in the groups of an optimizer's file of an earlier version."""
+        self._former = former
 
     def large_files(self, parameter_bytes: int, moment_bytes: int) -> dict[str, int]:
         return {"model.safetensors": parameter_bytes, "optimizer.bin": moment_bytes}
@@ -58,7 +65,8 @@ class WholeFiles:
         with _known_format(folder / "model.safetensors") as path:
             load_model(model, path, strict=True)
         if optimizer is not None:
-            optimizer.load_state_dict(_load_tensors(folder / "optimizer.bin"))
+            saved, owners = _load_tensors(folder / "optimizer.bin"), moment_owners(model, optimizer)
+            optimizer.load_state_dict(by_present_numbers(saved, optimizer.state_dict(), owners, self._former))
         if accelerator.scaler is not None and (folder / "scaler.pt").is_file():
             accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
 

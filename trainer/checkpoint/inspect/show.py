@@ -13,7 +13,7 @@ from trainer.checkpoint.inspect.listing import entry_facts, kept_as, tier_words
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.load import flatten, load_resolved
 from trainer.errors import TrainerError
-from trainer.text import ago, by_dotted_name, count, size, table
+from trainer.text import ago, by_dotted_name, count, few, size, table
 
 SECTIONS = ("precision_facts", "conditions", "identity", "model", "state", "versions")
 """The parts of a manifest that are tables of their own."""
@@ -53,6 +53,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
         ("val loss", "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words}{on}"),
         ("made with", f"world_size {manifest.world_size}, precision {manifest.precision}"),
         *([("computes in", why.removeprefix("precision: "))] if why else []),
+        *([("frozen", few(manifest.frozen))] if manifest.frozen else []),
         ("tokenizer", f"{manifest.tokenizer or 'none'}, {manifest.vocab_size:,} token ids"),
         ("went back to", manifest.origin or "nothing"),
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.checkpoint.format.manifest import UNSPECIFIC, Description, Manifest
 from trainer.config.load import kept_settings
+from trainer.text import few
 
 NEVER = "never"
 """The key of what no setting allows."""
@@ -33,6 +34,12 @@ CONSEQUENCES = {
 """What a change means for the run, by the name that allows it."""
 
 
+NEWLY_TRAINED, NEWLY_FROZEN = "newly trained", "newly frozen"
+
+_OF_TRAINING = {NEWLY_TRAINED: "their moments begin at zero", NEWLY_FROZEN: "their moments are dropped"}
+"""What the changes of these names mean for the parameters that they name."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One thing that is not what it was when the checkpoint was made."""
@@ -47,6 +54,8 @@ class Change:
 
     @property
     def words(self) -> str:
+        if self.name in _OF_TRAINING:
+            return f"{self.name} {few(self.now)}"
         return f"{self.name} {shown(self.before)} -> {shown(self.now)}"
 
 
@@ -68,7 +77,8 @@ def changes(manifest: Manifest, settings: Mapping[str, Any], present: Descriptio
     refusable = _of_identity(manifest, settings, present)
     for name, before, now in _unequal(manifest.model, present.model, UNSPECIFIC):
         refusable.append(Change(f"model.{name}", before, now, f"model.{name}"))
-    told = _of_settings(settings, present, {change.key for change in refusable})
+    told = _of_training(manifest.frozen, present.frozen)
+    told += _of_settings(settings, present, {change.key for change in refusable})
     return refusable + told + _of_the_rest(manifest, settings, present, processes)
 
 
@@ -95,6 +105,14 @@ def _of_identity(manifest: Manifest, settings: Mapping[str, Any], present: Descr
             before, now = _told_apart(manifest.tokenizer, before, present.tokenizer, now)
         found.append(Change(name, before, now, name if name in _ALLOWABLE else NEVER))
     return found
+
+
+def _of_training(frozen_then: Collection[str], frozen_now: Collection[str]) -> list[Change]:
+    """Parameters that were frozen and are trained now, and the other way round."""
+    trained = [name for name in frozen_then if name not in frozen_now]
+    frozen = [name for name in frozen_now if name not in frozen_then]
+    found = [Change(NEWLY_TRAINED, "frozen", trained), Change(NEWLY_FROZEN, "trained", frozen)]
+    return [change for change in found if change.now]
 
 
 def _data_named(settings: Mapping[str, Any]) -> str | None:
@@ -172,6 +190,11 @@ def sentences(found: Sequence[Change], step: int) -> list[str]:
     if not found:
         return []
     meanings = [f"{change.name}: {CONSEQUENCES[change.key]}" for change in found if change.key in CONSEQUENCES]
+    meanings += [
+        f"{change.name}: {few(change.now, most=8)}: {_OF_TRAINING[change.name]}"
+        for change in found
+        if change.name in _OF_TRAINING
+    ]
     return [f"changed since step {step}: {', '.join(change.words for change in found)}", *meanings]
 
 

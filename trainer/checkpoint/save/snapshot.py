@@ -22,6 +22,7 @@ from trainer.checkpoint.format.file_layout import PAGE_BYTES
 from trainer.checkpoint.format.layout import FileLayout, MemoryLayout
 from trainer.checkpoint.save.protocol import mark
 from trainer.errors import CheckpointError
+from trainer.text import size
 
 log = logging.getLogger(__name__)
 
@@ -132,10 +133,25 @@ class Snapshots:
             mark(slot.memory, None)
             self.layout.write_fixed(slot.memory)
         self._copies = {slot.number: self.layout.copies(slot.pages) for slot in self.slots}
+        self._copy_frozen(self.layout)
         return self.layout
 
+    @torch.no_grad()
+    def _copy_frozen(self, layout: MemoryLayout) -> None:
+        """Copies what is not trained, from the device once, and from slot to slot: it is the same in every snapshot."""
+        sources, places = layout.copies(self.slots[0].pages, frozen=True)
+        if not sources:
+            return
+        torch._foreach_copy_(places, sources)
+        for slot in self.slots[1:]:
+            torch._foreach_copy_(layout.copies(slot.pages, frozen=True)[1], places)
+        once, each = (
+            sum(tensor.nbytes for tensor in group) for group in (places, self._copies[self.slots[0].number][0])
+        )
+        log.info("snapshots: each copies %s; %s that is frozen was copied once for all of them", size(each), size(once))
+
     def copy(self, slot: Slot, step: int) -> None:
-        """Copies everything into a slot; on a GPU the copies are only begun, and `settle` is called before the next update."""
+        """Copies everything that is trained into a slot; on a GPU the copies are only begun, and `settle` is called before the next update."""
         assert self.layout is not None, "lay_out() first"
         slot.step = step
         # Before the first byte changes: the writer may not have heard of it when this process dies.

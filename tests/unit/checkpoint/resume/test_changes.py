@@ -1,5 +1,6 @@
 import pytest
 
+from tests.messages import says
 from tests.unit.checkpoint.format.test_manifest import manifest_of
 from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.resume.changes import Change, changes, markdown, refusal, sentences
@@ -104,6 +105,21 @@ def test_what_makes_another_run_is_refused_unless_its_key_is_allowed(key, presen
     assert f"resume.allow_changes=[{key}]" in refusal([change], ())
     assert refusal([change], (key,)) is None
     assert f"resume.allow_changes=[other, {key}]" in refusal([change], ("other",))
+
+
+def test_what_is_newly_trained_or_frozen_is_told_with_what_becomes_of_its_moments():
+    told = found(manifest=before(frozen=["embed", "layers.0.up"]), frozen=["embed", "layers.1.up", "layers.2.up"])
+    assert refusal(told, ()) is None
+    assert [(change.name, change.now) for change in told] == [
+        ("newly trained", ["layers.0.up"]),
+        ("newly frozen", ["layers.1.up", "layers.2.up"]),
+    ]
+    first, *meanings = sentences(told, 302)
+    says(first, "newly trained layers.0.up", "newly frozen layers.*.up (2)")
+    says(meanings[0], "newly trained", "layers.0.up", "moments begin at zero")
+    says(meanings[1], "newly frozen", "layers.*.up (2)", "moments are dropped")
+    assert "layers.2.up" in markdown(told, 302)
+    assert found(manifest=before(frozen=["embed"]), frozen=["embed"]) == []
 
 
 @pytest.mark.parametrize("fact", ["parameter_shapes", "vocab_size"])

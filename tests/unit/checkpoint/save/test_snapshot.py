@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import nn
 
 from tests.messages import refuses
@@ -64,6 +65,46 @@ def test_a_snapshot_does_not_change_when_training_goes_on(trained):
     snapshots.copy(snapshots.slots[1], 2)
     assert bytes(snapshots.slots[0].memory) == before and snapshots.slots[0].step == 1
     assert bytes(snapshots.slots[1].memory) != before
+
+
+def half_frozen(trained):
+    """The snapshots of a model whose first layer is frozen."""
+    model, _ = trained
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model[1].parameters(), fused=True)
+    step(model[1], optimizer)
+    return model, optimizer, snapshots_of(model, optimizer)
+
+
+def test_what_is_frozen_is_copied_once_and_stands_in_every_snapshot(trained):
+    model, optimizer, snapshots = half_frozen(trained)
+    pages = snapshots.slots[0].pages
+    sources, places = snapshots.layout.copies(pages)
+    trained_bytes = sum(p.nbytes for p in model[1].parameters())
+    steps = sum(state["step"].nbytes for state in optimizer.state.values())
+    assert (
+        sum(tensor.nbytes for tensor in sources) == sum(place.nbytes for place in places) == 3 * trained_bytes + steps
+    )
+    once = snapshots.layout.copies(pages, frozen=True)[0]
+    assert sum(tensor.nbytes for tensor in once) == sum(p.nbytes for p in model[0].parameters())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():  # what a copy of it would bring
+        model[0].weight.zero_()
+    for number, slot in enumerate(snapshots.slots):
+        snapshots.copy(slot, number)
+        weights = load(bytes(slot.memory[: snapshots.layout.images[0].num_bytes]))
+        assert weights.keys() == before.keys() and all(torch.equal(weights[n], before[n]) for n in before)
+
+
+def test_what_was_frozen_and_lies_elsewhere_now_is_copied_again(trained):
+    model, _, snapshots = half_frozen(trained)
+    model[0].weight.data = torch.full((7, 5), 2.0)
+    assert not snapshots.is_laid_out()
+    snapshots.lay_out()
+    snapshots.copy(snapshots.slots[1], 3)
+    weights = load(bytes(snapshots.slots[1].memory[: snapshots.layout.images[0].num_bytes]))
+    assert torch.equal(weights["0.weight"], torch.full((7, 5), 2.0))
 
 
 def test_learning_rates_are_those_of_the_snapshot_s_step(trained):

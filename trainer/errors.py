@@ -3,6 +3,7 @@
     TrainerError              one paragraph for a person, no traceback; exit code 2, or 1 once a run trains
       ConfigError             a recipe, an override or a cluster file is not right
       DataError               a source, a shard or a tokenizer is not what was asked for
+      HubError                a model, a tokenizer or a dataset of the hub cannot be had, or may not be used
       CheckpointError         nothing sound to resume from, or a folder that is not a checkpoint of this run
       LaunchError             the processes that started are not those the cluster file describes
       RankLostError           another process of the run failed, or is gone
@@ -37,6 +38,10 @@ class ConfigError(TrainerError):
 
 class DataError(TrainerError):
     """A source, a shard or a tokenizer is not what was asked for."""
+
+
+class HubError(TrainerError):
+    """A model, a tokenizer or a dataset of the hub cannot be had, or may not be used."""
 
 
 class CheckpointError(TrainerError):

@@ -49,6 +49,7 @@ SMALL_FILES = (
 )
 """What describes a model and its tokenizer: a few MB at most, and nothing that is executed."""
 
+_FORM = "hf:OWNER/NAME, or hf:OWNER/NAME@REVISION with a branch, a tag or a commit"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -80,11 +81,16 @@ def is_hub_name(text: str | None) -> bool:
 
 def split(text: str) -> tuple[str, str | None]:
     """`hf:NAME[@REVISION]` taken apart; HubError where it is not of this form."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     name, at, revision = text.removeprefix(PREFIX).partition("@")
-    if not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name) or (at and not revision):
-        raise HubError(
-            f"{text!r} does not name a repository of the hub; write hf:OWNER/NAME, or hf:OWNER/NAME@REVISION with a branch, a tag or a commit"
-        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HubError(f"{text!r} does not name a repository of the hub ({one_line(error)}); write {_FORM}") from None
+    if at and not revision:
+        raise HubError(f"{text!r} ends where its revision should be; write {_FORM}")
     return name, revision or None
 
 
@@ -139,9 +145,7 @@ def weight_files(folder: Path) -> list[str]:
 
 def _download(text: str, name: str, revision: str | None, weights: bool) -> Path:
     """Brings what is missing into the cache, the small files first: they may say that the large ones are of no use."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(SMALL_FILES)))
+    folder = _fetch(name, revision, SMALL_FILES)
     if not weights:
         return folder
     _refuse_remote_code(folder, text)
@@ -152,8 +156,20 @@ def _download(text: str, name: str, revision: str | None, weights: bool) -> Path
     if missing:
         total = sum(tree.get(file, 0) for file in missing)
         say(f"{text}: downloading {numbered(len(missing), 'file')} of weights, {size(total)}, into {folder}")
-        snapshot_download(name, revision=folder.name, allow_patterns=files)
+        _fetch(name, folder.name, files)
     return folder
+
+
+def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """Downloads what the cache lacks of these, with a bar on a terminal; returns the folder of the cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{"disable": None, **options})  # None: drawn on a terminal alone
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), tqdm_class=Bar))
 
 
 def _in_cache(name: str, revision: str | None, weights: bool) -> tuple[Path | None, list[str]]:
@@ -187,7 +203,7 @@ def _from_cache(text: str, name: str, revision: str | None, weights: bool, reaso
     shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
     raise HubError(
         f"of {text} only a part is in the cache ({folder}): {shown} {'is' if len(lacking) == 1 else 'are'} missing, and {reason}. "
-        "Start once with a network: a download goes on where it stopped"
+        "Start again with a network: a download goes on where it stopped"
     )
 
 
@@ -306,7 +322,7 @@ def _in_words(text: str, kind: Kind = "model") -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise _Unreachable(f"the hub gives no answer ({one_line(error.__cause__ or error)})") from None
     except errors.HTTPError as error:  # what the hub answered, and what broke on the way to it
-        raise _Unreachable(f"the hub gives no answer ({one_line(error)})") from None
+        raise _Unreachable(f"the hub gives no whole answer ({one_line(error)})") from None
     except OSError as error:
         remedy = (
             "free some space" if error.errno == errno.ENOSPC else "start again: a download goes on where it stopped"

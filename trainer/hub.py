@@ -21,6 +21,8 @@ from trainer.text import numbered, one_line, size
 PREFIX = "hf:"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 Kind = Literal["model", "dataset"]
+Wanted = Literal["tokenizer", "config", "weights"]
+"""How much of a repository: its tokenizer; what describes its model, besides; the model itself, besides."""
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -65,8 +67,8 @@ class Resolved:
     """The commit: 40 hexadecimal digits."""
 
     @property
-    def pinned(self) -> str:
-        """The setting that means this commit at any time: `hf:NAME@COMMIT`."""
+    def at_commit(self) -> str:
+        """The name that means this commit at any time: `hf:NAME@COMMIT`."""
         return f"{PREFIX}{self.name}@{self.revision}"
 
 
@@ -94,7 +96,7 @@ def split(text: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def is_pinned(text: str) -> bool:
+def names_commit(text: str) -> bool:
     """Whether a name's revision is a commit, which stays what it is."""
     return COMMIT.fullmatch(text.rpartition("@")[2]) is not None
 
@@ -102,22 +104,34 @@ def is_pinned(text: str) -> bool:
 def resolve(text: str, *, weights: bool = False) -> Resolved:
     """The files of `hf:NAME[@REVISION]`, downloaded where the cache has not got them. A commit that the cache holds asks no network.
 
-    weights  whether the model's weights are wanted, besides its config and its tokenizer
+    weights  whether a model is wanted, with its weights, and not the tokenizer alone
     raises   HubError when it cannot be had (unknown, gated, revision gone, no network, half a download), or would have to execute
              code of the hub (weights that are pickled, an architecture of its own)
     """
+    return _resolve(text, "weights" if weights else "tokenizer")
+
+
+def look_at_model(text: str) -> Resolved:
+    """A model's small files alone, where `resolve` would not refuse the model for what is known before its weights are downloaded.
+
+    raises  HubError as `resolve`
+    """
+    return _resolve(text, "config")
+
+
+def _resolve(text: str, wanted: Wanted) -> Resolved:
     name, revision = split(text)
     if revision is not None and COMMIT.fullmatch(revision):
-        folder, lacking = _in_cache(name, revision, weights)
+        folder, lacking = _in_cache(name, revision, wanted)
         if folder is not None and not lacking:
-            return Resolved(_checked(folder, text, weights), name, revision)
+            return Resolved(_checked(folder, text, wanted), name, revision)
     try:
         commit_of(name, revision)
         with _in_words(text):
-            folder = _download(text, name, revision, weights)
+            folder = _download(text, name, revision, wanted)
     except _Unreachable as error:
-        folder = _from_cache(text, name, revision, weights, str(error))
-    return Resolved(_checked(folder, text, weights), name, folder.name)
+        folder = _from_cache(text, name, revision, wanted, str(error))
+    return Resolved(_checked(folder, text, wanted), name, folder.name)
 
 
 def commit_of(name: str, revision: str | None, kind: Kind = "model") -> str:
@@ -143,17 +157,17 @@ def weight_files(folder: Path) -> list[str]:
     return sorted({str(file) for file in weight_map.values()})
 
 
-def _download(text: str, name: str, revision: str | None, weights: bool) -> Path:
+def _download(text: str, name: str, revision: str | None, wanted: Wanted) -> Path:
     """Brings what is missing into the cache, the small files first: they may say that the large ones are of no use."""
     folder = _fetch(name, revision, SMALL_FILES)
-    if not weights:
+    if wanted == "tokenizer":
         return folder
     _refuse_remote_code(folder, text)
     files, tree = weight_files(folder), _tree(name, folder.name)
     if tree and (absent := [file for file in files if file not in tree]):
         raise HubError(_no_weights(text, name, absent, list(tree)))
     missing = [file for file in files if not (folder / file).exists()]
-    if missing:
+    if missing and wanted == "weights":
         total = sum(tree.get(file, 0) for file in missing)
         say(f"{text}: downloading {numbered(len(missing), 'file')} of weights, {size(total)}, into {folder}")
         _fetch(name, folder.name, files)
@@ -172,7 +186,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), tqdm_class=Bar))
 
 
-def _in_cache(name: str, revision: str | None, weights: bool) -> tuple[Path | None, list[str]]:
+def _in_cache(name: str, revision: str | None, wanted: Wanted) -> tuple[Path | None, list[str]]:
     """The folder of the cache for a revision, None where there is none, and which files it lacks."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -181,17 +195,19 @@ def _in_cache(name: str, revision: str | None, weights: bool) -> tuple[Path | No
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[], local_files_only=True))
     except LocalEntryNotFoundError:
         return None, []
-    wanted = [file for file in _tree(name, folder.name) if any(fnmatch(file, pattern) for pattern in SMALL_FILES)]
-    if weights:
-        wanted += ["config.json", *(weight_files(folder))]
+    files = [file for file in _tree(name, folder.name) if any(fnmatch(file, pattern) for pattern in SMALL_FILES)]
+    if wanted != "tokenizer":
+        files += ["config.json"]
     elif not any((folder / file).exists() for file in TOKENIZER_FILES):
-        wanted += ["tokenizer.json"]
-    return folder, [file for file in dict.fromkeys(wanted) if not (folder / file).exists()]
+        files += ["tokenizer.json"]
+    if wanted == "weights":
+        files += weight_files(folder)
+    return folder, [file for file in dict.fromkeys(files) if not (folder / file).exists()]
 
 
-def _from_cache(text: str, name: str, revision: str | None, weights: bool, reason: str) -> Path:
+def _from_cache(text: str, name: str, revision: str | None, wanted: Wanted, reason: str) -> Path:
     """What the cache has where the hub gives no answer; HubError says what it lacks."""
-    folder, lacking = _in_cache(name, revision, weights)
+    folder, lacking = _in_cache(name, revision, wanted)
     if folder is not None and not lacking:
         say(f"{text}: {reason}; taken from the cache: commit {folder.name}")
         return folder
@@ -231,9 +247,9 @@ def _page(name: str, kind: Kind = "model") -> str:
     return f"{ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
 
 
-def _checked(folder: Path, text: str, weights: bool) -> Path:
+def _checked(folder: Path, text: str, wanted: Wanted) -> Path:
     """A folder that holds what was asked for, and nothing of which would have to be executed."""
-    if weights:
+    if wanted != "tokenizer":
         if not (folder / "config.json").is_file():
             raise HubError(
                 f"{text} has no config.json and so is no model of transformers; take a repository that has one ({folder})"

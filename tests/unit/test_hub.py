@@ -54,7 +54,7 @@ def _names(folder):
 def test_a_tokenizer_comes_without_weights_and_without_anything_that_could_be_executed(server):
     server.repositories[NAME] = Repository(MODEL)
     resolved = hub.resolve(f"hf:{NAME}")
-    assert (resolved.name, resolved.revision, resolved.pinned) == (NAME, COMMIT, f"hf:{NAME}@{COMMIT}")
+    assert (resolved.name, resolved.revision, resolved.at_commit) == (NAME, COMMIT, f"hf:{NAME}@{COMMIT}")
     assert _names(resolved.path) == set(SMALL)
 
 
@@ -72,6 +72,15 @@ def test_a_model_comes_with_its_weights_and_with_no_other_form_of_them(server):
     assert (resolved.path / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
 
 
+def test_a_look_at_a_model_leaves_its_weights_where_they_are(server, offline):
+    server.repositories[NAME] = Repository(MODEL)
+    resolved = hub.look_at_model(f"hf:{NAME}")
+    assert _names(resolved.path) == set(SMALL)
+    offline()
+    assert hub.look_at_model(f"hf:{NAME}") == resolved
+    _refused(f"hf:{NAME}", "model.safetensors", "HF_HUB_OFFLINE")
+
+
 def _sharded(shards=SHARDS, **more):
     index = {"weight_map": {f"layer.{number}": shard for number, shard in enumerate(SHARDS)}}
     return {**SMALL, hub.INDEX: json.dumps(index).encode(), **{shard: shard.encode() for shard in shards}, **more}
@@ -86,12 +95,12 @@ def test_what_the_cache_holds_of_a_commit_is_taken_without_a_word_to_the_hub(ser
     server.repositories[NAME] = Repository(MODEL)
     first = hub.resolve(f"hf:{NAME}", weights=True)
     server.requests.clear()
-    assert hub.resolve(first.pinned, weights=True) == first
-    assert hub.is_pinned(first.pinned) and not hub.is_pinned(f"hf:{NAME}@main")
+    assert hub.resolve(first.at_commit, weights=True) == first
+    assert hub.names_commit(first.at_commit) and not hub.names_commit(f"hf:{NAME}@main")
     assert server.requests == []
 
 
-def test_a_branch_that_has_moved_is_followed_until_it_is_pinned(server):
+def test_a_branch_that_has_moved_is_followed_until_it_names_commit(server):
     server.repositories[NAME] = Repository(MODEL)
     first = hub.resolve(f"hf:{NAME}@main")
     server.repositories[NAME] = Repository(
@@ -99,7 +108,7 @@ def test_a_branch_that_has_moved_is_followed_until_it_is_pinned(server):
     )
     assert hub.resolve(f"hf:{NAME}@main").revision == LATER
     assert hub.resolve(f"hf:{NAME}@v1").revision == COMMIT
-    assert hub.resolve(first.pinned) == first
+    assert hub.resolve(first.at_commit) == first
 
 
 def test_a_request_with_a_slash_is_a_revision_too(server):

@@ -52,3 +52,29 @@ def cluster(tmp_path):
         return str(tmp_path / "mine.yaml")
 
     return write
+
+
+@pytest.fixture
+def hub_server(tmp_path, monkeypatch):
+    """A hub with nothing in it, in place of huggingface.co, and an empty cache."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import serving
+    from trainer import hub_settings
+
+    hub_settings._at_commit.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield running
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Takes the network away, as HF_HUB_OFFLINE=1 does."""
+    from huggingface_hub import constants
+
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -248,14 +248,15 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
     [
         (["tiktoken"], ["data/tokenizer.py"]),
         (["datasets", "pyarrow"], ["data/sources.py"]),
-        (["transformers"], ["model/", "export.py"]),
+        (["transformers"], ["model/", "export.py", "hub.py"]),
+        (["huggingface_hub"], ["hub.py", "model/resolve.py"]),
         (["transformer_engine"], ["precision/"]),
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
         (["yaml"], ["config/"]),
         (["pydantic"], ["config/"]),
         (["typer"], ["cli/"]),
         (["rich"], ["cli/", "metrics/console.py"]),
-        (["xxhash"], ["checkpoint/", "data/", "run/"]),
+        (["xxhash"], ["checkpoint/", "data/", "run/", "plugins.py"]),
         (
             ["subprocess"],
             [

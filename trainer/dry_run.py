@@ -63,7 +63,8 @@ def dry_run(request: launcher.Request, say: Say) -> str:
     say("importing torch, accelerate and transformers")
     check_tracker_names(config.metrics.trackers)
     model = model_of(config, corpus, torch.device("meta"))
-    notes = [note for note in (lacking_gpus(checked.cluster), _alive(checked)) if note]
+    of_hub = (each.words for each in checked.hub_settings)
+    notes = [note for note in (lacking_gpus(checked.cluster), _alive(checked), *of_hub) if note]
     if device := _device(checked):
         check_memory(model, device, config, checked.cluster.precision, checked.cluster.num_local_processes)
     store = CheckpointStore(checkpoints_folder(config))

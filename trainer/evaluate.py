@@ -36,6 +36,7 @@ from trainer.launch.process_group import init_process_group
 from trainer.model.load import load_model
 from trainer.model.scores import token_scores
 from trainer.parallel import parallel_of
+from trainer.plugins import import_plugins
 from trainer.precision.decide import decide
 from trainer.precision.probe import probe_device
 from trainer.run.identity import digest
@@ -169,6 +170,7 @@ def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Calla
     is_loss_wanted = wanted.tasks is None or wanted.data is not None
     data = main_process_first(lambda: held_out(config, manifest, wanted.data)) if is_loss_wanted else None
     tasks = main_process_first(lambda: open_tasks(wanted.tasks or (), wanted.limit, Path.cwd()))
+    import_plugins(config.plugins)
     model = load_model(
         manifest.model, checkpoint / "model.safetensors", vocab_size=manifest.vocab_size, device=accelerator.device
     )

@@ -25,7 +25,7 @@ from trainer import files
 from trainer.checkpoint.format.manifest import Manifest, read_manifest
 from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.config.folders import folder_of_run
-from trainer.config.load import read_settings
+from trainer.config.load import kept_settings, read_settings
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
 from trainer.errors import CheckpointError, ConfigError, TrainerError
@@ -36,6 +36,7 @@ from trainer.model.card import model_card
 from trainer.model.load import config_of
 from trainer.model.portable import fit_positions, positions_of, write_fields_of_transformers_4
 from trainer.model.tokenizer_files import TokenizerFacts, save_tokenizer
+from trainer.plugins import import_plugins
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # one line a file of weights; ours take a second
@@ -170,6 +171,7 @@ def export_checkpoint(
 ) -> Path:
     """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there. The others are as of `export`."""
     manifest = read_manifest(folder)
+    import_plugins(plugins_of(folder))
     write = partial(
         export,
         model_config=manifest.model,
@@ -203,6 +205,12 @@ def _tokenizer_facts(tokenizer: TokenEncoding | None) -> TokenizerFacts | None:
         eot_id=tokenizer.eot_id,
         vocab_size=tokenizer.vocab_size,
     )
+
+
+def plugins_of(folder: Path) -> list[str]:
+    """The packages that register the architecture of a checkpoint's model."""
+    kept = folder / "config.yaml"
+    return list(kept_settings(kept)["plugins"]) if kept.is_file() else []
 
 
 def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
@@ -288,6 +296,7 @@ def open_model(folder: Path) -> TrainedModel:
             f"{folder} was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer in the "
             "recipe of a new run, or `trainer export` the model and give it token ids"
         )
+    import_plugins(plugins_of(folder))
     model = _load(config_of(manifest.model), folder / "model.safetensors")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     length = manifest.identity["sequence_length"]

@@ -278,7 +278,7 @@ def _refuse_remote_code(folder: Path, text: str) -> None:
         raise HubError(
             f"{text} is of model_type {model_type!r}, which is described by code in its repository (auto_map: {', '.join(map(str, code))}), "
             "and what the hub delivers is never executed (trust_remote_code). Read that code, make a package of it that registers with "
-            "AutoConfig and AutoModelForCausalLM, and name it: plugins: [my_package] (`trainer guide hub`)"
+            "AutoConfig and AutoModelForCausalLM, and name it: plugins: [my_package]; the guide hub shows how"
         )
 
 

@@ -4,6 +4,8 @@ One JSON object per line, only ever added to, by every process of the run (the t
 (ISO 8601 in UTC, for people: nothing compares it, so a clock that jumps changes nothing), `event`, and the event's facts:
 
     launch        command, folder   what was typed to start it, and in which folder
+    hub           setting, given, at_commit   what a setting of this run names on the hub, as it was written and with the commit that it means
+                                    for this run from here on
     start         fingerprint       a launch begins, before it looks for a checkpoint; the fingerprint stands for the code, the settings and
                                     the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
                                     has, the precision that was decided (and instead_of which, because of what), whether blocks are

@@ -34,11 +34,13 @@ from trainer.ending.outcome_file import OUTCOME, exit_code, facts_at, read_outco
 from trainer.ending.outcomes import Outcome
 from trainer.ending.ranks import read_failure
 from trainer.errors import ConfigError, LaunchError
+from trainer.hub_settings import HubSetting, download_weights, settings_of_hub
 from trainer.journal import Journal
 from trainer.locks import check_not_trained, is_trained, lock_run
 from trainer.metrics.curves import CURVE, last_record
 from trainer.metrics.memory_advice import advice
 from trainer.model.presets import preset_fields
+from trainer.plugins import check_plugins
 from trainer.safety.parent import STARTED_BY
 from trainer.text import did_you_mean
 
@@ -162,6 +164,8 @@ class CheckedLaunch:
     command: list[str]
     environment: dict[str, str]
     folder: Path
+    hub_settings: tuple[HubSetting, ...] = ()
+    """The settings that name something of the hub, each with its commit, which the processes are given."""
 
 
 def check_launch(words: Sequence[str]) -> CheckedLaunch:
@@ -171,22 +175,37 @@ def check_launch(words: Sequence[str]) -> CheckedLaunch:
         raise ConfigError(lacking)
     checked = check_request(request)
     check_not_trained(checked.folder)
+    download_weights(checked.hub_settings, checked.config)
     return checked
 
 
 def check_request(request: Request) -> CheckedLaunch:
     """The same but for what may be otherwise on another machine or at another time: the GPUs that are here, and whether the run is alive."""
-    cluster, config = request.cluster, request.loaded.config
-    # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
-    precision = "bf16" if cluster.precision == "fp8" else cluster.precision
-    options = ["--config_file", str(cluster.path), "--mixed_precision", precision, *cluster.options]
-    train = ["trainer", "train", request.recipe, *request.overrides]
-    command = start.command("trainer.launcher_child", *options, start.SCRIPT, *train)
-    folder, checkpoints = run_folder(config), checkpoints_folder(config)
+    given = request.loaded.config
+    check_plugins(given.plugins)
+    folder, checkpoints = run_folder(given), checkpoints_folder(given)
     check_can_be_made("runs_folder", folder)
     check_can_be_made("checkpoints_folder", checkpoints)
-    select.check(CheckpointStore(checkpoints), resume_point(config), config.max_steps, folder)
-    return CheckedLaunch(config, cluster, command, request.environment, folder)
+    select.check(CheckpointStore(checkpoints), resume_point(given), given.max_steps, folder)
+    config, overrides, hub_settings = with_commits(request.recipe, request.overrides, given)
+    # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
+    cluster = request.cluster
+    precision = "bf16" if cluster.precision == "fp8" else cluster.precision
+    options = ["--config_file", str(cluster.path), "--mixed_precision", precision, *cluster.options]
+    train = ["trainer", "train", request.recipe, *overrides]
+    command = start.command("trainer.launcher_child", *options, start.SCRIPT, *train)
+    return CheckedLaunch(config, cluster, command, request.environment, folder, hub_settings)
+
+
+def with_commits(
+    recipe: str, overrides: Sequence[str], config: Config
+) -> tuple[Config, list[str], tuple[HubSetting, ...]]:
+    """A run in which everything of the hub is named with its commit: its config, the overrides that say so, and what was found."""
+    found = settings_of_hub(config)
+    if all(each.given == each.at_commit for each in found):
+        return config, list(overrides), found
+    overrides = [*overrides, *(each.override for each in found)]
+    return load_run(recipe, overrides).config, overrides, found
 
 
 def check_data(config: Config) -> "Corpus":

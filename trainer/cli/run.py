@@ -29,6 +29,7 @@ def launch(
 
     with launcher.stopped_early():
         from trainer.ending.outcome_file import read_outcome
+        from trainer.hub_settings import write_down
         from trainer.journal import Journal
         from trainer.tools.doctor.install import install_for
 
@@ -45,6 +46,9 @@ def launch(
         else:
             install_for(checked.cluster, checked.config.precision, say)
             Journal(checked.folder).write("launch", command=command, folder=str(Path.cwd()))
+            write_down(checked.hub_settings, checked.folder)
+            for found in filter(None, (each.words for each in checked.hub_settings)):
+                say(found)
             say(f"starting accelerate launch with {numbered(checked.cluster.num_processes, 'process')}")
             code = launcher.run_launch(checked)
     if code != 2 and read_outcome(checked.folder):  # a refusal has said all there is
@@ -94,8 +98,10 @@ def train(
     ] = False,
 ) -> None:
     """Train or continue a run in this process, which `accelerate launch -m trainer train RECIPE` has started."""
+    from trainer.config.folders import run_folder
     from trainer.config.load import flatten
-    from trainer.launcher import load_run
+    from trainer.hub_settings import download_weights, write_down
+    from trainer.launcher import load_run, with_commits
     from trainer.text import table
 
     loaded = load_run(recipe, overrides or [])
@@ -104,14 +110,18 @@ def train(
         answer(table([("setting", "value", "from"), *rows], indent=""))
         return
     need_not_be_heard()
+    # What started these processes may not be the launcher, which has given everything of the hub its commit.
+    config, _, hub_settings = with_commits(recipe, overrides or [], loaded.config)
+    download_weights(hub_settings, config)
     if os.environ.get("RANK", "0") == "0":
+        write_down(hub_settings, run_folder(config))
         say("importing torch, accelerate and transformers")
     from trainer.session import run_session
 
     if os.environ.get("RANK", "0") == "0":
         for notice in loaded.notices:
             say(notice)
-    sys.exit(run_session(loaded.config))
+    sys.exit(run_session(config))
 
 
 def finish(run: NameArgument) -> None:

@@ -229,6 +229,8 @@ class Config(Section):
     """Where `NAME/step-*` go; relative to the project."""
     runs_folder: str = "runs"
     """Where `NAME/` with logs, metrics and TensorBoard events goes; relative to the project."""
+    plugins: list[str] = []
+    """Packages of your own that register architectures with AutoConfig and AutoModelForCausalLM; installed beside the trainer, and imported before a model is built."""
     resume: ResumeConfig = ResumeConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -23,10 +23,16 @@ def model_card(
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: {license}\n---\n\n# {name}\n\n"
         f"A language model pretrained from random weights.\n\n| | |\n|---|---|\n{table}\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"```python\n{_import_of(model)}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n'
     )
+
+
+def _import_of(model: PreTrainedModel) -> str:
+    """The line without which a model of somebody's own architecture cannot be opened; empty for one of transformers."""
+    package = type(model).__module__.partition(".")[0]
+    return "" if package == "transformers" else f"import {package}  # registers the architecture\n"
 
 
 def _cell(value: object) -> str:

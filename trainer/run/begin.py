@@ -117,7 +117,7 @@ def _texts(run: Run) -> dict[str, str]:
         **({"run/changes": markdown(changed, step)} if changed else {}),
         "run/config": f"```yaml\n{dump(run.config)}```",
         "run/precision": run.precision.record.words,
-        "run/versions": "\n".join(f"- {name} {number}" for name, number in versions().items()),
+        "run/versions": "\n".join(f"- {name} {number}" for name, number in versions(run.config.plugins).items()),
     }
 
 

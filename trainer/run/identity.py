@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from trainer.data.corpus import Corpus
 from trainer.launch.compile_choice import compile_backend
 from trainer.model.presets import preset_fields
 from trainer.optim.rules import frozen_names
+from trainer.plugins import digest_of_code, is_plugin, plugin_versions
 from trainer.precision.decide import IN_FP32, Decision
 
 
@@ -60,7 +61,7 @@ def describe(
         vocab_size=corpus.vocab_size,
         precision=precision().label,
         precision_facts=lambda: precision().facts(),
-        versions=versions(),
+        versions=versions(config.plugins),
         config_text=dump(config),
         validation=digest(held_out) if held_out else None,
         settings=flatten(config),
@@ -75,13 +76,14 @@ PACKAGES = ("torch", "accelerate", "transformers")
 """Those that may change the bits of a step."""
 
 
-def versions() -> dict[str, str]:
-    """What a result may depend on, by name."""
+def versions(plugins: Sequence[str] = ()) -> dict[str, str]:
+    """What a result may depend on, by name; `plugins` as the setting names them."""
     return {
         "trainer": trainer.__version__,
         "trainer_code": code_digest(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
+        **plugin_versions(plugins),
     }
 
 
@@ -110,6 +112,7 @@ def replay_facts(
         "precision": decision.mode,
         **computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=head),
         **{package: version(package) for package in PACKAGES},
+        **plugin_versions(config.plugins),
     }
     return _plain(facts)
 
@@ -152,7 +155,7 @@ def facts_of_checkpoint(manifest: Manifest, settings: Mapping[str, Any]) -> dict
         "processes": manifest.world_size,
         "precision": manifest.precision.partition(" ")[0],
         **manifest.conditions,
-        **{package: manifest.versions[package] for package in PACKAGES if package in manifest.versions},
+        **{name: number for name, number in manifest.versions.items() if name in PACKAGES or is_plugin(name)},
     }
     return _plain(facts)
 
@@ -190,6 +193,7 @@ def speed_conditions(config: Config, num_processes: int, device: torch.device) -
         "torch": torch.__version__,
         "transformer_engine": engine,
         **({"frozen": frozen} if frozen else {}),
+        **plugin_versions(config.plugins),
     }
     return _plain(facts)
 
@@ -201,15 +205,13 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(config: Config, num_processes: int) -> str:
     """Stands for this code, the settings and the packages: deaths under another one say nothing about a checkpoint."""
-    return digest((code_digest(), dump(config), num_processes, torch.__version__, version("accelerate")))[:16]
+    packages = (torch.__version__, version("accelerate"), plugin_versions(config.plugins))
+    return digest((code_digest(), dump(config), num_processes, *packages))[:16]
 
 
 def code_digest() -> str:
     """Stands for this trainer's code, whose version number changes more rarely; 8 hexadecimal digits."""
-    hasher = xxhash.xxh3_128()
-    for path in sorted(Path(trainer.__file__).resolve().parent.rglob("*.py")):
-        hasher.update(path.read_bytes())
-    return hasher.hexdigest()[:8]
+    return digest_of_code(Path(trainer.__file__).resolve().parent.rglob("*.py"))
 
 
 def digest(value: Any) -> str:

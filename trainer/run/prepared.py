@@ -22,6 +22,7 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.optim.rules import descriptions, freeze
 from trainer.parallel import Parallel
+from trainer.plugins import import_plugins
 from trainer.precision.decide import Decision
 from trainer.precision.fp8_model import Fp8Model
 from trainer.precision.monitor import PrecisionMonitor, build_monitor
@@ -80,11 +81,13 @@ def prepare(
 
 def blocks_of(config: Config) -> torch.nn.Module:
     """The model of a recipe for its shapes only, on no device."""
+    import_plugins(config.plugins)
     return build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length)
 
 
 def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
     """The model of a recipe, for its data, with what it freezes; ConfigError with what is wrong with it, or with the prompts of its samples."""
+    import_plugins(config.plugins)
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     wanted, length, eot_id = config.model, config.sequence_length, tokenizer.eot_id if tokenizer else None
     fields = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)

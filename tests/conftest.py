@@ -61,8 +61,10 @@ def hub_server(tmp_path, monkeypatch):
 
     from tests.hub_server import serving
     from trainer import hub_settings
+    from trainer.data import hub_datasets
 
     hub_settings._at_commit.cache_clear()
+    hub_datasets._commit.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with serving() as running:

@@ -52,6 +52,7 @@ SMALL_FILES = (
 """What describes a model and its tokenizer: a few MB at most, and nothing that is executed."""
 
 _FORM = "hf:OWNER/NAME, or hf:OWNER/NAME@REVISION with a branch, a tag or a commit"
+_DATASET_FORM = "hf:OWNER/NAME[:CONFIG][@SPLIT][#REVISION]"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -83,14 +84,11 @@ def is_hub_name(text: str | None) -> bool:
 
 def split(text: str) -> tuple[str, str | None]:
     """`hf:NAME[@REVISION]` taken apart; HubError where it is not of this form."""
-    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     name, at, revision = text.removeprefix(PREFIX).partition("@")
-    try:
+    with _in_words(text):
         validate_repo_id(name)
-    except HFValidationError as error:
-        raise HubError(f"{text!r} does not name a repository of the hub ({one_line(error)}); write {_FORM}") from None
     if at and not revision:
         raise HubError(f"{text!r} ends where its revision should be; write {_FORM}")
     return name, revision or None
@@ -144,6 +142,21 @@ def commit_of(name: str, revision: str | None, kind: Kind = "model") -> str:
     return commit
 
 
+def commit_of_dataset(name: str, revision: str | None) -> str:
+    """The commit that a revision of a dataset (None: its main branch) is now, or was when the cache was last filled; HubError."""
+    try:
+        return commit_of(name, revision, "dataset")
+    except _Unreachable as error:
+        folder = _cached_folder(name, revision, "dataset")
+        if folder is None:
+            raise HubError(
+                f"which commit dataset {name!r} is at cannot be found out: {error}. Start once with a network, name it (hf:{name}#COMMIT), or "
+                f"give files: `hf download {name} --repo-type dataset --local-dir FOLDER` fills a folder where there is a network"
+            ) from None
+        say(f"dataset {name}: {error}; taken from the cache: commit {folder.name}")
+        return folder.name
+
+
 def weight_files(folder: Path) -> list[str]:
     """The names of the files of a folder's weights: those of its index, where it has one."""
     index = folder / INDEX
@@ -188,12 +201,8 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:
 
 def _in_cache(name: str, revision: str | None, wanted: Wanted) -> tuple[Path | None, list[str]]:
     """The folder of the cache for a revision, None where there is none, and which files it lacks."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[], local_files_only=True))
-    except LocalEntryNotFoundError:
+    folder = _cached_folder(name, revision)
+    if folder is None:
         return None, []
     files = [file for file in _tree(name, folder.name) if any(fnmatch(file, pattern) for pattern in SMALL_FILES)]
     if wanted != "tokenizer":
@@ -203,6 +212,18 @@ def _in_cache(name: str, revision: str | None, wanted: Wanted) -> tuple[Path | N
     if wanted == "weights":
         files += weight_files(folder)
     return folder, [file for file in dict.fromkeys(files) if not (folder / file).exists()]
+
+
+def _cached_folder(name: str, revision: str | None, kind: Kind = "model") -> Path | None:
+    """The folder of the cache for a revision, with whatever is in it; None where there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=[], local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return Path(found)
 
 
 def _from_cache(text: str, name: str, revision: str | None, wanted: Wanted, reason: str) -> Path:
@@ -318,6 +339,9 @@ def _in_words(text: str, kind: Kind = "model") -> Iterator[None]:
     page = _page(name, kind)
     try:
         yield
+    except errors.HFValidationError as error:
+        form = _DATASET_FORM if kind == "dataset" else _FORM
+        raise HubError(f"{text!r} does not name a repository of the hub ({one_line(error)}); write {form}") from None
     except errors.GatedRepoError:
         raise HubError(
             f"{text} is gated: its owner wants to be asked first. Accept the conditions on {page}, and log in on this machine "

@@ -12,7 +12,9 @@ from trainer.streams import say, tell
 def prepare(
     sources: Annotated[
         list[str],
-        typer.Argument(help="txt, md, rst, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG]."),
+        typer.Argument(
+            help="txt, md, rst, jsonl, parquet (also .gz, .zst), folders, patterns, or hf:NAME[:CONFIG][@SPLIT][#REVISION]."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
     tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",

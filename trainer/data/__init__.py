@@ -1,6 +1,7 @@
 """From text to micro-batches.
 
     sources.py     documents from files, folders, the Hugging Face hub, the embedded corpus
+    hub_datasets.py   names of datasets of the hub, and the commit that one means
     cached_rows.py   rows of the hub that were fetched before, from the disk
     prepare.py     documents -> shards of tokens and manifest.py's signature, by encode.py and split_writer.py
     embedded_corpus.py   the corpora that come with the trainer, prepared when they are first used

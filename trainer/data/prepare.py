@@ -27,6 +27,7 @@ from trainer.data.baselines import unigram_bigram
 from trainer.data.bpe import tiktoken_lines
 from trainer.data.encode import EncodedBatch, Labelled, encode_in_threads
 from trainer.data.hold_out import HoldOut
+from trainer.data.hub_datasets import at_commit
 from trainer.data.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -103,7 +104,7 @@ def prepare(
     chosen = load_tokenizer(tokenizer)
     name = name or re.sub(r"[^\w\-]", "-", out.resolve().name)
     find = partial(open_source, suffixes=suffixes, skip_unreadable=skip_unreadable)
-    opened, held = list(map(find, sources)), list(map(find, validation_sources))
+    opened, held = ([find(name) for name in _at_commits(names, out)] for names in (sources, validation_sources))
     request = {
         "sources": [source_identity(source) for source in opened],
         "validation_sources": [source_identity(source) for source in held],
@@ -140,6 +141,13 @@ def _check_arguments(
         raise DataError(f"tokens_per_shard is {tokens_per_shard}; from 1 to 2,147,483,647 was expected.")
     if num_workers is not None and num_workers < 1:
         raise DataError(f"num_workers is {num_workers}; 1 or more was expected.")
+
+
+def _at_commits(sources: Sequence[str], out: Path) -> list[str]:
+    """The sources, those of the hub with their commits: the ones that a finished folder was made of, where it was made of these names."""
+    request = (read_manifest(out) or {"request": {}})["request"]
+    known = [identity[0] for key in ("sources", "validation_sources") for identity in request.get(key, [])]
+    return [at_commit(source, known) for source in sources]
 
 
 def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Where documents come from: one string names a source, one function reads it. The only user of datasets and pyarrow.
 
 embedded:shakespeare[@SPLIT]     the corpus in this package
-hf:NAME[:CONFIG][@SPLIT]         a dataset of the Hugging Face hub, streamed
+hf:NAME[:CONFIG][@SPLIT][#REVISION]   a dataset of the Hugging Face hub, streamed
 notes.txt *.md *.rst             one document; other text files (source code) by their suffixes
 *.jsonl *.ndjson *.json *.parquet    a document an object or row, under text_key; text and JSON also as .gz or .zst
 a folder, or a pattern           every such file in it, in natural order; or a dataset that save_to_disk wrote
@@ -15,13 +15,15 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.data.assets import asset_sha256, embedded_documents
 from trainer.data.find import Found, bracket_hint, find, kinds_text, natural_key, readable, tell_left_out
+from trainer.data.hub_datasets import HubDataset, dataset_of
 from trainer.errors import DataError
+from trainer.hub import is_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +124,7 @@ def documents(
         name, _, named_split = name.partition("@")
         found = embedded_documents(name, named_split or split)
     elif kind == "hf":
-        name, _, named_split = name.partition("@")
-        found = _texts(hub_rows(name, named_split or split), source.name, text_key)
+        found = _texts(hub_rows(dataset_of(source.name), split), source.name, text_key)
     else:
         found = _texts(_saved_rows(Path(os.path.expanduser(source.name)), split, quiet), source.name, text_key)
     return _without_empty(found, source.name, quiet)
@@ -141,14 +142,12 @@ def _told_documents(source: Source, path: Path, text_key: str | None, quiet: boo
 
 
 def rows(source: str) -> Iterator[tuple[str, Any]]:
-    """The JSON rows of a file (.jsonl, .ndjson, .json, also .gz and .zst) or of `hf:NAME[:CONFIG]@SPLIT`, each with where it stands.
+    """The JSON rows of a file (.jsonl, .ndjson, .json, also .gz and .zst) or of `hf:NAME[:CONFIG]@SPLIT[#REVISION]`, each with where it stands.
 
     raises  DataError when the source cannot be read, or a line is no JSON
     """
-    kind, _, name = source.partition(":")
-    if kind == "hf":
-        name, _, split = name.partition("@")
-        yield from hub_rows(name, split or "train")
+    if is_hub_name(source):
+        yield from hub_rows(dataset_of(source), "train")
         return
     path = Path(os.path.expanduser(source))
     suffix = _suffix(path)
@@ -350,19 +349,20 @@ def _datasets() -> Any:
     return datasets
 
 
-def hub_rows(name: str, split: str) -> Iterator[tuple[str, Any]]:
-    path, _, config = name.partition(":")
+def hub_rows(dataset: HubDataset, split: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a dataset of the hub, of this split where it names none itself."""
+    split, revision, where = dataset.split or split, dataset.revision, replace(dataset, split=None, revision=None).text
     datasets = _datasets()
     try:
-        rows = datasets.load_dataset(path, config or None, split=split, streaming=True)
-        yield from ((f"hf:{name}@{split}, row {number}", row) for number, row in enumerate(rows, start=1))
+        rows = datasets.load_dataset(dataset.name, dataset.config, split=split, revision=revision, streaming=True)
+        yield from ((f"{where}@{split}, row {number}", row) for number, row in enumerate(rows, start=1))
     except Exception as error:
         # Three libraries raise through this call (no network, no such dataset, config, split), with no common class
         # of error; the text of each names the cause.
         reason = " ".join(str(error).split())[:400]
         raise DataError(
-            f"dataset hf:{name}, split {split!r}, cannot be read: {reason}. Check its name on huggingface.co, the "
-            "config (hf:NAME:CONFIG), the split (@SPLIT), and the network."
+            f"dataset {where}, split {split!r}, cannot be read: {reason}. Check its name on huggingface.co, the "
+            "config (hf:NAME:CONFIG), the split (@SPLIT), the revision (#REVISION), and the network."
         ) from None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.corpora import train_bpe, verify_corpus
+from tests.hub_server import Repository
 from tests.messages import logged, names, refuses
 from trainer import files
 from trainer.config.schema import DataConfig
@@ -429,10 +430,11 @@ def test_the_choice_is_bounded_in_memory_and_stays_a_share_of_the_text(monkeypat
         assert 0.7 * fraction < held / sum(map(len, texts)) < 1.3 * fraction
 
 
-def test_what_is_fetched_is_fetched_once(tmp_path, monkeypatch):
+def test_what_is_fetched_is_fetched_once(tmp_path, monkeypatch, hub_server):
+    hub_server.repositories["some/set"] = Repository({}, kind="dataset")
     fetched = []
 
-    def hub_rows(name, split):
+    def hub_rows(dataset, split):
         for number in range(60):
             fetched.append(number)
             yield f"row {number}", {"text": f"document {number} of the hub " * 9}

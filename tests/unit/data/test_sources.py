@@ -210,14 +210,19 @@ def test_a_saved_dataset_with_splits_is_read_by_split(tmp_path):
 def test_a_hub_dataset_is_streamed_by_name_config_and_split(monkeypatch):
     asked = []
 
-    def load(path, config, *, split, streaming):
-        asked.append((path, config, split, streaming))
+    def load(path, config, *, split, revision, streaming):
+        asked.append((path, config, split, revision, streaming))
         return iter([{"text": "a"}, {"text": "b"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(documents("hf:owner/name:config@test")) == ["a", "b"]
     assert list(documents("hf:owner/name")) == ["a", "b"]
-    assert asked == [("owner/name", "config", "test", True), ("owner/name", None, "train", True)]
+    assert list(documents("hf:owner/name#v1", split="validation")) == ["a", "b"]
+    assert asked == [
+        ("owner/name", "config", "test", None, True),
+        ("owner/name", None, "train", None, True),
+        ("owner/name", None, "validation", "v1", True),
+    ]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_paragraph(monkeypatch):
@@ -278,7 +283,7 @@ def test_rows_of_another_kind_of_file_or_of_a_damaged_one_are_refused(tmp_path):
 def test_rows_of_the_hub_are_those_of_the_named_split(monkeypatch):
     asked = []
 
-    def load_dataset(path, config, *, split, streaming):
+    def load_dataset(path, config, *, split, revision, streaming):
         asked.append((path, config, split, streaming))
         return [{"a": 1}]
 

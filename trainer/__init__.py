@@ -14,6 +14,7 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
 Begin with loop.py: it is what all the rest serves. How work goes through the files:
 
     launch    cli/run.py -> launcher.py (checks, waits) -> launcher_child.py (`accelerate launch`)
+              (before it: hub_settings.py -> hub.py, which gives each `hf:NAME` its commit, once in the life of a run)
               -> in each process session.py -> run/build.py -> loop.py
     step      loop.py -> data/loader.py -> model/ -> optim/ -> run/consensus.py (what the ranks agree on) -> metrics/reporter.py
     save      checkpoint/save/schedule.py (when) -> checkpoint/save/snapshot.py (into shared memory) -> checkpoint/save/writer.py

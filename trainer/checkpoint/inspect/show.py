@@ -10,9 +10,11 @@ from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.format.store import Entry
 from trainer.checkpoint.format.tensors import differing_tensors
 from trainer.checkpoint.inspect.listing import entry_facts, kept_as, tier_words
+from trainer.checkpoint.resume.changes import settings_of
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.load import flatten, load_resolved
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
+from trainer.hub import is_hub_name
 from trainer.text import ago, by_dotted_name, count, few, size, table
 
 SECTIONS = ("precision_facts", "conditions", "identity", "model", "state", "versions")
@@ -29,7 +31,7 @@ def show(folder: Path, wanted: str, *, as_json: bool = False) -> str:
     if as_json:
         return json.dumps({**asdict(manifest), **facts}, indent=1)
     described = [(name, size(file["bytes"]), file["xxh3_128"]) for name, file in manifest.files.items()]
-    parts = [f"{entry.path}\n{table(_headline(manifest, facts))}"]
+    parts = [f"{entry.path}\n{table([*_headline(manifest, facts), *_of_the_hub(entry.path)])}"]
     parts += [_section(name, by_dotted_name(getattr(manifest, name))) for name in SECTIONS]
     parts.append(table([("file", "size", "xxh3-128"), *described], indent=""))
     return "\n\n".join(part for part in parts if part)
@@ -37,6 +39,15 @@ def show(folder: Path, wanted: str, *, as_json: bool = False) -> str:
 
 def _section(name: str, values: Mapping[str, Any]) -> str:
     return table([(name, ""), *((key, short(value)) for key, value in values.items())], indent="") if values else ""
+
+
+def _of_the_hub(folder: Path) -> list[tuple[str, str]]:
+    """The settings that name something of the hub, each with its commit; none where they cannot be read."""
+    try:
+        settings = settings_of(folder)
+    except ConfigError:
+        return []
+    return [(key, value) for key, value in settings.items() if isinstance(value, str) and is_hub_name(value)]
 
 
 def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, str]]:

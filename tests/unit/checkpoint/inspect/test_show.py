@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.messages import line_of
 from tests.small_checkpoints import CONFIG, manifest_of, write_files
 from trainer.checkpoint.format.manifest import describe_files
 from trainer.checkpoint.inspect.show import diff, pairs, show
@@ -69,6 +70,16 @@ def test_a_manifest_is_shown_to_programs_as_it_is_and_what_is_known_besides(two)
     assert facts["step"] == 10 and facts["identity"] == FACTS["identity"] and facts["model"] == FACTS["model"]
     assert facts["files"] == describe_files(two.path(10)) and facts["tiers"] == ["latest", "rolling", "best", "pinned"]
     assert facts["problem"] is None and facts["state"]["progress"] == {"step": 10}
+
+
+def test_what_a_run_has_of_the_hub_is_shown_with_its_commit(two):
+    assert "hf:" not in show(two.folder, "5")
+    name = f"hf:someone/small@{'a' * 40}"
+    kept = two.path(5) / "config.yaml"
+    kept.write_text(kept.read_text().replace("corpus:", f"tokenizer: '{name}', corpus:"))
+    assert line_of(show(two.folder, "5"), "data.tokenizer", name)
+    kept.write_text("max_steps: [")
+    assert "step 5" in show(two.folder, "5"), "the manifest tells what it can"
 
 
 def test_a_damaged_checkpoint_and_a_copy_of_any_name_are_shown_too(two, tmp_path):

@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
+from tests.commands import paragraph, trainer
 from tests.hub_server import Repository
-from tests.messages import refuses, says
+from tests.messages import says
 from tests.unit.test_hub import COMMIT, LATER, MODEL, NAME
 from trainer import hub_settings, launcher
 from trainer.config.load import dump, flatten, load
-from trainer.errors import HubError
 from trainer.hub_settings import download_weights, settings_of_hub, write_down
 from trainer.journal import read_events
 
@@ -135,6 +135,6 @@ def test_the_processes_are_given_the_commit_and_their_config_says_it(moved, proj
 
 
 def test_what_cannot_be_had_is_refused_before_anything_starts(hub_server, project):
-    with refuses(HubError, NAME, "hf auth login"):
-        launcher.check_launch(["cpu", "shakespeare", TOKENIZER])
-    assert not (project / "runs").exists()
+    said = trainer("launch", "cpu", "shakespeare", TOKENIZER)
+    assert said.code == 2 and not (project / "runs").exists()
+    says(paragraph(said.err), NAME, "hf auth login")

@@ -135,13 +135,12 @@ def _what(checked: launcher.CheckedLaunch, corpus: Corpus, model: torch.nn.Modul
     held_out = f"{count(corpus.validation.num_sequences)} held out" if corpus.validation else "none held out"
     arithmetic = "fp32" if cluster.precision == "no" else cluster.precision
     places = "on CPUs" if cluster.use_cpu else "on GPUs" if processes > 1 else "on a GPU"
-    total, outside = count(parameters.total), count(parameters.non_embedding)
     train, length = count(corpus.train.num_sequences), config.sequence_length
     each = f"{config.micro_batch} at once on each process, {accumulated} times"
     steps, tokens = numbered(config.max_steps, "step"), count(step_tokens * config.max_steps)
     return [
         ("cluster", f"{cluster.path.stem}: {numbered(processes, 'process')} {places}, {arithmetic}"),
-        ("model", f"{model.config.model_type}, {total} parameters ({outside} without embeddings)"),
+        ("model", f"{model.config.model_type}, {parameters.words}"),
         *(("groups", line) for line in descriptions(model, config.optimizer)),
         ("data", f"{train} sequences of {length} tokens to train on, {held_out}"),
         ("a step", f"{config.global_batch} sequences = {count(step_tokens)} tokens: {each}"),

@@ -40,6 +40,7 @@ def train(run: Run) -> Ending:
         run.stopwatch.lap("data")
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
         run.precision.begin(run.progress.step + 1)
+        run.experts.begin(run.progress.step + 1)
         loss = accumulate_gradients(run, batch)
         run.stopwatch.lap("forward_backward")
         grad_norm = run.parallel.clip_grad_norm(run.model.parameters(), run.config.optimizer.max_grad_norm)
@@ -93,7 +94,8 @@ def report(
     Returns the results that have reached the host, the same on every rank.
     """
     step, request = run.progress.step, run.checkpointer.save_request()
-    run.consensus.submit(step, loss, grad_norm, stop_vote=run.stop.vote, save_request=request)
+    aux_loss = run.experts.aux_loss()
+    run.consensus.submit(step, loss, grad_norm, stop_vote=run.stop.vote, save_request=request, aux_loss=aux_loss)
     run.reporter.step_taken(
         StepFacts(
             step=step,
@@ -105,6 +107,7 @@ def report(
             measured=facts,
             times=run.stopwatch.end_step(),
             reading=run.probes.take(),
+            load=run.experts.load(step),
         )
     )
     results = run.consensus.collect()

@@ -18,7 +18,12 @@ from trainer.text import numbered
 FACTS = "replay_facts.jsonl"
 COMPARED = ("data_digest", "loss", "grad_norm")
 
-UNRECORDED: dict[str, Any] = {"muon_iteration": "bfloat16", "head": "passes, 256 MB a chunk", "optimizer.groups": []}
+UNRECORDED: dict[str, Any] = {
+    "muon_iteration": "bfloat16",
+    "head": "passes, 256 MB a chunk",
+    "optimizer.groups": [],
+    "routers": "no auxiliary loss in the training loss",
+}
 """What a fact was, by its name, in every launch that did not write it down yet: for a fact that is new, and was something else before."""
 
 _SHOWN = 8

@@ -28,6 +28,8 @@ class StepResult:
     stop_votes: int
     """How many ranks had been asked to stop by then."""
     save_request: SaveRequest
+    aux_loss: float | None = None
+    """Of the routers of a model with experts, without its coefficient: mean over the micro-batches of all ranks; `loss` has its part of it."""
 
     @property
     def needs_answer(self) -> bool:

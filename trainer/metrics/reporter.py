@@ -24,6 +24,7 @@ from trainer.metrics.console import ProgressBar
 from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
 from trainer.metrics.details import Details, detail_interval
 from trainer.metrics.drawing import Drawing
+from trainer.metrics.expert_load import AUX_LOSS
 from trainer.metrics.failures import CountedFailures
 from trainer.metrics.index import CurveIndex
 from trainer.metrics.meters import Speed, SpeedMeter
@@ -61,6 +62,8 @@ class StepFacts:
     measured: Mapping[str, float] = field(default_factory=dict)
     """Numbers by tag."""
     reading: Reading | None = None
+    load: Reading | None = None
+    """Of the experts of a model, on a step on which it was counted."""
 
 
 class Reporter:
@@ -262,6 +265,7 @@ class Reporter:
             "loss": _finite(loss),
             "loss_smoothed": None if self._smoothed is None else _rounded(self._smoothed),
             "grad_norm": _finite(grad_norm),
+            **({} if result.aux_loss is None else {AUX_LOSS: _finite(result.aux_loss)}),
             "tokens_per_second": round(speed.tokens_per_second, 1),
             "step_seconds": round(speed.step_seconds, 6),
             **({} if speed.mfu is None else {"mfu": round(speed.mfu, 5)}),
@@ -273,7 +277,7 @@ class Reporter:
         self._put(full)
         if facts.reading is not None and facts.reading.has_histograms:
             self._drawing.histograms(step, facts.reading.histograms)
-        self._show(step, loss, grad_norm, facts.lr, speed)
+        self._show(result, facts.lr, speed)
 
     def _measured(self, facts: StepFacts) -> dict[str, float | None]:
         """What was measured beside the step's core numbers, by tag: of what every step has the mean since the last look at the details."""
@@ -284,8 +288,9 @@ class Reporter:
         if self._saved_at is not None and self._details.is_due(facts.step):
             beside["checkpoint/age_seconds"] = time.perf_counter() - self._saved_at
         beside = {**self._details.take(facts.step), **beside}
-        if facts.reading is not None:
-            beside.update(facts.reading.numbers())
+        for reading in (facts.reading, facts.load):
+            if reading is not None:
+                beside.update(reading.numbers())
         if machine := self._sampling.take():
             beside.update(machine, **self._slow_alarm.values(machine))
         return {tag: _rounded(value) for tag, value in beside.items()}
@@ -305,8 +310,9 @@ class Reporter:
             record["resume/exact"] = float(is_exact)
             (log.info if is_exact else log.error)(verdict)
 
-    def _show(self, step: int, loss: float, grad_norm: float, lr: float, speed: Speed) -> None:
+    def _show(self, result: StepResult, lr: float, speed: Speed) -> None:
         assert self._bar is not None, "open() first"
+        step, loss, aux_loss = result.step, result.loss, result.aux_loss
         steps_left = self._max_steps - step
         left = self._meter.seconds_left(steps_left) if steps_left else None
         mfu = "" if speed.mfu is None else f"  mfu {speed.mfu:.1%}"
@@ -316,7 +322,8 @@ class Reporter:
         if step % self._settings.console_every_steps == 0 or step == self._max_steps:
             mean = sum(self._loss_since_line) / len(self._loss_since_line)
             self._loss_since_line.clear()
-            numbers = f"loss {mean:.4f}  grad norm {grad_norm:.3f}  lr {lr:.2e}"
+            aux = "" if aux_loss is None else f"  aux loss {aux_loss:.4f}"
+            numbers = f"loss {mean:.4f}{aux}  grad norm {result.grad_norm:.3f}  lr {lr:.2e}"
             log.info("step %d/%d  %s  %s", step, self._max_steps, numbers, pace)
 
 

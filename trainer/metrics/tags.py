@@ -79,6 +79,7 @@ for _tag, (_which, _word) in product(EXTREMES, (("min", "least"), ("max", "great
     MEANINGS[f"{_tag}_{_which}"] = (MEANINGS[_tag][0], _help)
 
 MFU, VALIDATION, TASKS, GPU = "mfu", "validation", "tasks", "gpu"
+EXPERTS = "experts"
 FP8, FP8_FIT, FP8_GAP = "fp8", "fp8_fit", "fp8_gap"
 """What not every run has; a chart that needs it is left out of the others, for an empty chart looks like a fault."""
 
@@ -105,6 +106,9 @@ CHARTS: dict[str, tuple[Chart, ...]] = {
         Chart("gradient norm by layer group", ("grad_norm/.*",)),
         Chart("update to weight by layer group", ("update_ratio/.*",)),
         Chart("weight norm by layer group", ("param_norm/.*",)),
+        Chart("experts: auxiliary loss of the routers (even load: experts a token)", ("router/aux_loss",), EXPERTS),
+        Chart("experts: least and most loaded (fraction of tokens)", ("router/load_(least|most)/.*",), EXPERTS),
+        Chart("experts: entropy of the load (0..1, even load: 1)", ("router/load_entropy/.*",), EXPERTS),
         Chart("fp8: share of the arithmetic (0..1)", ("precision/fp8_coverage",), FP8),
         Chart("fp8: underflow and overflow (share)", ("precision/(under|over)flow_.*",), FP8_FIT),
         Chart("fp8: largest value that went into a layer", ("precision/amax_input/.*",), FP8_FIT),

@@ -4,7 +4,10 @@ presets.py           models by name: fields of a transformers config
 resolve.py           preset and fields -> a checked transformers config, with the vocabulary of the data
 build.py             config -> module with seeded weights, or its shapes only, on no device
 head.py              the output head and its loss in chunks of tokens, so that the logits of a micro-batch never exist as a whole
+after_head.py        a family's factor or soft cap on its logits
+routing.py           models with experts: their auxiliary loss, and how they were drawn
 head_way.py, fused.py   whether a chunk's logits go through one compiled kernel, and that kernel
+unrolled.py          families that are not compiled, and why
 flops.py             arithmetic per token, parameter counts, a GPU's peak
 scores.py            log-likelihood of given tokens, for evaluation
 load.py              the model of a checkpoint

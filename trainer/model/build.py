@@ -3,8 +3,9 @@
 The object is the transformers class in every respect (state dict, `generate`, `save_pretrained`, hooks): only `forward`
 has one more branch. `model(input_ids, labels=labels)` runs the blocks, takes the last hidden state and hands it with
 the head's weight to `chunked_cross_entropy`, so DDP, Accelerate's autocast and torch.compile see one module, one call.
-Families that do something to their logits after the head are found by comparison when the model is built, and take the
-plain way.
+What a family does to its logits after the head (after_head.py) is found by comparison when the model is built; one whose logits
+come about otherwise takes the plain way. In training mode, the loss of a model with experts has its routers' auxiliary loss in it
+(routing.py).
 """
 
 import functools
@@ -20,14 +21,20 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, Pretrain
 
 from trainer.contracts import IGNORED_LABEL
 from trainer.errors import ConfigError
+from trainer.model.after_head import NOTHING, candidates
 from trainer.model.head import chunked_cross_entropy
 from trainer.model.resolve import resolve
+from trainer.model.routing import aux_loss_of, routing_of
 
 logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8
 _PROBE_HEAD_SCALE = 2.0**8
 """Fresh logits are near zero, where soft caps are the identity; a power of two comes off again to the last bit."""
+
+
+_REFUSALS = (ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, ImportError)
+"""How a config is refused that cannot be built: few fields are checked, the others end in whatever making a layer raises."""
 
 
 def _not_packed(position_ids: Tensor) -> None:
@@ -66,15 +73,21 @@ def build_model(
             # Without sdpa the class has one way of attention, its own; named here, it would refuse.
             attention = "sdpa" if model_class._supports_sdpa else None
             model = model_class._from_config(config, dtype=torch.float32, attn_implementation=attention)
-        except ValueError as error:
-            raise ConfigError(f"model.config is refused by {model_class.__name__}: {error}") from error
+        except _REFUSALS as error:
+            raise ConfigError(_refusal(model_class, error)) from error
+        _draw_row_of_padding(model)
     model.real_vocab_size, model.head_reason, model.head_way = vocab_size, None, None
+    model.after_head, model.routing = NOTHING, routing_of(model)
+    if getattr(model.get_input_embeddings(), "padding_idx", None) is not None:
+        model.get_input_embeddings().padding_idx = (
+            None  # batches hold no padding here: that row learns as all others do
+        )
     _check_ties(model)
     # What ends a text, here and after an export, and which ids are padding and never come.
     model.generation_config = generation_config(vocab_size, model.config.vocab_size, model.config.eos_token_id)
     if device.type != "meta":
         _check_causal(model)
-        model.head_reason = _why_not_chunked(model)
+        model.head_reason = _find_after_head(model) or _why_not_routed(model)
         if model.head_reason:
             logger.info("loss: plain, with all logits in memory, because %s", model.head_reason)
     if gradient_checkpointing:
@@ -109,10 +122,18 @@ def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedMode
         if labels is None:
             return plain_class.forward(self, input_ids, *positional, **kwargs)
         assert not positional, "with labels, everything after input_ids is passed by name"
-        loss_sum, num_labels = _loss_sums(self, plain_class, input_ids, labels, **kwargs)
+        routing = self.routing if self.training and reduction == "mean" else None
+        if routing is not None:
+            kwargs["output_router_logits"] = True
+        loss_sum, num_labels, output = _loss_sums(self, plain_class, input_ids, labels, **kwargs)
         if reduction == "sum":
             return torch.stack((loss_sum, num_labels))
-        return loss_sum / num_labels.clamp(min=1.0)
+        loss = loss_sum / num_labels.clamp(min=1.0)
+        if routing is None:
+            return loss
+        aux_loss = aux_loss_of(self, output)
+        routing.add(aux_loss, output.router_logits)
+        return loss + routing.coefficient * aux_loss if routing.coefficient else loss
 
     def fill(namespace: dict[str, Any]) -> None:
         namespace.update(__module__=plain_class.__module__, __qualname__=plain_class.__qualname__, forward=forward)
@@ -123,22 +144,27 @@ def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedMode
 
 def _loss_sums(
     model: PreTrainedModel, plain_class: type[PreTrainedModel], input_ids: Tensor, labels: Tensor, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """Sum of the loss in nats and number of labels; `labels[:, t]` is the target of `input_ids[:, t]`, both [B, T]."""
+) -> tuple[Tensor, Tensor, Any]:
+    """Sum of the cross-entropy in nats, number of labels, and what the model gave.
+
+    `labels[:, t]` is the target of `input_ids[:, t]`, both [B, T].
+    """
     if model.head_reason is not None:
-        logits = plain_class.forward(model, input_ids, use_cache=False, **kwargs).logits
-        return plain_loss_sums(logits, labels, model.real_vocab_size)
-    hidden = model.base_model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+        output = plain_class.forward(model, input_ids, use_cache=False, **kwargs)
+        return *plain_loss_sums(output.logits, labels, model.real_vocab_size), output
+    output = model.base_model(input_ids=input_ids, use_cache=False, **kwargs)
     head, way = model.get_output_embeddings(), model.head_way
-    return chunked_cross_entropy(
-        hidden.flatten(0, 1),
+    sums = chunked_cross_entropy(
+        output.last_hidden_state.flatten(0, 1),
         head.weight,
         labels.flatten(),
         vocab_size=model.real_vocab_size,
         bias=getattr(head, "bias", None),
         chunk_tokens=way.chunk_tokens if way else None,
         fused=way is not None and way.fused,
+        after=model.after_head,
     )
+    return *sums, output
 
 
 def plain_loss_sums(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -162,6 +188,14 @@ def _check_ties(model: PreTrainedModel) -> None:
             f"model.config.tie_word_embeddings is {str(wanted).lower()}, but {type(model).__name__} made embedding and "
             f"head {'one parameter' if tied else 'two parameters'}; set it to {str(tied).lower()}"
         )
+
+
+@torch.no_grad()
+def _draw_row_of_padding(model: PreTrainedModel) -> None:
+    """Lets the row of a padding id begin as all others do: transformers makes it zero, whose gradient behind a norm is enormous."""
+    embedding = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None and not embedding.weight.is_meta:
+        embedding.weight[embedding.padding_idx].normal_(std=float(embedding.weight.std()))
 
 
 def generation_config(vocab_size: int, padded: int, eot_id: int | None) -> GenerationConfig:
@@ -191,22 +225,49 @@ def _check_causal(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def _why_not_chunked(model: PreTrainedModel) -> str | None:
-    """Why hidden @ weight.T is not what the model calls its logits, or None when it is."""
+def _find_after_head(model: PreTrainedModel) -> str | None:
+    """Sets `model.after_head` to what it does to hidden @ weight.T; returns why it is none of what is known, or None."""
     model.eval()
     tokens = _probe(model)[:1]
     labels = tokens.roll(-1, dims=1)
     head = model.get_output_embeddings()
     head.weight.mul_(_PROBE_HEAD_SCALE)
+    losses = []
     try:
         plain_sum, count = plain_loss_sums(model(tokens, use_cache=False).logits, labels, model.real_vocab_size)
-        chunked_sum, _ = _loss_sums(model, type(model), tokens, labels)
+        plain = float(plain_sum / count)
+        for after in candidates(model.config):
+            model.after_head = after
+            losses.append(float(_loss_sums(model, type(model), tokens, labels)[0] / count))
+            if math.isclose(plain, losses[-1], rel_tol=1e-4):
+                return None
     except (AttributeError, AssertionError, TypeError) as error:
         return f"{type(model).__name__} does not give its last hidden state in the usual way ({error})"
     finally:
         head.weight.mul_(1 / _PROBE_HEAD_SCALE)
-    plain, chunked = float(plain_sum / count), float(chunked_sum / count)
-    if math.isclose(plain, chunked, rel_tol=1e-4):
-        return None
+    model.after_head = NOTHING
     name = type(model).__name__
-    return f"{name} changes its logits after the head (loss {plain:.6g} instead of {chunked:.6g} on a probe)"
+    return f"{name} changes its logits after the head (loss {plain:.6g} instead of {losses[0]:.6g} on a probe)"
+
+
+@torch.no_grad()
+def _why_not_routed(model: PreTrainedModel) -> str | None:
+    """Why the routers' auxiliary loss must be asked of the model's own forward pass, which gives all logits with it; None when it need not."""
+    if model.routing is None:
+        return None
+    tokens, name = _probe(model)[:1], type(model).__name__
+    own = model.eval()(tokens, use_cache=False, output_router_logits=True).aux_loss
+    try:
+        ours = aux_loss_of(model, model.base_model(input_ids=tokens, use_cache=False, output_router_logits=True))
+    except (AttributeError, TypeError, RuntimeError) as error:
+        return f"{name} computes its routers' auxiliary loss in a way of its own ({error})"
+    if math.isclose(float(own), float(ours), rel_tol=1e-5):
+        return None
+    return f"{name} computes its routers' auxiliary loss in a way of its own ({float(own):.6g} instead of {float(ours):.6g} on a probe)"
+
+
+def _refusal(model_class: type[PreTrainedModel], error: Exception) -> str:
+    """What to tell of a config that the class does not take."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    kind = "" if isinstance(error, (ValueError, AssertionError)) else f"{type(error).__name__}: "
+    return f"model.config is refused by {model_class.__name__}: {kind}{said.rstrip('.')}; change the fields it speaks of, or take another model_type"

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
+from trainer.model.flops import parameter_counts
+
 
 def model_card(
     model: PreTrainedModel, name: str, vocab_size: int, facts: Mapping[str, object], license: str = "unknown"
@@ -15,6 +17,11 @@ def model_card(
     rows = {
         "architecture": type(model).__name__,
         "parameters": f"{model.num_parameters():,}",
+        **(
+            {"active parameters": f"{active:,} a token"}
+            if (active := parameter_counts(model).active) < model.num_parameters()
+            else {}
+        ),
         "vocabulary": f"{vocab_size:,} ids",
         "precision": str(model.dtype).removeprefix("torch."),
         **facts,

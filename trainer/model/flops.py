@@ -11,6 +11,9 @@ import re
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from trainer.experts import active_share
+from trainer.text import count
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterCounts:
@@ -19,30 +22,44 @@ class ParameterCounts:
     total: int
     non_embedding: int
     """Without the tables that tokens and positions are looked up in; the head is one of them where it is tied."""
+    active: int
+    """Those that a token meets: of experts, as many as are drawn for it."""
+
+    @property
+    def words(self) -> str:
+        """How many, for people."""
+        active = f", {count(self.active)} active a token" if self.active < self.total else ""
+        return f"{count(self.total)} parameters ({count(self.non_embedding)} without embeddings{active})"
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
     """Counts a model's parameters."""
     total, embedding = (sum(p.numel() for p in some) for some in (model.parameters(), _tables(model).values()))
-    return ParameterCounts(total=total, non_embedding=total - embedding)
+    idle = sum(p.numel() * (1 - _active_share(name, p, model)) for name, p in model.named_parameters())
+    return ParameterCounts(total=total, non_embedding=total - embedding, active=total - round(idle))
 
 
 def flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
     """Operations to train on one token of a sequence: forward and backward, matrix products and attention only.
 
     source   PaLM, appendix B: 6 N + 12 L H Q T. N is every weight of a matrix product, the head also when it is tied,
-             and no lookup table; of experts, the share that a token visits
+             and no lookup table; of experts, the share that a token visits. Layers without attention have no scores, and the
+             scan of a state-space layer counts as the products with its matrices do
     """
     tables = _tables(model)
     head = model.get_output_embeddings()
-    active = _active_expert_share(model.config)
     weights = 0.0
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2 and id(parameter) not in tables:
-            weights += parameter.numel() * (active if ".experts." in name else 1.0)
+        if parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("bias"):
+            weights += parameter.numel() * _active_share(name, parameter, model)
     if head is not None and id(head.weight) in tables:
         weights += head.weight.numel()
     return 6.0 * weights + 12.0 * _attention_width(model.config) * sequence_length
+
+
+def _active_share(name: str, parameter: nn.Parameter, model: nn.Module) -> float:
+    config = getattr(model, "config", None)
+    return active_share(name, parameter.shape, lambda field: getattr(config, field, None))
 
 
 def _tables(model: nn.Module) -> dict[int, nn.Parameter]:
@@ -51,17 +68,14 @@ def _tables(model: nn.Module) -> dict[int, nn.Parameter]:
 
 
 def _attention_width(config: PretrainedConfig) -> int:
-    """Layers x heads x size of a head; 0 for a model without attention."""
+    """Layers with attention x heads x size of a head; 0 for a model without attention."""
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
     if not isinstance(layers, int) or not isinstance(heads, int):
         return 0
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if isinstance(kinds, list) and len(kinds) == layers:
+        layers = sum("attention" in kind and not kind.startswith("linear") for kind in kinds)
     return layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-
-def _active_expert_share(config: PretrainedConfig) -> float:
-    visited = getattr(config, "num_experts_per_tok", None)
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return visited / experts if visited and experts else 1.0
 
 
 _TERA = 1e12

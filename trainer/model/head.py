@@ -3,7 +3,7 @@
 At a vocabulary of 50,304 the logits of 16 x 1,024 tokens are 3.3 GB in fp32, and the plain way holds them about three
 times (logits, log-probabilities, their gradient). Here the forward pass walks over the tokens in chunks, and for each
 
-    logits = hidden @ weight.T        in the compute precision (autocast's, where it is on)
+    logits = hidden @ weight.T        in the compute precision (autocast's, where it is on); a family's factor or cap in fp32
     log-probabilities                 in fp32, padding ids at minus infinity
     loss                              summed in fp64
     gradient of the logits            softmax - one hot, in place
@@ -22,6 +22,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from trainer.contracts import IGNORED_LABEL
 from trainer.determinism import any_order
+from trainer.model.after_head import NOTHING, AfterHead
 from trainer.model.fused import NO_TARGET, compiled_log_likelihoods
 
 CPU_CHUNK_BYTES = 16e6
@@ -82,6 +83,7 @@ def chunked_cross_entropy(
     bias: Tensor | None = None,
     chunk_tokens: int | None = None,
     fused: bool = False,
+    after: AfterHead = NOTHING,
 ) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy of `hidden @ weight.T (+ bias)` against `labels`, and how many labels counted.
 
@@ -92,6 +94,7 @@ def chunked_cross_entropy(
     chunk_tokens  tokens whose logits exist at one time; the result depends on it in the last bits only
     fused         one compiled kernel over the logits of a chunk, all chunks of one shape: the last is filled up with ignored
                   rows, so that nothing is compiled a second time; equal to the passes within the rounding of fp32
+    after         what the family does to its logits before the loss
     returns       the sum in nats and the count, both 0-d fp32 on the device of `hidden`
 
     Gradients of all three inputs are computed in the forward pass, so it costs as much as both passes of the plain way,
@@ -106,7 +109,7 @@ def chunked_cross_entropy(
     dtype = compute_dtype(hidden, weight)
     if fused and (missing := -hidden.shape[0] % chunk):
         hidden, labels = F.pad(hidden, (0, 0, 0, missing)), F.pad(labels, (0, missing), value=IGNORED_LABEL)
-    way = _Way(vocab_size, chunk, dtype, needs, fused)
+    way = _Way(vocab_size, chunk, dtype, needs, fused, after)
     with torch.autocast(hidden.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, way), count
 
@@ -122,6 +125,7 @@ class _Way:
     needs: tuple[bool, ...]
     """Whether the gradients of hidden, weight and bias are wanted."""
     fused: bool
+    after: AfterHead
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -162,6 +166,8 @@ class _Walk:
         # What the products write and read, and where the passes of single operations compute.
         self.low = torch.empty(rows, width, dtype=dtype, device=hidden.device)
         self.logits = self.low if dtype == self.exact or way.fused else torch.empty_like(self.low, dtype=self.exact)
+        has_slopes = any(way.needs) and not way.fused and way.after.cap is not None
+        self.slopes = torch.empty_like(self.logits) if has_slopes else None
         self.grad_hidden = torch.empty_like(hidden) if way.needs[0] else None
         self.grad_weight: Tensor | None = None
         self.product: Tensor | None = None
@@ -185,7 +191,8 @@ class _Walk:
         """The log-probabilities of a chunk's labels [R, 1], 0 where ignored; its logits become their scaled gradient."""
         targets = labels.masked_fill(ignored, NO_TARGET).int()
         scale = self.scale if any(self.way.needs) else None
-        log_likelihood = compiled_log_likelihoods()(self.low, targets, self.bias, self.way.vocab_size, scale)
+        after = () if self.way.after.is_nothing else (self.way.after.factor, self.way.after.cap)
+        log_likelihood = compiled_log_likelihoods()(self.low, targets, self.bias, self.way.vocab_size, scale, *after)
         if self.grad_bias is not None:
             self.grad_bias += self.low.sum(0, dtype=self.exact)
         return log_likelihood
@@ -198,6 +205,9 @@ class _Walk:
             logits.copy_(self.low[:size])
         if self.bias is not None:
             logits += self.bias
+        slopes = None if self.slopes is None else self.slopes[:size]
+        if not self.way.after.is_nothing:
+            self.way.after.in_place(logits, slopes)
         logits[:, self.way.vocab_size :] = float("-inf")
         torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)
 
@@ -208,6 +218,7 @@ class _Walk:
             at_targets = torch.expm1(log_likelihood)
             with any_order():  # one target a row
                 logits.scatter_(1, targets, at_targets)
+            self.way.after.back_in_place(logits, slopes)
             if self.scale != 1.0:
                 logits *= self.scale
             if self.grad_bias is not None:

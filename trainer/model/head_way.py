@@ -63,7 +63,8 @@ def find_head_way(
     if not reasons:
         log.info("head and loss: %s", fused)
         return fused
-    bytes_per_logit = dtype.itemsize + (4 if dtype.itemsize < 4 else 0)  # the passes have a buffer of their own in fp32
+    # The passes have a buffer of their own in fp32, and another for the slopes of a soft cap.
+    bytes_per_logit = dtype.itemsize + (4 if dtype.itemsize < 4 else 0) + (0 if model.after_head.cap is None else 4)
     passes = HeadWay(False, dtype, default_chunk_tokens(weight.shape[0], weight.device, bytes_per_logit))
     (log.info if is_meant else log.warning)("head and loss: %s, which is slower, because %s", passes, reasons[0])
     return passes
@@ -94,7 +95,7 @@ def _failure(model: PreTrainedModel, way: HeadWay, autocast: Callable[[], Abstra
     device, width = head.weight.device, head.weight.shape[1]
     hidden = torch.zeros(way.chunk_tokens, width, device=device, requires_grad=True)
     labels = torch.zeros(way.chunk_tokens, dtype=torch.int64, device=device)
-    facts = {"vocab_size": model.real_vocab_size, "bias": getattr(head, "bias", None)}
+    facts = {"vocab_size": model.real_vocab_size, "bias": getattr(head, "bias", None), "after": model.after_head}
     try:
         for with_gradients in (True, False):
             with torch.set_grad_enabled(with_gradients), autocast():

@@ -1,6 +1,7 @@
 """How a recipe's `model` section becomes a transformers config, and its mistakes become sentences."""
 
 import dataclasses
+import inspect
 import logging
 import re
 from typing import Any
@@ -44,11 +45,17 @@ def resolve(
             f"model.config.model_type {model_type!r} contradicts model.preset {preset!r}, which is a "
             f"{fields['model_type']!r}; leave out one of the two"
         )
-    overrides = {config_class.attribute_map.get(key, key): value for key, value in overrides.items()}
+    # A class may declare a field under the name that is its alias (Qwen3-MoE's num_experts): it is then the field.
+    own = _all_fields(config_class)
+    overrides = {
+        key if key in own else config_class.attribute_map.get(key, key): value for key, value in overrides.items()
+    }
     _check_fields(overrides, config_class, sequence_length)
     fields = fields | overrides
     fields.pop("model_type")
-    fields = {"bos_token_id": eot_id, "eos_token_id": eot_id} | fields
+    fields = (
+        {"bos_token_id": eot_id, "eos_token_id": eot_id} | _no_foreign_padding(own, config_class, vocab_size) | fields
+    )
     try:
         config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -59,6 +66,13 @@ def resolve(
     _set_positions(config, sequence_length)
     _check_heads(config)
     return config
+
+
+def _no_foreign_padding(own: set[str], config_class: type[PretrainedConfig], vocab_size: int) -> dict[str, None]:
+    """No padding id where the class's own is one of its family's tokenizer (Phi-3, SmolLM3) and beyond this vocabulary."""
+    theirs = getattr(config_class, "pad_token_id", None)
+    is_beyond = isinstance(theirs, int) and theirs >= padded_vocabulary(vocab_size)
+    return {"pad_token_id": None} if "pad_token_id" in own and is_beyond else {}
 
 
 def _config_class(model_type: str | None) -> type[PretrainedConfig]:
@@ -96,7 +110,7 @@ def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig
             problems.append("model.config.vocab_size comes from the data; set data.tokenizer or data.vocab_size")
         elif key == "dtype":
             problems.append("model.config.dtype is not a setting: precision is mixed_precision in the cluster file")
-        elif key not in allowed:
+        elif key not in allowed and not _is_read(key, config_class):
             hint = did_you_mean(key, allowed)
             problems.append(f"model.config.{key} is not a field of {config_class.__name__} that a recipe sets; {hint}")
         elif key in POSITION_FIELDS and isinstance(value, int) and value < sequence_length:
@@ -104,10 +118,14 @@ def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig
                 f"model.config.{key} {value} is less than sequence_length {sequence_length}; "
                 "raise the one, lower the other, or leave the field out"
             )
-    if overrides.get("output_router_logits"):
-        problems.append("model.config.output_router_logits: the loss of the router is not trained here; leave it out")
     if problems:
         raise ConfigError(*problems)
+
+
+def _is_read(key: str, config_class: type[PretrainedConfig]) -> bool:
+    """Whether the model's code reads a field that its config class does not declare, as Qwen3-MoE's reads head_dim."""
+    module = inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
+    return module is not None and f'getattr(config, "{key}"' in inspect.getsource(module)
 
 
 def _set_positions(config: PretrainedConfig, sequence_length: int) -> None:

@@ -28,7 +28,8 @@ def token_scores(model: PreTrainedModel, inputs: Tensor, positions: Tensor, want
         chunk = default_chunk_tokens(weight.shape[0], hidden.device)
         for some, of_some in zip(hidden.to(dtype).split(chunk), wanted.split(chunk), strict=True):
             logits = (some @ weight.t()).float()
-            parts.append(_scores(logits if bias is None else logits + bias, of_some, model.real_vocab_size))
+            logits = model.after_head(logits if bias is None else logits + bias)
+            parts.append(_scores(logits, of_some, model.real_vocab_size))
     log_probabilities, is_likeliest = zip(*parts, strict=True)
     return torch.cat(log_probabilities), torch.cat(is_likeliest)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.errors import PrecisionError
+from trainer.experts import active_share
 from trainer.precision.convert import Layer, find_blocks
 
 
@@ -69,7 +70,11 @@ def coverage(
     """
     inside = [layer for layer in layers if layer.kept is None]
     weights = sum(layer.num_weights for layer in inside)
-    in_blocks = sum(p.numel() for p in find_blocks(model)[1].parameters() if p.ndim >= 2)
+    in_blocks = sum(
+        p.numel() * active_share(name, p.shape, lambda field: getattr(model.config, field, None))
+        for name, p in find_blocks(model)[1].named_parameters()
+        if p.ndim >= 2
+    )
     in_fp8 = (2.0 if forward_only else 6.0) * weights
     return Coverage(len(inside), len(layers), in_fp8 / max(6.0 * in_blocks, 1.0), in_fp8 / flops_per_token)
 

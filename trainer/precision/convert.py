@@ -1,7 +1,7 @@
 """Which layers of a model compute in fp8, and their replacement before the optimizer exists.
 
 The linear layers of the blocks do, but for the first and last blocks, routers, those that share a weight, and those whose widths the recipe
-does not take. Embeddings, head, norms and attention stay as they are. Accelerate would walk the model with a converter of its own
+does not take. Experts do not, where all of a block lie in one parameter: that is no linear layer. Embeddings, head, norms and attention stay as they are. Accelerate would walk the model with a converter of its own
 afterwards, and take every `nn.Linear` and `nn.LayerNorm` that is left: a head would lose its tie and its place in the optimizer by that.
 So these become classes that it does not recognise.
 """
@@ -19,6 +19,9 @@ from trainer.precision.recipes import Recipe
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 """Names of layers that choose experts: small, and a wrong choice is not a rounding error."""
+
+BY_WEIGHT = frozenset({"dt_proj"})
+"""Names of layers whose weight is multiplied by the block itself (Mamba), which never calls them."""
 
 QKV = {"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv", "query", "key", "value"}
 
@@ -61,6 +64,12 @@ def survey(model: nn.Module, recipe: Recipe, *, first: int, last: int) -> list[L
     return layers
 
 
+def stacked_parameters(model: nn.Module) -> list[str]:
+    """The parameters of the blocks that hold several matrices each, by name."""
+    name, blocks = find_blocks(model)
+    return [f"{name}.{inner}" for inner, p in blocks.named_parameters() if p.ndim == 3 and min(p.shape) > 1]
+
+
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of the model's blocks and its name: the first as long as the config says, else the longest."""
     lists = [found for found in model.named_modules() if isinstance(found[1], nn.ModuleList) and len(found[1])]
@@ -88,6 +97,8 @@ def _with_reason(layer: Layer, recipe: Recipe, edge: bool, is_shared: bool) -> L
         kept = "its weight is used in more than one place"
     elif layer.name.rsplit(".", 1)[-1] in ROUTERS:
         kept = "a router"
+    elif layer.name.rsplit(".", 1)[-1] in BY_WEIGHT:
+        kept = "its block multiplies with its weight without calling it"
     elif layer.in_features % recipe.multiple or layer.out_features % recipe.multiple:
         kept = f"its widths {layer.in_features} and {layer.out_features} are not both multiples of {recipe.multiple}"
     return replace(layer, kept=kept)

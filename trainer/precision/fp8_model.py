@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trainer.config.schema import PrecisionConfig
 from trainer.precision import audit, backend
-from trainer.precision.convert import convert, survey
+from trainer.precision.convert import convert, stacked_parameters, survey
 from trainer.precision.decide import Decision
 from trainer.precision.layers import Switch
 from trainer.precision.statistics import Statistics
@@ -53,6 +53,8 @@ class Fp8Model:
                 kept.setdefault(layer.kept, []).append(layer.name)
         for why, names in kept.items():
             log.info("in bf16: %d layers, %s (%s)", len(names), why, audit.some(names))
+        if stacked := stacked_parameters(self._model):
+            log.info("in bf16: %d parameters that are no linear layers (%s)", len(stacked), audit.some(stacked))
 
     def check_ran(self, when: str) -> None:
         """Refuses, with PrecisionError, a run whose layers have not computed in fp8 since `forget_what_ran`."""

@@ -21,6 +21,7 @@ from trainer.journal import JOURNAL, Journal, read_events
 from trainer.launch.accelerator import compute_dtype, device_words, seed_streams, wait_for_device
 from trainer.launch.compile_choice import compile_backend
 from trainer.metrics.curves import CURVE
+from trainer.metrics.expert_load import TAGS as LOAD
 from trainer.metrics.hardware import TAGS as MACHINE
 from trainer.metrics.probes import HISTOGRAM_TAGS, PROBES
 from trainer.metrics.reporter import SAVED
@@ -77,7 +78,7 @@ def _bring_to_its_place(run: Run) -> None:
             _tell_lost_history(run, lacking)
         offer_selftest(run, resumed_step, step_seconds)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
-    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, MACHINE, FP8_MEANINGS)}
+    curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, LOAD, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)
     run.checkpointer.begin(resumed_step)
 

@@ -42,10 +42,11 @@ from trainer.parallel import Parallel, parallel_of
 from trainer.precision.monitor import PrecisionMonitor
 from trainer.run.consensus import Consensus
 from trainer.run.evaluating import build_task_evaluator, build_validation, samples_of
+from trainer.run.experts import ExpertsMonitor
 from trainer.run.identity import computing_conditions, describe
 from trainer.run.join import join
 from trainer.run.prepared import Prepared, prepare
-from trainer.run.reporting import build_probes, build_reporter
+from trainer.run.reporting import build_experts, build_probes, build_reporter
 from trainer.safety.guard import NonFiniteGuard
 from trainer.safety.stop import StopRequest
 from trainer.state import Progress, TrainState
@@ -85,6 +86,7 @@ class Run:
     reporter: Reporter
     stopwatch: Stopwatch
     probes: Probes
+    experts: ExpertsMonitor
     profiler: Profiler
     folder: Path
     """runs/NAME."""
@@ -142,6 +144,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         reporter=reporter,
         stopwatch=Stopwatch(device),
         probes=build_probes(config, parallel, bare_model),
+        experts=build_experts(config, accelerator, bare_model),
         profiler=profiler,
         folder=folder,
         tasks=build_task_evaluator(config, corpus, accelerator, bare_model),

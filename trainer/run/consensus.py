@@ -30,17 +30,26 @@ class Consensus:
         return float(self._accelerator.reduce(torch.tensor(vote, device=self._accelerator.device), reduction="sum"))
 
     def submit(
-        self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, *, stop_vote: float, save_request: SaveRequest
+        self,
+        step: int,
+        loss: torch.Tensor,
+        grad_norm: torch.Tensor,
+        *,
+        stop_vote: float,
+        save_request: SaveRequest,
+        aux_loss: torch.Tensor | None = None,
     ) -> None:
         """Sums a step's numbers over the ranks and starts their copy to the host.
 
         loss       mean over this rank's share of the global batch, a scalar on the device
         grad_norm  of the whole gradient, the same on every rank
+        aux_loss   of the routers, a mean over this rank's micro-batches; None on every rank for a model without
         """
         vote, request = torch.full_like(loss, stop_vote), torch.full_like(loss, float(save_request))
-        mine = torch.stack([loss / self._accelerator.num_processes, vote, request])
+        means = [loss] if aux_loss is None else [loss, aux_loss.to(loss.dtype)]
+        mine = torch.stack([vote, request, *(mean / self._accelerator.num_processes for mean in means)])
         total = self._accelerator.reduce(mine, reduction="sum")
-        numbers = torch.stack([total[0], grad_norm.to(total.dtype), total[1], total[2]])
+        numbers = torch.cat([grad_norm.to(total.dtype).reshape(1), total])
         self._copies.append((step, AsyncHostCopy(numbers)))
 
     def collect(self) -> list[StepResult]:
@@ -69,6 +78,7 @@ class Consensus:
 
     def _read(self) -> StepResult:
         step, copy = self._copies.popleft()
-        loss, grad_norm, stop_votes, save_request = copy.read().tolist()
-        self.latest = StepResult(step, loss, grad_norm, int(stop_votes), SaveRequest(int(save_request)))
+        grad_norm, stop_votes, save_request, loss, *aux_loss = copy.read().tolist()
+        request = SaveRequest(int(save_request))
+        self.latest = StepResult(step, loss, grad_norm, int(stop_votes), request, next(iter(aux_loss), None))
         return self.latest

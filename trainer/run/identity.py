@@ -99,9 +99,16 @@ DECIDE_ABOUT_SPEED = tuple(_SPEED.split())
 
 
 def replay_facts(
-    config: Config, accelerator: Accelerator, decision: Decision, description: Description, head: object | None = None
+    config: Config,
+    accelerator: Accelerator,
+    decision: Decision,
+    description: Description,
+    head: object | None = None,
+    routers: object | None = None,
 ) -> dict[str, Any]:
     """Everything that must be equal for a replay to be bit-identical, by name, as plain values; what does not apply is None.
+
+    head, routers  their ways, whose words are facts: find_head_way finds the one, `model.routing` is the other
 
     A new fact that was something else in the launches before it was recorded belongs into replay.UNRECORDED besides.
     """
@@ -111,6 +118,7 @@ def replay_facts(
         "processes": accelerator.num_processes,
         "precision": decision.mode,
         **computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=head),
+        "routers": None if routers is None else str(routers),
         **{package: version(package) for package in PACKAGES},
         **plugin_versions(config.plugins),
     }

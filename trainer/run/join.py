@@ -16,12 +16,13 @@ from trainer.launch.environment import LaunchEnv
 from trainer.launch.logging_setup import open_log
 from trainer.launch.process_group import init_process_group
 from trainer.metrics.console import console_handler
+from trainer.model.unrolled import uncompiled_because
 from trainer.precision.decide import Decision, tf32_sentence
 from trainer.precision.measured import Measured, find
 from trainer.precision.negotiate import negotiate, propose, uncompiled
 from trainer.run.identity import speed_conditions
 from trainer.run.out_of_memory import record_memory_history
-from trainer.run.prepared import blocks_of
+from trainer.run.prepared import blocks_of, model_type_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def join(config: Config) -> tuple[Accelerator, Decision]:
         seed=config.seed,
         trackers=config.metrics.trackers,
         runs_folder=files.project_folder() / config.runs_folder,
-        uncompiled=uncompiled(decision),
+        uncompiled=uncompiled(decision) or uncompiled_because(model_type_of(config), use_cpu=device.type == "cpu"),
         tf32=config.precision.tf32,
     )
     log.info("%s: %s", config.name, device_words(accelerator))

@@ -17,6 +17,7 @@ from trainer.launch.environment import num_local_processes
 from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token
 from trainer.model.head_way import find_head_way
+from trainer.model.presets import preset_fields
 from trainer.model.resolve import resolve
 from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
@@ -83,6 +84,12 @@ def blocks_of(config: Config) -> torch.nn.Module:
     """The model of a recipe for its shapes only, on no device."""
     import_plugins(config.plugins)
     return build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length)
+
+
+def model_type_of(config: Config) -> str | None:
+    """The family of a recipe's model; None where it does not name one."""
+    preset = preset_fields(config.model.preset) if config.model.preset else {}
+    return config.model.config.get("model_type", preset.get("model_type"))
 
 
 def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:

@@ -16,11 +16,12 @@ from trainer.metrics.meters import SpeedMeter
 from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.slow_alarm import SlowAlarm
-from trainer.metrics.tags import FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
+from trainer.metrics.tags import EXPERTS, FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
 from trainer.parallel import Parallel
 from trainer.precision.decide import Decision
 from trainer.precision.monitor import PrecisionMonitor
+from trainer.run.experts import ExpertsMonitor
 from trainer.run.identity import replay_facts, replay_key
 from trainer.safety.parent import launcher_pid
 from trainer.text import count
@@ -40,8 +41,9 @@ def build_reporter(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, decision.mode)
     parameters = parameter_counts(model)
-    total, outside = count(parameters.total), count(parameters.non_embedding)
-    log.info(f"model: {total} parameters ({outside} without embeddings), {count(flops)} FLOP a token")
+    log.info(f"model: {parameters.words}, {count(flops)} FLOP a token")
+    if model.routing is not None:
+        log.info(f"routers of the experts: {model.routing}, and none in the validation loss")
     batch, length, steps = config.global_batch, config.sequence_length, config.max_steps
     step = f"{batch} sequences of {length} = {count(batch * length)} tokens"
     log.info(f"a step: {step}; the run: {steps} steps, {count(batch * length * steps)} tokens")
@@ -52,7 +54,7 @@ def build_reporter(
         return peak_flops(name, precision.record.mode)
 
     folders = {"checkpoints": checkpoints_folder(config), "runs": run_folder(config)}
-    facts = replay_facts(config, accelerator, decision, description, model.head_way)
+    facts = replay_facts(config, accelerator, decision, description, model.head_way, model.routing)
     return Reporter(
         accelerator,
         run_folder(config),
@@ -66,14 +68,18 @@ def build_reporter(
             launcher_pid=launcher_pid(),
             kind_of_step=lambda step: (precision.record.mode, is_profiled(config, step)),
         ),
-        features=_features(config, accelerator, decision, has_peak=peak is not None),
+        features=_features(
+            config, accelerator, decision, has_peak=peak is not None, has_experts=model.routing is not None
+        ),
         meter=SpeedMeter(flops_per_token=flops, peak_flops=peak_now, num_devices=accelerator.num_processes),
         replay_key=replay_key(facts),
         replay_facts=facts,
     )
 
 
-def _features(config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool) -> set[str]:
+def _features(
+    config: Config, accelerator: Accelerator, decision: Decision, *, has_peak: bool, has_experts: bool
+) -> set[str]:
     """What this run has that others lack: TensorBoard gets charts for it."""
 
     def in_fp8(every_steps: int) -> bool:
@@ -83,6 +89,7 @@ def _features(config: Config, accelerator: Accelerator, decision: Decision, *, h
         MFU: has_peak,
         VALIDATION: bool(config.data.corpus or config.data.validation),
         TASKS: bool(config.evaluation.tasks),
+        EXPERTS: has_experts,
         FP8: decision.asked == "fp8",  # a fallback draws that nothing is in it
         FP8_FIT: in_fp8(config.precision.statistics_every_steps),
         FP8_GAP: in_fp8(config.precision.shadow_every_steps),
@@ -103,3 +110,8 @@ def build_probes(config: Config, parallel: Parallel, model: torch.nn.Module) -> 
         runs_here=parallel.runs_here(Probes.READS),
         histogram_every_steps=histogram_interval(config.metrics.histogram_every_steps, config.max_steps),
     )
+
+
+def build_experts(config: Config, accelerator: Accelerator, model: torch.nn.Module) -> ExpertsMonitor:
+    every = detail_interval(config.metrics.detail_every_steps, config.max_steps)
+    return ExpertsMonitor(model, accelerator, load_every_steps=every)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.accelerators import forget_accelerator
 from tests.messages import refuses
+from tests.unit.model import families as tiny_families
 from tests.unit.model.tiny import tiny_model
 from trainer.errors import ConfigError
 from trainer.evaluation.generate import Limits, Row, Sampling, Written, choose, generate, num_positions
@@ -138,13 +139,18 @@ def test_rows_that_choose_differently_stand_in_one_batch(model):
     assert together[0] != together[1] != together[2]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "gpt2", "llama"])
+FURTHER = [
+    pytest.param(family, marks=() if family in ("gpt2", "llama") else pytest.mark.long)
+    for family in tiny_families.FAMILIES
+    if family not in FAMILIES
+]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_every_family_writes_what_the_plain_way_writes(family):
-    if family in FAMILIES:
-        config = resolve(None, FAMILIES[family], vocab_size=257, sequence_length=40, eot_id=256)
-        model = build_model(config, vocab_size=257, seed=1, device="cpu")
-    else:
-        model = tiny_model(family)
+    fields = FAMILIES.get(family) or {"model_type": family, **tiny_families.FAMILIES[family]}
+    config = resolve(None, fields, vocab_size=257, sequence_length=40, eot_id=256)
+    model = build_model(config, vocab_size=257, seed=1, device="cpu")
     with torch.no_grad():  # fresh weights say the same whatever was read
         for parameter in model.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)

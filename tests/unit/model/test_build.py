@@ -9,9 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.messages import logged, refuses
+from tests.unit.model.families import family_model
 from tests.unit.model.tiny import SHAPES, tiny_config, tiny_model
 from trainer.contracts import IGNORED_LABEL
 from trainer.errors import ConfigError
+from trainer.model.after_head import NOTHING
 from trainer.model.build import build_model, plain_loss_sums
 
 
@@ -101,22 +103,43 @@ def test_a_model_that_does_not_say_where_its_head_is_is_refused(monkeypatch):
         tiny_model("llama", seed=5)
 
 
-FAMILIES = {
+CHANGED = {
     "cohere": {"intermediate_size": 48},
     "granite": {"intermediate_size": 48, "logits_scaling": 8.0},
-    "gemma2": {"intermediate_size": 48, "head_dim": 8, "num_key_value_heads": 2},
+    "gemma2": {"intermediate_size": 48, "head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 0.5},
 }
+WIDTH = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families_that_change_their_logits_take_the_plain_way_and_say_so(family, caplog):
-    shape = {"model_type": family, "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4}
+@pytest.mark.parametrize("family", CHANGED)
+def test_what_families_do_to_their_logits_is_found_and_done_in_the_chunked_way(family):
+    model = tiny_model_of({"model_type": family, **WIDTH, **CHANGED[family]})
+    assert model.head_reason is None
+    assert model.after_head != NOTHING
+    inputs, labels = batch()
+    loss_sum, count = plain_loss_sums(model(inputs).logits, labels, 257)
+    torch.testing.assert_close(model(inputs, labels=labels), loss_sum / count, rtol=1e-6, atol=0)
+
+
+def test_a_family_that_does_something_else_to_its_logits_takes_the_plain_way_and_says_so(caplog, monkeypatch):
+    monkeypatch.setattr("trainer.model.build.candidates", lambda config: [NOTHING])
     with caplog.at_level(logging.INFO):
-        model = tiny_model_of(shape | FAMILIES[family])
+        model = tiny_model_of({"model_type": "gemma2", **WIDTH, **CHANGED["gemma2"]})
+    assert model.head_reason
     logged(caplog, model.head_reason)
     inputs, labels = batch()
     loss_sum, count = plain_loss_sums(model(inputs).logits, labels, 257)
     torch.testing.assert_close(model(inputs, labels=labels), loss_sum / count)
+
+
+@pytest.mark.parametrize("family", ["opt", "olmo2"])
+def test_the_row_of_a_padding_id_begins_and_learns_like_all_others(family):
+    model = family_model(family, tie_word_embeddings=False)
+    embedding, padding = model.get_input_embeddings(), model.config.pad_token_id
+    assert 0.3 < embedding.weight[padding].std() / embedding.weight.std() < 3
+    tokens = torch.full((1, 8), padding)
+    model(tokens, labels=tokens).backward()
+    assert embedding.weight.grad[padding].count_nonzero() > 0
 
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo2", "gpt_neox", "phi"])
@@ -145,6 +168,11 @@ def test_what_only_the_model_class_refuses_is_a_config_error(monkeypatch):
     config.n_head = 5
     with pytest.raises(ConfigError, match="GPT2LMHeadModel"):
         build_model(config, vocab_size=257, seed=1, device="cpu")
+
+
+def test_what_ends_in_an_error_of_the_class_is_a_config_error():
+    with refuses(ConfigError, "DbrxForCausalLM", "AttributeError", "model_type"):
+        tiny_model_of({"model_type": "dbrx", "n_layers": 1, "d_model": 32, "n_heads": 4})
 
 
 def test_a_tie_that_the_config_does_not_announce_is_refused(monkeypatch):

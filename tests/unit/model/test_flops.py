@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.messages import says
+from tests.unit.model.families import family_model
 from tests.unit.model.tiny import tiny_model
 from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
@@ -84,3 +86,26 @@ def test_known_gpus_have_their_data_sheet_peak(name, precision, tera):
 )
 def test_what_is_unknown_has_no_peak(name, precision):
     assert peak_flops(name, precision) is None
+
+
+def test_of_experts_the_active_parameters_are_those_that_a_token_meets():
+    counts = parameter_counts(family_model("mixtral"))
+    # Two layers with four experts of three matrices 48 x 32, of which a token visits two.
+    assert counts.total - counts.active == 2 * 2 * 3 * 48 * 32
+    says(counts.words, "active")
+    dense = parameter_counts(tiny_model("llama"))
+    assert dense.active == dense.total
+    assert "active" not in dense.words
+
+
+def test_a_model_without_attention_has_no_scores():
+    model = family_model("mamba")
+    assert flops_per_token(model, 64) == flops_per_token(model, 1024) > 0
+
+
+def test_of_mixed_layers_those_with_attention_have_scores():
+    fields = {"model_type": "jamba", "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4}
+    fields |= {"num_key_value_heads": 2, "intermediate_size": 48, "attn_layer_period": 4, "attn_layer_offset": 1}
+    config = resolve(None, fields, vocab_size=64, sequence_length=8)
+    model = build_model(config, vocab_size=64, seed=1, device="meta")
+    assert flops_per_token(model, 9) - flops_per_token(model, 8) == 12 * 32

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.contracts import IGNORED_LABEL
 from trainer.model import head
+from trainer.model.after_head import NOTHING, AfterHead
 from trainer.model.fused import log_likelihoods
 from trainer.model.head import MIN_CHUNK_TOKENS, chunked_cross_entropy, compute_dtype, default_chunk_tokens
 
@@ -38,10 +39,10 @@ def operands(num_tokens=70, width=24, vocab_size=257, padded=320, dtype=torch.fl
     return *leaves, labels
 
 
-def reference(hidden, weight, bias, labels, vocab_size):
+def reference(hidden, weight, bias, labels, vocab_size, after=NOTHING):
     """The plain way in float64 on the same values: sum, and gradients of what is given."""
     leaves = [None if t is None else t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
-    logits = F.linear(leaves[0], leaves[1], leaves[2])[:, :vocab_size]
+    logits = after(F.linear(leaves[0], leaves[1], leaves[2])[:, :vocab_size])
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
     loss.backward()
     return loss.detach(), [None if t is None else t.grad for t in leaves]
@@ -68,6 +69,22 @@ def test_loss_and_gradients_equal_float64_whatever_the_chunk(vocab_size, padded,
         assert relative(loss, expected) < 1e-6
         for actual, wanted in zip(torch.autograd.grad(loss, leaves), [g for g in gradients if g is not None]):
             assert relative(actual, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("after", [AfterHead(0.25), AfterHead(cap=3.0), AfterHead(2.0, 1.5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_and_a_soft_cap_have_the_loss_and_gradients_of_float64(after, dtype):
+    hidden, weight, bias, labels = operands(dtype=dtype, bias=True)
+    expected, gradients = reference(hidden, weight, bias, labels, 257, after)
+    loss, _ = chunked_cross_entropy(hidden, weight, labels, vocab_size=257, bias=bias, chunk_tokens=16, after=after)
+    assert relative(loss, expected) < 1e-6
+    for actual, wanted in zip(torch.autograd.grad(loss, (hidden, weight, bias)), gradients, strict=True):
+        assert relative(actual[: wanted.shape[0]], wanted) < (1e-5 if dtype == torch.float32 else 1e-14)
+    with torch.no_grad():
+        alone, _ = chunked_cross_entropy(
+            hidden, weight, labels, vocab_size=257, bias=bias, chunk_tokens=16, after=after
+        )
+    assert torch.equal(alone, loss)
 
 
 def test_the_mean_has_the_plain_gradient():

@@ -85,7 +85,7 @@ def test_rope_theta_may_be_given_by_its_old_name():
         ("llama-124m", {"num_key_value_heads": 5}, ["num_key_value_heads", 5]),
         ("llama-124m", {"hidden_size": "wide"}, ["hidden_size", "wide"]),
         ("llama-124m", {"max_position_embeddings": 8}, ["sequence_length", 1024]),
-        (None, {"model_type": "mixtral", "output_router_logits": True}, ["router"]),
+        (None, {"model_type": "qwen3_moe", "num_expert": 4}, ["'num_experts'"]),
     ],
 )
 def test_a_mistake_is_named_with_what_to_do(preset, overrides, words):
@@ -98,3 +98,25 @@ def test_all_mistakes_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         resolved("llama-124m", num_hiden_layers=3, vocab_size=5)
     assert len(caught.value.problems) == 2
+
+
+def test_a_field_that_is_also_the_alias_of_another_is_itself():
+    assert resolved(model_type="qwen3_moe", num_experts=4).num_experts == 4
+
+
+def test_a_field_that_only_the_code_of_the_model_reads_may_be_set():
+    config = resolved(model_type="qwen3_moe", head_dim=16, hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (64, 32)
+
+
+@pytest.mark.parametrize(("model_type", "vocab_size"), [("phi3", 4096), ("smollm3", 50257)])
+def test_a_padding_id_of_the_familys_own_tokenizer_is_left_out_where_it_is_beyond_the_vocabulary(
+    model_type, vocab_size
+):
+    def padding(size):
+        return resolve(None, {"model_type": model_type}, vocab_size=size, sequence_length=64).pad_token_id
+
+    assert padding(vocab_size) is None
+    assert padding(200_000) is not None

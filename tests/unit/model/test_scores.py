@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.unit.model.tiny import SHAPES, tiny_model
+from trainer.model.after_head import NOTHING
 from trainer.model.build import build_model
 from trainer.model.resolve import resolve
 from trainer.model.scores import token_scores
@@ -24,14 +25,16 @@ def soft_capped():
         "final_logit_softcapping": 0.5,
     }
     config = resolve(None, fields, vocab_size=257, sequence_length=16, eot_id=256)
-    model = build_model(config, vocab_size=257, seed=1, device="cpu")
-    assert model.head_reason
-    return model
+    return build_model(config, vocab_size=257, seed=1, device="cpu")
 
 
-@pytest.fixture(params=[*SHAPES, "soft-capped"])
-def model(request):
-    return (soft_capped() if request.param == "soft-capped" else tiny_model(request.param)).eval()
+@pytest.fixture(params=[*SHAPES, "soft-capped", "plain"])
+def model(request, monkeypatch):
+    if request.param == "plain":  # whose logits come about in a way that is not known
+        monkeypatch.setattr("trainer.model.build.candidates", lambda config: [NOTHING])
+    model = soft_capped() if request.param in ("soft-capped", "plain") else tiny_model(request.param)
+    assert bool(model.head_reason) == (request.param == "plain")
+    return model.eval()
 
 
 def test_the_scores_of_all_positions_add_up_to_the_loss(model):

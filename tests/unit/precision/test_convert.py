@@ -7,6 +7,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.messages import refuses, says
+from tests.unit.model.families import family_model
 from tests.unit.model.tiny import tiny_model
 from trainer.config.schema import OptimizerConfig, PrecisionConfig
 from trainer.errors import ConfigError, PrecisionError
@@ -16,7 +17,7 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.precision import backend
 from trainer.precision.audit import census, check_ran, coverage
-from trainer.precision.convert import convert, find_blocks, hide, misfit, role_of, survey
+from trainer.precision.convert import convert, find_blocks, hide, misfit, role_of, stacked_parameters, survey
 from trainer.precision.layers import PlainLayerNorm, PlainLinear, Switch
 from trainer.precision.recipes import RECIPES
 
@@ -420,3 +421,21 @@ def test_weights_go_from_fp8_to_bf16_and_back_by_strict_loading(stand_in, shape)
     model.load_state_dict(plain.state_dict(), strict=True)
     assert not [key for key in model.state_dict() if "extra_state" in key]
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_layer_whose_block_only_uses_its_weight_stays_and_stacked_experts_are_named(stand_in):
+    mamba = family_model("mamba", hidden_size=256, num_hidden_layers=1)
+    layers = {layer.name.rpartition(".")[2]: layer.kept for layer in survey(mamba, CURRENT, **ALL_BLOCKS)}
+    assert layers["in_proj"] is None
+    says(layers["dt_proj"], "weight")
+    assert stacked_parameters(mamba) == []
+    mixtral = family_model("mixtral", num_hidden_layers=1)
+    assert [name.rpartition(".")[2] for name in stacked_parameters(mixtral)] == ["gate_up_proj", "down_proj"]
+
+
+def test_of_experts_the_ones_that_a_token_visits_count_for_the_share_in_fp8(stand_in):
+    model = family_model("mixtral", num_hidden_layers=1)
+    layers = survey(model, CURRENT, **ALL_BLOCKS)
+    attention, router, experts = 2 * 32 * 32 + 2 * 16 * 32, 4 * 32, 2 * 3 * 48 * 32
+    share = coverage(model, layers, flops_per_token(model, 32)).block_fraction
+    assert share == pytest.approx(attention / (attention + router + experts))

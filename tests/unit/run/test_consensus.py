@@ -39,8 +39,10 @@ def consensus_of(accelerator, max_steps=9, is_followed=lambda step: False):
     return Consensus(accelerator, max_steps=max_steps, is_followed=is_followed)
 
 
-def submit(consensus, step, *, loss=2.5, grad_norm=1.5, vote=0.0, request=NONE):
-    consensus.submit(step, torch.tensor(loss), torch.tensor(grad_norm), stop_vote=vote, save_request=request)
+def submit(consensus, step, *, loss=2.5, grad_norm=1.5, vote=0.0, request=NONE, aux_loss=None):
+    aux_loss = None if aux_loss is None else torch.tensor(aux_loss)
+    numbers = torch.tensor(loss), torch.tensor(grad_norm)
+    consensus.submit(step, *numbers, stop_vote=vote, save_request=request, aux_loss=aux_loss)
 
 
 @pytest.fixture
@@ -63,6 +65,16 @@ def test_the_loss_is_the_mean_over_the_ranks_votes_are_counted_and_the_gradient_
     (result,) = consensus.collect()
     assert (result.loss, result.grad_norm, result.stop_votes) == (2.5, 1.5, 4)
     assert consensus.votes_to_stop(1.0) == 4.0
+
+
+def test_the_auxiliary_loss_is_the_mean_over_the_ranks_where_there_is_one():
+    consensus = consensus_of(Ranks(4))
+    submit(consensus, 1, aux_loss=2.25)
+    (result,) = consensus.collect()
+    assert (result.aux_loss, result.loss, result.grad_norm) == (2.25, 2.5, 1.5)
+    submit(consensus, 2)
+    (result,) = consensus.collect()
+    assert result.aux_loss is None
 
 
 def test_what_is_not_finite_arrives_as_it_is():

@@ -1,4 +1,4 @@
-"""Which tensors of two safetensors files are not the same to the bit: by their headers and bytes, without torch.
+"""What tensors a safetensors file holds, and which of two are not the same to the bit: by headers and bytes, without torch.
 
 A safetensors file is the length of its header (8 bytes), the header (JSON: name -> dtype, shape, data_offsets), and the data.
 """
@@ -24,6 +24,12 @@ def differing_tensors(a: Path, b: Path) -> tuple[list[str], int]:
         names, shared = sorted({*first, *second}), first.keys() & second.keys()
         differing = [n for n in names if n not in shared or not _equal(ours, theirs, first[n], second[n])]
     return differing, len(names)
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of each tensor by its name; raises ValueError when the file is not a safetensors file, OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return {name: list(facts.get("shape", ())) for name, facts in _header(file).items()}
 
 
 def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.format.store import Entry
-from trainer.checkpoint.format.tensors import differing_tensors
+from trainer.checkpoint.format.tensors import differing_tensors, shapes
 from trainer.checkpoint.inspect.listing import entry_facts, kept_as, tier_words
 from trainer.checkpoint.resume.changes import settings_of
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.load import flatten, load_resolved
 from trainer.errors import ConfigError, TrainerError
+from trainer.experts import active_share
 from trainer.hub import is_hub_name
 from trainer.text import ago, by_dotted_name, count, few, size, table
 
@@ -27,7 +29,7 @@ MAX_NAMES = 8
 def show(folder: Path, wanted: str, *, as_json: bool = False) -> str:
     """Everything that the manifest of one checkpoint says."""
     entry = one_of(folder, wanted)
-    manifest, facts = entry.described(), entry_facts(entry, kept_as(entry))
+    manifest, facts = entry.described(), {**entry_facts(entry, kept_as(entry)), **_parameters(entry)}
     if as_json:
         return json.dumps({**asdict(manifest), **facts}, indent=1)
     described = [(name, size(file["bytes"]), file["xxh3_128"]) for name, file in manifest.files.items()]
@@ -50,6 +52,24 @@ def _of_the_hub(folder: Path) -> list[tuple[str, str]]:
     return [(key, value) for key, value in settings.items() if isinstance(value, str) and is_hub_name(value)]
 
 
+def _parameters(entry: Entry) -> dict[str, int | None]:
+    """How many weights the file of the model holds, and how many of them a token meets; None where it cannot be read."""
+    fields = entry.described().model
+    try:
+        held = shapes(entry.path / "model.safetensors")
+    except (OSError, ValueError):
+        return {"parameters": None, "active_parameters": None}
+    active = sum(prod(shape) * active_share(name, shape, fields.get) for name, shape in held.items())
+    return {"parameters": sum(map(prod, held.values())), "active_parameters": round(active)}
+
+
+def _parameters_in_words(facts: Mapping[str, Any]) -> str:
+    total, active = facts["parameters"], facts["active_parameters"]
+    if total is None:
+        return "not known"
+    return f"{total:,} parameters" + (f", {active:,} active a token" if active < total else "")
+
+
 def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     on = f", on validation data {manifest.validation}" if manifest.validation else ""
     epoch = f", at the end of epoch {manifest.epoch}" if manifest.epoch is not None else ""
@@ -59,6 +79,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
         ("kept as", tier_words(facts["tiers"], facts)),
         ("sound?", facts["sound"]),
         ("size", f"{size(facts['bytes'])}, {len(manifest.files)} files"),
+        ("model", _parameters_in_words(facts)),
         ("progress", f"step {manifest.step}, {manifest.sequences:,} sequences, {count(manifest.tokens)} tokens"),
         ("loss", "not known" if manifest.loss is None else f"{manifest.loss:.4f}"),
         ("val loss", "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words}{on}"),

@@ -136,3 +136,23 @@ def test_more_tensors_than_fit_are_counted(store):
 def test_nested_values_have_dotted_names():
     assert by_dotted_name({"a": {"b": {"c": 1}, "d": []}, "e": {}}) == {"a.b.c": 1, "a.d": [], "e": {}}
     assert pairs({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}
+
+
+def test_of_experts_the_parameters_that_a_token_meets_are_counted(two):
+    facts = json.loads(show(two.folder, "latest", as_json=True))
+    assert (facts["parameters"], facts["active_parameters"]) == (5, 5)
+    staging = two.begin(15)
+    write_files(staging, 0)
+    tensors = {"layers.0.mlp.experts.down_proj": torch.ones(4, 2, 3), "head.weight": torch.ones(2, 3)}
+    save_file(tensors, staging / "model.safetensors")
+    model = {"num_experts_per_tok": 1, "num_local_experts": 4}
+    two.commit(staging, manifest_of(15, files=describe_files(staging), **{**FACTS, "model": model}))
+    facts = json.loads(show(two.folder, "latest", as_json=True))
+    assert (facts["parameters"], facts["active_parameters"]) == (30, 12)
+    line_of(show(two.folder, "latest"), "model", "30 parameters", "12 active")
+
+
+def test_a_model_file_that_cannot_be_read_has_no_known_number_of_parameters(two):
+    (two.path(10) / "model.safetensors").write_bytes(b"x")
+    assert json.loads(show(two.folder, "10", as_json=True))["parameters"] is None
+    line_of(show(two.folder, "10"), "model", "not known")

@@ -7,6 +7,7 @@ half not subtracted. Recomputation under gradient checkpointing does not count: 
 
 import dataclasses
 import re
+from collections.abc import Iterator
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -46,15 +47,52 @@ def flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
              and no lookup table; of experts, the share that a token visits. Layers without attention have no scores, and the
              scan of a state-space layer counts as the products with its matrices do
     """
-    tables = _tables(model)
-    head = model.get_output_embeddings()
-    weights = 0.0
+    weights = sum(weights for _, _, weights in _products(model))
+    return 6.0 * weights + 12.0 * _attention_width(model.config) * sequence_length
+
+
+def spared_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
+    """Those of `flops_per_token` that are not done because something is frozen.
+
+    Of a frozen matrix its own gradient is spared, and below all that is trained the whole backward pass: of whole blocks, and of the
+    head where nothing else is trained. What may be spared within a block that is trained in part is not counted.
+    """
+    stations = _stations(model)
+    first = min(stations[name] for name, parameter in model.named_parameters() if parameter.requires_grad)
+    spared = 0.0
+    for name, parameter, weights in _products(model):
+        station = _HEAD if name == "head" else stations[name]
+        is_below = station < first or station == first == _HEAD
+        spared += 2.0 * weights * ((not parameter.requires_grad) + is_below)
+    blocks = set(stations.values()) - {_EMBEDDINGS, _AFTER_BLOCKS, _HEAD}
+    below = sum(station < first for station in blocks) / max(len(blocks), 1)
+    return spared + 8.0 * below * _attention_width(model.config) * sequence_length
+
+
+_EMBEDDINGS, _AFTER_BLOCKS, _HEAD = -1, 2**30, 2**30 + 1
+"""Stations of a token besides the blocks, whose numbers are theirs, in its order."""
+
+
+def _stations(model: PreTrainedModel) -> dict[str, int]:
+    """Where a token meets each parameter; one that is embedding and head, where it comes first."""
+    tables, head = _tables(model), model.get_output_embeddings()
+    stations = {}
+    for name, parameter in model.named_parameters():
+        number = re.search(r"\.(\d+)\.", name)
+        is_head = head is not None and parameter is head.weight
+        behind = _HEAD if is_head else _AFTER_BLOCKS
+        stations[name] = _EMBEDDINGS if id(parameter) in tables else int(number[1]) if number else behind
+    return stations
+
+
+def _products(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """(name, matrix, weights that a token meets) of every product with a matrix; `head` is one that is tied to the embeddings."""
+    tables, head = _tables(model), model.get_output_embeddings()
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and id(parameter) not in tables and not name.endswith("bias"):
-            weights += parameter.numel() * _active_share(name, parameter, model)
+            yield name, parameter, parameter.numel() * _active_share(name, parameter, model)
     if head is not None and id(head.weight) in tables:
-        weights += head.weight.numel()
-    return 6.0 * weights + 12.0 * _attention_width(model.config) * sequence_length
+        yield "head", head.weight, float(head.weight.numel())
 
 
 def _active_share(name: str, parameter: nn.Parameter, model: nn.Module) -> float:

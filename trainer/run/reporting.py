@@ -17,7 +17,7 @@ from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.tags import EXPERTS, FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
-from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.model.flops import flops_per_token, parameter_counts, peak_flops, spared_flops_per_token
 from trainer.parallel import Parallel
 from trainer.precision.decide import Decision
 from trainer.precision.monitor import PrecisionMonitor
@@ -36,7 +36,8 @@ def build_reporter(
     precision: PrecisionMonitor,
     description: Description,
 ) -> Reporter:
-    flops = flops_per_token(model, config.sequence_length)
+    batch, length, steps = config.global_batch, config.sequence_length, config.max_steps
+    flops = flops_per_token(model, length) - spared_flops_per_token(model, length)
     device, decision = accelerator.device, precision.record.decision
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops(name, decision.mode)
@@ -44,7 +45,6 @@ def build_reporter(
     log.info(f"model: {parameters.words}, {count(flops)} FLOP a token")
     if model.routing is not None:
         log.info(f"routers of the experts: {model.routing}, and none in the validation loss")
-    batch, length, steps = config.global_batch, config.sequence_length, config.max_steps
     step = f"{batch} sequences of {length} = {count(batch * length)} tokens"
     log.info(f"a step: {step}; the run: {steps} steps, {count(batch * length * steps)} tokens")
     if peak is None:

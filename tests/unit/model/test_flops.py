@@ -1,13 +1,17 @@
 """Arithmetic per token, by hand and by function."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.messages import says
 from tests.unit.model.families import family_model
 from tests.unit.model.tiny import tiny_model
+from trainer.config.groups import ParameterGroup
 from trainer.model.build import build_model, build_shapes
-from trainer.model.flops import flops_per_token, parameter_counts, peak_flops
+from trainer.model.flops import flops_per_token, parameter_counts, peak_flops, spared_flops_per_token
 from trainer.model.resolve import resolve
+from trainer.optim.rules import freeze
 
 
 def test_a_llama_counted_by_hand():
@@ -38,6 +42,46 @@ def test_of_experts_only_the_visited_share_counts():
         flops_per_token(build_shapes(None, fields | {"num_local_experts": n}, sequence_length=8), 8) for n in (4, 8)
     )
     assert many - few == 6 * 4 * 32  # the router's rows
+
+
+LOWER = r"embed|wte|wpe|layers\.0|h\.0\."
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        ("llama", "embed"),
+        ("llama", r"layers\.0"),
+        ("llama", LOWER),
+        ("llama", "embed|layers"),
+        ("llama", "embed|layers|norm"),
+        ("llama", "mlp"),
+        ("llama", "lm_head"),
+        ("llama-tied", "embed"),
+        ("gpt2", LOWER),
+        ("gpt2", "mlp"),
+        ("gpt2-untied", LOWER),
+    ],
+)
+def test_what_freezing_spares_is_what_torch_counts_less(shape, match):
+    def products_per_token(model):
+        tokens = torch.arange(66).reshape(2, 33)
+        with FlopCounterMode(display=False) as counted:
+            model(tokens[:, :-1], labels=tokens[:, 1:].contiguous()).backward()
+        return sum(n for name, n in counted.get_flop_counts()["Global"].items() if "mm" in str(name)) / 64
+
+    whole, part = tiny_model(shape), tiny_model(shape)
+    freeze(part, [ParameterGroup(match=match, freeze=True)])
+    assert spared_flops_per_token(whole, 32) == 0
+    assert products_per_token(whole) == flops_per_token(whole, 0)
+    assert products_per_token(whole) - products_per_token(part) == spared_flops_per_token(part, 0)
+
+
+def test_attention_of_blocks_below_all_that_is_trained_is_computed_forward_only():
+    model = tiny_model("llama")
+    freeze(model, [ParameterGroup(match=LOWER, freeze=True)])
+    spared = spared_flops_per_token(model, 32) - spared_flops_per_token(model, 0)
+    assert spared == 8 * 1 * 32 * 32  # one of two blocks, 4 heads of 8, 32 tokens
 
 
 def test_tied_parameters_count_once():

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def all_gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """Every rank's value, on every rank, in the order of the ranks. `group` None: all ranks, by the way of their devices."""
-    if not dist.is_initialized():
+    if _is_alone():
         return [value]
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
@@ -22,7 +22,7 @@ def all_gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
 def broadcast_from_main(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """What `work` returns on rank 0, on every rank; its TrainerError there is every rank's: one that gave up alone would leave the others waiting."""
     outcome: list[Any] = [None, None]
-    is_alone = not dist.is_initialized()
+    is_alone = _is_alone()
     if is_alone or dist.get_rank() == 0:
         try:
             outcome[0] = work()
@@ -40,3 +40,8 @@ def main_process_first(work: Callable[[], T]) -> T:
     results: list[T] = []
     broadcast_from_main(lambda: results.append(work()))
     return results[0] if results else work()
+
+
+def _is_alone() -> bool:
+    """Whether nobody else is there: no group, or one of this process only, through which a value would wait for its device."""
+    return not dist.is_initialized() or dist.get_world_size() == 1

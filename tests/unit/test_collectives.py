@@ -42,3 +42,14 @@ def test_a_process_that_is_alone_hears_itself():
     for everyone_is_told in (broadcast_from_main, main_process_first):
         with pytest.raises(DataError):
             everyone_is_told(_refuse)
+
+
+def test_a_group_of_one_is_alone_too_and_gives_the_very_value_back(tmp_path):
+    """MULTI_GPU with one process forms such a group, in which a value would go through the device and wait for its work."""
+    value = object()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        assert all_gather(value)[0] is value
+        assert broadcast_from_main(lambda: value) is value
+    finally:
+        dist.destroy_process_group()

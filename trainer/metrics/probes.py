@@ -297,7 +297,7 @@ class Probes:
             self._failures[what] += 1
             if self._failures[what].bit_count() == 1:  # logged at the 1st, 2nd, 4th, 8th ...
                 often = f"{self._failures[what]} times by now"
-                log.warning("probes: %s failed, %s (%s); training goes on", what, one_line(error), often)
+                log.warning("probes: %s failed, %s (%s); training goes on", what, one_line(error, 1000), often)
             return None
 
 

@@ -43,7 +43,7 @@ class Sampling:
             try:
                 self._newest = self._sample()
             except Exception as error:
-                log.warning("the machine is not looked at any more (%s); training goes on", one_line(error))
+                log.warning("the machine is not looked at any more (%s); training goes on", one_line(error, 1000))
                 return
             if self._ending.wait(self._seconds):
                 return

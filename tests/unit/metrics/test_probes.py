@@ -298,7 +298,7 @@ def test_a_model_without_trainable_parameters_is_a_mistake_in_the_program():
 
 def broken(update):
     """Raises."""
-    raise RuntimeError("out of ideas")
+    raise RuntimeError(f"out of ideas{', truly' * 40}, for good")
 
 
 def test_a_probe_that_raises_is_told_now_and_then_and_the_others_are_measured(caplog):
@@ -307,7 +307,7 @@ def test_a_probe_that_raises_is_told_now_and_then_and_the_others_are_measured(ca
         assert read(probes, step=step).numbers().keys() == probes.tags().keys() - {"broken"}
     told = [record.message for record in caplog.records]
     assert len(told) == 4
-    says(told[0], "broken", "RuntimeError: out of ideas", 1)
+    says(told[0], "broken", "RuntimeError: out of ideas", "for good", 1)
     says(told[3], "broken", 8)
 
 

@@ -36,7 +36,7 @@ class MemoryLayout(Protocol):
         """Writes everything that is no tensor's and stays the same."""
 
     def write_rates(self, memory: mmap.mmap, rates: list[float]) -> None:
-        """Writes each parameter group's learning rate of this step."""
+        """Writes each parameter group's learning rate of this step, which the optimizer's file states."""
 
 
 class FileLayout(Protocol):

@@ -97,14 +97,14 @@ class Evaluation:
         """A table, under a line that says of what."""
         name, over = self.located.path.parent.name, self.located.passed_over
         precision = "fp32" if self.precision == "no" else self.precision
-        why = "the weights are damaged or diverged; take an older checkpoint"
+        remedy = "the weights are damaged or diverged; take an older checkpoint"
         broken = [
-            f"{result.task}: the scores of {result.num_not_finite} of {result.num_items} items are not finite: {why}"
+            f"{result.task}: the scores of {result.num_not_finite} of {result.num_items} items are not finite: {remedy}"
             for result in self.results
             if result.num_not_finite
         ]
         if self.loss and not math.isfinite(self.loss.loss):
-            broken.append(f"the loss is {self.loss.loss}: {why}")
+            broken.append(f"the loss is {self.loss.loss}: {remedy}")
         tables = [loss_table(self.loss)] if self.loss else []
         tables += [results_table(self.results)] if self.results else []
         passed_over = [f"{other} is passed over: {why}" for other, why in over.items()]

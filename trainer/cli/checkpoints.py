@@ -172,7 +172,7 @@ def fetch(
         ),
     ] = "",
 ) -> None:
-    """Bring a checkpoint back from a second place, every byte verified; without --checkpoint, list what is there."""
+    """Bring a checkpoint back from a mirror, every byte verified; without --checkpoint, list what is there."""
     from trainer.checkpoint.mirror import fetch as fetching
     from trainer.config.folders import config_of, home_of_checkpoints, run_folder
 

@@ -88,7 +88,7 @@ class CheckpointConfig(Section):
     asynchronous: bool = True
     """Whether a process beside the trainer writes from a snapshot in memory; false: training waits for every save."""
     mirror: str | None = None
-    """A second place where checkpoints are copied to once they are committed: another disk's folder (relative to the project), or a URL that fsspec knows (s3://bucket/folder)."""
+    """Where checkpoints are copied to once they are committed: another disk's folder (relative to the project), or a URL that fsspec knows (s3://bucket/folder)."""
     mirror_every: Positive = 1
     """Number of committed checkpoints from one copy to the next."""
     mirror_keep: Positive = 3

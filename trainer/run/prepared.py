@@ -97,12 +97,12 @@ def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.M
     import_plugins(config.plugins)
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     wanted, length, eot_id = config.model, config.sequence_length, tokenizer.eot_id if tokenizer else None
-    fields = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)
+    resolved = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)
     if tokenizer:
         check_prompts(prompts_of(config.evaluation), tokenizer, length)
     recomputes = wanted.gradient_checkpointing
     model = build_model(
-        fields, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=recomputes
+        resolved, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=recomputes
     )
     freeze(model, config.optimizer.groups)
     return model

@@ -40,7 +40,9 @@ def text(comparison: Comparison) -> str:
 
 def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """What is known of each run: one row a fact, one cell a run; rows about which nothing is known are left out."""
-    target = _loss_at_the_end(runs[0])
+    until_target = []
+    if (target := _loss_at_the_end(runs[0])) is not None:
+        until_target = [(f"time until {target:.4f}", [_duration(_seconds_to(run, target)) for run in runs])]
     evaluated = dict.fromkeys(name for run in runs for evaluation in run.curve.evaluations for name in evaluation.facts)
     rows = [
         ("outcome", [run.outcome for run in runs]),
@@ -53,7 +55,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         ("tokens/s, median", [_number(run.curve.medians["tokens_per_second"], count) for run in runs]),
         ("MFU, median", [_number(run.curve.medians["mfu"], _percent) for run in runs]),
         ("training loss, last 5 %", [_number(_loss_at_the_end(run), "{:.4f}".format) for run in runs]),
-        (f"time until {target or 0:.4f}", [_duration(_seconds_to(run, target)) for run in runs]),
+        *until_target,
         *((_named(name, "last"), [_number(_last(run, name), "{:.4f}".format) for run in runs]) for name in evaluated),
         ("validation loss, best", [_number(_best(run), "{:.4f}".format) for run in runs]),
     ]
@@ -78,8 +80,8 @@ def _loss_at_the_end(run: Run) -> float | None:
     return float(curve.sums["loss"][late].sum() / curve.counts[late].sum())
 
 
-def _seconds_to(run: Run, loss: float | None) -> float | None:
-    hours = None if loss is None else hours_to_reach(run.curve, loss)
+def _seconds_to(run: Run, loss: float) -> float | None:
+    hours = hours_to_reach(run.curve, loss)
     return None if hours is None else hours * 3600
 
 

@@ -256,7 +256,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["pydantic"], ["config/"]),
         (["typer"], ["cli/"]),
         (["rich"], ["cli/", "metrics/console.py"]),
-        (["xxhash"], ["checkpoint/", "data/", "run/", "plugins.py"]),
+        (["xxhash"], ["checkpoint/", "data/", "run/", "plugins.py", "model/digest.py"]),
         (
             ["subprocess"],
             [

@@ -34,6 +34,7 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.rules import descriptions
 from trainer.run.begin import refuse_to_start_over
 from trainer.run.identity import describe
+from trainer.run.initial import Initial, initial_of, remarks
 from trainer.run.memory import check_memory
 from trainer.run.prepared import model_of
 from trainer.text import count, duration, numbered, table
@@ -62,9 +63,10 @@ def dry_run(request: launcher.Request, say: Say) -> str:
     corpus = launcher.check_data(config)
     say("importing torch, accelerate and transformers")
     check_tracker_names(config.metrics.trackers)
-    model = model_of(config, corpus, torch.device("meta"))
-    of_hub = (each.words for each in checked.hub_settings)
-    notes = [note for note in (lacking_gpus(checked.cluster), _alive(checked), *of_hub) if note]
+    initial = initial_of(config, corpus, reads=False)
+    model = model_of(config, corpus, torch.device("meta"), initial)
+    known = (*(each.words for each in checked.hub_settings), *_of_initial(initial))
+    notes = [note for note in (lacking_gpus(checked.cluster), _alive(checked), *known) if note]
     if device := _device(checked):
         check_memory(model, device, config, checked.cluster.precision, checked.cluster.num_local_processes)
     store = CheckpointStore(checkpoints_folder(config))
@@ -73,6 +75,7 @@ def dry_run(request: launcher.Request, say: Say) -> str:
     step = found.manifest.step if found.manifest else 0
     rows = [
         *_what(checked, corpus, model),
+        *([("weights", f"those of {initial.source.name}")] if initial else []),
         ("from", _from(checked, found, changed)),
         *_time_left(checked, step),
         *_changed(checked, changed, step),
@@ -80,6 +83,13 @@ def dry_run(request: launcher.Request, say: Say) -> str:
         ("command", shlex.join(checked.command)),
     ]
     return "\n".join([table([(f"{config.name}:", ""), *rows], indent=""), *(f"note: {note}" for note in notes)])
+
+
+def _of_initial(initial: Initial | None) -> list[str | None]:
+    """What a person should know of the model that the run begins from."""
+    if initial is None:
+        return []
+    return [*remarks(initial.facts), initial.likeness.words if initial.likeness else None]
 
 
 def _alive(checked: launcher.CheckedLaunch) -> str | None:

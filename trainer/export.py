@@ -2,6 +2,7 @@
 
     config.json  generation_config.json  model.safetensors     the plain transformers model, without the padding of its vocabulary
     tokenizer.json  tokenizer_config.json                      byte-level BPE, the same ids as tiktoken's
+                                                               of a model that began from another one: that one's own files and values
     README.md                                                  a model card with the run's facts
 
 Everything is written beside the target and named last, so a folder that has the name is whole.
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import files
+from trainer.checkpoint.format.carried import FOLDER, carried
 from trainer.checkpoint.format.manifest import Manifest, read_manifest
 from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.config.folders import folder_of_run
@@ -32,11 +34,13 @@ from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.evaluation.generate import Limits
 from trainer.metrics.curves import CURVE, end_of_step, records_from
 from trainer.model.build import generation_config
-from trainer.model.card import model_card
+from trainer.model.card import BEGUN_FROM, model_card
+from trainer.model.like_source import Origin, to_types_of, write_files_of
 from trainer.model.load import config_of
 from trainer.model.portable import fit_positions, positions_of, write_fields_of_transformers_4
 from trainer.model.tokenizer_files import TokenizerFacts, save_tokenizer
 from trainer.plugins import import_plugins
+from trainer.pretrained import CONFIG, tokenizer_files
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # one line a file of weights; ours take a second
@@ -60,6 +64,7 @@ def export(
     dtype: str | None = None,
     facts: Mapping[str, object] | None = None,
     license: str = "unknown",
+    origin: Origin | None = None,
 ) -> Path:
     """Writes the export folder `out` from a checkpoint's `model.safetensors`; returns `out`.
 
@@ -68,25 +73,21 @@ def export(
     dtype            `bf16`, `fp16` or `fp32`, or torch's name of it; None: as stored
     facts            lines of the model card, by name
     license          of the model card, as the hub knows licences
+    origin           what the model began from, whose types, values and files go out; None: random weights
     raises           TrainerError when `out` has content, CheckpointError when the weights are not this config's, ConfigError
                      for an unknown dtype
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ConfigError(f"export dtype {dtype!r} is unknown; take one of {', '.join(_DTYPES)}")
     out = Path(out).resolve()  # "." has no name of its own
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainerError(
-            f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"
-        )
+    _check_empty(out)
     config = model_config if isinstance(model_config, PretrainedConfig) else config_of(model_config)
-    model = _in_type(_load(config, Path(weights)), dtype, weights)
-    real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
-    eot_id = tokenizer.eot_id if tokenizer else config.eos_token_id
-    _leave_padding_out(model, real)
-    if sequence_length is not None:
-        fit_positions(model, sequence_length)
-    model.config.bos_token_id = model.config.eos_token_id = eot_id
-    model.generation_config = generation_config(real, real, eot_id)
+    model = _in_type(_load(config, Path(weights)), dtype, weights, origin)
+    if origin:
+        real = config.vocab_size
+    else:
+        real = tokenizer.vocab_size if tokenizer else vocab_size or config.vocab_size
+        _fit(model, real, tokenizer.eot_id if tokenizer else config.eos_token_id, sequence_length)
 
     staging = out.with_name(f".staging-{out.name}-{os.getpid()}")
     if staging.exists():
@@ -94,6 +95,10 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(model, staging, tokenizer, sequence_length)
+        if origin:
+            write_files_of(
+                origin, model, staging, None if dtype is None else str(_DTYPES[dtype]).removeprefix("torch.")
+            )
         (staging / "README.md").write_text(model_card(model, out.name, real, facts or {}, license), encoding="utf-8")
         files.follow_umask(staging)
         if out.exists():
@@ -107,6 +112,22 @@ def export(
         raise
     logger.info("export: %s, %s", out, type(model).__name__)
     return out
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainerError(
+            f"{out} exists and is not an empty folder; an export replaces nothing: name another folder, or remove it"
+        )
+
+
+def _fit(model: PreTrainedModel, vocab_size: int, eot_id: int | None, sequence_length: int | None) -> None:
+    """Leaves out what was not trained, and says what ends a text: for a model that began from random weights."""
+    _leave_padding_out(model, vocab_size)
+    if sequence_length is not None:
+        fit_positions(model, sequence_length)
+    model.config.bos_token_id = model.config.eos_token_id = eot_id
+    model.generation_config = generation_config(vocab_size, vocab_size, eot_id)
 
 
 def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | None, sequence_length: int | None) -> None:
@@ -143,10 +164,12 @@ def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def _in_type(model: PreTrainedModel, dtype: str | None, weights: Path) -> PreTrainedModel:
-    """The model in another type, or as it is. raises CheckpointError that names the tensor when its numbers are not finite there"""
+def _in_type(model: PreTrainedModel, dtype: str | None, weights: Path, origin: Origin | None) -> PreTrainedModel:
+    """The model in another type, in those of its origin, or as it is. raises CheckpointError that names the tensor when its numbers are not finite there"""
     if dtype is not None:
         model = model.to(_DTYPES[dtype])
+    elif origin:
+        to_types_of(model, origin)
     if tensor := first_not_finite(model.named_parameters()):
         kind = str(model.dtype).removeprefix("torch.")
         raise CheckpointError(
@@ -172,6 +195,9 @@ def export_checkpoint(
     """Exports a checkpoint's folder to `out`; with `replace`, in place of an earlier export there. The others are as of `export`."""
     manifest = read_manifest(folder)
     import_plugins(plugins_of(folder))
+    origin = _origin(folder, manifest)
+    has_own = origin is not None and bool(tokenizer_files(origin.folder))
+    tokenizer = None if has_own else tokenizer_of(manifest)
     write = partial(
         export,
         model_config=manifest.model,
@@ -181,7 +207,8 @@ def export_checkpoint(
         sequence_length=manifest.identity.get("sequence_length"),
         dtype=dtype,
         license=license,
-        tokenizer=_tokenizer_facts(tokenizer_of(manifest)),
+        origin=origin,
+        tokenizer=_tokenizer_facts(tokenizer),
     )
     if not (replace and out.exists()):
         return write(out)
@@ -213,6 +240,14 @@ def plugins_of(folder: Path) -> list[str]:
     return list(kept_settings(kept)["plugins"]) if kept.is_file() else []
 
 
+def _origin(folder: Path, manifest: Manifest) -> Origin | None:
+    """What a checkpoint keeps of the model that its run began from; None for random weights, here or where that one began."""
+    files, began = carried(folder), manifest.initial
+    if CONFIG not in files:
+        return None
+    return Origin(folder / FOLDER, tuple(files), began["dtype"], began["dtypes"])
+
+
 def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
     """What the model card says of a checkpoint's training, by name."""
     settings = read_settings(folder / "config.yaml")
@@ -222,6 +257,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[str, object]:
     run = folder_of_run(folder) or files.project_folder() / runs / name
     loss = "not evaluated" if manifest.val_loss_words is None else f"{manifest.val_loss_words} (nats per token)"
     return {
+        **({BEGUN_FROM: manifest.began_from} if manifest.began_from else {}),
         "trained tokens": f"{manifest.tokens:,} in {manifest.step:,} steps",
         "data": data.get("corpus") or ", ".join(data.get("train", [])),
         "sequence length": f"{manifest.identity.get('sequence_length', settings.get('sequence_length'))} tokens",

@@ -10,6 +10,7 @@ One JSON object per line, only ever added to, by every process of the run (the t
                                     the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
                                     has, the precision that was decided (and instead_of which, because of what), whether blocks are
                                     compiled, and the machine
+    initial_weights  source, digest   it begins from another model: where its weights come from, their digest, the revision, what was changed
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     change        step, changes     what is another than it was in that checkpoint, by name: [before, now]
     save          step, digest      a checkpoint was committed; with what it cost (bytes, seconds, reason)

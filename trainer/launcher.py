@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import files, start
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume import select
+from trainer.checkpoint.resume.source import find_source
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
 from trainer.config.folders import check_can_be_made, checkpoints_folder, command_line, resume_point, run_folder
@@ -34,6 +35,7 @@ from trainer.ending.outcome_file import OUTCOME, exit_code, facts_at, read_outco
 from trainer.ending.outcomes import Outcome
 from trainer.ending.ranks import read_failure
 from trainer.errors import ConfigError, LaunchError
+from trainer.hub import is_hub_name
 from trainer.hub_settings import HubSetting, download_weights, settings_of_hub
 from trainer.journal import Journal
 from trainer.locks import check_not_trained, is_trained, lock_run
@@ -187,6 +189,7 @@ def check_request(request: Request) -> CheckedLaunch:
     check_can_be_made("runs_folder", folder)
     check_can_be_made("checkpoints_folder", checkpoints)
     select.check(CheckpointStore(checkpoints), resume_point(given), given.max_steps, folder)
+    _check_source(given)
     config, overrides, hub_settings = with_commits(request.recipe, request.overrides, given)
     # `accelerate launch` dies on fp8 where no library for it is installed; the ranks decide about it, with its reason.
     cluster = request.cluster
@@ -206,6 +209,15 @@ def with_commits(
         return config, list(overrides), found
     overrides = [*overrides, *(each.override for each in found)]
     return load_run(recipe, overrides).config, overrides, found
+
+
+def _check_source(config: Config) -> None:
+    """Looks at the model that a run begins from, where it is one of this disk and will be read. raises ConfigError"""
+    source = config.model.init_from
+    if source is None or is_hub_name(source):
+        return
+    if select.look(CheckpointStore(checkpoints_folder(config)), resume_point(config)).manifest is None:
+        find_source(source)
 
 
 def check_data(config: Config) -> "Corpus":

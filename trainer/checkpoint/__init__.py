@@ -12,6 +12,7 @@ format/      what stands on the disk
     whole_files.py    today's way: rank 0 has all weights and moments; memory_layout.py, file_layout.py: these files in memory, byte for byte
     by_name.py        moments by the names of their parameters, whatever the groups are now
     finite.py         whether all numbers in such memory are finite; tensor_names.py: their tensors by name
+    carried.py        files of the model that a run began from, which each of its checkpoints keeps
     random_states.py  the random streams of one rank, as plain JSON
     tensors.py        which tensors of two safetensors files differ, without torch
 
@@ -20,6 +21,7 @@ context.py   what saving and restoring one run have in common
 resume/      resuming
     select.py         latest, best, a step or a path -> the sound checkpoint to continue from, each refusal logged
     lookup.py         the checkpoints that a person means
+    source.py         what model.init_from means: a folder, a model of the hub, or a run's checkpoint
     crash_loops.py    which checkpoints starts die from again and again, by the journal; pure
     diverged.py       what a run that diverged sets aside
     changes.py        what differs between a checkpoint and the run that goes on from it: refused, to be allowed, or logged; pure

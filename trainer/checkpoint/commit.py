@@ -9,11 +9,12 @@ leave_out  the same for weights that are not finite
 import errno
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trainer import files
+from trainer.checkpoint.format.carried import carried_bytes, carry
 from trainer.checkpoint.format.manifest import Manifest, manifest_digest
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore
@@ -94,8 +95,10 @@ class Committer:
     def begin(self, step: int, num_bytes: int | None = None) -> Path:
         """An empty folder for the files of one checkpoint. raises OSError, also where a bound on bytes has no room for it
 
-        num_bytes  what it takes at most; None where that is not known before it is written
+        num_bytes  what its own files take at most; None where that is not known before it is written
         """
+        if num_bytes is not None:
+            num_bytes += carried_bytes(self._plan.run_folder)
         self._in_flight_bytes = num_bytes
         if self._plan.policy.max_disk_bytes is not None and num_bytes is not None:
             self._prune()  # the bound was lowered, or an earlier writer died before it did this
@@ -106,8 +109,10 @@ class Committer:
     def commit(self, staging: Path, manifest: Manifest, began: Began) -> SaveResult:
         """Makes a written folder a checkpoint, and does what follows. raises OSError where there is none
 
-        manifest  with the digests of all files
+        manifest  with the digests of all files but those that every checkpoint of the run carries
         """
+        described = {**manifest.files, **carry(self._plan.run_folder, staging)}
+        manifest = replace(manifest, files=dict(sorted(described.items())))
         self._before_commit()  # the records up to this step must not be lost where the checkpoint is not
         self._store.commit(staging, manifest)
         if self._in_flight_bytes is None:

@@ -37,12 +37,16 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The model: any causal language model of transformers, from random weights."""
+    """The model: any causal language model of transformers, from random weights or those of another model."""
 
     preset: str | None = None
     """A model by name, e.g. `gpt2-124m`, `llama-124m`, `llama-1b`."""
     config: dict[str, Any] = {}
     """Fields of the transformers config, over the preset's; with `model_type` and no preset a whole model of one's own."""
+    init_from: str | None = None
+    """Where the weights begin: a folder with `config.json` and safetensors, `hf:NAME[@REVISION]` of the hub, or `run:NAME[@STEP]` of a run; empty: random weights."""
+    resize_vocabulary: bool = False
+    """Whether a tokenizer larger than the model of `init_from` adds rows to embedding and head; otherwise it is refused."""
     gradient_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass instead of kept: less memory, about a third more time."""
 
@@ -283,8 +287,7 @@ def _of_what_is_trained(config: Config) -> Iterator[str]:
         yield "data.corpus already names train and validation shards; set either data.corpus or data.train and data.validation"
     if data.train and not data.tokenizer and not data.vocab_size:
         yield "data.train needs data.tokenizer (or, where the tokenizer is not at hand, data.vocab_size)"
-    if not config.model.preset and "model_type" not in config.model.config:
-        yield "no model: set model.preset (e.g. llama-124m) or model.config.model_type with the fields of that type"
+    yield from _of_the_model(config.model)
     if (evaluation.tasks_every_steps or 0) % evaluation.every_steps:
         yield (
             f"evaluation.tasks_every_steps {evaluation.tasks_every_steps} is not a multiple of evaluation.every_steps {evaluation.every_steps}, "
@@ -295,6 +298,16 @@ def _of_what_is_trained(config: Config) -> Iterator[str]:
             "evaluation.tasks needs data.validation, since tasks are evaluated with the validation loss, and data.tokenizer, to read their text; "
             "set both, or evaluation.tasks=[]"
         )
+
+
+def _of_the_model(model: ModelConfig) -> Iterator[str]:
+    """Why these settings name no model, or two."""
+    if model.init_from and model.preset:
+        yield f"model.init_from {model.init_from} says what the model is, and model.preset {model.preset} another; set one of the two to null"
+    if model.resize_vocabulary and not model.init_from:
+        yield "model.resize_vocabulary adds rows to the model of model.init_from, and there is none; leave it out, or set model.init_from"
+    if not model.init_from and not model.preset and "model_type" not in model.config:
+        yield "no model: set model.preset (e.g. llama-124m), model.init_from, or model.config.model_type with the fields of that type"
 
 
 def name_problem(name: str) -> str | None:

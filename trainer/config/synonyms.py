@@ -130,7 +130,9 @@ data.corpus: shakespeare, or a folder that `trainer prepare` wrote; data.train n
 data.tokenizer: gpt2, shakespeare, bytes, or a .tiktoken file
     tokenizer_name tokenizer_path tokenizer_dir hf_assets_path
 model.preset: a preset, e.g. gpt2-124m, llama-124m, llama-1b
-    model_name model_name_or_path config_name flavor model.name
+    model_name config_name flavor model.name
+model.init_from: a folder, hf:NAME of the hub, or run:NAME; a model by name with random weights is model.preset
+    model_name_or_path pretrained_model_name_or_path pretrained_model base_model init_from
 model.config: a field of the transformers config, under its name there, e.g. model.config.num_hidden_layers=12
     n_layer n_head n_embd n_layers n_heads d_model dim dropout bias hidden_size num_hidden_layers num_attention_heads tie_embeddings
 model.gradient_checkpointing: true or false

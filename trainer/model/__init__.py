@@ -11,5 +11,7 @@ unrolled.py          families that are not compiled, and why
 flops.py             arithmetic per token, parameter counts, a GPU's peak
 scores.py            log-likelihood of given tokens, for evaluation
 load.py              the model of a checkpoint
+pretrained.py        the model that a run begins from, loaded by transformers and audited; digest.py: what its weights are known by
+like_source.py       what an export takes from the model that the run began from
 portable.py, tokenizer_files.py, card.py   what an exported model needs beyond its weights
 """

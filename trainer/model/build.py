@@ -76,16 +76,24 @@ def build_model(
         except _REFUSALS as error:
             raise ConfigError(_refusal(model_class, error)) from error
         _draw_row_of_padding(model)
-    model.real_vocab_size, model.head_reason, model.head_way = vocab_size, None, None
+    return finish_model(model, vocab_size, gradient_checkpointing=gradient_checkpointing)
+
+
+def finish_model(model: PreTrainedModel, vocab_size: int, *, gradient_checkpointing: bool) -> PreTrainedModel:
+    """Makes a model with weights, or one on the meta device, what the training takes; returns it in training mode.
+
+    vocab_size  as of build_model
+    raises      ConfigError when it is not causal
+    """
+    model.real_vocab_size, model.head_reason, model.head_way, model.initial = vocab_size, None, None, {}
     model.after_head, model.routing = NOTHING, routing_of(model)
     if getattr(model.get_input_embeddings(), "padding_idx", None) is not None:
-        model.get_input_embeddings().padding_idx = (
-            None  # batches hold no padding here: that row learns as all others do
-        )
+        # Batches hold no padding here: that row learns as all others do.
+        model.get_input_embeddings().padding_idx = None
     _check_ties(model)
     # What ends a text, here and after an export, and which ids are padding and never come.
     model.generation_config = generation_config(vocab_size, model.config.vocab_size, model.config.eos_token_id)
-    if device.type != "meta":
+    if model.device.type != "meta":
         _check_causal(model)
         model.head_reason = _find_after_head(model) or _why_not_routed(model)
         if model.head_reason:

@@ -6,6 +6,9 @@ from transformers import PreTrainedModel
 
 from trainer.model.flops import parameter_counts
 
+BEGUN_FROM = "begun from"
+"""The fact that names another model; without it the weights were random."""
+
 
 def model_card(
     model: PreTrainedModel, name: str, vocab_size: int, facts: Mapping[str, object], license: str = "unknown"
@@ -29,7 +32,7 @@ def model_card(
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: {license}\n---\n\n# {name}\n\n"
-        f"A language model pretrained from random weights.\n\n| | |\n|---|---|\n{table}\n\n"
+        f"A language model pretrained from {_cell(facts.get(BEGUN_FROM, 'random weights'))}.\n\n| | |\n|---|---|\n{table}\n\n"
         f"```python\n{_import_of(model)}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n'

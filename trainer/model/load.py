@@ -27,10 +27,15 @@ def load_model(fields: dict[str, Any], weights: Path, *, vocab_size: int, device
     raises  ConfigError when transformers does not know the type, CheckpointError when the weights are not this config's
     """
     model = build_model(config_of(fields), vocab_size=vocab_size, seed=0, device=device)
+    load_weights_into(model, weights)
+    return model
+
+
+def load_weights_into(model: PreTrainedModel, weights: Path) -> None:
+    """Loads the weights of a checkpoint, all of them by their names; CheckpointError when they are not this model's."""
     try:
         load_weights(model, weights)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{weights} does not fit the config that stands beside it: {' '.join(str(error).split())[:400]}; take another checkpoint"
         ) from None
-    return model

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 VOCABULARY_MULTIPLE = 64
 """Rows of the embedding are padded to a multiple of this: matrix units want dimensions of 8 to 64, fp8 needs 16."""
 
+CONFIG_ERRORS = (StrictDataclassError, ValueError, TypeError)
+"""What a config class raises for a value that it does not take."""
+
 POSITION_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "max_seq_length")
 
 
@@ -46,11 +49,11 @@ def resolve(
             f"{fields['model_type']!r}; leave out one of the two"
         )
     # A class may declare a field under the name that is its alias (Qwen3-MoE's num_experts): it is then the field.
-    own = _all_fields(config_class)
+    own = all_fields(config_class)
     overrides = {
         key if key in own else config_class.attribute_map.get(key, key): value for key, value in overrides.items()
     }
-    _check_fields(overrides, config_class, sequence_length)
+    check_fields(overrides, config_class, sequence_length)
     fields = fields | overrides
     fields.pop("model_type")
     fields = (
@@ -58,7 +61,7 @@ def resolve(
     )
     try:
         config = config_class(**fields, vocab_size=padded_vocabulary(vocab_size))
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except CONFIG_ERRORS as error:
         cause = _first_cause(error)
         raise ConfigError(f"model.config is refused by {config_class.__name__}: {cause} Fix these fields.") from error
     if config.is_encoder_decoder:
@@ -81,7 +84,7 @@ def _config_class(model_type: str | None) -> type[PretrainedConfig]:
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(f"model.config.model_type {model_type!r} is unknown to transformers; {_suggest(model_type)}")
     config_class = CONFIG_MAPPING[model_type]
-    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in _all_fields(config_class):
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or "vocab_size" not in all_fields(config_class):
         hint = _suggest(model_type)
         raise ConfigError(f"model.config.model_type {model_type!r} is not a causal language model of text; {hint}")
     return config_class
@@ -94,14 +97,14 @@ def _suggest(model_type: str) -> str:
     return hint if hint.startswith("did you mean") else "take e.g. gpt2, llama, qwen3, mistral, olmo2"
 
 
-def _all_fields(config_class: type[PretrainedConfig]) -> set[str]:
+def all_fields(config_class: type[PretrainedConfig]) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class) if not field.name.startswith("_")}
 
 
-def _check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig], sequence_length: int) -> None:
+def check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig], sequence_length: int) -> None:
     """Every key of the overrides is a field of this class that a recipe may set; the class itself would take any."""
-    generic = _all_fields(PretrainedConfig) | {"vocab_size", "use_cache"}
-    own = _all_fields(config_class) - generic
+    generic = all_fields(PretrainedConfig) | {"vocab_size", "use_cache"}
+    own = all_fields(config_class) - generic
     legacy = {"rope_theta", "rope_scaling"} if "rope_parameters" in own else set()
     allowed = own | set(config_class.attribute_map) | legacy | {"tie_word_embeddings", "model_type"}
     problems = []

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trainer import determinism, files
+from trainer.checkpoint.format.carried import take_along
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.changes import markdown, settings_of
 from trainer.checkpoint.resume.diverged import never_went_well
@@ -70,6 +71,7 @@ def _bring_to_its_place(run: Run) -> None:
     resumed_step, assumed = None, {}
     if resolution.path is None:
         seed_streams(config.seed, run.accelerator.process_index)
+        _tell_initial(run)
         log.info("a fresh start: the run has no checkpoints%s", "" if wanted == "none" else " yet")
     else:
         resumed_step, assumed = resolution.found()[1].step, _told_by(resolution)
@@ -81,6 +83,19 @@ def _bring_to_its_place(run: Run) -> None:
     curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, LOAD, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)
     run.checkpointer.begin(resumed_step)
+
+
+def _tell_initial(run: Run) -> None:
+    """Writes down where the weights of a run that begins come from."""
+    facts = run.bare_model.initial
+    if facts and run.initial is not None and run.initial.has_begun:
+        raise CheckpointError(
+            f"the checkpoints of {run.config.name} cannot be gone on from any more, and {facts['source']}, where its weights began, was not read; "
+            "start it again"
+        )
+    if facts and run.accelerator.is_main_process:
+        told = ("source", "revision", "digest", "dtype", "rows_added", "tokenizer", "changed")
+        Journal(run.folder).write("initial_weights", **{name: facts[name] for name in told})
 
 
 def _tell_lost_history(run: Run, lacking: Sequence[str]) -> None:
@@ -131,6 +146,8 @@ def _make_folders(run: Run) -> None:
         remedy = "fix that, or set checkpoints_folder to another place"
         raise CheckpointError(f"{folder} cannot be made ({error.strerror}); {remedy}") from None
     run.folder.mkdir(parents=True, exist_ok=True)
+    if run.initial is not None:
+        take_along(*run.initial.files, run.folder)
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
 

@@ -44,6 +44,7 @@ from trainer.run.consensus import Consensus
 from trainer.run.evaluating import build_task_evaluator, build_validation, samples_of
 from trainer.run.experts import ExpertsMonitor
 from trainer.run.identity import computing_conditions, describe
+from trainer.run.initial import Initial
 from trainer.run.join import join
 from trainer.run.prepared import Prepared, prepare
 from trainer.run.reporting import build_experts, build_probes, build_reporter
@@ -64,6 +65,8 @@ class Run:
     precision: PrecisionMonitor
     corpus: Corpus
     loader: TokenLoader
+    initial: Initial | None
+    """Where its weights begin; None for random ones."""
     model: torch.nn.Module
     """What `Accelerator.prepare` gave back: takes inputs and labels [B, T], returns the mean loss."""
     bare_model: torch.nn.Module
@@ -129,6 +132,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         precision=precision,
         corpus=corpus,
         loader=loader,
+        initial=made.initial,
         model=model,
         bare_model=bare_model,
         optimizer=made.optimizer,

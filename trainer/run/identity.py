@@ -49,16 +49,18 @@ def describe(
     return Description(
         identity={
             "parameter_shapes": digest(sorted((name, list(p.shape)) for name, p in model.named_parameters())),
-            "vocab_size": corpus.vocab_size,
+            "vocab_size": model.real_vocab_size,
             "tokenizer": corpus.tokenizer.sha256 if corpus.tokenizer else None,
             "training_data": corpus.train.fingerprint,
             "sequence_length": config.sequence_length,
             "seed": config.seed,
             "optimizer": config.optimizer.name,
+            **({"initial_weights": model.initial.get("digest")} if model.initial else {}),
         },
         model=json.loads(model.config.to_json_string(use_diff=False)),
         tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
-        vocab_size=corpus.vocab_size,
+        vocab_size=model.real_vocab_size,
+        initial=model.initial,
         precision=precision().label,
         precision_facts=lambda: precision().facts(),
         versions=versions(config.plugins),
@@ -196,6 +198,7 @@ def speed_conditions(config: Config, num_processes: int, device: torch.device) -
     facts = {
         "model": {**(preset_fields(config.model.preset) if config.model.preset else {}), **config.model.config},
         **{name: settings[name] for name in DECIDE_ABOUT_SPEED},
+        **({"model.init_from": config.model.init_from} if config.model.init_from else {}),
         "processes": num_processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,

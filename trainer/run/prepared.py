@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from trainer.collectives import all_gather
+from trainer.collectives import all_gather, main_process_first
 from trainer.config.folders import run_folder
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
@@ -23,10 +23,10 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.groups import check_groups
 from trainer.optim.rules import descriptions, freeze
 from trainer.parallel import Parallel
-from trainer.plugins import import_plugins
 from trainer.precision.decide import Decision
 from trainer.precision.fp8_model import Fp8Model
 from trainer.precision.monitor import PrecisionMonitor, build_monitor
+from trainer.run.initial import Initial, initial_of, read_source, structure_of
 from trainer.run.memory import check_memory
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class Prepared:
     """The transformers model inside, never compiled: its keys are stored, and it generates."""
     optimizer: torch.optim.Optimizer
     precision: PrecisionMonitor
+    initial: Initial | None
+    """Where its weights begin; None for random ones."""
 
 
 def prepare(
@@ -51,8 +53,14 @@ def prepare(
 
     accumulation  micro-batches per step and rank
     """
-    bare_model = model_of(config, corpus, accelerator.device)
+    initial = main_process_first(lambda: initial_of(config, corpus))
+    begins = initial is not None and not initial.has_begun
+    # A model that begins from another one is looked at without its weights first: what is wrong with it, and whether it fits.
+    bare_model = model_of(config, corpus, torch.device("meta") if begins else accelerator.device, initial)
     check_memory(bare_model, accelerator.device, config, decision.mode, num_local_processes())
+    if initial is not None and begins:
+        bare_model = read_source(initial, config, accelerator.device)
+        freeze(bare_model, config.optimizer.groups)
     for line in descriptions(bare_model, config.optimizer):
         log.info("optimizer.groups: %s", line)
     fp8 = Fp8Model(decision, config.precision, bare_model) if decision.mode == "fp8" else None
@@ -77,32 +85,40 @@ def prepare(
         deterministic=config.deterministic,
     )
     check_groups(bare_model, optimizer)  # again, since prepare() may swap parameters
-    return Prepared(model, bare_model, optimizer, precision)
+    return Prepared(model, bare_model, optimizer, precision, initial)
 
 
 def blocks_of(config: Config) -> torch.nn.Module:
     """The model of a recipe for its shapes only, on no device."""
-    import_plugins(config.plugins)
+    if initial := initial_of(config, reads=False):
+        return structure_of(initial, config, torch.device("meta"))
     return build_shapes(config.model.preset, config.model.config, sequence_length=config.sequence_length)
 
 
 def model_type_of(config: Config) -> str | None:
     """The family of a recipe's model; None where it does not name one."""
+    if initial := initial_of(config, reads=False):
+        return initial.made.config.model_type
     preset = preset_fields(config.model.preset) if config.model.preset else {}
     return config.model.config.get("model_type", preset.get("model_type"))
 
 
-def model_of(config: Config, corpus: Corpus, device: torch.device) -> torch.nn.Module:
-    """The model of a recipe, for its data, with what it freezes; ConfigError with what is wrong with it, or with the prompts of its samples."""
-    import_plugins(config.plugins)
+def model_of(config: Config, corpus: Corpus, device: torch.device, initial: Initial | None) -> torch.nn.Module:
+    """The model of a recipe, for its data, with random weights and what it freezes; ConfigError with what is wrong with it, or with the prompts of its samples.
+
+    initial  where its weights begin, whose shapes it has then
+    """
     vocab_size, tokenizer = corpus.vocab_size, corpus.tokenizer
     wanted, length, eot_id = config.model, config.sequence_length, tokenizer.eot_id if tokenizer else None
-    resolved = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)
     if tokenizer:
         check_prompts(prompts_of(config.evaluation), tokenizer, length)
-    recomputes = wanted.gradient_checkpointing
-    model = build_model(
-        resolved, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=recomputes
-    )
+    if initial:
+        model = structure_of(initial, config, device)
+    else:
+        resolved = resolve(wanted.preset, wanted.config, vocab_size=vocab_size, sequence_length=length, eot_id=eot_id)
+        recomputes = wanted.gradient_checkpointing
+        model = build_model(
+            resolved, vocab_size=vocab_size, seed=config.seed, device=device, gradient_checkpointing=recomputes
+        )
     freeze(model, config.optimizer.groups)
     return model

@@ -67,6 +67,8 @@ class Manifest:
     """The tokenizer's name, or the path of its `.tiktoken` file; its fingerprint stands in `identity`."""
     vocab_size: int = 0
     """Number of real token ids, without the padding of the embedding."""
+    initial: dict[str, Any] = field(default_factory=dict)
+    """Where its weights began (see run/initial.py); empty for random weights."""
     state: dict[str, Any] = field(default_factory=dict)
     """The registered TrainState's values."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -88,6 +90,11 @@ class Manifest:
         return None if self.last_val_loss is None else f"{self.last_val_loss:.4f} at {self.last_val_step}"
 
     @property
+    def began_from(self) -> str | None:
+        """Where its weights began, with their digest, for people; None for random weights."""
+        return f"{self.initial['source']} (weights {self.initial['digest']})" if self.initial else None
+
+    @property
     def content_digest(self) -> str:
         """Digest of what its files should be, which no pin changes: what a verification is remembered by."""
         return _digest({"step": self.step, "files": self.files})
@@ -105,6 +112,8 @@ class Description:
     precision: str
     versions: dict[str, str]
     config_text: str
+    initial: dict[str, Any] = field(default_factory=dict)
+    """Where its weights began; empty for random weights."""
     validation: str | None = None
     """Fingerprint of the held-out data."""
     precision_facts: Callable[[], dict[str, Any]] = dict
@@ -223,7 +232,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("epoch", "last_val_step"), _of(int, NoneType)),
     **dict.fromkeys(("loss", "val_loss", "last_val_loss"), _of(int, float, NoneType)),
     **dict.fromkeys(("reason", "precision"), _of(str)),
-    **dict.fromkeys(("precision_facts", "identity", "model", "versions", "conditions"), _of(dict)),
+    **dict.fromkeys(("precision_facts", "identity", "model", "initial", "versions", "conditions"), _of(dict)),
     "created": _is_moment,
     "files": _are_files,
     "frozen": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),

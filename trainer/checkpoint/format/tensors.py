@@ -1,14 +1,10 @@
-"""What tensors a safetensors file holds, and which of two are not the same to the bit: by headers and bytes, without torch.
+"""What tensors a safetensors file holds, and which of two are not the same to the bit: by headers and bytes, without torch."""
 
-A safetensors file is the length of its header (8 bytes), the header (JSON: name -> dtype, shape, data_offsets), and the data.
-"""
-
-import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-MAX_HEADER_BYTES = 100_000_000
-"""What safetensors itself accepts."""
+from trainer.safetensors_header import read_header
+
 _BLOCK_BYTES = 1 << 20
 
 
@@ -20,7 +16,7 @@ def differing_tensors(a: Path, b: Path) -> tuple[list[str], int]:
     raises ValueError when a file is not a safetensors file
     """
     with open(a, "rb", buffering=0) as ours, open(b, "rb", buffering=0) as theirs:
-        first, second = _header(ours), _header(theirs)
+        first, second = read_header(ours), read_header(theirs)
         names, shared = sorted({*first, *second}), first.keys() & second.keys()
         differing = [n for n in names if n not in shared or not _equal(ours, theirs, first[n], second[n])]
     return differing, len(names)
@@ -29,26 +25,7 @@ def differing_tensors(a: Path, b: Path) -> tuple[list[str], int]:
 def shapes(path: Path) -> dict[str, list[int]]:
     """The shape of each tensor by its name; raises ValueError when the file is not a safetensors file, OSError."""
     with open(path, "rb", buffering=0) as file:
-        return {name: list(facts.get("shape", ())) for name, facts in _header(file).items()}
-
-
-def _header(file: BinaryIO) -> dict[str, dict[str, Any]]:
-    """Each tensor's facts, its data_offsets counted from the file's begin."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"{file.name} is not a safetensors file: its header would have {length:,} bytes")
-    text = file.read(length)
-    if len(text) < length:
-        raise ValueError(f"{file.name} is not a safetensors file: it ends within its header")
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        return {
-            name: {**facts, "data_offsets": [int(offset) + 8 + length for offset in facts["data_offsets"]]}
-            for name, facts in header.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        raise ValueError(f"{file.name} is not a safetensors file: its header cannot be read") from None
+        return {name: list(facts.get("shape", ())) for name, facts in read_header(file).items()}
 
 
 def _equal(ours: BinaryIO, theirs: BinaryIO, first: dict[str, Any], second: dict[str, Any]) -> bool:

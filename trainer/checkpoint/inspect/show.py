@@ -87,6 +87,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
         *([("computes in", why.removeprefix("precision: "))] if why else []),
         *([("frozen", few(manifest.frozen))] if manifest.frozen else []),
         ("tokenizer", f"{manifest.tokenizer or 'none'}, {manifest.vocab_size:,} token ids"),
+        *([("began from", manifest.began_from)] if manifest.began_from else []),
         ("went back to", manifest.origin or "nothing"),
     ]
 

@@ -51,6 +51,8 @@ class Run:
     manifest: Manifest | None
     """The newest checkpoint's, where there is one still."""
     curve: Curve
+    initial_weights: dict[str, Any] | None = None
+    """Where its weights began, and their digest (run/initial.py); None for random weights."""
 
     @property
     def has_diverged(self) -> bool:
@@ -94,7 +96,7 @@ def read_runs(wanted: Sequence[str]) -> list[Run]:
 
 def _read(folder: Path, name: str, bin_tokens: float) -> Run:
     settings = by_dotted_name(read_settings(folder / "config.yaml"))
-    events = read_events(folder, "start", "precision")
+    events = read_events(folder, "start", "precision", "initial_weights")
     starts = [event for event in events if event["event"] == "start"]
     manifest = _newest_manifest(settings)
     outcome = read_outcome(folder)
@@ -112,7 +114,14 @@ def _read(folder: Path, name: str, bin_tokens: float) -> Run:
         manifest.versions if manifest else {},
         manifest,
         read_curve(folder, bin_tokens),
+        _initial_weights(events, manifest),
     )
+
+
+def _initial_weights(events: list[dict[str, Any]], manifest: Manifest | None) -> dict[str, Any] | None:
+    """By the journal, or by the newest checkpoint where the journal has been lost."""
+    told = [event for event in events if event["event"] == "initial_weights"]
+    return told[-1] if told else manifest.initial or None if manifest else None
 
 
 def _newest_manifest(settings: dict[str, Any]) -> Manifest | None:

@@ -46,6 +46,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     evaluated = dict.fromkeys(name for run in runs for evaluation in run.curve.evaluations for name in evaluation.facts)
     rows = [
         ("outcome", [run.outcome for run in runs]),
+        *([("began from", [_began_from(run) for run in runs])] if any(run.initial_weights for run in runs) else []),
         ("precision", [_precision(run.precision) for run in runs]),
         ("processes", [run.processes for run in runs]),
         ("machine", [run.machine for run in runs]),
@@ -60,6 +61,11 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         ("validation loss, best", [_number(_best(run), "{:.4f}".format) for run in runs]),
     ]
     return [(name, *cells) for name, cells in rows if set(cells) != {_UNKNOWN}]
+
+
+def _began_from(run: Run) -> str:
+    begun = run.initial_weights
+    return f"{short(begun['source'])} (weights {begun['digest']})" if begun else "random weights"
 
 
 def _precision(words: str) -> str:

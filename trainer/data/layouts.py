@@ -114,8 +114,9 @@ def _open_npy(path: Path, num_bytes: int) -> Shard:
     with open(path, "rb") as file:
         try:
             version = np.lib.format.read_magic(file)
-            read_header = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
-            shape, _, dtype = getattr(np.lib.format, read_header)(file)
+            form = np.lib.format
+            read_header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+            shape, _, dtype = read_header(file)
         except ValueError as error:
             raise DataError(f"shard {path} has a damaged .npy header ({error}). Prepare it again.") from None
         offset = file.tell()

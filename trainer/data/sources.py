@@ -330,8 +330,9 @@ def _is_text(column_type: Any) -> bool:
 
     if types.is_dictionary(column_type):
         return _is_text(column_type.value_type)
-    forms = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
-    return any(getattr(types, f"is_{form}")(column_type) for form in forms)
+    of_strings = (types.is_string, types.is_large_string, types.is_string_view)
+    of_bytes = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(is_form(column_type) for is_form in (*of_strings, *of_bytes, types.is_null))
 
 
 def _is_saved_dataset(path: Path) -> bool:

@@ -72,7 +72,8 @@ def stacked_parameters(model: nn.Module) -> list[str]:
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of the model's blocks and its name: the first as long as the config says, else the longest."""
-    lists = [found for found in model.named_modules() if isinstance(found[1], nn.ModuleList) and len(found[1])]
+    modules = model.named_modules()
+    lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList) and len(module)]
     wanted = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     for name, module in lists:
         if len(module) == wanted:

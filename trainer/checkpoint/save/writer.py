@@ -249,6 +249,7 @@ def _held_on(lock: Path, facts: Callable[[], dict[str, Any]]) -> Iterator[None]:
     record = lease.inheritor_of(lock)
     stop = lease.keep_beating(record, lease.process(), facts, lock)
     yield
+    # Not after an error: the process ends then, and its record stands still, as after a kill.
     stop()
     lease.release_record(record)
 

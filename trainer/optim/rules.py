@@ -134,6 +134,16 @@ def _how_trained(
     held = [group_settings(entry, settings, kind, rule) for kind in kinds]
     rates = {values["algorithm"]: values["lr"] for values in held}
     decays = sorted({values.get("weight_decay", 0.0) for values in held} - {0.0})
-    factor = f"; {rule.lr / settings.lr:.3g} times all rates" if rule and rule.lr and len(rates) > 1 else ""
-    words = [f"lr {rate:g}" + (f" ({algorithm})" if len(rates) > 1 else "") for algorithm, rate in rates.items()]
-    return ", ".join([*words, *(f"weight decay {decay:g}" for decay in decays or [0.0])]) + factor
+    words = [
+        _rate_words(rate, algorithm if len(rates) > 1 else "", settings, rule) for algorithm, rate in rates.items()
+    ]
+    return ", ".join([*words, *(f"weight decay {decay:g}" for decay in decays or [0.0])])
+
+
+def _rate_words(rate: float, algorithm: str, settings: OptimizerSettings, rule: ParameterGroup | None) -> str:
+    """A rate, of which algorithm where there are several, and how it came about where it is not the entry's own number."""
+    notes = [algorithm] if algorithm else []
+    if rule is not None and rule.lr is not None and rate != rule.lr:
+        factor = rule.lr / settings.lr
+        notes.append(f"{settings.name}_lr times {factor:.3g}, as {rule.lr:g} is optimizer.lr times {factor:.3g}")
+    return f"lr {rate:g}" + (f" ({': '.join(notes)})" if notes else "")

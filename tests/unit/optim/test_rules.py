@@ -106,9 +106,14 @@ def test_what_matched_what_is_said_with_its_rates():
     freeze(model, wanted.groups)
     head, upper, lower, others = descriptions(model, wanted)
     says(head, "lm_head", "1 tensor", "lm_head.weight", "lr 1e-05", "weight decay 0")
-    says(upper, "layers", "lr 0.0003 (adamw)", "lr 0.01 (muon)", "0.5 times")
+    says(upper, "layers", "lr 0.0003 (adamw)", "lr 0.01 (muon: muon_lr times 0.5")
     says(lower, "model.embed_tokens.weight", "frozen")
     says(others, "all others", "model.norm.weight", "lr 0.0006")
+
+
+def test_how_the_rate_came_about_is_said_where_an_entry_holds_muon_s_matrices_alone():
+    (line, _) = descriptions(tiny_model("llama"), settings({"match": "mlp", "lr": 3e-4}, name="muon"))
+    says(line, "lr 0.01", "muon_lr times 0.5", "0.0003 is optimizer.lr times 0.5")
 
 
 REFUSED = {

@@ -108,6 +108,7 @@ def test_a_run_of_it_resumes_exactly_and_its_export_gives_the_same_logits(family
         vocab_size=REAL,
         sequence_length=24,
     )
+    assert ("active parameters" in (out / "README.md").read_text()) == (run.model.routing is not None)
     opened = AutoModelForCausalLM.from_pretrained(out, attn_implementation=run.model.config._attn_implementation)
     with torch.no_grad():
         assert torch.equal(opened.eval()(tokens).logits, logits[..., :REAL])

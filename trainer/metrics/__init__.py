@@ -14,6 +14,7 @@ failures.py  writes that a run can do without: counted and logged
 reporter.py  puts a step's numbers everywhere they belong
 stopwatch.py where a step's time goes, part by part
 probes.py    what is measured of model and optimizer now and then: one function a metric (layer_groups, histograms serve it)
+expert_load.py  how tokens are spread over a model's experts: tags and numbers
 hardware.py  what the machine is doing: GPUs, processors, memory, disks; sampling.py: the thread that looks
 profiler.py  torch's profiler over the steps asked for
 memory_advice.py  what to do when memory runs out

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import logging
 import re
+import sys
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -127,8 +128,11 @@ def check_fields(overrides: dict[str, Any], config_class: type[PretrainedConfig]
 
 def _is_read(key: str, config_class: type[PretrainedConfig]) -> bool:
     """Whether the model's code reads a field that its config class does not declare, as Qwen3-MoE's reads head_dim."""
-    module = inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
-    return module is not None and f'getattr(config, "{key}"' in inspect.getsource(module)
+    try:
+        source = inspect.getsource(sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[config_class].__module__])
+    except (OSError, TypeError):  # a person's own class may have none
+        return False
+    return f'getattr(config, "{key}"' in source
 
 
 def _set_positions(config: PretrainedConfig, sequence_length: int) -> None:

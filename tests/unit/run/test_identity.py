@@ -9,6 +9,7 @@ from accelerate.utils import TorchDynamoPlugin
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.config.load import flatten, load
 from trainer.model.head_way import HeadWay
+from trainer.model.routing import Routing
 from trainer.precision.decide import Decision
 from trainer.replay import fact_changes
 from trainer.run.identity import computing_conditions, facts_of_checkpoint, replay_facts, replay_key, speed_conditions
@@ -82,7 +83,7 @@ def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
     assert conditions(device="cuda")["device"] == "NVIDIA H100 80GB HBM3"
 
 
-def facts(mode="bf16", *overrides, head=None):
+def facts(mode="bf16", *overrides, head=None, routers=None):
     accelerator = SimpleNamespace(
         device=torch.device("cpu"),
         num_processes=1,
@@ -93,7 +94,12 @@ def facts(mode="bf16", *overrides, head=None):
         identity={"seed": 1337, "optimizer": "adamw", "tokenizer": None}, model={"n_layer": 12, "dtype": "float32"}
     )
     return replay_facts(
-        load("gpt2-124m", overrides).config, accelerator, Decision("fp8", mode, "", recipe="current"), description, head
+        load("gpt2-124m", overrides).config,
+        accelerator,
+        Decision("fp8", mode, "", recipe="current"),
+        description,
+        head,
+        routers,
     )
 
 
@@ -130,6 +136,15 @@ def test_the_way_of_the_head_is_a_fact_where_it_is_not_the_default():
     assert found[0]["head"] == "one compiled kernel, bfloat16, 16384 tokens a chunk"
     of_before = {name: value for name, value in found[0].items() if name != "head"}
     assert [change.partition(" ")[0] for change in fact_changes(of_before, found[0])] == ["head"]
+
+
+def test_that_routers_have_a_part_in_the_loss_is_a_fact_that_launches_of_before_did_not_have():
+    assert facts("bf16")["routers"] is None
+    found = facts("bf16", routers=Routing(0.05, num_experts=4, experts_per_token=2))
+    of_before = {name: value for name, value in found.items() if name != "routers"}
+    assert [change.partition(" ")[0] for change in fact_changes(of_before, found)] == ["routers"]
+    without = facts("bf16", routers=Routing(0.0, num_experts=4, experts_per_token=2))
+    assert fact_changes(of_before, without) == [], "a coefficient of zero is what they trained with"
 
 
 def test_a_checkpoint_tells_the_same_facts_by_the_same_names():

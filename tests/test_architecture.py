@@ -246,9 +246,10 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
 @pytest.mark.parametrize(
     ("packages", "owners"),
     [
-        (["tiktoken"], ["data/tokenizer.py"]),
-        (["datasets", "pyarrow"], ["data/sources.py"]),
-        (["transformers"], ["model/", "export.py", "hub.py"]),
+        (["tiktoken"], ["data/byte_pairs.py"]),
+        (["datasets"], ["data/sources.py"]),
+        (["pyarrow"], ["data/sources.py", "data/byte_pairs.py"]),
+        (["transformers"], ["model/", "export.py", "hub.py", "data/hugging_face.py"]),
         (["huggingface_hub"], ["hub.py", "model/resolve.py"]),
         (["transformer_engine"], ["precision/"]),
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),

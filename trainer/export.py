@@ -1,7 +1,7 @@
 """A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` open without this trainer.
 
     config.json  generation_config.json  model.safetensors     the plain transformers model, without the padding of its vocabulary
-    tokenizer.json  tokenizer_config.json                      byte-level BPE, the same ids as tiktoken's
+    tokenizer.json  tokenizer_config.json                      the tokenizer's own files, or the same ids as tiktoken's
                                                                of a model that began from another one: that one's own files and values
     README.md                                                  a model card with the run's facts
 
@@ -28,7 +28,8 @@ from trainer.checkpoint.format.manifest import Manifest, read_manifest
 from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.config.folders import folder_of_run
 from trainer.config.load import kept_settings, read_settings
-from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
+from trainer.data.hugging_face import keep
+from trainer.data.tokenizer import END_OF_TEXT, RanksTokenizer, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
 from trainer.errors import CheckpointError, ConfigError, TrainerError
 from trainer.evaluation.generate import Limits
@@ -58,7 +59,7 @@ def export(
     *,
     model_config: PretrainedConfig | dict[str, Any],
     weights: Path,
-    tokenizer: TokenizerFacts | None,
+    tokenizer: TokenizerFacts | TokenEncoding | None,
     vocab_size: int | None = None,
     sequence_length: int | None = None,
     dtype: str | None = None,
@@ -130,12 +131,16 @@ def _fit(model: PreTrainedModel, vocab_size: int, eot_id: int | None, sequence_l
     model.generation_config = generation_config(vocab_size, vocab_size, eot_id)
 
 
-def _write(model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | None, sequence_length: int | None) -> None:
+def _write(
+    model: PreTrainedModel, folder: Path, tokenizer: TokenizerFacts | TokenEncoding | None, sequence_length: int | None
+) -> None:
     """The model and its tokenizer, without a card."""
     model.save_pretrained(folder)
     write_fields_of_transformers_4(folder / "config.json")
-    if tokenizer is not None:
+    if isinstance(tokenizer, TokenizerFacts):
         save_tokenizer(tokenizer, folder, positions_of(model.config) or sequence_length)
+    elif tokenizer is not None:
+        keep(tokenizer, folder, as_opened=False)
 
 
 def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
@@ -208,7 +213,7 @@ def export_checkpoint(
         dtype=dtype,
         license=license,
         origin=origin,
-        tokenizer=_tokenizer_facts(tokenizer),
+        tokenizer=_facts_or_files(tokenizer),
     )
     if not (replace and out.exists()):
         return write(out)
@@ -222,9 +227,10 @@ def export_checkpoint(
     return out
 
 
-def _tokenizer_facts(tokenizer: TokenEncoding | None) -> TokenizerFacts | None:
-    if tokenizer is None:
-        return None
+def _facts_or_files(tokenizer: TokenEncoding | None) -> TokenizerFacts | TokenEncoding | None:
+    """What a tokenizer is written from: its facts where it is a vocabulary alone, else its own files."""
+    if not isinstance(tokenizer, RanksTokenizer):
+        return tokenizer
     return TokenizerFacts(
         ranks=tokenizer.ranks,
         pattern=tokenizer.pattern,

@@ -2,11 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainer.streams import say, tell
+
+if TYPE_CHECKING:
+    from trainer.data.prepare import PrepareReport
 
 
 def prepare(
@@ -17,7 +20,22 @@ def prepare(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write shards and manifest.json into.")],
-    tokenizer: Annotated[str, typer.Option(help="gpt2, shakespeare, bytes, or a .tiktoken file.")] = "gpt2",
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="gpt2, shakespeare, bytes, a .tiktoken file, a folder with a tokenizer.json, hf:NAME, or a .model."
+        ),
+    ] = "gpt2",
+    separator: Annotated[
+        str | None,
+        typer.Option(help="The special token between documents; what ends a text for the tokenizer by default."),
+    ] = None,
+    bos: Annotated[
+        bool | None,
+        typer.Option(
+            "--bos/--no-bos", help="Whether bos stands before each document; as the tokenizer has it by default."
+        ),
+    ] = None,
     text_key: Annotated[
         str | None, typer.Option(help="The field that holds the text; text or content by default.")
     ] = None,
@@ -37,12 +55,12 @@ def prepare(
     """Turn text into shards that a recipe's data.corpus names."""
     from trainer.data.prepare import prepare as prepare_corpus
     from trainer.data.sources import suffixes
-    from trainer.text import count, duration
+    from trainer.data.tokenizer import load_tokenizer
 
     report = prepare_corpus(
         sources,
         out,
-        tokenizer,
+        load_tokenizer(tokenizer, separator=separator, begins_with_bos=bos),
         text_key=text_key,
         validation_fraction=validation_fraction,
         validation_sources=validation or (),
@@ -51,6 +69,12 @@ def prepare(
         num_workers=workers,
         progress=_show_progress,
     )
+    _tell(report, out)
+
+
+def _tell(report: "PrepareReport", out: Path) -> None:
+    from trainer.text import count, duration
+
     found = "was there already" if report.reused else f"written in {duration(report.seconds)}"
     share = report.validation_tokens / (report.train_tokens + report.validation_tokens)
     tell(

@@ -27,7 +27,7 @@ class DataConfig(Section):
     validation: list[str] = []
     """Shards held out, in the same forms; empty: no validation loss, and no `best` checkpoint."""
     tokenizer: str | None = None
-    """`gpt2`, `shakespeare` (4,096 entries), `bytes`, or a `.tiktoken` file; by default the corpus's own."""
+    """`gpt2`, `shakespeare` (4,096 entries), `bytes`, a `.tiktoken` file, a folder with a `tokenizer.json`, `hf:NAME[@REVISION]` of the hub, or a SentencePiece `.model`; by default the corpus's own."""
     vocab_size: Positive | None = None
     """Number of token ids, for shards whose tokenizer is not at hand; otherwise the tokenizer says it."""
     dtype: Literal["uint16", "uint32"] | None = None

@@ -127,7 +127,7 @@ profile.steps: the first and the last step to record, e.g. [100, 105]
 # Data and model
 data.corpus: shakespeare, or a folder that `trainer prepare` wrote; data.train names shards
     dataset dataset_name dataset_path train_data
-data.tokenizer: gpt2, shakespeare, bytes, or a .tiktoken file
+data.tokenizer: gpt2, shakespeare, bytes, a .tiktoken file, a folder with a tokenizer.json, or hf:NAME
     tokenizer_name tokenizer_path tokenizer_dir hf_assets_path
 model.preset: a preset, e.g. gpt2-124m, llama-124m, llama-1b
     model_name config_name flavor model.name

@@ -5,7 +5,10 @@
     cached_rows.py   rows of the hub that were fetched before, from the disk
     prepare.py     documents -> shards of tokens and manifest.py's signature, by encode.py and split_writer.py
     embedded_corpus.py   the corpora that come with the trainer, prepared when they are first used
-    tokenizer.py   text <-> tokens; bpe.py reads and writes vocabularies, baselines.py counts what a model must beat
+    tokens.py      text <-> tokens: what every tokenizer can; tokenizer.py finds one by name; bpe.py reads and writes vocabularies, baselines.py counts what a model must beat
+    byte_pairs.py  byte-level BPE by tiktoken, each distinct word of a batch once
+    hugging_face.py   tokenizers as AutoTokenizer opens them; bridge.py leads from them to tiktoken, bridge_proof.py and probe.py say
+                   whether it holds; sentence_piece.py opens what is for sentencepiece alone
     shards.py      shards of every common layout (layouts.py) -> sequences
     corpus.py      what a recipe's data section names, opened
     order.py       which sequence stands at each position of the run: a pure function

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.hold_out import HoldOut, text_hash
-from trainer.data.tokenizer import Tokenizer, well_formed
+from trainer.data.tokens import Tokenizer, well_formed
 
 BATCH_CHARACTERS = 1 << 20
 
@@ -18,11 +18,13 @@ class EncodedTexts:
     """Documents as tokens."""
 
     tokens: np.ndarray
-    """uint32 [n], each document with its `<|endoftext|>` before it."""
+    """uint32 [n], each document with the tokenizer's `begin_ids` before it."""
     hashes: np.ndarray
     """uint64 [documents]: what each is known by."""
     sizes: np.ndarray
     """int64 [documents]: bytes of text."""
+    surrogates: int
+    """Lone surrogates that became U+FFFD."""
 
 
 Labelled = tuple[str | None, str]
@@ -39,7 +41,7 @@ def encode_in_threads(
     with ThreadPoolExecutor(num_workers, thread_name_prefix="tokenize") as pool:
         pending: deque[Future[EncodedBatch]] = deque()
         try:
-            for batch in _batches(texts):
+            for batch in batches(texts):
                 pending.append(pool.submit(_encode, batch, tokenizer, hold_out))
                 if len(pending) > 2 * num_workers:
                     yield pending.popleft().result()
@@ -50,7 +52,8 @@ def encode_in_threads(
                 future.cancel()
 
 
-def _batches(texts: Iterable[Labelled]) -> Iterator[list[Labelled]]:
+def batches(texts: Iterable[Labelled]) -> Iterator[list[Labelled]]:
+    """Documents in order, of about a million characters together."""
     batch, characters = [], 0
     for split, document in texts:
         batch.append((split, document))
@@ -63,19 +66,23 @@ def _batches(texts: Iterable[Labelled]) -> Iterator[list[Labelled]]:
 
 
 def _encode(batch: list[Labelled], tokenizer: Tokenizer, hold_out: HoldOut) -> EncodedBatch:
-    eot = np.array([tokenizer.eot_id], dtype=np.uint32)
-    tokens: dict[str, list[np.ndarray]] = {}
-    contents: dict[str, list[bytes]] = {}
+    begin = np.array(tokenizer.begin_ids, dtype=np.uint32)
+    texts: dict[str, list[str]] = {}
+    replaced = dict.fromkeys(("train", "validation"), 0)
     for split, document in batch:
-        document = well_formed(document)
-        for part_of, text in [(split, document)] if split else hold_out.parts(document):
-            tokens.setdefault(part_of, []).extend([eot, tokenizer.encode_array(text)])
-            contents.setdefault(part_of, []).append(text.encode())
-    return {
-        split: EncodedTexts(
-            np.concatenate(tokens[split]),
-            np.array([text_hash(text) for text in texts], dtype=np.uint64),
-            np.array([*map(len, texts)], dtype=np.int64),
-        )
-        for split, texts in contents.items()
-    }
+        sound = well_formed(document)
+        for part_of, text in [(split, sound)] if split else hold_out.parts(sound):
+            texts.setdefault(part_of, []).append(text)
+        if sound is not document:
+            replaced[part_of] += sound.count("\ufffd") - document.count("\ufffd")
+    return {split: _encoded(found, begin, tokenizer, replaced[split]) for split, found in texts.items()}
+
+
+def _encoded(texts: list[str], begin: np.ndarray, tokenizer: Tokenizer, surrogates: int) -> EncodedTexts:
+    contents = [text.encode() for text in texts]
+    return EncodedTexts(
+        tokens=np.concatenate([part for ids in tokenizer.encode_batch(texts) for part in (begin, ids)]),
+        hashes=np.array([*map(text_hash, contents)], dtype=np.uint64),
+        sizes=np.array([*map(len, contents)], dtype=np.int64),
+        surrogates=surrogates,
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
-from trainer.data.tokenizer import well_formed
+from trainer.data.tokens import well_formed
 
 MAX_KEPT = 200_000
 """Documents whose hash and size are remembered while measuring; beyond, those with the lowest hashes."""

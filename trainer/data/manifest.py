@@ -2,6 +2,9 @@
 
 format_version      1
 name, tokenizer, tokenizer_sha256, vocab_size, eot_id, eot_placement ("before" each document), dtype
+begin_ids           what stands before each document: the separator, and bos where the family wants it; tokenizer_files, the sha256 of each
+                    original file in the folder tokenizer/; both for tokenizers of Hugging Face only
+lone_surrogates     how many became U+FFFD; not in manifests of earlier versions
 documents, tokens, text_bytes, bytes_per_token       over both splits; `<|endoftext|>` counts as a token of 0 bytes
 splits              the same four for "train" and for "validation"
 repeats             documents and text_bytes: held_out_in_train, of what is held out, those that are trained on too; within_train, of
@@ -23,14 +26,14 @@ from trainer.errors import DataError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-# A vocabulary that is not embedded is copied here, so that the corpus can be moved with it.
-VOCABULARY = "tokenizer.tiktoken"
+# A vocabulary that is not embedded is copied here, so that the corpus can be moved with it, and the files of any other tokenizer there.
+VOCABULARY, TOKENIZER = "tokenizer.tiktoken", "tokenizer"
 _KEYS = {"name", "tokenizer", "tokenizer_sha256", "vocab_size", "bytes_per_token"}
 _KEYS |= {"splits", "baselines", "shards", "request"}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared folder, or None where there is none. A vocabulary in the folder is named by its path.
+    """The manifest of a prepared folder, or None where there is none. A vocabulary or a tokenizer in the folder is named by its path.
 
     raises  DataError when the manifest cannot be read or is of another version
     """
@@ -51,8 +54,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     missing = _KEYS - manifest.keys()
     if missing:
         raise DataError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}. {how_to_prepare(again=True)}")
-    if manifest["tokenizer"] == VOCABULARY:
-        manifest["tokenizer"] = str((Path(folder) / VOCABULARY).resolve())
+    if manifest["tokenizer"] in (VOCABULARY, TOKENIZER):
+        manifest["tokenizer"] = str((Path(folder) / manifest["tokenizer"]).resolve())
     return manifest
 
 

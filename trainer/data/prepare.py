@@ -2,7 +2,7 @@
 
     documents --batches of 1 MB--> threads that encode --in order--> a writer a split --> NAME_train_000001.bin ...
 
-Every document begins with `<|endoftext|>`; documents run on across the ends of shards (llm.c's way). What is written
+Every document begins with the tokenizer's separator, such as `<|endoftext|>`; documents run on across the ends of shards (llm.c's way). What is written
 depends on the request alone: neither on the number of workers, nor on their speed.
 """
 
@@ -28,9 +28,11 @@ from trainer.data.bpe import tiktoken_lines
 from trainer.data.encode import EncodedBatch, Labelled, encode_in_threads
 from trainer.data.hold_out import HoldOut
 from trainer.data.hub_datasets import at_commit
+from trainer.data.hugging_face import keep
 from trainer.data.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    TOKENIZER,
     VOCABULARY,
     missing_shards,
     read_manifest,
@@ -41,7 +43,7 @@ from trainer.data.shards import dtype_for, open_shard
 from trainer.data.sources import Source, estimated_text_bytes, open_source, source_identity
 from trainer.data.split_writer import SplitWriter
 from trainer.data.texts import each_file_once, labelled, measured
-from trainer.data.tokenizer import NAMES, Tokenizer, load_tokenizer
+from trainer.data.tokenizer import NAMES, RanksTokenizer, Tokenizer, load_tokenizer
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class PrepareReport:
 def prepare(
     sources: Sequence[str],
     out: Path,
-    tokenizer: str,
+    tokenizer: str | Tokenizer,
     *,
     text_key: str | None = None,
     validation_fraction: float = 0.005,
@@ -87,6 +89,7 @@ def prepare(
 ) -> PrepareReport:
     """Tokenizes sources into shards and a manifest in `out`.
 
+    tokenizer            opened, or what `load_tokenizer` finds it by
     validation_fraction  share of the text held out, at least one document or the end of one, chosen by a hash of their text:
                          whatever their order, and the same text is never on both sides. Not used with validation_sources
     suffixes, skip_unreadable  as of `open_source`
@@ -98,10 +101,9 @@ def prepare(
 
     The same request on a finished folder returns at once. What a killed attempt left is written again.
     """
-    started = time.monotonic()
+    started, out = time.monotonic(), Path(out)
     _check_arguments(sources, validation_fraction, tokens_per_shard, num_workers)
-    out = Path(out)
-    chosen = load_tokenizer(tokenizer)
+    chosen = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     name = name or re.sub(r"[^\w\-]", "-", out.resolve().name)
     find = partial(open_source, suffixes=suffixes, skip_unreadable=skip_unreadable)
     opened, held = ([find(name) for name in _at_commits(names, out)] for names in (sources, validation_sources))
@@ -113,11 +115,13 @@ def prepare(
         "tokens_per_shard": tokens_per_shard,
         "tokenizer_sha256": chosen.sha256,
         "name": name,
+        **({"begin_ids": [*chosen.begin_ids]} if chosen.files else {}),
         **{key: value for key, value in (("suffixes", list(suffixes)), ("skip_unreadable", skip_unreadable)) if value},
     }
     if finished := _finished(out, request):
         return _report(finished, started, reused=True)
     _check_space(out, [*opened, *held], chosen)
+    logger.info("the tokenizer %s %s", chosen.source, chosen.way)  # before threads, which would all look for the way
     rule, texts = _divided(each_file_once(opened), each_file_once(held), text_key, validation_fraction, progress)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -125,7 +129,7 @@ def prepare(
             _remove_leftovers(out)
             batches = encode_in_threads(texts, chosen, rule, num_workers or len(os.sched_getaffinity(0)))
             splits = _write_splits(batches, out, name, tokens_per_shard, chosen, progress)
-            manifest = write_manifest(out, name, tokenizer, chosen, splits, request)
+            manifest = write_manifest(out, name, chosen, splits, request)
             (out / _MARKER).unlink()
     return _report(manifest, started, reused=False)
 
@@ -248,24 +252,32 @@ def _write_splits(
 
 
 def write_manifest(
-    out: Path, name: str, asked: str, tokenizer: Tokenizer, splits: dict[str, SplitWriter], request: dict[str, Any]
+    out: Path, name: str, tokenizer: Tokenizer, splits: dict[str, SplitWriter], request: dict[str, Any]
 ) -> dict[str, Any]:
-    if asked not in NAMES:
-        files.write_atomic(out / VOCABULARY, tiktoken_lines(tokenizer.ranks))
-    counts = ("documents", "tokens", "text_bytes")
-    documents_, tokens, text_bytes = (sum(getattr(each, what) for each in splits.values()) for what in counts)
+    counts = ("documents", "tokens", "text_bytes", "surrogates")
+    documents_, tokens, text_bytes, surrogates = (
+        sum(getattr(each, what) for each in splits.values()) for what in counts
+    )
+    if surrogates:
+        logger.warning(
+            "%s: %s in the sources became U+FFFD, since UTF-8 cannot write it",
+            out,
+            text.numbered(surrogates, "lone surrogate"),
+        )
     manifest = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "tokenizer": asked if asked in NAMES else VOCABULARY,
+        "tokenizer": _keep(tokenizer, out),
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "eot_placement": "before",
+        **({"begin_ids": [*tokenizer.begin_ids], "tokenizer_files": dict(tokenizer.files)} if tokenizer.files else {}),
         "dtype": dtype_for(tokenizer.vocab_size),
         "documents": documents_,
         "tokens": tokens,
         "text_bytes": text_bytes,
+        "lone_surrogates": surrogates,
         "bytes_per_token": text_bytes / tokens,
         "splits": {split: writer.summary() for split, writer in splits.items()},
         "repeats": repeats(splits["train"].known(), splits["validation"].known()),
@@ -275,6 +287,17 @@ def write_manifest(
     }
     files.write_atomic(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _keep(tokenizer: Tokenizer, out: Path) -> str:
+    """Copies into a corpus what its tokenizer is opened from, where that is not in the package; returns what the manifest calls it."""
+    if isinstance(tokenizer, RanksTokenizer):
+        if tokenizer.source in NAMES:
+            return tokenizer.source
+        files.write_atomic(out / VOCABULARY, tiktoken_lines(tokenizer.ranks))
+        return VOCABULARY
+    keep(tokenizer, out / TOKENIZER)
+    return TOKENIZER
 
 
 def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int) -> dict[str, float] | None:

@@ -20,7 +20,7 @@ class SplitWriter:
         self, folder: Path, pattern: str, first_number: int, tokens_per_shard: int, vocab_size: int, eot_id: int
     ) -> None:
         self.shards: list[dict[str, Any]] = []
-        self.documents = self.tokens = self.text_bytes = 0
+        self.documents = self.tokens = self.text_bytes = self.surrogates = 0
         self._folder, self._pattern, self._number = folder, pattern, first_number
         self._tokens_per_shard, self._vocab_size, self._eot_id = tokens_per_shard, vocab_size, eot_id
         self._open: ShardWriter | None = None
@@ -38,6 +38,7 @@ class SplitWriter:
         self.documents += len(texts.sizes)
         self.tokens += texts.tokens.size
         self.text_bytes += int(texts.sizes.sum())
+        self.surrogates += texts.surrogates
         tokens = texts.tokens
         while tokens.size:
             if self._open is None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from trainer.byte_level import byte_letters, merged
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerFacts:
@@ -62,16 +64,6 @@ def build_tokenizer(facts: TokenizerFacts) -> Tokenizer:
     return tokenizer
 
 
-def byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in a byte-level vocabulary.
-
-    source  GPT-2's convention: printable Latin-1 stands for itself, the others for U+0100 on, in order
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
 def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The two parts each longer token was merged from, in the order of the merges.
 
@@ -81,18 +73,7 @@ def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) > 1:
-            parts = _merge(token, ranks, rank)
+            parts = merged(token, ranks, rank)
             if len(parts) == 2:
                 merges.append((parts[0], parts[1]))
     return merges
-
-
-def _merge(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """Byte-pair merging of `token` with ranks below `below`."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 1:
-        rank, place = min((ranks.get(parts[i] + parts[i + 1], below), i) for i in range(len(parts) - 1))
-        if rank >= below:
-            break
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
-    return parts

@@ -94,7 +94,7 @@ checkpoint.keep_best: how many of the lowest validation loss are kept
 checkpoint.every_steps: a number of steps; checkpoints by the clock are made anyway
     save_strategy always_save_checkpoint
 resume_from_checkpoint: latest, best, a step, a checkpoint's folder, or none (for scratch)
-    init_from resume_from overwrite_output_dir initial_checkpoint_dir initial_load_path load_step
+    resume_from overwrite_output_dir initial_checkpoint_dir initial_load_path load_step
 name: a name, by which there are runs/NAME and checkpoints/NAME; other places are runs_folder and checkpoints_folder
     output_dir out_dir job.dump_folder dump_folder save_dir
 checkpoints_folder: the value stays the same
@@ -131,7 +131,7 @@ data.tokenizer: gpt2, shakespeare, bytes, a .tiktoken file, a folder with a toke
     tokenizer_name tokenizer_path tokenizer_dir hf_assets_path
 model.preset: a preset, e.g. gpt2-124m, llama-124m, llama-1b
     model_name config_name flavor model.name
-model.init_from: a folder, hf:NAME of the hub, or run:NAME; a model by name with random weights is model.preset
+model.init_from: a folder, hf:NAME of the hub, or run:NAME; resuming is resume_from_checkpoint, a model by name with random weights model.preset
     model_name_or_path pretrained_model_name_or_path pretrained_model base_model init_from
 model.config: a field of the transformers config, under its name there, e.g. model.config.num_hidden_layers=12
     n_layer n_head n_embd n_layers n_heads d_model dim dropout bias hidden_size num_hidden_layers num_attention_heads tie_embeddings

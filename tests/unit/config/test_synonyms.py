@@ -63,7 +63,7 @@ NANOGPT = {
     "eval_interval": "evaluation.every_steps",
     "eval_iters": "evaluation.num_sequences",
     "log_interval": "metrics.console_every_steps",
-    "init_from": "resume_from_checkpoint",
+    "init_from": "model.init_from",
     "out_dir": "name",
     "wandb_log": "metrics.trackers",
     "n_layer": "model.config",

@@ -134,6 +134,18 @@ def test_a_run_without_groups_goes_on_with_them_and_without_again_to_the_bit_whe
     assert final_bytes(grouped) == final_bytes(plain)
 
 
+def test_what_is_frozen_of_a_model_that_was_begun_from_is_the_source_s_to_the_bit(tmp_path):
+    train(write_recipe(tmp_path), "max_steps=5")
+    source = tmp_path / "runs/tiny/exported"
+    wanted = {"model": {"config": {}, "init_from": str(source)}, "optimizer": {"groups": [LOWER]}}
+    train(write_recipe(tmp_path, name="continued", max_steps=5, **wanted))
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (source, tmp_path / "runs/continued/exported")
+    )
+    same = {name for name in before if before[name].equal(after[name])}
+    assert same == {name for name in before if ".0." in name or "embed" in name}
+
+
 @pytest.mark.parametrize(
     ("groups", "tokens"),
     [

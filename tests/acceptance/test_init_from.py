@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.commands import paragraph, trainer
 from tests.launching import checkpoint, final_bytes, steps, train, write_recipe
 from tests.messages import line_of, says
-from tests.sources import FAMILIES, FAST, write_source
+from tests.sources import CHAT_TEMPLATE, FAMILIES, FAST, write_source
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.journal import read_events
 from trainer.pretrained import CONFIG, handed_on
@@ -45,6 +45,36 @@ def test_a_family_is_continued_resumed_without_its_source_and_exported(family, t
     assert before.keys() == after.keys()
     assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items()), "it was trained"
     assert all((out / name).read_bytes() == (source / name).read_bytes() for name in handed_on(source))
+
+
+def test_two_commands_and_six_lines_continue_a_model_on_a_folder_of_text(tmp_path):
+    source, texts = write_source(tmp_path / "model", tie_word_embeddings=True), tmp_path / "texts"
+    texts.mkdir()
+    for number in range(40):
+        lines = (f"Chapter {number}, verse {verse}: it was the best of times, it was the worst." for verse in range(20))
+        (texts / f"{number}.txt").write_text(" ".join(lines))
+    corpus, folders = tmp_path / "corpus", {name: str(tmp_path / name) for name in ("checkpoints", "runs")}
+    said = trainer(
+        "prepare", str(texts), "--out", str(corpus), "--tokenizer", str(source), "--validation-fraction", "0.05"
+    )
+    assert said.code == 0, said.err
+    lines = (
+        f"model: {{init_from: {source}}}",
+        f"data: {{corpus: {corpus}}}",
+        "max_steps: 50",
+        "global_batch: 4",
+        "micro_batch: 4",
+    )
+    (tmp_path / "mine.yaml").write_text("\n".join((*lines, "sequence_length: 64")) + "\n")
+    text = train(tmp_path / "mine.yaml", *(f"{name}_folder={folder}" for name, folder in folders.items()))
+    losses = [record["loss"] for record in steps(tmp_path / "mine.yaml", "mine")]
+    assert len(losses) == 50 and losses[-1] < losses[0] - 0.5, "it has learnt"
+    assert "is not the model's own" not in text
+    out = tmp_path / "runs" / "mine" / "exported"
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, out))
+    assert before.chat_template == after.chat_template == CHAT_TEMPLATE
+    assert before("It was the best").input_ids == after("It was the best").input_ids
 
 
 def test_where_a_run_began_is_known_wherever_one_looks(tmp_path):

@@ -1,14 +1,12 @@
 """Whether the data were made with the tokenizer that a model was trained with, found by giving both the same texts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
-from trainer.errors import DataError, TrainerError
-from trainer.pretrained import Source
+from trainer.errors import TrainerError
+from trainer.pretrained import Source, tokenizer_files
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -43,50 +41,39 @@ class Likeness:
 
 
 def likeness(source: Source, tokenizer: Tokenizer | None) -> Likeness:
-    """Compares the tokenizer of the data (None: shards of ids alone) with that of a model. raises ConfigError where the model's is damaged"""
+    """Compares the tokenizer of the data (None: shards of ids alone) with that of a model."""
     try:
-        own = _own_encode(source)
+        own = _own(source)
     except (TrainerError, OSError) as error:
         return Likeness(
             "unknown", f"the model's own tokenizer cannot be opened to be compared with that of the data: {error}"
         )
     if own is None:
         return Likeness(
-            "unknown",
-            f"{source.name} has no tokenizer.json, so whether the data were made with the model's tokenizer is not known",
+            "unknown", f"{source.name} has no tokenizer, so whether the data were made with the model's is not known"
         )
-    encode, size = own
     if tokenizer is None:
         return Likeness(
             "unknown",
             "data.vocab_size names no tokenizer, so whether the shards were made with the model's is not known",
         )
-    equal = sum(encode(text) == tokenizer.encode(text) for text in PROBES)
+    if own.sha256 == tokenizer.sha256:
+        return Likeness("own")
+    equal = sum(own.encode(text) == tokenizer.encode(text) for text in PROBES)
     if equal == len(PROBES):
         return Likeness("own")
     return Likeness(
         "another",
-        f"the tokenizer of the data, {tokenizer.name} ({tokenizer.vocab_size:,} ids), is not the model's own ({size:,} ids): of {len(PROBES)} "
-        f"texts in twelve scripts {equal} get the same ids. The model has learnt other meanings of most ids and begins almost anew; prepare the "
-        f"text with the model's tokenizer ({source.folder}), unless this is meant",
+        f"the tokenizer of the data, {tokenizer.name} ({tokenizer.vocab_size:,} ids), is not the model's own ({own.vocab_size:,} ids): of "
+        f"{len(PROBES)} texts in twelve scripts {equal} get the same ids. The model has learnt other meanings of most ids and begins almost anew; "
+        f"prepare the text with the model's tokenizer ({source.folder}), unless this is meant",
     )
 
 
-def _own_encode(source: Source) -> tuple[Callable[[str], list[int]], int] | None:
-    """What encodes a text as the model's tokenizer does, and its number of ids; None where there is none that is known here."""
+def _own(source: Source) -> Tokenizer | None:
+    """The tokenizer of a model; None where it has none."""
     if source.is_checkpoint:
         name = read_manifest(source.folder).tokenizer
-        own = load_tokenizer(name) if name else None
-        return (own.encode, own.vocab_size) if own else None
-    path = source.folder / "tokenizer.json"
-    return _of_file(path) if path.is_file() else None
-
-
-def _of_file(path: Path) -> tuple[Callable[[str], list[int]], int]:
-    import tokenizers
-
-    try:
-        own = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise DataError(f"{path} cannot be read ({error}); copy or download it again") from None
-    return lambda text: own.encode(text, add_special_tokens=False).ids, own.get_vocab_size(with_added_tokens=True)
+    else:
+        name = str(source.folder) if tokenizer_files(source.folder) else None
+    return load_tokenizer(name) if name else None

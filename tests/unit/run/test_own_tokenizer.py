@@ -33,11 +33,12 @@ def test_another_tokenizer_is_told_with_figures(source):
 def test_what_cannot_be_compared_is_not_a_warning(source, tmp_path):
     assert likeness(source, None).kind == "unknown" and not likeness(source, None).is_warning
     bare = write_source(tmp_path / "bare")
-    (bare / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (bare / name).unlink()
     found = likeness(open_source(bare, "the bare model"), load_tokenizer("bytes"))
     assert found.kind == "unknown"
-    says(found.words, "the bare model", "tokenizer.json")
+    says(found.words, "the bare model", "no tokenizer")
     (bare / "tokenizer.json").write_text(json.dumps({"model": 7}))
     broken = likeness(open_source(bare, "it"), load_tokenizer("bytes"))
     assert broken.kind == "unknown"
-    says(broken.words, bare / "tokenizer.json")
+    says(broken.words, bare, "tokenizer")

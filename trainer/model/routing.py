@@ -24,7 +24,8 @@ class Routing:
     def __init__(self, coefficient: float, num_experts: int, experts_per_token: int) -> None:
         self.coefficient, self.num_experts, self.experts_per_token = coefficient, num_experts, experts_per_token
         self._is_counting = False
-        self._aux_losses: list[Tensor] = []
+        self._aux_losses: Tensor | None = None
+        self._passes = 0
         self._draws: Tensor | None = None
 
     def __str__(self) -> str:
@@ -33,12 +34,14 @@ class Routing:
 
     def begin(self, *, is_counting: bool) -> None:
         """Forgets what was; `is_counting`: which experts are drawn is counted from here on."""
-        self._is_counting, self._aux_losses, self._draws = is_counting, [], None
+        self._is_counting, self._aux_losses, self._passes, self._draws = is_counting, None, 0, None
 
     @torch.compiler.disable
     def add(self, aux_loss: Tensor, router_logits: tuple[Tensor, ...]) -> None:
         """Takes what one forward pass in training gave: a scalar, and for each layer with experts [N, E]."""
-        self._aux_losses.append(aux_loss.detach())
+        aux_loss = aux_loss.detach()
+        self._aux_losses = aux_loss if self._aux_losses is None else self._aux_losses + aux_loss
+        self._passes += 1
         if self._is_counting:
             draws = self._count(router_logits)
             self._draws = draws if self._draws is None else self._draws + draws
@@ -56,7 +59,8 @@ class Routing:
     @property
     def aux_loss(self) -> Tensor:
         """The mean over the micro-batches since `begin`, a scalar on the device."""
-        return torch.stack(self._aux_losses).mean()
+        assert self._aux_losses is not None, "there was a pass in training since"
+        return self._aux_losses / self._passes
 
     @property
     def draws(self) -> Tensor | None:

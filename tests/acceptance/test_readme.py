@@ -106,7 +106,7 @@ def check(words: list[str]) -> None:
         cluster, recipe, overrides = launcher.split_words(given["words"] or [])
         assert cluster is None or cluster in cluster_names()
         check_recipe_and_overrides(recipe, overrides)
-    elif name == "train":
+    elif name == "train" and "recipe" in given:
         check_recipe_and_overrides(given["recipe"], given["overrides"] or [])
     elif name == "eval":
         asked = [task for tasks in given["tasks"] or [] for task in tasks.split(",")]

@@ -15,6 +15,7 @@ from trainer.cli import data, look, machine, model, run
 from trainer.cli.checkpoints import checkpoints_app
 from trainer.cli.guide import guide
 from trainer.cli.runs import runs_app
+from trainer.cli.tokenizer import tokenizer_app
 from trainer.errors import ConfigError, TrainerError, is_out_of_memory
 from trainer.streams import Unheard, make_ready, say, settle
 from trainer.text import nearest
@@ -30,7 +31,7 @@ GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "settings": look.settings,
         "guide": guide,
     },
-    "Data": {"prepare": data.prepare},
+    "Data": {"prepare": data.prepare, "tokenizer": tokenizer_app},
     "Checkpoints": {"checkpoints": checkpoints_app, "export": model.export},
     "Machine": {
         "doctor": machine.doctor,

@@ -9,6 +9,7 @@
     byte_pairs.py  byte-level BPE by tiktoken, each distinct word of a batch once
     hugging_face.py   tokenizers as AutoTokenizer opens them; bridge.py leads from them to tiktoken, bridge_proof.py and probe.py say
                    whether it holds; sentence_piece.py opens what is for sentencepiece alone
+    train_tokenizer.py   a tokenizer of one's own from text, of which text_sample.py takes as much as fits; describe_tokenizer.py compares some
     shards.py      shards of every common layout (layouts.py) -> sequences
     corpus.py      what a recipe's data section names, opened
     order.py       which sequence stands at each position of the run: a pure function

@@ -66,6 +66,11 @@ class HuggingFaceTokenizer(Tokenizer):
         """The way through tiktoken, or why there is none; the first time that a tokenizer is asked, it takes some seconds."""
         return find_bridge(json.loads(self.backend.to_str()), self._original, self.sha256)
 
+    @functools.cached_property
+    def specials(self) -> Mapping[str, int]:
+        found = self.backend.get_added_tokens_decoder().items()
+        return {added.content: id for id, added in found if added.special}
+
     @property
     def way(self) -> str:
         if isinstance(self.bridge, str):
@@ -90,7 +95,7 @@ class HuggingFaceTokenizer(Tokenizer):
         lengths = np.array([*map(len, self._token_bytes)], dtype=np.int64)
         known = {*self.backend.get_vocab(with_added_tokens=True).values()}
         lengths[[id for id in range(self.vocab_size) if id not in known]] = 0
-        lengths[[id for id, added in self.backend.get_added_tokens_decoder().items() if added.special]] = 0
+        lengths[[*self.specials.values()]] = 0
         return lengths
 
     def encode_array(self, text: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A SentencePiece `.model` without the files of a Hugging Face tokenizer around it: encoded by sentencepiece itself, so the ids are its own."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,11 @@ class SentencePieceTokenizer(Tokenizer):
     def __reduce__(self) -> tuple[Any, ...]:
         separator = self.processor.id_to_piece(self.eot_id)
         return open_sentence_piece, (Path(self.source), separator, self.begins_with_bos)
+
+    @functools.cached_property
+    def specials(self) -> Mapping[str, int]:
+        ids = filter(self.processor.is_control, range(self.vocab_size))
+        return {self.processor.id_to_piece(id): id for id in ids}
 
     @property
     def way(self) -> str:

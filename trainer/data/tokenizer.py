@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,10 @@ class RanksTokenizer(Tokenizer):
     ranks: dict[bytes, int] = field(repr=False, compare=False)
     """The bytes of each token -> its id, without the special token."""
     pattern: str
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        return {END_OF_TEXT: self.eot_id}
 
     @property
     def way(self) -> str:

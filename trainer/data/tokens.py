@@ -48,6 +48,11 @@ class Tokenizer(ABC):
 
     @property
     @abstractmethod
+    def specials(self) -> Mapping[str, int]:
+        """The special tokens, which no text becomes, each with its id."""
+
+    @property
+    @abstractmethod
     def way(self) -> str:
         """How a corpus is encoded, in words."""
 

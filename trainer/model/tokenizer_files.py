@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from trainer.byte_level import byte_letters, merged
+from trainer.byte_level import byte_letters, merged, tokenizer_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,23 +24,9 @@ class TokenizerFacts:
 
 
 def save_tokenizer(facts: TokenizerFacts, folder: Path, max_tokens: int | None) -> None:
-    """Writes tokenizer.json and tokenizer_config.json; max_tokens is what the model was trained on, None for no limit.
-
-    The config is written here and not by transformers: its version 5 names a class that version 4 does not know, and both
-    open this one. Padding has no id of its own: what is padded is masked, and `<|endoftext|>` stands there, before the text, so
-    that `generate` goes on from its end. Version 4 would also hand out token types, which no model of ours takes.
-    """
+    """Writes tokenizer.json and tokenizer_config.json; max_tokens is what the model was trained on, None for no limit."""
     build_tokenizer(facts).save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": facts.eot_token,
-        "eos_token": facts.eot_token,
-        "pad_token": facts.eot_token,
-        "padding_side": "left",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": max_tokens or int(1e30),
-        "clean_up_tokenization_spaces": False,
-    }
+    config = tokenizer_config(facts.eot_token, max_tokens)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -249,7 +249,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
         (["tiktoken"], ["data/byte_pairs.py"]),
         (["datasets"], ["data/sources.py"]),
         (["pyarrow"], ["data/sources.py", "data/byte_pairs.py"]),
-        (["transformers"], ["model/", "export.py", "hub.py", "data/hugging_face.py"]),
+        (["transformers"], ["model/", "export.py", "hub.py", "data/hugging_face.py", "data/exported_tokenizer.py"]),
         (["huggingface_hub"], ["hub.py", "model/resolve.py"]),
         (["transformer_engine"], ["precision/"]),
         (["tensorboard", "torch.utils.tensorboard", "accelerate.tracking"], ["metrics/"]),
@@ -369,7 +369,7 @@ def test_nothing_is_caught_by_a_bare_except():
     assert bare == []
 
 
-COMMANDS = "train|prepare|checkpoints|runs|launch|finish|eval|export|generate|report|tensorboard|doctor|selftest|bench|install-fp8|compare|guide"
+COMMANDS = "train|prepare|tokenizer|checkpoints|runs|launch|finish|eval|export|generate|report|tensorboard|doctor|selftest|bench|install-fp8|compare|guide"
 PRINTED_COMMAND = re.compile(
     rf": trainer (?:{COMMANDS})\b|`trainer (?:{COMMANDS}) [\w-]|\./launch\.sh|\.venv/bin|^trainer (?:{COMMANDS})$"
 )

@@ -152,7 +152,7 @@ def evaluate(run: str, checkpoint: str, wanted: Asked, progress: Callable[[str, 
 
 def _evaluate(place: LaunchEnv, located: Located, wanted: Asked, progress: Callable[[str, float], None]) -> Evaluation:
     checkpoint, manifest = located.path, located.manifest
-    tokenizer = tokenizer_of(manifest)
+    tokenizer = tokenizer_of(checkpoint, manifest)
     if tokenizer is None and wanted.tasks:
         raise TrainerError(
             f"{checkpoint} was trained without a tokenizer, so it cannot read the text of a task; name one with data.tokenizer in the recipe "

@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import files
-from trainer.checkpoint.format.carried import FOLDER, carried
+from trainer.checkpoint.format.carried import FOLDER, carried, tokenizer_name
 from trainer.checkpoint.format.manifest import Manifest, read_manifest
 from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.config.folders import folder_of_run
 from trainer.config.load import kept_settings, read_settings
-from trainer.data.hugging_face import keep
+from trainer.data.exported_tokenizer import write_beside_model
 from trainer.data.tokenizer import END_OF_TEXT, RanksTokenizer, load_tokenizer
 from trainer.data.tokenizer import Tokenizer as TokenEncoding
 from trainer.errors import CheckpointError, ConfigError, TrainerError
@@ -140,7 +140,7 @@ def _write(
     if isinstance(tokenizer, TokenizerFacts):
         save_tokenizer(tokenizer, folder, positions_of(model.config) or sequence_length)
     elif tokenizer is not None:
-        keep(tokenizer, folder, as_opened=False)
+        write_beside_model(tokenizer, folder)
 
 
 def _load(config: PretrainedConfig, weights: Path) -> PreTrainedModel:
@@ -202,7 +202,7 @@ def export_checkpoint(
     import_plugins(plugins_of(folder))
     origin = _origin(folder, manifest)
     has_own = origin is not None and bool(tokenizer_files(origin.folder))
-    tokenizer = None if has_own else tokenizer_of(manifest)
+    tokenizer = None if has_own else tokenizer_of(folder, manifest)
     write = partial(
         export,
         model_config=manifest.model,
@@ -332,7 +332,7 @@ class TrainedModel:
 def open_model(folder: Path) -> TrainedModel:
     """The model of a checkpoint, on a GPU where there is one, its weights in the precision they are stored in."""
     manifest = read_manifest(folder)
-    tokenizer = tokenizer_of(manifest)
+    tokenizer = tokenizer_of(folder, manifest)
     if tokenizer is None:
         raise TrainerError(
             f"{folder} was trained without a tokenizer, so it cannot read a prompt; name one with data.tokenizer in the "
@@ -347,14 +347,15 @@ def open_model(folder: Path) -> TrainedModel:
     )
 
 
-def tokenizer_of(manifest: Manifest) -> TokenEncoding | None:
+def tokenizer_of(folder: Path, manifest: Manifest) -> TokenEncoding | None:
     """The tokenizer that a checkpoint was trained with; CheckpointError when its file holds another vocabulary by now."""
-    if not manifest.tokenizer:
+    name = tokenizer_name(folder, manifest)
+    if name is None:
         return None
-    tokenizer, trained_with = load_tokenizer(manifest.tokenizer), manifest.identity.get("tokenizer")
+    tokenizer, trained_with = load_tokenizer(name), manifest.identity.get("tokenizer")
     if tokenizer.sha256 != trained_with:
         raise CheckpointError(
-            f"the tokenizer {manifest.tokenizer} has sha256 {tokenizer.sha256[:12]}, but the model was trained with "
+            f"the tokenizer {name} has sha256 {tokenizer.sha256[:12]}, but the model was trained with "
             f"{str(trained_with)[:12]}: the file was changed since; put the earlier one back"
         )
     return tokenizer

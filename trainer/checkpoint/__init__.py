@@ -12,7 +12,7 @@ format/      what stands on the disk
     whole_files.py    today's way: rank 0 has all weights and moments; memory_layout.py, file_layout.py: these files in memory, byte for byte
     by_name.py        moments by the names of their parameters, whatever the groups are now
     finite.py         whether all numbers in such memory are finite; tensor_names.py: their tensors by name
-    carried.py        files of the model that a run began from, which each of its checkpoints keeps
+    carried.py        files of the model that a run began from, and of its tokenizer, which each of its checkpoints keeps
     random_states.py  the random streams of one rank, as plain JSON
     tensors.py        which tensors of two safetensors files differ, without torch
 

@@ -82,7 +82,12 @@ class Tokenizer(Protocol):
     """What turns text into ids, and back."""
 
     @property
-    def eot_id(self) -> int: ...
+    def start_id(self) -> int:
+        """What a text begins with."""
+
+    @property
+    def begins_with_bos(self) -> bool:
+        """Whether the model has seen that before every text, and not only where nothing else stood before one."""
 
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...

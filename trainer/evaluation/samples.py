@@ -55,7 +55,7 @@ def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, sequence_length:
     for prompt in prompts:
         if (num_tokens := len(_ids(prompt, tokenizer))) >= sequence_length:
             raise ConfigError(
-                f"the prompt {_shortened(prompt)} of evaluation.prompt or evaluation.sample_prompts has {num_tokens} tokens with the end of text before it, and "
+                f"the prompt {_shortened(prompt)} of evaluation.prompt or evaluation.sample_prompts has {num_tokens} tokens with the one before it, and "
                 f"sequence_length is {sequence_length}, which leaves none for the sample; shorten it, or set evaluation.sample_tokens to 0"
             )
 
@@ -91,7 +91,7 @@ def _block(text: str) -> str:
 
 
 def _ids(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.eot_id, *tokenizer.encode(prompt)]
+    return [tokenizer.start_id, *tokenizer.encode(prompt)]
 
 
 def _shortened(text: str) -> str:

@@ -61,9 +61,13 @@ class TextScore:
     """Whether each of its tokens is the likeliest after those before it."""
 
 
-def encode_task(task: Task, encode: Callable[[str], list[int]], *, eot_id: int, num_positions: int) -> Encoded:
+def encode_task(
+    task: Task, encode: Callable[[str], list[int]], *, start_id: int, begins_always: bool = False, num_positions: int
+) -> Encoded:
     """The rows of a task.
 
+    start_id       what stands before a continuation without a context
+    begins_always  whether it stands before a context too, as bos does where the tokenizer puts one before every text
     num_positions  of the model: a longer text loses tokens at its front
     raises         DataError when a continuation alone is longer than that
     """
@@ -71,20 +75,27 @@ def encode_task(task: Task, encode: Callable[[str], list[int]], *, eot_id: int, 
     pairs = []
     for item in task.items:
         rows = [
-            _row(item, encode, context, continuation, eot_id, num_positions) for context, continuation in item.pairs
+            _row(item, encode, context, continuation, start_id, begins_always, num_positions)
+            for context, continuation in item.pairs
         ]
         pairs.append(tuple(number_of.setdefault(row, len(number_of)) for row in rows))
     return Encoded(task, tuple(number_of), tuple(pairs))
 
 
 def _row(
-    item: Item, encode: Callable[[str], list[int]], context: str, continuation: str, eot_id: int, num_positions: int
+    item: Item,
+    encode: Callable[[str], list[int]],
+    context: str,
+    continuation: str,
+    start_id: int,
+    begins_always: bool,
+    num_positions: int,
 ) -> Row:
     """One pair, split into tokens as lm-evaluation-harness does.
 
     source  lm-evaluation-harness 0.4.13, `TemplateLM._encode_pair` and `HFLM._loglikelihood_tokens`: the two are encoded as one text and
-            parted where the context alone ends; spaces at the context's end belong to the continuation; an end of text stands for an empty
-            context, and nowhere else
+            parted where the context alone ends; spaces at the context's end belong to the continuation; bos stands before each text where the
+            tokenizer puts it there, and it or an end of text for an empty context
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
@@ -95,7 +106,8 @@ def _row(
             f"{item.where}: {continuation[:60]!r} has {len(scored)} tokens to score, and 1 to {num_positions} were expected, since the model has "
             f"{num_positions} positions; leave the line out"
         )
-    ids = [*(before or [eot_id]), *scored]
+    begin = [start_id] if begins_always or not before else []
+    ids = [*begin, *before, *scored]
     return Row(tuple(ids[-(num_positions + 1) :]), len(scored))
 
 

@@ -37,7 +37,13 @@ class TaskEvaluator:
             )
         positions = num_positions(model.config)
         self._encoded = [
-            encode_task(task, tokenizer.encode, eot_id=tokenizer.eot_id, num_positions=positions)
+            encode_task(
+                task,
+                tokenizer.encode,
+                start_id=tokenizer.start_id,
+                begins_always=tokenizer.begins_with_bos,
+                num_positions=positions,
+            )
             for task in tasks
             if tokenizer is not None
         ]

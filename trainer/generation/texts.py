@@ -74,7 +74,7 @@ def continue_texts(
         raise ConfigError(
             "a text to stop at is empty, and every text holds that; leave it out, or give one of at least a character"
         )
-    prompts = [[tokenizer.eot_id, *tokenizer.encode(text.prompt)] for text in texts]
+    prompts = [[tokenizer.start_id, *tokenizer.encode(text.prompt)] for text in texts]
     for prompt in prompts:
         check_prompt_length(len(prompt), limits.sequence_length)
     row = partial(Row, sampling=sampling, seed=seed)

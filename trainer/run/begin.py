@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainer import determinism, files
-from trainer.checkpoint.format.carried import take_along
+from trainer.checkpoint.format.carried import TOKENIZER, replaced, take_along
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.resume.changes import markdown, settings_of
 from trainer.checkpoint.resume.diverged import never_went_well
@@ -17,6 +17,7 @@ from trainer.checkpoint.resume.select import Resolution
 from trainer.config.folders import checkpoints_folder, command_line, resume_point, typed
 from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
+from trainer.data.hugging_face import keep
 from trainer.errors import CheckpointError
 from trainer.journal import JOURNAL, Journal, read_events
 from trainer.launch.accelerator import compute_dtype, device_words, seed_streams, wait_for_device
@@ -148,6 +149,9 @@ def _make_folders(run: Run) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     if run.initial is not None:
         take_along(*run.initial.files, run.folder)
+    with replaced(run.folder, TOKENIZER) as folder:
+        if run.corpus.tokenizer and run.corpus.tokenizer.files:
+            keep(run.corpus.tokenizer, folder)
     files.write_atomic(run.folder / "config.yaml", dump(run.config))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.checkpoint.format.carried import tokenizer_name
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.data.tokenizer import Tokenizer, load_tokenizer
 from trainer.errors import TrainerError
@@ -73,7 +74,7 @@ def likeness(source: Source, tokenizer: Tokenizer | None) -> Likeness:
 def _own(source: Source) -> Tokenizer | None:
     """The tokenizer of a model; None where it has none."""
     if source.is_checkpoint:
-        name = read_manifest(source.folder).tokenizer
+        name = tokenizer_name(source.folder, read_manifest(source.folder))
     else:
         name = str(source.folder) if tokenizer_files(source.folder) else None
     return load_tokenizer(name) if name else None

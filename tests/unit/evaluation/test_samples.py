@@ -51,6 +51,12 @@ def test_each_prompt_is_continued_by_the_likeliest_tokens_and_by_drawn_ones(mode
     assert len({sample.text for sample in samples}) > 3
 
 
+def test_a_text_begins_with_bos_where_the_tokenizer_has_one(model):
+    begun = take_samples(model, [""], replace(TOKENIZER, bos_id=7, begins_with_bos=True), LIMITS, seed=5)
+    row = Row(prompt_ids=[7], sampling=Sampling(temperature=0.0), seed=5)
+    assert begun[0].text == TOKENIZER.decode(generate(model, [row], LIMITS)[0].tokens) != take(model, [""])[0].text
+
+
 def test_they_are_one_pass_of_the_model(model, monkeypatch):
     calls = []
     monkeypatch.setattr(

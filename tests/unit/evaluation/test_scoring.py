@@ -24,7 +24,7 @@ BYTES, GPT2 = load_tokenizer("bytes"), load_tokenizer("gpt2")
 
 def encoded(*rows, tokenizer=GPT2, num_positions=1000):
     items = tuple(item(f"line {number}", row) for number, row in enumerate(rows, start=1))
-    return encode_task(Task("t", items), tokenizer.encode, eot_id=tokenizer.eot_id, num_positions=num_positions)
+    return encode_task(Task("t", items), tokenizer.encode, start_id=tokenizer.start_id, num_positions=num_positions)
 
 
 def ids(text):
@@ -56,6 +56,13 @@ def test_an_end_of_text_stands_for_an_empty_context_and_nowhere_else(context):
     assert row.ids == (GPT2.eot_id, *ids(f"{context} blue"))
     assert row.num_scored == len(row.ids) - 1
     assert GPT2.eot_id not in encoded(word("The", "sky")).rows[0].ids
+
+
+@pytest.mark.parametrize("context", ["", "The sky is"])
+def test_bos_stands_before_every_text_where_the_tokenizer_puts_it_there(context):
+    task = Task("t", (item("line 1", word(context, "blue")),))
+    (row,) = encode_task(task, GPT2.encode, start_id=7, begins_always=True, num_positions=20).rows
+    assert row.ids == (7, *ids(f"{context} blue"))
 
 
 def test_a_text_that_is_too_long_loses_its_front():
@@ -102,7 +109,7 @@ def task():
     return encode_task(
         Task("lines", next_line_items(embedded_documents("shakespeare", "validation"))[:6]),
         BYTES.encode,
-        eot_id=BYTES.eot_id,
+        start_id=BYTES.start_id,
         num_positions=2048,
     )
 

@@ -1,5 +1,8 @@
 """Texts come in order, whole and with the reason of their end, whatever stands beside them; Ctrl+C keeps what was written."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +47,14 @@ def write(model, texts, interrupt_after=None, **settings):
 
 def texts_of(prompts=PROMPTS, num_samples=2):
     return [Text(prompt, number) for prompt in prompts for number in range(num_samples)]
+
+
+def test_a_text_begins_with_bos_where_the_tokenizer_has_one(model, monkeypatch):
+    read = []
+    monkeypatch.setattr(module, "generate", lambda model, rows, *others: read.extend(row.prompt_ids for row in rows))
+    monkeypatch.setattr(sys.modules[__name__], "TOKENIZER", replace(TOKENIZER, bos_id=7, begins_with_bos=True))
+    write(model, texts_of(["a"], num_samples=1))
+    assert read == [[7, 97]]
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2, 4, 99])

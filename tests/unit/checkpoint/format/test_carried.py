@@ -4,7 +4,7 @@ import pytest
 
 from tests.small_checkpoints import manifest_of, write_files
 from trainer.checkpoint.commit import Began, CommitPlan, Committer
-from trainer.checkpoint.format.carried import carried, take_along
+from trainer.checkpoint.format.carried import TOKENIZER, carried, replaced, take_along, tokenizer_name
 from trainer.checkpoint.format.manifest import describe_files, read_manifest
 from trainer.checkpoint.format.retention import Policy
 from trainer.checkpoint.format.store import CheckpointStore, verify
@@ -57,3 +57,19 @@ def test_the_files_count_where_bytes_are_bounded(tmp_path):
     commit_of(run, 5, 1_000, max_disk_bytes=60_000)
     with pytest.raises(OSError, match="max_disk_bytes"):
         commit_of(run, 10, 1_000, max_disk_bytes=60_000)
+
+
+def test_a_tokenizer_is_carried_beside_it_and_opened_from_the_checkpoint(tmp_path):
+    run = carry_along(tmp_path, config_json="{}")
+    with replaced(run, TOKENIZER) as folder:
+        (folder / "tokenizer.json").write_text("{}")
+    final = commit_of(run, 5)
+    assert carried(final, TOKENIZER) == ["tokenizer.json"] and carried(final) == ["config.json"]
+    assert verify(final) == [] and "tokenizer/tokenizer.json" in read_manifest(final).files
+    assert tokenizer_name(final, manifest_of(5, tokenizer="gpt2")) == str(final / "tokenizer")
+    with replaced(run, TOKENIZER):
+        pass  # the launch that goes on has one that stands in the package
+    final = commit_of(run, 10)
+    assert carried(run, TOKENIZER) == carried(final, TOKENIZER) == []
+    assert tokenizer_name(final, manifest_of(10, tokenizer="gpt2")) == "gpt2"
+    assert tokenizer_name(final, manifest_of(10, tokenizer=None)) is None

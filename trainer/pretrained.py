@@ -68,8 +68,8 @@ def open_source(folder: Path, name: str, revision: str | None = None) -> Source:
     """The model in a folder. Headers are read and no tensor is; raises ConfigError with what is wrong and what to do."""
     _check_folder(folder, name)
     fields = read_config(folder, name)
-    if "quantization_config" in fields:
-        method = (fields["quantization_config"] or {}).get("quant_method", "some method")
+    if quantised := fields.get("quantization_config"):
+        method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
         raise ConfigError(
             f"model.init_from {name}: the weights are quantised ({method}), and numbers of so few bits cannot be trained; take the model "
             "that they were made from, in bf16, fp16 or fp32"

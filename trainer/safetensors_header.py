@@ -31,9 +31,13 @@ def read_header(file: BinaryIO) -> dict[str, dict[str, Any]]:
 
 
 def header_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The same of a whole file. raises ValueError also for one that ends before its data do"""
+    """The same of a whole file. raises ValueError also for one that ends before its data do, or whose tensors have no type or shape"""
     with open(path, "rb", buffering=0) as file:
         header = read_header(file)
+    for name, facts in header.items():
+        is_whole = isinstance(facts.get("dtype"), str) and isinstance(facts.get("shape"), list)
+        if not is_whole or len(facts["data_offsets"]) != 2:
+            raise ValueError(f"{path} is not a safetensors file: its header gives {name} no dtype, shape or place")
     needed = max((facts["data_offsets"][1] for facts in header.values()), default=0)
     there = path.stat().st_size
     if there < needed:

@@ -319,6 +319,14 @@ def pointer(folder):
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
 
 
+def header(facts):
+    def write(folder):
+        text = json.dumps({"lm_head.weight": facts}).encode()
+        (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+
+    return write
+
+
 def lone_index(folder):
     (folder / "model.safetensors").unlink()
     (folder / INDEX).write_text("{}")
@@ -343,6 +351,8 @@ def gguf(folder):
         (lambda folder: shard(folder, without=1), ["missing", "model-00002-of", INDEX]),
         (cut, ["cut short", "model.safetensors"]),
         (pointer, ["git lfs pull"]),
+        (header({"dtype": "F32", "data_offsets": [0, 0]}), ["lm_head.weight", "shape", "again"]),
+        (header({"dtype": "F32", "shape": [0], "data_offsets": []}), ["lm_head.weight", "again"]),
         (lone_index, [INDEX, "weight_map"]),
         (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors", INDEX]),
         (lambda folder: (folder / CONFIG).write_text("{"), ["config.json", "again"]),
@@ -354,6 +364,18 @@ def test_a_folder_that_is_not_a_whole_model_is_refused_before_a_tensor_is_read(t
     damaged(folder)
     with refuses(ConfigError, "model.init_from", folder, *named):
         open_source(folder, str(folder))
+
+
+@pytest.mark.parametrize("method", [None, {}, "gptq"])
+def test_only_a_quantisation_that_the_config_names_is_refused(tmp_path, method):
+    folder = write_source(tmp_path / "source")
+    fields = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**fields, "quantization_config": method}))
+    if not method:
+        assert open_source(folder, "it").dtype == "bfloat16"
+        return
+    with refuses(ConfigError, "quantised", method):
+        open_source(folder, "it")
 
 
 def test_a_file_is_not_a_folder(tmp_path):

@@ -124,6 +124,7 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
         "tests/run",
         "tests/gpu/run",
         "accelerate",
+        "hf",
         "tail",
     }
 
@@ -157,6 +158,15 @@ def test_the_bare_accelerate_launch_parses_and_names_a_shipped_cluster_file(comm
     assert parsed.module
     assert parsed.training_script == "trainer"
     check(parsed.training_script_args)
+
+
+@pytest.mark.parametrize("command", commands("hf"), ids=str)
+def test_what_is_typed_for_the_hub_itself_parses(command):
+    from huggingface_hub.cli.hf import app as hf
+
+    context = hf.make_context("hf", command.words[1:])
+    name, found, rest = hf.resolve_command(context, [*context._protected_args, *context.args])
+    assert found.make_context(name, rest, parent=context).params
 
 
 @pytest.mark.parametrize("command", commands("tests/gpu/run"), ids=str)
@@ -336,7 +346,7 @@ def test_the_settings_that_the_pages_mention_are_settings():
 
 
 def test_the_readme_and_the_guides_are_short():
-    limits = {"README": 160, "precision": 150, "settings": 10**6}
+    limits = {"README": 160, "precision": 150, "models": 160, "settings": 10**6}
     assert {page: length for page, text in TEXTS.items() if (length := text.count("\n")) > limits.get(page, 120)} == {}
 
 

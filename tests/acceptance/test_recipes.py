@@ -10,6 +10,7 @@ from accelerate.utils.constants import TORCH_DYNAMO_MODES
 from accelerate.utils.dataclasses import DynamoBackend
 
 from tests.launching import checkpoint, outcome, steps, train
+from tests.sources import write_source
 from trainer.config.cluster import cluster_names, clusters_folder, read_cluster
 from trainer.config.load import load, load_resolved, recipe_names
 from trainer.precision.decide import MODES
@@ -27,6 +28,16 @@ SMALL = {
 """Depth and width, by the first word of the preset."""
 
 
+def _small_model(whole, folder):
+    """A recipe's model and data at reduced size: its preset's, or a small one of the same kind in place of the one that it begins from."""
+    if whole.model.init_from:
+        return {
+            "data": {"corpus": "shakespeare", "tokenizer": "bytes"},
+            "model": {"init_from": str(write_source(folder / "source"))},
+        }
+    return {"data": {"corpus": "shakespeare"}, "model": {"config": SMALL[whole.model.preset.split("-")[0]]}}
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_takes_three_steps_at_reduced_size(name, tmp_path):
     whole = load(name).config
@@ -39,8 +50,7 @@ def test_every_recipe_takes_three_steps_at_reduced_size(name, tmp_path):
         "sequence_length": 16,
         "checkpoints_folder": str(tmp_path / "checkpoints"),
         "runs_folder": str(tmp_path / "runs"),
-        "data": {"corpus": "shakespeare"},
-        "model": {"config": SMALL[whole.model.preset.split("-")[0]]},
+        **_small_model(whole, tmp_path),
         "schedule": {"warmup_steps": 1},
         "evaluation": {"num_sequences": 4, "sample_tokens": 4},
     }
@@ -122,4 +132,4 @@ def test_the_compiler_and_fp8_settings_are_ones_that_accelerate_knows(name):
 
 def test_the_shipped_files_are_those_that_were_promised():
     assert {"cpu", "cpu_2proc", "1gpu_bf16", "1gpu_fp8", "4gpu_bf16", "4gpu_fp8"} <= set(cluster_names())
-    assert {"shakespeare", "gpt2-124m", "llama-124m", "llama-1b"} <= set(recipe_names())
+    assert {"shakespeare", "gpt2-124m", "llama-124m", "llama-1b", "continue-1b"} <= set(recipe_names())

@@ -33,7 +33,7 @@ _PROBE_HEAD_SCALE = 2.0**8
 """Fresh logits are near zero, where soft caps are the identity; a power of two comes off again to the last bit."""
 
 
-_REFUSALS = (ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, ImportError)
+REFUSALS = (ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, ImportError)
 """How a config is refused that cannot be built: few fields are checked, the others end in whatever making a layer raises."""
 
 
@@ -73,7 +73,7 @@ def build_model(
             # Without sdpa the class has one way of attention, its own; named here, it would refuse.
             attention = "sdpa" if model_class._supports_sdpa else None
             model = model_class._from_config(config, dtype=torch.float32, attn_implementation=attention)
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise ConfigError(_refusal(model_class, error)) from error
         _draw_row_of_padding(model)
     return finish_model(model, vocab_size, gradient_checkpointing=gradient_checkpointing)

@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.loading_report import update_key_name
 
 from trainer.errors import ConfigError
-from trainer.model.build import build_model, finish_model, with_chunked_loss
+from trainer.model.build import REFUSALS, build_model, finish_model, with_chunked_loss
 from trainer.model.digest import weights_digest
 from trainer.model.load import load_weights_into
 from trainer.model.resolve import CONFIG_ERRORS, POSITION_FIELDS, all_fields, check_fields
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 MAX_NAMES = 6
 """Tensors that are named before only their number is said."""
 
-_TIES = "tie_word_embeddings"
+_ROPE = {"rope_parameters", "rope_scaling", "rope_theta"}
+"""Fields that say how positions rotate: today's, and the two of transformers 4."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,39 @@ def source_config(source: Source, overrides: Mapping[str, Any], *, sequence_leng
             "a larger tokenizer"
         )
     check_fields(wanted, type(original), sequence_length)
-    config = _made(type(original), {**source.fields, **wanted}, source) if wanted else config_of_source(source)
+    fields = _with_rope({**source.fields, **wanted}, wanted, original, source)
+    config = _made(type(original), fields, source) if wanted else config_of_source(source)
     _raise_positions(config, sequence_length)
     if differences(original, config):
         _check_shapes(original, config, source, sequence_length, wanted)
     return SourceConfig(original, config)
+
+
+def _with_rope(
+    fields: dict[str, Any], wanted: Mapping[str, Any], original: PretrainedConfig, source: Source
+) -> dict[str, Any]:
+    """The fields with what a recipe says of rotary positions as one `rope_parameters`; the base stays the source's where the recipe names none.
+
+    transformers itself would take one of two names that both say something and forget the other, the base of the positions with it.
+    """
+    rope = getattr(original, "rope_parameters", None)
+    named = wanted.keys() & _ROPE
+    if not rope or not named:
+        return fields
+    if any(isinstance(form, dict) for form in rope.values()):
+        if "rope_theta" in named:
+            raise ConfigError(
+                f"model.config.rope_theta {wanted['rope_theta']} does not say which layers of model.init_from {source.name} it is of: these have "
+                f"positions of several kinds ({', '.join(rope)}); set model.config.rope_parameters, with all of them"
+            )
+        return fields
+    form = next((wanted[name] or {} for name in ("rope_parameters", "rope_scaling") if name in wanted), rope)
+    if not isinstance(form, Mapping):
+        return fields
+    base = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    given = {"rope_theta": wanted["rope_theta"]} if "rope_theta" in wanted else {}
+    others = {name: value for name, value in fields.items() if name not in _ROPE}
+    return {**others, "rope_parameters": {**base, **form, **given}}
 
 
 def config_of_source(source: Source) -> PretrainedConfig:
@@ -116,7 +145,7 @@ def config_of_source(source: Source) -> PretrainedConfig:
 def _made(config_class: type[PretrainedConfig], fields: Mapping[str, Any], source: Source) -> PretrainedConfig:
     try:
         return config_class.from_dict(copy.deepcopy(dict(fields)))  # it fills nested fields in
-    except (*CONFIG_ERRORS, KeyError, AttributeError) as error:
+    except (*CONFIG_ERRORS, *REFUSALS) as error:
         raise ConfigError(
             f"model.init_from {source.name}: its {CONFIG} with model.config is refused by {config_class.__name__} "
             f"({' '.join(str(error).split())[:300]}); take back what the recipe changes, or update transformers"
@@ -145,7 +174,10 @@ def _check_shapes(
     wanted: Mapping[str, Any],
 ) -> None:
     """Refuses a change with which the weights do not fit any more."""
-    before, after = shapes_of(original), shapes_of(config)
+    try:
+        before, after = shapes_of(original), shapes_of(config)
+    except REFUSALS as error:
+        raise ConfigError(_unbuildable(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], source, error)) from error
     differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if not differing:
         return
@@ -161,6 +193,15 @@ def _check_shapes(
     raise ConfigError(
         f"model.config ({', '.join(wanted)}) changes the shapes of model.init_from {source.name}: {name} is {was} there and would be {now}, "
         f"{numbered(len(differing), 'tensor')} in all; only what changes no shape may be set, e.g. rope_scaling or a dropout"
+    )
+
+
+def _unbuildable(model_class: type[PreTrainedModel], source: Source, error: Exception) -> str:
+    """What to tell of a config of which no model can be made."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return (
+        f"model.init_from {source.name}: no {model_class.__name__} can be made of its {CONFIG} with model.config ({said}); take back what the "
+        "recipe changes of the fields this speaks of, or mend them there"
     )
 
 
@@ -246,6 +287,8 @@ def _from_pretrained(source: Source, config: PretrainedConfig, device: torch.dev
             f"model.init_from {source.name}: {model_class.__name__} could not be loaded from {source.folder} ({why[:300]}); copy or download the "
             "whole model again, or take another revision"
         ) from error
+    except REFUSALS as error:
+        raise ConfigError(_unbuildable(model_class, source, error)) from error
     _audit(model, report, source)
     if device.type == "cpu":
         _leave_the_files(model)

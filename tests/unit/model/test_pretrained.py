@@ -188,6 +188,44 @@ def test_a_change_goes_out_in_the_words_of_transformers_4_where_the_source_has_t
     assert "rope_parameters" not in after
 
 
+@pytest.mark.parametrize("is_older", [False, True])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"rope_theta": 9000.0}, {"rope_type": "default", "rope_theta": 9000.0}),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+            {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 9000.0},
+            {"rope_type": "linear", "factor": 4.0, "rope_theta": 9000.0},
+        ),
+    ],
+)
+def test_what_a_recipe_says_of_rotary_positions_counts_and_the_rest_stays_the_sources(
+    tmp_path, overrides, expected, is_older
+):
+    folder = write_source(tmp_path / "source", rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
+    if is_older:
+        fields = json.loads((folder / CONFIG).read_text())
+        fields.pop("rope_parameters")
+        (folder / CONFIG).write_text(json.dumps({**fields, "rope_theta": 5000.0, "rope_scaling": None}))
+    made = source_config(open_source(folder, "the source"), overrides, sequence_length=16)
+    assert made.config.rope_parameters == expected
+    assert made.changed == {"rope_parameters": ({"rope_type": "default", "rope_theta": 5000.0}, expected)}
+
+
+def test_a_base_of_rotary_positions_that_may_be_of_several_layers_is_refused(tmp_path):
+    source = open_source(write_source(tmp_path / "source", "gemma3_text"), "the source")
+    with refuses(ConfigError, "model.config.rope_theta", "9000.0", "sliding_attention", "rope_parameters"):
+        source_config(source, {"rope_theta": 9000.0}, sequence_length=16)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sequence_length", "named"),
     [
@@ -198,6 +236,9 @@ def test_a_change_goes_out_in_the_words_of_transformers_4_where_the_source_has_t
         ({"max_position_embeddings": 8}, 16, ["max_position_embeddings 8", "sequence_length 16"]),
         ({"hiden_size": 64}, 16, ["model.config.hiden_size", "hidden_size"]),
         ({"hidden_act": 7, "rms_norm_eps": "x"}, 16, ["config.json", "LlamaConfig"]),
+        ({"hidden_act": "nope"}, 16, ["config.json", "LlamaForCausalLM", "'nope'"]),
+        ({"rope_scaling": {"rope_type": "nope"}}, 16, ["config.json", "LlamaForCausalLM", "'nope'"]),
+        ({"num_attention_heads": 0}, 16, ["config.json", "LlamaConfig", "modulo by zero"]),
     ],
 )
 def test_a_change_that_does_not_fit_the_weights_is_refused(tmp_path, overrides, sequence_length, named):

@@ -89,7 +89,7 @@ def _of_initial(initial: Initial | None) -> list[str | None]:
     """What a person should know of the model that the run begins from."""
     if initial is None:
         return []
-    return [*remarks(initial.facts), initial.likeness.words if initial.likeness else None]
+    return [*remarks(initial.facts), initial.likeness.words if initial.likeness else None, initial.unread]
 
 
 def _alive(checked: launcher.CheckedLaunch) -> str | None:

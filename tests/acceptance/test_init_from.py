@@ -1,6 +1,7 @@
 """Continued pretraining: a run that begins from another model, is resumed without it, and exports what opens as that one did."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -178,6 +179,20 @@ def test_what_cannot_be_begun_from_ends_with_exit_code_2_and_a_paragraph(tmp_pat
     dry = trainer("launch", str(recipe), "--dry-run")
     assert dry.code == 2
     says(paragraph(dry.err), source, "model.safetensors")
+
+
+@pytest.mark.long
+def test_another_source_at_a_resume_is_not_read_and_that_is_said(tmp_path):
+    recipe, other = recipe_of(tmp_path, write_source(tmp_path / "source")), write_source(tmp_path / "other", "qwen2")
+    train(recipe, "max_steps=1")
+    shutil.rmtree(other)
+    train(recipe, f"model.init_from={other}")
+    says(
+        (tmp_path / "runs" / "tiny" / "train.log").read_text(),
+        f"model.init_from is {other}",
+        "not read",
+        "another name",
+    )
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from trainer.checkpoint.format.carried import FOLDER, carried
 from trainer.checkpoint.format.manifest import Manifest
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume.select import look
-from trainer.checkpoint.resume.source import check_bytes, find_source
+from trainer.checkpoint.resume.source import RUN, check_bytes, find_source
 from trainer.config.folders import checkpoints_folder, resume_point
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
@@ -53,6 +53,8 @@ class Initial:
     """Whether it goes on from a checkpoint, so that the source is not read."""
     likeness: Likeness | None = None
     """Of the tokenizers, where the run begins."""
+    unread: str | None = None
+    """What to say where the recipe names another model by now, which is not read; None where it does not."""
 
 
 def initial_of(config: Config, corpus: Corpus | None = None, *, reads: bool = True) -> Initial | None:
@@ -111,7 +113,22 @@ def _begun(config: Config, corpus: Corpus | None, checkpoint: Path, manifest: Ma
     _rows(config, corpus, has + added, source.name, may_add=False)
     files = (checkpoint / FOLDER, tuple(carried(checkpoint)))
     facts = _plain({**before, "changed": made.changed})
-    return Initial(source, made, has + added, has + added if added else None, files, facts, True)
+    unread = None if _means(str(config.model.init_from), source.name) else _unread(config, checkpoint, source.name)
+    return Initial(source, made, has + added, has + added if added else None, files, facts, True, unread=unread)
+
+
+def _means(given: str, source: str) -> bool:
+    """Whether a recipe's model.init_from is what a run began from: with its commit or step, where the recipe gives it without one or by a word."""
+    name, _, wanted = given.rpartition("@")
+    is_word = given.startswith(RUN) and bool(name) and not wanted.isdigit()
+    return source == given or source.startswith(f"{name if is_word else given}@")
+
+
+def _unread(config: Config, checkpoint: Path, began_from: str) -> str:
+    return (
+        f"model.init_from is {config.model.init_from}, and is not read: the run goes on from {checkpoint}, whose weights began from {began_from}; to "
+        "begin from the other, give the new run another name"
+    )
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

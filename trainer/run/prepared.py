@@ -14,6 +14,7 @@ from trainer.evaluation.samples import check_prompts, prompts_of
 from trainer.journal import Journal
 from trainer.launch.compile_choice import compile_backend
 from trainer.launch.environment import num_local_processes
+from trainer.launch.logging_setup import warn_once_per_machine
 from trainer.model.build import build_model, build_shapes
 from trainer.model.flops import flops_per_token
 from trainer.model.head_way import find_head_way
@@ -54,6 +55,8 @@ def prepare(
     accumulation  micro-batches per step and rank
     """
     initial = main_process_first(lambda: initial_of(config, corpus))
+    if initial is not None and initial.unread:
+        warn_once_per_machine(initial.unread)
     begins = initial is not None and not initial.has_begun
     # A model that begins from another one is looked at without its weights first: what is wrong with it, and whether it fits.
     bare_model = model_of(config, corpus, torch.device("meta") if begins else accelerator.device, initial)

@@ -25,13 +25,15 @@ def by_present_numbers(
     raises           CheckpointError where whose moments the saved ones are is not known
     """
     owners = _owners(saved, present, names, former)
-    algorithms = {name: group.get("algorithm") for group, own in owners for name in own.values()}
-    moments = {own[number]: saved["state"].get(number) for _, own in owners for number in own}
-    state = {
-        number: moments[name]
+    owner = {number: (name, group.get("algorithm")) for group, own in owners for number, name in own.items()}
+    wanted = {
+        (names[number], group.get("algorithm")): number
         for group in present["param_groups"]
         for number in group["params"]
-        if moments.get(name := names[number]) is not None and algorithms[name] == group.get("algorithm")
+    }
+    # In the saved order, in which they are saved again: a resumed run's file is that of the run never stopped, byte for byte.
+    state = {
+        wanted[owner[number]]: moments for number, moments in saved["state"].items() if owner.get(number) in wanted
     }
     return {"state": state, "param_groups": present["param_groups"]}
 

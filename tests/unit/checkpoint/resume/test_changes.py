@@ -55,7 +55,7 @@ def now(*, identity=(), model=(), settings=(), versions=(), **facts):
         facts.pop("precision", "no"),
         {**VERSIONS, **dict(versions)},
         "",
-        facts.pop("validation", "aa"),
+        validation=facts.pop("validation", "aa"),
         settings={**SETTINGS, **dict(settings)},
         **facts,
     )

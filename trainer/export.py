@@ -40,8 +40,9 @@ from trainer.model.like_source import Origin, to_types_of, write_files_of
 from trainer.model.load import config_of
 from trainer.model.portable import fit_positions, positions_of, write_fields_of_transformers_4
 from trainer.model.tokenizer_files import TokenizerFacts, save_tokenizer
+from trainer.model_files import CONFIG
 from trainer.plugins import import_plugins
-from trainer.pretrained import CONFIG, tokenizer_files
+from trainer.pretrained import tokenizer_files
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # one line a file of weights; ours take a second

@@ -15,6 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import HubError
+from trainer.model_files import (
+    BESIDE_VOCABULARY,
+    CHAT_TEMPLATES,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    PICKLES,
+    VOCABULARIES,
+    WEIGHTS,
+)
 from trainer.streams import say
 from trainer.text import numbered, one_line, size
 
@@ -24,36 +34,11 @@ Kind = Literal["model", "dataset"]
 Wanted = Literal["tokenizer", "config", "weights"]
 """How much of a repository: its tokenizer; what describes its model, besides; the model itself, besides."""
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.json",
-    "vocab.txt",
-)
-"""One of these is there where there is a tokenizer."""
-
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    INDEX,
-    *TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-)
+SMALL_FILES = (CONFIG, GENERATION_CONFIG, INDEX, *VOCABULARIES, *BESIDE_VOCABULARY, CHAT_TEMPLATES)
 """What describes a model and its tokenizer: a few MB at most, and nothing that is executed."""
 
 _FORM = "hf:OWNER/NAME, or hf:OWNER/NAME@REVISION with a branch, a tag or a commit"
 _DATASET_FORM = "hf:OWNER/NAME[:CONFIG][@SPLIT][#REVISION]"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -207,7 +192,7 @@ def _in_cache(name: str, revision: str | None, wanted: Wanted) -> tuple[Path | N
     files = [file for file in _tree(name, folder.name) if any(fnmatch(file, pattern) for pattern in SMALL_FILES)]
     if wanted != "tokenizer":
         files += ["config.json"]
-    elif not any((folder / file).exists() for file in TOKENIZER_FILES):
+    elif not any((folder / file).exists() for file in VOCABULARIES):
         files += ["tokenizer.json"]
     if wanted == "weights":
         files += weight_files(folder)
@@ -276,9 +261,9 @@ def _checked(folder: Path, text: str, wanted: Wanted) -> Path:
                 f"{text} has no config.json and so is no model of transformers; take a repository that has one ({folder})"
             )
         _refuse_remote_code(folder, text)
-    elif not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    elif not any((folder / file).is_file() for file in VOCABULARIES):
         raise HubError(
-            f"{text} has no tokenizer: one of {', '.join(TOKENIZER_FILES)} was expected; take a repository that has one"
+            f"{text} has no tokenizer: one of {', '.join(VOCABULARIES)} was expected; take a repository that has one"
         )
     return folder
 

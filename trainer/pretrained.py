@@ -8,31 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.model_files import (
+    BESIDE_VOCABULARY,
+    CHAT_TEMPLATES,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    PICKLES,
+    VOCABULARIES,
+    WEIGHTS,
+)
 from trainer.safetensors_header import header_of
 from trainer.text import numbered
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""What a tokenizer consists of, whichever of these there are; and the folder CHAT_TEMPLATES."""
-CHAT_TEMPLATES = "additional_chat_templates"
-GENERATION_CONFIG = "generation_config.json"
 
 _FLOATS = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' name of a type -> torch's name of the one that an export stores it in."""
@@ -100,8 +87,8 @@ def handed_on(folder: Path) -> list[str]:
 
 def tokenizer_files(folder: Path) -> list[str]:
     """The files of the tokenizer in a folder, its chat templates included, by their paths in it."""
-    templates = sorted(path.relative_to(folder).as_posix() for path in (folder / CHAT_TEMPLATES).glob("*.jinja"))
-    return [file for file in TOKENIZER_FILES if (folder / file).is_file()] + templates
+    templates = sorted(path.relative_to(folder).as_posix() for path in folder.glob(CHAT_TEMPLATES))
+    return [file for file in (*VOCABULARIES, *BESIDE_VOCABULARY) if (folder / file).is_file()] + templates
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from tests.messages import line_of, says
 from tests.sources import CHAT_TEMPLATE, FAMILIES, FAST, write_source
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.journal import read_events
-from trainer.pretrained import CONFIG, handed_on
+from trainer.model_files import CONFIG
+from trainer.pretrained import handed_on
 
 ALL = [pytest.param(family, marks=() if family in FAST else pytest.mark.long) for family in FAMILIES]
 SHORT = {"max_steps": 3, "schedule": {"warmup_steps": 1}, "checkpoint": {"every_steps": 1}}

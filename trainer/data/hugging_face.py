@@ -25,22 +25,14 @@ from trainer.data.bridge import Bridge, find_bridge
 from trainer.data.sentence_piece import open_sentence_piece
 from trainer.data.tokens import REPLACEMENT, Tokenizer, well_formed
 from trainer.errors import DataError
+from trainer.model_files import BESIDE_VOCABULARY, CHAT_TEMPLATES
 
 logger = logging.getLogger(__name__)
 
 DOCUMENTS = "documents.json"
 """Beside copied files: separator, begins_with_bos and, for one that transformers opened, tokenizer_class."""
-VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
+VOCABULARY_PATTERNS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
 """One of these is there where there is a tokenizer."""
-_BESIDE = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-)
 _CONFIGS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 """Without one of these a `.model` is for sentencepiece alone."""
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
@@ -163,13 +155,17 @@ def _files(path: Path) -> tuple[Path, list[str]]:
             f"{path} is not a tokenizer; name a folder with a tokenizer.json, that file itself, a SentencePiece .model, or a .tiktoken file"
         )
     folder = path.parent if path.is_file() else path
-    if not any(each.is_file() for name in VOCABULARIES for each in folder.glob(name)):
+    if not any(each.is_file() for name in VOCABULARY_PATTERNS for each in folder.glob(name)):
         there = ", ".join(sorted(each.name for each in folder.iterdir())[:5]) or "nothing"
         raise DataError(
-            f"the folder {folder} holds no tokenizer: {VOCABULARIES[0]} was expected, and it holds {there}; name the folder that "
+            f"the folder {folder} holds no tokenizer: {VOCABULARY_PATTERNS[0]} was expected, and it holds {there}; name the folder that "
             "save_pretrained wrote the tokenizer into"
         )
-    found = [found for name in (*VOCABULARIES, *_BESIDE, DOCUMENTS) for found in sorted(folder.glob(name))]
+    found = [
+        found
+        for name in (*VOCABULARY_PATTERNS, *BESIDE_VOCABULARY, CHAT_TEMPLATES, DOCUMENTS)
+        for found in sorted(folder.glob(name))
+    ]
     return folder, [str(each.relative_to(folder)) for each in found]
 
 

@@ -17,7 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from trainer.model.portable import fields_of_transformers_4
 from trainer.model.pretrained import differences
-from trainer.pretrained import CONFIG, GENERATION_CONFIG
+from trainer.model_files import CONFIG, GENERATION_CONFIG
 
 _NOT_OF_THE_MODEL = {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
 """Fields that say how and by what a config was written."""

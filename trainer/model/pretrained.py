@@ -23,7 +23,8 @@ from trainer.model.build import REFUSALS, build_model, finish_model, with_chunke
 from trainer.model.digest import weights_digest
 from trainer.model.load import load_weights_into
 from trainer.model.resolve import CONFIG_ERRORS, POSITION_FIELDS, all_fields, check_fields
-from trainer.pretrained import CONFIG, WEIGHTS, Source
+from trainer.model_files import CONFIG, WEIGHTS
+from trainer.pretrained import Source
 from trainer.text import numbered
 
 logger = logging.getLogger(__name__)

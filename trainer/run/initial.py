@@ -26,8 +26,9 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.launch.logging_setup import warn_once_per_machine
 from trainer.model.build import build_model
 from trainer.model.pretrained import SourceConfig, load_source, source_config
+from trainer.model_files import CONFIG
 from trainer.plugins import import_plugins
-from trainer.pretrained import CONFIG, Source, handed_on, tokenizer_files
+from trainer.pretrained import Source, handed_on, tokenizer_files
 from trainer.run.own_tokenizer import Likeness, likeness
 from trainer.text import duration, numbered
 

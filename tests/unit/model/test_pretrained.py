@@ -14,7 +14,8 @@ from trainer.errors import ConfigError
 from trainer.export import export
 from trainer.model.like_source import Origin
 from trainer.model.pretrained import load_source, source_config
-from trainer.pretrained import CONFIG, INDEX, handed_on, open_source
+from trainer.model_files import CONFIG, INDEX
+from trainer.pretrained import handed_on, open_source
 
 CPU = torch.device("cpu")
 BATCH = torch.randint(VOCAB_SIZE, (3, 24), generator=torch.Generator().manual_seed(5))

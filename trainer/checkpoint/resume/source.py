@@ -9,7 +9,8 @@ from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.folders import find_checkpoints
 from trainer.errors import CheckpointError, ConfigError, TrainerError
-from trainer.pretrained import WEIGHTS, Source, open_source, read_config
+from trainer.model_files import WEIGHTS
+from trainer.pretrained import Source, open_source, read_config
 
 RUN = "run:"
 

@@ -269,7 +269,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
             ],
         ),
         (["fsspec"], ["checkpoint/mirror/places.py"]),
-        (["plotly"], ["tools/compare/page.py"]),
+        (["plotly"], ["plots.py"]),
     ],
 )
 def test_each_dependency_has_one_owner(packages, owners):

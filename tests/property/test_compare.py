@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.written_runs import compared, losses, write_run
+from trainer.plots import MAX_POINTS, extremes, means
 from trainer.tools.compare import noise
-from trainer.tools.compare.page import MAX_POINTS, extremes, means
 
 finite = st.floats(0.1, 20.0)
 

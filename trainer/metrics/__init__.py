@@ -2,6 +2,7 @@
 
 curves.py    metrics.jsonl: one JSON object a step, appended; its tail moves aside when a resume goes back
 index.py     sums over blocks of it, so that nobody reads millions of records; totals.py: what a run's curve comes to
+binned.py    the whole curve as means over bins of tokens, to be drawn and compared
 details.py   what every step has beside its core numbers, at a cadence of its own
 meters.py    tokens per second, MFU, time left; pure arithmetic on given clocks
 console.py   the progress bar on a terminal, plain lines elsewhere

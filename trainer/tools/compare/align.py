@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.tools.compare.curve import Curve
+from trainer.metrics.binned import Curve
 from trainer.tools.compare.noise import NUM_BLOCKS, Gap, Spread, gap
 
 WINDOW_FRACTION = 0.2

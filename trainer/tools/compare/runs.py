@@ -15,9 +15,9 @@ from trainer.ending.outcome_file import read_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.errors import TrainerError
 from trainer.journal import precisions, read_events
+from trainer.metrics.binned import NUM_BINS, Curve, last_tokens, read_curve
 from trainer.metrics.curves import CURVE
 from trainer.text import by_dotted_name
-from trainer.tools.compare.curve import NUM_BINS, Curve, last_tokens, read_curve
 
 _NAMES = ("name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint")
 _BESIDE = ("resume.", "checkpoint.", "metrics.", "evaluation.", "precision.required")

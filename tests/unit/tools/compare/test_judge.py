@@ -5,8 +5,8 @@ import pytest
 
 from tests.messages import names, says
 from tests.written_runs import STEP_TOKENS, compared, losses, write_run
+from trainer.metrics.binned import NUM_BINS, read_curve
 from trainer.tools.compare.align import Span, end_span, hours_to_reach, losses_by_hours, mean_loss
-from trainer.tools.compare.curve import NUM_BINS, read_curve
 from trainer.tools.compare.show import sentences
 
 

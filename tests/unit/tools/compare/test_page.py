@@ -9,7 +9,8 @@ import pytest
 from tests.messages import refuses, says
 from tests.written_runs import compared, losses, write_run
 from trainer.errors import TrainerError
-from trainer.tools.compare.page import COLOURS, MAX_POINTS, extremes, means, write_page
+from trainer.plots import COLOURS, MAX_POINTS, extremes, means
+from trainer.tools.compare.page import write_page
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl as means over bins of tokens: of a long one from its index, whose blocks are small beside the run.
+"""A run's metrics.jsonl as means over bins of tokens, to be drawn and compared: of a long one from its index, whose blocks are small beside the run.
 
 Every run of a comparison is cut at the same tokens, so that what stands in one bin was trained on as many tokens. A short run has a bin
 for each step, and nothing is lost; a long one has the mean, the least and the greatest of each bin, and beyond a million steps of each block.
@@ -24,6 +24,8 @@ MOST_STEPS_READ = 1_000_000
 """A run of more is read from its index: a thousand blocks then, and ever finer ones beside the run."""
 
 _METRICS = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+_PLACES = ("tokens", "step", "hours")
+"""What a curve can be drawn by."""
 CHUNK_BYTES, CHUNK_RECORDS = 4 << 20, 10_000
 _NO_FACTS = frozenset({"step", "tokens", "epoch", "seconds"})
 _FACT_ENDINGS = ("val_loss", "bits_per_byte", "/acc", "/acc_norm")
@@ -57,6 +59,8 @@ class Curve:
     """Sum over those steps of loss, lr, grad_norm, tokens_per_second and mfu."""
     tokens: np.ndarray
     """Tokens trained on, mean over the bin's steps."""
+    steps: np.ndarray
+    """The number of the step, mean over the bin's."""
     hours: np.ndarray
     """Time of training by then, mean over the bin's steps."""
     lowest: np.ndarray
@@ -175,7 +179,7 @@ class _Reading:
     def __init__(self, bin_tokens: float) -> None:
         self._bin_tokens = bin_tokens
         self._counts = np.zeros(NUM_BINS)
-        self._sums = {name: np.zeros(NUM_BINS) for name in (*_METRICS, "tokens", "hours")}
+        self._sums = {name: np.zeros(NUM_BINS) for name in (*_METRICS, *_PLACES)}
         self._lowest, self._highest = np.full(NUM_BINS, np.nan), np.full(NUM_BINS, np.nan)
         self._speeds: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
         self._speed_weights: dict[str, list[np.ndarray]] = {"tokens_per_second": [], "mfu": []}
@@ -186,7 +190,7 @@ class _Reading:
 
     def add(self, steps: list[dict[str, Any]]) -> None:
         """Adds steps, in their order."""
-        columns = {name: _column(steps, name) for name in (*_METRICS, "tokens", "step_seconds")}
+        columns = {name: _column(steps, name) for name in (*_METRICS, "tokens", "step", "step_seconds")}
         self._has_seconds |= bool(np.isfinite(columns["step_seconds"]).any())
         seconds = self._seconds + np.cumsum(np.nan_to_num(columns["step_seconds"]))
         self._seconds = float(seconds[-1])
@@ -223,6 +227,7 @@ class _Reading:
         for name in SUMMED:
             if num_finite:
                 self._sums[name][place] += block.sums.get(name, np.nan)
+        self._sums["step"][place] += num_finite * (block.step - (block.num_steps - 1) / 2)
         self._sums["hours"][place] += (num_finite * before + block.elapsed) / 3600
         for array, value, choose in ((self._lowest, block.lowest, np.fmin), (self._highest, block.highest, np.fmax)):
             array[place] = choose(array[place], np.nan if value is None else value)
@@ -242,7 +247,7 @@ class _Reading:
             is_there = np.isfinite(values)
             medians[name] = _median(values[is_there], weights[is_there])
         with np.errstate(invalid="ignore", divide="ignore"):
-            tokens, hours = (self._sums.pop(name) / self._counts for name in ("tokens", "hours"))
+            tokens, steps, hours = (self._sums.pop(name) / self._counts for name in _PLACES)
         if not self._has_seconds:
             hours = np.full(NUM_BINS, np.nan)
         return Curve(
@@ -255,6 +260,7 @@ class _Reading:
             self._counts,
             self._sums,
             tokens,
+            steps,
             hours,
             self._lowest,
             self._highest,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.written_runs import STEP_TOKENS, losses, write_run
+from trainer.metrics import binned as curves
+from trainer.metrics.binned import NUM_BINS, Evaluation, last_tokens, read_curve
 from trainer.metrics.index import CurveIndex
-from trainer.tools.compare import curve as curves
-from trainer.tools.compare.curve import NUM_BINS, Evaluation, last_tokens, read_curve
 
 
 def read(folder):

@@ -31,6 +31,7 @@ from trainer.run.build import Run
 from trainer.run.out_of_memory import out_of_memory_explained
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.peers import end_soon, ended_with_peers
+from trainer.safety.stacks import write_on_signal
 from trainer.safety.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,7 @@ def run_session(config: Config) -> int:
         try:
             with ended_with_peers(folder, end), _errors_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
-                    ranks.withdraw_failure(folder)
-                    if is_main:
-                        ranks.sweep_failures(folder)
+                    _appear(folder)
                     _note(folder, before, Outcome.RUNNING, run, "starting")
                     run = begin_run(config, stop)
                 _note(folder, before, Outcome.RUNNING, run, "training")
@@ -103,6 +102,14 @@ def _take(folder: Path) -> Lock:
     held = lock_run(folder)
     ranks.sweep_failures(folder, others_wait=others_wait())
     return held
+
+
+def _appear(folder: Path) -> None:
+    """Makes this rank known in the run's folder: SIGUSR2 writes its stacks there, and no reason of an earlier launch stands for it."""
+    write_on_signal(folder, int(os.environ.get("RANK", "0")))
+    ranks.withdraw_failure(folder)
+    if os.environ.get("RANK", "0") == "0":
+        ranks.sweep_failures(folder)
 
 
 @contextmanager

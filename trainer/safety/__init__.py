@@ -1,6 +1,7 @@
 """What ends or steers a run from outside or from its own numbers.
 
 stop.py      signals become a request, which all ranks answer at the same step
+stacks.py    what each process is doing, written by SIGUSR2
 guard.py     losses and gradients that are not finite
 peers.py     a rank ends with the reason that another left, where the device would keep it waiting
 parent.py    a process that ends when the one that started it does

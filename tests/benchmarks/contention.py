@@ -20,7 +20,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
-from trainer.config.waiting import WAITING  # noqa: E402
+from trainer.config.waiting import waiting  # noqa: E402
 
 CHOSEN = "as launched"
 SETTINGS: dict[str, dict[str, str]] = {
@@ -102,8 +102,8 @@ class Trainee:
 def measure(recipe: str, overrides: list[str], rounds: int) -> dict[str, Any]:
     """Median seconds of a step by what else is going on and by setting."""
     settings = {
-        **{name: environment for name, environment in SETTINGS.items() if environment != WAITING},
-        CHOSEN: WAITING,
+        **{name: environment for name, environment in SETTINGS.items() if environment != waiting({})},
+        CHOSEN: waiting({}),
     }
     trainees = {name: Trainee(environment, recipe, overrides) for name, environment in settings.items()}
     busy = [subprocess.Popen([sys.executable, __file__, "--multiply"]) for _ in range(2)]

@@ -12,7 +12,7 @@ from tests.commands import trainer
 from tests.messages import logged, refuses, says
 from trainer import files, launcher, launcher_child, locks, start
 from trainer.config.load import load
-from trainer.config.waiting import CHOSEN_BY, WAITING
+from trainer.config.waiting import CHOSEN_BY, waiting
 from trainer.ending.outcome_file import read_outcome, write_outcome
 from trainer.ending.outcomes import EXIT_CODES
 from trainer.errors import ConfigError
@@ -99,7 +99,7 @@ def test_a_plan_is_the_command_and_the_environment_of_a_launch(cluster, monkeypa
     changed = {key: value for key, value in plan.environment.items() if os.environ.get(key) != value}
     assert changed == {
         "PYTHONSAFEPATH": "1",
-        **WAITING,
+        **waiting({}),
         "TRAINER_ASKED_PRECISION": "no",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
         "ACCELERATE_USE_CPU": "true",

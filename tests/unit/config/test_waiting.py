@@ -1,13 +1,24 @@
-"""What a launch says of waiting threads, and whose word wins."""
+"""What a launch says of waiting threads, by the processor, and whose word wins."""
 
 import pytest
 
-from trainer.config.waiting import WAITING, waiting
+from trainer.config.waiting import SPINS, SPINS_WITH_AVX512, waiting
 
 
-def test_a_launch_bounds_the_spinning_of_waiting_threads():
-    assert waiting({"HOME": "/home/you"}) == WAITING
-    assert int(WAITING["GOMP_SPINCOUNT"]) > 0
+@pytest.mark.parametrize(
+    ("described", "spins"),
+    [
+        ("processor : 0\nflags : fpu avx2 avx512f\n\nprocessor : 1\n", SPINS_WITH_AVX512),
+        ("processor : 0\nflags : fpu avx2 avx512_vnni_alike\n", SPINS),
+        ("processor : 0\nFeatures : asimd sve\n", SPINS),
+        (None, SPINS),
+    ],
+)
+def test_a_launch_bounds_the_spinning_of_waiting_threads_by_what_the_processor_can(tmp_path, described, spins):
+    processor = tmp_path / "cpuinfo"
+    if described is not None:
+        processor.write_text(described)
+    assert waiting({"HOME": "/home/you"}, processor) == {"GOMP_SPINCOUNT": str(spins)}
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])

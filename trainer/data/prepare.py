@@ -96,8 +96,7 @@ def prepare(
     num_workers          threads that encode; None takes every core allowed
     name                 what the shards' names begin with; None takes the folder's name
     progress             called with documents and tokens so far, batch by batch
-    raises               DataError for what is wrong with an argument or a source, for a folder that holds something
-                         else, and when the disk is full
+    raises               DataError for a wrong argument or source, a folder that holds something else, and a full disk
 
     The same request on a finished folder returns at once. What a killed attempt left is written again.
     """
@@ -127,9 +126,10 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         with _claimed(out):
             _remove_leftovers(out)
-            batches = encode_in_threads(texts, chosen, rule, num_workers or len(os.sched_getaffinity(0)))
+            num_threads = num_workers or len(os.sched_getaffinity(0))
+            batches = encode_in_threads(texts, chosen, rule, num_threads)
             splits = _write_splits(batches, out, name, tokens_per_shard, chosen, progress)
-            manifest = write_manifest(out, name, chosen, splits, request)
+            manifest = write_manifest(out, name, chosen, splits, request, num_threads)
             (out / _MARKER).unlink()
     return _report(manifest, started, reused=False)
 
@@ -252,7 +252,12 @@ def _write_splits(
 
 
 def write_manifest(
-    out: Path, name: str, tokenizer: Tokenizer, splits: dict[str, SplitWriter], request: dict[str, Any]
+    out: Path,
+    name: str,
+    tokenizer: Tokenizer,
+    splits: dict[str, SplitWriter],
+    request: dict[str, Any],
+    num_threads: int,
 ) -> dict[str, Any]:
     counts = ("documents", "tokens", "text_bytes", "surrogates")
     documents_, tokens, text_bytes, surrogates = (
@@ -281,7 +286,7 @@ def write_manifest(
         "bytes_per_token": text_bytes / tokens,
         "splits": {split: writer.summary() for split, writer in splits.items()},
         "repeats": repeats(splits["train"].known(), splits["validation"].known()),
-        "baselines": _baselines(out, splits, tokenizer.vocab_size),
+        "baselines": _baselines(out, splits, tokenizer.vocab_size, num_threads),
         "shards": [{"split": split, **shard} for split, writer in splits.items() for shard in writer.shards],
         "request": request,
     }
@@ -300,14 +305,14 @@ def _keep(tokenizer: Tokenizer, out: Path) -> str:
     return TOKENIZER
 
 
-def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int) -> dict[str, float] | None:
+def _baselines(out: Path, splits: dict[str, SplitWriter], vocab_size: int, num_threads: int) -> dict[str, float] | None:
     if not splits["validation"].tokens or splits["train"].tokens > _MAX_BASELINE_TOKENS:
         return None
 
     def tokens(split: str) -> np.ndarray:
         return np.concatenate([open_shard(out / shard["file"]).tokens() for shard in splits[split].shards])
 
-    found = unigram_bigram(tokens("train"), tokens("validation"), vocab_size)
+    found = unigram_bigram(tokens("train"), tokens("validation"), vocab_size, num_threads)
     return {"unigram": found.unigram, "bigram": found.bigram}
 
 

@@ -48,3 +48,12 @@ def test_text_with_structure_is_easier_for_the_bigram_model():
     found = unigram_bigram(text, text[:500], 50)
     assert found.unigram == pytest.approx(math.log(50), abs=0.01)
     assert found.bigram < 0.2
+
+
+@pytest.mark.parametrize("train_size", [0, 1, 2, 500])
+@pytest.mark.parametrize("num_workers", [2, 3, 7])
+def test_the_losses_do_not_depend_on_the_number_of_threads(train_size, num_workers):
+    random = np.random.default_rng(train_size)
+    train = np.minimum(random.integers(0, 40, train_size), 20)  # one word more often than a thread's share
+    alone = unigram_bigram(train, train[:100] if train_size else np.array([3]), 40)
+    assert unigram_bigram(train, train[:100] if train_size else np.array([3]), 40, num_workers) == alone

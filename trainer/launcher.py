@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from trainer.config.load import Loaded, load, recipe_names
 from trainer.config.schema import Config
 from trainer.config.settings import settings_help
 from trainer.config.waiting import waiting
-from trainer.ending.causes import cause_of_signal
+from trainer.ending.causes import Cause, cause_of_signal
 from trainer.ending.launcher import FAILURE_PIPE, ProcessFailure, how_it_ended, receive_failure
 from trainer.ending.outcome_file import OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
 from trainer.ending.outcomes import Outcome
@@ -43,6 +43,7 @@ from trainer.metrics.curves import CURVE, last_record
 from trainer.metrics.memory_advice import advice
 from trainer.model.presets import preset_fields
 from trainer.plugins import check_plugins
+from trainer.safety.forward import ASKS, STOPS, Forwarding, handling
 from trainer.safety.parent import STARTED_BY
 from trainer.text import did_you_mean
 
@@ -59,9 +60,6 @@ SHUTDOWN_SECONDS = 600
 
 SAID_BY_CODE = {outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED)}
 """Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""What asks a launch to stop: a scheduler, Ctrl+C, a closed terminal, Ctrl+\\."""
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
@@ -266,49 +264,21 @@ def stopped_early() -> Iterator[None]:
         log.warning(STOPPED_EARLY)
         sys.exit(Outcome.INTERRUPTED.exit_code)
 
-    with _handling(end):
+    with handling(ASKS, lambda *_: None), handling(STOPS, end):
         yield
-
-
-@contextmanager
-def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Gives the SIGNALS to a handler; one that is ignored, as under nohup, stays ignored."""
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handler) for number in heard}
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, earlier)
 
 
 def run_launch(checked: CheckedLaunch) -> int:
-    """Runs `accelerate launch`, forwards signals to it, and returns the run's own exit code.
-
-    SIGQUIT goes on as SIGTERM, since a process that does not handle it yet would dump its core. A second signal is another one only when it
-    is Ctrl+C: who stops a service sends SIGTERM and SIGHUP, and two of them would end the launcher's wait for the last save.
-    """
+    """Runs `accelerate launch`, passes signals on to it, and returns the run's own exit code."""
     before = read_outcome(checked.folder)
-    child: subprocess.Popen | None = None
-    forwarded: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        sent = signal.SIGTERM if number == signal.SIGQUIT else number
-        if sent == signal.SIGINT or all(earlier == signal.SIGINT for earlier in forwarded):
-            forwarded.append(sent)
-            if child is not None:
-                child.send_signal(sent)
-
     here, there = os.pipe()
     environment = {**checked.environment, FAILURE_PIPE: str(there), STARTED_BY: str(os.getpid())}
-    # The handlers stand before there is a child, and what came too early for it is sent after: no instant leaves it behind.
-    with _handling(forward), open(here, "rb"), open(there, "wb"):
+    with Forwarding() as signals, open(here, "rb"), open(there, "wb"):
         child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
-        for number in forwarded:
-            child.send_signal(number)
+        signals.to(child)
         code = child.wait()
         failure = receive_failure(here)
-        return resolve_exit_code(checked, before, code, failure, bool(forwarded))
+        return resolve_exit_code(checked, before, code, failure, signals.was_stopped)
 
 
 def resolve_exit_code(
@@ -322,12 +292,17 @@ def resolve_exit_code(
     said = what_it_said(before, read_outcome(checked.folder))
     is_open = said is None or said["outcome"] == Outcome.RUNNING
     if was_stopped and is_open:
-        log.warning(STOPPED_IN_BETWEEN if said is not None and said["reason"] == "training" else STOPPED_EARLY)
+        reason = STOPPED_IN_BETWEEN if said is not None and said["reason"] == "training" else STOPPED_EARLY
+        if said is None:
+            log.warning(reason)
+        else:
+            record_unreported(checked.folder, reason, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
         return Outcome.INTERRUPTED.exit_code
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == Outcome.FAILED and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
-        record_unreported_failure(checked.folder, _reason(checked, code, failure), failure)
+        cause = cause_of_signal(-failure.exit_code) if failure and failure.was_killed else None
+        record_unreported(checked.folder, _reason(checked, code, failure), cause=cause)
     return exit_code(code, said)
 
 
@@ -351,8 +326,8 @@ def _reason(checked: CheckedLaunch, code: int, failure: ProcessFailure | None) -
     return f"{ended}; if memory was short: {advice(checked.config.micro_batch, checked.cluster.precision)}"
 
 
-def record_unreported_failure(folder: Path, reason: str, failure: ProcessFailure | None) -> None:
-    """Logs why a run ended whose processes could not say so, and writes it into an outcome that still says `running`."""
+def record_unreported(folder: Path, reason: str, *, cause: Cause | None, outcome: Outcome = Outcome.FAILED) -> None:
+    """Logs how a run ended whose processes could not say so, and writes it into an outcome that still says `running`, and a cause into the journal."""
     log.warning(reason)
     now = read_outcome(folder)
     if now is None or now["outcome"] not in (Outcome.RUNNING, Outcome.FAILED):
@@ -361,8 +336,8 @@ def record_unreported_failure(folder: Path, reason: str, failure: ProcessFailure
         with lock_run(folder):  # or another launch trains this run by now, and the outcome is that one's
             last = last_record(folder / CURVE)
             step = last["step"] if last else now["step"]
-            write_outcome(folder, Outcome.FAILED, step=step, reason=reason, **facts_at(now, step))
-            if failure and failure.was_killed:
-                Journal(folder).write("stop", cause=cause_of_signal(-failure.exit_code), step=step, reason=reason)
+            write_outcome(folder, outcome, step=step, reason=reason, **facts_at(now, step))
+            if cause is not None:
+                Journal(folder).write("stop", cause=cause, step=step, reason=reason)
     except (LaunchError, OSError) as error:
         log.warning("%s does not say so: %s", folder / OUTCOME, error)

@@ -6,6 +6,7 @@ import signal
 import sys
 
 from trainer.ending.launcher import ProcessFailure, send_failure
+from trainer.safety.forward import pass_to_children
 from trainer.safety.parent import STARTED_BY, end_with_parent
 
 LOST_SECONDS = 20
@@ -14,6 +15,7 @@ LOST_SECONDS = 20
 
 def accelerate_launch() -> int:
     """`accelerate launch` itself, without the launcher's own tracebacks: the processes that it started have reported what happened."""
+    pass_to_children()
     end_with_parent()
     os.environ[STARTED_BY] = str(os.getpid())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.commands import trainer
@@ -16,7 +17,10 @@ from trainer.config.waiting import CHOSEN_BY, waiting
 from trainer.ending.outcome_file import read_outcome, write_outcome
 from trainer.ending.outcomes import EXIT_CODES
 from trainer.errors import ConfigError
+from trainer.journal import read_events
 from trainer.metrics.memory_advice import advice
+from trainer.safety import forward
+from trainer.safety.forward import STOPS
 
 
 def gpus(monkeypatch, number):
@@ -271,14 +275,16 @@ def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(proj
     plan.command[2] = TOLD.format(
         name=name, leave=writes(plan, *left) if left else "pass", heard=str(project / "heard")
     )
-    before = [signal.getsignal(number) for number in launcher.SIGNALS]
+    before = [signal.getsignal(number) for number in STOPS]
     assert launcher.run_launch(plan) == code
     assert (project / "heard").read_text() == ("SIGTERM" if name == "SIGQUIT" else name)
     assert [said in message for message in caplog.messages] == ([True] if said else [])
-    assert before == [signal.getsignal(number) for number in launcher.SIGNALS]
+    if left and left[0] == "running":
+        assert (read_outcome(plan.folder)["outcome"], read_events(plan.folder)[-1]["cause"]) == ("interrupted",) * 2
+    assert before == [signal.getsignal(number) for number in STOPS]
 
 
-@pytest.mark.parametrize("number", launcher.SIGNALS)
+@pytest.mark.parametrize("number", STOPS)
 def test_a_signal_while_a_launch_is_checked_asks_to_be_queued_again(monkeypatch, caplog, number):
     before = signal.getsignal(number)
     monkeypatch.setattr(launcher, "check_launch", lambda words: os.kill(os.getpid(), number))
@@ -312,6 +318,57 @@ open({path!r}, "w").write(" ".join(heard))
 def test_a_second_signal_does_not_end_the_wait_for_the_last_save(project, names):
     assert launcher.run_launch(planned(project, TWICE.format(names=names, path=str(project / "heard")))) == 75
     assert (project / "heard").read_text() == names[0]
+
+
+ASKED = """
+import os, signal, time
+heard = []
+if {listens}:
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: heard.append(signal.Signals(number).name))
+for number in (signal.SIGUSR1, signal.SIGUSR2):
+    os.kill(os.getppid(), number)
+    time.sleep(0.3)
+open({path!r}, "w").write(" ".join(heard))
+raise SystemExit(47)
+"""
+
+
+@pytest.mark.parametrize(("listens", "heard"), [(True, "SIGUSR1 SIGUSR2"), (False, "")])
+def test_what_asks_a_run_for_something_reaches_only_who_listens_and_ends_nobody(project, listens, heard):
+    plan = planned(project, ASKED.format(listens=listens, path=str(project / "heard")))
+    assert launcher.run_launch(plan) == 47
+    assert (project / "heard").read_text() == heard
+
+
+PRESSED_TWICE = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGINT, lambda *_: None)
+rank = subprocess.Popen(["sleep", "60"])
+{left}
+open({rank!r}, "w").write(str(rank.pid))
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep({pause})
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(0.5)
+rank.kill()
+open({lived!r}, "w").close()
+"""
+
+
+@pytest.mark.parametrize(("pause", "lives"), [(0.4, False), (0.0, True)], ids=["pressed again", "delivered twice"])
+def test_ctrl_c_again_kills_the_launch_at_once(project, monkeypatch, pause, lives):
+    monkeypatch.setattr(forward, "REPEATED_SECONDS", 0.2)
+    plan, rank, lived = planned(project), project / "rank", project / "lived"
+    write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
+    left = writes(plan, "running", "training")
+    plan.command[2] = PRESSED_TWICE.format(left=left, rank=str(rank), lived=str(lived), pause=pause)
+    assert launcher.run_launch(plan) == 75
+    assert lived.exists() == lives
+    assert read_outcome(plan.folder)["outcome"] == "interrupted"
+    if not lives:
+        pid = int(rank.read_text())
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_the_launchers_modules_say_nothing_of_a_stop():

@@ -1,5 +1,6 @@
 """What ends or steers a run from outside or from its own numbers.
 
+forward.py   the signals of the process that a person started, passed on to the launcher and the ranks
 stop.py      signals become a request, which all ranks answer at the same step
 stacks.py    what each process is doing, written by SIGUSR2
 guard.py     losses and gradients that are not finite

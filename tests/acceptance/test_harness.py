@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
+from transformers import AutoConfig
 
+from tests.launching import checkpoint, train, write_recipe
+from tests.sources import write_source, write_tokenizer
 from trainer.data import bpe
 from trainer.data.assets import embedded_documents, read_asset
+from trainer.data.prepare import prepare
 from trainer.data.sources import rows
 from trainer.data.tokenizer import END_OF_TEXT, load_tokenizer
 from trainer.evaluation.next_lines import next_line_items
@@ -126,8 +130,9 @@ def theirs(files, folder):
     return found["results"], samples
 
 
-def test_every_decision_is_the_harnesss(files, model, tokenizer, tmp_path: Path):
-    save_model(model, str(tmp_path / "model.safetensors"))
+def exported(model, tokenizer, folder):
+    """The export of a model begun from random weights."""
+    save_model(model, str(folder / "model.safetensors"))
     facts = TokenizerFacts(
         ranks=tokenizer.ranks,
         pattern=tokenizer.pattern,
@@ -135,9 +140,39 @@ def test_every_decision_is_the_harnesss(files, model, tokenizer, tmp_path: Path)
         eot_id=tokenizer.eot_id,
         vocab_size=tokenizer.vocab_size,
     )
-    folder = export(
-        tmp_path / "exported", model_config=model.config, weights=tmp_path / "model.safetensors", tokenizer=facts
+    return export(folder / "exported", model_config=model.config, weights=folder / "model.safetensors", tokenizer=facts)
+
+
+def test_every_decision_is_the_harnesss(files, model, tokenizer, tmp_path: Path):
+    right = they_agree(files, model, tokenizer, exported(model, tokenizer, tmp_path))
+    assert 0.1 < right < 0.9, "the test wants right words and wrong ones"
+
+
+@pytest.mark.long
+def test_so_is_every_decision_of_a_model_that_began_from_another(files, tokenizer, tmp_path: Path):
+    fields = {"vocab_size": tokenizer.vocab_size, "bos_token_id": NUM_TOKENS, "eos_token_id": NUM_TOKENS}
+    source = write_source(tmp_path / "source", dtype=torch.float32, max_position_embeddings=48, **fields)
+    write_tokenizer(source, tokenizer.source)
+    corpus = tmp_path / "corpus"
+    prepare(["embedded:shakespeare"], corpus, str(source))
+    recipe = write_recipe(
+        tmp_path,
+        model={"init_from": str(source), "config": {}},
+        data={"train": [str(corpus / "corpus_train_*.bin")], "validation": [], "tokenizer": str(source)},
+        sequence_length=48,
+        max_steps=150,
+        optimizer={"lr": 0.01},
     )
+    train(recipe)
+    own_tokenizer = load_tokenizer(str(source))
+    config = AutoConfig.from_pretrained(source)
+    trained = build_model(config, vocab_size=tokenizer.vocab_size, seed=1, device="cpu")
+    trained.load_state_dict(load_file(checkpoint(recipe, 150) / "model.safetensors"), strict=False)
+    they_agree(files, trained, own_tokenizer, recipe.parent / "runs" / "tiny" / "exported")
+
+
+def they_agree(files, model, tokenizer, folder):
+    """Our decisions of a model are theirs through this folder, one by one."""
     tasks, decisions, results = ours(files, model, tokenizer)
     their_results, samples = theirs(files, folder)
     for task, decided, result in zip(tasks, decisions, results, strict=True):
@@ -152,4 +187,4 @@ def test_every_decision_is_the_harnesss(files, model, tokenizer, tmp_path: Path)
     lines, words = results
     assert lines.acc_norm == pytest.approx(their_results["lines"]["acc_norm,none"])
     assert words.perplexity == pytest.approx(their_results["words"]["perplexity,none"], rel=1e-5)
-    assert 0.1 < words.acc < 0.9, "the test wants right words and wrong ones"
+    return words.acc

@@ -37,7 +37,7 @@ STACKS = {"one by one": 1, "stacks of 1 MB": 2**20, "stacks of 4 MB": 2**22, "al
 def hidden_shapes(preset: str, num_layers: int) -> list[torch.Size]:
     """Shapes of the matrices that Muon updates in so many layers."""
     model = build_shapes(preset, {"num_hidden_layers": num_layers}, sequence_length=128)
-    return [parameter.shape for parameter in named_groups(model)["hidden"]]
+    return [parameter.shape for parameter in named_groups(model)["hidden"].values()]
 
 
 def in_fp32(matrices: list[torch.Tensor], stack_bytes: int) -> float:

@@ -23,6 +23,7 @@ from trainer.model.build import REFUSALS, build_model, finish_model, with_chunke
 from trainer.model.digest import weights_digest
 from trainer.model.load import load_weights_into
 from trainer.model.resolve import CONFIG_ERRORS, POSITION_FIELDS, all_fields, check_fields
+from trainer.model.rope import of_several_kinds, with_rope
 from trainer.model_files import CONFIG, WEIGHTS
 from trainer.pretrained import Source
 from trainer.text import numbered
@@ -31,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMES = 6
 """Tensors that are named before only their number is said."""
-
-_ROPE = {"rope_parameters", "rope_scaling", "rope_theta"}
-"""Fields that say how positions rotate: today's, and the two of transformers 4."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,9 @@ def source_config(source: Source, overrides: Mapping[str, Any], *, sequence_leng
             "a larger tokenizer"
         )
     check_fields(wanted, type(original), sequence_length)
-    fields = _with_rope({**source.fields, **wanted}, wanted, original, source)
+    rope = getattr(original, "rope_parameters", None) or {}
+    _check_rope(wanted, rope, source)
+    fields = with_rope({**source.fields, **wanted}, wanted, rope)
     config = _made(type(original), fields, source) if wanted else config_of_source(source)
     _raise_positions(config, sequence_length)
     if differences(original, config):
@@ -90,31 +90,13 @@ def source_config(source: Source, overrides: Mapping[str, Any], *, sequence_leng
     return SourceConfig(original, config)
 
 
-def _with_rope(
-    fields: dict[str, Any], wanted: Mapping[str, Any], original: PretrainedConfig, source: Source
-) -> dict[str, Any]:
-    """The fields with what a recipe says of rotary positions as one `rope_parameters`; the base stays the source's where the recipe names none.
-
-    transformers itself would take one of two names that both say something and forget the other, the base of the positions with it.
-    """
-    rope = getattr(original, "rope_parameters", None)
-    named = wanted.keys() & _ROPE
-    if not rope or not named:
-        return fields
-    if any(isinstance(form, dict) for form in rope.values()):
-        if "rope_theta" in named:
-            raise ConfigError(
-                f"model.config.rope_theta {wanted['rope_theta']} does not say which layers of model.init_from {source.name} it is of: these have "
-                f"positions of several kinds ({', '.join(rope)}); set model.config.rope_parameters, with all of them"
-            )
-        return fields
-    form = next((wanted[name] or {} for name in ("rope_parameters", "rope_scaling") if name in wanted), rope)
-    if not isinstance(form, Mapping):
-        return fields
-    base = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    given = {"rope_theta": wanted["rope_theta"]} if "rope_theta" in wanted else {}
-    others = {name: value for name, value in fields.items() if name not in _ROPE}
-    return {**others, "rope_parameters": {**base, **form, **given}}
+def _check_rope(wanted: Mapping[str, Any], rope: Mapping[str, Any], source: Source) -> None:
+    """Refuses a base of positions where the source's are of several kinds."""
+    if "rope_theta" in wanted and of_several_kinds(rope):
+        raise ConfigError(
+            f"model.config.rope_theta {wanted['rope_theta']} does not say which layers of model.init_from {source.name} it is of: these have "
+            f"positions of several kinds ({', '.join(rope)}); set model.config.rope_parameters, with all of them"
+        )
 
 
 def config_of_source(source: Source) -> PretrainedConfig:

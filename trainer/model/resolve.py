@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trainer.errors import ConfigError
 from trainer.model.presets import preset_fields
+from trainer.model.rope import with_rope
 from trainer.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def resolve(
         key if key in own else config_class.attribute_map.get(key, key): value for key, value in overrides.items()
     }
     check_fields(overrides, config_class, sequence_length)
-    fields = fields | overrides
+    fields = with_rope(fields | overrides, overrides, fields.get("rope_parameters"))
     fields.pop("model_type")
     fields = (
         {"bos_token_id": eot_id, "eos_token_id": eot_id} | _no_foreign_padding(own, config_class, vocab_size) | fields

@@ -62,6 +62,23 @@ def test_positions_reach_the_sequence_length():
     assert resolve("llama-7b", {}, vocab_size=50257, sequence_length=512).max_position_embeddings == 4096
 
 
+@pytest.mark.parametrize(
+    ("wanted", "base", "kind"),
+    [
+        ({}, 500000.0, "default"),
+        ({"rope_theta": 20000.0}, 20000.0, "default"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 500000.0, "linear"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, 500000.0, "linear"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 20000.0}, 20000.0, "linear"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, 7.0, "default"),
+    ],
+)
+def test_what_a_recipe_says_of_positions_counts_and_the_rest_stays_the_presets(wanted, base, kind):
+    rope = resolved("llama-1b", **wanted).rope_parameters
+    assert (rope["rope_theta"], rope["rope_type"]) == (base, kind)
+    assert "factor" not in rope or rope["factor"] == 2.0
+
+
 def test_rope_theta_may_be_given_by_its_old_name():
     assert resolved("llama-124m", rope_theta=5000.0).rope_parameters["rope_theta"] == 5000.0
     assert resolved("llama-1b").rope_parameters["rope_theta"] == 500000.0

@@ -42,6 +42,8 @@ class Source:
     """The tensors that are stored in another one, by their names in the files."""
     revision: str | None = None
     """The commit, of a model of the hub."""
+    narrowed: int = 0
+    """How many tensors are stored in fp64, and are read and exported as fp32."""
     vocab_size: int | None = None
     """Real ids of a checkpoint of this trainer, whose padding has rows too; None: every row is an id."""
 
@@ -77,7 +79,8 @@ def open_source(folder: Path, name: str, revision: str | None = None) -> Source:
         raise ConfigError(f"model.init_from {name}: {folder} holds no weights; give the folder of a whole model")
     dtype = max(sizes, key=lambda kind: sizes[kind])
     others = {key: _FLOATS[kind] for key, (kind, _) in kinds.items() if kind in _FLOATS and _FLOATS[kind] != dtype}
-    return Source(name, folder, fields, dtype, others, revision)
+    narrowed = sum(kind == "F64" for kind, _ in kinds.values())
+    return Source(name, folder, fields, dtype, others, revision, narrowed)
 
 
 def handed_on(folder: Path) -> list[str]:

@@ -108,7 +108,7 @@ def _begun(config: Config, corpus: Corpus | None, checkpoint: Path, manifest: Ma
         before["dtype"],
         before["dtypes"],
         before["revision"],
-        has if before["is_checkpoint"] else None,
+        vocab_size=has if before["is_checkpoint"] else None,
     )
     made = source_config(source, config.model.config, sequence_length=config.sequence_length)
     _rows(config, corpus, has + added, source.name, may_add=False)
@@ -203,6 +203,8 @@ def read_source(initial: Initial, config: Config, device: torch.device) -> torch
         initial.source.dtype,
         seconds,
     )
+    if number := initial.source.narrowed:
+        log.warning(f"{numbered(number, 'tensor')} of {initial.source.name} are stored in fp64, and were read as fp32")
     for words in remarks(initial.facts):
         log.info(words)
     if initial.likeness and initial.likeness.words:

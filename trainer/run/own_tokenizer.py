@@ -36,9 +36,7 @@ class Likeness:
     words: str | None = None
     """What a person should know of it, as a sentence; None where it is the model's own."""
 
-    @property
-    def is_warning(self) -> bool:
-        return self.kind == "another"
+    is_warning: bool = False
 
 
 def likeness(source: Source, tokenizer: Tokenizer | None) -> Likeness:
@@ -46,9 +44,8 @@ def likeness(source: Source, tokenizer: Tokenizer | None) -> Likeness:
     try:
         own = _own(source)
     except (TrainerError, OSError) as error:
-        return Likeness(
-            "unknown", f"the model's own tokenizer cannot be opened to be compared with that of the data: {error}"
-        )
+        words = f"the model's own tokenizer cannot be opened to be compared with that of the data: {error}"
+        return Likeness("unknown", words, is_warning=True)
     if own is None:
         return Likeness(
             "unknown", f"{source.name} has no tokenizer, so whether the data were made with the model's is not known"
@@ -68,6 +65,7 @@ def likeness(source: Source, tokenizer: Tokenizer | None) -> Likeness:
         f"the tokenizer of the data, {tokenizer.name} ({tokenizer.vocab_size:,} ids), is not the model's own ({own.vocab_size:,} ids): of "
         f"{len(PROBES)} texts in twelve scripts {equal} get the same ids. The model has learnt other meanings of most ids and begins almost anew; "
         f"prepare the text with the model's tokenizer ({source.folder}), unless this is meant",
+        is_warning=True,
     )
 
 

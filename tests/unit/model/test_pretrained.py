@@ -114,6 +114,15 @@ def as_older(folder, family):
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
+def test_numbers_of_fp64_are_counted_and_become_fp32(tmp_path):
+    folder = write_source(tmp_path / "source", dtype=torch.float64)
+    source = open_source(folder, "it")
+    tensors = tensors_of(folder)
+    assert source.narrowed == sum(tensor.dtype == torch.float64 for tensor in tensors.values()) > 0
+    assert source.dtype == "float32" and not source.dtypes
+    assert open_source(write_source(tmp_path / "other"), "it").narrowed == 0
+
+
 @pytest.mark.parametrize(
     ("family", "told"), [("gpt2", "attn.bias"), ("llama", "rotary_emb.inv_freq"), ("mixtral", None)]
 )

@@ -42,3 +42,4 @@ def test_what_cannot_be_compared_is_not_a_warning(source, tmp_path):
     broken = likeness(open_source(bare, "it"), load_tokenizer("bytes"))
     assert broken.kind == "unknown"
     says(broken.words, bare, "tokenizer")
+    assert broken.is_warning and not found.is_warning

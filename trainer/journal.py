@@ -12,6 +12,8 @@ One JSON object per line, only ever added to, by every process of the run (the t
                                     compiled, and the machine
     initial_weights  source, digest   it begins from another model: where its weights come from, their digest, the revision, what was changed
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
+    train         step, lost_steps, lost_seconds, worst_seconds   the first step after this one begins. lost_*: what was done before, and is
+                                    done again; worst_seconds: the most that could have been lost at any moment of the launch before
     change        step, changes     what is another than it was in that checkpoint, by name: [before, now]
     save          step, digest      a checkpoint was committed; with what it cost (bytes, seconds, reason)
     save_failed   step, failure     it could not be written
@@ -104,7 +106,7 @@ def events_from(folder: Path, *kinds: str) -> Iterator[dict[str, Any]]:
         for line in file:
             if names and not any(name in line for name in names):
                 continue
-            event = _parse(line)
+            event = parse_event(line)
             if event is not None and (not kinds or event["event"] in kinds):
                 yield event
 
@@ -135,7 +137,8 @@ def precision_words(events: Sequence[Mapping[str, Any]]) -> str:
     return ", then ".join("fp32" if mode == "no" else mode for mode in modes) + why if modes else ""
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event that a line holds, under today's names; None for one that is damaged."""
     try:
         content = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):

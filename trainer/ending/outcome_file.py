@@ -1,11 +1,14 @@
-"""outcome.json: how a run ended, or that it is running. Written in one step, so that a reader never sees half of it."""
+"""outcome.json: how a run ended, or that it is running, and at which step. Written in one step, so that a reader never sees half of it.
+
+While a run is trained only the digits of its step change, in place: that needs no room on the disk, and waits for none.
+"""
 
 import json
 import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trainer import files
 from trainer.ending.outcomes import ENDED, Outcome
@@ -15,6 +18,9 @@ OUTCOME = "outcome.json"
 _LOSSES = ("loss", "val_loss", "last_val_loss", "last_val_step")
 _FACTS = (*_LOSSES, "sample", "exported", "exported_step", "untidy", "planned_steps")
 
+_STEP = '"step": '
+_STEP_DIGITS = 12
+
 
 def write_outcome(folder: Path, outcome: Outcome | str, *, step: int, reason: str, **facts: Any) -> None:
     """Records the state of a run, the step it stands at, and the reason as a clause."""
@@ -22,6 +28,29 @@ def write_outcome(folder: Path, outcome: Outcome | str, *, step: int, reason: st
     ending = {"outcome": outcome, "step": step, "reason": reason, "exit_code": outcome.exit_code, "time": _now()}
     numberless = {name for name, value in facts.items() if isinstance(value, float) and not math.isfinite(value)}
     _write(folder, {**ending, **facts, **dict.fromkeys(numberless)})
+
+
+class RunningOutcome:
+    """The outcome of a run that is being trained, on the process that writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: BinaryIO | None = None
+        self._place = 0
+
+    def step_taken(self, step: int) -> None:
+        """Says the step that the run is at; at the first, what held of the step before goes. raises OSError"""
+        if self._file is None:
+            write_outcome(self._folder, Outcome.RUNNING, step=step, reason="training", pid=os.getpid())
+            self._file = open(self._folder / OUTCOME, "r+b", buffering=0)
+            self._place = self._file.read().index(_STEP.encode()) + len(_STEP)
+        else:
+            os.pwrite(self._file.fileno(), f"{step:{_STEP_DIGITS}}".encode(), self._place)
+
+    def close(self) -> None:
+        """Leaves it as it is."""
+        if self._file is not None:
+            self._file.close()
 
 
 def write_refusal(folder: Path, before: dict[str, Any] | None, reason: str) -> None:
@@ -76,4 +105,7 @@ def _now() -> str:
 
 def _write(folder: Path, content: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(folder / OUTCOME, json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    if content["outcome"] == Outcome.RUNNING:  # room for the steps to come
+        text = text.replace(f"{_STEP}{content['step']}", f"{_STEP}{content['step']:{_STEP_DIGITS}}", 1)
+    files.write_atomic(folder / OUTCOME, text)

@@ -26,6 +26,9 @@ KEY_EVERY_RECORDS = 256
 MAX_COMPARED = 50_000
 """Lost steps after a resume that are compared with their replay; what was lost beyond is kept, and read by nobody."""
 
+LAST_BYTES = 1 << 20
+"""Of a curve's end, in which something is looked for that not every record has: a few thousand steps."""
+
 _SEPARATORS = (",", ":")
 BLOCK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 24
@@ -59,7 +62,7 @@ def records_backward(path: Path, end: int | None = None) -> Iterator[tuple[int, 
     """(byte after the record, record) of every whole line up to byte `end` or the file's, the last first; only what is asked for is read."""
     if not path.is_file():
         return
-    for position, line in _lines_backward(path, end):
+    for position, line in lines_backward(path, end):
         record = _record(line)
         if record is not None:
             yield position, record
@@ -112,7 +115,18 @@ def last_record(path: Path) -> dict[str, Any] | None:
     return next((record for _, record in records_backward(path)), None)
 
 
-def _lines_backward(path: Path, end: int | None) -> Iterator[tuple[int, bytes]]:
+def last_records(path: Path, num_bytes: int = LAST_BYTES) -> list[dict[str, Any]]:
+    """The whole records among the last so many bytes of a curve, the last first."""
+    begin = max(0, path.stat().st_size - num_bytes) if path.is_file() else 0
+    return [record for _, record in records_from(path, begin)][::-1]
+
+
+def newest_value(records: Iterable[dict[str, Any]], key: str) -> Any:
+    """Of records, the last first, the newest value under a key that not every one has; None where none has it."""
+    return next((record[key] for record in records if record.get(key) is not None), None)
+
+
+def lines_backward(path: Path, end: int | None) -> Iterator[tuple[int, bytes]]:
     """(byte after the line, line) of the whole lines of a file up to a byte, the last first."""
     with open(path, "rb") as file:
         begin, tail = file.seek(0, 2), b""
@@ -196,6 +210,15 @@ def lost_records(folder: Path, resumed_step: int, newest_at: int) -> Iterator[di
             yield record
         elif end > newest_at and record["step"] >= wanted.stop:
             return
+
+
+def lost_since(folder: Path, position: int) -> dict[str, float]:
+    """What was lost from a byte of the lost records on: steps, and seconds of training (of steps and evaluations)."""
+    num_steps, seconds = 0, 0.0
+    for _, record in records_from(folder / LOST, position):
+        num_steps += "loss" in record
+        seconds += record.get("step_seconds" if "loss" in record else "seconds") or 0.0
+    return {"lost_steps": num_steps, "lost_seconds": round(seconds, 3)}
 
 
 class Curve:

@@ -18,10 +18,22 @@ from typing import Any
 from accelerate import Accelerator
 
 from trainer.config.schema import MetricsConfig
+from trainer.ending.outcome_file import OUTCOME, RunningOutcome
 from trainer.journal import Journal
 from trainer.metrics.board import SETTINGS, remove_end, write_end, write_settings
 from trainer.metrics.console import ProgressBar
-from trainer.metrics.curves import CURVE, LOST, Curve, cut_after, end_of_step, lost_records, records_from
+from trainer.metrics.curves import (
+    CURVE,
+    LOST,
+    Curve,
+    cut_after,
+    end_of_step,
+    last_records,
+    lost_records,
+    lost_since,
+    newest_value,
+    records_from,
+)
 from trainer.metrics.details import Details, detail_interval
 from trainer.metrics.drawing import Drawing
 from trainer.metrics.expert_load import AUX_LOSS
@@ -42,6 +54,8 @@ log = logging.getLogger(__name__)
 
 SMOOTHING_STEPS = 20
 """Over about how many steps the smoothed loss is a moving average."""
+
+WORST = "checkpoint/worst_lost_work_seconds"
 
 SAVED = ".saved"
 """Stands in runs/NAME once the run has committed a checkpoint."""
@@ -103,7 +117,9 @@ class Reporter:
         self._bar: ProgressBar | None = None
         self._loss_since_line: list[float] = []
         self._curve_left = self._is_closed = False
-        self._journal = Journal(folder)
+        self._left_at: int | None = None
+        """The byte of the lost records at which those of a branch begin that was left."""
+        self._journal, self._outcome = Journal(folder), RunningOutcome(folder)
         self.step_seconds: float | None = None
         """What the newest step that was written took, on the main process; None elsewhere."""
         self.verdict: str | None = None
@@ -111,7 +127,7 @@ class Reporter:
 
     def leave_curve(self) -> None:
         """Moves everything written so far to the lost records: what follows continues another run or branch."""
-        self._curve_left = True
+        self._curve_left, self._left_at = True, _num_bytes(self._folder / LOST)
         if moved := cut_after(self._folder, -1):
             log.info("%s of the branch that was left moved to %s", numbered(moved, "record"), LOST)
 
@@ -131,7 +147,8 @@ class Reporter:
         if not self._main:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        lost_before = (self._folder / LOST).stat().st_size if (self._folder / LOST).is_file() else 0
+        lost_before = _num_bytes(self._folder / LOST)
+        worst_seconds = newest_value(last_records(self._folder / CURVE), WORST) or 0.0
         moved = cut_after(self._folder, -1 if resumed_step is None else resumed_step)
         if moved:
             log.info("%s after step %s moved to %s", numbered(moved, "record"), resumed_step or 0, LOST)
@@ -140,8 +157,11 @@ class Reporter:
             lost, resumed_step or 0, self._replay_key, self._replay_facts, read_facts(self._folder), assumed_facts or {}
         )
         self._failures.guard(FACTS, lambda: remember_facts(self._folder, self._replay_key, self._replay_facts))
-        if self._proof.announcement:
-            log.info(self._proof.announcement)
+        replay = self._proof.announcement
+        if replay:
+            log.info(replay)
+        lost_work = lost_since(self._folder, lost_before if self._left_at is None else self._left_at)
+        self._journal.write("train", step=resumed_step or 0, **lost_work, worst_seconds=worst_seconds, replay=replay)
         self._smoothed = _smoothed_at(self._folder, resumed_step)
         self._curve = Curve(self._folder)
         if resumed_step is None:
@@ -247,6 +267,7 @@ class Reporter:
             self._bar.close()
         if self._curve is not None:
             self._failures.guard(CURVE, self._curve.close)
+        self._outcome.close()
         if self._drawing is not None:
             if finished:
                 self._drawing.add(self._max_steps, lambda _: write_end(self._folder, self._max_steps))
@@ -275,6 +296,7 @@ class Reporter:
         self._slow_alarm.step(step, speed.step_seconds)
         self._prove(full)
         self._put(full)
+        self._failures.guard(OUTCOME, partial(self._outcome.step_taken, step))
         if facts.reading is not None and facts.reading.has_histograms:
             self._drawing.histograms(step, facts.reading.histograms)
         self._show(result, facts.lr, speed)
@@ -334,6 +356,10 @@ def _smoothed_at(folder: Path, step: int | None) -> float | None:
     curve = folder / CURVE
     found = (record.get("loss_smoothed") for _, record in records_from(curve, end_of_step(curve, step - 1)))
     return next((value for value in found if value is not None), None)
+
+
+def _num_bytes(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _rounded(value: float, digits: int = 6) -> float | None:

@@ -58,6 +58,10 @@ MEANINGS = {
         "the longest training that a crash could have lost at any moment so far",
     ),
     "checkpoint/overhead_fraction": ("0..1", "share of the time that saving took so far"),
+    "disk/days_until_full": (
+        "days",
+        "until the disk of the checkpoints is full, by what is kept for good or by what was measured",
+    ),
     "resume/exact": ("0 or 1", "whether the steps replayed after a resume were bit-identical"),
 }
 """Tag -> (unit, help); the other modules that measure bring their own."""

@@ -10,6 +10,7 @@ from trainer.metrics.index import Block, scan
 
 NUM_RECENT = 20
 """Steps whose mean is the training loss at the end."""
+
 _LOOKED_BACK = 10_000
 """Records among which they are looked for."""
 
@@ -24,6 +25,7 @@ class Totals:
     """Trained on by the last step; 0 when there is no step."""
     seconds: float = 0.0
     """Of training, without evaluations and saves."""
+    evaluation_seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     """Of the last steps, nats per token; those that are not finite are left out."""
     first_evaluation: dict[str, Any] | None = None
@@ -55,6 +57,7 @@ class Totals:
 
     def _add_evaluation(self, record: dict[str, Any]) -> None:
         if "val_loss" in record:
+            self.evaluation_seconds += record.get("seconds") or 0.0
             self.first_evaluation = self.first_evaluation or record
             self.last_evaluation = record
             self.newest.update(record)

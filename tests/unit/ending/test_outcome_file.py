@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from trainer.ending.outcome_file import OUTCOME, facts_at, read_outcome, write_outcome, write_refusal
+from trainer.ending.outcome_file import OUTCOME, RunningOutcome, facts_at, read_outcome, write_outcome, write_refusal
 from trainer.ending.outcomes import ENDED, EXIT_CODES
 
 
@@ -79,3 +79,20 @@ def test_losses_sample_and_export_hold_for_their_step_only():
     assert facts_at(before, 7) == facts
     assert facts_at(before, 8) == {}
     assert facts_at(None, 7) == {}
+
+
+def test_a_run_that_is_trained_says_the_step_it_is_at_in_place(tmp_path):
+    write_outcome(tmp_path, "running", step=7, reason="training", sample="of step 7")
+    running = RunningOutcome(tmp_path)
+    running.step_taken(8)
+    place, num_bytes = (tmp_path / OUTCOME).stat().st_ino, (tmp_path / OUTCOME).stat().st_size
+    assert "sample" not in read_outcome(tmp_path), "it was of another step"
+    for step in (9, 10, 15_000_000):
+        running.step_taken(step)
+        outcome = read_outcome(tmp_path)
+        assert (outcome["outcome"], outcome["step"], outcome["reason"]) == ("running", step, "training")
+    assert ((tmp_path / OUTCOME).stat().st_ino, (tmp_path / OUTCOME).stat().st_size) == (place, num_bytes)
+    write_outcome(tmp_path, "finished", step=15_000_001, reason="all were taken")
+    running.step_taken(15_000_002)
+    running.close()
+    assert read_outcome(tmp_path)["step"] == 15_000_001, "what came after it stays"

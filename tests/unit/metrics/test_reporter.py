@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.messages import logged, says
 from trainer.config.schema import MetricsConfig
+from trainer.ending.outcome_file import read_outcome
 from trainer.errors import TrainerError
 from trainer.journal import Journal, read_events
 from trainer.metrics import reporter as reporter_module
@@ -126,6 +127,37 @@ def test_a_resume_proves_itself_by_the_steps_taken_again(accelerator, folder, ca
     says(second.verdict, "exact", "3/3")
     assert [record["step"] for record in read_records(folder / CURVE)] == list(range(1, 9))
     assert [record["step"] for record in read_records(folder / LOST)] == [5, 6, 7]
+
+
+def test_a_resume_writes_down_what_was_lost_and_could_have_been(accelerator, folder):
+    first = reporter_of(accelerator, folder)
+    first.open({}, None, {})
+    for step in range(1, 5):
+        take(first, step)
+    first.saved(4, {"checkpoint/write_seconds": 1.0, "checkpoint/worst_lost_work_seconds": 70.0})
+    take(first, 5)
+    first.evaluation(5, 160, 2.0, {}, 1.5)
+    take(first, 6)
+    first.close()
+    second = reporter_of(accelerator, folder)
+    second.open({}, 4, {})
+    second.close()
+    third = reporter_of(accelerator, folder)
+    third.leave_curve()
+    third.open({}, None, {})
+    third.close()
+    keys = ("step", "lost_steps", "lost_seconds", "worst_seconds")
+    told = [tuple(event[key] for key in keys) for event in read_events(folder, "train")]
+    assert told == [(0, 0, 0, 0), (4, 2, 2.0, 70.0), (0, 4, 1.0, 0)]
+
+
+def test_the_outcome_says_the_step_that_is_written(accelerator, folder):
+    reporter = reporter_of(accelerator, folder)
+    reporter.open({}, None, {})
+    for step in (1, 2):
+        take(reporter, step)
+        assert read_outcome(folder)["step"] == step
+    reporter.close()
 
 
 def test_a_resume_that_is_not_exact_is_an_error_in_the_log(accelerator, folder, caplog):

@@ -161,3 +161,9 @@ def full_sentence(
         f"{size(free_bytes)} are free on the disk of the checkpoints, and {size(growth)} a day go ({cause}): it is full in "
         f"{duration(days * DAY_SECONDS)}, {fate}"
     )
+
+
+def days_until_full(free_bytes: int, policy_bytes_a_day: float, measured_bytes_a_day: float | None) -> float | None:
+    """In how many days that is; None where it does not fill."""
+    growth = max(policy_bytes_a_day, measured_bytes_a_day or 0.0)
+    return free_bytes / growth if growth > 0 else None

@@ -62,6 +62,13 @@ class Room:
         """Remembers how much is free on the disk, at a monotonic time in seconds."""
         self._free_space.look(now, files.free_bytes(self._store.folder))
 
+    def days_until_full(self, checkpoint_bytes: int, costs: Costs | None) -> float | None:
+        """In how many days the disk of the checkpoints is full; None where it does not fill, or that is not known yet."""
+        seconds = costs.step_seconds if costs else 0.0
+        growth = forecast.permanent_bytes_a_day(checkpoint_bytes, seconds, self._settings)
+        free, measured = files.free_bytes(self._store.folder), self._free_space.growth_bytes_a_day()
+        return forecast.days_until_full(free, growth, measured)
+
     def forecast(
         self, checkpoint_bytes: int, progress: Progress, planned: Plan | None, costs: Costs | None, *, anew: bool
     ) -> list[str]:

@@ -129,11 +129,13 @@ class SaveStatus:
         if line := self._throttle.line(result, seconds=now - moment, now=now, in_any_case=in_any_case):
             log.info(line)
         costs = {**self.schedule.written(result.seconds), **self.schedule.promise(now)}
-        self._report(result.step, {"checkpoint/bytes": float(result.num_bytes), **costs})
         try:
             self._room.look(now)
+            days = self._room.days_until_full(result.num_bytes, self.schedule.costs)
+            costs |= {} if days is None else {"disk/days_until_full": days}
         except OSError as error:
             self.untidy([f"looking at the free space: {one_line(error)}"])
+        self._report(result.step, {"checkpoint/bytes": float(result.num_bytes), **costs})
         news, progress = self.schedule.news(), self._context.state.progress
         plan, costs_now = self.schedule.plan, self.schedule.costs
         forecast = self._room.forecast(result.num_bytes, progress, plan, costs_now, anew=news is not None)

@@ -10,6 +10,7 @@ from trainer.checkpoint.save.forecast import (
     Ahead,
     FreeSpace,
     best_ahead,
+    days_until_full,
     full_sentence,
     permanent_bytes_a_day,
     saves_ahead,
@@ -157,3 +158,9 @@ def test_the_sooner_of_policy_and_measurement_says_when_the_disk_is_full():
     assert full_sentence(10**12, 5e8, 2e10, month).endswith(
         "20 GB a day go (as measured): it is full in 50d 0h, after the run ends"
     )
+
+
+def test_the_days_until_the_disk_is_full_go_by_what_fills_it_faster():
+    assert days_until_full(10**12, 10**11, None) == 10
+    assert days_until_full(10**12, 10**11, 2.0 * 10**11) == 5
+    assert days_until_full(10**12, 0.0, -5.0) is None

@@ -186,6 +186,7 @@ ANSWERS_AT_ONCE = [
     "config",
     "journal",
     "report",
+    "history",
     "runs",
     "state",
     "launcher",
@@ -220,7 +221,7 @@ for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor"
         assert not end.code, (words, end.code)
     heavy = {{"torch", "accelerate", "transformers", "datasets", "pyarrow"}} & sys.modules.keys()
     assert not heavy, (words, heavy)
-import trainer.report, trainer.tools.selftest.conduct, trainer.tools.bench.conduct, trainer.tools.bench.survey
+import trainer.report, trainer.history.page, trainer.history.screen, trainer.tools.selftest.conduct, trainer.tools.bench.conduct, trainer.tools.bench.survey
 import trainer.precision.measured, trainer.tools.compare.judge, trainer.tools.compare.page
 assert "torch" not in sys.modules
 """
@@ -369,7 +370,7 @@ def test_nothing_is_caught_by_a_bare_except():
     assert bare == []
 
 
-COMMANDS = "train|prepare|tokenizer|checkpoints|runs|launch|finish|eval|export|generate|report|tensorboard|doctor|selftest|bench|install-fp8|compare|guide"
+COMMANDS = "train|prepare|tokenizer|checkpoints|runs|launch|finish|eval|export|generate|report|status|tensorboard|doctor|selftest|bench|install-fp8|compare|guide"
 PRINTED_COMMAND = re.compile(
     rf": trainer (?:{COMMANDS})\b|`trainer (?:{COMMANDS}) [\w-]|\./launch\.sh|\.venv/bin|^trainer (?:{COMMANDS})$"
 )

@@ -148,7 +148,7 @@ def figure(plot: Plot) -> str:
     drawn.update_layout(title=title, font=_FONT, legend=_LEGEND, paper_bgcolor="#fff", plot_bgcolor="#fff")
     drawn.update_layout(height=380, margin={"l": 64, "r": 12, "t": 62, "b": 48}, hovermode="x unified")
     drawn.update_xaxes(_AXIS, title_text=plot.x, rangemode="tozero")
-    drawn.update_yaxes(_AXIS, title_text=html.escape(plot.y), type="log" if plot.is_log else "linear")
+    drawn.update_yaxes(_AXIS, title_text=html.escape(plot.y), type="log" if plot.is_log else None, automargin=True)
     if plot.from_zero:
         drawn.update_yaxes(rangemode="tozero")
     if plot.is_late:

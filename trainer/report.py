@@ -21,12 +21,19 @@ SAMPLE_TITLE = "It writes now:"
 
 
 def report(
-    name: str, folder: Path, checkpoints: Path, baselines: dict[str, float] | None, prompt: str = "", command: str = ""
+    name: str,
+    folder: Path,
+    checkpoints: Path,
+    baselines: dict[str, float] | None,
+    prompt: str = "",
+    command: str = "",
+    happened: str = "",
 ) -> str:
     """The last losses beside the baselines, the sample, where everything lies, and what one would want next.
 
-    prompt   how the recipe's samples begin
-    command  what starts the run again; by default what its journal says of the last launch
+    prompt    how the recipe's samples begin
+    command   what starts the run again; by default what its journal says of the last launch
+    happened  what happened on the way (history/account.py)
     """
     outcome = read_outcome(folder)
     if outcome is None:
@@ -38,6 +45,7 @@ def report(
         _headline(name, outcome, totals) + computed,
         _losses(totals, baselines),
         _tasks(totals.newest),
+        happened,
         _sample(outcome),
         _places(folder, checkpoints, outcome),
         _next(outcome, folder, CheckpointStore(checkpoints), prompt, command or last_command(folder, events)),

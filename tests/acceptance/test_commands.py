@@ -19,6 +19,7 @@ from tests.small_checkpoints import flip
 from trainer import files, launcher, locks, report
 from trainer.checkpoint.format.manifest import describe_files, read_manifest, to_json
 from trainer.checkpoint.format.store import CheckpointStore, verify
+from trainer.cli import look
 from trainer.config.load import flatten, load
 from trainer.data.bpe import tiktoken_lines
 from trainer.ending.outcome_file import read_outcome
@@ -247,6 +248,45 @@ def test_report_says_what_came_of_it_and_what_is_next(finished):
     ):
         assert words in text
     assert said("report", finished / "runs" / "tiny") == text
+
+
+def test_report_is_for_programs_and_a_page_too(finished):
+    told = json.loads(said("report", "tiny", "--json", "--html", finished / "page.html"))
+    assert (told["name"], told["outcome"], told["step"]) == ("tiny", "finished", 24)
+    assert 0 < told["effective_fraction"] < 1
+    assert (finished / "page.html").read_text().startswith("<!DOCTYPE html>")
+    says(said("report", "tiny"), "effective training time", "stops (1)")
+
+
+def test_status_says_how_one_run_stands_and_how_all_do(finished):
+    (line,) = said("status", "--json").splitlines()
+    told = json.loads(line)
+    assert (told["name"], told["state"], told["is_alive"], told["step"], told["max_steps"]) == (
+        "tiny",
+        "finished",
+        False,
+        24,
+        24,
+    )
+    assert told["saved_step"] == 24
+    assert told["worst_lost_work_seconds"] > 0
+    screen = said("status", "tiny")
+    says(screen, "tiny: finished", "step 24 of 24", "last events")
+    assert said("status", finished / "runs" / "tiny").splitlines()[0] == screen.splitlines()[0]
+    assert said("status").splitlines()[1].split()[:4] == ["tiny", "finished", "24", "24"]
+    says(paragraph(said("status", "tinny", code=2)), "'tinny'", "'tiny'")
+
+
+def test_a_watched_run_is_shown_again_and_again_until_ctrl_c(finished, monkeypatch):
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(look.time, "sleep", sleep)
+    assert len(said("status", "tiny", "--watch", "--json").splitlines()) == 2
 
 
 def test_a_start_names_what_goes_on_before_the_first_step_in_its_order(finished):

@@ -207,7 +207,7 @@ def test_the_python_in_them_parses():
 # What one types after a run, really typed
 
 NEEDS_MORE = {"launch", "selftest", "bench", "tensorboard", "--setup"}
-"""Commands that take longer than a test, or do not end."""
+"""Commands that take longer than a test, or do not end; nor does one with --watch."""
 
 NOT_HERE = ("hf:", "s3://", "hellaswag", "corpus/", "~/", "sets/", ".data/")
 """What is on a network, or is the reader's own."""
@@ -215,7 +215,7 @@ NOT_HERE = ("hf:", "s3://", "hellaswag", "corpus/", "~/", "sets/", ".data/")
 
 def can_be_typed(command: Found) -> bool:
     first = with_command(command.words[1:], list(typer.main.get_command(app).commands), is_launch_sh=True)[0]
-    return first not in NEEDS_MORE and not any(part in command.text for part in NOT_HERE)
+    return first not in NEEDS_MORE and not any(part in command.text for part in (*NOT_HERE, "--watch"))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from trainer.text import nearest
 GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Run": {"launch": run.launch, "train": run.train, "finish": run.finish, "runs": runs_app},
     "Look": {
+        "status": look.status,
         "report": look.report,
         "tensorboard": look.tensorboard,
         "compare": look.compare,

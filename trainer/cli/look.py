@@ -1,6 +1,10 @@
-"""The commands that show what became of runs: `report`, `tensorboard`, `compare`; and `settings`, what a run may be told."""
+"""The commands that show how runs stand and what became of them: `status`, `report`, `tensorboard`, `compare`; and `settings`."""
 
 import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +13,58 @@ import typer
 from trainer.cli.options import JsonOption, NameArgument
 from trainer.cli.run import report_of
 from trainer.streams import answer, say, tell
+
+WATCH_SECONDS = 2.0
+"""How often a watched run is looked at."""
+
+
+def status(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run's name, or its folder in runs/; all of runs/ without it."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until Ctrl+C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how runs stand: alive or not, step, speed, time left, last save, what could be lost, the disk, what happened last."""
+    from trainer.config.folders import find_run
+    from trainer.files import project_folder
+    from trainer.history.screen import as_json as line_of
+    from trainer.history.screen import listing, screen
+    from trainer.history.standing import present, standing_of, standings
+
+    folder = find_run(run) if run else None
+
+    def look() -> str:
+        now, width = present(), shutil.get_terminal_size((160, 24)).columns
+        found = [standing_of(folder, now)] if folder else standings(project_folder() / "runs", now)
+        if as_json:
+            return "\n".join(map(line_of, found))
+        if not found:
+            return f"{project_folder() / 'runs'} has no run: nothing was trained here yet"
+        return screen(found[0], now, width) if folder else listing(found, width)
+
+    try:
+        _watch(look, is_for_programs=as_json) if watch else answer(look())
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+def _watch(look: Callable[[], str], *, is_for_programs: bool) -> None:
+    """Shows what is seen again and again: in its place on a terminal, else one after another."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    if is_for_programs or not console.is_terminal:
+        while True:
+            answer(look())
+            time.sleep(WATCH_SECONDS)
+    with Live(Text(look(), no_wrap=True), console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            live.update(Text(look(), no_wrap=True), refresh=True)
 
 
 def tensorboard(
@@ -65,10 +121,26 @@ def settings() -> None:
     answer(settings_table())
 
 
-def report(run: NameArgument) -> None:
-    """Say what came of a run: losses beside the baselines, a sample, and where everything lies."""
+def report(
+    run: NameArgument,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots here as well: a file, or a folder for report-RUN.html.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what came of a run and what happened on the way: losses, effective training time, stops, resumes, where everything lies."""
     from trainer.config.folders import find_run
     from trainer.config.load import load_resolved
+    from trainer.history.account import account_of, text, to_json
 
     folder = find_run(run)
-    answer(report_of(load_resolved(folder / "config.yaml"), folder))
+    account = account_of(folder)
+    if as_json:
+        answer(to_json(account))
+    else:
+        width = shutil.get_terminal_size((100, 24)).columns
+        answer(report_of(load_resolved(folder / "config.yaml"), folder, happened=text(account, width)))
+    if html:
+        from trainer.history.page import write_page
+
+        (say if as_json else tell)(f"\nplots: {write_page(account, html)}")

@@ -77,15 +77,20 @@ def tell_report(config: "Config", folder: Path, command: str) -> None:
         say(f"no report of {config.name} ({one_line(error)}); {folder / 'outcome.json'} says how it ended")
 
 
-def report_of(config: "Config", folder: Path, command: str = "") -> str:
-    """What came of a run; `command` starts it again."""
+def report_of(config: "Config", folder: Path, command: str = "", happened: str | None = None) -> str:
+    """What came of a run; `command` starts it again, and `happened` is what happened on the way: by default a few lines, if anything did."""
     from trainer.config.folders import checkpoints_folder
     from trainer.data.corpus import known_baselines
+    from trainer.history.account import account_of, brief
     from trainer.report import report
 
+    if happened is None:
+        account = account_of(folder)
+        happened = brief(account) if len(account.ledger.launches) > 1 else ""
     prompt = next(iter(config.evaluation.sample_prompts), config.evaluation.prompt)
     known = known_baselines(config.data)
-    return "\n" + report(config.name, folder, checkpoints_folder(config), known, prompt=prompt, command=command)
+    checkpoints = checkpoints_folder(config)
+    return "\n" + report(config.name, folder, checkpoints, known, prompt=prompt, command=command, happened=happened)
 
 
 def train(

@@ -6,7 +6,7 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
 
     layer 6  __main__ cli session
     layer 5  loop evaluate finish tools dry_run
-    layer 4  run launcher launcher_child export generation report history tensorboard runs
+    layer 4  run launcher launcher_child export generation report history tensorboard runs ask
     layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings
     layer 2  config ending hub journal locks plugins pretrained replay state determinism host_copy parallel collectives plots
     layer 1  aliases byte_level contracts errors experts files lease model_files safetensors_header start step_result streams text

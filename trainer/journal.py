@@ -19,6 +19,8 @@ One JSON object per line, only ever added to, by every process of the run (the t
     save_failed   step, failure     it could not be written
     not_saved     step, tensor      there is no checkpoint of it, because a tensor of its weights or moments is not finite
     skip          step, reason      a save by budget was left out, because the disk was behind
+    request       do, step, by, id   somebody asked for a `save` or a `stop`, and was answered at this step; saved: whether there is, or will
+                                    be, a checkpoint of it. by: who, or a signal
     prune         name, reason      an old checkpoint went
     set_aside     step, name, reason   a checkpoint lost its name, because its run has diverged
     remove        name              a person removed a checkpoint
@@ -94,8 +96,8 @@ def read_events(folder: Path, *kinds: str) -> list[dict[str, Any]]:
     return list(events_from(folder, *kinds))
 
 
-def events_from(folder: Path, *kinds: str) -> Iterator[dict[str, Any]]:
-    """The same, one after another."""
+def events_from(folder: Path, *kinds: str, start: int = 0) -> Iterator[dict[str, Any]]:
+    """The same, one after another, from a byte on at which a line begins."""
     former = [old for old, new in EVENTS.items() if new in kinds]
     names = [f'"{kind}"'.encode() for kind in (*kinds, *former)]
     try:
@@ -103,6 +105,7 @@ def events_from(folder: Path, *kinds: str) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     with file:
+        file.seek(start)
         for line in file:
             if names and not any(name in line for name in names):
                 continue

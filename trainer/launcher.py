@@ -45,6 +45,7 @@ from trainer.model.presets import preset_fields
 from trainer.plugins import check_plugins
 from trainer.safety.forward import ASKS, STOPS, Forwarding, handling
 from trainer.safety.parent import STARTED_BY
+from trainer.safety.time_limit import LAUNCHED_AT
 from trainer.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ log = logging.getLogger(__name__)
 
 STOPPED_IN_BETWEEN = "stopped before its last checkpoint was whole; start it again to continue"
 STOPPED_EARLY = "stopped before the first step; start it again to train"
+
+_BEGAN = time.monotonic()
+"""The moment from which max_hours counts, also for what is started again."""
 
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
@@ -272,7 +276,12 @@ def run_launch(checked: CheckedLaunch) -> int:
     """Runs `accelerate launch`, passes signals on to it, and returns the run's own exit code."""
     before = read_outcome(checked.folder)
     here, there = os.pipe()
-    environment = {**checked.environment, FAILURE_PIPE: str(there), STARTED_BY: str(os.getpid())}
+    environment = {
+        **checked.environment,
+        LAUNCHED_AT: str(_BEGAN),
+        FAILURE_PIPE: str(there),
+        STARTED_BY: str(os.getpid()),
+    }
     with Forwarding() as signals, open(here, "rb"), open(there, "wb"):
         child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
         signals.to(child)

@@ -61,8 +61,7 @@ def train(run: Run) -> Ending:
         ending = judge_end(run, ending) if ending else None
         if run.eval_schedule.samples_due(run.progress.step):
             sample(run)
-        request = max((result.save_request for result in results), default=SaveRequest.NONE)
-        ending = save(run, ending, is_best, request)
+        ending = save(run, ending, is_best, results)
         profile(run)
         if ending:
             run.reporter.write(run.consensus.settle())  # of a run that has diverged the last result is not judged
@@ -95,7 +94,9 @@ def report(
     """
     step, request = run.progress.step, run.checkpointer.save_request()
     aux_loss = run.experts.aux_loss()
-    run.consensus.submit(step, loss, grad_norm, stop_vote=run.stop.vote, save_request=request, aux_loss=aux_loss)
+    run.requests.look(step, run.checkpointer.save_seconds)
+    votes = {"stop_vote": run.requests.stop_vote, "save_vote": run.requests.save_vote}
+    run.consensus.submit(step, loss, grad_norm, **votes, save_request=request, aux_loss=aux_loss)
     run.reporter.step_taken(
         StepFacts(
             step=step,
@@ -151,22 +152,26 @@ def sample(run: Run) -> None:
     run.stopwatch.lap("evaluation")
 
 
-def save(run: Run, ending: Ending | None, is_best: bool, request: SaveRequest) -> Ending | None:
-    """Saves where there is a reason to: the step's own, or what rank 0's clock has requested. Returns how the run ends.
+def save(run: Run, ending: Ending | None, is_best: bool, results: list[StepResult]) -> Ending | None:
+    """Saves where there is a reason to: the step's own, what rank 0's clock has requested, or that somebody asked. Returns how the run ends.
 
     It is another when a finished run's last weights or moments are not finite: there is no checkpoint of them.
     """
+    request = max((result.save_request for result in results), default=SaveRequest.NONE)
+    is_asked = any(result.save_votes for result in results)
     if request:
         run.checkpointer.acknowledge()
     if request == SaveRequest.GIVE_UP and not ending:
         run.checkpointer.give_up()
-    reason = reason_to_save(run, ending, is_best, request)
+    reason = reason_to_save(run, ending, is_best, request, is_asked=is_asked)
     if not reason:
         return ending
     step, latest = run.progress.step, run.consensus.latest
     with run.reporter.pause("saving"):
         loss, val_loss = latest.loss if latest else None, run.eval_schedule.loss_at(step)
-        tensor = run.checkpointer.save(reason, loss=loss, val_loss=val_loss)
+        tensor = run.checkpointer.save(reason, loss=loss, val_loss=val_loss, pinned=run.requests.pins)
+    if is_asked or ending:
+        run.requests.answer_saves(step, is_saved=run.checkpointer.has_saved(step))
     run.stopwatch.lap("save")
     if reason == "final" and tensor:
         return Ending(Outcome.DIVERGED, f"{tensor} is not finite after the last step, {step}")

@@ -29,10 +29,12 @@ from trainer.report import last_line
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
 from trainer.run.out_of_memory import out_of_memory_explained
+from trainer.safety import request_file
 from trainer.safety.parent import end_with_launcher
 from trainer.safety.peers import end_soon, ended_with_peers
+from trainer.safety.requests import Requests
 from trainer.safety.stacks import write_on_signal
-from trainer.safety.stop import StopRequest
+from trainer.safety.time_limit import TimeLimit, launched_at
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,13 @@ def run_session(config: Config) -> int:
         _lose(folder, before, journal, run, error)
         os._exit(error.exit_code)
 
-    with StopRequest() as stop:
+    with _requests(config, folder) as requests:
         try:
             with ended_with_peers(folder, end), _errors_explained(config, folder, precision):
                 with _disk_errors_explained(folder):
                     _appear(folder)
                     _note(folder, before, Outcome.RUNNING, run, "starting")
-                    run = begin_run(config, stop)
+                    run = begin_run(config, requests)
                 _note(folder, before, Outcome.RUNNING, run, "training")
                 ending = declared_finished(config, before, run.progress.step) or train(run)
                 run.profiler.close()
@@ -101,7 +103,15 @@ def _take(folder: Path) -> Lock:
     """Takes the run's folder for this launch; where no other rank can have failed yet, what they left in earlier ones goes."""
     held = lock_run(folder)
     ranks.sweep_failures(folder, others_wait=others_wait())
+    request_file.withdraw(folder)  # what was asked of an earlier launch
     return held
+
+
+def _requests(config: Config, folder: Path) -> Requests:
+    """What this rank can be asked; rank 0 looks at the folder and the clock for all."""
+    if os.environ.get("RANK", "0") != "0":
+        return Requests()
+    return Requests(folder, TimeLimit(config.max_hours, launched_at()) if config.max_hours else None)
 
 
 def _appear(folder: Path) -> None:

@@ -30,8 +30,10 @@ class StepResult:
     save_request: SaveRequest
     aux_loss: float | None = None
     """Of the routers of a model with experts, without its coefficient: mean over the micro-batches of all ranks; `loss` has its part of it."""
+    save_votes: int = 0
+    """How many ranks had been asked for a checkpoint by then, and had not answered."""
 
     @property
     def needs_answer(self) -> bool:
         """Whether it asks the ranks to stop or to save."""
-        return bool(self.stop_votes or self.save_request)
+        return bool(self.stop_votes or self.save_votes or self.save_request)

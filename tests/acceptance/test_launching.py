@@ -119,24 +119,58 @@ def test_a_signal_to_accelerate_launch_saves_and_ends_every_rank(tmp_path, num_p
     _check_interrupted(recipe, number, (tmp_path / "launcher.log").read_text())
 
 
+HOLDS = """
+import os, time
+from pathlib import Path
+from trainer import loop
+calls, real, folder = iter(range(1, 1000)), loop.accumulate_gradients, Path({folder!r})
+
+def accumulate(run, batch):
+    if next(calls) == 7 and os.environ.get("RANK") == "1":
+        of_monitor = run.precision.micro_batch
+
+        def micro_batch(number):
+            if number == 2:
+                (folder / "there").touch()
+            while number == 2 and not (folder / "go").exists():
+                time.sleep(0.01)
+            of_monitor(number)
+
+        run.precision.micro_batch = micro_batch
+    return real(run, batch)
+
+loop.accumulate_gradients = accumulate
+"""
+"""A plugin with which rank 1 waits in the second micro-batch of step 7."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
-def test_a_signal_to_launch_sh_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
+def test_a_signal_to_launch_sh_amid_accumulation_saves_and_its_exit_code_asks_to_be_queued_again(tmp_path, number):
     """This is what launch.sh becomes (by exec) once the environment is there, wherever one stands and whatever PYTHONPATH holds."""
-    recipe, cluster = write_recipe(tmp_path), write_cluster(tmp_path, 2)
+    recipe, cluster = write_recipe(tmp_path, plugins=["holds"]), write_cluster(tmp_path, 2)
     (tmp_path / "other" / "trainer").mkdir(parents=True)
     (tmp_path / "other" / "trainer" / "__init__.py").write_text("raise SystemExit('the wrong code runs')")
+    (tmp_path / "other" / "holds.py").write_text(HOLDS.format(folder=str(tmp_path)))
     words = start.command("trainer", "launch", str(cluster), str(recipe), *LONG)[1:]
-    code = _interrupt(words, recipe, number, cwd=_foreign(tmp_path / "foreign"), PYTHONPATH=str(tmp_path / "other"))
+    launcher = _start_training(words, recipe, cwd=_foreign(tmp_path / "foreign"), PYTHONPATH=str(tmp_path / "other"))
+    while not (tmp_path / "there").exists():
+        assert launcher.poll() is None, (tmp_path / "launcher.log").read_text()
+        time.sleep(0.01)
+    os.kill(launcher.pid, number)
+    time.sleep(0.3)  # for the signal on its way to both ranks, one of which waits for the other
+    (tmp_path / "go").touch()
+    assert launcher.wait(60) == 75
+    assert not _trainers(recipe), "a trainer was left behind"
     said = (tmp_path / "launcher.log").read_text()
-    assert code == 75
     _check_interrupted(recipe, number, said)
+    assert outcome(recipe)["step"] in (7, 8), "the step of the signal, or the next"
     line_of(said, "tiny", "interrupted", "step")
     assert "Traceback" not in said
     assert "death signal" not in said
     assert f"{recipe} max_steps=100000" in said.partition("Next:\n")[2].splitlines()[0]
 
     last = steps(recipe)[-1]["step"]
-    train(recipe, f"max_steps={last + 3}", num_processes=2)
+    train(recipe, f"max_steps={last + 3}", "plugins=[]", num_processes=2)
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 4))
 
 

@@ -109,13 +109,13 @@ def count_all(recipes, path):
     from trainer.config.load import load
     from trainer.loop import train
     from trainer.run.begin import begin_run
-    from trainer.safety.stop import StopRequest
+    from trainer.safety.requests import Requests
 
     os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true")
     found = {}
     for case, recipe in recipes.items():
         forget_accelerator()
-        run = begin_run(load(recipe).config, StopRequest())
+        run = begin_run(load(recipe).config, Requests())
         with HostReads(run.progress) as reads:
             train(run)
         run.checkpointer.close()

@@ -21,7 +21,14 @@ from trainer.streams import Unheard, make_ready, say, settle
 from trainer.text import nearest
 
 GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
-    "Run": {"launch": run.launch, "train": run.train, "finish": run.finish, "runs": runs_app},
+    "Run": {
+        "launch": run.launch,
+        "train": run.train,
+        "save": run.save,
+        "stop": run.stop,
+        "finish": run.finish,
+        "runs": runs_app,
+    },
     "Look": {
         "status": look.status,
         "report": look.report,

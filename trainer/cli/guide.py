@@ -13,7 +13,19 @@ FOLDER = Path(__file__).resolve().parent.parent / "guides"
 """One Markdown file a page: a title, an empty line, and one line that says what the page is about."""
 
 PAGES = (
-    *("run", "data", "models", "hub", "checkpoints", "precision", "monitoring", "evaluation", "compare", "selftest"),
+    *(
+        "run",
+        "data",
+        "models",
+        "hub",
+        "unattended",
+        "checkpoints",
+        "precision",
+        "monitoring",
+        "evaluation",
+        "compare",
+        "selftest",
+    ),
     *("settings", "contributing"),
 )
 """The pages in the order in which one reads them."""

@@ -1,8 +1,9 @@
-"""The commands that take a run to its end: `launch`, `train` within it, and `finish`; a launch says at its end what came of it."""
+"""The commands that take a run to its end: `launch`, `train` within it, `save` and `stop` beside it, and `finish`; a launch says at its end what came of it."""
 
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,6 +108,7 @@ def train(
     from trainer.config.load import flatten
     from trainer.hub_settings import download_weights, write_down
     from trainer.launcher import load_run, with_commits
+    from trainer.safety.forward import ASKS
     from trainer.text import table
 
     loaded = load_run(recipe, overrides or [])
@@ -114,6 +116,8 @@ def train(
         rows = [(key, json.dumps(value), loaded.origins[key]) for key, value in flatten(loaded.config).items()]
         answer(table([("setting", "value", "from"), *rows], indent=""))
         return
+    for number in ASKS:  # not heard before the run begins, and by no means its end
+        signal.signal(number, signal.SIG_IGN)
     need_not_be_heard()
     # What started these processes may not be the launcher, which has given everything of the hub its commit.
     config, _, hub_settings = with_commits(recipe, overrides or [], loaded.config)
@@ -127,6 +131,29 @@ def train(
         for notice in loaded.notices:
             say(notice)
     sys.exit(run_session(config))
+
+
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Whether the run's answer is waited for.")]
+TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long it is waited for.")]
+
+
+def save(
+    run: NameArgument,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep that checkpoint whatever the tiers say.")] = False,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = 600.0,
+) -> None:
+    """Have a run that trains make a checkpoint after its step, and go on; from any machine that sees runs/NAME."""
+    from trainer.ask import save as ask_to_save
+
+    tell(ask_to_save(run, pin=pin, wait_seconds=timeout if wait else None))
+
+
+def stop(run: NameArgument, wait: WaitOption = True, timeout: TimeoutOption = 600.0) -> None:
+    """Have a run that trains stop after its step, with a checkpoint; it is not started again. From any machine that sees runs/NAME."""
+    from trainer.ask import stop as ask_to_stop
+
+    tell(ask_to_stop(run, wait_seconds=timeout if wait else None))
 
 
 def finish(run: NameArgument) -> None:

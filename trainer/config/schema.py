@@ -219,6 +219,8 @@ class Config(Section):
     """Tokens in the whole run, instead of `max_steps`: the least number of steps that takes them."""
     max_epochs: Rate | None = None
     """Passes over the training data in the whole run, instead of `max_steps`, from the size of the data; may have a fraction."""
+    max_hours: Rate | None = None
+    """Hours after which a launch stops by itself with a checkpoint and exit code 75, as before the end of a scheduler's time; so early that the save fits."""
     global_batch: Positive
     """Sequences in one optimizer step, over all processes."""
     micro_batch: Positive

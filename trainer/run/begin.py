@@ -32,7 +32,7 @@ from trainer.metrics.tags import MEANINGS, guide
 from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
 from trainer.run.identity import facts_of_checkpoint, fingerprint, versions
-from trainer.safety.stop import StopRequest
+from trainer.safety.requests import Requests
 from trainer.text import count, duration
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,9 @@ LONG_SECONDS = 3600.0
 """A run of which so much is left is a long one."""
 
 
-def begin_run(config: Config, stop: StopRequest) -> Run:
+def begin_run(config: Config, requests: Requests) -> Run:
     """Builds a run and brings it to where it stands: freshly started, or restored from a checkpoint."""
-    run = build_run(config, stop)
+    run = build_run(config, requests)
     try:
         _bring_to_its_place(run)
     except BaseException:

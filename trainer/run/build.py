@@ -49,7 +49,7 @@ from trainer.run.join import join
 from trainer.run.prepared import Prepared, prepare
 from trainer.run.reporting import build_experts, build_probes, build_reporter
 from trainer.safety.guard import NonFiniteGuard
-from trainer.safety.stop import StopRequest
+from trainer.safety.requests import Requests
 from trainer.state import Progress, TrainState
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Run:
     schedule: Callable[[int], float]
     state: TrainState
     guard: NonFiniteGuard
-    stop: StopRequest
+    requests: Requests
     eval_schedule: EvalSchedule
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
@@ -99,7 +99,7 @@ class Run:
         return self.state.progress
 
 
-def build_run(config: Config, stop: StopRequest) -> Run:
+def build_run(config: Config, requests: Requests) -> Run:
     """Builds a run as it starts, before anything is restored."""
     check_tracker_names(config.metrics.trackers)
     accelerator, decision = join(config)
@@ -139,7 +139,7 @@ def build_run(config: Config, stop: StopRequest) -> Run:
         schedule=build_schedule(max_steps=config.max_steps, **dict(config.schedule)),
         state=state,
         guard=guard,
-        stop=stop,
+        requests=requests,
         eval_schedule=eval_schedule,
         validate=build_validation(config, corpus, accelerator, parallel.unwrap(model)),
         restorer=Restorer(checkpoints, config.max_steps),

@@ -37,6 +37,7 @@ class Consensus:
         *,
         stop_vote: float,
         save_request: SaveRequest,
+        save_vote: float = 0.0,
         aux_loss: torch.Tensor | None = None,
     ) -> None:
         """Sums a step's numbers over the ranks and starts their copy to the host.
@@ -45,7 +46,10 @@ class Consensus:
         grad_norm  of the whole gradient, the same on every rank
         aux_loss   of the routers, a mean over this rank's micro-batches; None on every rank for a model without
         """
-        vote, request = torch.full_like(loss, stop_vote), torch.full_like(loss, float(save_request))
+        vote, request = (
+            torch.full_like(loss, stop_vote),
+            torch.full_like(loss, save_request + len(SaveRequest) * save_vote),
+        )
         means = [loss] if aux_loss is None else [loss, aux_loss.to(loss.dtype)]
         mine = torch.stack([vote, request, *(mean / self._accelerator.num_processes for mean in means)])
         total = self._accelerator.reduce(mine, reduction="sum")
@@ -79,6 +83,9 @@ class Consensus:
     def _read(self) -> StepResult:
         step, copy = self._copies.popleft()
         grad_norm, stop_votes, save_request, loss, *aux_loss = copy.read().tolist()
-        request = SaveRequest(int(save_request))
-        self.latest = StepResult(step, loss, grad_norm, int(stop_votes), request, next(iter(aux_loss), None))
+        save_votes, request = divmod(int(save_request), len(SaveRequest))  # rank 0's request, and every rank's vote
+        routers = next(iter(aux_loss), None)
+        self.latest = StepResult(
+            step, loss, grad_norm, int(stop_votes), SaveRequest(request), routers, save_votes=save_votes
+        )
         return self.latest

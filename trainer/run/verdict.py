@@ -11,6 +11,9 @@ from trainer.step_result import SaveRequest, StepResult
 SAVED_FOR = {SaveRequest.WRITE: "budget", SaveRequest.SNAPSHOT: "snapshot"}
 """The reason of a save that rank 0's clock has requested."""
 
+ASKED = "asked"
+"""The reason of a save that somebody has asked for, by a command or a signal."""
+
 ANOTHER_ASKED = "another process was asked to stop"
 
 
@@ -22,8 +25,9 @@ def judge_start(run: Run) -> Ending | None:
         return Ending(Outcome.DIVERGED, f"{where}; go back with resume_from_checkpoint=STEP")
     if step >= run.config.max_steps:
         return Ending(Outcome.FINISHED, f"all {run.config.max_steps} steps were taken before")
-    if run.consensus.votes_to_stop(run.stop.vote) > 0:
-        return Ending(Outcome.INTERRUPTED, run.stop.reason or ANOTHER_ASKED)
+    run.requests.look(step)
+    if run.consensus.votes_to_stop(run.requests.stop_vote) > 0:
+        return Ending(Outcome.INTERRUPTED, run.requests.stop_reason or ANOTHER_ASKED)
     return None
 
 
@@ -37,7 +41,7 @@ def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
     if run.progress.step >= run.config.max_steps:
         return Ending(Outcome.FINISHED, f"all {run.config.max_steps} steps were taken")
     if any(result.stop_votes for result in results):
-        return Ending(Outcome.INTERRUPTED, run.stop.reason or ANOTHER_ASKED)
+        return Ending(Outcome.INTERRUPTED, run.requests.stop_reason or ANOTHER_ASKED)
     return None
 
 
@@ -57,11 +61,15 @@ def judge_end(run: Run, ending: Ending) -> Ending:
     return ending
 
 
-def reason_to_save(run: Run, ending: Ending | None, is_best: bool, request: SaveRequest) -> str | None:
+def reason_to_save(
+    run: Run, ending: Ending | None, is_best: bool, request: SaveRequest, *, is_asked: bool = False
+) -> str | None:
     """Why this step gets a checkpoint: its run ends well or is interrupted, or it is due; None for no checkpoint.
 
     Weights in doubt (a skipped update, a validation loss that is not finite) are not saved, lest they take a good checkpoint's place.
     Only the last step of a finished run is, since it is what the run was for: one update in doubt does not spoil it, see `judge_end`.
+
+    is_asked  whether somebody has asked for a checkpoint of this moment
     """
     if ending and ending.outcome == Outcome.FINISHED:
         return "final"
@@ -71,4 +79,4 @@ def reason_to_save(run: Run, ending: Ending | None, is_best: bool, request: Save
     if ending:
         return "interrupt"
     best = "best" if is_best and run.config.checkpoint.keep_best else None
-    return run.checkpointer.due() or best or SAVED_FOR.get(request)
+    return run.checkpointer.due() or best or (ASKED if is_asked else SAVED_FOR.get(request))

@@ -1,7 +1,7 @@
 """What ends or steers a run from outside or from its own numbers.
 
 forward.py   the signals of the process that a person started, passed on to the launcher and the ranks
-stop.py      signals become a request, which all ranks answer at the same step
+requests.py  what people, signals and the clock ask of a run, which all ranks answer at the same step (request_file.py, time_limit.py)
 stacks.py    what each process is doing, written by SIGUSR2
 guard.py     losses and gradients that are not finite
 peers.py     a rank ends with the reason that another left, where the device would keep it waiting

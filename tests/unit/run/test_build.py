@@ -28,7 +28,7 @@ def train_once(recipe, path):
     Writes how often its head took one kernel, and whether the memory holds what.
     """
     from trainer.config.load import load
-    from trainer.safety.stop import StopRequest
+    from trainer.safety.requests import Requests
 
     regions = {"ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}
     os.environ.update(ONE_THREAD, ACCELERATE_USE_CPU="true", **regions)
@@ -36,7 +36,7 @@ def train_once(recipe, path):
     prepared.check_memory = lambda model, device, *facts: asked.append((facts[0].micro_batch, *facts[1:]))
     head.compiled_log_likelihoods = lambda: lambda *operands: calls.append(1) or log_likelihoods(*operands)
     prepared.find_head_way = lambda model, num_tokens, **_: HeadWay(True, torch.float32, num_tokens)
-    run = build.build_run(load(recipe).config, StopRequest())
+    run = build.build_run(load(recipe).config, Requests())
     assert not calls and run.model is not run.bare_model, "what is trained is a copy"
     tokens = torch.zeros((run.config.micro_batch, run.config.sequence_length), dtype=torch.int64)
     run.model(tokens, labels=tokens)

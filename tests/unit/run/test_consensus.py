@@ -39,10 +39,10 @@ def consensus_of(accelerator, max_steps=9, is_followed=lambda step: False):
     return Consensus(accelerator, max_steps=max_steps, is_followed=is_followed)
 
 
-def submit(consensus, step, *, loss=2.5, grad_norm=1.5, vote=0.0, request=NONE, aux_loss=None):
+def submit(consensus, step, *, loss=2.5, grad_norm=1.5, vote=0.0, request=NONE, save_vote=0.0, aux_loss=None):
     aux_loss = None if aux_loss is None else torch.tensor(aux_loss)
     numbers = torch.tensor(loss), torch.tensor(grad_norm)
-    consensus.submit(step, *numbers, stop_vote=vote, save_request=request, aux_loss=aux_loss)
+    consensus.submit(step, *numbers, stop_vote=vote, save_request=request, save_vote=save_vote, aux_loss=aux_loss)
 
 
 @pytest.fixture
@@ -65,6 +65,22 @@ def test_the_loss_is_the_mean_over_the_ranks_votes_are_counted_and_the_gradient_
     (result,) = consensus.collect()
     assert (result.loss, result.grad_norm, result.stop_votes) == (2.5, 1.5, 4)
     assert consensus.votes_to_stop(1.0) == 4.0
+
+
+@pytest.mark.parametrize("request_", list(SaveRequest))
+@pytest.mark.parametrize("votes", [0, 1, 3, 64])
+def test_every_rank_may_ask_for_a_save_beside_what_the_first_requests(request_, votes):
+    class Unlike(Ranks):
+        def reduce(self, numbers, reduction):
+            others = torch.zeros_like(numbers)
+            others[1] = (votes - 1) * len(SaveRequest)  # each has a vote, and no request
+            return numbers + others
+
+    consensus = consensus_of(Unlike() if votes else Ranks())
+    submit(consensus, 1, loss=0.0, request=request_, save_vote=float(votes > 0))
+    (result,) = consensus.collect()
+    assert (result.save_request, result.save_votes) == (request_, votes)
+    assert result.needs_answer == bool(request_ or votes)
 
 
 def test_the_auxiliary_loss_is_the_mean_over_the_ranks_where_there_is_one():

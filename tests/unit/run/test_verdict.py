@@ -19,7 +19,7 @@ def run_at(step, *, max_steps=9, max_bad_steps=2, falls_back=False, due=None, va
         config=SimpleNamespace(max_steps=max_steps, checkpoint=SimpleNamespace(keep_best=True)),
         guard=NonFiniteGuard(max_bad_steps),
         precision=SimpleNamespace(give_up_fp8=lambda step, reason: falls_back),
-        stop=SimpleNamespace(reason=None),
+        requests=SimpleNamespace(stop_reason=None),
         checkpointer=SimpleNamespace(due=lambda: due),
         eval_schedule=SimpleNamespace(is_not_finite_at=lambda step: val_loss_is_not_finite),
     )
@@ -68,6 +68,16 @@ def test_a_run_that_can_leave_fp8_goes_on_and_counts_bad_steps_anew():
 def test_the_reason_of_a_save(outcome, due, is_best, request_, reason):
     ended = Ending(Outcome(outcome), "") if outcome else None
     assert reason_to_save(run_at(3, due=due), ended, is_best, request_) == reason
+
+
+@pytest.mark.parametrize(("due", "reason"), [(None, "asked"), ("periodic", "periodic")])
+def test_what_somebody_asks_for_goes_before_the_clock_and_may_be_due_anyway(due, reason):
+    run = run_at(3, due=due)
+    assert reason_to_save(run, None, False, SaveRequest.WRITE, is_asked=True) == reason
+    judge_step(run, [result(3, grad_norm=math.nan)])
+    assert reason_to_save(run, None, False, SaveRequest.WRITE, is_asked=True) is None, (
+        "it waits for weights without doubt"
+    )
 
 
 def test_weights_in_doubt_are_saved_only_where_the_run_has_finished():

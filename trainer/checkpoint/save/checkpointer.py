@@ -10,6 +10,7 @@ memory has no room for a snapshot, training waits for each save (blocking.py), a
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.checkpoint.commit import Began, CommitPlan, SaveResult
@@ -107,12 +108,12 @@ class Checkpointer:
 
     # Saving
 
-    def save(self, reason: str, *, loss: float | None, val_loss: float | None) -> str | None:
+    def save(self, reason: str, *, loss: float | None, val_loss: float | None, pinned: bool = False) -> str | None:
         """Saves this moment, if that was not done; a final or an interrupt save is on the disk when this returns.
 
         Returns, on every rank, the tensor whose numbers are not finite, where that is known and the reason that there is no checkpoint.
 
-        reason  `final`, `interrupt`, `best`, one of `due`, `budget` for a write that was requested, `snapshot` for memory only
+        reason  `final`, `interrupt`, `best`, `asked`, one of `due`, `budget` for a write that was requested, `snapshot` for memory only
         raises  CheckpointError on every rank when a final or an interrupt save fails
         """
         step = self._context.state.progress.step
@@ -120,6 +121,7 @@ class Checkpointer:
             return None
         began, not_finite = Began(), None
         manifest = self._context.manifest(reason, loss=loss, val_loss=val_loss, epoch=self.ended_epoch())
+        manifest = replace(manifest, pinned=pinned)
         by = self._ranks.broadcast_from_main(lambda: SavedBy.ALL_RANKS if self.writer is None else SavedBy.WRITER)
         if by is SavedBy.WRITER:
             by, not_finite = self._snapshot(manifest, began)
@@ -130,6 +132,15 @@ class Checkpointer:
         if is_saved:
             self._saved_step = step
         return not_finite
+
+    def has_saved(self, step: int) -> bool:
+        """Whether this step is on the disk, or on its way there; the same on every rank."""
+        return self._saved_step == step
+
+    def save_seconds(self) -> float:
+        """What a save that is waited for takes, as far as it was measured; on rank 0."""
+        costs = self._main.status.schedule.costs if self._main else None
+        return costs.stall_seconds + costs.write_seconds if costs else 0.0
 
     def _snapshot(self, manifest: Manifest, began: Began) -> tuple[SavedBy, str | None]:
         """Hands this moment to the writer; who saves it, on every rank, and a tensor that kept it from being written."""

@@ -29,6 +29,7 @@ h2 { font-size: 1.1rem; font-weight: 650; margin: 2.5rem 0 .7rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .28rem 1.4rem .28rem 0; border-bottom: 1px solid #e4e8ec; overflow-wrap: anywhere; vertical-align: top; }
 thead th { border-bottom: 2px solid #1b1f24; white-space: nowrap; } td:first-child { color: #57606a; }
+.list td:not(:last-child) { white-space: nowrap; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
 footer { color: #57606a; font-size: .85rem; margin-top: 2.5rem; max-width: 60rem; }
 @media (max-width: 800px) { .plots { grid-template-columns: 1fr; } }
@@ -61,13 +62,13 @@ def whole_page(title: str, body: str) -> str:
     )
 
 
-def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], dots: Sequence[str] = ()) -> str:
-    """A table of texts; `dots`: the colours of a dot before each word of the head but the first."""
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], dots: Sequence[str] = (), look: str = "") -> str:
+    """A table of texts; `dots`: the colours of a dot before each word of the head but the first. In a `list` only the last column is wrapped."""
     marks = ["", *(f'<span class="dot" style="background: {colour}"></span>' for colour in dots)]
     marks += [""] * (len(head) - len(marks))
     names = "".join(f"<th>{mark}{html.escape(word)}</th>" for mark, word in zip(marks, head))
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<table class="{look}"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
 
 
 @dataclass(frozen=True)

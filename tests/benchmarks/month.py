@@ -3,9 +3,9 @@
     python tests/benchmarks/month.py [--steps 15000000] [--whole] [--json FILE]
 
 Writes two runs of that many steps, thinly (index and end are real, what nobody reads is a hole of the disk) or `--whole` (every record, the
-index made by following them), and asks each question in a process of its own: `report`, what a resume reads, `compare`. Seconds are without
-the start of Python. Ends with 1 where a report or a resume takes more than a second of the processor, or a comparison more than ten (on a
-machine that does nothing else the two are the same).
+index made by following them), and asks each question in a process of its own: `report` (and what it tells of the journal), `status`, what a
+resume reads, `compare`. Seconds are without the start of Python. Ends with 1 where one takes more of the processor than it may (on a machine
+that does nothing else the two are the same).
 """
 
 import argparse
@@ -30,6 +30,16 @@ QUESTIONS = {
         1.0,
         "from trainer.report import report",
         "report('a', runs / 'a', runs.parent / 'checkpoints', None)",
+    ),
+    "status": (
+        1.0,
+        "from trainer.history.screen import screen\nfrom trainer.history.standing import present, standing_of",
+        "screen(standing_of(runs / 'a', present()), present(), 80)",
+    ),
+    "account": (
+        3.0,
+        "from trainer.history.account import account_of, text",
+        "text(account_of(runs / 'a'))",
     ),
     "resume": (
         1.0,

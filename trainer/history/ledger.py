@@ -244,8 +244,9 @@ class _Reading:
             return
         if launch.cause is not None and event.get("cause") in SECOND_HAND:
             return
-        step = event.get("step")
-        launch.ended, launch.at, launch.cause = self._now, event.get("time"), str(event.get("cause"))
+        if launch.ended is None:  # the others of it end soon after the first, whoever says why
+            launch.ended, launch.at = self._now, event.get("time")
+        step, launch.cause = event.get("step"), str(event.get("cause"))
         launch.step, launch.words = step if isinstance(step, int) else launch.step, str(event.get("reason") or "")
 
     def _end(self, restart: Mapping[str, Any]) -> None:

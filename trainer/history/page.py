@@ -16,6 +16,9 @@ from trainer.text import duration
 _BLUE, _RED, _GREEN, _PINK, _ORANGE = COLOURS[:5]
 _GREY = "#8c959f"
 
+MOST_DOTS = 100
+"""Evaluations that are drawn as a dot each."""
+
 _METHOD = """Effective training time is the time of the steps that stand in the curve, each once, over the time from the first launch to the end
 of the last, pauses that somebody asked for included. Steps taken again are those that a crash or a rollback undid. Faint lines are every step, or the least and the greatest
 of neighbouring steps where there are too many to draw; strong lines are their mean. Times between launches are those of the machine's clock."""
@@ -43,22 +46,25 @@ def _body(account: Account) -> str:
 
 def _plots(account: Account, curve: Curve | None) -> list[Plot]:
     """Every plot that something is known for."""
+    unit, seconds = _unit(account)
     found = [_parts(account)]
     if curve is not None:
         steps, speed = curve.steps, curve.sums["tokens_per_second"]
         loss = Plot("Loss", "step", "nats per token", _losses(curve), is_wide=True, is_late=True, marks=_marks(account))
         pace = line("tokens/s", _BLUE, *means(steps, speed, curve.counts, MAX_POINTS // 5), width=1.4)
-        effective = _effective(account, curve)
+        effective = _effective(account, curve, seconds)
         found = [
             loss,
             Plot(
-                "Effective training time so far", "hours since the first launch", "percent", effective, from_zero=True
+                "Effective training time so far", f"{unit} since the first launch", "percent", effective, from_zero=True
             ),
             *found,
             Plot("Speed", "step", "tokens per second", [pace], from_zero=True),
         ]
-    written = [{**line("writing", _BLUE, *_saves(account), width=1.0), "mode": "markers", "marker": {"size": 4}}]
-    found.append(Plot("Saves", "hours since the first launch", "seconds to write one", written, from_zero=True))
+    written = [
+        {**line("writing", _BLUE, *_saves(account, seconds), width=1.0), "mode": "markers", "marker": {"size": 4}}
+    ]
+    found.append(Plot("Saves", f"{unit} since the first launch", "seconds to write one", written, from_zero=True))
     return [plot for plot in found if any(len(each["x"]) for each in plot.lines)]
 
 
@@ -74,7 +80,8 @@ def _losses(curve: Curve) -> list[dict[str, Any]]:
     if evaluated and known.any():
         tokens, values = zip(*evaluated[-MAX_POINTS:])
         steps = np.interp(tokens, curve.tokens[known], curve.steps[known])
-        lines.append({**line("validation", _ORANGE, steps, values, width=1.8), "mode": "lines+markers"})
+        mode = "lines" if len(values) > MOST_DOTS else "lines+markers"
+        lines.append({**line("validation", _ORANGE, steps, values, width=1.8), "mode": mode})
     return lines
 
 
@@ -94,38 +101,43 @@ def _marks(account: Account) -> list[Mark]:
     return marks
 
 
-def _effective(account: Account, curve: Curve) -> list[dict[str, Any]]:
+def _effective(account: Account, curve: Curve, unit_seconds: float) -> list[dict[str, Any]]:
     """The share of the time that counts, at each save and now."""
     import numpy as np
 
     known = np.isfinite(curve.steps) & np.isfinite(curve.hours)
     ledger = account.ledger
-    points = [(save.at / 3600, save.step) for save in ledger.saves[:: max(1, len(ledger.saves) // MAX_POINTS)]]
-    points.append((ledger.wall_seconds / 3600, account.totals.step))
+    points = [(save.at, save.step) for save in ledger.saves[:: max(1, len(ledger.saves) // MAX_POINTS)]]
+    points.append((ledger.wall_seconds, account.totals.step))
     at, steps = (np.array(each, float) for each in zip(*points))
     if not known.any() or not (at > 0).any():
         return []
-    counted = np.interp(steps, curve.steps[known], curve.hours[known])
+    counted = 3600 * np.interp(steps, curve.steps[known], curve.hours[known])
     share = 100 * np.minimum(1.0, counted[at > 0] / at[at > 0])
-    return [line("effective", _GREEN, at[at > 0], share, width=2.0)]
+    return [line("effective", _GREEN, at[at > 0] / unit_seconds, share, width=2.0)]
+
+
+def _unit(account: Account) -> tuple[str, float]:
+    """The unit of time that the run is told in, and its seconds."""
+    return ("minutes", 60.0) if account.ledger.wall_seconds < 7200 else ("hours", 3600.0)
 
 
 def _parts(account: Account) -> Plot:
-    spent = {PARTS[name]: seconds / 3600 for name, seconds in account.parts.items() if seconds > 0}
-    colours = dict(zip(PARTS.values(), (_GREEN, _RED, _BLUE, _ORANGE, _PINK, _GREY, "#c8ced4")))
-    names = list(spent)[::-1]
-    bars = {"type": "bar", "orientation": "h", "x": [spent[name] for name in names], "y": names, "showlegend": False}
-    shown = [
-        f"{duration(3600 * spent[name])} ({percent(3600 * spent[name] / (account.ledger.wall_seconds or 1))})"
-        for name in names
-    ]
-    marker = {"color": [colours[name] for name in names]}
-    return Plot("Where the time went", "hours", "", [{**bars, "text": shown, "marker": marker, "hoverinfo": "text"}])
+    unit, unit_seconds = _unit(account)
+    spent = {name: seconds for name, seconds in account.parts.items() if seconds > 0}
+    colours = dict(zip(PARTS, (_GREEN, _RED, _BLUE, _ORANGE, _PINK, _GREY, "#c8ced4")))
+    names, wall = list(spent)[::-1], account.ledger.wall_seconds or 1.0
+    shown = [f"{duration(spent[name])} ({percent(spent[name] / wall)})" for name in names]
+    bars = {"type": "bar", "orientation": "h", "y": [PARTS[name] for name in names], "text": shown, "hoverinfo": "text"}
+    look = {"marker": {"color": [colours[name] for name in names]}, "showlegend": False}
+    return Plot(
+        "Where the time went", unit, "", [{**bars, **look, "x": [spent[name] / unit_seconds for name in names]}]
+    )
 
 
-def _saves(account: Account) -> tuple[list[float], list[float]]:
+def _saves(account: Account, unit_seconds: float) -> tuple[list[float], list[float]]:
     saves = account.ledger.saves
-    return [save.at / 3600 for save in saves], [save.seconds for save in saves]
+    return [save.at / unit_seconds for save in saves], [save.seconds for save in saves]
 
 
 def _tables(account: Account) -> str:
@@ -152,4 +164,4 @@ def _tables(account: Account) -> str:
 
 
 def _table(heading: str, head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
-    return f"<h2>{heading} ({len(rows)})</h2>{plots.table_html(head, rows)}" if rows else ""
+    return f"<h2>{heading} ({len(rows)})</h2>{plots.table_html(head, rows, look='list')}" if rows else ""

@@ -1,6 +1,7 @@
 """How runs stand, on a terminal: one on a screen, all in a table; and for programs, a line of JSON each."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -8,7 +9,7 @@ from datetime import datetime, timedelta
 from trainer.history.standing import Standing
 from trainer.text import SKEW_SECONDS, age, count, duration, size, table
 
-_LABEL = 12
+_LABEL, _HEAD_LINES = 12, 3
 
 
 def as_json(standing: Standing) -> str:
@@ -20,8 +21,10 @@ def screen(standing: Standing, now: datetime, width: int) -> str:
     """One run on one screen: no line is wider, and what has no room is cut."""
     rows = [
         ("alive", _alive(standing, now)),
+        ("computes", _machine(standing)),
         ("supervised", _supervised(standing, now)),
-        ("progress", _progress(standing, now)),
+        ("progress", _progress(standing)),
+        ("left", _left(standing, now)),
         ("speed", _speed(standing)),
         ("loss", _loss(standing)),
         ("last save", _last_save(standing)),
@@ -29,7 +32,10 @@ def screen(standing: Standing, now: datetime, width: int) -> str:
         ("disk", _disk(standing)),
         *(("GPU" if place else "GPUs", words) for place, words in enumerate(map(_gpu, standing.gpus))),
     ]
-    lines = [f"{standing.name}: {standing.state}" + (f" ({standing.reason})" if standing.reason else "")]
+    head = f"{standing.name}: {standing.state}" + (f" ({standing.reason})" if standing.reason else "")
+    lines = textwrap.wrap(
+        " ".join(head.split()), width, max_lines=_HEAD_LINES, placeholder=" ...", subsequent_indent="  "
+    )
     lines += [f"  {label:{_LABEL}}{words}" for label, words in rows if words]
     if standing.events:
         lines += ["", "  last events"]
@@ -39,9 +45,13 @@ def screen(standing: Standing, now: datetime, width: int) -> str:
     return "\n".join(_cut(line, width) for line in lines)
 
 
+def _rounded(seconds: float) -> str:
+    return duration(round(seconds))
+
+
 def _ago(seconds: float) -> str:
     """When something of this age was, in whole seconds."""
-    return age(seconds) if seconds <= -SKEW_SECONDS else f"{duration(round(seconds))} ago"
+    return age(seconds) if seconds <= -SKEW_SECONDS else f"{_rounded(seconds)} ago"
 
 
 def _cut(line: str, width: int) -> str:
@@ -57,15 +67,16 @@ def _since(at: str | None, now: datetime) -> str:
 
 def _alive(standing: Standing, now: datetime) -> str:
     since = f", started {_since(standing.launched_at, now)}" if standing.launched_at else ""
-    where = (
-        f"; {standing.machine}, {'fp32' if standing.precision == 'no' else standing.precision}"
-        if standing.machine
-        else ""
-    )
     if standing.is_alive:
-        return f"yes, {standing.where}{since}{where}"
-    word = "no" if standing.is_alive is False else "nobody can know"
-    return f"{word}{since}{where}" if standing.where is None else f"{word}; the last was {standing.where}{since}{where}"
+        return f"yes, {standing.where}{since}"
+    last = f"; the last was {standing.where}{since}" if standing.where else since
+    return ("no" if standing.is_alive is False else "nobody can know") + last
+
+
+def _machine(standing: Standing) -> str:
+    if standing.machine is None:
+        return ""
+    return f"{standing.machine}, in {'fp32' if standing.precision == 'no' else standing.precision}"
 
 
 def _supervised(standing: Standing, now: datetime) -> str:
@@ -75,18 +86,22 @@ def _supervised(standing: Standing, now: datetime) -> str:
     return f"by {standing.supervised_by}, since {_since(standing.supervised_since, now).removesuffix(' ago')}{restarts}"
 
 
-def _progress(standing: Standing, now: datetime) -> str:
+def _progress(standing: Standing) -> str:
     parts = [f"step {standing.step:,}" + (f" of {standing.max_steps:,}" if standing.max_steps else "")]
     if standing.fraction is not None:
-        parts.append(f"{standing.fraction:.1%}".replace("%", " %"))
-    if standing.seconds_left is not None:
-        ends = (now + timedelta(seconds=standing.seconds_left)).astimezone()
-        parts.append(f"{duration(standing.seconds_left)} left, ends {ends:%a %d %b %H:%M}")
+        parts[0] += f" ({standing.fraction:.1%})".replace("%", " %")
     if standing.tokens:
         parts.append(f"{count(standing.tokens)} tokens")
     if standing.last_step_seconds_ago is not None:
         parts.append(f"last written {_ago(standing.last_step_seconds_ago)}")
-    return "; ".join(parts)
+    return ", ".join(parts)
+
+
+def _left(standing: Standing, now: datetime) -> str:
+    if standing.seconds_left is None:
+        return ""
+    ends = (now + timedelta(seconds=standing.seconds_left)).astimezone()
+    return f"{_rounded(standing.seconds_left)}, ends {ends:%a %d %b %H:%M}, by the speed of the last steps"
 
 
 def _speed(standing: Standing) -> str:
@@ -119,9 +134,9 @@ def _last_save(standing: Standing) -> str:
 def _at_risk(standing: Standing) -> str:
     parts = []
     if standing.lost_now_seconds is not None:
-        parts.append(f"{duration(standing.lost_now_seconds)} of training if the machine died now")
+        parts.append(f"{_rounded(standing.lost_now_seconds)} of training if the machine died now")
     if standing.worst_lost_work_seconds is not None:
-        parts.append(f"{duration(standing.worst_lost_work_seconds)} at the worst moment so far")
+        parts.append(f"{_rounded(standing.worst_lost_work_seconds)} at worst")
     return "; ".join(parts)
 
 
@@ -177,7 +192,7 @@ def _row(standing: Standing) -> dict[str, str]:
         "done": "-" if done is None else f"{done:.1%}".replace("%", " %"),
         "loss": "-" if standing.loss is None else f"{standing.loss:.3f}",
         "tokens/s": "-" if speed is None else count(speed),
-        "left": "-" if left is None else duration(left),
+        "left": "-" if left is None else _rounded(left),
         "written": "-" if since is None else _ago(since),
         "saved": "-" if standing.saved_seconds_ago is None else _ago(standing.saved_seconds_ago),
         "restarts": str(standing.num_restarts) if standing.num_restarts else "-",

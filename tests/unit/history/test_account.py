@@ -24,7 +24,7 @@ def test_the_parts_of_the_wall_time_add_up(month):
     assert account.effective_fraction == pytest.approx(200 * STEP_SECONDS / 11300)
     assert sum(account.parts.values()) == pytest.approx(11300)
     assert account.parts["evaluating"] == 2
-    assert account.process_hours == pytest.approx(4 * (11300 - 3629) / 3600)
+    assert account.process_hours == pytest.approx(4 * (11300 - 3630) / 3600)
 
 
 def test_programs_get_all_of_it(month):
@@ -56,7 +56,7 @@ def test_the_text_names_everything_and_keeps_to_the_width(month, width):
     says(line_of(said, "effective"), "63.7 %", "3h 8m", "5 starts", "GPU-hours")
     line_of(said, "resumes 3", "exact 1/1")
     line_of(said, "stopped on request", "1h 0m")
-    line_of(said, "SIGKILL", "3", "1m 48s", "9s", "50s")
+    line_of(said, "SIGKILL", "3", "1m 48s", "10s", "50s")
     line_of(said, "step 40", "exact 3/3")
     line_of(said, "step 95", "not compared")
     says(said, "skipped batches (1)", "rollbacks (1)", "step 160 to 150")

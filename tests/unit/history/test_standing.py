@@ -82,11 +82,13 @@ def test_a_run_fits_on_one_screen(running, width):
     lines = said.splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) <= 24
-    line_of(said, "progress", "step 200 of 1,000", "20.0 %", "8h 0m left")
+    assert not [line for line in lines if line.endswith("...") and not line.startswith("    ")]
+    line_of(said, "progress", "step 200 of 1,000", "20.0 %", "200k tokens")
+    line_of(said, "left", "8h 0m", "01 Nov")
     line_of(said, "last save", "step 200", "5m 20s ago", "1.5 GB")
     line_of(said, "disk", "3d 0h", "after the run ends")
     line_of(said, "GPUs", "98 %", "61 C", "heat")
-    line_of(said, "at risk", "5m 29s of training")
+    line_of(said, "at risk", "5m 30s of training")
 
 
 def test_all_runs_stand_in_a_table_those_that_live_first(running, tmp_path):
@@ -101,7 +103,9 @@ def test_all_runs_stand_in_a_table_those_that_live_first(running, tmp_path):
         assert max(map(len, said.splitlines())) <= width
         line_of(said, "mine", "running", "200", "20.0 %")
     says(listing(found, 160).splitlines()[0], "restarts", "tokens/s")
-    assert "restarts" not in listing(found, 60)
+    narrow = listing(found, 60)
+    says(narrow.splitlines()[0], "state", "done", "left")
+    assert "restarts" not in narrow and "..." not in narrow
 
 
 def test_a_run_of_which_nothing_is_known_has_a_screen_too():

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.ending.outcome_file import read_outcome
 from trainer.errors import LaunchError
-from trainer.history.ledger import Launch, Ledger, ledger_of
+from trainer.history.ledger import KEPT, Launch, Ledger, ledger_of
 from trainer.history.words import words
 from trainer.journal import events_from
 from trainer.locks import is_trained
@@ -22,7 +22,7 @@ MOST_LISTED = 20
 """Of stops, resumes and skips, how many of the last ones the text lists; `--json` and the page have all."""
 
 KINDS = {
-    "skip": "skipped batches",
+    "bad_batch": "bad batches",
     "recompute": "steps computed once more",
     "rollback": "rollbacks",
     "digest_differs": "ranks that differed",
@@ -235,7 +235,7 @@ def facts(account: Account) -> dict[str, Any]:
         "lost_steps": ledger.lost_steps,
         "resumes": {"number": len(ledger.resumes), "compared": judged, "exact": exact},
         "saves": ledger.num_saves,
-        **{kind: ledger.events.get(kind, []) for kind in (*KINDS, "hang", "restart", "gave_up", "slow_over")},
+        **{kind: ledger.events.get(kind, []) for kind in KEPT},
     }
 
 

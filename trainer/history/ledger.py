@@ -15,12 +15,15 @@ from datetime import datetime
 from typing import Any
 
 from trainer.ending.causes import SECOND_HAND, Cause
-from trainer.history.words import is_skipped_batch, moment
+from trainer.history.words import moment
 
 ASKED_FOR = (Cause.FINISHED, Cause.INTERRUPTED, Cause.SIGINT)
 """Ends that somebody wanted."""
 
 _WITHOUT_A_WORD = "ended without a word: killed with all its processes, or the machine went down"
+
+KEPT = ("bad_batch", "recompute", "rollback", "digest_differs", "hang", "restart", "gave_up", "slow_over")
+"""Kinds of events that a ledger has as they are."""
 
 MAX_POINTS = 4096
 """Saves that are kept to be drawn; of more, every so many-th."""
@@ -94,7 +97,7 @@ class Ledger:
 
     launches: list[Launch] = field(default_factory=list)
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """skip (of batches), recompute, rollback, digest_differs, hang, restart, gave_up, slow_over: as they stand in the journal."""
+    """Those of KEPT, by kind."""
     saves: list[Save] = field(default_factory=list)
     num_saves: int = 0
     began_at: str | None = None
@@ -215,9 +218,7 @@ class _Reading:
             self._ledger.launches.append(self._launch)
         elif launch is not None:
             self._hear(launch, kind, event, step if isinstance(step, int) else None)
-        if kind in ("recompute", "rollback", "digest_differs", "hang", "restart", "gave_up", "slow_over") or (
-            is_skipped_batch(event)
-        ):
+        if kind in KEPT:
             self._ledger.events.setdefault(kind, []).append(dict(event))
 
     def _hear(self, launch: Launch, kind: str, event: Mapping[str, Any], step: int | None) -> None:

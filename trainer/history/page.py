@@ -92,7 +92,7 @@ def _marks(account: Account) -> list[Mark]:
         if launch.cause is not None and launch.step is not None and launch.cause != "finished":
             kind, colour = ("stopped on request", _GREY) if launch.cause in ASKED_FOR else ("stopped", _RED)
             marks.append(Mark(launch.step, kind, colour, f"{when(launch.at)} {launch.cause}: {launch.words}"[:200]))
-    colours = {"skip": COLOURS[5], "recompute": _GREEN, "rollback": _PINK, "digest_differs": "#000000"}
+    colours = {"bad_batch": COLOURS[5], "recompute": _GREEN, "rollback": _PINK, "digest_differs": "#000000"}
     for kind, heading in KINDS.items():
         for event in account.ledger.events.get(kind, []):
             step = event.get("step", event.get("from_step"))

@@ -34,7 +34,8 @@ _WORDS = {
     "restart": "restart {attempt} after {wait_seconds}: {words}",
     "gave_up": "is not restarted any more: {words}",
     "hang": "rank {rank} hung while {phase} at step {step}, for {seconds}",
-    "skip": "step {step} was skipped ({kind}): loss {loss}, gradient norm {grad_norm}",
+    "skip": "the save of step {step} was left out, because the disk was behind",
+    "bad_batch": "step {step} {skipped} ({kind}): loss {loss}, gradient norm {grad_norm}",
     "recompute": "step {step} computed once more: {found}",
     "rollback": "back from step {from_step} to {to_step}: {reason}",
     "digest_differs": "step {step}: the weights of ranks {ranks} differ",
@@ -42,21 +43,15 @@ _WORDS = {
 }
 
 
-def is_skipped_batch(event: Mapping[str, Any]) -> bool:
-    """Whether it tells of a batch that no update was made of; a save that was left out has the same name."""
-    return event["event"] == "skip" and "kind" in event
-
-
 def words(event: Mapping[str, Any]) -> str:
     """What an event says; of a kind that nobody here knows, its facts."""
     facts = {key: value for key, value in event.items() if key not in ("time", "event", "lost_events")}
     pattern = _WORDS.get(event["event"])
-    if event["event"] == "skip" and not is_skipped_batch(event):
-        pattern = "the save of step {step} was left out, because the disk was behind"
     if event["event"] == "recompute":
-        facts["found"] = (
-            "the same numbers, so the data is bad" if event.get("equal") else "other numbers: a chip is broken"
-        )
+        broken = f"other numbers on ranks {_shown('ranks', event.get('ranks') or '?')}, so a chip computes wrongly"
+        facts["found"] = "the same numbers, so it is the data" if event.get("equal") else broken
+    if event["event"] == "bad_batch":
+        facts["skipped"] = "was skipped" if event.get("skipped") else "was told from the others"
     if pattern is None:
         return f"{event['event']}: " + ", ".join(f"{key} {_shown(key, value)}" for key, value in facts.items())
     return pattern.format_map(_Known({key: _shown(key, value) for key, value in facts.items()}))
@@ -68,6 +63,8 @@ class _Known(dict[str, str]):
 
 
 def _shown(key: str, value: Any) -> str:
+    if value is None:
+        return "no number"
     if isinstance(value, (int, float)) and key.endswith("seconds"):
         return duration(value)
     if isinstance(value, float):

@@ -38,7 +38,8 @@ def test_programs_get_all_of_it(month):
         ("exception", 1, 0),
     ]
     assert [
-        len(told[kind]) for kind in ("skip", "recompute", "rollback", "digest_differs", "hang", "restart", "gave_up")
+        len(told[kind])
+        for kind in ("bad_batch", "recompute", "rollback", "digest_differs", "hang", "restart", "gave_up")
     ] == [1, 1, 1, 0, 1, 3, 0]
     assert [launch["cause"] for launch in told["launches"]] == [
         "SIGKILL",
@@ -59,7 +60,7 @@ def test_the_text_names_everything_and_keeps_to_the_width(month, width):
     line_of(said, "SIGKILL", "3", "1m 48s", "10s", "50s")
     line_of(said, "step 40", "exact 3/3")
     line_of(said, "step 95", "not compared")
-    says(said, "skipped batches (1)", "rollbacks (1)", "step 160 to 150")
+    says(said, "bad batches (1)", "rollbacks (1)", "step 160 to 150")
 
 
 def test_on_cpus_there_are_no_gpu_hours(tmp_path):
@@ -108,14 +109,14 @@ def test_the_page_has_its_plots_with_the_events_marked_and_needs_no_network(mont
     assert marked == {
         "stopped": [43, 97],
         "stopped on request": [150],
-        "skipped batches": [64],
+        "bad batches": [64],
         "steps computed once more": [64],
         "rollbacks": [160],
     }
     share = plots["Effective training time so far"][0]["y"]
     assert share[-1] == pytest.approx(100 * 200 * STEP_SECONDS / 11300)
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
-    says(page, "exact 3/3", "Skipped batches (1)")
+    says(page, "exact 3/3", "Bad batches (1)")
 
 
 def test_a_run_that_took_no_step_has_a_page_too(tmp_path):

@@ -51,9 +51,9 @@ def test_resumes_have_their_verdicts():
     ).exactness == (1, 2)
 
 
-def test_a_batch_that_was_skipped_is_no_save_that_was_left_out():
+def test_what_the_guard_did_is_kept_as_it_was_written():
     found = ledger(*EVENTS)
-    assert [skip["step"] for skip in found.events["skip"]] == [64]
+    assert [skip["step"] for skip in found.events["bad_batch"]] == [64]
     assert [len(found.events[kind]) for kind in ("recompute", "rollback", "hang", "restart")] == [1, 1, 1, 3]
 
 

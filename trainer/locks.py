@@ -134,3 +134,18 @@ def _is_trained_by_another(folder: Path) -> LaunchError:
         f"another process is training {folder.name} right now (it holds {folder / '.lock'}); wait for it, stop it, or give this "
         "run another name: name=..."
     )
+
+
+# Who starts a run again
+
+
+SUPERVISOR = ".supervisor"
+"""The record (lease.py) in a run's folder of the process that starts it again, with `since` (ISO 8601), as long as it does."""
+
+
+def supervisor_of(folder: Path) -> tuple[lease.Process, str | None] | None:
+    """Who supervises a run, and since when; None where nobody does. Of another machine's the record is believed."""
+    record = lease.read_record(folder / SUPERVISOR)
+    if record is None or record[1].get("is_released") or (record[0].is_here and not record[0].is_running):
+        return None
+    return record[0], record[1].get("since")

@@ -17,7 +17,7 @@ from trainer.ending.outcomes import Outcome
 from trainer.errors import LaunchError, TrainerError
 from trainer.history.words import ROUTINE, events_backward, moment, words
 from trainer.lease import holder
-from trainer.locks import is_trained
+from trainer.locks import is_trained, supervisor_of
 from trainer.metrics.curves import CURVE, last_records, newest_value, records_backward
 from trainer.metrics.index import INDEX
 
@@ -101,12 +101,17 @@ def standing_of(folder: Path, now: datetime) -> Standing:
     """Reads a run's folder; what is damaged or absent is left out."""
     outcome, alive = read_outcome(folder) or {}, _is_alive(folder)
     state = str(outcome.get("outcome", "unknown"))
-    if state == Outcome.RUNNING and alive is False:
+    supervisor = supervisor_of(folder)
+    if alive is False and supervisor and state != Outcome.FINISHED:
+        state = "restarting"
+    elif alive is False and state == Outcome.RUNNING:
         state = "killed"
     standing = Standing(folder.resolve().name, str(folder), state, str(outcome.get("reason", "")), alive)
     standing.step = outcome.get("step", 0)
     who = holder(folder / ".lock")
     standing.where = str(who) if who else None
+    if supervisor:
+        standing.supervised_by, standing.supervised_since = str(supervisor[0]), supervisor[1]
     settings = _settings(folder)
     standing.max_steps = settings.get("max_steps")
     _read_curve(standing, folder, now)

@@ -1,7 +1,7 @@
 """How runs stand: on a screen, in a table, for programs, and after a month."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
@@ -9,8 +9,8 @@ import pytest
 from tests.messages import line_of, says
 from tests.month import write_thinly
 from tests.unit.test_month import at_most
-from tests.written_history import BEGAN, EVENTS, event, start, write_month
-from trainer import locks
+from tests.written_history import BEGAN, EVENTS, at, event, start, write_month
+from trainer import lease, locks
 from trainer.ending.outcome_file import write_outcome
 from trainer.history.screen import as_json, listing, screen
 from trainer.history.standing import NUM_EVENTS, Standing, standing_of, standings
@@ -74,6 +74,19 @@ def test_a_run_whose_processes_are_gone_was_killed(tmp_path):
         None,
         None,
     )
+
+
+def test_a_run_between_two_starts_is_one_that_its_supervisor_restarts(tmp_path):
+    folder = write_month(tmp_path, events=EVENTS[:-1])
+    write_outcome(folder, "failed", step=198, reason="rank 1 was killed")
+    lease.write_record(folder / locks.SUPERVISOR, lease.process(), since=at(9430))
+    found = standing_of(folder, NOW)
+    assert (found.state, found.supervised_by, found.supervised_since) == ("restarting", str(lease.process()), at(9430))
+    line_of(screen(found, NOW, 80), "supervised", lease.process(), "36m 10s", "3 restarts")
+    for gone in (replace(lease.process(), started="1"), None):
+        lease.write_record(folder / locks.SUPERVISOR, gone or lease.process(), since=at(9430), is_released=gone is None)
+        found = standing_of(folder, NOW)
+        assert (found.state, found.supervised_by) == ("failed", None)
 
 
 @pytest.mark.parametrize("width", [80, 160])

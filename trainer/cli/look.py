@@ -61,10 +61,13 @@ def _watch(look: Callable[[], str], *, is_for_programs: bool) -> None:
         while True:
             answer(look())
             time.sleep(WATCH_SECONDS)
-    with Live(Text(look(), no_wrap=True), console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            time.sleep(WATCH_SECONDS)
-            live.update(Text(look(), no_wrap=True), refresh=True)
+    try:
+        with Live(Text(look(), no_wrap=True), console=console, auto_refresh=False, screen=True) as live:
+            while True:
+                time.sleep(WATCH_SECONDS)
+                live.update(Text(look(), no_wrap=True), refresh=True)
+    except KeyboardInterrupt:
+        answer(look())  # it stays on the terminal, which is as it was before
 
 
 def tensorboard(

@@ -93,7 +93,7 @@ EVENTS = sorted(
         event(5830, "stop", cause="interrupted", step=150, reason="SIGTERM was received"),
         event(9430, "launch", command="./launch.sh 4gpu_bf16 mine.yaml", folder="/home/me"),
         *start(9442, 9480, step=150),
-        event(9500, "rollback", from_step=160, to_step=150, reason="the loss diverged", skipped=[3]),
+        event(9500, "rollback", from_step=151, to_step=150, reason="the loss diverged", skipped=[3]),
         *saves(151, 200, 9480),
         event(11300, "stop", cause="finished", step=200, reason="all 200 steps were taken"),
     ],

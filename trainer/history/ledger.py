@@ -10,7 +10,7 @@ The journal's times are those of a clock that may be set. Where one goes back, t
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -98,6 +98,8 @@ class Ledger:
     launches: list[Launch] = field(default_factory=list)
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Those of KEPT, by kind."""
+    rollbacks: Cost = field(default_factory=lambda: Cost("rollback"))
+    """What was undone while the processes went on."""
     saves: list[Save] = field(default_factory=list)
     num_saves: int = 0
     began_at: str | None = None
@@ -126,11 +128,11 @@ class Ledger:
 
     @property
     def lost_seconds(self) -> float:
-        return sum(launch.lost_seconds for launch in self.launches)
+        return sum(launch.lost_seconds for launch in self.launches) + self.rollbacks.lost_seconds
 
     @property
     def lost_steps(self) -> int:
-        return sum(launch.lost_steps for launch in self.launches)
+        return sum(launch.lost_steps for launch in self.launches) + self.rollbacks.lost_steps
 
     def _down(self, launch: Launch, after: Launch) -> float:
         return after.began - (after.began if launch.ended is None else launch.ended)
@@ -143,7 +145,7 @@ class Ledger:
     @property
     def costs(self) -> list[Cost]:
         """What the ends that nobody asked for cost, by cause, the dearest first."""
-        by_cause: dict[str, Cost] = {}
+        by_cause = {"rollback": replace(self.rollbacks)} if self.rollbacks.stops else {}
         for launch, after in zip(self.launches, [*self.launches[1:], None]):
             if launch.cause is None or (launch.cause in ASKED_FOR and not launch.lost_steps):
                 continue
@@ -197,6 +199,8 @@ class _Reading:
         self._first: datetime | None = None
         self._before: datetime | None = None
         self._now = 0.0
+        self._undone = 0, 0.0
+        """Steps that the last rollback undid, and their seconds, until it is told how many were done again."""
         self._stride = 1
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -227,8 +231,20 @@ class _Reading:
             launch.resumed_at = step
             self._estimate_lost(step or 0)
         elif kind == "train":
-            launch.trains_since, launch.replay = self._now, event.get("replay")
-            self._lost(int(event.get("lost_steps") or 0), float(event.get("lost_seconds") or 0.0))
+            self._undo(-1)  # what a rollback undid is told with what is done again
+            lost = int(event.get("lost_steps") or 0), float(event.get("lost_seconds") or 0.0)
+            if launch.trains_since is not None:
+                self._undone = lost
+                self._undo(1)
+            else:
+                launch.trains_since, launch.replay = self._now, event.get("replay")
+                self._lost(*lost)
+            self._undone = 0, 0.0
+        elif kind == "rollback":
+            steps = max(0, int(event.get("from_step") or 0) - int(event.get("to_step") or 0))
+            self._undone = steps, steps * self._step_seconds
+            self._ledger.rollbacks.stops += 1
+            self._undo(1)
         elif kind == "verdict":
             launch.verdict, launch.is_exact = str(event.get("text")), bool(event.get("exact"))
         elif kind == "save":
@@ -272,6 +288,11 @@ class _Reading:
         before = self._trained_before()
         if before is not None:
             before.lost_steps, before.lost_seconds = steps, seconds
+
+    def _undo(self, sign: int) -> None:
+        steps, seconds = self._undone
+        self._ledger.rollbacks.lost_steps += sign * steps
+        self._ledger.rollbacks.lost_seconds += sign * seconds
 
     def _estimate_lost(self, step: int) -> None:
         """What earlier versions lost; what today's write down takes its place."""

@@ -36,6 +36,7 @@ def test_programs_get_all_of_it(month):
         ("SIGKILL", 1, 3),
         ("hang", 1, 2),
         ("exception", 1, 0),
+        ("rollback", 1, 1),
     ]
     assert [
         len(told[kind])
@@ -60,7 +61,7 @@ def test_the_text_names_everything_and_keeps_to_the_width(month, width):
     line_of(said, "SIGKILL", "3", "1m 48s", "10s", "50s")
     line_of(said, "step 40", "exact 3/3")
     line_of(said, "step 95", "not compared")
-    says(said, "bad batches (1)", "rollbacks (1)", "step 160 to 150")
+    says(said, "bad batches (1)", "rollbacks (1)", "step 151 to 150")
 
 
 def test_on_cpus_there_are_no_gpu_hours(tmp_path):
@@ -111,7 +112,7 @@ def test_the_page_has_its_plots_with_the_events_marked_and_needs_no_network(mont
         "stopped on request": [150],
         "bad batches": [64],
         "steps computed once more": [64],
-        "rollbacks": [160],
+        "rollbacks": [151],
     }
     share = plots["Effective training time so far"][0]["y"]
     assert share[-1] == pytest.approx(100 * 200 * STEP_SECONDS / 11300)

@@ -30,16 +30,41 @@ def test_the_time_goes_to_where_it_went():
     assert found.start_seconds == 40 + 50 + 40 + 60 + 50
     assert found.down_seconds(asked_for=False) == 10 + 10 + 10
     assert found.down_seconds(asked_for=True) == 3600
-    assert (found.lost_steps, found.lost_seconds) == (5, 180)
+    assert (found.lost_steps, found.lost_seconds) == (5 + 1, 180)
     assert found.process_seconds == 4 * (11300 - 3600 - 30)
 
 
 def test_what_was_lost_counts_for_the_end_that_lost_it_and_not_for_one_before_the_first_step():
     by_cause = {cost.cause: cost for cost in ledger(*EVENTS).costs}
-    assert list(by_cause) == ["SIGKILL", "hang", "exception"]
-    assert [cost.lost_steps for cost in by_cause.values()] == [3, 2, 0]
+    assert by_cause.keys() == {"SIGKILL", "hang", "exception", "rollback"}
+    assert {cause: cost.lost_steps for cause, cost in by_cause.items()} == {
+        "SIGKILL": 3,
+        "hang": 2,
+        "exception": 0,
+        "rollback": 1,
+    }
     assert by_cause["exception"].start_seconds == 60
     assert by_cause["hang"].seconds == 72 + 10 + 40
+
+
+def test_what_a_rollback_undid_is_lost_whether_the_processes_go_on_or_not():
+    back = event(100, "rollback", from_step=30, to_step=20, reason="it diverged")
+    again = {"lost_steps": 9, "lost_seconds": 95.0, "worst_seconds": 0.0}
+    untold = ledger(*start(0, 10), back, step_seconds=10.0)
+    assert (untold.lost_steps, untold.lost_seconds) == (10, 100)
+    in_place = ledger(*start(0, 10), back, event(101, "train", step=20, **again), step_seconds=10.0)
+    assert [(cost.cause, cost.stops, cost.lost_steps, cost.lost_seconds) for cost in in_place.costs][0] == (
+        "rollback",
+        1,
+        9,
+        95.0,
+    )
+    assert in_place.launches[0].trains_since == 10
+    stop = event(101, "stop", cause="rollback", step=30)
+    anew = ledger(
+        *start(0, 10), back, stop, event(110, "start"), event(120, "train", step=20, **again), step_seconds=10.0
+    )
+    assert (anew.lost_steps, anew.lost_seconds, anew.launches[0].lost_steps) == (9, 95, 9)
 
 
 def test_resumes_have_their_verdicts():

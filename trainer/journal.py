@@ -21,6 +21,10 @@ One JSON object per line, only ever added to, by every process of the run (the t
     skip          step, reason      a save by budget was left out, because the disk was behind
     request       do, step, by, id   somebody asked for a `save` or a `stop`, and was answered at this step; saved: whether there is, or will
                                     be, a checkpoint of it. by: who, or a signal
+    bad_batch     step, kind, skipped   loss or gradient norm were not finite, or a spike (with its score): which data that was, by position
+                                    and sequences, and whether the update was skipped
+    recompute     step, equal, ranks    the batch of a skipped step was computed again. Other numbers: a chip computes wrongly, and ranks are
+                                    those whose own loss differed
     prune         name, reason      an old checkpoint went
     set_aside     step, name, reason   a checkpoint lost its name, because its run has diverged
     remove        name              a person removed a checkpoint

@@ -17,7 +17,8 @@ from trainer.metrics.reporter import StepFacts
 from trainer.optim.build import step_if_finite
 from trainer.optim.groups import rates_by_tag, set_learning_rate
 from trainer.run.build import Run
-from trainer.run.verdict import judge_end, judge_start, judge_step, reason_to_save
+from trainer.run.consensus import LOSS
+from trainer.run.verdict import is_skipped, judge_end, judge_start, judge_step, reason_to_save
 from trainer.step_result import SaveRequest, StepResult
 from trainer.text import shortened
 
@@ -39,21 +40,20 @@ def train(run: Run) -> Ending:
     for batch in run.loader.batches(run.progress.sequences):
         run.stopwatch.lap("data")
         lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
-        run.precision.begin(run.progress.step + 1)
-        run.experts.begin(run.progress.step + 1)
-        loss = accumulate_gradients(run, batch)
+        loss, grad_norm = compute_gradients(run, batch)
         run.stopwatch.lap("forward_backward")
-        grad_norm = run.parallel.clip_grad_norm(run.model.parameters(), run.config.optimizer.max_grad_norm)
+        agreed = agree(run, batch, loss)
+        judged = run.spikes.judge(agreed[LOSS], grad_norm)
         run.checkpointer.before_update()  # a snapshot may still be reading the weights
         with run.probes.around_update(run.progress.step + 1):
-            step_if_finite(run.optimizer, grad_norm)
+            step_if_finite(run.optimizer, judged.norm)
         run.optimizer.zero_grad()
         run.stopwatch.lap("optimizer")
 
         run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
+        run.consensus.submit(run.progress.step, agreed, grad_norm, judged)
         facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
-        facts = {**facts, **rates_by_tag(run.optimizer)}
-        results = report(run, batch, lr, loss, grad_norm, facts)
+        results = report(run, batch, lr, {**facts, **rates_by_tag(run.optimizer)})
         ending = judge_step(run, results)
         run.stopwatch.lap("report")
 
@@ -67,6 +67,32 @@ def train(run: Run) -> Ending:
             run.reporter.write(run.consensus.settle())  # of a run that has diverged the last result is not judged
             return ending
     raise AssertionError("the loader never ends")
+
+
+def compute_gradients(run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of one global batch, clipped; returns this rank's mean loss, and the gradient's norm before, both still on the device.
+
+    Where the update of the step before was skipped, its batch is computed once more first: is it the data, or a broken chip?
+    """
+    step = run.progress.step + 1
+
+    def gradients(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        run.precision.begin(step)
+        run.experts.begin(step)
+        loss = accumulate_gradients(run, batch)
+        return loss, run.parallel.clip_grad_norm(run.model.parameters(), run.config.optimizer.max_grad_norm)
+
+    run.recheck.begin(step, batch)
+    loss, grad_norm = gradients(batch)
+    before = run.consensus.newest()
+    if (
+        before is not None
+        and is_skipped(run, before)
+        and run.recheck.repeat(before, run.optimizer.zero_grad, gradients)
+    ):
+        loss, grad_norm = gradients(batch)
+    run.recheck.computed(step, loss, grad_norm)
+    return loss, grad_norm
 
 
 def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
@@ -85,18 +111,20 @@ def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
     return total
 
 
-def report(
-    run: Run, batch: Batch, lr: float, loss: torch.Tensor, grad_norm: torch.Tensor, facts: dict[str, float]
-) -> list[StepResult]:
-    """Has the ranks agree on the step and writes down what is known, `facts` by tag among it.
+def agree(run: Run, batch: Batch, loss: torch.Tensor) -> torch.Tensor:
+    """Has the ranks agree on the loss, on whether to stop, and on what to save after this step; on the device."""
+    request = run.checkpointer.save_request(run.progress.tokens + batch.num_tokens)
+    run.requests.look(run.progress.step + 1, run.checkpointer.save_seconds)
+    votes = {"stop_vote": run.requests.stop_vote, "save_vote": run.requests.save_vote}
+    return run.consensus.agree(loss, **votes, save_request=request, aux_loss=run.experts.aux_loss())
+
+
+def report(run: Run, batch: Batch, lr: float, facts: dict[str, float]) -> list[StepResult]:
+    """Writes down what is known of the step, `facts` by tag among it.
 
     Returns the results that have reached the host, the same on every rank.
     """
-    step, request = run.progress.step, run.checkpointer.save_request()
-    aux_loss = run.experts.aux_loss()
-    run.requests.look(step, run.checkpointer.save_seconds)
-    votes = {"stop_vote": run.requests.stop_vote, "save_vote": run.requests.save_vote}
-    run.consensus.submit(step, loss, grad_norm, **votes, save_request=request, aux_loss=aux_loss)
+    step = run.progress.step
     run.reporter.step_taken(
         StepFacts(
             step=step,

@@ -16,6 +16,17 @@ class SaveRequest(IntEnum):
     """End the run, because too many saves in a row have failed."""
 
 
+class Verdict(IntEnum):
+    """What the numbers of a step are, by the numbers of those before it."""
+
+    ACCEPTED = 0
+    SPIKE = 1
+    """Loss or gradient norm stand far above what was usual."""
+    NEW_LEVEL = 2
+    """So they did in too many steps in a row: it is what is usual from here on."""
+    NOT_FINITE = 3
+
+
 @dataclass(frozen=True)
 class StepResult:
     """The result of one step, the same on every rank."""
@@ -32,6 +43,10 @@ class StepResult:
     """Of the routers of a model with experts, without its coefficient: mean over the micro-batches of all ranks; `loss` has its part of it."""
     save_votes: int = 0
     """How many ranks had been asked for a checkpoint by then, and had not answered."""
+
+    verdict: Verdict = Verdict.ACCEPTED
+    score: float = 0.0
+    """How far loss or gradient norm stand above the usual, in usual spreads."""
 
     @property
     def needs_answer(self) -> bool:

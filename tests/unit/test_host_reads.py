@@ -157,7 +157,7 @@ def test_a_step_reads_once_from_the_device_whatever_the_model_the_optimizer_and_
     counted, model, optimizer, num_micro_batches
 ):
     seen = counted[f"{model}-{optimizer}-{num_micro_batches}"]
-    numbers = {"consensus.py:_read tolist": 1}
+    numbers = {"consensus.py:_result tolist": 1}
     plain = {step: seen[str(step)] for step in range(1, STEPS) if step != DETAILED_STEP}
     assert plain == dict.fromkeys(plain, numbers)
     assert seen[str(DETAILED_STEP)] == {**numbers, "host_copy.py:read numpy": 1}

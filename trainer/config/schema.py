@@ -165,8 +165,31 @@ class ResumeConfig(Section):
         return keys
 
 
+class SpikeConfig(Section):
+    """Which steps are told from the others by their loss or gradient norm."""
+
+    skip: bool = True
+    """Whether their updates are skipped; false: they are only told."""
+    score: Annotated[float, Field(gt=0)] = 10.0
+    """A spike stands more than this many median absolute deviations (each at least 1 % of the median) above the median."""
+    window: Annotated[int, Field(ge=8)] = 128
+    """How many of the last accepted steps the median is taken of."""
+    min_history: Positive = 64
+    """Accepted steps before any is judged."""
+    max_in_a_row: Positive = 5
+    """After so many spikes in a row the new level is what is usual: the data may have changed."""
+
+    @model_validator(mode="after")
+    def _history_fits(self) -> "SpikeConfig":
+        if self.min_history > self.window:
+            raise ValueError(f"min_history {self.min_history} must not exceed window {self.window}")
+        return self
+
+
 class SafetyConfig(Section):
-    """When a run that goes wrong is ended."""
+    """When a step is skipped, and when a run that goes wrong is ended."""
+
+    spike: SpikeConfig = SpikeConfig()
 
     max_bad_steps: Positive = 10
     """The run ends as `diverged` after this many steps in a row whose gradient was not finite (each is skipped); in fp8 it goes on in bf16 first."""

@@ -90,10 +90,14 @@ class TokenLoader:
                 num_tokens = self.global_batch * self.dataset.sequence_length
                 yield Batch(position, micro_batches, self.global_batch, num_tokens, digest)
 
+    def sequences_of(self, position: int) -> np.ndarray:
+        """The ids int64 [G] of the sequences of the global batch that begins at a position."""
+        positions = np.arange(position, position + self.global_batch, dtype=np.int64)
+        return sequence_at(positions, self.dataset.num_sequences, self.seed)
+
     def _read(self, position: int) -> tuple[int, torch.Tensor, str]:
         """Position, this rank's windows [A, B, T + 1] in host memory, and the digest of the global batch."""
-        positions = np.arange(position, position + self.global_batch, dtype=np.int64)
-        ids = sequence_at(positions, self.dataset.num_sequences, self.seed)
+        ids = self.sequences_of(position)
         digest = xxhash.xxh3_64_hexdigest(ids.astype("<i8", copy=False).tobytes())
         mine = ids.reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
         windows = torch.from_numpy(self.dataset.sequences(mine.reshape(-1)))

@@ -30,6 +30,7 @@ from trainer.evaluation.loss import ValidationLoss
 from trainer.evaluation.samples import Sample
 from trainer.evaluation.schedule import EvalSchedule
 from trainer.evaluation.task_evaluator import TaskEvaluator
+from trainer.journal import Journal
 from trainer.metrics.curves import CURVE
 from trainer.metrics.probes import Probes
 from trainer.metrics.profiler import Profiler
@@ -47,9 +48,11 @@ from trainer.run.identity import computing_conditions, describe
 from trainer.run.initial import Initial
 from trainer.run.join import join
 from trainer.run.prepared import Prepared, prepare
+from trainer.run.recheck import Recheck
 from trainer.run.reporting import build_experts, build_probes, build_reporter
 from trainer.safety.guard import NonFiniteGuard
 from trainer.safety.requests import Requests
+from trainer.safety.spikes import SpikeGuard
 from trainer.state import Progress, TrainState
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,8 @@ class Run:
     schedule: Callable[[int], float]
     state: TrainState
     guard: NonFiniteGuard
+    spikes: SpikeGuard
+    recheck: Recheck
     requests: Requests
     eval_schedule: EvalSchedule
     validate: Callable[[], ValidationLoss] | None
@@ -116,7 +121,8 @@ def build_run(config: Config, requests: Requests) -> Run:
     description = describe(config, corpus, bare_model, lambda: precision.record, conditions)
     eval_schedule = EvalSchedule(config.evaluation, config.max_steps, description.validation)
     guard = NonFiniteGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
-    state = TrainState(Progress(), guard=guard, evaluation=eval_schedule, precision=precision)
+    spikes = SpikeGuard(config.safety.spike, device, can_skip=accelerator.scaler is None)
+    state = TrainState(Progress(), guard=guard, spikes=spikes, evaluation=eval_schedule, precision=precision)
     reporter = build_reporter(config, accelerator, bare_model, precision, description)
     checkpoints = _checkpoint_context(config, accelerator, made, state, description)
     course = _course(config, corpus)
@@ -139,6 +145,8 @@ def build_run(config: Config, requests: Requests) -> Run:
         schedule=build_schedule(max_steps=config.max_steps, **dict(config.schedule)),
         state=state,
         guard=guard,
+        spikes=spikes,
+        recheck=Recheck(device, Journal(folder) if rank == 0 else None, partial(_not_repeatable, config, precision)),
         requests=requests,
         eval_schedule=eval_schedule,
         validate=build_validation(config, corpus, accelerator, parallel.unwrap(model)),
@@ -154,6 +162,13 @@ def build_run(config: Config, requests: Requests) -> Run:
         tasks=build_task_evaluator(config, corpus, accelerator, bare_model),
         samples=lambda: samples_of(config, corpus, bare_model),
     )
+
+
+def _not_repeatable(config: Config, precision: PrecisionMonitor) -> str | None:
+    """Why a step of this run cannot be computed again to the last bit; None where it can."""
+    if precision.record.mode == "fp8":
+        return "in fp8 each pass changes how the next one is scaled"
+    return None if config.deterministic else "deterministic is false, so other numbers would say nothing"
 
 
 def _build_loader(config: Config, corpus: Corpus, accelerator: Accelerator) -> TokenLoader:

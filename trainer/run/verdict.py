@@ -1,12 +1,13 @@
 """Whether a run ends at a step and how, and whether the step is saved: by results that every rank has alike, so all decide the same."""
 
+import math
 from collections.abc import Sequence
 
 from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.run.build import Run
 from trainer.safety.guard import SKIPS_IN_DOUBT
-from trainer.step_result import SaveRequest, StepResult
+from trainer.step_result import SaveRequest, StepResult, Verdict
 
 SAVED_FOR = {SaveRequest.WRITE: "budget", SaveRequest.SNAPSHOT: "snapshot"}
 """The reason of a save that rank 0's clock has requested."""
@@ -34,6 +35,9 @@ def judge_start(run: Run) -> Ending | None:
 def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
     """The end where the step just taken is the last; None while there is more to do."""
     for result in results:
+        run.spikes.take(result)
+        if (skipped := is_skipped(run, result)) or result.verdict == Verdict.SPIKE:
+            run.recheck.note(result, skipped, lambda position: run.loader.sequences_of(position).tolist())
         if reason := run.guard.judge(result.step, result.loss, result.grad_norm):
             if not run.precision.give_up_fp8(result.step, reason):
                 return Ending(Outcome.DIVERGED, reason)
@@ -43,6 +47,13 @@ def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
     if any(result.stop_votes for result in results):
         return Ending(Outcome.INTERRUPTED, run.requests.stop_reason or ANOTHER_ASKED)
     return None
+
+
+def is_skipped(run: Run, result: StepResult) -> bool:
+    """Whether a step's update was left out for its numbers; not where fp16's scaler looks for its scale by overflows."""
+    if result.verdict == Verdict.NOT_FINITE:
+        return run.accelerator.scaler is None and not math.isfinite(result.grad_norm)
+    return run.spikes.is_skipped(result)
 
 
 def judge_end(run: Run, ending: Ending) -> Ending:

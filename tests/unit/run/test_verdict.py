@@ -2,12 +2,16 @@
 
 import math
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
+from trainer.config.schema import SpikeConfig
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.run.verdict import judge_step, reason_to_save
 from trainer.safety.guard import NonFiniteGuard
+from trainer.safety.spikes import SpikeGuard
 from trainer.step_result import SaveRequest, StepResult
 
 NONE = SaveRequest.NONE
@@ -18,6 +22,10 @@ def run_at(step, *, max_steps=9, max_bad_steps=2, falls_back=False, due=None, va
         progress=SimpleNamespace(step=step),
         config=SimpleNamespace(max_steps=max_steps, checkpoint=SimpleNamespace(keep_best=True)),
         guard=NonFiniteGuard(max_bad_steps),
+        spikes=SpikeGuard(SpikeConfig(), torch.device("cpu")),
+        recheck=MagicMock(),
+        loader=MagicMock(),
+        accelerator=SimpleNamespace(scaler=None),
         precision=SimpleNamespace(give_up_fp8=lambda step, reason: falls_back),
         requests=SimpleNamespace(stop_reason=None),
         checkpointer=SimpleNamespace(due=lambda: due),

@@ -92,9 +92,10 @@ class Checkpointer:
         now, before = sequences // epoch, (sequences - self._course.global_batch) // epoch
         return now if now > before else None
 
-    def save_request(self) -> SaveRequest:
-        """What rank 0's clock asks for after this step; the ranks answer once all have read it. On other ranks: nothing."""
-        return self._main.save_request() if self._main else SaveRequest.NONE
+    def save_request(self, tokens: int) -> SaveRequest:
+        """What rank 0's clock asks for after the step with which the run will have trained on so many tokens; the ranks answer once all have
+        read it. On other ranks: nothing."""
+        return self._main.save_request(tokens) if self._main else SaveRequest.NONE
 
     def acknowledge(self) -> None:
         """Every rank has read the request; it is met, or not: weights in doubt are not saved."""

@@ -37,15 +37,15 @@ class MainRank:
 
     # When
 
-    def save_request(self) -> SaveRequest:
-        """What the clock asks for after this step, besides what has been asked for and not been read by every rank."""
+    def save_request(self, tokens: int) -> SaveRequest:
+        """What the clock asks for after the step that ends at so many tokens, besides what has been asked for and not been read by every rank."""
         self._poll()
         if self.status.failures.gave_up:
             return SaveRequest.GIVE_UP
         if self._requested:
             return SaveRequest.NONE
         now, schedule = time.monotonic(), self.status.schedule
-        if schedule.write_due(now, self._context.state.progress.tokens):
+        if schedule.write_due(now, tokens):
             self._requested = SaveRequest.WRITE
         elif self.writer and self.writer.writing is None and schedule.snapshot_due(now):
             # While one slot is being written, a snapshot would go over the newest that is whole.

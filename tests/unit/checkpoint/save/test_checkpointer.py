@@ -104,7 +104,7 @@ def test_a_failed_save_is_a_counted_warning_and_three_in_a_row_end_the_run(run, 
             assert f"the next save tries again ({number} of 3)" in caplog.text
         run.step()
         run.save()
-        assert run.checkpointer.save_request() == SaveRequest.GIVE_UP
+        assert run.checkpointer.save_request(0) == SaveRequest.GIVE_UP
         with pytest.raises(CheckpointError, match="failure 3 in a row.*resume_from_checkpoint=latest"):
             run.checkpointer.give_up()
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
@@ -365,7 +365,7 @@ def test_the_forecast_counts_the_saves_at_steps_also_where_none_is_made_by_the_c
     for number in range(1, 16):
         run.step()
         run.checkpointer.stepped(0.01)
-        run.checkpointer.save_request()
+        run.checkpointer.save_request(0)
         if number % 5 == 0:
             run.save()
     (told,) = [line for line in caplog.messages if "checkpoints of" in line and "until the run ends" in line]

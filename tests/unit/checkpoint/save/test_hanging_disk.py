@@ -86,7 +86,7 @@ def test_the_training_goes_on_and_saves_are_left_out_counted_and_told(run, store
     disk.unlink()
     ends = time.monotonic() + 60
     while (writer := run.checkpointer.writer) and writer.pending() and time.monotonic() < ends:
-        run.checkpointer.save_request()
+        run.checkpointer.save_request(0)
         time.sleep(0.01)
     run.save("every")
     run.checkpointer.close()

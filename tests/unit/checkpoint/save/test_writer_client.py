@@ -169,10 +169,10 @@ def test_nothing_is_committed_at_the_end_that_is_older_than_the_last_save(run, s
 def test_a_wish_that_was_heard_and_not_granted_is_made_again(run, monkeypatch):
     """Weights in doubt are not saved; the next step asks anew."""
     monkeypatch.setattr(SaveSchedule, "write_due", lambda *_: "budget")
-    assert run.checkpointer.save_request() == SaveRequest.WRITE
-    assert run.checkpointer.save_request() == SaveRequest.NONE
+    assert run.checkpointer.save_request(0) == SaveRequest.WRITE
+    assert run.checkpointer.save_request(0) == SaveRequest.NONE
     run.checkpointer.acknowledge()
-    assert run.checkpointer.save_request() == SaveRequest.WRITE
+    assert run.checkpointer.save_request(0) == SaveRequest.WRITE
 
 
 def test_a_writer_that_was_stopped_is_replaced_while_the_end_waits_for_it(run, store, monkeypatch, caplog):
@@ -405,10 +405,10 @@ def test_no_snapshot_is_wished_for_while_it_would_go_over_the_newest(run, monkey
     monkeypatch.setattr(SaveSchedule, "write_due", lambda *_: None)
     os.kill(run.checkpointer.writer.pid, signal.SIGSTOP)
     run.save("budget")
-    assert run.checkpointer.save_request() == SaveRequest.NONE
+    assert run.checkpointer.save_request(0) == SaveRequest.NONE
     os.kill(run.checkpointer.writer.pid, signal.SIGCONT)
     written(run)
-    assert run.checkpointer.save_request() == SaveRequest.SNAPSHOT
+    assert run.checkpointer.save_request(0) == SaveRequest.SNAPSHOT
 
 
 def test_a_relative_second_place_is_meant_from_the_project(project, store):
@@ -435,7 +435,7 @@ def test_weights_that_are_not_finite_make_no_checkpoint_and_training_goes_on(run
     assert steps_on_disk(store) == [1] and (store.folder / "latest").resolve() == store.path(1)
     told = [(event["event"], event["step"], event.get("tensor")) for event in read_events(run.folder)]
     assert told == [("save", 1, None), ("not_saved", 2, "weight")]
-    assert not list(store.folder.glob(".staging-*")) and run.checkpointer.save_request() != SaveRequest.GIVE_UP
+    assert not list(store.folder.glob(".staging-*")) and run.checkpointer.save_request(0) != SaveRequest.GIVE_UP
     assert run.checkpointer.save("final", loss=None, val_loss=None) == "weight"
     assert steps_on_disk(store) == [1]
 

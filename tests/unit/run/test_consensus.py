@@ -42,7 +42,9 @@ def consensus_of(accelerator, max_steps=9, is_followed=lambda step: False):
 
 def submit(consensus, step, *, loss=2.5, grad_norm=1.5, vote=0.0, request=NONE, save_vote=0.0, aux_loss=None):
     aux_loss = None if aux_loss is None else torch.tensor(aux_loss)
-    agreed = consensus.agree(torch.tensor(loss), stop_vote=vote, save_request=request, save_vote=save_vote, aux_loss=aux_loss)
+    agreed = consensus.agree(
+        torch.tensor(loss), stop_vote=vote, save_request=request, save_vote=save_vote, aux_loss=aux_loss
+    )
     norm = torch.tensor(grad_norm)
     consensus.submit(step, agreed, norm, Judged(torch.tensor(3.5), torch.tensor(1), norm))
 
@@ -56,7 +58,7 @@ def test_on_a_cpu_a_result_is_there_at_once():
     consensus = consensus_of(Ranks())
     assert consensus.latest is None
     submit(consensus, 1, vote=1.0, request=SaveRequest.WRITE)
-    assert consensus.collect() == [StepResult(1, 2.5, 1.5, 1, SaveRequest.WRITE, None, Verdict.SPIKE, 3.5)]
+    assert consensus.collect() == [StepResult(1, 2.5, 1.5, 1, SaveRequest.WRITE, verdict=Verdict.SPIKE, score=3.5)]
     assert consensus.newest() == consensus.latest
     assert consensus.latest.step == 1
     assert consensus.settle() == []

@@ -23,7 +23,7 @@ def take(guard, step, loss, norm=1.0):
     """One step through device and host; its verdict and whether its update is skipped."""
     judged = guard.judge(torch.tensor(loss), torch.tensor(norm))
     verdict = Verdict(int(judged.verdict))
-    guard.take(StepResult(step, loss, norm, 0, SaveRequest.NONE, None, verdict, float(judged.score)))
+    guard.take(StepResult(step, loss, norm, 0, SaveRequest.NONE, verdict=verdict, score=float(judged.score)))
     return verdict, not math.isfinite(float(judged.norm))
 
 

@@ -13,10 +13,11 @@ import sys, threading
 from pathlib import Path
 from trainer.safety.stacks import write_on_signal
 write_on_signal(Path(sys.argv[1]), int(sys.argv[2]))
-def aside(): threading.Event().wait()
+is_there = threading.Event()
+def aside(): is_there.set(); threading.Event().wait()
 threading.Thread(target=aside, daemon=True).start()
-def deep_within(): {stuck}
-print("there", flush=True)
+is_there.wait()
+def deep_within(): print("there", flush=True); {stuck}
 deep_within()
 """
 SLEEPS = "import time; time.sleep(60)"

@@ -1,0 +1,424 @@
+"""A month of faults in minutes: a run of two ranks under its supervisor, to which everything happens, and which ends as if nothing had.
+
+    python -m tests.chaos.month --faults 60 --seed 1 --json tests/benchmarks/results/month_of_faults.json
+
+Starts `trainer launch` as a service would, and starts it again where the process itself was killed (`supervisor`, `tree`), as systemd would;
+everything else the supervisor has to answer. The faults come one after another, each at a random step after the one before is over. Ends
+with 1 where the run
+
+    has to be started again for another reason, or does not finish by itself
+    has other final weights or moments than a straight run that is told to skip the batches that this one has skipped
+    says of a replay that it was not exact, or refuses a checkpoint
+
+How much of the wall time was effective stands beside what Young's and Daly's formulas give for so many faults and such costs.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.chaos.planted import FOLDER, FULL, HANGS, PLAN, RAISE, TOLD
+from tests.launching import Started, environment, final_bytes, outcome, steps, write_cluster, write_recipe
+from trainer import start
+from trainer.config.schema import Config
+from trainer.journal import read_events
+from trainer.metrics.curves import CURVE
+
+SETTINGS: dict[str, Any] = {
+    "checkpoint": {"max_lost_work_seconds": 1.0, "max_overhead_fraction": 0.5, "every_steps": None, "keep_last": 3},
+    "metrics": {"trackers": [], "console_every_steps": 50},
+    "evaluation": {"every_steps": 100, "sample_tokens": 0},
+    "plugins": ["tests.chaos.plugin"],
+    **({"restart": {"enabled": True, "max": 10_000}} if "restart" in Config.model_fields else {}),
+}
+"""A commit about every second, limits in seconds instead of minutes."""
+
+INTERRUPTING = ("rank", "launcher", "supervisor", "tree", "memory", "exception")
+KINDS = (*INTERRUPTING, "writer", "nan_batch", "full_disk", "hanging_disk", "clock")
+
+SUPERVISED = "restart" in Config.model_fields
+
+STEPS_A_FAULT = 60
+"""The length of the run, per fault."""
+
+AHEAD_STEPS = 30
+"""So far ahead of the newest step a bad batch is put: no rank has taken it."""
+
+PATIENCE_SECONDS = 120.0
+"""How long the run may take to go on after a fault."""
+
+
+class Service:
+    """`trainer launch`, started and started again, with all that it has started."""
+
+    def __init__(self, folder: Path, words: list[str]) -> None:
+        self.folder, self._words, self.num_starts = folder, words, 0
+        self.log = folder / "service.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.num_starts += 1
+        self.end_leftovers()
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                [*start.command("trainer", "launch"), *self._words],
+                env=environment(**{FOLDER: str(self.folder)}),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def supervisor(self) -> psutil.Process:
+        assert self.process is not None
+        return psutil.Process(self.process.pid)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process that was started last; None while it runs."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def below(self, what: str) -> list[psutil.Process]:
+        """The processes with a word in their command line: `launcher_child`, ` train `, `planted` (the writer)."""
+        try:
+            found = self.supervisor.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [process for process in found if what in _command_of(process)]
+
+    def ranks(self) -> list[psutil.Process]:
+        return sorted(
+            (process for process in self.below(" train ") if "launcher_child" not in _command_of(process)),
+            key=lambda process: process.environ().get("RANK", "0"),
+        )
+
+    def tree(self) -> list[psutil.Process]:
+        """Everything: the supervisor, and what it has started."""
+        return [self.supervisor, *self.supervisor.children(recursive=True)]
+
+    def end_leftovers(self) -> None:
+        """Waits for what a killed tree has left: writers commit, ranks save."""
+        ends = time.monotonic() + PATIENCE_SECONDS
+        while _of_folder(self.folder) and time.monotonic() < ends:
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            for process in self.tree():
+                _send([process], signal.SIGKILL)
+            self.process.wait()
+        _send(_of_folder(self.folder), signal.SIGKILL)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")[-20_000:]
+
+
+def _command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _of_folder(folder: Path) -> list[psutil.Process]:
+    """Every process that was started for a month in this folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(FOLDER) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _send(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            pass
+
+
+@dataclass
+class Month:
+    """One run, to which faults happen; a straight one beside it, to which none does."""
+
+    folder: Path
+    num_faults: int
+    generator: random.Random
+    kinds: tuple[str, ...]
+    struck: list[dict[str, Any]] = field(default_factory=list)
+    bad: dict[str, list[int]] = field(default_factory=lambda: {"nan": [], "spike": []})
+
+    def __post_init__(self) -> None:
+        self.max_steps = STEPS_A_FAULT * (self.num_faults + 1)
+        self.recipe = self._recipe(self.folder / "month")
+        cluster = write_cluster(self.folder, 2)
+        self.service = Service(self.recipe.parent, [str(cluster), str(self.recipe)])
+        self.run = self.recipe.parent / "runs" / "tiny"
+        self.seconds = 0.0
+
+    def _recipe(self, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        return write_recipe(folder, max_steps=self.max_steps, **SETTINGS)
+
+    # What the run does
+
+    def step(self) -> int:
+        """The newest step of this launch, by the end of its curve."""
+        try:
+            with open(self.run / CURVE, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return 0
+        return int(json.loads(lines[-1])["step"]) if len(lines) > 1 else 0
+
+    def until(self, is_so: Callable[[], bool], what: str) -> bool:
+        """Waits while the service runs, and starts it again where it was killed; False when the run has finished meanwhile."""
+        ends = time.monotonic() + PATIENCE_SECONDS
+        while not is_so():
+            assert time.monotonic() < ends, (
+                f"{what} did not come within {PATIENCE_SECONDS:.0f} s:\n{self.service.text()}"
+            )
+            code = self.service.exit_code
+            if code == 0:
+                return False
+            if code is not None:
+                assert code == -signal.SIGKILL or not SUPERVISED, (
+                    f"the service ended with {code}:\n{self.service.text()}"
+                )
+                self.service.start()
+            time.sleep(0.02)
+        return True
+
+    def goes_on(self, ended: Iterable[psutil.Process] = ()) -> bool:
+        """Waits until these are gone, and a step is taken that none has taken before; False when the run has finished."""
+        self.until(lambda: not any(process.is_running() for process in ended), "the end of what was struck")
+        before = self.newest
+        return self.until(lambda: self.service.exit_code is None and self.step() > before, f"step {before + 1}")
+
+    @property
+    def newest(self) -> int:
+        """The newest step that any launch has taken."""
+        lost = self.run / "metrics.lost.jsonl"
+        lines = lost.read_text().splitlines() if lost.exists() else []
+        return max([self.step(), *(json.loads(line).get("step", 0) for line in lines)])
+
+    # What happens to it
+
+    def happen(self) -> None:
+        """All faults, one after another, and the end."""
+        self.service.start()
+        deck = self.deck()
+        for number, kind in enumerate(deck):
+            at = round(STEPS_A_FAULT * (number + self.generator.uniform(0.2, 0.8)))
+            if not self.until(lambda at=at: self.step() >= at, f"step {at}"):
+                raise AssertionError(f"the run finished before fault {number} of {len(deck)}")
+            time.sleep(self.generator.uniform(0.0, 0.05))
+            before, moment = self.step(), time.monotonic()
+            ended = self.service.ranks() if kind in INTERRUPTING else ()
+            getattr(self, f"_{kind}")()
+            assert self.goes_on(ended) or number + 1 == len(deck), f"the run finished before fault {number + 1}"
+            seconds = time.monotonic() - moment
+            self.struck.append({"kind": kind, "step": before, "seconds_until_a_new_step": round(seconds, 2)})
+            print(f"{number + 1:3d}  {kind:12s} step {before:5d}  a new step after {seconds:5.1f} s", flush=True)
+        self.until(lambda: False if self.service.exit_code is None else self.service.exit_code == 0, "the end")
+        assert outcome(self.recipe)["outcome"] == "finished"
+
+    def deck(self) -> list[str]:
+        """Every kind about equally often, in random order."""
+        drawn: list[str] = []
+        while len(drawn) < self.num_faults:
+            drawn += self.generator.sample(self.kinds, len(self.kinds))
+        return drawn[: self.num_faults]
+
+    def _rank(self) -> None:
+        _send([self.generator.choice(self.service.ranks())], signal.SIGKILL)
+
+    def _launcher(self) -> None:
+        _send(self.service.below("launcher_child")[:1], signal.SIGKILL)
+
+    def _supervisor(self) -> None:
+        _send([self.service.supervisor], signal.SIGKILL)
+
+    def _writer(self) -> None:
+        _send(self.service.below("planted"), signal.SIGKILL)
+
+    def _tree(self) -> None:
+        _send(self.service.tree(), signal.SIGKILL)
+
+    def _clock(self) -> None:
+        """The machine is suspended: all stand still together, and the clock has jumped when they go on."""
+        tree = self.service.tree()
+        _send(tree, signal.SIGSTOP)
+        time.sleep(3.0)
+        _send(reversed(tree), signal.SIGCONT)
+
+    def _full_disk(self) -> None:
+        self._while_there(FULL)
+
+    def _hanging_disk(self) -> None:
+        self._while_there(HANGS)
+
+    def _while_there(self, name: str) -> None:
+        (self.service.folder / name).touch()
+        time.sleep(self.generator.uniform(1.0, 3.0))
+        (self.service.folder / name).unlink()
+
+    def _nan_batch(self) -> None:
+        self._bad_batch("nan")
+
+    def _spike_batch(self) -> None:
+        self._bad_batch("spike")
+
+    def _bad_batch(self, kind: str) -> None:
+        step = self.newest + AHEAD_STEPS
+        self.bad[kind].append(step)
+        path = self.service.folder / PLAN
+        path.with_suffix(".new").write_text(json.dumps(self.bad))
+        path.with_suffix(".new").rename(path)
+        assert self.newest < step, "a rank may have taken it already"
+        self.until(lambda: self.step() >= step, f"the bad batch {step}")
+
+    def _memory(self) -> None:
+        self._raise(f"memory is full, says fault {len(self.struck)}")
+
+    def _exception(self) -> None:
+        self._raise(f"fault {len(self.struck)}")
+
+    def _raise(self, words: str) -> None:
+        path = self.service.folder / f"{RAISE}-{self.generator.randrange(2)}"
+        path.with_suffix(".new").write_text(words)
+        path.with_suffix(".new").rename(path)
+        self.until(lambda: not path.exists(), "the exception")
+
+    # What came of it
+
+    def skipped(self) -> list[int]:
+        """The batches whose update was skipped."""
+        return sorted(self.bad["nan"] + self.bad["spike"])
+
+    def check(self) -> dict[str, Any]:
+        """Compares it with the straight run, and asks its journal; what is worth to be kept."""
+        straight = self._straight()
+        events = read_events(self.run)
+        assert [record["step"] for record in steps(self.recipe)] == list(range(1, self.max_steps + 1))
+        assert not [event for event in events if event["event"] == "refusal"], "a checkpoint was refused"
+        verdicts = [event for event in events if event["event"] == "verdict"]
+        assert all(event["exact"] for event in verdicts), verdicts
+        ended_service = sum(fault["kind"] in ("supervisor", "tree") for fault in self.struck)
+        assert self.service.num_starts == 1 + ended_service or not SUPERVISED
+        assert final_bytes(self.recipe, self.max_steps) == final_bytes(straight, self.max_steps), self.folder
+        step_seconds = statistics.median(record["step_seconds"] for record in steps(straight))
+        return {
+            "faults": len(self.struck),
+            "faults_by_kind": dict(Counter(fault["kind"] for fault in self.struck)),
+            "steps": self.max_steps,
+            "batches_skipped": self.skipped(),
+            "service_starts": self.service.num_starts,
+            "restarts_by_cause": dict(Counter(event["cause"] for event in events if event["event"] == "restart")),
+            "resumes": sum(event["event"] == "resume" for event in events),
+            "exact_verdicts": len(verdicts),
+            "final_weights": "bit-identical to the straight run's",
+            **self._effective_time(step_seconds, [event for event in events if event["event"] == "save"]),
+            "struck": self.struck,
+        }
+
+    def _straight(self) -> Path:
+        """The run to which nothing happens but that it is told to skip the same batches."""
+        recipe = self._recipe(self.folder / "straight")
+        (recipe.parent / TOLD).write_text(json.dumps(self.skipped()))
+        run = Started(recipe, (), 2, environment={FOLDER: str(recipe.parent)})
+        assert run.wait(PATIENCE_SECONDS + self.max_steps) == 0, run.text()
+        return recipe
+
+    def _effective_time(self, step_seconds: float, saves: list[dict[str, Any]]) -> dict[str, Any]:
+        """How much of the wall time were steps that count, and what the best interval between saves would have left by theory."""
+        down = [fault["seconds_until_a_new_step"] for fault in self.struck if fault["kind"] in INTERRUPTING]
+        found = {
+            "wall_seconds": round(self.seconds, 1),
+            "step_seconds": step_seconds,
+            "effective": round(step_seconds * self.max_steps / self.seconds, 4),
+        }
+        if not down or not saves:
+            return found
+        between, restart = self.seconds / len(down), statistics.median(down)
+        save = statistics.median(event["cpu_seconds"] for event in saves)
+        optimum = {
+            name: round(best(between, restart, save), 4) for name, best in {"young": young, "daly": daly}.items()
+        }
+        costs = {"seconds_between_interruptions": between, "restart_seconds": restart, "save_seconds": save}
+        return {**found, **{name: round(value, 3) for name, value in costs.items()}, "effective_at_best": optimum}
+
+
+def young(between: float, restart: float, save: float) -> float:
+    """The effective share of the time at Young's interval: first order in the costs, in seconds."""
+    interval = math.sqrt(2 * save * between)
+    return max(0.0, 1 - save / interval - (interval / 2 + restart) / between)
+
+
+def daly(between: float, restart: float, save: float) -> float:
+    """The same at Daly's interval, by his formula for the whole time, in which a restart and a save may fail too."""
+    ratio = save / (2 * between)
+    interval = math.sqrt(2 * save * between) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save if ratio < 1 else between
+    return interval / (between * math.exp(restart / between) * math.expm1((interval + save) / between))
+
+
+def live(folder: Path, num_faults: int, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
+    """One month; what came of it. raises AssertionError where something did not go as it must"""
+    month = Month(folder, num_faults, random.Random(seed), kinds)
+    began = time.monotonic()
+    try:
+        month.happen()
+        month.seconds = time.monotonic() - began
+        return month.check()
+    finally:
+        month.service.kill()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--json", type=Path)
+    wanted = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="month-"))
+    came = live(folder, wanted.faults, wanted.seed, tuple(wanted.kinds))
+    shutil.rmtree(folder)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    versions = {name: version(name) for name in ("torch", "accelerate", "transformers")}
+    facts = {"hardware": machine, "versions": versions, "seed": wanted.seed, **came}
+    print(json.dumps({name: value for name, value in facts.items() if name != "struck"}, indent=1))
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        wanted.json.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,7 +35,7 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.planted import FOLDER, FULL, HANGS, PLAN, RAISE, TOLD
+from tests.chaos.planted import BAD, FOLDER, FULL, HANGS, RAISE, SPOIL, TOLD, read, write_whole
 from tests.launching import Started, environment, final_bytes, outcome, steps, write_cluster, write_recipe
 from trainer import start
 from trainer.config.schema import Config
@@ -55,12 +55,6 @@ INTERRUPTING = ("rank", "launcher", "supervisor", "tree", "memory", "exception")
 KINDS = (*INTERRUPTING, "writer", "nan_batch", "full_disk", "hanging_disk", "clock")
 
 SUPERVISED = "restart" in Config.model_fields
-
-STEPS_A_FAULT = 60
-"""The length of the run, per fault."""
-
-AHEAD_STEPS = 30
-"""So far ahead of the newest step a bad batch is put: no rank has taken it."""
 
 PATIENCE_SECONDS = 120.0
 """How long the run may take to go on after a fault."""
@@ -167,11 +161,12 @@ class Month:
     num_faults: int
     generator: random.Random
     kinds: tuple[str, ...]
+    steps_a_fault: int
+    """The length of the run, per fault."""
     struck: list[dict[str, Any]] = field(default_factory=list)
-    bad: dict[str, list[int]] = field(default_factory=lambda: {"nan": [], "spike": []})
 
     def __post_init__(self) -> None:
-        self.max_steps = STEPS_A_FAULT * (self.num_faults + 1)
+        self.max_steps = self.steps_a_fault * (self.num_faults + 1)
         self.recipe = self._recipe(self.folder / "month")
         cluster = write_cluster(self.folder, 2)
         self.service = Service(self.recipe.parent, [str(cluster), str(self.recipe)])
@@ -232,7 +227,7 @@ class Month:
         self.service.start()
         deck = self.deck()
         for number, kind in enumerate(deck):
-            at = round(STEPS_A_FAULT * (number + self.generator.uniform(0.2, 0.8)))
+            at = round(self.steps_a_fault * (number + self.generator.uniform(0.2, 0.8)))
             if not self.until(lambda at=at: self.step() >= at, f"step {at}"):
                 raise AssertionError(f"the run finished before fault {number} of {len(deck)}")
             time.sleep(self.generator.uniform(0.0, 0.05))
@@ -293,13 +288,9 @@ class Month:
         self._bad_batch("spike")
 
     def _bad_batch(self, kind: str) -> None:
-        step = self.newest + AHEAD_STEPS
-        self.bad[kind].append(step)
-        path = self.service.folder / PLAN
-        path.with_suffix(".new").write_text(json.dumps(self.bad))
-        path.with_suffix(".new").rename(path)
-        assert self.newest < step, "a rank may have taken it already"
-        self.until(lambda: self.step() >= step, f"the bad batch {step}")
+        folder = self.service.folder
+        write_whole(SPOIL, {"kind": kind, "after": self.newest}, folder)
+        self.until(lambda: not (folder / SPOIL).exists(), "a bad batch")
 
     def _memory(self) -> None:
         self._raise(f"memory is full, says fault {len(self.struck)}")
@@ -308,16 +299,15 @@ class Month:
         self._raise(f"fault {len(self.struck)}")
 
     def _raise(self, words: str) -> None:
-        path = self.service.folder / f"{RAISE}-{self.generator.randrange(2)}"
-        path.with_suffix(".new").write_text(words)
-        path.with_suffix(".new").rename(path)
-        self.until(lambda: not path.exists(), "the exception")
+        folder, name = self.service.folder, f"{RAISE}-{self.generator.randrange(2)}"
+        write_whole(name, words, folder)
+        self.until(lambda: not (folder / name).exists(), "the exception")
 
     # What came of it
 
     def skipped(self) -> list[int]:
         """The batches whose update was skipped."""
-        return sorted(self.bad["nan"] + self.bad["spike"])
+        return sorted(step for taken in (read(BAD, self.service.folder) or {}).values() for step in taken)
 
     def check(self) -> dict[str, Any]:
         """Compares it with the straight run, and asks its journal; what is worth to be kept."""
@@ -348,7 +338,7 @@ class Month:
     def _straight(self) -> Path:
         """The run to which nothing happens but that it is told to skip the same batches."""
         recipe = self._recipe(self.folder / "straight")
-        (recipe.parent / TOLD).write_text(json.dumps(self.skipped()))
+        write_whole(TOLD, self.skipped(), recipe.parent)
         run = Started(recipe, (), 2, environment={FOLDER: str(recipe.parent)})
         assert run.wait(PATIENCE_SECONDS + self.max_steps) == 0, run.text()
         return recipe
@@ -385,9 +375,11 @@ def daly(between: float, restart: float, save: float) -> float:
     return interval / (between * math.exp(restart / between) * math.expm1((interval + save) / between))
 
 
-def live(folder: Path, num_faults: int, seed: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
+def live(
+    folder: Path, num_faults: int, seed: int, kinds: tuple[str, ...] = KINDS, steps_a_fault: int = 60
+) -> dict[str, Any]:
     """One month; what came of it. raises AssertionError where something did not go as it must"""
-    month = Month(folder, num_faults, random.Random(seed), kinds)
+    month = Month(folder, num_faults, random.Random(seed), kinds, steps_a_fault)
     began = time.monotonic()
     try:
         month.happen()

@@ -1,9 +1,10 @@
 """What goes wrong inside the processes of a run in month.py, which read, step by step, what the harness wants (plugin.py plants it).
 
 In the folder named by FOLDER lie
-    plan.json         which global batches are bad: {"nan": [step, ...], "spike": [...]}; the same in every launch, since bad data stays bad
-    told.json         instead of that, which batches to skip: what a straight run is told
-    raise-RANK        one exception, once: the words in it; by `memory` in front one that says that memory is full
+    spoil             the next batch that no launch has taken is bad: {"kind": "nan" or "spike", "after": the newest step that one has taken}
+    bad.json          which batches are bad by now, by their steps: {"nan": [step, ...], "spike": [...]}; in every launch, as bad data is
+    told.json         which batches to skip: what a straight run is told, in which nothing goes wrong
+    raise-RANK        an exception with these words is raised, once; where they begin with `memory`, a MemoryError
     full, hangs       as long as it is there, the disk of the checkpoints is full, or does not answer
 """
 
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "TRAINER_MONTH"
-PLAN, TOLD, RAISE, FULL, HANGS = "plan.json", "told.json", "raise", "full", "hangs"
-LARGE = 50.0
-"""A spike's loss is so many times what it would be."""
+SPOIL, BAD, TOLD, RAISE, FULL, HANGS = "spoil", "bad.json", "told.json", "raise", "full", "hangs"
+FACTORS = {"nan": float("nan"), "spike": 50.0}
+"""What the loss of a bad batch is multiplied by."""
 
 _WRITER = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from tests.chaos.planted import write; write()"
 """What Python runs in the writer's place: the writer, on a disk that the harness fills and hangs."""
@@ -34,8 +35,8 @@ def plant() -> None:
     from trainer.checkpoint.save import writer_client
 
     rank = int(os.environ.get("RANK", "0"))
-    if (_folder() / TOLD).exists():
-        loop.step_if_finite = _skipping(loop.step_if_finite, json.loads((_folder() / TOLD).read_text()))
+    if (told := read(TOLD)) is not None:
+        loop.step_if_finite = _skipping(loop.step_if_finite, told)
         loop.accumulate_gradients = _counting(loop.accumulate_gradients)
         return
     loop.accumulate_gradients = _spoiled(loop.accumulate_gradients, rank)
@@ -76,15 +77,15 @@ def _skipping(real, told):
 def _spoiled(real, rank):
     """Losses of bad batches, on the last rank alone, are not finite or large, whenever they are computed; and what is to be raised is."""
     is_last = rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
-    bad: dict[str, float] = {}
+    factors: dict[str, float] = {}
 
     def accumulate(run, batch):
         _raise(rank)
-        if is_last and batch.digest not in bad and (factor := _factor(run.progress.step + 1)):
-            bad[batch.digest] = factor
-        if batch.digest not in bad:
+        if is_last and batch.digest not in factors and (factor := _factor(run.progress.step + 1)):
+            factors[batch.digest] = factor
+        if batch.digest not in factors:
             return real(run, batch)
-        hook = run.model.register_forward_hook(lambda _model, _given, loss: loss * bad[batch.digest])
+        hook = run.model.register_forward_hook(lambda _model, _given, loss: loss * factors[batch.digest])
         try:
             return real(run, batch)
         finally:
@@ -94,20 +95,33 @@ def _spoiled(real, rank):
 
 
 def _factor(step: int) -> float | None:
+    """What the loss of this step's batch is multiplied by; a batch that becomes bad now is noted before it is computed."""
+    bad, wanted = read(BAD) or {}, read(SPOIL)
+    if wanted and step > wanted["after"]:
+        bad.setdefault(wanted["kind"], []).append(step)
+        write_whole(BAD, bad)
+        (_folder() / SPOIL).unlink()
+    return next((FACTORS[kind] for kind, taken in bad.items() if step in taken), None)
+
+
+def read(name: str, folder: Path | None = None) -> Any:
+    """What a file of the harness says; None where there is none."""
     try:
-        plan = json.loads((_folder() / PLAN).read_text())
+        return json.loads(((folder or _folder()) / name).read_text())
     except FileNotFoundError:
         return None
-    if step in plan.get("nan", ()):
-        return float("nan")
-    return LARGE if step in plan.get("spike", ()) else None
+
+
+def write_whole(name: str, content: Any, folder: Path | None = None) -> None:
+    """Writes it so that nobody sees half of it."""
+    path = (folder or _folder()) / name
+    path.with_name(f".{name}").write_text(json.dumps(content))
+    path.with_name(f".{name}").rename(path)
 
 
 def _raise(rank: int) -> None:
-    path = _folder() / f"{RAISE}-{rank}"
-    if path.exists():
-        words = path.read_text()
-        path.unlink()
+    if words := read(f"{RAISE}-{rank}"):
+        (_folder() / f"{RAISE}-{rank}").unlink()
         raise MemoryError(words) if words.startswith("memory") else RuntimeError(words)
 
 

@@ -12,10 +12,22 @@ import psutil
 import pytest
 
 from tests.commands import paragraph
-from tests.launching import checkpoint, environment, outcome, records, steps, train, write_cluster, write_recipe
+from tests.launching import (
+    PROJECT,
+    checkpoint,
+    environment,
+    outcome,
+    records,
+    steps,
+    train,
+    write_cluster,
+    write_recipe,
+)
 from tests.messages import line_of, says
 from trainer import start
 from trainer.checkpoint.format.manifest import read_manifest
+from trainer.journal import read_events
+from trainer.safety.forward import REPEATED_SECONDS
 
 LONG = (
     "max_steps=100000",
@@ -172,6 +184,28 @@ def test_a_signal_to_launch_sh_amid_accumulation_saves_and_its_exit_code_asks_to
     last = steps(recipe)[-1]["step"]
     train(recipe, f"max_steps={last + 3}", "plugins=[]", num_processes=2)
     assert [record["step"] for record in steps(recipe)] == list(range(1, last + 4))
+
+
+@pytest.mark.long
+def test_ctrl_c_again_ends_a_launch_amid_a_step_which_would_never_end(tmp_path):
+    recipe, cluster = write_recipe(tmp_path, plugins=["holds"]), write_cluster(tmp_path, 2)
+    (tmp_path / "holds.py").write_text(HOLDS.format(folder=str(tmp_path)))
+    words = ["-m", "trainer", "launch", str(cluster), str(recipe), *LONG, "evaluation.every_steps=6"]
+    launcher = _start_training(words, recipe, PYTHONPATH=f"{PROJECT}:{tmp_path}")
+    ranks = [_rank(recipe, number) for number in range(2)]
+    os.kill(launcher.pid, signal.SIGINT)
+    time.sleep(REPEATED_SECONDS + 0.2)
+    assert launcher.poll() is None
+    os.kill(launcher.pid, signal.SIGINT)
+    assert launcher.wait(10) == 75
+    assert psutil.wait_procs(ranks, 5)[1] == []
+    ended = outcome(recipe)
+    assert (ended["outcome"], ended["step"]) == ("interrupted", 6)
+    says((tmp_path / "launcher.log").read_text(), "Ctrl+C")
+    train(recipe, "max_steps=9", "plugins=[]", num_processes=2)
+    assert [event["step"] for event in read_events(tmp_path / "runs" / "tiny", "resume")] == [6], (
+        "the best was saved there"
+    )
 
 
 @pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.long)])

@@ -46,13 +46,14 @@ SETTINGS: dict[str, Any] = {
     "checkpoint": {"max_lost_work_seconds": 1.0, "max_overhead_fraction": 0.5, "every_steps": None, "keep_last": 3},
     "metrics": {"trackers": [], "console_every_steps": 50},
     "evaluation": {"every_steps": 100, "sample_tokens": 0},
+    "safety": {"spike": {"skip": True, "window": 32, "min_history": 16}},
     "plugins": ["tests.chaos.plugin"],
     **({"restart": {"enabled": True, "max": 10_000}} if "restart" in Config.model_fields else {}),
 }
 """A commit about every second, limits in seconds instead of minutes."""
 
 INTERRUPTING = ("rank", "launcher", "supervisor", "tree", "memory", "exception")
-KINDS = (*INTERRUPTING, "writer", "nan_batch", "full_disk", "hanging_disk", "clock")
+KINDS = (*INTERRUPTING, "writer", "nan_batch", "spike_batch", "full_disk", "hanging_disk", "clock")
 
 SUPERVISED = "restart" in Config.model_fields
 
@@ -306,8 +307,11 @@ class Month:
     # What came of it
 
     def skipped(self) -> list[int]:
-        """The batches whose update was skipped."""
-        return sorted(step for taken in (read(BAD, self.service.folder) or {}).values() for step in taken)
+        """The batches whose update was skipped, by the journal; all that were made bad are among them."""
+        skipped = {event["step"] for event in read_events(self.run, "bad_batch") if event["skipped"]}
+        bad = {step for taken in (read(BAD, self.service.folder) or {}).values() for step in taken}
+        assert bad <= skipped, bad - skipped
+        return sorted(skipped)
 
     def check(self) -> dict[str, Any]:
         """Compares it with the straight run, and asks its journal; what is worth to be kept."""
@@ -339,7 +343,7 @@ class Month:
         """The run to which nothing happens but that it is told to skip the same batches."""
         recipe = self._recipe(self.folder / "straight")
         write_whole(TOLD, self.skipped(), recipe.parent)
-        run = Started(recipe, (), 2, environment={FOLDER: str(recipe.parent)})
+        run = Started(recipe, ("safety.spike.skip=false",), 2, environment={FOLDER: str(recipe.parent)})
         assert run.wait(PATIENCE_SECONDS + self.max_steps) == 0, run.text()
         return recipe
 

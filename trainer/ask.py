@@ -17,7 +17,7 @@ from trainer.ending.outcome_file import read_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.errors import LaunchError
 from trainer.journal import JOURNAL, events_from
-from trainer.locks import is_trained
+from trainer.locks import is_trained, supervisor_of
 from trainer.safety import request_file
 from trainer.safety.request_file import Asked
 from trainer.text import duration
@@ -69,7 +69,7 @@ def stop(run: str, *, wait_seconds: float | None) -> str:
     if wait_seconds is None:
         return f"{folder.name} is asked to stop; its outcome.json will say so"
     with _patience(folder, asked, wait_seconds) as is_over:
-        while is_trained(folder):
+        while _is_alive(folder):
             is_over(f"{folder.name} has not stopped")
             time.sleep(LOOK_SECONDS)
     outcome = read_outcome(folder)
@@ -81,7 +81,7 @@ def stop(run: str, *, wait_seconds: float | None) -> str:
 
 def _leave(folder: Path, asked: Asked) -> tuple[Asked, int]:
     """Leaves a request where the run is alive; with the end of its journal, after which the answer stands."""
-    if not is_trained(folder):
+    if not _is_alive(folder):
         raise LaunchError(
             f"nothing trains {folder.name} now ({_how_it_ended(folder)}), so there is nobody to ask to {asked.do}; start it, or look at what it has "
             f"saved: {command_line('checkpoints', 'ls', folder.name)}"
@@ -128,7 +128,7 @@ def _wait(folder: Path, start: int, is_over: Callable[[str], None], fits: Callab
     while True:
         is_alive = True
         if time.monotonic() - alive_at > ALIVE_SECONDS:
-            is_alive, alive_at = is_trained(folder), time.monotonic()
+            is_alive, alive_at = _is_alive(folder), time.monotonic()
         for event in events_from(folder, "request", *MADE, *NOT_MADE, start=start):
             if fits(event):
                 return event
@@ -136,6 +136,11 @@ def _wait(folder: Path, start: int, is_over: Callable[[str], None], fits: Callab
             raise LaunchError(f"the run has ended before it answered: {_how_it_ended(folder)}")
         is_over(f"{folder.name} has not answered")
         time.sleep(LOOK_SECONDS)
+
+
+def _is_alive(folder: Path) -> bool:
+    """Whether a run trains, or will again: between two starts its supervisor answers."""
+    return supervisor_of(folder) is not None or is_trained(folder)
 
 
 def _how_it_ended(folder: Path) -> str:

@@ -34,7 +34,7 @@ from trainer.safety.parent import end_with_launcher
 from trainer.safety.peers import end_soon, ended_with_peers
 from trainer.safety.requests import Requests
 from trainer.safety.stacks import write_on_signal
-from trainer.safety.time_limit import TimeLimit, launched_at
+from trainer.safety.time_limit import LAUNCHED_AT, TimeLimit, launched_at
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ def _take(folder: Path) -> Lock:
     """Takes the run's folder for this launch; where no other rank can have failed yet, what they left in earlier ones goes."""
     held = lock_run(folder)
     ranks.sweep_failures(folder, others_wait=others_wait())
-    request_file.withdraw(folder)  # what was asked of an earlier launch
+    if LAUNCHED_AT not in os.environ:  # or `trainer launch` has done so, and what was asked since is for this start
+        request_file.withdraw(folder)
     return held
 
 

@@ -10,7 +10,8 @@ from tests.launching import checkpoint, outcome, start, steps, wait_for_step, wr
 from tests.messages import says
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.journal import read_events
-from trainer.safety.request_file import REQUEST
+from trainer.safety import request_file
+from trainer.safety.request_file import REQUEST, Asked
 
 ENDLESS = (
     "max_steps=100000",
@@ -83,6 +84,8 @@ def test_two_ranks_save_and_stop_when_they_are_asked(tmp_path):
 
 def test_a_launch_ends_by_itself_before_its_hours_are_over(tmp_path):
     recipe = write_recipe(tmp_path)
+    run_folder(recipe).mkdir(parents=True)
+    request_file.leave(run_folder(recipe), Asked("stop"))  # of a launch that was killed before it saw it
     run = start(recipe, *ENDLESS, f"max_hours={3 / 3600}")
     assert run.wait(60) == 75, run.text()
     ended = outcome(recipe)

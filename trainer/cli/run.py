@@ -32,6 +32,7 @@ def launch(
         from trainer.ending.outcome_file import read_outcome
         from trainer.hub_settings import write_down
         from trainer.journal import Journal
+        from trainer.safety import request_file
         from trainer.tools.doctor.install import install_for
 
         if dry_run:
@@ -46,6 +47,7 @@ def launch(
             tell(f"{launcher.finished_words(checked)}\n")
         else:
             install_for(checked.cluster, checked.config.precision, say)
+            request_file.withdraw(checked.folder)  # what was asked of an earlier launch
             Journal(checked.folder).write("launch", command=command, folder=str(Path.cwd()))
             write_down(checked.hub_settings, checked.folder)
             for found in filter(None, (each.words for each in checked.hub_settings)):

@@ -43,6 +43,8 @@ from trainer.journal import read_events
 from trainer.metrics.curves import CURVE
 
 SETTINGS: dict[str, Any] = {
+    "global_batch": 16,
+    "micro_batch": 8,
     "checkpoint": {"max_lost_work_seconds": 1.0, "max_overhead_fraction": 0.5, "every_steps": None, "keep_last": 3},
     "metrics": {"trackers": [], "console_every_steps": 50},
     "evaluation": {"every_steps": 100, "sample_tokens": 0},
@@ -243,10 +245,12 @@ class Month:
         assert outcome(self.recipe)["outcome"] == "finished"
 
     def deck(self) -> list[str]:
-        """Every kind about equally often, in random order."""
+        """Every kind about equally often, in random order; memory that is full at most as often as micro_batch can be halved."""
         drawn: list[str] = []
         while len(drawn) < self.num_faults:
-            drawn += self.generator.sample(self.kinds, len(self.kinds))
+            halves = drawn.count("memory") < math.log2(SETTINGS["micro_batch"])
+            left = [kind for kind in self.kinds if kind != "memory" or halves]
+            drawn += self.generator.sample(left, len(left))
         return drawn[: self.num_faults]
 
     def _rank(self) -> None:
@@ -320,7 +324,7 @@ class Month:
         assert [record["step"] for record in steps(self.recipe)] == list(range(1, self.max_steps + 1))
         assert not [event for event in events if event["event"] == "refusal"], "a checkpoint was refused"
         verdicts = [event for event in events if event["event"] == "verdict"]
-        assert all(event["exact"] for event in verdicts), verdicts
+        assert all(event["exact"] is not False for event in verdicts), verdicts
         ended_service = sum(fault["kind"] in ("supervisor", "tree") for fault in self.struck)
         assert self.service.num_starts == 1 + ended_service or not SUPERVISED
         assert final_bytes(self.recipe, self.max_steps) == final_bytes(straight, self.max_steps), self.folder
@@ -330,22 +334,37 @@ class Month:
             "faults_by_kind": dict(Counter(fault["kind"] for fault in self.struck)),
             "steps": self.max_steps,
             "batches_skipped": self.skipped(),
+            "micro_batch_from_step": dict(self._micro_batches()),
             "service_starts": self.service.num_starts,
             "restarts_by_cause": dict(Counter(event["cause"] for event in events if event["event"] == "restart")),
             "resumes": sum(event["event"] == "resume" for event in events),
-            "exact_verdicts": len(verdicts),
+            "exact_verdicts": sum(event["exact"] is True for event in verdicts),
             "final_weights": "bit-identical to the straight run's",
             **self._effective_time(step_seconds, [event for event in events if event["event"] == "save"]),
             "struck": self.struck,
         }
 
     def _straight(self) -> Path:
-        """The run to which nothing happens but that it is told to skip the same batches."""
+        """The run to which nothing happens but that it is told which batches to skip, and from where on micro_batch is another."""
         recipe = self._recipe(self.folder / "straight")
-        write_whole(TOLD, self.skipped(), recipe.parent)
-        run = Started(recipe, ("safety.spike.skip=false",), 2, environment={FOLDER: str(recipe.parent)})
-        assert run.wait(PATIENCE_SECONDS + self.max_steps) == 0, run.text()
+        parts = [*self._micro_batches(), (self.max_steps, None)]
+        for (end, _), (_, micro_batch) in zip(parts, [(0, None), *parts], strict=False):
+            write_whole(TOLD, {"skip": self.skipped(), "stop_at": end}, recipe.parent)
+            other = () if micro_batch is None else (f"micro_batch={micro_batch}",)
+            run = Started(recipe, ("safety.spike.skip=false", *other), 2, environment={FOLDER: str(recipe.parent)})
+            assert run.wait(PATIENCE_SECONDS + self.max_steps) == (0 if end == self.max_steps else 75), run.text()
         return recipe
+
+    def _micro_batches(self) -> list[tuple[int, int]]:
+        """From which step on the run went on with which micro_batch, since memory was full."""
+        found, coming = [], None
+        for event in read_events(self.run, "micro_batch", "resume"):
+            if event["event"] == "micro_batch":
+                coming = event["now"]
+            elif coming is not None:
+                found.append((event["step"], coming))
+                coming = None
+        return found
 
     def _effective_time(self, step_seconds: float, saves: list[dict[str, Any]]) -> dict[str, Any]:
         """How much of the wall time were steps that count, and what the best interval between saves would have left by theory."""

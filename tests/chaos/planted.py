@@ -3,7 +3,7 @@
 In the folder named by FOLDER lie
     spoil             the next batch that no launch has taken is bad: {"kind": "nan" or "spike", "after": the newest step that one has taken}
     bad.json          which batches are bad by now, by their steps: {"nan": [step, ...], "spike": [...]}; in every launch, as bad data is
-    told.json         which batches to skip: what a straight run is told, in which nothing goes wrong
+    told.json         what a straight run is told, in which nothing goes wrong: which batches to skip, and where to stop
     raise-RANK        an exception with these words is raised, once; where they begin with `memory`, a MemoryError
     full, hangs       as long as it is there, the disk of the checkpoints is full, or does not answer
 """
@@ -33,10 +33,12 @@ def plant() -> None:
     """Called in each rank, before its model is built."""
     from trainer import files, loop
     from trainer.checkpoint.save import writer_client
+    from trainer.safety.requests import Requests
 
     rank = int(os.environ.get("RANK", "0"))
     if (told := read(TOLD)) is not None:
-        loop.step_if_finite = _skipping(loop.step_if_finite, told)
+        loop.step_if_finite = _skipping(loop.step_if_finite, told["skip"])
+        Requests.look = _stopping(Requests.look, told["stop_at"])
         loop.accumulate_gradients = _counting(loop.accumulate_gradients)
         return
     loop.accumulate_gradients = _spoiled(loop.accumulate_gradients, rank)
@@ -72,6 +74,15 @@ def _skipping(real, told):
             real(optimizer, grad_norm)
 
     return step_if_finite
+
+
+def _stopping(real, stop_at):
+    def look(self, step, *arguments):
+        real(self, step, *arguments)
+        if step == stop_at:
+            self._stop("it was told to")
+
+    return look
 
 
 def _spoiled(real, rank):

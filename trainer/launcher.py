@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,9 @@ log = logging.getLogger(__name__)
 
 STOPPED_IN_BETWEEN = "stopped before its last checkpoint was whole; start it again to continue"
 STOPPED_EARLY = "stopped before the first step; start it again to train"
+
+BY_LAUNCHERS_END = "SIGTERM was received"
+"""What the ranks take a killed launcher's end for: the kernel sends them that. Nobody has asked them to stop."""
 
 _BEGAN = time.monotonic()
 """The moment from which max_hours counts, also for what is started again."""
@@ -307,6 +310,10 @@ def resolve_exit_code(
         else:
             record_unreported(checked.folder, reason, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
         return Outcome.INTERRUPTED.exit_code
+    if code < 0 and not was_stopped and said is not None and said["reason"] == BY_LAUNCHERS_END:
+        reason = f"{how_it_ended('the launcher', code)}; its ranks have saved"
+        record_unreported(checked.folder, reason, cause=cause_of_signal(-code), over=(Outcome.INTERRUPTED,))
+        return Outcome.FAILED.exit_code
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == Outcome.FAILED and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
@@ -335,11 +342,18 @@ def _reason(checked: CheckedLaunch, code: int, failure: ProcessFailure | None) -
     return f"{ended}; if memory was short: {advice(checked.config.micro_batch, checked.cluster.precision)}"
 
 
-def record_unreported(folder: Path, reason: str, *, cause: Cause | None, outcome: Outcome = Outcome.FAILED) -> None:
-    """Logs how a run ended whose processes could not say so, and writes it into an outcome that still says `running`, and a cause into the journal."""
+def record_unreported(
+    folder: Path,
+    reason: str,
+    *,
+    cause: Cause | None,
+    outcome: Outcome = Outcome.FAILED,
+    over: Collection[Outcome] = (Outcome.RUNNING, Outcome.FAILED),
+) -> None:
+    """Logs how a run ended whose processes could not say so, and writes it in place of these outcomes, and a cause into the journal."""
     log.warning(reason)
     now = read_outcome(folder)
-    if now is None or now["outcome"] not in (Outcome.RUNNING, Outcome.FAILED):
+    if now is None or now["outcome"] not in over:
         return
     try:
         with lock_run(folder):  # or another launch trains this run by now, and the outcome is that one's

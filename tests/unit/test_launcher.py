@@ -481,10 +481,14 @@ write_outcome(folder, "interrupted", step=1, reason="SIGTERM was received")
 """
 
 
-def test_ranks_that_a_killed_launcher_leaves_behind_are_waited_for(project):
+def test_ranks_that_a_killed_launcher_leaves_behind_are_waited_for_and_nobody_has_asked_them_to_stop(project):
     plan = planned(project)
     plan.command[2] = LEFT_BEHIND.format(folder=str(plan.folder))
-    assert launcher.run_launch(plan) == 75
+    assert launcher.run_launch(plan) == 1
+    ended = read_outcome(plan.folder)
+    assert ended["outcome"] == "failed"
+    says(ended["reason"], "launcher", "SIGKILL")
+    assert read_events(plan.folder, "stop")[-1]["cause"] == "SIGKILL"
 
 
 def test_ranks_that_outlive_a_failed_one_are_waited_for_shortly_and_those_that_save_as_long_as_was_said(monkeypatch):

@@ -13,6 +13,8 @@ from trainer.config.waiting import waiting
 # each other must not spin in vain. OpenMP reads both when torch is first imported, so no import of torch may come before this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(waiting(os.environ))
+# A crash that a test plants is what it looks at; tests of restarts ask for them.
+os.environ["TRAINER_RESTART"] = "off"
 
 from trainer.checkpoint.format.store import CheckpointStore
 

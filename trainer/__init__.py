@@ -5,15 +5,15 @@ evaluation, which reads its tasks through data; what one needs of another `run/`
 in contracts.py. `tests/test_architecture.py` reads this map and checks it.
 
     layer 6  __main__ cli session
-    layer 5  loop evaluate finish tools dry_run
+    layer 5  loop evaluate finish tools dry_run supervise
     layer 4  run launcher launcher_child export generation report history tensorboard runs ask
-    layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings
+    layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart
     layer 2  config ending hub journal locks plugins pretrained replay state determinism host_copy parallel collectives plots
     layer 1  aliases byte_level contracts errors experts files lease model_files safetensors_header start step_result streams text
 
 Begin with loop.py: it is what all the rest serves. How work goes through the files:
 
-    launch    cli/run.py -> launcher.py (checks, waits) -> launcher_child.py (`accelerate launch`)
+    launch    cli/run.py -> supervise.py (starts it again, by the table of restart/decide.py) -> launcher.py (checks, waits) -> launcher_child.py (`accelerate launch`)
               (before it: hub_settings.py -> hub.py, which gives each `hf:NAME` its commit, once in the life of a run)
               -> in each process session.py -> run/build.py -> loop.py
     step      loop.py -> data/loader.py -> model/ -> optim/ -> run/consensus.py (what the ranks agree on) -> metrics/reporter.py

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,11 @@ class Request:
     loaded: Loaded
 
     @property
+    def folder(self) -> Path:
+        """runs/NAME."""
+        return run_folder(self.loaded.config)
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables that a launch is given."""
         return {
@@ -175,9 +180,10 @@ class CheckedLaunch:
     """The settings that name something of the hub, each with its commit, which the processes are given."""
 
 
-def check_launch(words: Sequence[str]) -> CheckedLaunch:
-    """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run."""
+def check_launch(words: Sequence[str], cluster: clusters.Cluster | None = None) -> CheckedLaunch:
+    """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run; `cluster` takes the place of theirs."""
     request = read_words(words)
+    request = replace(request, cluster=cluster) if cluster else request
     if lacking := clusters.lacking_gpus(request.cluster):
         raise ConfigError(lacking)
     checked = check_request(request)
@@ -275,8 +281,8 @@ def stopped_early() -> Iterator[None]:
         yield
 
 
-def run_launch(checked: CheckedLaunch) -> int:
-    """Runs `accelerate launch`, passes signals on to it, and returns the run's own exit code."""
+def run_launch(checked: CheckedLaunch, signals: Forwarding) -> int:
+    """Runs `accelerate launch`, has signals passed on to it, and returns the run's own exit code."""
     before = read_outcome(checked.folder)
     here, there = os.pipe()
     environment = {
@@ -285,7 +291,7 @@ def run_launch(checked: CheckedLaunch) -> int:
         FAILURE_PIPE: str(there),
         STARTED_BY: str(os.getpid()),
     }
-    with Forwarding() as signals, open(here, "rb"), open(there, "wb"):
+    with open(here, "rb"), open(there, "wb"):
         child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
         signals.to(child)
         code = child.wait()

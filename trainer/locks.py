@@ -124,7 +124,14 @@ def is_trained(folder: Path) -> bool:
 
 
 def check_not_trained(folder: Path) -> None:
-    """Refuses a run that another process trains, and leaves no trace. raises LaunchError"""
+    """Refuses a run that another process trains, or starts again, and leaves no trace. raises LaunchError"""
+    supervisor = supervisor_of(folder)
+    if supervisor is not None and supervisor[0] != lease.process():
+        who, since = supervisor
+        raise LaunchError(
+            f"{who} supervises {folder.name} since {since}, and starts it again when it ends; wait for it, stop it (trainer stop {folder.name}), or "
+            "give this run another name: name=..."
+        )
     if is_trained(folder):
         raise _is_trained_by_another(folder)
 

@@ -324,7 +324,7 @@ def nothing_starts(monkeypatch):
     shipped = Path(launcher.__file__).parent.parent / "accelerate_configs"
     monkeypatch.setattr(launcher.clusters, "clusters_folder", lambda: shipped)
     monkeypatch.setattr(launcher.clusters, "count_gpus", lambda: 0)
-    monkeypatch.setattr(launcher, "run_launch", lambda plan: pytest.fail("a dry run launches nothing"))
+    monkeypatch.setattr(launcher, "run_launch", lambda *_: pytest.fail("a dry run launches nothing"))
 
 
 def looked(finished: Path, *words: str, cluster: str = "cpu_2proc", code: int = 0) -> dict[str, str]:
@@ -413,7 +413,7 @@ def test_a_finished_run_is_not_launched_again_and_says_what_to_do(finished, monk
     monkeypatch.setattr(
         launcher.clusters, "clusters_folder", lambda: Path(launcher.__file__).parent.parent / "accelerate_configs"
     )
-    monkeypatch.setattr(launcher, "run_launch", lambda plan: pytest.fail("a finished run is not launched"))
+    monkeypatch.setattr(launcher, "run_launch", lambda *_: pytest.fail("a finished run is not launched"))
     text = said("launch", "cpu", finished / "tiny.yaml")
     says(text.splitlines()[0], "tiny", "finished", "max_steps")
     line_of(text, "tiny", "finished", "step 24")

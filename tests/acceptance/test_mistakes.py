@@ -786,7 +786,7 @@ def place(finished, tmp_path, monkeypatch) -> Path:
         launcher.clusters, "clusters_folder", lambda: Path(launcher.__file__).parent.parent / "accelerate_configs"
     )
     monkeypatch.setattr(launcher.clusters, "count_gpus", lambda: 0)
-    monkeypatch.setattr(launcher, "run_launch", lambda plan: pytest.fail("a mistake must be told before a launch"))
+    monkeypatch.setattr(launcher, "run_launch", lambda *_: pytest.fail("a mistake must be told before a launch"))
     return tmp_path
 
 

@@ -17,7 +17,7 @@ def events(recipe, event):
 
 def recipe_of(folder, **changes):
     folder.mkdir(exist_ok=True)
-    spike = {"window": 16, "min_history": 8, "max_in_a_row": 3}
+    spike = {"skip": True, "window": 16, "min_history": 8, "max_in_a_row": 3}
     changes = {"model": {"config": TINY_GPT2}, "safety": {"spike": spike}, **changes}
     return write_recipe(folder, **changes)
 

@@ -70,7 +70,7 @@ def test_a_report_that_cannot_be_made_takes_nothing_from_how_the_run_ended(finis
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(launcher, "run_launch", lambda plan: 75)
+    monkeypatch.setattr(launcher, "run_launch", lambda *_: 75)
     monkeypatch.setattr(launcher, "is_finished", lambda plan: False)
     monkeypatch.setattr(run, "report_of", fail)
     said = trainer("launch", "cpu_2proc", str(finished))

@@ -20,7 +20,12 @@ from trainer.errors import ConfigError
 from trainer.journal import read_events
 from trainer.metrics.memory_advice import advice
 from trainer.safety import forward
-from trainer.safety.forward import STOPS
+from trainer.safety.forward import STOPS, Forwarding
+
+
+def launched(plan):
+    with Forwarding() as signals:
+        return launcher.run_launch(plan, signals)
 
 
 def gpus(monkeypatch, number):
@@ -216,13 +221,13 @@ def test_the_exit_code_is_that_of_the_run_and_not_of_the_launcher(project):
     plan = planned(project)
     write_outcome(plan.folder, "running", step=0, reason="before")
     plan.command[2] = leaves(plan, "interrupted")
-    assert launcher.run_launch(plan) == 75
+    assert launched(plan) == 75
 
 
 def test_the_outcome_of_an_earlier_launch_says_nothing_about_this_one(project):
     plan = planned(project, "raise SystemExit(6)")
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
-    assert launcher.run_launch(plan) == 6
+    assert launched(plan) == 6
 
 
 def test_a_refusal_beside_an_earlier_outcome_is_this_launchs_and_an_earlier_refusal_is_not(project):
@@ -233,11 +238,11 @@ from pathlib import Path
 from trainer.ending.outcome_file import read_outcome, write_refusal
 write_refusal(Path({str(plan.folder)!r}), read_outcome(Path({str(plan.folder)!r})), "no data")
 raise SystemExit(1)"""
-    assert launcher.run_launch(plan) == 2
+    assert launched(plan) == 2
     plan.command[2] = "raise SystemExit(6)"
-    assert launcher.run_launch(plan) == 6
+    assert launched(plan) == 6
     plan.command[2] = refuses
-    assert launcher.run_launch(plan) == 2
+    assert launched(plan) == 2
 
 
 TOLD = """
@@ -276,7 +281,7 @@ def test_a_signal_reaches_the_launcher_and_what_left_no_end_was_interrupted(proj
         name=name, leave=writes(plan, *left) if left else "pass", heard=str(project / "heard")
     )
     before = [signal.getsignal(number) for number in STOPS]
-    assert launcher.run_launch(plan) == code
+    assert launched(plan) == code
     assert (project / "heard").read_text() == ("SIGTERM" if name == "SIGQUIT" else name)
     assert [said in message for message in caplog.messages] == ([True] if said else [])
     if left and left[0] == "running":
@@ -297,7 +302,7 @@ def test_a_signal_that_is_ignored_stays_ignored_as_under_nohup(project):
     script = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(46)"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert launcher.run_launch(planned(project, script)) == 46
+        assert launched(planned(project, script)) == 46
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -316,7 +321,7 @@ open({path!r}, "w").write(" ".join(heard))
 
 @pytest.mark.parametrize("names", [["SIGHUP", "SIGTERM"], ["SIGTERM", "SIGHUP"], ["SIGTERM", "SIGTERM"]])
 def test_a_second_signal_does_not_end_the_wait_for_the_last_save(project, names):
-    assert launcher.run_launch(planned(project, TWICE.format(names=names, path=str(project / "heard")))) == 75
+    assert launched(planned(project, TWICE.format(names=names, path=str(project / "heard")))) == 75
     assert (project / "heard").read_text() == names[0]
 
 
@@ -337,7 +342,7 @@ raise SystemExit(47)
 @pytest.mark.parametrize(("listens", "heard"), [(True, "SIGUSR1 SIGUSR2"), (False, "")])
 def test_what_asks_a_run_for_something_reaches_only_who_listens_and_ends_nobody(project, listens, heard):
     plan = planned(project, ASKED.format(listens=listens, path=str(project / "heard")))
-    assert launcher.run_launch(plan) == 47
+    assert launched(plan) == 47
     assert (project / "heard").read_text() == heard
 
 
@@ -363,7 +368,7 @@ def test_ctrl_c_again_kills_the_launch_at_once(project, monkeypatch, pause, live
     write_outcome(plan.folder, "finished", step=10, reason="an earlier launch")
     left = writes(plan, "running", "training")
     plan.command[2] = PRESSED_TWICE.format(left=left, rank=str(rank), lived=str(lived), pause=pause)
-    assert launcher.run_launch(plan) == 75
+    assert launched(plan) == 75
     assert lived.exists() == lives
     assert read_outcome(plan.folder)["outcome"] == "interrupted"
     if not lives:
@@ -417,7 +422,7 @@ def test_a_run_that_says_it_goes_on_and_does_not_has_failed_for_a_reason(project
     plan.command[2] = f"{leaves(plan, 'running').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
     write_outcome(plan.folder, "interrupted", step=0, reason="before")
     curve(plan, 7)
-    assert launcher.run_launch(plan) == 1
+    assert launched(plan) == 1
     ended = read_outcome(plan.folder)
     assert (ended["outcome"], ended["step"]) == ("failed", 7)
     assert caplog.messages == [ended["reason"]]
@@ -430,10 +435,10 @@ def test_the_words_of_a_rank_that_failed_are_the_reason_where_rank_0_could_not_w
     write_outcome(plan.folder, "interrupted", step=0, reason="before")
     note = {"rank": 1, "pid": 1, "group": "here", "outcome": "failed", "reason": "a bad shard"}
     (plan.folder / ".failed-rank-1").write_text(json.dumps(note))
-    assert launcher.run_launch(plan) == 1
+    assert launched(plan) == 1
     assert read_outcome(plan.folder)["reason"] == "rank 1: a bad shard"
     (plan.folder / ".failed-rank-1").write_text(json.dumps({**note, "pid": 2}))  # of an earlier launch
-    assert launcher.run_launch(plan) == 1
+    assert launched(plan) == 1
     says(read_outcome(plan.folder)["reason"], "exit code 1")
 
 
@@ -442,7 +447,7 @@ def test_a_killed_rank_is_the_reason_where_another_only_knows_that_it_was_lost(p
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, 'failed').removesuffix('; raise SystemExit(1)')}; {seen(1, exit_code)}"
     write_outcome(plan.folder, "running", step=0, reason="before")
-    assert launcher.run_launch(plan) == 1
+    assert launched(plan) == 1
     says(read_outcome(plan.folder)["reason"], *words)
 
 
@@ -452,7 +457,7 @@ def test_a_rank_that_ended_with_a_code_of_the_runs_own_has_said_all(project, cap
     plan = planned(project)
     plan.command[2] = f"{leaves(plan, left).removesuffix('; raise SystemExit(1)')}; {seen(0, exit_code)}"
     write_outcome(plan.folder, "running", step=0, reason="before")
-    assert launcher.run_launch(plan) == exit_code
+    assert launched(plan) == exit_code
     assert read_outcome(plan.folder)["reason"] == "new"
     assert caplog.messages == []
 
@@ -461,7 +466,7 @@ def test_the_outcome_of_a_run_that_another_launch_trains_is_left_to_it(project, 
     plan = planned(project, seen(0, -9))
     write_outcome(plan.folder, "running", step=3, reason="training")
     with locks.take(plan.folder / ".lock"):
-        assert launcher.run_launch(plan) == 1
+        assert launched(plan) == 1
     assert read_outcome(plan.folder)["outcome"] == "running"
     logged(caplog, "another process", "mine")
 
@@ -484,7 +489,7 @@ write_outcome(folder, "interrupted", step=1, reason="SIGTERM was received")
 def test_ranks_that_a_killed_launcher_leaves_behind_are_waited_for_and_nobody_has_asked_them_to_stop(project):
     plan = planned(project)
     plan.command[2] = LEFT_BEHIND.format(folder=str(plan.folder))
-    assert launcher.run_launch(plan) == 1
+    assert launched(plan) == 1
     ended = read_outcome(plan.folder)
     assert ended["outcome"] == "failed"
     says(ended["reason"], "launcher", "SIGKILL")

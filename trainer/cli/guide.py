@@ -31,9 +31,16 @@ PAGES = (
 """The pages in the order in which one reads them."""
 
 
-def guide(name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None) -> None:
+def guide(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    systemd: Annotated[
+        bool, typer.Option("--systemd", help="Print a unit for systemd, which starts a run again after a reboot.")
+    ] = False,
+) -> None:
     """Show a guide; without NAME, list them."""
-    if name is None:
+    if systemd:
+        answer((FOLDER / "trainer.service").read_text(encoding="utf-8").rstrip("\n"))
+    elif name is None:
         answer(_contents())
     elif name in PAGES:
         _show(_text(name))

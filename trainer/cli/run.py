@@ -33,6 +33,7 @@ def launch(
         from trainer.hub_settings import write_down
         from trainer.journal import Journal
         from trainer.safety import request_file
+        from trainer.supervise import adapted, supervise
         from trainer.tools.doctor.install import install_for
 
         if dry_run:
@@ -40,7 +41,7 @@ def launch(
 
             answer(look(launcher.read_words(words or []), say))
             return
-        checked = launcher.check_launch(words or [])
+        checked = adapted(words or [])
         launcher.check_data(checked.config)
         command, code = _as_typed(context, words or []), 0
         if launcher.is_finished(checked):
@@ -53,7 +54,7 @@ def launch(
             for found in filter(None, (each.words for each in checked.hub_settings)):
                 say(found)
             say(f"starting accelerate launch with {numbered(checked.cluster.num_processes, 'process')}")
-            code = launcher.run_launch(checked)
+            code = supervise(words or [], checked)
     if code != 2 and read_outcome(checked.folder):  # a refusal has said all there is
         tell_report(checked.config, checked.folder, command)
     sys.exit(code)

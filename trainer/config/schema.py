@@ -165,11 +165,24 @@ class ResumeConfig(Section):
         return keys
 
 
+class RestartConfig(Section):
+    """What becomes of a run whose processes have ended, and nobody has asked for that."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    """Whether the launch starts it again; `auto`: yes, but not under a scheduler, which does that itself."""
+    max: NotNegative = 10
+    """Restarts within the window, after which it gives up."""
+    window_hours: Rate = 24.0
+    """Length of that window."""
+    allow_fewer_gpus: bool = False
+    """Whether it goes on with fewer GPUs than the cluster file says where some are gone, as many as divide the batch; otherwise it waits for them."""
+
+
 class SpikeConfig(Section):
     """Which steps are told from the others by their loss or gradient norm."""
 
-    skip: bool = True
-    """Whether their updates are skipped; false: they are only told."""
+    skip: bool = False
+    """Whether their updates are skipped; false: they are only told, the first, second, fourth and so on, since healthy runs have some too."""
     score: Annotated[float, Field(gt=0)] = 10.0
     """A spike stands more than this many median absolute deviations (each at least 1 % of the median) above the median."""
     window: Annotated[int, Field(ge=8)] = 128
@@ -271,6 +284,7 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()
     profile: ProfileConfig = ProfileConfig()
     safety: SafetyConfig = SafetyConfig()
+    restart: RestartConfig = RestartConfig()
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Config":

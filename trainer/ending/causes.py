@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from enum import StrEnum
 
-from trainer.errors import RankLostError, TrainerError
+from trainer.errors import OutOfMemoryError, RankLostError, TrainerError
 
 
 class Cause(StrEnum):
@@ -17,6 +17,12 @@ class Cause(StrEnum):
     DIVERGED = "diverged"
     REFUSED = "refused"
     """Something has to be fixed, and the error says what."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Of a GPU or of the machine, where the process itself could say so."""
+    DEVICE = "device"
+    """A GPU or its driver failed."""
+    HANG = "hang"
+    """It made no progress, and was ended for it."""
     EXCEPTION = "exception"
     """The trainer's own code, or a library below it, raised."""
     FAULT = "fault"
@@ -51,6 +57,8 @@ _GONE = re.compile(
     r"by (remote )?peer|connection refused|socket closed|broken pipe|remote process exited|got 0 bytes", re.IGNORECASE
 )
 """How gloo, NCCL and the store say that the other end is no more."""
+_DEVICE = re.compile(r"CUDA error|CUDA driver error|uncorrectable ECC|\bXid\b")
+"""How torch passes on what a GPU or its driver has."""
 _WAITED = re.compile("timed out waiting", re.IGNORECASE)
 
 
@@ -63,12 +71,16 @@ def cause_of_error(error: BaseException) -> Cause:
         return Cause.SIGINT
     if any(map(_is_of_a_disk, chain)):
         return Cause.DISK
+    if isinstance(error, OutOfMemoryError):
+        return Cause.OUT_OF_MEMORY
     if isinstance(error, TrainerError):
         return Cause.REFUSED
     if isinstance(error, SystemExit):
         return Cause.INTERRUPTED
     if any(map(_is_of_a_peer, chain)):
         return Cause.PEER
+    if any(_DEVICE.search(str(one)) for one in chain):
+        return Cause.DEVICE
     return Cause.EXCEPTION
 
 

@@ -36,7 +36,7 @@ def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
     """The end where the step just taken is the last; None while there is more to do."""
     for result in results:
         run.spikes.take(result)
-        if (skipped := is_skipped(run, result)) or result.verdict == Verdict.SPIKE:
+        if (skipped := is_skipped(run, result)) or run.spikes.is_told(result):
             run.recheck.note(result, skipped, lambda position: run.loader.sequences_of(position).tolist())
         if reason := run.guard.judge(result.step, result.loss, result.grad_norm):
             if not run.precision.give_up_fp8(result.step, reason):

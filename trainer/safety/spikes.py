@@ -75,6 +75,10 @@ class SpikeGuard:
         """Whether a step was skipped as a spike."""
         return self.skips and result.verdict == Verdict.SPIKE
 
+    def is_told(self, result: StepResult) -> bool:
+        """Whether a step that was taken in by now is told of: each that is skipped; of others the first, the second, the fourth and so on."""
+        return result.verdict == Verdict.SPIKE and (self.skips or self.in_all.bit_count() == 1)
+
     def take(self, result: StepResult) -> None:
         """Takes the result of a step, in order, once it has reached the host."""
         if result.verdict == Verdict.NOT_FINITE:
@@ -82,7 +86,8 @@ class SpikeGuard:
         if result.verdict == Verdict.SPIKE:
             self._in_a_row += 1
             self.in_all += 1
-            self._tell(result)
+            if self.is_told(result):
+                self._tell(result)
             return
         if result.verdict == Verdict.NEW_LEVEL:
             self._accepted.clear()
@@ -94,7 +99,7 @@ class SpikeGuard:
         self._accepted.append((result.loss, result.grad_norm))
 
     def _tell(self, result: StepResult) -> None:
-        done = "the update is skipped" if self.skips else "only told, since safety.spike.skip is off"
+        done = "the update is skipped" if self.skips else "the update is taken, since safety.spike.skip is off"
         log.warning(
             f"step {result.step}: loss {result.loss:g}, gradient norm {result.grad_norm:g}: a spike, {result.score:.1f} times the usual spread above "
             f"the usual: {done} ({self._in_a_row} in a row, {self.in_all} in all)"

@@ -5,7 +5,7 @@ import pytest
 
 from trainer.ending.causes import Cause, cause_of_error, cause_of_signal, is_of_a_connection, says_peer_is_gone
 from trainer.ending.outcomes import ENDED, Outcome
-from trainer.errors import CheckpointError, ConfigError, RankLostError
+from trainer.errors import CheckpointError, ConfigError, OutOfMemoryError, RankLostError
 
 
 def raised(error, *, cause=None, while_handling=None):
@@ -28,7 +28,7 @@ class DistBackendError(RuntimeError):
     ("error", "cause"),
     [
         (ValueError("x"), "exception"),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), "exception"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "device"),
         (MemoryError(), "exception"),
         (AssertionError(), "exception"),
         (FileNotFoundError(errno.ENOENT, "No such file"), "exception"),
@@ -49,6 +49,7 @@ class DistBackendError(RuntimeError):
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "peer"),
         (DistBackendError("NCCL"), "peer"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"), "peer"),
+        (OutOfMemoryError("rank 0"), "out_of_memory"),
         (RuntimeError("Timed out waiting 1800000ms for recv operation to complete"), "peer"),
     ],
 )

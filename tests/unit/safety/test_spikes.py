@@ -12,18 +12,22 @@ from trainer.config.schema import SpikeConfig
 from trainer.safety.spikes import LEAST_SPREAD, SpikeGuard, robust_scores
 from trainer.step_result import SaveRequest, StepResult, Verdict
 
-SETTINGS = SpikeConfig(window=16, min_history=8, max_in_a_row=3)
+SETTINGS = SpikeConfig(skip=True, window=16, min_history=8, max_in_a_row=3)
 
 
 def guard_of(**changes):
     return SpikeGuard(SpikeConfig(**{**SETTINGS.model_dump(), **changes}), torch.device("cpu"))
 
 
+def result_of(step, loss, verdict, norm=1.0, score=0.0):
+    return StepResult(step, loss, norm, 0, SaveRequest.NONE, verdict=verdict, score=score)
+
+
 def take(guard, step, loss, norm=1.0):
     """One step through device and host; its verdict and whether its update is skipped."""
     judged = guard.judge(torch.tensor(loss), torch.tensor(norm))
     verdict = Verdict(int(judged.verdict))
-    guard.take(StepResult(step, loss, norm, 0, SaveRequest.NONE, verdict=verdict, score=float(judged.score)))
+    guard.take(result_of(step, loss, verdict, norm, float(judged.score)))
     return verdict, not math.isfinite(float(judged.norm))
 
 
@@ -73,6 +77,13 @@ def test_after_too_many_in_a_row_the_new_level_is_what_is_usual():
 
 def test_where_it_only_tells_the_update_is_taken():
     assert take(warmed(skip=False), 12, 150.0) == (Verdict.SPIKE, False)
+    guard = warmed(skip=False, max_in_a_row=99)
+    told = [
+        step
+        for step in range(12, 20)
+        if take(guard, step, 150.0) and guard.is_told(result_of(step, 150.0, Verdict.SPIKE))
+    ]
+    assert told == [12, 13, 15, 19], "the first, second, fourth and eighth"
     unable = SpikeGuard(SETTINGS, torch.device("cpu"), can_skip=False)
     assert not unable.skips
 

@@ -1,0 +1,135 @@
+"""A run that ends without being asked to is started again by its launch, as the table says; each row by a planted fault."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.launching import PROJECT, environment, final_bytes, outcome, steps, train, write_cluster, write_recipe
+from trainer.checkpoint.format.manifest import read_manifest
+from trainer.journal import read_events
+from trainer.locks import supervisor_of
+
+PLANTED = """
+import os
+from trainer import loop
+whole = loop.accumulate_gradients
+
+def accumulate(run, batch):
+    step = run.progress.step + 1
+    {fault}
+    return whole(run, batch)
+
+loop.accumulate_gradients = accumulate
+"""
+
+
+def events(recipe, *kinds):
+    return read_events(recipe.parent / "runs" / "tiny", *kinds)
+
+
+def launched(recipe, *overrides, fault=None, **variables):
+    """`trainer launch` of one process, in which a line of Python stands before every step."""
+    words = [str(write_cluster(recipe.parent, 1)), str(recipe), "restart.enabled=true", *overrides]
+    if fault:
+        (recipe.parent / "planted.py").write_text(PLANTED.format(fault=fault))
+        words.append("plugins=[planted]")
+    path = os.pathsep.join((str(recipe.parent), str(PROJECT)))
+    log = open(recipe.parent / "launch.log", "ab")
+    command = [sys.executable, "-m", "trainer", "launch", *words]
+    return subprocess.Popen(command, env={**environment(**variables), "PYTHONPATH": path}, stdout=log, stderr=log)
+
+
+def ranks_of(recipe):
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words = process.info["cmdline"] or []
+        if str(recipe) in words and "train" in words and "RANK" in (process.info["environ"] or {}):
+            found.append(process)
+    return found
+
+
+def wait_until(found, seconds=90.0):
+    ends = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    return answer
+
+
+def test_a_killed_rank_is_replaced_and_the_run_ends_as_if_nothing_had_been(tmp_path):
+    straight, recipe = tmp_path / "straight", tmp_path / "killed"
+    straight.mkdir(), recipe.mkdir()
+    straight, recipe = write_recipe(straight), write_recipe(recipe)
+    train(straight)
+    process = launched(
+        recipe,
+        fault="step == 12 and not os.path.exists('killed') and (open('killed', 'w').close(), os.kill(os.getpid(), 9))",
+    )
+    who, since = wait_until(lambda: supervisor_of(recipe.parent / "runs" / "tiny"))
+    assert (who.pid, bool(since)) == (process.pid, True)
+    assert process.wait(120) == 0
+    assert final_bytes(recipe) == final_bytes(straight)
+    assert [record["loss"] for record in steps(recipe)] == [record["loss"] for record in steps(straight)]
+    (restart,) = events(recipe, "restart")
+    assert (restart["attempt"], restart["wait_seconds"]) == (1, 2.0)
+    assert [event["cause"] for event in events(recipe, "stop")] == ["SIGKILL", "finished"]
+    assert supervisor_of(recipe.parent / "runs" / "tiny") is None
+
+
+@pytest.mark.long
+def test_the_same_exception_tries_an_older_checkpoint_and_then_it_gives_up(tmp_path):
+    recipe = write_recipe(tmp_path, checkpoint={"every_steps": 5, "keep_last": 3})
+    process = launched(recipe, fault="assert step != 18, 'it is the code'")
+    assert process.wait(200) == 1
+    newest, older = (event["step"] for event in events(recipe, "resume"))
+    assert older < newest < 18
+    assert [event["cause"] for event in events(recipe, "stop")] == ["exception"] * 3
+    (gave_up,) = events(recipe, "gave_up")
+    assert (gave_up["cause"], gave_up["step"]) == ("exception", 17)
+    assert outcome(recipe)["outcome"] == "failed"
+
+
+@pytest.mark.long
+def test_memory_that_is_too_small_halves_the_micro_batch_for_good(tmp_path):
+    recipe = write_recipe(tmp_path)
+    fault = "batch.micro_batches[0].inputs.shape[0] > 1 and (_ for _ in ()).throw(MemoryError('as if it were full'))"
+    assert launched(recipe, fault=fault).wait(200) == 0
+    (event,) = events(recipe, "micro_batch")
+    assert (event["configured"], event["was"], event["now"]) == (2, 2, 1)
+    folder = sorted((tmp_path / "checkpoints" / "tiny").glob("step-*"))[-1]
+    assert read_manifest(folder).step == 24
+    for config in (folder / "config.yaml", tmp_path / "runs" / "tiny" / "config.yaml"):
+        assert "micro_batch: 1" in config.read_text()
+    assert launched(recipe, "max_steps=26", fault=fault).wait(200) == 0, "a later start knows it"
+    assert len(events(recipe, "micro_batch")) == 1
+
+
+@pytest.mark.long
+def test_a_stop_while_it_waits_to_start_again_ends_it(tmp_path):
+    recipe = write_recipe(tmp_path)
+    process = launched(recipe, fault="step == 7 and os.kill(os.getpid(), 9)")
+    wait_until(lambda: [event for event in events(recipe, "stop") if event["cause"] == "SIGKILL"])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert outcome(recipe)["outcome"] == "interrupted"
+    assert not events(recipe, "restart") and not ranks_of(recipe)
+
+
+@pytest.mark.long
+def test_a_run_that_dies_at_the_same_place_again_and_again_is_left_in_the_end(tmp_path):
+    recipe = write_recipe(tmp_path)
+    process = launched(recipe, "restart.max=2", fault="step == 7 and os.kill(os.getpid(), 9)")
+    assert process.wait(300) == 1
+    assert [event["wait_seconds"] for event in events(recipe, "restart")] == [2.0, 8.0]
+    assert [event["cause"] for event in events(recipe, "gave_up")] == ["SIGKILL"]
+
+
+def test_a_configuration_that_is_wrong_is_not_started_again(tmp_path):
+    recipe = write_recipe(tmp_path)
+    assert launched(recipe, "model.config.num_attention_heads=7").wait(120) == 2
+    assert not events(recipe, "restart") and not (tmp_path / "runs" / "tiny" / ".supervisor").exists()

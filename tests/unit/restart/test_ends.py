@@ -1,0 +1,124 @@
+"""The facts of an end, from a journal that is written here as a run writes it."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from trainer.config.schema import RestartConfig
+from trainer.ending.causes import Cause
+from trainer.ending.outcome_file import write_outcome
+from trainer.ending.outcomes import Outcome
+from trainer.journal import JOURNAL, Journal
+from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room
+
+CONFIG = SimpleNamespace(micro_batch=8, restart=RestartConfig(window_hours=2.0))
+
+
+def write(folder, *events):
+    journal = Journal(folder)
+    for event, facts in events:
+        journal.write(event, **facts)
+
+
+def launch(*events):
+    return [("launch", {}), *events]
+
+
+def died(step, cause="exception", reason="RuntimeError: no", **facts):
+    return [("resume", {"step": max(0, step - 3)}), ("stop", {"cause": cause, "step": step, "reason": reason, **facts})]
+
+
+@pytest.fixture
+def ended(tmp_path):
+    def facts(*events, outcome="failed"):
+        write(tmp_path, *events)
+        write_outcome(tmp_path, Outcome(outcome), step=9, reason="why")
+        return end_of(CONFIG, tmp_path, tmp_path / "checkpoints")
+
+    return facts
+
+
+def test_the_cause_is_that_of_the_process_that_knows_it(ended):
+    end = ended(
+        *launch(
+            ("stop", {"cause": "peer", "step": 7}),
+            ("stop", {"cause": "SIGKILL", "step": 7, "reason": "rank 1"}),
+            ("stop", {"cause": "exception"}),
+        )
+    )
+    assert (end.cause, end.words, end.step, end.outcome, end.micro_batch) == ("SIGKILL", "rank 1", 7, Outcome.FAILED, 8)
+    assert (end.num_same, end.num_stuck, end.num_restarts) == (1, 0, 0)
+
+
+def test_a_launch_that_says_nothing_is_of_an_unknown_cause_and_its_words_are_the_outcomes(ended):
+    end = ended(*launch(("train", {"step": 4})))
+    assert (end.cause, end.words, end.step) == (Cause.UNKNOWN, "why", 4)
+
+
+def test_failures_are_the_same_by_cause_step_and_words_but_for_their_numbers(ended):
+    again = ("restart", {})
+    first = launch(*died(7, reason="RuntimeError: at 0x7f12 of process 41"))
+    end = ended(*first, again, *died(7, reason="RuntimeError: at 0x7f99 of process 57"))
+    assert (end.num_same, end.num_stuck, end.num_restarts) == (2, 1, 1)
+    assert ended(again, *died(8, reason="RuntimeError: at 0x7f99 of process 57")).num_same == 1
+    assert ended(again, *died(8, reason="ValueError")).num_same == 1
+
+
+def test_a_restart_that_comes_further_is_progress(ended):
+    again = ("restart", {})
+    assert ended(*launch(*died(7)), again, *died(7), again, *died(6)).num_stuck == 2
+    assert ended(again, ("save", {"step": 8}), ("stop", {"cause": "SIGKILL"})).num_stuck == 0
+
+
+def test_restarts_count_within_the_window_and_waiting_for_gpus_is_none(tmp_path, ended):
+    now = datetime.now(UTC)
+    lines = [{"time": (now - timedelta(hours=hours)).isoformat(), "event": "restart"} for hours in (3, 1.5, 1)]
+    lines.append({"time": now.isoformat(), "event": "waiting", "what": "gpus"})
+    (tmp_path / JOURNAL).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert ended().num_restarts == 2
+
+
+def test_a_refused_start_beside_an_earlier_outcome_is_the_end(tmp_path, ended):
+    ended(*launch(*died(7)))
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    outcome["last_attempt"] = {"outcome": "refused", "reason": "fix it", "time": outcome["time"]}
+    (tmp_path / "outcome.json").write_text(json.dumps(outcome))
+    assert end_of(CONFIG, tmp_path, tmp_path / "checkpoints").outcome == Outcome.REFUSED
+
+
+def test_room_is_lacking_where_the_newest_checkpoint_would_not_fit_again(tmp_path, monkeypatch):
+    assert not lacks_room(tmp_path / "none")
+    for step in (10, 20):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "model.safetensors").write_bytes(b"x" * 100)
+    for free, lacks in ((99, True), (100, False)):
+        monkeypatch.setattr("trainer.restart.ends.files.free_bytes", lambda folder, free=free: free)
+        assert lacks_room(tmp_path) is lacks
+    assert end_of(CONFIG, tmp_path, tmp_path).older_step == 10
+
+
+def test_a_micro_batch_that_was_learnt_holds_until_a_person_gives_another(tmp_path):
+    write(
+        tmp_path,
+        ("micro_batch", {"configured": 8, "was": 8, "now": 4}),
+        ("micro_batch", {"configured": 8, "was": 4, "now": 2}),
+    )
+    assert adapted_micro_batch(tmp_path, 8, ["mine.yaml"]) == 2
+    assert adapted_micro_batch(tmp_path, 16, ["mine.yaml"]) is None
+    assert adapted_micro_batch(tmp_path, 8, ["mine.yaml", "micro_batch=8"]) is None
+
+
+@pytest.mark.parametrize(
+    ("enabled", "environment", "expected"),
+    [
+        ("auto", {}, True),
+        ("auto", {"SLURM_JOB_ID": "7"}, False),
+        ("auto", {"TRAINER_RESTART": "off"}, False),
+        (True, {"SLURM_JOB_ID": "7", "TRAINER_RESTART": "off"}, True),
+        (False, {}, False),
+    ],
+)
+def test_under_a_scheduler_it_starts_again_only_where_a_person_says_so(enabled, environment, expected):
+    assert is_enabled(RestartConfig(enabled=enabled), environment) is expected

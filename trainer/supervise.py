@@ -1,0 +1,170 @@
+"""Starts a run again after an end that nobody asked for, as the table of restart/decide.py says.
+
+It is the process that a person started, and imports no torch. It keeps a record in the run's folder (locks.SUPERVISOR), by which others know
+that the run is supervised. Each decision stands in the journal: `restart` with its wait before it, or `gave_up`.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer import launcher, lease
+from trainer.config import cluster as clusters
+from trainer.config.folders import checkpoints_folder
+from trainer.config.schema import Config
+from trainer.ending.causes import Cause
+from trainer.ending.outcomes import Outcome
+from trainer.journal import Journal, read_events
+from trainer.launcher import CheckedLaunch, read_words, record_unreported
+from trainer.locks import SUPERVISOR
+from trainer.restart.decide import Decision, End, decide, wait_seconds
+from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room
+from trainer.safety import request_file
+from trainer.safety.forward import Forwarding
+from trainer.text import duration
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2
+WAITS_STOPPED = "stopped while it waited to start again; start it to continue"
+
+
+def supervise(words: Sequence[str], checked: CheckedLaunch) -> int:
+    """Launches a run, and launches it again as long as the table says so; returns the exit code of the last launch.
+
+    words  the launch as it was typed, which is checked anew before each restart
+    """
+    with Forwarding() as signals, _recorded(checked):
+        while True:
+            code = launcher.run_launch(checked, signals)
+            if signals.was_stopped or not is_enabled(checked.config.restart, os.environ):
+                return code
+            end = end_of(checked.config, checked.folder, checkpoints_folder(checked.config))
+            decision = decide(end, checked.config.restart)
+            _tell(checked, end, decision)
+            if decision.do == "stop":
+                return code
+            if not _wait(checked, end, decision, signals):
+                record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
+                return Outcome.INTERRUPTED.exit_code
+            checked = check_again(words, checked, decision, signals)
+
+
+def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision, signals: Forwarding) -> CheckedLaunch:
+    """The launch that goes on with a run; waits for GPUs that are missing. raises TrainerError with what has to be fixed first"""
+    start = "latest" if decision.from_step is None else str(decision.from_step)
+    changed = [f"resume_from_checkpoint={start}"]
+    if decision.micro_batch is not None:
+        facts = {"configured": read_words(words).loaded.config.micro_batch, "now": decision.micro_batch}
+        Journal(before.folder).write("micro_batch", was=before.config.micro_batch, **facts)
+    return adapted([*words, *changed], signals)
+
+
+def adapted(words: Sequence[str], signals: Forwarding | None = None) -> CheckedLaunch:
+    """Checks a launch, with the micro_batch that the run has learnt to need, and on the GPUs that are here where a run that has begun may do so.
+
+    raises  TrainerError; where GPUs are missing and the run has begun, it waits for them instead, until a signal asks to stop
+    """
+    request = read_words(words)
+    folder = request.folder
+    learnt = adapted_micro_batch(folder, request.loaded.config.micro_batch, words)
+    if learnt is not None:
+        log.info("micro_batch is %d, since memory was too small for %d", learnt, request.loaded.config.micro_batch)
+        words = [*words, f"micro_batch={learnt}"]
+    cluster = _cluster_here(words, folder, signals)
+    return launcher.check_launch(words, cluster) if cluster else launcher.check_launch(words)
+
+
+def _cluster_here(words: Sequence[str], folder: Path, signals: Forwarding | None) -> clusters.Cluster | None:
+    """The cluster that a run goes on with where this machine has too few GPUs for its file; None: the file as it is, or a run that begins."""
+    request = read_words(words)
+    settings, num_waits = request.loaded.config.restart, 0
+    while clusters.lacking_gpus(request.cluster) and is_enabled(settings, os.environ) and read_events(folder, "start"):
+        here = clusters.count_gpus()
+        if settings.allow_fewer_gpus and here and (fewer := _with_fewer(request.cluster, request.loaded.config, here)):
+            log.warning("%d of %d GPUs are here: going on with those", here, request.cluster.num_local_processes)
+            return fewer
+        if signals is None or signals.was_stopped:
+            return None
+        wait = wait_seconds(num_waits)
+        if num_waits == 0:
+            log.warning("%s; waiting for them", clusters.lacking_gpus(request.cluster))
+            Journal(folder).write("waiting", what="gpus", here=here, wanted=request.cluster.num_local_processes)
+        num_waits += 1
+        _sleep(wait, signals)
+    return None
+
+
+def _with_fewer(cluster: clusters.Cluster, config: Config, here: int) -> clusters.Cluster | None:
+    """The cluster on as many of the GPUs here as divide the batch; None where only all of them would."""
+    if cluster.num_machines > 1:
+        return None
+    number = next((n for n in range(here, 0, -1) if config.global_batch % (config.micro_batch * n) == 0), None)
+    if number is None:
+        return None
+    return replace(cluster, num_processes=number, options=(*cluster.options, "--num_processes", str(number)))
+
+
+@contextmanager
+def _recorded(checked: CheckedLaunch) -> Iterator[None]:
+    """While the block runs, the run's folder says who supervises it and since when; a disk that takes no record is no reason not to train."""
+    path = checked.folder / SUPERVISOR
+    if not is_enabled(checked.config.restart, os.environ):
+        yield
+        return
+    try:
+        checked.folder.mkdir(parents=True, exist_ok=True)
+        lease.write_record(path, lease.process(), since=datetime.now(UTC).isoformat(timespec="seconds"))
+    except OSError as error:
+        log.warning("%s could not be written (%s): nobody sees that the run is supervised", path, error.strerror)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _tell(checked: CheckedLaunch, end: End, decision: Decision) -> None:
+    """Says in the log and in the journal what is done after an end that nobody asked for."""
+    if decision.do == "stop":
+        if end.outcome in (Outcome.FAILED, Outcome.RUNNING):
+            log.error(
+                f"not started again: {decision.why} ({end.num_restarts} restarts in {checked.config.restart.window_hours:g} hours)"
+            )
+            Journal(checked.folder).write("gave_up", cause=end.cause, step=end.step, words=decision.why)
+        return
+    number = f"restart {end.num_restarts + 1} of {checked.config.restart.max} in {checked.config.restart.window_hours:g} hours"
+    log.warning(f"{end.words}; {decision.why}, in {duration(decision.wait_seconds)} ({number}; Ctrl+C ends it)")
+
+
+def _wait(checked: CheckedLaunch, end: End, decision: Decision, signals: Forwarding) -> bool:
+    """Waits as decided; False where somebody asks to stop meanwhile."""
+    folder, checkpoints = checked.folder, checkpoints_folder(checked.config)
+    while True:
+        if not _sleep(decision.wait_seconds, signals, folder):
+            return False
+        if decision.do != "wait for room" or not lacks_room(checkpoints):
+            break
+    Journal(folder).write(
+        "restart", attempt=end.num_restarts + 1, words=decision.why, wait_seconds=decision.wait_seconds
+    )
+    return True
+
+
+def _sleep(seconds: float, signals: Forwarding, folder: Path | None = None) -> bool:
+    """Sleeps; False where a signal, or a request in the run's folder, asks to stop."""
+    ends = time.monotonic() + seconds
+    while True:
+        if signals.was_stopped:
+            return False
+        if folder is not None and (asked := request_file.look(folder)) and asked.do == "stop":
+            request_file.withdraw(folder, asked)
+            Journal(folder).write("request", do="stop", by=asked.by, id=asked.id)
+            return False
+        if time.monotonic() >= ends:
+            return True
+        time.sleep(min(LOOK_SECONDS, max(0.0, ends - time.monotonic())))

@@ -84,7 +84,8 @@ def _cluster_here(words: Sequence[str], folder: Path, signals: Forwarding | None
     """The cluster that a run goes on with where this machine has too few GPUs for its file; None: the file as it is, or a run that begins."""
     request = read_words(words)
     settings, num_waits = request.loaded.config.restart, 0
-    while clusters.lacking_gpus(request.cluster) and is_enabled(settings, os.environ) and read_events(folder, "start"):
+    has_begun = folder.is_dir() and bool(read_events(folder, "start"))
+    while has_begun and clusters.lacking_gpus(request.cluster) and is_enabled(settings, os.environ):
         here = clusters.count_gpus()
         if settings.allow_fewer_gpus and here and (fewer := _with_fewer(request.cluster, request.loaded.config, here)):
             log.warning("%d of %d GPUs are here: going on with those", here, request.cluster.num_local_processes)

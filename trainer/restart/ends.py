@@ -84,7 +84,7 @@ def adapted_micro_batch(folder: Path, configured: int, typed: Sequence[str]) -> 
 
     typed  the words of the launch: a person's own count
     """
-    if any(word.partition("=")[0] == "micro_batch" for word in typed):
+    if any(word.partition("=")[0] == "micro_batch" for word in typed) or not folder.is_dir():
         return None
     known = [event for event in read_events(folder, "micro_batch") if event.get("configured") == configured]
     return int(known[-1]["now"]) if known else None

@@ -1,7 +1,11 @@
 """Every row of the table: what is done after which end."""
 
+import configparser
+
 import pytest
 
+from tests.commands import trainer
+from trainer.cli.guide import FOLDER
 from trainer.config.schema import RestartConfig
 from trainer.ending.causes import Cause
 from trainer.ending.outcomes import Outcome
@@ -88,3 +92,16 @@ def test_the_wait_grows_without_progress_and_is_bounded():
 
 def test_every_row_stands_in_the_guide():
     assert all(row.name in table() and row.is_done in table() for row in ROWS)
+    assert table() in (FOLDER / "unattended.md").read_text(encoding="utf-8")
+
+
+def test_the_unit_for_systemd_is_one():
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read_string(trainer("guide", "--systemd").out)
+    service = unit["Service"]
+    assert set(unit.sections()) == {"Unit", "Service", "Install"}
+    assert service["ExecStart"].split()[0].endswith("/launch.sh")
+    codes = {str(Outcome(outcome).exit_code) for outcome in ("refused", "diverged", "interrupted")}
+    assert set(service["RestartPreventExitStatus"].split()) == codes
+    assert service["KillSignal"] == "SIGTERM" and service["KillMode"] == "mixed"

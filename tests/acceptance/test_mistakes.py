@@ -847,7 +847,12 @@ def test_a_mistake_that_the_run_finds_is_told_and_harms_nothing(mistake, place):
     mine = {f"runs/{name}/{file}" for file in ("outcome.json", "train.log", "journal.jsonl", ".lock")} | {
         f"runs/{name}"
     }
-    mine |= {f"checkpoints/{name}", f"checkpoints/{name}/.lock"}
+    mine |= {
+        f"checkpoints/{name}",
+        f"checkpoints/{name}/.lock",
+        f"runs/{name}/stacks",
+        f"runs/{name}/stacks/rank-0.txt",
+    }
     assert {path for path in before | after if before.get(path) != after.get(path)} <= mine
     for told in ("runs/tiny/train.log", "runs/tiny/journal.jsonl"):
         assert after[told].startswith(before[told])

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.commands import paragraph
+from tests.commands import paragraph, trainer
 from tests.launching import (
     PROJECT,
     checkpoint,
@@ -206,6 +206,38 @@ def test_ctrl_c_again_ends_a_launch_amid_a_step_which_would_never_end(tmp_path):
     assert [event["step"] for event in read_events(tmp_path / "runs" / "tiny", "resume")] == [6], (
         "the best was saved there"
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_what_a_supervised_run_is_asked_through_its_launch_is_answered_and_it_is_not_started_again(
+    tmp_path, num_processes
+):
+    often = {"every_steps": None, "max_lost_work_seconds": float("inf")}
+    recipe = write_recipe(tmp_path, checkpoint=often, restart={"enabled": True})
+    words = ["-m", "trainer", "launch", str(write_cluster(tmp_path, num_processes)), str(recipe), *LONG]
+    launcher = _start_training([*words, "checkpoint.every_steps=null"], recipe)
+    folder, ends = tmp_path / "runs" / "tiny", time.monotonic() + 60
+    stacks = [folder / "stacks" / f"rank-{number}.txt" for number in range(num_processes)]
+    below = psutil.Process(launcher.pid).children()[0].pid
+
+    def saves():
+        return sum(event["reason"] == "asked" for event in read_events(folder, "save"))
+
+    for number, (sent_to, is_answered) in enumerate([(launcher.pid, 1), (below, 2)]):
+        os.kill(sent_to, signal.SIGUSR1)
+        os.kill(sent_to, signal.SIGUSR2)
+        while saves() < is_answered or not all(path.read_text().count("loop.py") > number for path in stacks):
+            assert launcher.poll() is None and time.monotonic() < ends, (
+                saves(),
+                (tmp_path / "launcher.log").read_text(),
+            )
+            time.sleep(0.05)
+        time.sleep(0.3)
+    assert trainer("stop", str(folder)).code == 0
+    assert launcher.wait(30) == 75
+    assert outcome(recipe)["outcome"] == "interrupted"
+    assert read_events(folder, "restart", "gave_up") == []
 
 
 @pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.long)])

@@ -37,10 +37,11 @@ One JSON object per line, only ever added to, by every process of the run (the t
     precision     step, mode, reason  the step after this one begins in another precision than was decided; resumed: it was so before this launch
     slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
     slow_over     step, seconds     they no longer do; seconds: how long they did
-    restart       attempt, words, wait_seconds   the launch begins that follows an end that nobody asked for (restart/decide.py); words: how it goes on
+    restart       attempt, cause, step, reason, words, wait_seconds   the launch begins that follows an end that nobody asked for (restart/decide.py); words: how it goes on
     gave_up       cause, step, words    it is not started again, and why
-    waiting       what, here, wanted    a restart waits, for GPUs
-    micro_batch   was, now, configured  memory was too small: the run goes on with `now` wherever its recipe says `configured`
+    waiting       what                  a restart waits, for `gpus` (here, wanted) or for `room` on the disk (free)
+    micro_batch   was, now, configured, conditions   memory was too small: the run goes on with `now` wherever it is told `configured`, under
+                                    these conditions
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
                                     count or the last in metrics.jsonl; left out where nobody knows. cause: see ending/causes.py
 

@@ -13,17 +13,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer import launcher, lease
+from trainer import files, launcher, lease
 from trainer.config import cluster as clusters
 from trainer.config.folders import checkpoints_folder
 from trainer.config.schema import Config
 from trainer.ending.causes import Cause
 from trainer.ending.outcomes import Outcome
+from trainer.errors import TrainerError
 from trainer.journal import Journal, read_events
 from trainer.launcher import CheckedLaunch, read_words, record_unreported
 from trainer.locks import SUPERVISOR
 from trainer.restart.decide import Decision, End, decide, wait_seconds
-from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room
+from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
 from trainer.safety import request_file
 from trainer.safety.forward import Forwarding
 from trainer.text import duration
@@ -50,9 +51,19 @@ def supervise(words: Sequence[str], checked: CheckedLaunch) -> int:
             if decision.do == "stop":
                 return code
             if not _wait(checked, end, decision, signals):
-                record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
-                return Outcome.INTERRUPTED.exit_code
-            checked = check_again(words, checked, decision, signals)
+                return _stopped(checked)
+            try:
+                checked = check_again(words, checked, decision, signals)
+            except TrainerError:
+                if not signals.was_stopped:  # while it waited for GPUs
+                    raise
+                return _stopped(checked)
+
+
+def _stopped(checked: CheckedLaunch) -> int:
+    """The end of a run that was asked to stop between two launches."""
+    record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
+    return Outcome.INTERRUPTED.exit_code
 
 
 def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision, signals: Forwarding) -> CheckedLaunch:
@@ -61,7 +72,8 @@ def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision,
     changed = [f"resume_from_checkpoint={start}"]
     if decision.micro_batch is not None:
         facts = {"configured": read_words(words).loaded.config.micro_batch, "now": decision.micro_batch}
-        Journal(before.folder).write("micro_batch", was=before.config.micro_batch, **facts)
+        conditions = memory_conditions(before.config)
+        Journal(before.folder).write("micro_batch", was=before.config.micro_batch, conditions=conditions, **facts)
     return adapted([*words, *changed], signals)
 
 
@@ -72,7 +84,7 @@ def adapted(words: Sequence[str], signals: Forwarding | None = None) -> CheckedL
     """
     request = read_words(words)
     folder = request.folder
-    learnt = adapted_micro_batch(folder, request.loaded.config.micro_batch, words)
+    learnt = adapted_micro_batch(folder, request.loaded.config)
     if learnt is not None:
         log.info("micro_batch is %d, since memory was too small for %d", learnt, request.loaded.config.micro_batch)
         words = [*words, f"micro_batch={learnt}"]
@@ -90,14 +102,17 @@ def _cluster_here(words: Sequence[str], folder: Path, signals: Forwarding | None
         if settings.allow_fewer_gpus and here and (fewer := _with_fewer(request.cluster, request.loaded.config, here)):
             log.warning("%d of %d GPUs are here: going on with those", here, request.cluster.num_local_processes)
             return fewer
-        if signals is None or signals.was_stopped:
+        if signals is not None and signals.was_stopped:
             return None
         wait = wait_seconds(num_waits)
         if num_waits == 0:
             log.warning("%s; waiting for them", clusters.lacking_gpus(request.cluster))
             Journal(folder).write("waiting", what="gpus", here=here, wanted=request.cluster.num_local_processes)
         num_waits += 1
-        _sleep(wait, signals)
+        if signals is None:
+            time.sleep(wait)  # nothing runs yet, and a signal ends the process
+        else:
+            _sleep(wait, signals)
     return None
 
 
@@ -144,15 +159,17 @@ def _tell(checked: CheckedLaunch, end: End, decision: Decision) -> None:
 
 def _wait(checked: CheckedLaunch, end: End, decision: Decision, signals: Forwarding) -> bool:
     """Waits as decided; False where somebody asks to stop meanwhile."""
-    folder, checkpoints = checked.folder, checkpoints_folder(checked.config)
+    folder, checkpoints, is_first = checked.folder, checkpoints_folder(checked.config), True
     while True:
         if not _sleep(decision.wait_seconds, signals, folder):
             return False
         if decision.do != "wait for room" or not lacks_room(checkpoints):
             break
-    Journal(folder).write(
-        "restart", attempt=end.num_restarts + 1, words=decision.why, wait_seconds=decision.wait_seconds
-    )
+        if is_first:
+            Journal(folder).write("waiting", what="room", free=files.free_bytes(checkpoints))
+        is_first = False
+    facts = {"cause": end.cause, "step": end.step, "reason": end.words, "wait_seconds": decision.wait_seconds}
+    Journal(folder).write("restart", attempt=end.num_restarts + 1, words=decision.why, **facts)
     return True
 
 

@@ -77,6 +77,7 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_as_if_nothing_had_been(tmp_p
     assert [record["loss"] for record in steps(recipe)] == [record["loss"] for record in steps(straight)]
     (restart,) = events(recipe, "restart")
     assert (restart["attempt"], restart["wait_seconds"]) == (1, 2.0)
+    assert (restart["cause"], restart["step"]) == ("SIGKILL", events(recipe, "stop")[0]["step"])
     assert [event["cause"] for event in events(recipe, "stop")] == ["SIGKILL", "finished"]
     assert supervisor_of(recipe.parent / "runs" / "tiny") is None
 
@@ -98,7 +99,7 @@ def test_the_same_exception_tries_an_older_checkpoint_and_then_it_gives_up(tmp_p
 def test_memory_that_is_too_small_halves_the_micro_batch_for_good(tmp_path):
     recipe = write_recipe(tmp_path)
     fault = "batch.micro_batches[0].inputs.shape[0] > 1 and (_ for _ in ()).throw(MemoryError('as if it were full'))"
-    assert launched(recipe, fault=fault).wait(200) == 0
+    assert launched(recipe, "micro_batch=2", fault=fault).wait(200) == 0, "typed, and too large all the same"
     (event,) = events(recipe, "micro_batch")
     assert (event["configured"], event["was"], event["now"]) == (2, 2, 1)
     folder = sorted((tmp_path / "checkpoints" / "tiny").glob("step-*"))[-1]

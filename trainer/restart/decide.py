@@ -74,8 +74,13 @@ def _again(end: End) -> Decision:
 
 
 def _with_less(end: End) -> Decision:
-    half = end.micro_batch // 2
+    half = smaller_micro_batch(end.micro_batch)
     return Decision("restart", f"going on with micro_batch {half} instead of {end.micro_batch}", micro_batch=half)
+
+
+def smaller_micro_batch(micro_batch: int) -> int:
+    """Half of it, or the largest size below that divides it: the global batch is a multiple of each."""
+    return max(size for size in range(1, micro_batch // 2 + 1) if micro_batch % size == 0)
 
 
 def _from_older(end: End) -> Decision:

@@ -50,7 +50,6 @@ def end_of(config: Config, folder: Path, checkpoints: Path, now: datetime | None
     attempt = outcome.get("last_attempt")
     if attempt and attempt["time"] >= outcome["time"]:
         outcome = {**outcome, **attempt}
-    since = (now or datetime.now(UTC)) - timedelta(hours=config.restart.window_hours)
     steps = _steps(checkpoints)
     return End(
         outcome=Outcome(outcome["outcome"]),
@@ -59,7 +58,7 @@ def end_of(config: Config, folder: Path, checkpoints: Path, now: datetime | None
         step=max(last.step, last.reached),
         num_same=_same(launches),
         num_stuck=_stuck(launches),
-        num_restarts=sum(_moment(event["time"]) >= since for event in events if event["event"] == "restart"),
+        num_restarts=_num_restarts(events, config.restart.window_hours, now or datetime.now(UTC)),
         micro_batch=config.micro_batch,
         lacks_room=outcome["outcome"] != Outcome.FINISHED and lacks_room(checkpoints),
         older_step=steps[-2] if len(steps) > 1 else None,
@@ -79,15 +78,29 @@ def lacks_room(checkpoints: Path) -> bool:
         return False
 
 
-def adapted_micro_batch(folder: Path, configured: int, typed: Sequence[str]) -> int | None:
+def adapted_micro_batch(folder: Path, config: Config) -> int | None:
     """The micro_batch that a run goes on with since its memory was too small for the one configured; None: that one.
 
-    typed  the words of the launch: a person's own count
+    Also where the one configured was typed: the same command is typed again, and memory is not larger for it.
     """
-    if any(word.partition("=")[0] == "micro_batch" for word in typed) or not folder.is_dir():
-        return None
-    known = [event for event in read_events(folder, "micro_batch") if event.get("configured") == configured]
-    return int(known[-1]["now"]) if known else None
+    size = config.micro_batch
+    for event in read_events(folder, "micro_batch"):
+        is_for_this = event.get("conditions", memory_conditions(config)) == memory_conditions(config)
+        if event.get("configured") in (config.micro_batch, size) and is_for_this:
+            size = int(event["now"])
+    return None if size == config.micro_batch else size
+
+
+def memory_conditions(config: Config) -> dict[str, Any]:
+    """The settings under which a micro_batch that did not fit into memory does not fit again."""
+    return {"sequence_length": config.sequence_length, "recomputes": config.model.gradient_checkpointing}
+
+
+def _num_restarts(events: Sequence[Mapping[str, Any]], window_hours: float, now: datetime) -> int:
+    """Restarts within the window since the run was given up last; a clock that was set far off makes them no fewer and no more to come."""
+    since = max((number for number, event in enumerate(events) if event["event"] == "gave_up"), default=-1)
+    restarts = (event for event in events[since + 1 :] if event["event"] == "restart")
+    return sum(abs(now - _moment(event["time"])) <= timedelta(hours=window_hours) for event in restarts)
 
 
 def _launches(events: Iterable[Mapping[str, Any]]) -> list[_Ended]:

@@ -9,7 +9,15 @@ from trainer.cli.guide import FOLDER
 from trainer.config.schema import RestartConfig
 from trainer.ending.causes import Cause
 from trainer.ending.outcomes import Outcome
-from trainer.restart.decide import LONGEST_WAIT_SECONDS, ROWS, Decision, End, decide, table, wait_seconds
+from trainer.restart.decide import (
+    LONGEST_WAIT_SECONDS,
+    ROWS,
+    Decision,
+    End,
+    decide,
+    table,
+    wait_seconds,
+)
 
 SETTINGS = RestartConfig(max=5)
 
@@ -105,3 +113,9 @@ def test_the_unit_for_systemd_is_one():
     codes = {str(Outcome(outcome).exit_code) for outcome in ("refused", "diverged", "interrupted")}
     assert set(service["RestartPreventExitStatus"].split()) == codes
     assert service["KillSignal"] == "SIGTERM" and service["KillMode"] == "mixed"
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(8, 4), (2, 1), (6, 3), (9, 3), (7, 1)])
+def test_a_smaller_micro_batch_divides_the_larger_so_that_the_global_batch_stays(size, smaller):
+    end = End(outcome=Outcome.FAILED, cause=Cause.OUT_OF_MEMORY, words="", micro_batch=size)
+    assert decide(end, RestartConfig()).micro_batch == smaller

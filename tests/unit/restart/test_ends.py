@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from trainer.config.load import load
 from trainer.config.schema import RestartConfig
 from trainer.ending.causes import Cause
 from trainer.ending.outcome_file import write_outcome
 from trainer.ending.outcomes import Outcome
-from trainer.journal import JOURNAL, Journal
-from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room
+from trainer.errors import ConfigError
+from trainer.journal import JOURNAL, Journal, read_events
+from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
+from trainer.supervise import adapted
 
 CONFIG = SimpleNamespace(micro_batch=8, restart=RestartConfig(window_hours=2.0))
 
@@ -99,15 +102,52 @@ def test_room_is_lacking_where_the_newest_checkpoint_would_not_fit_again(tmp_pat
     assert end_of(CONFIG, tmp_path, tmp_path).older_step == 10
 
 
-def test_a_micro_batch_that_was_learnt_holds_until_a_person_gives_another(tmp_path):
-    write(
-        tmp_path,
-        ("micro_batch", {"configured": 8, "was": 8, "now": 4}),
-        ("micro_batch", {"configured": 8, "was": 4, "now": 2}),
-    )
-    assert adapted_micro_batch(tmp_path, 8, ["mine.yaml"]) == 2
-    assert adapted_micro_batch(tmp_path, 16, ["mine.yaml"]) is None
-    assert adapted_micro_batch(tmp_path, 8, ["mine.yaml", "micro_batch=8"]) is None
+def asked(*words):
+    return load("shakespeare", ["global_batch=16", "micro_batch=8", *words]).config
+
+
+def test_a_micro_batch_that_was_learnt_holds_until_a_person_gives_another_or_memory_is_asked_for_less(tmp_path):
+    for was, now in ((8, 4), (4, 2)):
+        facts = {"configured": 8, "was": was, "now": now, "conditions": memory_conditions(asked())}
+        write(tmp_path, ("micro_batch", facts))
+    assert adapted_micro_batch(tmp_path, asked()) == 2
+    for other in (["micro_batch=16"], ["sequence_length=64"], ["model.gradient_checkpointing=true"]):
+        assert adapted_micro_batch(tmp_path, asked(*other)) is None
+    assert adapted_micro_batch(tmp_path / "none", asked()) is None
+
+
+def test_a_typed_micro_batch_that_did_not_fit_is_not_launched_again(project, cluster):
+    """The words of a restart are those that were typed."""
+    words = [cluster(), "shakespeare", "name=mine", "global_batch=16", "micro_batch=8"]
+    facts = {"configured": 8, "was": 8, "now": 4, "conditions": memory_conditions(asked())}
+    write(project / "runs" / "mine", ("micro_batch", facts))
+    checked = adapted(words)
+    assert checked.config.micro_batch == 4
+    assert checked.command[-1] == "micro_batch=4"
+
+
+def test_gpus_that_a_run_had_are_waited_for_from_its_first_start_after_a_reboot_on(project, cluster, monkeypatch):
+    here = [1, 1, 1]
+    monkeypatch.setattr("trainer.config.cluster.count_gpus", lambda: here.pop(0) if here else 2)
+    monkeypatch.setattr("trainer.supervise.wait_seconds", lambda number: 0.0)
+    words = [cluster(use_cpu=None), "shakespeare", "name=mine", "restart.enabled=true"]
+    with pytest.raises(ConfigError):
+        adapted(words)  # which never began, so that the words are wrong
+    write(project / "runs" / "mine", ("start", {"processes": 2}))
+    here[:] = [1, 1, 1]
+    assert adapted(words).cluster.num_processes == 2
+    assert [event["what"] for event in read_events(project / "runs" / "mine", "waiting")] == ["gpus"]
+
+
+def test_a_run_that_was_given_up_and_is_started_again_has_all_its_restarts(ended):
+    assert ended(*launch(*died(7)), ("restart", {}), ("restart", {})).num_restarts == 2
+    assert ended(("gave_up", {}), *launch(*died(8)), ("restart", {}), *died(9)).num_restarts == 1
+
+
+def test_a_clock_that_was_set_back_makes_no_restart_of_long_ago_recent(tmp_path, ended):
+    then = (datetime.now(UTC) + timedelta(hours=100)).isoformat()
+    (tmp_path / JOURNAL).write_text(f"{json.dumps({'time': then, 'event': 'restart'})}\n" * 3)
+    assert ended().num_restarts == 0
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,10 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_as_if_nothing_had_been(tmp_p
     straight.mkdir(), recipe.mkdir()
     straight, recipe = write_recipe(straight), write_recipe(recipe)
     train(straight)
+    mark = str(tmp_path / "mark")
     process = launched(
         recipe,
-        fault="step == 12 and not os.path.exists('killed') and (open('killed', 'w').close(), os.kill(os.getpid(), 9))",
+        fault=f"step == 12 and not os.path.exists({mark!r}) and (open({mark!r}, 'w').close(), os.kill(os.getpid(), 9))",
     )
     who, since = wait_until(lambda: supervisor_of(recipe.parent / "runs" / "tiny"))
     assert (who.pid, bool(since)) == (process.pid, True)

@@ -106,7 +106,7 @@ def _device(checked: launcher.CheckedLaunch) -> torch.device | None:
 
 def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) -> None:
     """Refuses what does not fit on the disk; nothing is written."""
-    policy = policy_of(config.checkpoint)
+    policy = policy_of(config.checkpoint, config.safety.rollback.max)
     there = sum(manifest.num_bytes for manifest in store.sound_manifests())
     folder = next(path for path in (store.folder, *store.folder.parents) if path.is_dir())
     one = sum(expected_bytes(model, build_optimizer(model, config.optimizer)))

@@ -65,7 +65,9 @@ _BEGAN = time.monotonic()
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
 
-SAID_BY_CODE = {outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED)}
+SAID_BY_CODE = {
+    outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED, Outcome.ROLLBACK)
+}
 """Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
 
 
@@ -282,7 +284,13 @@ def stopped_early() -> Iterator[None]:
 
 
 def run_launch(checked: CheckedLaunch, signals: Forwarding) -> int:
-    """Runs `accelerate launch`, has signals passed on to it, and returns the run's own exit code."""
+    """Runs `accelerate launch`, has signals passed on to it, and returns the run's own exit code; a run that has gone back is started again at once."""
+    while (code := _launch_once(checked, signals)) == Outcome.ROLLBACK.exit_code:
+        checked = replace(checked, command=[*checked.command, "resume_from_checkpoint=latest"])
+    return code
+
+
+def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
     before = read_outcome(checked.folder)
     here, there = os.pipe()
     environment = {
@@ -296,7 +304,17 @@ def run_launch(checked: CheckedLaunch, signals: Forwarding) -> int:
         signals.to(child)
         code = child.wait()
         failure = receive_failure(here)
-        return resolve_exit_code(checked, before, code, failure, signals.was_stopped)
+        code = resolve_exit_code(checked, before, code, failure, signals.was_stopped)
+        if code != Outcome.ROLLBACK.exit_code or not signals.was_stopped:
+            return code
+        record_unreported(
+            checked.folder,
+            STOPPED_IN_BETWEEN,
+            cause=Cause.INTERRUPTED,
+            outcome=Outcome.INTERRUPTED,
+            over=(Outcome.ROLLBACK,),
+        )
+        return Outcome.INTERRUPTED.exit_code
 
 
 def resolve_exit_code(

@@ -39,7 +39,9 @@ def train(run: Run) -> Ending:
     run.stopwatch.start()
     for batch in run.loader.batches(run.progress.sequences):
         run.stopwatch.lap("data")
-        lr = set_learning_rate(run.optimizer, run.schedule(run.progress.step))
+        lr = set_learning_rate(
+            run.optimizer, run.schedule(run.progress.step) * run.rollbacks.lr_factor(run.progress.step + 1)
+        )
         loss, grad_norm = compute_gradients(run, batch)
         run.stopwatch.lap("forward_backward")
         agreed = agree(run, batch, loss)
@@ -50,7 +52,8 @@ def train(run: Run) -> Ending:
         run.optimizer.zero_grad()
         run.stopwatch.lap("optimizer")
 
-        run.state.advance(batch.num_sequences, batch.num_tokens)  # from here on this batch is in the past
+        end = batch.first_sequence + batch.num_sequences
+        run.state.advance(end - run.progress.sequences, batch.num_tokens)  # from here on this batch is in the past
         run.consensus.submit(run.progress.step, agreed, grad_norm, judged)
         facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
         results = report(run, batch, lr, {**facts, **rates_by_tag(run.optimizer)})

@@ -28,6 +28,7 @@ from trainer.metrics.profiler import FOLDER as PROFILES
 from trainer.report import last_line
 from trainer.run.begin import begin_run
 from trainer.run.build import Run
+from trainer.run.go_back import leave_divergence
 from trainer.run.out_of_memory import out_of_memory_explained
 from trainer.safety import request_file
 from trainer.safety.parent import end_with_launcher
@@ -69,7 +70,7 @@ def run_session(config: Config) -> int:
                 ending = declared_finished(config, before, run.progress.step) or train(run)
                 run.profiler.close()
                 if ending.outcome == Outcome.DIVERGED:
-                    run.checkpointer.leave_diverged(run.guard.first_unsure_step)
+                    ending = leave_divergence(run, ending)
                 run.checkpointer.close()
                 run.reporter.close(finished=ending.outcome == Outcome.FINISHED)
                 conclude(run, before, ending)

@@ -49,10 +49,13 @@ class TrainState:
 
     def __init__(self, progress: Progress, **parts: Stateful) -> None:
         self.progress = progress
+        self.began_at: int | None = None
+        """The position at which the last step of this launch found the data; None before the first."""
         self._parts: dict[str, Stateful] = {"progress": progress, **parts}
 
     def advance(self, num_sequences: int, num_tokens: int) -> None:
         """Puts one global batch into the past: step, position and tokens move together, here and nowhere else."""
+        self.began_at = self.progress.sequences
         self.progress.step += 1
         self.progress.sequences += num_sequences
         self.progress.tokens += num_tokens

@@ -199,13 +199,25 @@ class SpikeConfig(Section):
         return self
 
 
+class RollbackConfig(Section):
+    """What becomes of a run that diverges: it goes back to before that, and steps over the data that it diverged on."""
+
+    max: NotNegative = 3
+    """How often in a row, without 100 good steps between; then, and with 0, the run ends as `diverged`."""
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What the learning rate is multiplied by after it, from the first step with other data on."""
+    lr_steps: NotNegative = 0
+    """For how many steps."""
+
+
 class SafetyConfig(Section):
-    """When a step is skipped, and when a run that goes wrong is ended."""
+    """When a step is skipped, and when a run that goes wrong is taken back or ended."""
 
     spike: SpikeConfig = SpikeConfig()
+    rollback: RollbackConfig = RollbackConfig()
 
     max_bad_steps: Positive = 10
-    """The run ends as `diverged` after this many steps in a row whose gradient was not finite (each is skipped); in fp8 it goes on in bf16 first."""
+    """The run has diverged after this many steps in a row whose gradient was not finite (each is skipped); in fp8 it goes on in bf16 first."""
 
 
 class PrecisionConfig(Section):

@@ -10,7 +10,7 @@ So the world size and the micro-batch may change between two launches, and step 
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,7 +21,7 @@ import xxhash
 
 from trainer.config.batch import accumulation_steps
 from trainer.contracts import IGNORED_LABEL
-from trainer.data.order import sequence_at
+from trainer.data.order import beyond, sequence_at
 from trainer.data.shards import TokenDataset
 
 _JOIN_SECONDS = 10.0
@@ -69,6 +69,8 @@ class TokenLoader:
     world_size: int
     seed: int
     device: torch.device
+    stepped_over: Sequence[tuple[int, int]] = ()
+    """Stretches of positions that the run never trains on: (first, the one after the last)."""
 
     def __post_init__(self) -> None:
         self.accumulation = accumulation_steps(self.global_batch, self.micro_batch, self.world_size)
@@ -84,7 +86,11 @@ class TokenLoader:
 
         raises  DataError when a token is outside the vocabulary, in the thread that asks for the batch
         """
-        with closing(_read_ahead(self._read, first_sequence, self.global_batch)) as reads:
+        size, stretches = self.global_batch, tuple(self.stepped_over)
+        first = beyond(first_sequence, size, stretches)
+        with closing(
+            _read_ahead(self._read, first, lambda position: beyond(position + size, size, stretches))
+        ) as reads:
             for position, windows, digest in reads:
                 micro_batches = [_to_micro_batch(window, self.device) for window in windows]
                 num_tokens = self.global_batch * self.dataset.sequence_length
@@ -156,8 +162,8 @@ def _to_micro_batch(windows: torch.Tensor, device: torch.device) -> MicroBatch:
     return MicroBatch(inputs=windows[:, :-1].contiguous(), labels=windows[:, 1:].contiguous())
 
 
-def _read_ahead(read: Callable[[int], T], first: int, stride: int) -> Generator[T, None, None]:
-    """read(first), read(first + stride), ... where a daemon thread is always one ahead of the consumer."""
+def _read_ahead(read: Callable[[int], T], first: int, following: Callable[[int], int]) -> Generator[T, None, None]:
+    """read(first), read(following(first)), ... where a daemon thread is always one ahead of the consumer."""
     requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
 
@@ -176,7 +182,7 @@ def _read_ahead(read: Callable[[int], T], first: int, stride: int) -> Generator[
             answer = answers.get()
             if isinstance(answer, BaseException):
                 raise answer
-            first += stride
+            first = following(first)
             requests.put(first)
             yield answer
     finally:

@@ -5,6 +5,8 @@ network permutes the smallest power of two that holds all sequences; what falls 
 it is inside. So the sequence at any position is known at once, on every machine, without drawing those before it.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from trainer.errors import DataError
@@ -62,3 +64,14 @@ def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
         round_keys = keys + np.uint64(i * _GOLDEN & _MASK)
         left, right = right, left ^ (_mix(right + round_keys) & width)
     return (left << np.uint64(right_bits)) | right
+
+
+def beyond(position: int, num_sequences: int, stretches: Iterable[tuple[int, int]]) -> int:
+    """Where the batch begins that would begin at a position, if it must hold nothing of these stretches: there, or after them.
+
+    stretches  (first position, the one after the last)
+    """
+    for begin, end in sorted(stretches):
+        if position < end and position + num_sequences > begin:
+            position = end
+    return position

@@ -15,6 +15,8 @@ class Cause(StrEnum):
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
     DIVERGED = "diverged"
+    ROLLBACK = "rollback"
+    """Diverged, and went back to before that by itself."""
     REFUSED = "refused"
     """Something has to be fixed, and the error says what."""
     OUT_OF_MEMORY = "out_of_memory"

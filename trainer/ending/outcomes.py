@@ -11,6 +11,8 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     """Asked to stop, and saved."""
     DIVERGED = "diverged"
+    ROLLBACK = "rollback"
+    """Diverged, and goes on from before that: `trainer launch` starts it again at once."""
     FAILED = "failed"
     REFUSED = "refused"
     """Not started, because something has to be fixed first."""
@@ -27,12 +29,13 @@ EXIT_CODES = {
     Outcome.FINISHED: 0,
     Outcome.INTERRUPTED: 75,
     Outcome.DIVERGED: 3,
+    Outcome.ROLLBACK: 4,
     Outcome.FAILED: 1,
     Outcome.REFUSED: 2,
     Outcome.RUNNING: 1,
 }
 
-ENDED = (Outcome.FINISHED, Outcome.INTERRUPTED, Outcome.DIVERGED, Outcome.FAILED)
+ENDED = (Outcome.FINISHED, Outcome.INTERRUPTED, Outcome.DIVERGED, Outcome.ROLLBACK, Outcome.FAILED)
 """Outcomes of a launch that had begun: a refused start does not take their place."""
 
 

@@ -125,6 +125,15 @@ class Reporter:
         self.verdict: str | None = None
         """What the replay after the last resume proved, as one sentence; None while it is open."""
 
+    @property
+    def replay_facts(self) -> Mapping[str, Any]:
+        """Everything that must be equal for a replay to be bit-identical, by name."""
+        return self._replay_facts
+
+    def replay_by(self, key: str, facts: Mapping[str, Any]) -> None:
+        """From here on these facts, and the key that stands for them, decide which steps are compared; called before `open`."""
+        self._replay_key, self._replay_facts = key, facts
+
     def leave_curve(self) -> None:
         """Moves everything written so far to the lost records: what follows continues another run or branch."""
         self._curve_left, self._left_at = True, _num_bytes(self._folder / LOST)

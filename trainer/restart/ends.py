@@ -114,7 +114,9 @@ def _launches(events: Iterable[Mapping[str, Any]]) -> list[_Ended]:
         if kind in ("save", "stop", "resume", "train") and isinstance(step, int):
             here.reached = max(here.reached, step)
         is_told = here.cause is not None and here.cause not in SECOND_HAND
-        if kind == "stop" and not is_told:
+        if kind == "stop" and event.get("cause") == Cause.ROLLBACK:
+            found.append(_Ended())  # it was started again at once
+        elif kind == "stop" and not is_told:
             here.cause, here.words = str(event.get("cause")), str(event.get("reason") or "")
             here.step = step if isinstance(step, int) else here.step
     return found

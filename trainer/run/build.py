@@ -52,6 +52,7 @@ from trainer.run.recheck import Recheck
 from trainer.run.reporting import build_experts, build_probes, build_reporter
 from trainer.safety.guard import NonFiniteGuard
 from trainer.safety.requests import Requests
+from trainer.safety.rollback import Rollbacks
 from trainer.safety.spikes import SpikeGuard
 from trainer.state import Progress, TrainState
 
@@ -80,6 +81,7 @@ class Run:
     guard: NonFiniteGuard
     spikes: SpikeGuard
     recheck: Recheck
+    rollbacks: Rollbacks
     requests: Requests
     eval_schedule: EvalSchedule
     validate: Callable[[], ValidationLoss] | None
@@ -116,18 +118,19 @@ def build_run(config: Config, requests: Requests) -> Run:
     parallel = parallel_of(accelerator)
     made = prepare(config, accelerator, parallel, decision, corpus, loader.accumulation)
     model, bare_model, precision = made.model, made.bare_model, made.precision
-
     conditions = computing_conditions(accelerator, decision, optimizer=config.optimizer.name, head=bare_model.head_way)
     description = describe(config, corpus, bare_model, lambda: precision.record, conditions)
     eval_schedule = EvalSchedule(config.evaluation, config.max_steps, description.validation)
     guard = NonFiniteGuard(config.safety.max_bad_steps, scaled=accelerator.scaler is not None)
     spikes = SpikeGuard(config.safety.spike, device, can_skip=accelerator.scaler is None)
-    state = TrainState(Progress(), guard=guard, spikes=spikes, evaluation=eval_schedule, precision=precision)
+    rollbacks = Rollbacks(config.safety.rollback)
+    state = TrainState(
+        Progress(), guard=guard, spikes=spikes, rollbacks=rollbacks, evaluation=eval_schedule, precision=precision
+    )
     reporter = build_reporter(config, accelerator, bare_model, precision, description)
     checkpoints = _checkpoint_context(config, accelerator, made, state, description)
-    course = _course(config, corpus)
     checkpointer = Checkpointer(
-        checkpoints, config.checkpoint, course, before_commit=reporter.sync, report=reporter.saved
+        checkpoints, config.checkpoint, _course(config, corpus), before_commit=reporter.sync, report=reporter.saved
     )
     profiler = Profiler(config.profile.steps, folder, rank=rank, device=device)
     is_followed = partial(_is_followed, evaluations=eval_schedule, checkpointer=checkpointer, profiler=profiler)
@@ -147,6 +150,7 @@ def build_run(config: Config, requests: Requests) -> Run:
         guard=guard,
         spikes=spikes,
         recheck=Recheck(device, Journal(folder) if rank == 0 else None, partial(_not_repeatable, config, precision)),
+        rollbacks=rollbacks,
         requests=requests,
         eval_schedule=eval_schedule,
         validate=build_validation(config, corpus, accelerator, parallel.unwrap(model)),
@@ -172,9 +176,15 @@ def _not_repeatable(config: Config, precision: PrecisionMonitor) -> str | None:
 
 
 def _build_loader(config: Config, corpus: Corpus, accelerator: Accelerator) -> TokenLoader:
-    batch = {"global_batch": config.global_batch, "micro_batch": config.micro_batch, "seed": config.seed}
-    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    return TokenLoader(corpus.train, **batch, **place, device=accelerator.device)
+    return TokenLoader(
+        corpus.train,
+        global_batch=config.global_batch,
+        micro_batch=config.micro_batch,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        seed=config.seed,
+        device=accelerator.device,
+    )
 
 
 def _checkpoint_context(
@@ -190,7 +200,7 @@ def _checkpoint_context(
         state=state,
         store=store,
         description=description,
-        policy=policy_of(config.checkpoint),
+        policy=policy_of(config.checkpoint, config.safety.rollback.max),
         run_folder=folder,
         metrics_file=folder / CURVE,
         marker=folder / SAVED,

@@ -39,7 +39,7 @@ def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
         if (skipped := is_skipped(run, result)) or run.spikes.is_told(result):
             run.recheck.note(result, skipped, lambda position: run.loader.sequences_of(position).tolist())
         if reason := run.guard.judge(result.step, result.loss, result.grad_norm):
-            if not run.precision.give_up_fp8(result.step, reason):
+            if run.guard.is_lost or not run.precision.give_up_fp8(result.step, reason):
                 return Ending(Outcome.DIVERGED, reason)
             run.guard.start_over()  # skipped updates have left the weights as they were, and bf16 may do what fp8 could not
     if run.progress.step >= run.config.max_steps:

@@ -1,4 +1,7 @@
-"""Counts steps whose gradient is not finite, which the device skips, and ends the run after too many in a row; knows the last usual loss."""
+"""When a run has diverged: too many gradients in a row that are not finite (the device skips them), or a loss that has left for good.
+
+It knows the last usual loss too: a run that has diverged went wrong after that.
+"""
 
 import logging
 import math
@@ -54,8 +57,38 @@ class UsualLoss:
         self._losses = deque(state["losses"], maxlen=self.WINDOW)
 
 
+class LossLevel:
+    """Whether the loss has left for good: its median over WINDOW steps stands far above the lowest that this median ever was.
+
+    Far is FAR of that, and LEAST nats at least: more than another kind of text makes of it, and less than a model that has forgotten all.
+    """
+
+    WINDOW, FAR, LEAST = 32, 0.5, 1.0
+
+    def __init__(self) -> None:
+        self._best: float | None = None
+        self._losses: deque[float] = deque(maxlen=self.WINDOW)
+
+    def take(self, loss: float) -> str | None:
+        """Takes the finite loss of a step; returns why the run has diverged, or None."""
+        self._losses.append(loss)
+        if len(self._losses) < self.WINDOW:
+            return None
+        median = statistics.median(self._losses)  # not the mean, since a few spikes are no divergence
+        best = self._best = median if self._best is None else min(self._best, median)
+        if median - best <= max(self.FAR * abs(best), self.LEAST):
+            return None
+        return f"the loss of the last {self.WINDOW} steps was {median:.4g} in the middle, and {best:.4g} at best before"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "losses": list(self._losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._best, self._losses = state["best"], deque(state["losses"], maxlen=self.WINDOW)
+
+
 class NonFiniteGuard:
-    """Counts skipped steps; a part of the TrainState, so the count survives a restart."""
+    """Counts skipped steps and watches the loss; a part of the TrainState, so the count survives a restart."""
 
     def __init__(self, max_bad_steps: int, *, scaled: bool = False) -> None:
         """`scaled`: a GradScaler finds its scale by letting gradients overflow, so a bad step shows in the loss only."""
@@ -63,7 +96,9 @@ class NonFiniteGuard:
         self._in_a_row = self._in_all = 0
         self.num_last_skipped = 0
         """How many steps in a row were skipped up to the last one; `start_over` does not reset it."""
-        self._usual = UsualLoss()
+        self.is_lost = self.has_diverged = False
+        """Whether finite updates have led the weights astray; whether `judge` has given a reason to end the run."""
+        self._usual, self._level = UsualLoss(), LossLevel()
 
     @property
     def in_doubt(self) -> bool:
@@ -79,27 +114,34 @@ class NonFiniteGuard:
         """Takes a step's loss and gradient norm, equal on every rank; returns the reason to end the run, or None."""
         if math.isfinite(loss if self._scaled else grad_norm):
             self._in_a_row = self.num_last_skipped = 0
-            if math.isfinite(loss):
-                self._usual.take(step, loss)
-            return None
+            if not math.isfinite(loss):
+                return None
+            self._usual.take(step, loss)
+            reason = self._level.take(loss)
+            self.is_lost = self.has_diverged = reason is not None
+            return reason
         self.num_last_skipped += 1
         self._in_a_row += 1
         self._in_all += 1
         counts = f"{self._in_a_row} in a row, {self._in_all} in all"
         log.warning(f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}: the update is skipped ({counts})")
         if self._in_a_row >= self._max_bad_steps:
+            self.has_diverged = True
             return f"{self._in_a_row} steps in a row had a gradient that is not finite, the last with loss {loss:g}"
         return None
 
     def start_over(self) -> None:
         """Resets the count of bad steps, since their cause may be gone; whether the weights are sound is still in doubt."""
-        self._in_a_row = 0
+        self._in_a_row, self.has_diverged = 0, False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"in_all": self._in_all, "usual": self._usual.state_dict()}
+        return {"in_all": self._in_all, "usual": self._usual.state_dict(), "level": self._level.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._in_a_row, self._in_all, self.num_last_skipped = 0, int(state["in_all"]), 0
         self._usual = UsualLoss()
         if "usual" in state:  # earlier versions did not keep it
             self._usual.load_state_dict(state["usual"])
+        self._level = LossLevel()
+        if "level" in state:
+            self._level.load_state_dict(state["level"])

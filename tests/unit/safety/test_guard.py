@@ -3,7 +3,7 @@ import math
 import pytest
 
 from tests.messages import logged, says
-from trainer.safety.guard import NonFiniteGuard, UsualLoss
+from trainer.safety.guard import LossLevel, NonFiniteGuard, UsualLoss
 
 
 def test_finite_steps_pass_without_a_word(caplog):
@@ -104,3 +104,41 @@ def test_which_losses_are_usual_survives_a_restart():
         again.take(step, 8.0)
         assert again.state_dict() == before.state_dict()
     assert again.step == 149
+
+
+def first_reason(losses):
+    """The step by which a run with these losses has diverged; None if it never has."""
+    guard = NonFiniteGuard(9)
+    found = (step for step, loss in enumerate(losses, start=1) if guard.judge(step, loss, 1.0))
+    return next(found, None), guard.is_lost, guard.first_unsure_step
+
+
+def test_a_loss_that_has_left_for_good_is_a_divergence_that_began_at_the_last_usual_one():
+    step, is_lost, began = first_reason([*NOISY, *(6.0,) * 40])
+    assert (is_lost, began) == (True, 50)
+    assert 50 + LossLevel.WINDOW // 2 <= step <= 50 + LossLevel.WINDOW
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [*NOISY, *(4.1,) * 300],
+        [*NOISY, *(150.0,) * 5, *NOISY, 150.0, *NOISY],
+        [10.0 * 0.99**step for step in range(300)],
+        [0.05 + 0.04 * (step % 2) for step in range(99)] + [0.8] * 99,
+    ],
+    ids=["another level", "spikes", "it falls", "what is small"],
+)
+def test_no_other_loss_is_one(losses):
+    assert first_reason(losses)[0] is None
+
+
+def test_what_is_known_of_the_level_survives_a_restart():
+    guard, again = NonFiniteGuard(9), NonFiniteGuard(9)
+    for step, loss in enumerate(NOISY):
+        guard.judge(step, loss, 1.0)
+    again.load_state_dict(guard.state_dict())
+    assert again.state_dict() == guard.state_dict()
+    assert any(again.judge(step, 6.0, 1.0) for step in range(50, 80))
+    again.load_state_dict({"in_all": 0, "usual": UsualLoss().state_dict()})  # of an earlier version
+    assert not any(again.judge(step, 6.0, 1.0) for step in range(50, 80))

@@ -1,7 +1,8 @@
 """Which checkpoints are kept, and why: a pure function of the manifests on disk, so that bounds survive restarts.
 
     latest      the newest: there is never a moment without a checkpoint
-    rolling     the last `keep_last`; while losses are not usual, the last one from before that instead of the oldest of these
+    rolling     the last `keep_last` (two at least, where a run may roll back: it needs one from before the step at which it may have
+                gone wrong); while losses are not usual, the last one from before that instead of the oldest of these
     every       multiples of `keep_every_steps`, for good
     epoch       the last `keep_epochs` of those made at the end of an epoch
     best        the `keep_best` with the lowest validation loss
@@ -15,7 +16,7 @@ the best, the pinned, and what is held because it is being loaded.
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainer.checkpoint.format.manifest import Manifest, folder_name
@@ -68,9 +69,10 @@ class Removal(NamedTuple):
     num_bytes: int
 
 
-def policy_of(settings: "CheckpointConfig") -> Policy:
-    """The policy that a config asks for."""
-    return Policy(**{entry.name: getattr(settings, entry.name) for entry in fields(Policy)})
+def policy_of(settings: "CheckpointConfig", max_rollbacks: int = 0) -> Policy:
+    """The policy that a config asks for, where so many rollbacks are allowed."""
+    policy = Policy(**{entry.name: getattr(settings, entry.name) for entry in fields(Policy)})
+    return replace(policy, keep_last=max(policy.keep_last, 2)) if max_rollbacks else policy
 
 
 def best_first(manifests: Sequence[Manifest]) -> list[Manifest]:

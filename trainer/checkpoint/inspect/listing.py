@@ -71,7 +71,8 @@ def _has_its_place(entry: Entry) -> bool:
 
 def _policy_of(entry: Entry) -> Policy:
     """The policy in its config. raises ConfigError, OSError"""
-    return policy_of(load_resolved(entry.path / "config.yaml").checkpoint)
+    config = load_resolved(entry.path / "config.yaml")
+    return policy_of(config.checkpoint, config.safety.rollback.max)
 
 
 def _policy_of_newest(folder: Path) -> Policy:

@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.checkpoint.commit import Began, CommitPlan, SaveResult
 from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.manifest import Manifest
+from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.format.tensor_names import first_not_finite, moments
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.save.blocking import BlockingSaves
@@ -60,6 +61,11 @@ class Checkpointer:
         self._resumed_step: int | None = None
 
     @property
+    def store(self) -> CheckpointStore:
+        """The folder of the run's checkpoints."""
+        return self._context.store
+
+    @property
     def writer(self) -> WriterClient | None:
         """Rank 0's side of the writer; None on other ranks, and where training waits for saves."""
         return self._main.writer if self._main else None
@@ -89,7 +95,9 @@ class Checkpointer:
     def ended_epoch(self) -> int | None:
         """The epoch that the last step ended, counted from 1; None when it ended within one."""
         sequences, epoch = self._context.state.progress.sequences, self._course.sequences_per_epoch
-        now, before = sequences // epoch, (sequences - self._course.global_batch) // epoch
+        began = self._context.state.began_at  # data may have been stepped over
+        now = sequences // epoch
+        before = (sequences - self._course.global_batch if began is None else began) // epoch
         return now if now > before else None
 
     def save_request(self, tokens: int) -> SaveRequest:
@@ -184,10 +192,10 @@ class Checkpointer:
 
         self._ranks.broadcast_from_main(give_reason)
 
-    def leave_diverged(self, first_unsure: int) -> None:
-        """Sets aside what this launch saved from this step on, in memory and on the disk, because the run has diverged."""
+    def leave_diverged(self, first_unsure: int, *, whole_run: bool = False) -> None:
+        """Sets aside what was saved from this step on, in memory and on the disk, because the run has diverged: by this launch, or by all."""
         if self._main:
-            self._main.leave_diverged(first_unsure, self._resumed_step)
+            self._main.leave_diverged(first_unsure, None if whole_run else self._resumed_step)
 
     def close(self) -> None:
         """Waits until everything that was promised is on the disk."""

@@ -209,3 +209,19 @@ def test_what_copies_hold_counts_among_what_is_kept_at_once():
     assert most_kept(Policy(3, 1, max_disk_bytes=9), 100, has_copies=True) == most_kept(Policy(3, 1), 100), (
         "a bound goes before them"
     )
+
+
+def test_a_run_that_may_roll_back_keeps_one_from_before_the_step_at_which_it_may_have_gone_wrong():
+    settings = CheckpointConfig(keep_last=1)
+    assert (policy_of(settings).keep_last, policy_of(settings, 3).keep_last) == (1, 2)
+    assert policy_of(CheckpointConfig(keep_last=5), 3).keep_last == 5
+    assert most_kept(policy_of(settings, 3), 9) == most_kept(policy_of(settings), 9) + 1, "the forecast knows"
+    there = []
+    for step, usual in ((10, 10), (20, 20), (30, 22), (40, 22), (50, 22)):
+        there = [
+            m
+            for m in [*there, going(step, usual)]
+            if tiers([*there, going(step, usual)], policy_of(settings, 3))[m.step]
+        ]
+        assert len(there) <= 2
+        assert step == 10 or any(m.step < usual for m in there)

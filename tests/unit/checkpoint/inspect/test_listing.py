@@ -120,7 +120,7 @@ def test_an_epoch_a_pin_and_every_n_steps_are_told(store):
     for step, epoch, pinned in ((5, None, True), (7, 1, False), (10, None, False), (12, None, False)):
         staging = store.begin(step)
         write_files(staging, step)
-        settings = "{keep_last: 1, keep_best: 0, keep_every_steps: 10, keep_epochs: 1}"
+        settings = "{keep_last: 1, keep_best: 0, keep_every_steps: 10, keep_epochs: 1}\nsafety: {rollback: {max: 0}}"
         (staging / "config.yaml").write_text(CONFIG.replace("{keep_last: 2, keep_best: 1}", settings))
         store.commit(staging, manifest_of(step, files=describe_files(staging), epoch=epoch, pinned=pinned))
     lines = listing(store.folder).splitlines()[2:]

@@ -16,12 +16,13 @@ from pathlib import Path
 from trainer import files, launcher, lease
 from trainer.config import cluster as clusters
 from trainer.config.folders import checkpoints_folder
+from trainer.config.load import dump, load_resolved
 from trainer.config.schema import Config
 from trainer.ending.causes import Cause
 from trainer.ending.outcomes import Outcome
 from trainer.errors import TrainerError
 from trainer.journal import Journal, read_events
-from trainer.launcher import CheckedLaunch, read_words, record_unreported
+from trainer.launcher import CheckedLaunch, read_words, record_unreported, split_words
 from trainer.locks import SUPERVISOR
 from trainer.restart.decide import Decision, End, decide, wait_seconds
 from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
@@ -53,7 +54,7 @@ def supervise(words: Sequence[str], checked: CheckedLaunch) -> int:
             if not _wait(checked, end, decision, signals):
                 return _stopped(checked)
             try:
-                checked = check_again(words, checked, decision, signals)
+                checked = check_again(as_started(words, checked), checked, decision, signals)
             except TrainerError:
                 if not signals.was_stopped:  # while it waited for GPUs
                     raise
@@ -64,6 +65,17 @@ def _stopped(checked: CheckedLaunch) -> int:
     """The end of a run that was asked to stop between two launches."""
     record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
     return Outcome.INTERRUPTED.exit_code
+
+
+def as_started(words: Sequence[str], before: CheckedLaunch) -> Sequence[str]:
+    """The words of a launch with the settings that it has written down in place of its recipe, which somebody may edit meanwhile."""
+    kept = before.folder / "config.yaml"
+    try:
+        is_its_own = dump(load_resolved(kept)) == dump(before.config)
+    except (TrainerError, OSError):
+        is_its_own = False
+    cluster, _, _ = split_words(words)
+    return [*([cluster] if cluster else []), str(kept)] if is_its_own else words
 
 
 def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision, signals: Forwarding) -> CheckedLaunch:

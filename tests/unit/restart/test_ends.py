@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer.config.load import load
+from trainer.config.load import dump, load
 from trainer.config.schema import RestartConfig
 from trainer.ending.causes import Cause
 from trainer.ending.outcome_file import write_outcome
@@ -14,7 +14,7 @@ from trainer.ending.outcomes import Outcome
 from trainer.errors import ConfigError
 from trainer.journal import JOURNAL, Journal, read_events
 from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
-from trainer.supervise import adapted
+from trainer.supervise import adapted, as_started
 
 CONFIG = SimpleNamespace(micro_batch=8, restart=RestartConfig(window_hours=2.0))
 
@@ -162,3 +162,19 @@ def test_a_clock_that_was_set_back_makes_no_restart_of_long_ago_recent(tmp_path,
 )
 def test_under_a_scheduler_it_starts_again_only_where_a_person_says_so(enabled, environment, expected):
     assert is_enabled(RestartConfig(enabled=enabled), environment) is expected
+
+
+def test_a_recipe_that_is_edited_while_a_run_trains_changes_nothing_at_its_restart(project, cluster, tmp_path):
+    recipe = tmp_path / "mine-recipe.yaml"
+    recipe.write_text("base: shakespeare\nname: mine\nseed: 3\n")
+    words = [cluster(), str(recipe), "global_batch=16"]
+    checked = adapted(words)
+    recipe.write_text("base: shakespeare\nname: mine\nsed: 4\n")
+    assert as_started(words, checked) == words, "the launch wrote nothing down"
+    (project / "runs" / "mine").mkdir(parents=True)
+    kept = project / "runs" / "mine" / "config.yaml"
+    kept.write_text(dump(checked.config))
+    again = adapted([*as_started(words, checked), "resume_from_checkpoint=latest"])
+    assert (again.config, again.cluster) == (checked.config, checked.cluster)
+    kept.write_text(dump(checked.config.model_copy(update={"seed": 5})))
+    assert as_started(words, checked) == words, "those are an earlier launch's"

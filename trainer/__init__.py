@@ -9,7 +9,7 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
     layer 4  run launcher launcher_child export generation report history tensorboard runs ask
     layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart
     layer 2  config ending hub journal locks plugins pretrained replay state determinism host_copy parallel collectives plots
-    layer 1  aliases byte_level contracts errors experts files lease model_files safetensors_header start step_result streams text
+    layer 1  aliases beats byte_level contracts errors experts files lease model_files safetensors_header start step_result streams text
 
 Begin with loop.py: it is what all the rest serves. How work goes through the files:
 
@@ -30,11 +30,9 @@ Where new things go (more in guides/contributing.md):
                        somebody must know that all parts of one step are whole before commit.py renames. The model itself:
                        parallel.py, launch/accelerator.py (SUPPORTED); what judges by this rank's weights alone: run/verdict.py;
                        what opens the file of the weights: export.py, evaluate.py, tools/selftest/evidence.py
-    hang watchdog      safety/peers.py is the example: a thread, started in session.py, that ends a rank which waits in C; a beat per
-                       step belongs into loop.py, which names its long phases by reporter.pause (start and end have none); the
-                       reason goes through ending/ranks.py, which the other ranks and launcher.py read (the parent waits without a
-                       limit), into ending/causes.py and checkpoint/resume/crash_loops.py; how long ranks wait for each other:
-                       launch/process_group.py, checkpoint/ranks.py
+    what ends a hang   beats.py (what a rank says), safety/hang_watch.py (what is a hang), safety/hang.py (what is done); a phase of its own that a
+                       rank may be long in: reporter.pause or beats.phase, its limit in hang_watch.LIMITS
+    kind of end        ending/causes.py, and a row of restart/decide.py, which the guide `unattended` shows; its facts: restart/ends.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state),
                        data/loader.py; what a resume must notice goes into the fingerprint: data/shards.py, run/identity.py,
                        checkpoint/resume/changes.py; what an epoch is: data/loader.py (epoch_at), run/build.py (_course),

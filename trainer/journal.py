@@ -41,6 +41,7 @@ One JSON object per line, only ever added to, by every process of the run (the t
     slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
     slow_over     step, seconds     they no longer do; seconds: how long they did
     restart       attempt, cause, step, reason, words, wait_seconds   the launch begins that follows an end that nobody asked for (restart/decide.py); words: how it goes on
+    hang          rank, phase, step, seconds, stacks   no progress for so long, and all were ended; rank: the one (ranks: those) behind; stacks: a file
     gave_up       cause, step, words    it is not started again, and why
     waiting       what                  a restart waits, for `gpus` (here, wanted) or for `room` on the disk (free)
     micro_batch   was, now, configured, conditions   memory was too small: the run goes on with `now` wherever it is told `configured`, under

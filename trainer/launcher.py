@@ -24,11 +24,11 @@ from trainer.checkpoint.resume import select
 from trainer.checkpoint.resume.source import find_source
 from trainer.config import cluster as clusters
 from trainer.config.batch import accumulation_steps
-from trainer.config.folders import check_can_be_made, checkpoints_folder, command_line, resume_point, run_folder
-from trainer.config.load import Loaded, load, recipe_names
+from trainer.config.folders import check_can_be_made, checkpoints_folder, resume_point, run_folder
+from trainer.config.load import Loaded, load
 from trainer.config.schema import Config
-from trainer.config.settings import settings_help
 from trainer.config.waiting import waiting
+from trainer.config.words import split_words
 from trainer.ending.causes import Cause, cause_of_signal
 from trainer.ending.launcher import FAILURE_PIPE, ProcessFailure, how_it_ended, receive_failure
 from trainer.ending.outcome_file import OUTCOME, exit_code, facts_at, read_outcome, what_it_said, write_outcome
@@ -44,9 +44,10 @@ from trainer.metrics.memory_advice import advice
 from trainer.model.presets import preset_fields
 from trainer.plugins import check_plugins
 from trainer.safety.forward import ASKS, STOPS, Forwarding, handling
+from trainer.safety.hang import LOOK_SECONDS, Look, end_hang, watched
+from trainer.safety.hang_watch import Hang
 from trainer.safety.parent import STARTED_BY
 from trainer.safety.time_limit import LAUNCHED_AT
-from trainer.text import did_you_mean
 
 if TYPE_CHECKING:
     from trainer.data.corpus import Corpus
@@ -69,54 +70,6 @@ SAID_BY_CODE = {
     outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED, Outcome.ROLLBACK)
 }
 """Exit codes of a rank that has said all there is; its outcome may be missing (a full disk), or another launch's."""
-
-
-def split_words(words: Sequence[str]) -> tuple[str | None, str, list[str]]:
-    """`[CLUSTER] [RECIPE] [key=value ...]` taken apart: the cluster file (None: the one that fits), the recipe, the overrides."""
-    overrides = [word for word in words if is_override(word)]
-    names = [word for word in words if not is_override(word)]
-    if len(names) > 2:
-        form = f"{command_line()} [CLUSTER] [RECIPE] [key=value ...]"
-        raise ConfigError(f"too many names: {' '.join(names)}; the form is: {form}")
-    if len(names) == 1 and _is_recipe(names[0]):
-        names.insert(0, "")
-    if len(names) == 2 and _is_cluster(names[1]) and not _is_cluster(names[0]):
-        raise ConfigError(
-            f"did you swap them? {names[1]} is a cluster file, and comes before the recipe: {command_line(names[1], names[0], *overrides)}"
-        )
-    cluster, recipe = (*names, "", "")[:2]
-    return cluster or None, recipe or "shakespeare", overrides
-
-
-def is_override(word: str) -> bool:
-    """Whether a word is `key=value`, and not the path of a file in whose name or folders an = stands, as `sweep/lr=3e-4/mine.yaml`."""
-    key, equals, _ = word.partition("=")
-    is_yaml, is_file = word.endswith((".yaml", ".yml")), Path(word).is_file()
-    if "/" in key:
-        is_path = is_yaml or is_file
-    else:
-        is_path = is_yaml and is_file and key not in {name for name, _, _ in settings_help()}
-    return bool(equals) and not is_path
-
-
-def _is_recipe(name: str) -> bool:
-    """Whether a single name means a recipe; a YAML file is a cluster file when it says `distributed_type`."""
-    if name in clusters.cluster_names():
-        return False
-    if name.endswith((".yaml", ".yml")):
-        return not _is_cluster(name)
-    if name in recipe_names():
-        return True
-    hint = did_you_mean(name, [*clusters.cluster_names(), *recipe_names()])
-    raise ConfigError(f"{name!r} is neither a cluster file nor a recipe; {hint} (or give the path of a YAML file)")
-
-
-def _is_cluster(name: str) -> bool:
-    """Whether a name is that of a cluster file: a shipped one, or a YAML file that says `distributed_type`."""
-    is_file = name.endswith((".yaml", ".yml")) and Path(name).is_file()
-    if not is_file:
-        return name in clusters.cluster_names()
-    return "distributed_type" in Path(name).read_text(encoding="utf-8", errors="replace")
 
 
 def load_run(recipe: str, overrides: Sequence[str]) -> Loaded:
@@ -300,9 +253,16 @@ def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
         STARTED_BY: str(os.getpid()),
     }
     with open(here, "rb"), open(there, "wb"):
-        child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
-        signals.to(child)
-        code = child.wait()
+        with watched(checked.config.hang, checked.cluster.num_local_processes) as (board, look):
+            environment.update(board)
+            child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
+            signals.to(child)
+            code, hang = _wait(child, look)
+        if hang is not None:
+            words = end_hang(checked.folder, child.pid, hang)
+            child.wait()
+            record_unreported(checked.folder, words, cause=Cause.HANG)
+            return Outcome.FAILED.exit_code
         failure = receive_failure(here)
         code = resolve_exit_code(checked, before, code, failure, signals.was_stopped)
         if code != Outcome.ROLLBACK.exit_code or not signals.was_stopped:
@@ -315,6 +275,16 @@ def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
             over=(Outcome.ROLLBACK,),
         )
         return Outcome.INTERRUPTED.exit_code
+
+
+def _wait(child: "subprocess.Popen[bytes]", look: Look) -> tuple[int, Hang | None]:
+    """Waits for a launcher; returns its exit code, or the hang of its ranks, which still hang."""
+    while True:
+        try:
+            return child.wait(LOOK_SECONDS), None
+        except subprocess.TimeoutExpired:
+            if hang := look():
+                return 0, hang
 
 
 def resolve_exit_code(

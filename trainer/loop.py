@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import torch
 
+from trainer import beats
 from trainer.data.loader import Batch
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.evaluation.samples import SAMPLES_READ, markdown
@@ -36,6 +37,7 @@ def train(run: Run) -> Ending:
             evaluate(run)
         return judge_end(run, ending)
     run.profiler.reached(run.progress.step)
+    beats.beat(run.progress.step, beats.TRAINING, on_gpu=run.accelerator.device.type == "cuda")
     run.stopwatch.start()
     for batch in run.loader.batches(run.progress.sequences):
         run.stopwatch.lap("data")
@@ -57,6 +59,7 @@ def train(run: Run) -> Ending:
         run.consensus.submit(run.progress.step, agreed, grad_norm, judged)
         facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
         results = report(run, batch, lr, {**facts, **rates_by_tag(run.optimizer)})
+        beats.beat(run.progress.step)
         ending = judge_step(run, results)
         run.stopwatch.lap("report")
 

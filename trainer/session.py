@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.beats import beat
 from trainer.checkpoint.format.manifest import folder_name
 from trainer.config.folders import checkpoints_folder, command_line, run_folder, typed
 from trainer.config.schema import Config
@@ -48,6 +49,7 @@ def run_session(config: Config) -> int:
     """
     folder, is_main = run_folder(config), os.environ.get("RANK", "0") == "0"
     run: Run | None = None
+    beat(phase="starting")
     end_with_launcher()
     held = rank0_before_init(lambda: _take(folder))
     before, journal = read_outcome(folder), Journal(folder)
@@ -68,6 +70,7 @@ def run_session(config: Config) -> int:
                     run = begin_run(config, requests)
                 _note(folder, before, Outcome.RUNNING, run, "training")
                 ending = declared_finished(config, before, run.progress.step) or train(run)
+                beat(phase="finishing")
                 run.profiler.close()
                 if ending.outcome == Outcome.DIVERGED:
                     ending = leave_divergence(run, ending)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -32,16 +33,18 @@ def events(recipe, *kinds):
     return read_events(recipe.parent / "runs" / "tiny", *kinds)
 
 
-def launched(recipe, *overrides, fault=None, **variables):
-    """`trainer launch` of one process, in which a line of Python stands before every step."""
-    words = [str(write_cluster(recipe.parent, 1)), str(recipe), "restart.enabled=true", *overrides]
+def launched(recipe, *overrides, fault=None, num_processes=1, **variables):
+    """`trainer launch` of one process or more, in which a line of Python stands before every step."""
+    words = [str(write_cluster(recipe.parent, num_processes)), str(recipe), "restart.enabled=true", *overrides]
     if fault:
         (recipe.parent / "planted.py").write_text(PLANTED.format(fault=fault))
         words.append("plugins=[planted]")
     path = os.pathsep.join((str(recipe.parent), str(PROJECT)))
     log = open(recipe.parent / "launch.log", "ab")
     command = [sys.executable, "-m", "trainer", "launch", *words]
-    return subprocess.Popen(command, env={**environment(**variables), "PYTHONPATH": path}, stdout=log, stderr=log)
+    return subprocess.Popen(
+        command, cwd=recipe.parent, env={**environment(**variables), "PYTHONPATH": path}, stdout=log, stderr=log
+    )
 
 
 def ranks_of(recipe):
@@ -81,6 +84,30 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_as_if_nothing_had_been(tmp_p
     assert (restart["cause"], restart["step"]) == ("SIGKILL", events(recipe, "stop")[0]["step"])
     assert [event["cause"] for event in events(recipe, "stop")] == ["SIGKILL", "finished"]
     assert supervisor_of(recipe.parent / "runs" / "tiny") is None
+
+
+def test_a_rank_that_is_suspended_is_named_and_the_run_goes_on_without_anyone(tmp_path):
+    recipe = write_recipe(tmp_path)
+    fault = "step == 12 and run.accelerator.process_index == 1 and not os.path.exists('stopped') and (open('stopped', 'w').close(), os.kill(os.getpid(), 19))"
+    process = launched(recipe, "hang.min_seconds=4", "hang.first_seconds=4", fault=fault, num_processes=2)
+    assert process.wait(150) == 0
+    (hang,) = events(recipe, "hang")
+    assert (hang["rank"], hang["ranks"], hang["step"], hang["phase"]) == (1, [1], 11, "training")
+    assert 4.0 <= hang["seconds"] < 3 * 4.0
+    stacks = Path(hang["stacks"]).read_text()
+    assert stacks.count("accumulate") >= 1 and "rank 0" in stacks and "rank 1" in stacks
+    assert [event["cause"] for event in events(recipe, "stop")] == ["hang", "finished"]
+    assert len(events(recipe, "restart")) == 1
+    assert [record["step"] for record in steps(recipe)] == list(range(1, 25))
+
+
+@pytest.mark.long
+def test_steps_that_have_become_slow_are_left_alone(tmp_path):
+    recipe = write_recipe(tmp_path)
+    fault = "step > 12 and __import__('time').sleep(1.5)"
+    process = launched(recipe, "hang.min_seconds=4", "hang.first_seconds=4", fault=fault, num_processes=2)
+    assert process.wait(200) == 0
+    assert not events(recipe, "hang") and not events(recipe, "restart")
 
 
 @pytest.mark.long

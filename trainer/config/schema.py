@@ -178,6 +178,19 @@ class RestartConfig(Section):
     """Whether it goes on with fewer GPUs than the cluster file says where some are gone, as many as divide the batch; otherwise it waits for them."""
 
 
+class HangConfig(Section):
+    """When a launch that makes no progress is ended, and so started again."""
+
+    enabled: bool = True
+    """Whether the launch watches its ranks."""
+    min_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A rank may be silent for at least so long; else for ten times what 99 of 100 steps take."""
+    first_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """The same until 50 steps are known."""
+    max_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """A rank that is silent for so long is ended though it computes."""
+
+
 class SpikeConfig(Section):
     """Which steps are told from the others by their loss or gradient norm."""
 
@@ -297,6 +310,7 @@ class Config(Section):
     profile: ProfileConfig = ProfileConfig()
     safety: SafetyConfig = SafetyConfig()
     restart: RestartConfig = RestartConfig()
+    hang: HangConfig = HangConfig()
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Config":

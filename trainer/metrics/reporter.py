@@ -17,6 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from trainer import beats
 from trainer.config.schema import MetricsConfig
 from trainer.ending.outcome_file import OUTCOME, RunningOutcome
 from trainer.journal import Journal
@@ -255,7 +256,8 @@ class Reporter:
         assert not self._taken, "settle the results first, and judge them"
         if self._bar is not None:
             self._bar.busy(doing)
-        yield
+        with beats.phase(doing):
+            yield
 
     def close(self, *, finished: bool = False) -> None:
         """Closes every output. `finished`: the run has taken all its steps."""

@@ -6,6 +6,7 @@ stacks.py    what each process is doing, written by SIGUSR2
 guard.py     losses and gradients that are not finite, and losses that have left for good
 rollback.py  which data a run steps over since it diverged on them, and how that is remembered
 spikes.py    those that stand far above the ones before, judged on the device before the update
+hang.py      what a launch does about ranks that make no progress; hang_watch.py: which those are
 peers.py     a rank ends with the reason that another left, where the device would keep it waiting
 parent.py    a process that ends when the one that started it does
 """

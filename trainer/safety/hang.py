@@ -1,0 +1,74 @@
+"""What a launch does about a hang: it looks at the ranks while it waits, and where they hang writes down where, and ends them."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.beats import Board
+from trainer.config.schema import HangConfig
+from trainer.journal import Journal
+from trainer.safety.forward import kill_launch
+from trainer.safety.hang_watch import Hang, HangWatch, is_stopped
+from trainer.safety.stacks import gather
+
+log = logging.getLogger(__name__)
+
+HANGS = "hangs"
+"""The folder in runs/NAME with the stacks of each."""
+
+LOOK_SECONDS = 1.0
+
+Look = Callable[[], Hang | None]
+
+
+@contextmanager
+def watched(settings: HangConfig, num_ranks: int) -> Iterator[tuple[Mapping[str, str], Look]]:
+    """What the ranks need in their environment to be watched, and how one looks at them; where memory has no room, or nobody asks for it, nothing."""
+    if not settings.enabled:
+        yield {}, lambda: None
+        return
+    try:
+        board = Board(num_ranks)
+    except OSError as error:
+        log.warning("the ranks are not watched for hangs: no room for their signs of life (%s)", error)
+        yield {}, lambda: None
+        return
+    with board:
+        yield board.environment, HangWatch(settings, board.read, num_ranks).look
+
+
+def end_hang(folder: Path, launcher: int, hang: Hang) -> str:
+    """Writes the stacks of all ranks into the run's folder, ends them with their launcher (a process), and says which rank was behind, as a sentence.
+
+    By SIGKILL: SIGTERM asks for the next step, which does not come. The writer lives on, and commits what is in memory.
+    """
+    pids = {rank: beat.pid for rank, beat in hang.beats.items()}
+    stopped = [rank for rank, pid in pids.items() if is_stopped(pid)]
+    answering = {rank: pid for rank, pid in pids.items() if rank not in stopped}
+    stacks = gather(folder, answering)
+    for rank in stopped:
+        stacks |= gather(folder, {rank: pids[rank]}, seconds=2.0, wake=True)
+    ranks = stopped or [rank for rank in hang.ranks if rank not in stacks] or list(hang.ranks)
+    states = dict.fromkeys(stopped, "it was suspended (SIGSTOP)")
+    states |= {rank: "it wrote no stack: it is stuck in the system" for rank in pids if rank not in stacks}
+    path = folder / HANGS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.txt"
+    told = [f"{hang.words}\n"]
+    for rank, beat in sorted(hang.beats.items()):
+        told.append(
+            f"rank {rank}, process {beat.pid}, {beat.phase} after step {beat.step}. {states.get(rank, '')}\n{stacks.get(rank, '')}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(told), encoding="utf-8")
+    except OSError as error:
+        log.warning("%s could not be written: %s", path, error)
+    kill_launch(launcher)
+    step = max(beat.step for beat in hang.beats.values())
+    phase = hang.beats[ranks[0]].phase
+    Journal(folder).write(
+        "hang", ranks=ranks, rank=ranks[0], phase=phase, step=step, seconds=round(hang.seconds, 1), stacks=str(path)
+    )
+    why = f"; {states[ranks[0]]}" if ranks[0] in states else ""
+    return f"hang: {hang.words}{why}; behind is rank {', '.join(map(str, ranks))}; the stacks of all are in {path}"

@@ -261,6 +261,7 @@ def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
         if hang is not None:
             words = end_hang(checked.folder, child.pid, hang)
             child.wait()
+            _wait_for_ranks(checked.folder)
             record_unreported(checked.folder, words, cause=Cause.HANG)
             return Outcome.FAILED.exit_code
         failure = receive_failure(here)

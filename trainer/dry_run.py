@@ -70,7 +70,7 @@ def dry_run(request: launcher.Request, say: Say) -> str:
     if device := _device(checked):
         check_memory(model, device, config, checked.cluster.precision, checked.cluster.num_local_processes)
     store = CheckpointStore(checkpoints_folder(config))
-    _check_disk(config, model, store)
+    _check_disk(config, model, store, checked.cluster.num_processes)
     found, changed = _where_from(checked, corpus, model, store)
     step = found.manifest.step if found.manifest else 0
     rows = [
@@ -104,9 +104,10 @@ def _device(checked: launcher.CheckedLaunch) -> torch.device | None:
     return None if lacking_gpus(checked.cluster) else torch.device("cuda", 0)
 
 
-def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore) -> None:
+def _check_disk(config: Config, model: torch.nn.Module, store: CheckpointStore, num_processes: int) -> None:
     """Refuses what does not fit on the disk; nothing is written."""
-    policy = policy_of(config.checkpoint, config.safety.rollback.max)
+    has_twins = num_processes > 1 and config.safety.digest_every_steps > 0
+    policy = policy_of(config.checkpoint, config.safety.rollback.max, keep_agreed=int(has_twins))
     there = sum(manifest.num_bytes for manifest in store.sound_manifests())
     folder = next(path for path in (store.folder, *store.folder.parents) if path.is_dir())
     one = sum(expected_bytes(model, build_optimizer(model, config.optimizer)))

@@ -25,6 +25,7 @@ One JSON object per line, only ever added to, by every process of the run (the t
                                     and sequences, and whether the update was skipped
     recompute     step, equal, ranks    the batch of a skipped step was computed again. Other numbers: a chip computes wrongly, and ranks are
                                     those whose own loss differed
+    digest_differs  step, ranks, agreed   these ranks hold other weights or moments than the others (or than each other); all agreed at that step
     rollback      from_step, to_step, reason, sequences   the run diverged by from_step, and goes on from the checkpoint of to_step (0: from its
                                     beginning), stepping over these positions of the data: [first, the one after the last]; first_step: the
                                     first that is taken with other data

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 
 from tests.launching import (
@@ -135,4 +136,33 @@ def test_a_launch_goes_back_by_itself_and_ends_with_the_bits_of_a_run_that_never
     (back,) = events(recipe, "rollback")
     assert [event["cause"] for event in events(recipe, "stop") if event["cause"] != "peer"] == ["rollback", "finished"]
     launch(straight, 0, partial(stepped_over, tuple(back["sequences"])), num_processes=2)
+    assert final_bytes(recipe) == final_bytes(straight)
+
+
+def flipped_bit(step, rank):
+    """One bit of one weight of one rank flips after a step, once."""
+    from trainer.run import verdict
+
+    whole = verdict.judge_digests
+
+    def judge(run):
+        if (run.progress.step, run.accelerator.process_index) == (step, rank):
+            next(run.bare_model.parameters()).data.view(-1).view(torch.int32)[5] ^= 1
+        return whole(run)
+
+    verdict.judge_digests = judge
+
+
+@pytest.mark.parametrize(("num_processes", "ranks"), [(3, [2]), pytest.param(2, [0, 1], marks=pytest.mark.long)])
+def test_a_flipped_bit_is_found_and_the_run_goes_back_to_when_all_agreed(tmp_path, num_processes, ranks):
+    batch = {"global_batch": 2 * num_processes, "safety": {"digest_every_steps": 8}}
+    recipe, straight = recipe_of(tmp_path / "flipped", **batch), recipe_of(tmp_path / "straight", **batch)
+    launch(recipe, 3, partial(flipped_bit, 13, num_processes - 1), num_processes=num_processes)
+    (differs,), (back,) = events(recipe, "digest_differs"), events(recipe, "rollback")
+    assert (differs["step"], differs["ranks"], differs["agreed"]) == (16, ranks, 8)
+    assert (back["from_step"], back["to_step"]) == (16, 5)
+    assert [path.name for path in checkpoint(recipe, 5).parent.glob("step-*")] == ["step-00000005"], "keep_last is 1"
+    launch(recipe, 0, None, num_processes=num_processes)
+    launch(straight, 0, None, num_processes=num_processes)
+    assert len(events(recipe, "rollback")) == 1
     assert final_bytes(recipe) == final_bytes(straight)

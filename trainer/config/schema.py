@@ -229,6 +229,9 @@ class SafetyConfig(Section):
     spike: SpikeConfig = SpikeConfig()
     rollback: RollbackConfig = RollbackConfig()
 
+    digest_every_steps: NotNegative = 1000
+    """Steps between two comparisons, over all processes, of the bits of their weights and moments; where they differ, the run goes back to when they agreed. 0: never."""
+
     max_bad_steps: Positive = 10
     """The run has diverged after this many steps in a row whose gradient was not finite (each is skipped); in fp8 it goes on in bf16 first."""
 

@@ -31,6 +31,7 @@ from trainer.metrics.stopwatch import TAGS as TIMES
 from trainer.metrics.tags import MEANINGS, guide
 from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
+from trainer.run.compare_digests import begin_digests
 from trainer.run.go_back import learn_rollbacks
 from trainer.run.identity import facts_of_checkpoint, fingerprint, versions
 from trainer.safety.requests import Requests
@@ -82,6 +83,7 @@ def _bring_to_its_place(run: Run) -> None:
             _tell_lost_history(run, lacking)
         offer_selftest(run, resumed_step, step_seconds)
     learn_rollbacks(run, resumed_step)
+    begin_digests(run, resumed_step)
     probes = {probe.tag: (probe.unit, probe.help) for probe in PROBES.values()}
     curves = {"run/curves": guide(MEANINGS, TIMES, probes, HISTOGRAM_TAGS, LOAD, MACHINE, FP8_MEANINGS)}
     run.reporter.open(_hyperparameters(run), resumed_step, _texts(run), curves, assumed)

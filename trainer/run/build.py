@@ -200,7 +200,11 @@ def _checkpoint_context(
         state=state,
         store=store,
         description=description,
-        policy=policy_of(config.checkpoint, config.safety.rollback.max),
+        policy=policy_of(
+            config.checkpoint,
+            config.safety.rollback.max,
+            keep_agreed=int(accelerator.num_processes > 1 and config.safety.digest_every_steps > 0),
+        ),
         run_folder=folder,
         metrics_file=folder / CURVE,
         marker=folder / SAVED,

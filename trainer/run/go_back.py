@@ -28,9 +28,11 @@ def learn_rollbacks(run: Run, resumed_step: int | None) -> None:
     run.loader.stepped_over = run.rollbacks.positions
     if not run.rollbacks.stretches:
         return
-    facts = {**run.reporter.replay_facts, "stepped_over": [[*pair] for pair in run.rollbacks.positions]}
+    facts = {**run.reporter.replay_facts, "stepped_over": [[one.begin, one.end] for one in run.rollbacks.stretches]}
     run.reporter.replay_by(replay_key(facts), facts)
     sequences = sum(end - begin for begin, end in run.rollbacks.positions)
+    if not sequences:
+        return
     places = numbered(len(run.rollbacks.positions), "place")
     log.info("%s sequences of the data are stepped over, at %s, since the run has diverged there", sequences, places)
 
@@ -38,13 +40,18 @@ def learn_rollbacks(run: Run, resumed_step: int | None) -> None:
 def leave_divergence(run: Run, ending: Ending) -> Ending:
     """Sets aside what a run that has diverged saved since, and decides whether it goes back; called on every rank."""
     first_unsure = run.guard.first_unsure_step
+    if run.rollbacks.is_split:
+        first_unsure = (run.rollbacks.agreed or 0) + 1
     back_to, why_not = broadcast_from_main(lambda: _where_to(run, first_unsure))
     if back_to is None:
         run.checkpointer.leave_diverged(first_unsure)
         return Ending(ending.outcome, f"{ending.reason}; {why_not}") if why_not else ending
     run.checkpointer.leave_diverged(first_unsure, whole_run=True)
     broadcast_from_main(lambda: _write_down(run, first_unsure, back_to, ending.reason))
-    where = f"back to step {back_to}, stepping over the data of the steps {first_unsure} to {run.progress.step}"
+    over = (
+        "" if run.rollbacks.is_split else f", stepping over the data of the steps {first_unsure} to {run.progress.step}"
+    )
+    where = f"back to step {back_to}{over}"
     if FAILURE_PIPE in os.environ:  # `trainer launch` is there
         return Ending(Outcome.ROLLBACK, f"{ending.reason}; {where}")
     return Ending(Outcome.DIVERGED, f"{ending.reason}; start it again to go on: {where}")
@@ -53,7 +60,7 @@ def leave_divergence(run: Run, ending: Ending) -> Ending:
 def _where_to(run: Run, first_unsure: int) -> tuple[int | None, str]:
     """The step that the run goes back to, on rank 0; None with the reason why it does not, which is empty where none was asked for."""
     most = run.config.safety.rollback.max
-    if not run.guard.has_diverged or most == 0:
+    if not (run.guard.has_diverged or run.rollbacks.is_split) or most == 0:
         return None, ""
     if first_unsure == 0:
         return None, "when that began is not known, so nothing is rolled back"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from trainer.checkpoint.format.tensor_names import first_not_finite
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.run.build import Run
+from trainer.run.compare_digests import judge_digests
 from trainer.safety.guard import SKIPS_IN_DOUBT
 from trainer.step_result import SaveRequest, StepResult, Verdict
 
@@ -42,6 +43,8 @@ def judge_step(run: Run, results: Sequence[StepResult]) -> Ending | None:
             if run.guard.is_lost or not run.precision.give_up_fp8(result.step, reason):
                 return Ending(Outcome.DIVERGED, reason)
             run.guard.start_over()  # skipped updates have left the weights as they were, and bf16 may do what fp8 could not
+    if ending := judge_digests(run):
+        return ending
     if run.progress.step >= run.config.max_steps:
         return Ending(Outcome.FINISHED, f"all {run.config.max_steps} steps were taken")
     if any(result.stop_votes for result in results):

@@ -44,11 +44,15 @@ class Rollbacks:
     def __init__(self, settings: RollbackConfig) -> None:
         self._settings = settings
         self.stretches: tuple[Stretch, ...] = ()
+        self.agreed: int | None = None
+        """The last step at which all ranks were found to hold the same weights and moments; None where that is not looked at."""
+        self.is_split = False
+        """Whether they were found to differ."""
 
     @property
     def positions(self) -> tuple[tuple[int, int], ...]:
         """First position, and the one after the last, of each stretch."""
-        return tuple((stretch.begin, stretch.end) for stretch in self.stretches)
+        return tuple((one.begin, one.end) for one in self.stretches if one.begin < one.end)
 
     def lr_factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by."""
@@ -64,6 +68,8 @@ class Rollbacks:
 
     def next_one(self, first_unsure: int, step: int, position: int, global_batch: int) -> Stretch:
         """What is to be stepped over by a run that has diverged: the data of the steps `first_unsure` to `step`, after which it stands at `position`."""
+        if self.is_split:  # no data is to blame
+            return Stretch(first_unsure, step, position, position)
         begin = position
         for _ in range(step - first_unsure + 1):
             begin -= global_batch
@@ -72,7 +78,7 @@ class Rollbacks:
         return Stretch(first_unsure, step, max(0, begin), position, settings.lr_factor, settings.lr_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"stretches": [asdict(stretch) for stretch in self.stretches]}
+        return {"stretches": [asdict(stretch) for stretch in self.stretches], "agreed": self.agreed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stretches = tuple(Stretch(**stretch) for stretch in state["stretches"])

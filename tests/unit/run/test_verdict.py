@@ -24,6 +24,7 @@ def run_at(step, *, max_steps=9, max_bad_steps=2, falls_back=False, due=None, va
         guard=NonFiniteGuard(max_bad_steps),
         spikes=SpikeGuard(SpikeConfig(), torch.device("cpu")),
         recheck=MagicMock(),
+        rollbacks=SimpleNamespace(agreed=None),
         loader=MagicMock(),
         accelerator=SimpleNamespace(scaler=None),
         precision=SimpleNamespace(give_up_fp8=lambda step, reason: falls_back),

@@ -3,6 +3,7 @@
     latest      the newest: there is never a moment without a checkpoint
     rolling     the last `keep_last` (two at least, where a run may roll back: it needs one from before the step at which it may have
                 gone wrong); while losses are not usual, the last one from before that instead of the oldest of these
+    agreed      the newest from when all processes were last found to hold the same weights and moments
     every       multiples of `keep_every_steps`, for good
     epoch       the last `keep_epochs` of those made at the end of an epoch
     best        the `keep_best` with the lowest validation loss
@@ -41,6 +42,8 @@ class Policy:
     keep_epochs: int = 0
     max_disk_bytes: int | None = None
     """Bound on everything in the folder, the checkpoint being written included; None: no bound."""
+    keep_agreed: int = 0
+    """1 where processes compare what they hold, and one from when they agreed is kept."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,10 @@ class Removal(NamedTuple):
     num_bytes: int
 
 
-def policy_of(settings: "CheckpointConfig", max_rollbacks: int = 0) -> Policy:
-    """The policy that a config asks for, where so many rollbacks are allowed."""
-    policy = Policy(**{entry.name: getattr(settings, entry.name) for entry in fields(Policy)})
+def policy_of(settings: "CheckpointConfig", max_rollbacks: int = 0, *, keep_agreed: int = 0) -> Policy:
+    """The policy that a config asks for, where so many rollbacks are allowed; `keep_agreed`: 1 where processes compare what they hold."""
+    names = [entry.name for entry in fields(Policy) if entry.name != "keep_agreed"]
+    policy = Policy(**{name: getattr(settings, name) for name in names}, keep_agreed=keep_agreed)
     return replace(policy, keep_last=max(policy.keep_last, 2)) if max_rollbacks else policy
 
 
@@ -118,12 +122,19 @@ def _rolling(newest_first: Sequence[Manifest], keep_last: int) -> list[Manifest]
     return last if sure is None or sure in last or keep_last < 2 else [*last[:-1], sure]
 
 
+def _agreed(newest_first: Sequence[Manifest]) -> list[Manifest]:
+    """The newest at or before the step at which the digests of all ranks last agreed, by the newest manifest; none where nobody looked."""
+    step = newest_first[0].state.get("rollbacks", {}).get("agreed") if newest_first else None
+    return [] if step is None else [m for m in newest_first if m.step <= step][:1]
+
+
 def _members(newest_first: Sequence[Manifest], policy: Policy) -> dict[str, list[Manifest]]:
     """Each tier's rule."""
     newest, every = list(newest_first[:1]), policy.keep_every_steps
     return {
         "latest": newest,
         "rolling": _rolling(newest_first, policy.keep_last),
+        "agreed": _agreed(newest_first) if policy.keep_agreed else [],
         "every": [m for m in newest_first if every and m.step % every == 0],
         "epoch": [m for m in newest_first if m.epoch is not None][: policy.keep_epochs],
         "best": best_first(newest_first)[: policy.keep_best],
@@ -181,7 +192,7 @@ def _least_valuable_first(holding: Holding, policy: Policy, held: Names) -> Iter
 def _by_value(manifests: Sequence[Manifest], kept: Mapping[int, list[str]]) -> Iterator[tuple[int, str]]:
     """Kept steps with the tier that each is worth most in: rolling, then epochs, then every n, oldest first, then the best, worst first."""
     best_last = [m.step for m in reversed(best_first(manifests))]
-    ranks = ("rolling", "epoch", "every", "best")
+    ranks = ("rolling", "agreed", "epoch", "every", "best")
     worth = {step: max((ranks.index(tier) for tier in kept[step] if tier in ranks), default=-1) for step in kept}
     for rank, tier in enumerate(ranks):
         for step in best_last if tier == "best" else sorted(kept):
@@ -220,4 +231,4 @@ def most_kept(policy: Policy, max_steps: int, *, has_copies: bool = False) -> in
     """
     for_good = max_steps // policy.keep_every_steps if policy.keep_every_steps else 0
     held = 2 if has_copies and policy.max_disk_bytes is None else 0
-    return max(policy.keep_last, 1) + policy.keep_best + policy.keep_epochs + for_good + held
+    return max(policy.keep_last, 1) + policy.keep_agreed + policy.keep_best + policy.keep_epochs + for_good + held

@@ -72,7 +72,8 @@ def _has_its_place(entry: Entry) -> bool:
 def _policy_of(entry: Entry) -> Policy:
     """The policy in its config. raises ConfigError, OSError"""
     config = load_resolved(entry.path / "config.yaml")
-    return policy_of(config.checkpoint, config.safety.rollback.max)
+    has_twins = entry.manifest is not None and entry.manifest.world_size > 1 and config.safety.digest_every_steps > 0
+    return policy_of(config.checkpoint, config.safety.rollback.max, keep_agreed=int(has_twins))
 
 
 def _policy_of_newest(folder: Path) -> Policy:

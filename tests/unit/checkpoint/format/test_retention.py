@@ -225,3 +225,11 @@ def test_a_run_that_may_roll_back_keeps_one_from_before_the_step_at_which_it_may
         ]
         assert len(there) <= 2
         assert step == 10 or any(m.step < usual for m in there)
+
+
+def test_one_from_when_all_ranks_agreed_is_kept_and_forecast():
+    policy = policy_of(CheckpointConfig(keep_last=1), 3, keep_agreed=1)
+    manifests = [manifest_of(step, state={"rollbacks": {"agreed": 12}}) for step in (5, 10, 20, 30, 40)]
+    kept = tiers(manifests, policy)
+    assert {step: names for step, names in kept.items() if "agreed" in names} == {10: ["agreed"]}
+    assert most_kept(policy, 9) == most_kept(policy_of(CheckpointConfig(keep_last=1), 3), 9) + 1

@@ -5,7 +5,7 @@ evaluation, which reads its tasks through data; what one needs of another `run/`
 in contracts.py. `tests/test_architecture.py` reads this map and checks it.
 
     layer 6  __main__ cli session
-    layer 5  loop evaluate finish tools dry_run supervise
+    layer 5  loop evaluate finish fork tools dry_run supervise
     layer 4  run launcher launcher_child export generation report history tensorboard runs ask
     layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart
     layer 2  config ending hub journal locks plugins pretrained replay state determinism host_copy parallel collectives plots

@@ -41,6 +41,7 @@ One JSON object per line, only ever added to, by every process of the run (the t
     precision     step, mode, reason  the step after this one begins in another precision than was decided; resumed: it was so before this launch
     slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
     slow_over     step, seconds     they no longer do; seconds: how long they did
+    fork          run, step, checkpoint, digest, changed   it begins here, as a branch of another run at that step, with what was typed
     restart       attempt, cause, step, reason, words, wait_seconds   the launch begins that follows an end that nobody asked for (restart/decide.py); words: how it goes on
     hang          rank, phase, step, seconds, stacks   no progress for so long, and all were ended; rank: the one (ranks: those) behind; stacks: a file
     gave_up       cause, step, words    it is not started again, and why
@@ -100,6 +101,12 @@ class Journal:
     def count(self, event: str) -> int:
         """How often an event stands in it."""
         return sum(1 for _ in events_from(self._path.parent, event))
+
+
+def branch_of(folder: Path) -> tuple[str, int] | None:
+    """The run, and its step, that a run is a branch of (`trainer fork`); None for one that is none."""
+    told = read_events(folder, "fork")
+    return (str(told[-1]["run"]), int(told[-1]["step"])) if told else None
 
 
 def read_events(folder: Path, *kinds: str) -> list[dict[str, Any]]:

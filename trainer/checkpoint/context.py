@@ -50,7 +50,17 @@ class CheckpointContext:
     def manifest(self, reason: str, *, loss: float | None, val_loss: float | None, epoch: int | None) -> Manifest:
         """This moment's, but for the digests of the files. `epoch`: the one that the last step ended, counted from 1."""
         facts, state = self.description, self.state.state_dict()
-        as_they_are = ("validation", "identity", "model", "tokenizer", "vocab_size", "initial", "versions", "frozen")
+        as_they_are = (
+            "validation",
+            "identity",
+            "model",
+            "tokenizer",
+            "vocab_size",
+            "initial",
+            "versions",
+            "frozen",
+            "branch_of",
+        )
         return Manifest(
             **asdict(self.state.progress),
             **{name: getattr(facts, name) for name in as_they_are},

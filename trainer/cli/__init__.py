@@ -27,6 +27,7 @@ GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "save": run.save,
         "stop": run.stop,
         "finish": run.finish,
+        "fork": run.fork,
         "runs": runs_app,
     },
     "Look": {

@@ -159,6 +159,20 @@ def stop(run: NameArgument, wait: WaitOption = True, timeout: TimeoutOption = 60
     tell(ask_to_stop(run, wait_seconds=timeout if wait else None))
 
 
+def fork(
+    run: NameArgument,
+    name: Annotated[str, typer.Option(help="What the branch is called.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over those of the checkpoint.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="latest, best, or a step.")] = "latest",
+) -> None:
+    """Branch off a run: a new run that begins at one of its checkpoints, with other settings. The run itself stays as it is."""
+    from trainer.fork import fork as fork_run
+
+    tell(fork_run(run, checkpoint, name, overrides or []))
+
+
 def finish(run: NameArgument) -> None:
     """Declare a stopped run finished where it stands: its newest sound checkpoint becomes the final one, and is exported."""
     from trainer.finish import finish as finish_run

@@ -19,7 +19,7 @@ from trainer.config.load import dump, flatten
 from trainer.config.schema import Config
 from trainer.data.hugging_face import keep
 from trainer.errors import CheckpointError
-from trainer.journal import JOURNAL, Journal, read_events
+from trainer.journal import JOURNAL, Journal, branch_of, read_events
 from trainer.launch.accelerator import compute_dtype, device_words, seed_streams, wait_for_device
 from trainer.launch.compile_choice import compile_backend
 from trainer.metrics.curves import CURVE
@@ -33,7 +33,7 @@ from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
 from trainer.run.compare_digests import begin_digests
 from trainer.run.go_back import learn_rollbacks
-from trainer.run.identity import facts_of_checkpoint, fingerprint, versions
+from trainer.run.identity import branch_words, facts_of_checkpoint, fingerprint, versions
 from trainer.safety.requests import Requests
 from trainer.text import count, duration
 
@@ -79,7 +79,10 @@ def _bring_to_its_place(run: Run) -> None:
     else:
         resumed_step, assumed = resolution.found()[1].step, _told_by(resolution)
         _restore(run, resolution, wanted)
-        if lacking and resolution.path.parent.resolve() == checkpoints_folder(config).resolve():
+        begins_here = branch_of(run.folder) is not None and lacking == [CURVE]
+        if begins_here:
+            log.info("a branch of %s: its curves begin here", branch_words(run.folder))
+        elif lacking and resolution.path.parent.resolve() == checkpoints_folder(config).resolve():
             _tell_lost_history(run, lacking)
         offer_selftest(run, resumed_step, step_seconds)
     learn_rollbacks(run, resumed_step)
@@ -125,7 +128,7 @@ def _told_by(resolution: Resolution) -> dict[str, Any]:
 def _hyperparameters(run: Run) -> dict[str, Any]:
     """The settings that a person compares runs by: what shapes the result and the speed, without what only looks after the run."""
     sections = ("checkpoint.", "metrics.", "evaluation.", "profile.", "precision.")
-    aside = (*sections, "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
+    aside = (*sections, "restart.", "hang.", "checkpoints_folder", "runs_folder", "resume_from_checkpoint", "name")
     given = {key: value for key, value in flatten(run.config).items() if value not in (None, "", [], {})}
     shown = {key: value for key, value in given.items() if not key.startswith(aside)}
     return {**shown, **run.precision.record.settings, "processes": run.accelerator.num_processes}
@@ -134,7 +137,9 @@ def _hyperparameters(run: Run) -> dict[str, Any]:
 def _texts(run: Run) -> dict[str, str]:
     """What TensorBoard's text tab says of this launch, as Markdown by tag."""
     step, changed = run.progress.step, run.restorer.changes
+    branch = branch_words(run.folder)
     return {
+        **({"run/branch": f"a branch of {branch}, where its curves begin"} if branch else {}),
         **({"run/changes": markdown(changed, step)} if changed else {}),
         "run/config": f"```yaml\n{dump(run.config)}```",
         "run/precision": run.precision.record.words,

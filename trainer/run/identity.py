@@ -14,10 +14,12 @@ from accelerate import Accelerator
 
 import trainer
 from trainer.checkpoint.format.manifest import UNSPECIFIC, Description, Manifest
+from trainer.config.folders import run_folder
 from trainer.config.load import dump, flatten
 from trainer.config.optimizers import optimizer_conditions
 from trainer.config.schema import Config
 from trainer.data.corpus import Corpus
+from trainer.journal import branch_of
 from trainer.launch.compile_choice import compile_backend
 from trainer.model.presets import preset_fields
 from trainer.optim.rules import frozen_names
@@ -61,6 +63,7 @@ def describe(
         tokenizer=corpus.tokenizer.source if corpus.tokenizer else None,
         vocab_size=model.real_vocab_size,
         initial=model.initial,
+        branch_of=branch_words(run_folder(config)),
         precision=precision().label,
         precision_facts=lambda: precision().facts(),
         versions=versions(config.plugins),
@@ -72,6 +75,12 @@ def describe(
         frozen=frozen_names(model, config.optimizer.groups),
         training_data_at=corpus.train.fingerprint_at,
     )
+
+
+def branch_words(folder: Path) -> str | None:
+    """What a run is a branch of: the run and its step; None where it is none."""
+    found = branch_of(folder)
+    return f"{found[0]} at step {found[1]}" if found else None
 
 
 PACKAGES = ("torch", "accelerate", "transformers")

@@ -69,6 +69,8 @@ class Manifest:
     """Number of real token ids, without the padding of the embedding."""
     initial: dict[str, Any] = field(default_factory=dict)
     """Where its weights began (see run/initial.py); empty for random weights."""
+    branch_of: str | None = None
+    """The run, and its step, that its run is a branch of; None where it is none."""
     state: dict[str, Any] = field(default_factory=dict)
     """The registered TrainState's values."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -114,6 +116,7 @@ class Description:
     config_text: str
     initial: dict[str, Any] = field(default_factory=dict)
     """Where its weights began; empty for random weights."""
+    branch_of: str | None = None
     validation: str | None = None
     """Fingerprint of the held-out data."""
     precision_facts: Callable[[], dict[str, Any]] = dict

@@ -88,6 +88,7 @@ def _headline(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, s
         *([("frozen", few(manifest.frozen))] if manifest.frozen else []),
         ("tokenizer", f"{manifest.tokenizer or 'none'}, {manifest.vocab_size:,} token ids"),
         *([("began from", manifest.began_from)] if manifest.began_from else []),
+        *([("branch of", manifest.branch_of)] if manifest.branch_of else []),
         ("went back to", manifest.origin or "nothing"),
     ]
 

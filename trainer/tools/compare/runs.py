@@ -14,13 +14,13 @@ from trainer.config.load import default_settings, read_settings
 from trainer.ending.outcome_file import read_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.errors import TrainerError
-from trainer.journal import precisions, read_events
+from trainer.journal import branch_of, precisions, read_events
 from trainer.metrics.binned import NUM_BINS, Curve, last_tokens, read_curve
 from trainer.metrics.curves import CURVE
 from trainer.text import by_dotted_name
 
 _NAMES = ("name", "seed", "runs_folder", "checkpoints_folder", "resume_from_checkpoint")
-_BESIDE = ("resume.", "checkpoint.", "metrics.", "evaluation.", "precision.required")
+_BESIDE = ("resume.", "checkpoint.", "metrics.", "evaluation.", "restart.", "hang.", "max_hours", "precision.required")
 _ROUNDING = ("micro_batch", "model.gradient_checkpointing", "precision.cache_weights")
 _LOOKS = ("precision.statistics_every_steps", "precision.shadow_every_steps")
 NOT_THE_RECIPE = (*_NAMES, *_BESIDE, *_ROUNDING, *_LOOKS)
@@ -51,6 +51,8 @@ class Run:
     manifest: Manifest | None
     """The newest checkpoint's, where there is one still."""
     curve: Curve
+    branch: tuple[str, int] | None = None
+    """The run, and its step, that it is a branch of."""
     initial_weights: dict[str, Any] | None = None
     """Where its weights began, and their digest (run/initial.py); None for random weights."""
 
@@ -114,6 +116,7 @@ def _read(folder: Path, name: str, bin_tokens: float) -> Run:
         manifest.versions if manifest else {},
         manifest,
         read_curve(folder, bin_tokens),
+        branch_of(folder),
         _initial_weights(events, manifest),
     )
 

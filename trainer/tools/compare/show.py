@@ -47,6 +47,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     rows = [
         ("outcome", [run.outcome for run in runs]),
         *([("began from", [_began_from(run) for run in runs])] if any(run.initial_weights for run in runs) else []),
+        *([("branch of", [_branch(run) for run in runs])] if any(run.branch for run in runs) else []),
         ("precision", [_precision(run.precision) for run in runs]),
         ("processes", [run.processes for run in runs]),
         ("machine", [run.machine for run in runs]),
@@ -66,6 +67,10 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 def _began_from(run: Run) -> str:
     begun = run.initial_weights
     return f"{short(begun['source'])} (weights {begun['digest']})" if begun else "random weights"
+
+
+def _branch(run: Run) -> str:
+    return f"{run.branch[0]} at step {run.branch[1]}, where its curve begins" if run.branch else "no other run"
 
 
 def _precision(words: str) -> str:

@@ -1,0 +1,88 @@
+"""A branch of a run: a new run that begins at one of its checkpoints with other settings, and leaves the run itself as it is.
+
+The checkpoint is copied whole and verified, so nothing that is pruned, damaged or trained there later touches the branch. What is typed counts
+as an allowed change. The branch has its own recipe in runs/NAME, and is trained as any other run; its journal, manifests and TensorBoard say
+what it is a branch of.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from trainer import files
+from trainer.checkpoint.format.manifest import manifest_digest
+from trainer.checkpoint.mirror.duplicate import duplicate
+from trainer.checkpoint.resume.lookup import one_of
+from trainer.config.folders import check_can_be_made, checkpoints_folder, command_line, find_checkpoints, run_folder
+from trainer.config.load import dump, load
+from trainer.config.schema import Config
+from trainer.errors import ConfigError
+from trainer.journal import Journal
+
+RECIPE = "recipe.yaml"
+"""In runs/NAME: what a branch is trained by."""
+
+_BY_SETTING = {"optimizer.name": "optimizer", "sequence_length": "sequence_length", "seed": "seed"}
+
+
+def fork(run: str, wanted: str, name: str, overrides: Sequence[str]) -> str:
+    """Makes a branch; says what it is and how to train it.
+
+    run        its name, or its folder
+    wanted     `latest`, `best`, a step or a path: the checkpoint
+    overrides  `key=value` words over the settings that the checkpoint was made with
+    raises     TrainerError when there is no such checkpoint, it is damaged, the name is taken or a setting is wrong; nothing is left behind
+    """
+    source = find_checkpoints(run)
+    entry = one_of(source, wanted)
+    config = _config(entry.path, name, overrides)
+    folder, checkpoints = run_folder(config), checkpoints_folder(config)
+    for setting, place in (("runs_folder", folder), ("checkpoints_folder", checkpoints)):
+        if place.exists():
+            raise ConfigError(f"{place} exists already, and a branch begins anew; give it another name: --name")
+        check_can_be_made(setting, place)
+    step, of = entry.described().step, source.name
+    try:
+        copied = duplicate(source, wanted, checkpoints)
+        folder.mkdir(parents=True)
+        Journal(folder).write(
+            "fork",
+            run=of,
+            step=step,
+            checkpoint=str(entry.path),
+            digest=manifest_digest(entry.path),
+            changed=list(overrides),
+        )
+        files.write_atomic(folder / RECIPE, dump(config))
+    except BaseException:
+        for place in (folder, checkpoints):
+            if place.exists():
+                files.remove_folder(place)
+        raise
+    train = command_line("[CLUSTER]", str(folder / RECIPE)).replace("'[CLUSTER]'", "[CLUSTER]")
+    return f"{copied}\n{name} is a branch of {of} at step {step}; train it with: {train}"
+
+
+def _config(checkpoint: Path, name: str, overrides: Sequence[str]) -> Config:
+    """The settings of a branch: those of its checkpoint, with what was typed, which may change. raises ConfigError"""
+    kept = checkpoint / "config.yaml"
+    if not kept.is_file():
+        raise ConfigError(
+            f"{checkpoint} has no config.yaml, so its settings are not known; give a recipe to a new run, with resume_from_checkpoint=PATH"
+        )
+    before = load(str(kept)).config
+    allowed = dict.fromkeys((*before.resume.allow_changes, *_allowed(overrides)))
+    own = [f"name={name}", "resume_from_checkpoint=latest", f"resume.allow_changes=[{', '.join(allowed)}]"]
+    return load(str(kept), [*overrides, *own]).config
+
+
+def _allowed(overrides: Iterable[str]) -> list[str]:
+    """What resume.allow_changes must name for these to be changes that a resume takes."""
+    found: list[str] = []
+    for key in (word.partition("=")[0] for word in overrides):
+        if key.startswith("data."):
+            found += ["data", "tokenizer"]
+        elif key.startswith("model.config."):
+            found.append(f"model.{key.removeprefix('model.config.').partition('.')[0]}")
+        elif key in _BY_SETTING:
+            found.append(_BY_SETTING[key])
+    return found

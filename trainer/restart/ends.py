@@ -84,7 +84,8 @@ def adapted_micro_batch(folder: Path, config: Config) -> int | None:
     Also where the one configured was typed: the same command is typed again, and memory is not larger for it.
     """
     size = config.micro_batch
-    for event in read_events(folder, "micro_batch"):
+    events = read_events(folder, "micro_batch") if folder.is_dir() else []
+    for event in events:
         is_for_this = event.get("conditions", memory_conditions(config)) == memory_conditions(config)
         if event.get("configured") in (config.micro_batch, size) and is_for_this:
             size = int(event["now"])

@@ -10,6 +10,8 @@ One JSON object per line, only ever added to, by every process of the run (the t
                                     the packages: deaths under another one say nothing about a checkpoint. Besides how many processes it
                                     has, the precision that was decided (and instead_of which, because of what), whether blocks are
                                     compiled, and the machine
+    preflight     conditions, seconds   a step and an evaluation of full shape were tried before the first one; step: why not, where not. With the
+                                    speed at which ranks sum, and host: clocks, shared memory, limits (not_fine: those that are not)
     initial_weights  source, digest   it begins from another model: where its weights come from, their digest, the revision, what was changed
     resume        step, digest      it goes on from this checkpoint; digest: xxh3-128 of its manifest.json
     train         step, lost_steps, lost_seconds, worst_seconds   the first step after this one begins. lost_*: what was done before, and is

@@ -295,6 +295,8 @@ class Config(Section):
     """`latest` (newest sound one; a fresh start when the run has none), `best`, a step, a checkpoint's folder, or `none`."""
     deterministic: bool = True
     """Whether a replay is equal to the last bit; on a GPU it restricts cuBLAS, attention and collectives, at a cost that is printed in percent of a step."""
+    preflight: bool | Literal["auto"] = "auto"
+    """Whether a step and an evaluation of full shape are tried before the first one counts, and the ranks, clocks and limits checked; `auto`: yes, unless this run's last start passed it with the same settings on the same machine."""
     checkpoints_folder: str = "checkpoints"
     """Where `NAME/step-*` go; relative to the project."""
     runs_folder: str = "runs"

@@ -81,7 +81,7 @@ class TokenLoader:
         """How many times the data has been gone through when this position is reached."""
         return first_sequence / self.dataset.num_sequences
 
-    def batches(self, first_sequence: int) -> Iterator[Batch]:
+    def batches(self, first_sequence: int) -> Generator[Batch, None, None]:
         """All batches from a position on, without end. A thread reads one batch ahead, until the generator is closed.
 
         raises  DataError when a token is outside the vocabulary, in the thread that asks for the batch

@@ -33,6 +33,7 @@ from trainer.precision.statistics import FP8_MEANINGS
 from trainer.run.build import Run, build_run
 from trainer.run.compare_digests import begin_digests
 from trainer.run.go_back import learn_rollbacks
+from trainer.run.health import check_health
 from trainer.run.identity import branch_words, facts_of_checkpoint, fingerprint, versions
 from trainer.safety.requests import Requests
 from trainer.text import count, duration
@@ -71,6 +72,7 @@ def _bring_to_its_place(run: Run) -> None:
     if run.accelerator.is_main_process:
         _make_folders(run)
     step_seconds = warm_up(run)
+    check_health(run)
     resumed_step, assumed = None, {}
     if resolution.path is None:
         seed_streams(config.seed, run.accelerator.process_index)

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trainer import files
 from trainer.config.cluster import Cluster, fitting_cluster, lacking_gpus
 from trainer.config.schema import Config
 from trainer.errors import ConfigError, PrecisionError
+from trainer.host_checks import HostCheck, host_checks
 from trainer.precision.decide import Decision, check_required, idle_settings, setup_command
 from trainer.tools.doctor.ask import ask
 from trainer.tools.doctor.examine import BACKEND, LAUNCH, ROWS, TORCH, Answer
@@ -92,6 +94,8 @@ class Diagnosis:
     rows: tuple[Row, ...]
     fits: str
     """The shipped cluster file for this machine."""
+    host: tuple[HostCheck, ...] = ()
+    """Clock, shared memory and limits, as a run's preflight looks at them."""
     launch: Launch | None = None
 
     @property
@@ -122,6 +126,7 @@ class Diagnosis:
             "transformer_engine": self.backend,
             "precisions": [row.as_json() for row in self.rows],
             "fits": self.fits,
+            "host": [asdict(check) for check in self.host],
             "launch": self.launch.as_json() if self.launch else None,
             "exit_code": self.exit_code,
         }
@@ -131,7 +136,9 @@ def diagnose() -> Diagnosis:
     """Looks at this machine."""
     answers = ask((TORCH, BACKEND, *ROWS), None, os.environ)
     rows = tuple(_row(asked, answers[asked]) for asked in ROWS)
-    return Diagnosis(read_machine(), answers[TORCH], answers[BACKEND], rows, fitting_cluster())
+    machine = read_machine()
+    host = tuple(host_checks(files.project_folder(), pins_memory=machine.num_visible > 0))
+    return Diagnosis(machine, answers[TORCH], answers[BACKEND], rows, fitting_cluster(), host)
 
 
 def _row(asked: str, answer: Answer) -> Row:

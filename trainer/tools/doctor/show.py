@@ -14,6 +14,9 @@ def text(diagnosis: Diagnosis) -> str:
     rows = [("precision", "here", "because")]
     rows += [(_called(row.asked), row.possible, row.reason) for row in diagnosis.rows]
     parts = [f"{_versions(diagnosis)}\n{_gpus(diagnosis)}\n{_backend(diagnosis)}", table(rows)]
+    parts += ["\n".join(f"{'ok ' if check.is_fine else 'look'}  {check.words}" for check in diagnosis.host)] * bool(
+        diagnosis.host
+    )
     if diagnosis.launch:
         parts.append(_launch(diagnosis.launch))
     return "\n\n".join([*parts, f"the cluster file for this machine: {diagnosis.fits}\nnext: {_next(diagnosis)}"])

@@ -15,7 +15,7 @@ Begin with loop.py: it is what all the rest serves. How work goes through the fi
 
     launch    cli/run.py -> supervise.py (starts it again, by the table of restart/decide.py) -> launcher.py (checks, waits) -> launcher_child.py (`accelerate launch`)
               (before it: hub_settings.py -> hub.py, which gives each `hf:NAME` its commit, once in the life of a run)
-              -> in each process session.py -> run/build.py -> loop.py
+              -> in each process session.py -> run/build.py -> run/begin.py (run/health.py tries a step that leaves nothing) -> loop.py
     step      loop.py -> data/loader.py -> model/ -> optim/ -> run/consensus.py (what the ranks agree on) -> metrics/reporter.py
     save      checkpoint/save/schedule.py (when) -> checkpoint/save/snapshot.py (into shared memory) -> checkpoint/save/writer.py
               (its own process) -> checkpoint/format/store.py (a folder) -> checkpoint/commit.py -> checkpoint/mirror/worker.py

@@ -46,6 +46,11 @@ def host_checks(folder: Path, *, pins_memory: bool) -> list[HostCheck]:
     return [_clock(folder), _shared_memory(), _open_files(), _locked_memory(pins_memory)]
 
 
+def wall_clock() -> float:
+    """What this machine's clock says, to hold against another's."""
+    return time.time()
+
+
 def clock_check(name: str, seconds: float) -> HostCheck:
     """Whether two clocks that differ by so much agree."""
     remedy = "set both by the same time server (chrony, systemd-timesyncd): what is newest is told by the clock"

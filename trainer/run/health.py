@@ -22,7 +22,7 @@ from trainer.collectives import all_gather, broadcast_from_main
 from trainer.data.loader import validation_batches
 from trainer.errors import LaunchError
 from trainer.evaluation.loss import validation_loss
-from trainer.host_checks import clock_check, host_checks
+from trainer.host_checks import clock_check, host_checks, wall_clock
 from trainer.journal import Journal, read_events
 from trainer.launch.accelerator import compute_dtype, device_words, wait_for_device
 from trainer.optim.found_inf import found_inf_given, reads_found_inf
@@ -180,7 +180,7 @@ def _all_reduce_speed(run: Run) -> float | None:
 
 def _look_at_host(run: Run) -> dict[str, Any]:
     """Clock, shared memory and limits of rank 0's machine, and all ranks' clocks; what is not as it should be is a warning."""
-    clocks = all_gather(time.time())  # all leave the collective before it at about the same moment
+    clocks = all_gather(wall_clock())  # all leave the collective before it at about the same moment
     checks = host_checks(run.folder, pins_memory=run.accelerator.device.type == "cuda")
     if len(clocks) > 1:
         checks.append(clock_check("clocks of the ranks", max(clocks) - min(clocks)))

@@ -29,6 +29,7 @@ Where new things go (more in guides/contributing.md):
                        writer_client.py the slots, and writer.py commits, also after the trainer's death: with a writer per rank
                        somebody must know that all parts of one step are whole before commit.py renames. The model itself:
                        parallel.py, launch/accelerator.py (SUPPORTED); what judges by this rank's weights alone: run/verdict.py;
+                       what takes all ranks' for equal: run/compare_digests.py; what needs a skip on the device: run/health.py;
                        what opens the file of the weights: export.py, evaluate.py, tools/selftest/evidence.py
     what ends a hang   beats.py (what a rank says), safety/hang_watch.py (what is a hang), safety/hang.py (what is done); a phase of its own that a
                        rank may be long in: reporter.pause or beats.phase, its limit in hang_watch.LIMITS
@@ -36,12 +37,14 @@ Where new things go (more in guides/contributing.md):
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state),
                        data/loader.py; what a resume must notice goes into the fingerprint: data/shards.py, run/identity.py,
                        checkpoint/resume/changes.py; what an epoch is: data/loader.py (epoch_at), run/build.py (_course),
-                       config/length.py, dry_run.py; who else reads data.corpus: evaluate.py, tools/compare/runs.py, cli/run.py
+                       config/length.py, dry_run.py; who else reads data.corpus: evaluate.py, tools/compare/runs.py, cli/run.py;
+                       who else opens a corpus: launcher.py (check_data), cli/machine.py
     optimizer          optim/adamw.py is the example: its ENTRY holds settings, groups, construction and bytes of state; its module's
-                       name in config/optimizers.py is the one line; the step reads optim/found_inf.py, or the host waits for it
+                       name in config/optimizers.py is the one line; the step reads optim/found_inf.py, or the host waits for it and the
+                       preflight (run/health.py) cannot try it
     alert              metrics/slow_alarm.py is the example (log and journal, on rank 0; nothing is sent to anyone), made in
-                       run/reporting.py, called and closed in metrics/reporter.py; its event stands in journal.py, its curve in
-                       metrics/tags.py; what ends a run is a vote: safety/guard.py
+                       run/reporting.py, called and closed in metrics/reporter.py; its event stands in journal.py and in
+                       guides/monitoring.md, its curve in metrics/tags.py; what ends a run is a vote: safety/guard.py
 """
 
 __version__ = "0.1.0"

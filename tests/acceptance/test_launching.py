@@ -222,7 +222,8 @@ def test_what_a_supervised_run_is_asked_through_its_launch_is_answered_and_it_is
     below = psutil.Process(launcher.pid).children()[0].pid
 
     def saves():
-        return sum(event["reason"] == "asked" for event in read_events(folder, "save"))
+        """Requests that were answered: a step that is the best one too is saved for that."""
+        return sum(event["do"] == "save" and event["saved"] for event in read_events(folder, "request"))
 
     for number, (sent_to, is_answered) in enumerate([(launcher.pid, 1), (below, 2)]):
         os.kill(sent_to, signal.SIGUSR1)

@@ -7,7 +7,8 @@ everything else the supervisor has to answer. The faults come one after another,
 with 1 where the run
 
     has to be started again for another reason, or does not finish by itself
-    has other final weights or moments than a straight run that is told to skip the batches that this one has skipped
+    has other final weights or moments than a straight run that is told to skip the batches that this one has skipped, and to step over the
+    data that it has diverged on
     says of a replay that it was not exact, or refuses a checkpoint
 
 How much of the wall time was effective stands beside what Young's and Daly's formulas give for so many faults and such costs.
@@ -35,7 +36,7 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.planted import BAD, FOLDER, FULL, HANGS, RAISE, SPOIL, TOLD, read, write_whole
+from tests.chaos.planted import BAD, FOLDER, FULL, HANGS, RAISE, SHARD, SPOIL, STRETCH_STEPS, TOLD, read, write_whole
 from tests.launching import Started, environment, final_bytes, outcome, steps, write_cluster, write_recipe, write_shards
 from trainer import start
 from trainer.journal import read_events
@@ -47,17 +48,20 @@ SETTINGS: dict[str, Any] = {
     "checkpoint": {"max_lost_work_seconds": 1.0, "max_overhead_fraction": 0.5, "every_steps": None, "keep_last": 3},
     "metrics": {"trackers": [], "console_every_steps": 50},
     "evaluation": {"every_steps": 100, "sample_tokens": 0},
-    "safety": {"spike": {"skip": True, "window": 32, "min_history": 16}},
+    "safety": {"spike": {"skip": True, "window": 32, "min_history": 16}, "max_bad_steps": STRETCH_STEPS - 2},
+    "hang": {"min_seconds": 6.0, "first_seconds": 12.0},
     "plugins": ["tests.chaos.plugin"],
     "restart": {"enabled": True, "max": 10_000},
 }
 """A commit about every second, limits in seconds instead of minutes."""
 
-INTERRUPTING = ("rank", "launcher", "supervisor", "tree", "memory", "exception")
+INTERRUPTING = ("rank", "launcher", "supervisor", "tree", "memory", "exception", "stopped", SHARD)
 KINDS = (*INTERRUPTING, "writer", "nan_batch", "spike_batch", "full_disk", "hanging_disk", "clock")
 
 PATIENCE_SECONDS = 120.0
 """How long the run may take to go on after a fault."""
+HANG_SECONDS = 3 * SETTINGS["hang"]["first_seconds"]
+"""How long a rank stands still before it is let go on and stopped anew: where the others evaluate or save, half an hour is the limit."""
 
 
 class Service:
@@ -263,6 +267,29 @@ class Month:
     def _tree(self) -> None:
         _send(self.service.tree(), signal.SIGKILL)
 
+    def _stopped(self) -> None:
+        """One rank stands still, until the launch has found it, named it and ended it."""
+        rank, before = self.generator.randrange(2), len(read_events(self.run, "hang"))
+        while not self._is_ended_when_stopped(rank):
+            at = self.newest
+            self.until(lambda at=at: self.step() > at, "a step")
+        self.until(lambda: len(read_events(self.run, "hang")) > before, "the word of a hang")
+        assert [event["ranks"] for event in read_events(self.run, "hang")[before:]] == [[rank]]
+
+    def _is_ended_when_stopped(self, rank: int) -> bool:
+        """Whether somebody ended a rank that was suspended; it is let go on where nobody did."""
+        process, ends = self.service.ranks()[rank], time.monotonic() + HANG_SECONDS
+        _send([process], signal.SIGSTOP)
+        self.until(lambda: not process.is_running() or time.monotonic() > ends, "a hang")
+        _send([process], signal.SIGCONT)
+        return not process.is_running()
+
+    def _shard(self) -> None:
+        """The batches of a stretch of the data are bad, whenever they are computed, until the run has gone back."""
+        before = len(read_events(self.run, "rollback"))
+        self._bad_batch(SHARD)
+        self.until(lambda: len(read_events(self.run, "rollback")) > before, "a rollback")
+
     def _clock(self) -> None:
         """The machine is suspended: all stand still together, and the clock has jumped when they go on."""
         tree = self.service.tree()
@@ -306,11 +333,26 @@ class Month:
     # What came of it
 
     def skipped(self) -> list[int]:
-        """The batches whose update was skipped, by the journal; all that were made bad are among them."""
-        skipped = {event["step"] for event in read_events(self.run, "bad_batch") if event["skipped"]}
-        bad = {step for taken in (read(BAD, self.service.folder) or {}).values() for step in taken}
+        """The steps whose update was skipped, by the journal, but for those that the run went back from; all that were made bad are among them."""
+        skipped: set[int] = set()
+        for event in read_events(self.run, "bad_batch", "rollback"):
+            if event["event"] == "rollback":
+                skipped = {step for step in skipped if step < event["first_step"]}
+            elif event["skipped"]:
+                skipped.add(event["step"])
+        bad = {
+            step for kind, taken in (read(BAD, self.service.folder) or {}).items() if kind != SHARD for step in taken
+        }
         assert bad <= skipped, bad - skipped
         return sorted(skipped)
+
+    def stepped_over(self) -> list[list[int]]:
+        """The positions that the run went back from, as the journal says; of each bad shard there is one such stretch."""
+        stretches = [event["sequences"] for event in read_events(self.run, "rollback")]
+        bad = (read(BAD, self.service.folder) or {}).get(SHARD, [])
+        assert len(stretches) == len(bad), (stretches, bad)
+        assert all(begin <= shard < end for (begin, end), shard in zip(stretches, bad, strict=True)), (stretches, bad)
+        return stretches
 
     def check(self) -> dict[str, Any]:
         """Compares it with the straight run, and asks its journal; what is worth to be kept."""
@@ -323,12 +365,16 @@ class Month:
         ended_service = sum(fault["kind"] in ("supervisor", "tree") for fault in self.struck)
         assert self.service.num_starts == 1 + ended_service
         assert final_bytes(self.recipe, self.max_steps) == final_bytes(straight, self.max_steps), self.folder
+        hangs = [event for event in events if event["event"] == "hang"]
+        assert len(hangs) == sum(fault["kind"] == "stopped" for fault in self.struck), hangs
         step_seconds = statistics.median(record["step_seconds"] for record in steps(straight))
         return {
             "faults": len(self.struck),
             "faults_by_kind": dict(Counter(fault["kind"] for fault in self.struck)),
             "steps": self.max_steps,
             "batches_skipped": self.skipped(),
+            "sequences_stepped_over": self.stepped_over(),
+            "hangs": [{name: event[name] for name in ("step", "ranks", "seconds")} for event in hangs],
             "micro_batch_from_step": dict(self._micro_batches()),
             "service_starts": self.service.num_starts,
             "restarts": sum(event["event"] == "restart" for event in events),
@@ -340,13 +386,14 @@ class Month:
         }
 
     def _straight(self) -> Path:
-        """The run to which nothing happens but that it is told which batches to skip, and from where on micro_batch is another."""
+        """The run to which nothing happens but that it is told which batches to skip, what to step over, and where micro_batch changes."""
         recipe = self._recipe(self.folder / "straight")
         parts = [*self._micro_batches(), (self.max_steps, None)]
         for (end, _), (begin, micro_batch) in zip(parts, [(0, None), *parts], strict=False):
             if begin == end:
                 continue
-            write_whole(TOLD, {"skip": self.skipped(), "stop_at": end}, recipe.parent)
+            told = {"skip": self.skipped(), "step_over": self.stepped_over(), "stop_at": end}
+            write_whole(TOLD, told, recipe.parent)
             other = () if micro_batch is None else (f"micro_batch={micro_batch}",)
             run = Started(recipe, ("safety.spike.skip=false", *other), 2, environment={FOLDER: str(recipe.parent)})
             assert run.wait(PATIENCE_SECONDS + self.max_steps) == (0 if end == self.max_steps else 75), run.text()

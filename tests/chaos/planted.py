@@ -1,9 +1,10 @@
 """What goes wrong inside the processes of a run in month.py, which read, step by step, what the harness wants (plugin.py plants it).
 
 In the folder named by FOLDER lie
-    spoil             the next batch that no launch has taken is bad: {"kind": "nan" or "spike", "after": the newest step that one has taken}
-    bad.json          which batches are bad by now, by their steps: {"nan": [step, ...], "spike": [...]}; in every launch, as bad data is
-    told.json         what a straight run is told, in which nothing goes wrong: which batches to skip, and where to stop
+    spoil             the next batch that no launch has taken is bad: {"kind": "nan", "spike" or "shard", "after": the newest step that one has taken}
+    bad.json          which batches are bad by now, by their steps: {"nan": [step, ...], "spike": [...]}; in every launch, as bad data is;
+                      "shard": [...] is the position that each bad stretch of the data begins at
+    told.json         what a straight run is told, in which nothing goes wrong: which batches to skip, what to step over, and where to stop
     raise-RANK        an exception with these words is raised, once; where they begin with `memory`, a MemoryError
     full, hangs       as long as it is there, the disk of the checkpoints is full, or does not answer
 """
@@ -18,8 +19,11 @@ from typing import Any
 
 FOLDER = "TRAINER_MONTH"
 SPOIL, BAD, TOLD, RAISE, FULL, HANGS = "spoil", "bad.json", "told.json", "raise", "full", "hangs"
-FACTORS = {"nan": float("nan"), "spike": 50.0}
+SHARD = "shard"
+FACTORS = {"nan": float("nan"), "spike": 50.0, SHARD: float("nan")}
 """What the loss of a bad batch is multiplied by."""
+STRETCH_STEPS = 8
+"""How many batches a bad shard makes."""
 
 _WRITER = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from tests.chaos.planted import write; write()"
 """What Python runs in the writer's place: the writer, on a disk that the harness fills and hangs."""
@@ -33,6 +37,7 @@ def plant() -> None:
     """Called in each rank, before its model is built."""
     from trainer import files, loop
     from trainer.checkpoint.save import writer_client
+    from trainer.run import begin
     from trainer.safety.requests import Requests
 
     rank = int(os.environ.get("RANK", "0"))
@@ -40,6 +45,7 @@ def plant() -> None:
         loop.step_if_finite = _skipping(loop.step_if_finite, told["skip"])
         Requests.look = _stopping(Requests.look, told["stop_at"])
         loop.accumulate_gradients = _counting(loop.accumulate_gradients)
+        begin.learn_rollbacks = _stepping_over(begin.learn_rollbacks, told["step_over"])
         return
     loop.accumulate_gradients = _spoiled(loop.accumulate_gradients, rank)
     files._write_all = _on_a_bad_disk(files._write_all)
@@ -76,6 +82,16 @@ def _skipping(real, told):
     return step_if_finite
 
 
+def _stepping_over(real, stretches):
+    """None of the data that one is told to step over, from the beginning on."""
+
+    def learn(run, resumed_step):
+        real(run, resumed_step)
+        run.loader.stepped_over = tuple(map(tuple, stretches))
+
+    return learn
+
+
 def _stopping(real, stop_at):
     def look(self, step, *arguments):
         real(self, step, *arguments)
@@ -92,7 +108,7 @@ def _spoiled(real, rank):
 
     def accumulate(run, batch):
         _raise(rank)
-        if is_last and batch.digest not in factors and (factor := _factor(run.progress.step + 1)):
+        if is_last and batch.digest not in factors and (factor := _factor(run.progress.step + 1, batch)):
             factors[batch.digest] = factor
         if batch.digest not in factors:
             return real(run, batch)
@@ -105,14 +121,17 @@ def _spoiled(real, rank):
     return accumulate
 
 
-def _factor(step: int) -> float | None:
+def _factor(step: int, batch: Any) -> float | None:
     """What the loss of this step's batch is multiplied by; a batch that becomes bad now is noted before it is computed."""
-    bad, wanted = read(BAD) or {}, read(SPOIL)
+    bad, wanted, position = read(BAD) or {}, read(SPOIL), batch.first_sequence
     if wanted and step > wanted["after"]:
-        bad.setdefault(wanted["kind"], []).append(step)
+        kind = wanted["kind"]
+        bad.setdefault(kind, []).append(position if kind == SHARD else step)
         write_whole(BAD, bad)
         (_folder() / SPOIL).unlink()
-    return next((FACTORS[kind] for kind, taken in bad.items() if step in taken), None)
+    if any(0 <= position - begin < STRETCH_STEPS * batch.num_sequences for begin in bad.get(SHARD, [])):
+        return FACTORS[SHARD]
+    return next((FACTORS[kind] for kind, taken in bad.items() if kind != SHARD and step in taken), None)
 
 
 def read(name: str, folder: Path | None = None) -> Any:

@@ -4,16 +4,18 @@ import pytest
 
 from tests.chaos.month import KINDS, daly, live, young
 
-FEW = (4, ("rank", "writer", "nan_batch", "full_disk"))
+FEW = (4, ("rank", "writer", "nan_batch", "full_disk"), 25)
 """Kinds of which one needs a start, which is most of the time."""
 
 
+# Where steps are quick, some kinds let more of them pass by than others: of all kinds there must be enough.
 @pytest.mark.parametrize(
-    ("num_faults", "kinds"), [FEW, pytest.param(12, KINDS, marks=pytest.mark.long)], ids=["few", "many"]
+    ("num_faults", "kinds", "steps_a_fault"),
+    [FEW, pytest.param(len(KINDS), KINDS, 80, marks=pytest.mark.long)],
+    ids=["few", "many"],
 )
-def test_a_run_to_which_everything_happens_ends_as_if_nothing_had(tmp_path, num_faults, kinds):
-    # Where steps are quick, some kinds let more of them pass by than others: there must be enough for all.
-    came = live(tmp_path, num_faults, seed=3, kinds=kinds, steps_a_fault=25 if kinds != KINDS else 80)
+def test_a_run_to_which_everything_happens_ends_as_if_nothing_had(tmp_path, num_faults, kinds, steps_a_fault):
+    came = live(tmp_path, num_faults, seed=3, kinds=kinds, steps_a_fault=steps_a_fault)
     assert came["faults"] == num_faults
     assert set(came["faults_by_kind"]) == set(kinds)
     bad = sum(came["faults_by_kind"].get(kind, 0) for kind in ("nan_batch", "spike_batch"))

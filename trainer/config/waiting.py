@@ -8,11 +8,11 @@ machine and keeps most of a fair share on the busy one: `tests/benchmarks/conten
 from collections.abc import Mapping
 from pathlib import Path
 
-SPINS, SPINS_WITH_AVX512 = 3000, 1000
+SPINS, SPINS_WITH_AVX512 = 3000, 400
 """Turns of its loop after which a waiting thread of GNU's OpenMP, which torch brings along, sleeps.
 
 The second, where processors multiply twice as fast and so wait for less time. On the one kind 1,000 turns cost more than 4 % of a quiet
-step, on the other 3,000 leave less than 45 % of the speed beside one busy process (tests/benchmarks/results/contention*.json).
+step, on the other 700 leave less than 45 % of the speed beside one busy process (tests/benchmarks/results/contention*.json).
 """
 
 CHOSEN_BY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")

@@ -263,6 +263,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
             ["subprocess"],
             [
                 "launcher.py",
+                "alerts/targets.py",
                 "tools/trial/tracked.py",
                 "checkpoint/save/writer_client.py",
                 "tools/doctor/ask.py",

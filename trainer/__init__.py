@@ -7,7 +7,7 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
     layer 6  __main__ cli session
     layer 5  loop evaluate finish fork tools dry_run supervise
     layer 4  run launcher launcher_child export generation report history tensorboard runs ask
-    layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart
+    layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart alerts
     layer 2  config ending hub journal locks plugins pretrained replay state determinism host_checks host_copy parallel collectives plots
     layer 1  aliases beats byte_level contracts errors experts files lease model_files safetensors_header start step_result streams text
 
@@ -42,9 +42,10 @@ Where new things go (more in guides/contributing.md):
     optimizer          optim/adamw.py is the example: its ENTRY holds settings, groups, construction and bytes of state; its module's
                        name in config/optimizers.py is the one line; the step reads optim/found_inf.py, or the host waits for it and the
                        preflight (run/health.py) cannot try it
-    alert              metrics/slow_alarm.py is the example (log and journal, on rank 0; nothing is sent to anyone), made in
-                       run/reporting.py, called and closed in metrics/reporter.py; its event stands in journal.py and in
-                       guides/monitoring.md, its curve in metrics/tags.py; what ends a run is a vote: safety/guard.py
+    alert              an event of journal.py, a row of alerts/kinds.py (who is told, and of which kind: config/unattended.py) and of
+                       history/words.py; alerts/ sends it, from the process of supervise.py. What watches the steps for it:
+                       metrics/slow_alarm.py is the example (log and journal, on rank 0), made in run/reporting.py, called and closed in
+                       metrics/reporter.py; its event in guides/monitoring.md, its curve in metrics/tags.py; what ends a run is a vote: safety/guard.py
 """
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +133,8 @@ class CheckedLaunch:
     folder: Path
     hub_settings: tuple[HubSetting, ...] = ()
     """The settings that name something of the hub, each with its commit, which the processes are given."""
+    webhook: str | None = field(default=None, repr=False)
+    """The URL in the recipe to which alerts go: a secret, which no config holds."""
 
 
 def check_launch(words: Sequence[str], cluster: clusters.Cluster | None = None) -> CheckedLaunch:
@@ -163,7 +165,7 @@ def check_request(request: Request) -> CheckedLaunch:
     options = ["--config_file", str(cluster.path), "--mixed_precision", precision, *cluster.options]
     train = ["trainer", "train", request.recipe, *overrides]
     command = start.command("trainer.launcher_child", *options, start.SCRIPT, *train)
-    return CheckedLaunch(config, cluster, command, request.environment, folder, hub_settings)
+    return CheckedLaunch(config, cluster, command, request.environment, folder, hub_settings, request.loaded.webhook)
 
 
 def with_commits(

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer import files, launcher, lease
+from trainer.alerts.targets import targets_of
+from trainer.alerts.watch import Words, watching
 from trainer.config import cluster as clusters
 from trainer.config.folders import checkpoints_folder
 from trainer.config.load import dump, load_resolved
@@ -21,6 +23,9 @@ from trainer.config.schema import Config
 from trainer.ending.causes import Cause
 from trainer.ending.outcomes import Outcome
 from trainer.errors import TrainerError
+from trainer.history.screen import summary
+from trainer.history.standing import present, standing_of
+from trainer.history.words import words
 from trainer.journal import Journal, read_events
 from trainer.launcher import CheckedLaunch, read_words, record_unreported, split_words
 from trainer.locks import SUPERVISOR
@@ -36,12 +41,12 @@ LOOK_SECONDS = 0.2
 WAITS_STOPPED = "stopped while it waited to start again; start it to continue"
 
 
-def supervise(words: Sequence[str], checked: CheckedLaunch) -> int:
+def supervise(typed: Sequence[str], checked: CheckedLaunch) -> int:
     """Launches a run, and launches it again as long as the table says so; returns the exit code of the last launch.
 
-    words  the launch as it was typed, which is checked anew before each restart
+    typed  the launch as it was typed, which is checked anew before each restart
     """
-    with Forwarding() as signals, _recorded(checked):
+    with Forwarding() as signals, _recorded(checked), alerting(checked.config, checked.folder, checked.webhook):
         while True:
             code = launcher.run_launch(checked, signals)
             if signals.was_stopped or not is_enabled(checked.config.restart, os.environ):
@@ -54,11 +59,30 @@ def supervise(words: Sequence[str], checked: CheckedLaunch) -> int:
             if not _wait(checked, end, decision, signals):
                 return _stopped(checked)
             try:
-                checked = check_again(as_started(words, checked), checked, decision, signals)
-            except TrainerError:
-                if not signals.was_stopped:  # while it waited for GPUs
-                    raise
-                return _stopped(checked)
+                checked = check_again(as_started(typed, checked), checked, decision, signals)
+            except TrainerError as error:
+                if signals.was_stopped:  # while it waited for GPUs
+                    return _stopped(checked)
+                Journal(checked.folder).write("gave_up", cause=Cause.REFUSED, step=end.step, words=str(error))
+                raise
+
+
+@contextmanager
+def alerting(config: Config, folder: Path, webhook: str | None) -> Iterator[None]:
+    """While the block runs, those whom `config.alerts` names are told of what happens to the run in `folder`.
+
+    webhook  the URL that the recipe holds
+    """
+    targets, notices = targets_of(config.alerts, webhook, os.environ)
+    for notice in notices:
+        log.warning(notice)
+
+    def of_the_day() -> str:
+        now = present()
+        return summary(standing_of(folder, now), now)
+
+    with watching(folder, config.alerts, targets, Words(words, of_the_day)):
+        yield
 
 
 def _stopped(checked: CheckedLaunch) -> int:

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks.workload import machine
-from trainer.config.schema import SafetyConfig
+from trainer.config.unattended import SafetyConfig
 from trainer.safety.digests import digest_of, replicated_tensors
 
 MOST = 0.005

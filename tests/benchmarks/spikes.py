@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.benchmarks.workload import machine
 from tests.launching import Started, steps
-from trainer.config.schema import SpikeConfig
+from trainer.config.unattended import SpikeConfig
 from trainer.safety.spikes import SpikeGuard
 
 RECIPE = """

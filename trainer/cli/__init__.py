@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from trainer.cli import data, look, machine, model, run
+from trainer.cli.alerts import alerts_app
 from trainer.cli.checkpoints import checkpoints_app
 from trainer.cli.guide import guide
 from trainer.cli.runs import runs_app
@@ -33,6 +34,7 @@ GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Look": {
         "status": look.status,
         "report": look.report,
+        "alerts": alerts_app,
         "tensorboard": look.tensorboard,
         "compare": look.compare,
         "eval": model.evaluate,

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,6 +113,8 @@ def train(
     from trainer.hub_settings import download_weights, write_down
     from trainer.launcher import load_run, with_commits
     from trainer.safety.forward import ASKS
+    from trainer.safety.parent import STARTED_BY
+    from trainer.supervise import alerting
     from trainer.text import table
 
     loaded = load_run(recipe, overrides or [])
@@ -133,7 +136,10 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         for notice in loaded.notices:
             say(notice)
-    sys.exit(run_session(config))
+    is_alone = os.environ.get("RANK", "0") == "0" and STARTED_BY not in os.environ  # `./launch.sh` tells of the rest
+    with alerting(config, run_folder(config), loaded.webhook) if is_alone else nullcontext():
+        code = run_session(config)
+    sys.exit(code)
 
 
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Whether the run's answer is waited for.")]

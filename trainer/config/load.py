@@ -4,7 +4,7 @@ Every value knows where it came from, and all mistakes are reported at once.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from trainer.config.explain import explain, further_contradictions
 from trainer.config.length import LENGTHS, NOT_YET_KNOWN, length_of, length_problems, resolve_length
 from trainer.config.plain import Document, Dumper, Loader, both_readings, read_document
 from trainer.config.schema import Config, contradictions
+from trainer.config.secrets import take_webhook
 from trainer.config.settings import fields_of, kind_of, plain, type_of
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
@@ -31,6 +32,8 @@ class Loaded:
     origins: dict[str, str]
     old_names: dict[str, str]
     """Settings that were given under a name of an earlier version: that name -> where it stands."""
+    webhook: str | None = field(default=None, repr=False)
+    """The URL that a recipe gives as alerts.webhook: a secret, so that no config holds it."""
 
     @property
     def notices(self) -> list[str]:
@@ -77,13 +80,15 @@ def load(recipe: str, overrides: Sequence[str] = (), count_sequences: Callable[[
     path = find_recipe(recipe)
     document = _read_recipe(path, ())
     problems = [*_apply_overrides(overrides, document), *document.problems.values()]
+    webhook, unfit = take_webhook(document)
+    problems += unfit
     config = _validate(document, problems, count_sequences)
     if not config.name:
         config = config.model_copy(update={"name": path.stem})
         document.places["name"] = "the recipe's name"
         if unfit := contradictions(config):
             raise ConfigError(*unfit)
-    return Loaded(config, {key: _origin(key, document.places) for key in flatten(config)}, document.old_names)
+    return Loaded(config, {key: _origin(key, document.places) for key in flatten(config)}, document.old_names, webhook)
 
 
 def _validate(document: Document, problems: list[str], count_sequences: Callable[[Config], int] | None) -> Config:

@@ -1,4 +1,4 @@
-"""The page that says everything a run can be: each setting's name, type, default and meaning, declared once.
+"""The page that says everything a run can be: each setting's name, type, default and meaning, declared once (some in config/unattended.py).
 
 `trainer settings`, the table in trainer/guides/settings.md and `--show-config` all read this page. A word of the field has one meaning
 everywhere: a step is an optimizer step, a batch is counted in sequences, a loss is in nats per token.
@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.config.optimizers import OptimizerSettings, optimizer_section
 from trainer.config.section import Fraction, NotNegative, Positive, Rate, Section
+from trainer.config.unattended import AlertsConfig, HangConfig, RestartConfig, SafetyConfig
 
 CHANGEABLE = ("data", "tokenizer", "sequence_length", "seed", "optimizer")
 """What resume.allow_changes may name, besides fields of the model."""
@@ -165,77 +166,6 @@ class ResumeConfig(Section):
         return keys
 
 
-class RestartConfig(Section):
-    """What becomes of a run whose processes have ended, and nobody has asked for that."""
-
-    enabled: bool | Literal["auto"] = "auto"
-    """Whether the launch starts it again; `auto`: yes, but not under a scheduler, which does that itself."""
-    max: NotNegative = 10
-    """Restarts within the window, after which it gives up."""
-    window_hours: Rate = 24.0
-    """Length of that window."""
-    allow_fewer_gpus: bool = False
-    """Whether it goes on with fewer GPUs than the cluster file says where some are gone, as many as divide the batch; otherwise it waits for them."""
-
-
-class HangConfig(Section):
-    """When a launch that makes no progress is ended, and so started again."""
-
-    enabled: bool = True
-    """Whether the launch watches its ranks."""
-    min_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A rank may be silent for at least so long; else for ten times what 99 of 100 steps take."""
-    first_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """The same until 50 steps are known."""
-    max_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    """A rank that is silent for so long is ended though it computes."""
-
-
-class SpikeConfig(Section):
-    """Which steps are told from the others by their loss or gradient norm."""
-
-    skip: bool = False
-    """Whether their updates are skipped; false: they are only told, the first, second, fourth and so on, since healthy runs have some too."""
-    score: Annotated[float, Field(gt=0)] = 10.0
-    """A spike stands more than this many median absolute deviations (each at least 1 % of the median) above the median."""
-    window: Annotated[int, Field(ge=8)] = 128
-    """How many of the last accepted steps the median is taken of."""
-    min_history: Positive = 64
-    """Accepted steps before any is judged."""
-    max_in_a_row: Positive = 5
-    """After so many spikes in a row the new level is what is usual: the data may have changed."""
-
-    @model_validator(mode="after")
-    def _history_fits(self) -> "SpikeConfig":
-        if self.min_history > self.window:
-            raise ValueError(f"min_history {self.min_history} must not exceed window {self.window}")
-        return self
-
-
-class RollbackConfig(Section):
-    """What becomes of a run that diverges: it goes back to before that, and steps over the data that it diverged on."""
-
-    max: NotNegative = 3
-    """How often in a row, without 100 good steps between; then, and with 0, the run ends as `diverged`."""
-    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """What the learning rate is multiplied by after it, from the first step with other data on."""
-    lr_steps: NotNegative = 0
-    """For how many steps."""
-
-
-class SafetyConfig(Section):
-    """When a step is skipped, and when a run that goes wrong is taken back or ended."""
-
-    spike: SpikeConfig = SpikeConfig()
-    rollback: RollbackConfig = RollbackConfig()
-
-    digest_every_steps: NotNegative = 1000
-    """Steps between two comparisons, over all processes, of the bits of their weights and moments; where they differ, the run goes back to when they agreed. 0: never."""
-
-    max_bad_steps: Positive = 10
-    """The run has diverged after this many steps in a row whose gradient was not finite (each is skipped); in fp8 it goes on in bf16 first."""
-
-
 class PrecisionConfig(Section):
     """fp8, where the cluster file's mixed_precision asks for it, and what fp32 means on a GPU."""
 
@@ -316,6 +246,7 @@ class Config(Section):
     safety: SafetyConfig = SafetyConfig()
     restart: RestartConfig = RestartConfig()
     hang: HangConfig = HangConfig()
+    alerts: AlertsConfig = AlertsConfig()
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> "Config":

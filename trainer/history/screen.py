@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 
 from trainer.history.standing import Standing
-from trainer.text import SKEW_SECONDS, age, count, duration, size, table
+from trainer.text import SKEW_SECONDS, age, count, duration, numbered, size, table
 
 _LABEL, _HEAD_LINES = 12, 3
 
@@ -43,6 +43,22 @@ def screen(standing: Standing, now: datetime, width: int) -> str:
             f"    {_since(event['time'], now):>12}  {' '.join(event['words'].split())}" for event in standing.events
         ]
     return "\n".join(_cut(line, width) for line in lines)
+
+
+def summary(standing: Standing, now: datetime) -> str:
+    """One run in one line: the daily message."""
+    restarts = numbered(standing.num_restarts, "restart") + " in 24 hours" if standing.num_restarts else ""
+    facts = (
+        standing.state,
+        _progress(standing),
+        _left(standing, now),
+        _speed(standing),
+        f"loss {loss}" if (loss := _loss(standing)) else "",
+        f"last save: {_last_save(standing)}",
+        restarts,
+        f"disk: {_disk(standing)}",
+    )
+    return "; ".join(" ".join(fact.split()) for fact in facts if fact)
 
 
 def _rounded(seconds: float) -> str:

@@ -39,7 +39,7 @@ _WORDS = {
     "recompute": "step {step} computed once more: {found}",
     "rollback": "back from step {from_step} to {to_step}: {reason}",
     "digest_differs": "step {step}: the weights of ranks {ranks} differ",
-    "alert_failed": "an alert could not be sent: {failure}",
+    "alert_failed": "an alert ({kind}) was not sent to the {target}: {failure}",
 }
 
 

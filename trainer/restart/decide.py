@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from trainer.config.schema import RestartConfig
+from trainer.config.unattended import RestartConfig
 from trainer.ending.causes import OWN_FAILURES, Cause
 from trainer.ending.outcomes import Outcome
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.config.schema import Config, RestartConfig
+from trainer.config.schema import Config
+from trainer.config.unattended import RestartConfig
 from trainer.ending.causes import SECOND_HAND, Cause
 from trainer.ending.outcome_file import read_outcome
 from trainer.ending.outcomes import Outcome

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer.beats import Board
-from trainer.config.schema import HangConfig
+from trainer.config.unattended import HangConfig
 from trainer.journal import Journal
 from trainer.safety.forward import kill_launch
 from trainer.safety.hang_watch import Hang, HangWatch, is_stopped

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from trainer.beats import TRAINING, Beat
-from trainer.config.schema import HangConfig
+from trainer.config.unattended import HangConfig
 from trainer.text import duration
 
 KNOWN_STEPS = 50

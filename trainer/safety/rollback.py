@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import files
-from trainer.config.schema import RollbackConfig
+from trainer.config.unattended import RollbackConfig
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config.schema import SpikeConfig
+from trainer.config.unattended import SpikeConfig
 from trainer.step_result import StepResult, Verdict
 
 log = logging.getLogger(__name__)

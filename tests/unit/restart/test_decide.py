@@ -6,7 +6,7 @@ import pytest
 
 from tests.commands import trainer
 from trainer.cli.guide import FOLDER
-from trainer.config.schema import RestartConfig
+from trainer.config.unattended import RestartConfig
 from trainer.ending.causes import Cause
 from trainer.ending.outcomes import Outcome
 from trainer.restart.decide import (

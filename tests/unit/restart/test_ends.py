@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from trainer.config.load import dump, load
-from trainer.config.schema import RestartConfig
+from trainer.config.unattended import RestartConfig
 from trainer.ending.causes import Cause
 from trainer.ending.outcome_file import write_outcome
 from trainer.ending.outcomes import Outcome

@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from trainer.config.schema import SpikeConfig
+from trainer.config.unattended import SpikeConfig
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.run.verdict import judge_step, reason_to_save
 from trainer.safety.guard import NonFiniteGuard

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from trainer import beats
 from trainer.beats import TRAINING, Beat, Board
-from trainer.config.schema import HangConfig
+from trainer.config.unattended import HangConfig
 from trainer.safety.hang_watch import HangWatch, processor_seconds
 
 SETTINGS = HangConfig(min_seconds=10.0, first_seconds=100.0, max_seconds=300.0)

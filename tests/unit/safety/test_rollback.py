@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.schema import RollbackConfig
+from trainer.config.unattended import RollbackConfig
 from trainer.data.order import beyond
 from trainer.safety.rollback import ROLLBACKS, Rollbacks, Stretch, num_in_a_row, read_rollbacks, write_rollbacks
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.schema import SpikeConfig
+from trainer.config.unattended import SpikeConfig
 from trainer.safety.spikes import LEAST_SPREAD, SpikeGuard, robust_scores
 from trainer.step_result import SaveRequest, StepResult, Verdict
 

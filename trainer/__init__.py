@@ -9,7 +9,7 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
     layer 4  run launcher launcher_child export generation report history tensorboard runs ask
     layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart alerts
     layer 2  config ending hub journal locks plugins pretrained replay state determinism host_checks host_copy parallel collectives plots
-    layer 1  aliases beats byte_level contracts errors experts files lease model_files safetensors_header start step_result streams text
+    layer 1  aliases beats byte_level contracts errors experts files gpus lease model_files safetensors_header start step_result streams text
 
 Begin with loop.py: it is what all the rest serves. How work goes through the files:
 

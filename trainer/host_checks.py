@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from trainer.text import size
 
 CLOCK_SECONDS = 5.0
@@ -106,3 +108,14 @@ def _locked_memory(pins_memory: bool) -> HostCheck:
         "ulimit -l unlimited before the start (in a container --ulimit memlock=-1): NCCL locks memory for InfiniBand",
         is_endless or not pins_memory or limit >= LOCKED_BYTES,
     )
+
+
+def machine_bytes() -> int:
+    """Bytes of memory that this machine has, swap included, or a container's limit where that is less."""
+    there = psutil.virtual_memory().total + psutil.swap_memory().total
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            there = min(there, int(Path("/sys/fs/cgroup", limit).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue  # no such limit here, or the word `max`
+    return there

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from tests.gpu.record import Record
 from tests.gpu.runs import Scene
 from trainer.config.schema import PrecisionConfig
+from trainer.gpus import peak_flops
 from trainer.model.build import build_model
-from trainer.model.flops import flops_per_token, peak_flops
+from trainer.model.flops import flops_per_token
 from trainer.model.resolve import resolve
 from trainer.precision import backend
 from trainer.precision.convert import convert, find_blocks, misfit, survey

@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Data": {"prepare": data.prepare, "tokenizer": tokenizer_app},
     "Checkpoints": {"checkpoints": checkpoints_app, "export": model.export},
     "Machine": {
+        "plan": machine.plan,
         "doctor": machine.doctor,
         "selftest": machine.selftest,
         "bench": machine.bench_app,

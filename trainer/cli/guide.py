@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "guides"
 PAGES = (
     *(
         "run",
+        "scaling",
         "data",
         "models",
         "hub",

@@ -1,15 +1,43 @@
-"""The commands about this machine: `doctor` and `install-fp8` (precisions), `selftest` (exact resumes), `bench` (speed)."""
+"""The commands about this machine: `doctor` and `install-fp8` (precisions), `selftest` (exact resumes), `bench` (speed); and `plan`, about any."""
 
 import json
+import shutil
 import sys
 from typing import Annotated
 
 import typer
 
 from trainer.cli.options import JsonOption, LaunchArgument
-from trainer.streams import say, tell
+from trainer.streams import answer, say, tell
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine what a run would be like.")
+
+
+def plan(
+    words: LaunchArgument = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What it would run on, e.g. H100; by default what is here.")
+    ] = None,
+    mfu: Annotated[float | None, typer.Option(min=0.001, max=1.0, help="The share of the peak to reckon with.")] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Reckon with the share of the peak that this run has here.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour, in any currency.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Build the model on the meta device and count that; takes some seconds.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would take, before anything starts: parameters, memory by part, days, checkpoints, cost, what would make it fit."""
+    from trainer import launcher
+    from trainer.tools.plan.measured import pace_of
+    from trainer.tools.plan.plan import Asked, plan_of
+    from trainer.tools.plan.show import facts, text
+
+    wanted = launcher.read_words(words or [])
+    asked = Asked(gpu=gpu, mfu=mfu, price=price, exact=exact, pace=pace_of(like) if like else None)
+    found = plan_of(wanted.loaded.config, wanted.cluster, asked, say)
+    answer(json.dumps(facts(found), indent=1) if as_json else text(found, shutil.get_terminal_size((100, 24)).columns))
 
 
 def doctor(words: LaunchArgument = None, as_json: JsonOption = False) -> None:

@@ -1,11 +1,10 @@
-"""How much arithmetic a token costs, and how much a GPU could do: the two halves of MFU.
+"""How much arithmetic a token costs, which is one half of MFU; the other, how much a GPU could do, is in gpus.py.
 
 Convention: PaLM's (Chowdhery et al. 2022, appendix B). Six operations per token for each weight of a matrix product
 (two forward, four backward), and 12 x layers x attention width x sequence length for the attention scores, the causal
 half not subtracted. Recomputation under gradient checkpointing does not count: it is not progress.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -13,24 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.experts import active_share
-from trainer.text import count
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ParameterCounts:
-    """Numbers of parameters; one that is tied counts once."""
-
-    total: int
-    non_embedding: int
-    """Without the tables that tokens and positions are looked up in; the head is one of them where it is tied."""
-    active: int
-    """Those that a token meets: of experts, as many as are drawn for it."""
-
-    @property
-    def words(self) -> str:
-        """How many, for people."""
-        active = f", {count(self.active)} active a token" if self.active < self.total else ""
-        return f"{count(self.total)} parameters ({count(self.non_embedding)} without embeddings{active})"
+from trainer.model.shapes import ParameterCounts, Shapes, Weight
 
 
 def parameter_counts(model: nn.Module) -> ParameterCounts:
@@ -116,48 +98,25 @@ def _attention_width(config: PretrainedConfig) -> int:
     return layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
-_TERA = 1e12
-
-# Dense peaks in TFLOP/s from NVIDIA's data sheets, without sparsity, fp32 accumulation where the sheet tells it apart.
-# The first entry whose words are all in the device's name counts, so the special stands before the general.
-_SHEETS: tuple[tuple[str, dict[str, float]], ...] = (
-    ("B200", {"bf16": 2250, "fp16": 2250, "fp8": 4500, "tf32": 1125, "no": 75}),
-    ("H200 NVL", {"bf16": 835, "fp16": 835, "fp8": 1671, "tf32": 418, "no": 60}),
-    ("H200", {"bf16": 989, "fp16": 989, "fp8": 1979, "tf32": 494, "no": 67}),
-    ("GH200", {"bf16": 989, "fp16": 989, "fp8": 1979, "tf32": 494, "no": 67}),
-    ("H100 NVL", {"bf16": 835, "fp16": 835, "fp8": 1671, "tf32": 418, "no": 60}),
-    ("H100 PCIE", {"bf16": 756, "fp16": 756, "fp8": 1513, "tf32": 378, "no": 51}),
-    ("H100", {"bf16": 989, "fp16": 989, "fp8": 1979, "tf32": 494, "no": 67}),
-    ("A100", {"bf16": 312, "fp16": 312, "tf32": 156, "no": 19.5}),
-    ("L40S", {"bf16": 362, "fp16": 362, "fp8": 733, "tf32": 183, "no": 91.6}),
-    ("L40", {"bf16": 181, "fp16": 181, "fp8": 362, "tf32": 90.5, "no": 90.5}),
-    ("L4", {"bf16": 121, "fp16": 121, "fp8": 242, "tf32": 60, "no": 30.3}),
-    ("A40", {"bf16": 149.7, "fp16": 149.7, "tf32": 74.8, "no": 37.4}),
-    ("A30", {"bf16": 165, "fp16": 165, "tf32": 82, "no": 10.3}),
-    ("A10", {"bf16": 125, "fp16": 125, "tf32": 62.5, "no": 31.2}),
-    ("RTX A6000", {"bf16": 154.8, "fp16": 154.8, "tf32": 77.4, "no": 38.7}),
-    ("RTX 4090", {"bf16": 165.2, "fp16": 165.2, "fp8": 330.3, "tf32": 82.6, "no": 82.6}),
-    ("RTX 3090", {"bf16": 71, "fp16": 71, "tf32": 35.6, "no": 35.6}),
-    ("V100 PCIE", {"fp16": 112, "no": 14}),
-    ("V100", {"fp16": 125, "no": 15.7}),
-    ("T4", {"fp16": 65, "no": 8.1}),
-)
-_PEAKS = tuple((frozenset(words.split()), peaks) for words, peaks in _SHEETS)
-_OTHER_CHIPS = {"LAPTOP", "MIG", "D", "TI", "SUPER", "MAXQ"}
-
-
-def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense peak of a GPU in FLOP/s, or None when the GPU is not in the table or cannot do this precision.
-
-    device_name  as torch.cuda.get_device_name says it
-    precision    `bf16`, `fp16`, `fp8`, `tf32` or `no`; `no` means true fp32 outside the tensor cores, which is what
-                 torch computes unless tf32 is allowed
-    source       NVIDIA data sheets of each product, columns without sparsity
-    """
-    words = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
-    if words & _OTHER_CHIPS:
-        return None
-    for needed, peaks in _PEAKS:
-        if needed <= words:
-            return peaks[precision] * _TERA if precision in peaks else None
-    return None
+def shapes_of_model(model: PreTrainedModel) -> Shapes:
+    """A model as plain data; it may be on the meta device."""
+    tables, head, config = _tables(model), model.get_output_embeddings(), model.config
+    layers, width = getattr(config, "num_hidden_layers", None), _attention_width(config)
+    layers = layers if isinstance(layers, int) else 0
+    return Shapes(
+        config.model_type,
+        tuple(
+            Weight(
+                name,
+                tuple(parameter.shape),
+                is_table=id(parameter) in tables,
+                is_head=head is not None and parameter is head.weight,
+                share=_active_share(name, parameter, model),
+            )
+            for name, parameter in model.named_parameters()
+        ),
+        num_layers=layers,
+        hidden=config.hidden_size,
+        attention_width=width,
+        query_width=width // max(layers, 1),
+    )

@@ -14,22 +14,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from trainer.errors import ConfigError
 from trainer.model.presets import preset_fields
 from trainer.model.rope import with_rope
+from trainer.model.shapes import padded_vocabulary
 from trainer.text import did_you_mean
 
 logger = logging.getLogger(__name__)
-
-VOCABULARY_MULTIPLE = 64
-"""Rows of the embedding are padded to a multiple of this: matrix units want dimensions of 8 to 64, fp8 needs 16."""
 
 CONFIG_ERRORS = (StrictDataclassError, ValueError, TypeError)
 """What a config class raises for a value that it does not take."""
 
 POSITION_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "max_seq_length")
-
-
-def padded_vocabulary(vocab_size: int) -> int:
-    """The number of rows of embedding and head: the vocabulary rounded up to a multiple of 64."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def resolve(

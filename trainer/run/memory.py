@@ -1,12 +1,10 @@
 """Whether a memory can hold a run at all: a bound from below, reported before the first step instead of by the system's out-of-memory killer."""
 
-from pathlib import Path
-
-import psutil
 import torch
 
 from trainer.config.schema import Config
 from trainer.errors import OutOfMemoryError
+from trainer.host_checks import machine_bytes
 from trainer.metrics.memory_advice import advice
 from trainer.text import size
 
@@ -20,17 +18,6 @@ def least_bytes(model: torch.nn.Module, *, micro_batch: int, sequence_length: in
     layers, width = (getattr(model.config, name, None) for name in ("num_hidden_layers", "hidden_size"))
     kept = layers * width * micro_batch * sequence_length if isinstance(layers, int) and isinstance(width, int) else 0
     return parameters + _BYTES.get(precision, 2) * kept
-
-
-def machine_bytes() -> int:
-    """Bytes of memory that this machine has, swap included, or a container's limit where that is less."""
-    there = psutil.virtual_memory().total + psutil.swap_memory().total
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            there = min(there, int(Path("/sys/fs/cgroup", limit).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue  # no such limit here, or the word `max`
-    return there
 
 
 def check_memory(

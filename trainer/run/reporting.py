@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from trainer.checkpoint.format.manifest import Description
 from trainer.config.folders import checkpoints_folder, run_folder
 from trainer.config.schema import Config
+from trainer.gpus import peak_flops
 from trainer.journal import Journal
 from trainer.launch.environment import num_local_processes
 from trainer.metrics.details import detail_interval
@@ -17,7 +18,7 @@ from trainer.metrics.probes import Probes, histogram_interval
 from trainer.metrics.reporter import Reporter
 from trainer.metrics.slow_alarm import SlowAlarm
 from trainer.metrics.tags import EXPERTS, FP8, FP8_FIT, FP8_GAP, GPU, MFU, TASKS, VALIDATION
-from trainer.model.flops import flops_per_token, parameter_counts, peak_flops, spared_flops_per_token
+from trainer.model.flops import flops_per_token, parameter_counts, spared_flops_per_token
 from trainer.parallel import Parallel
 from trainer.precision.decide import Decision
 from trainer.precision.monitor import PrecisionMonitor

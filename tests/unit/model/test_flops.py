@@ -8,8 +8,9 @@ from tests.messages import says
 from tests.unit.model.families import family_model
 from tests.unit.model.tiny import tiny_model
 from trainer.config.groups import ParameterGroup
+from trainer.gpus import peak_flops
 from trainer.model.build import build_model, build_shapes
-from trainer.model.flops import flops_per_token, parameter_counts, peak_flops, spared_flops_per_token
+from trainer.model.flops import flops_per_token, parameter_counts, spared_flops_per_token
 from trainer.model.resolve import resolve
 from trainer.optim.rules import freeze
 

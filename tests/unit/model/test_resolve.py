@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from tests.messages import says
 from trainer.errors import ConfigError
 from trainer.model.presets import PRESETS
-from trainer.model.resolve import padded_vocabulary, resolve
+from trainer.model.resolve import resolve
+from trainer.model.shapes import padded_vocabulary
 
 SIZES = {
     "gpt2-124m": 124e6,

@@ -1,0 +1,126 @@
+"""Is `trainer plan` right? What it says before a run beside what the run then takes, on this machine's CPUs.
+
+    python tests/benchmarks/plan.py [--steps 50] [--json FILE]
+
+Three recipes that need memory for different things are planned and then launched, one after another: peak memory of the process against
+`needed_bytes`, the median step against the one from FLOPs alone, and against the one that `--like` another of the three gives. Nothing else
+may run meanwhile. Ends with 1 when memory is off by more than a tenth, a step by more than 30 %, or by more than 15 % with `--like`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(PROJECT))
+from tests.benchmarks.workload import machine  # noqa: E402
+from trainer.metrics.curves import CURVE, read_records  # noqa: E402
+
+MEMORY, FLOPS_ALONE, CALIBRATED = 0.10, 0.30, 0.15
+WARM_UP_STEPS = 5
+
+_GPT2 = ["data.corpus=shakespeare", "data.tokenizer=gpt2", "evaluation.num_sequences=16", "evaluation.tasks=[]"]
+RECIPES = {
+    "long batches": ["shakespeare", "global_batch=64", "micro_batch=32", "sequence_length=256"],
+    "wide head": [
+        "gpt2-124m",
+        *_GPT2,
+        "model.config.n_layer=4",
+        "global_batch=2",
+        "micro_batch=2",
+        "sequence_length=256",
+    ],
+    "checkpointed": [
+        *("llama-124m", *_GPT2, "model.gradient_checkpointing=true", "global_batch=8", "micro_batch=4"),
+        *("model.config.num_hidden_layers=8", "model.config.hidden_size=512", "model.config.intermediate_size=1408"),
+        *("model.config.num_attention_heads=8", "model.config.num_key_value_heads=4", "sequence_length=128"),
+    ],
+}
+"""Activations count in the first, weights, moments and the head's logits in the second; blocks are computed again in the third."""
+
+
+def trainer(*words: str) -> str:
+    """What a command answers; its log goes to standard error."""
+    command = [sys.executable, "-m", "trainer", *words]
+    return subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def words_of(name: str, folder: Path, steps: int) -> list[str]:
+    """The launch of a recipe, into a folder of its own."""
+    recipe, *overrides = RECIPES[name]
+    place = [f"runs_folder={folder}/runs", f"checkpoints_folder={folder}/checkpoints", f"name={name.replace(' ', '-')}"]
+    few = [
+        "evaluation.sample_tokens=0",
+        "schedule.warmup_steps=0",
+        f"max_steps={steps}",
+        f"evaluation.every_steps={steps}",
+    ]
+    return ["cpu", recipe, *overrides, *place, *few]
+
+
+def planned(words: list[str], *options: str) -> dict[str, Any]:
+    facts = json.loads(trainer("plan", *words, "--json", *options))["devices"][0]
+    return {"needed_bytes": facts["needed_bytes"], "step_seconds": facts["step_seconds"], "memory": facts["memory"]}
+
+
+def taken(words: list[str], folder: Path, name: str) -> dict[str, float]:
+    """What the run took: its peak, and the median of its steps."""
+    trainer("launch", *words)
+    records = read_records(folder / "runs" / name.replace(" ", "-") / CURVE)
+    seconds = [record["step_seconds"] for record in records if record["step"] > WARM_UP_STEPS]
+    peak = max(record.get("memory/peak_resident_bytes", 0.0) for record in records)
+    return {"peak_bytes": peak, "step_seconds": statistics.median(seconds)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--only", choices=RECIPES)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {}
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name in [arguments.only] if arguments.only else RECIPES:
+            words = words_of(name, folder, arguments.steps)
+            row: dict[str, Any] = {
+                "recipe": RECIPES[name],
+                "planned": planned(words),
+                "taken": taken(words, folder, name),
+            }
+            row["memory_off"] = row["planned"]["needed_bytes"] / row["taken"]["peak_bytes"] - 1
+            row["step_off"] = row["planned"]["step_seconds"] / row["taken"]["step_seconds"] - 1
+            row["like"] = {}
+            for other in found:
+                run = str(folder / "runs" / other.replace(" ", "-"))
+                row["like"][other] = planned(words, "--like", run)["step_seconds"] / row["taken"]["step_seconds"] - 1
+            found[name] = row
+            likes = "".join(f", like {other} {off:+.1%}" for other, off in row["like"].items())
+            print(f"{name}: memory {row['memory_off']:+.1%}, step {row['step_off']:+.1%}{likes}", flush=True)
+            print("   ", json.dumps(row["planned"]["memory"]), json.dumps(row["taken"]), flush=True)
+    worst = {
+        "memory": (max(abs(row["memory_off"]) for row in found.values()), MEMORY),
+        "step from FLOPs alone": (max(abs(row["step_off"]) for row in found.values()), FLOPS_ALONE),
+        "step like another recipe": (
+            max((abs(off) for row in found.values() for off in row["like"].values()), default=0.0),
+            CALIBRATED,
+        ),
+    }
+    for what, (off, most) in worst.items():
+        print(f"{what}: off by {off:.1%} at most, {most:.0%} allowed")
+    if arguments.json:
+        facts = {"machine": machine(), "load_average": load, "steps": arguments.steps, "recipes": found}
+        checks = {what: {"off": off, "most": most} for what, (off, most) in worst.items()}
+        arguments.json.write_text(json.dumps({**facts, "checks": checks}, indent=1) + "\n", encoding="utf-8")
+    return int(any(off > most for off, most in worst.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

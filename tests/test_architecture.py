@@ -210,6 +210,7 @@ def test_commands_that_only_look_never_load_torch(store):
 import sys
 from trainer.cli import app
 for words in (["--help"], ["train", "--help"], ["selftest", "--help"], ["doctor", "--help"], ["bench", "precision", "--help"], ["compare", "--help"], ["train", "shakespeare", "--show-config"],
+              ["plan", "--help"], ["plan", "4gpu_bf16", "llama-1b"], ["plan", "cpu", "shakespeare", "--json"],
               ["checkpoints", "ls", {run!r}], ["checkpoints", "ls", {run!r}, "--json"], ["checkpoints", "verify", {run!r}],
               ["checkpoints", "show", {run!r}], ["checkpoints", "diff", {run!r}, "5", "10"], ["checkpoints", "pin", {run!r}, "5"],
               ["checkpoints", "prune", {run!r}, "--dry-run"], ["checkpoints", "copy", {run!r}, "5", {copy!r}],
@@ -371,7 +372,7 @@ def test_nothing_is_caught_by_a_bare_except():
     assert bare == []
 
 
-COMMANDS = "train|prepare|tokenizer|checkpoints|runs|launch|finish|eval|export|generate|report|status|tensorboard|doctor|selftest|bench|install-fp8|compare|guide"
+COMMANDS = "train|prepare|tokenizer|checkpoints|runs|launch|finish|eval|export|generate|report|status|tensorboard|doctor|selftest|bench|plan|install-fp8|compare|guide"
 PRINTED_COMMAND = re.compile(
     rf": trainer (?:{COMMANDS})\b|`trainer (?:{COMMANDS}) [\w-]|\./launch\.sh|\.venv/bin|^trainer (?:{COMMANDS})$"
 )

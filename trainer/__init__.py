@@ -37,8 +37,9 @@ Where new things go (more in guides/contributing.md):
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state),
                        data/loader.py; what a resume must notice goes into the fingerprint: data/shards.py, run/identity.py,
                        checkpoint/resume/changes.py; what an epoch is: data/loader.py (epoch_at), run/build.py (_course),
-                       config/length.py, dry_run.py; who else reads data.corpus: evaluate.py, tools/compare/runs.py, cli/run.py;
+                       config/length.py, dry_run.py, tools/plan/known.py; who else reads data.corpus: evaluate.py, tools/compare/runs.py, cli/run.py;
                        who else opens a corpus: launcher.py (check_data), cli/machine.py
+    family, GPU        model/families.py, by which tools/plan counts without torch (others are built); gpus.py
     optimizer          optim/adamw.py is the example: its ENTRY holds settings, groups, construction and bytes of state; its module's
                        name in config/optimizers.py is the one line; the step reads optim/found_inf.py, or the host waits for it and the
                        preflight (run/health.py) cannot try it

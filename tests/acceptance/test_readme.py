@@ -102,7 +102,7 @@ def check(words: list[str]) -> None:
     """The words of a command parse, and what they name exists."""
     context = parse(with_command(words, list(typer.main.get_command(app).commands), is_launch_sh=True))
     name, given = context.command.name, context.params
-    if name in ("launch", "selftest", "precision", "doctor"):
+    if name in ("launch", "selftest", "precision", "doctor", "plan"):
         cluster, recipe, overrides = launcher.split_words(given["words"] or [])
         assert cluster is None or cluster in cluster_names()
         check_recipe_and_overrides(recipe, overrides)
@@ -224,7 +224,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     mirror = {"mirror": str(folder / "mirror")}
     train(write_recipe(folder, name="mine", sequence_length=64, evaluation={"sample_tokens": 8}, checkpoint=mirror))
-    (folder / "mine.yaml").write_text("base: shakespeare\n")
+    (folder / "mine.yaml").write_text("base: shakespeare\nglobal_batch: 32\n")
     (folder / "prompts.jsonl").write_text('{"prompt": "Once"}\n')
     for other in ("mine-bf16", "mine-fp8"):
         shutil.copytree(folder / "runs" / "mine", folder / "runs" / other)

@@ -25,20 +25,16 @@ from trainer.metrics.curves import CURVE, read_records  # noqa: E402
 MEMORY, FLOPS_ALONE, CALIBRATED = 0.10, 0.30, 0.15
 WARM_UP_STEPS = 5
 
-_GPT2 = ["data.corpus=shakespeare", "data.tokenizer=gpt2", "evaluation.num_sequences=16", "evaluation.tasks=[]"]
+_PLAYS = ["data.corpus=shakespeare", "evaluation.num_sequences=16", "evaluation.tasks=[]"]
 RECIPES = {
-    "long batches": ["shakespeare", "global_batch=64", "micro_batch=32", "sequence_length=256"],
+    "long batches": ["shakespeare", "global_batch=32", "micro_batch=16", "sequence_length=256"],
     "wide head": [
-        "gpt2-124m",
-        *_GPT2,
-        "model.config.n_layer=4",
-        "global_batch=2",
-        "micro_batch=2",
-        "sequence_length=256",
+        *("gpt2-124m", *_PLAYS, "data.tokenizer=gpt2", "model.config.n_layer=4"),
+        *("global_batch=2", "micro_batch=2", "sequence_length=256"),
     ],
     "checkpointed": [
-        *("llama-124m", *_GPT2, "model.gradient_checkpointing=true", "global_batch=8", "micro_batch=4"),
-        *("model.config.num_hidden_layers=8", "model.config.hidden_size=512", "model.config.intermediate_size=1408"),
+        *("llama-124m", *_PLAYS, "model.gradient_checkpointing=true", "global_batch=8", "micro_batch=8"),
+        *("model.config.num_hidden_layers=6", "model.config.hidden_size=512", "model.config.intermediate_size=1408"),
         *("model.config.num_attention_heads=8", "model.config.num_key_value_heads=4", "sequence_length=128"),
     ],
 }
@@ -73,7 +69,9 @@ def taken(words: list[str], folder: Path, name: str) -> dict[str, float]:
     """What the run took: its peak, and the median of its steps."""
     trainer("launch", *words)
     records = read_records(folder / "runs" / name.replace(" ", "-") / CURVE)
-    seconds = [record["step_seconds"] for record in records if record["step"] > WARM_UP_STEPS]
+    seconds = [
+        record["step_seconds"] for record in records if "step_seconds" in record and record["step"] > WARM_UP_STEPS
+    ]
     peak = max(record.get("memory/peak_resident_bytes", 0.0) for record in records)
     return {"peak_bytes": peak, "step_seconds": statistics.median(seconds)}
 

@@ -1,8 +1,8 @@
 """How much memory one process of a run needs, by part: counted where shapes say it, estimated where kernels decide.
 
 Counted are weights, gradients, moments, snapshots and the head's buffers. What blocks keep for the backward pass is counted by this rule:
-a compiled block keeps the residual stream that comes in, what each of its products gives (but for the last, which the next block has)
-and what its attention gives; norms and activations are computed again. Without torch.compile it keeps about twice as much.
+a compiled block keeps what goes into each of its products and what comes out of it; the rest is computed again, but for the residual stream
+before its norms. Without torch.compile it keeps what each operation needs, up to twice as much.
 tests/benchmarks/plan.py holds the sum against the measured peak.
 """
 
@@ -19,9 +19,6 @@ CPU_BASE_BYTES = 0.62e9
 
 GPU_BASE_BYTES = 1.5e9
 """What CUDA, its libraries and the communication between GPUs take of each; not measured here."""
-
-UNCOMPILED_FACTOR = 2.0
-"""How much more blocks keep where each operation keeps what it needs."""
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, GPU_CHUNK_SHARE, MIN_CHUNK_TOKENS = 16e6, 2e9, 1 / 40, 256
 """As in model/head.py, which imports torch."""
@@ -158,26 +155,42 @@ class _Sized:
 
 def block_bytes(shapes: Shapes, setting: Setting) -> float:
     """What a block keeps of a micro-batch for the backward pass, where nothing is computed again; a mean over the blocks."""
-    outputs = _outputs(shapes) / max(shapes.num_layers, 1)
-    numbers = outputs - shapes.hidden + shapes.query_width + shapes.kept_more
-    compiled = setting.tokens * (FP32 * shapes.hidden + setting.width * numbers)
-    return compiled if setting.is_compiled else UNCOMPILED_FACTOR * compiled
+    blocks, half = max(shapes.num_layers, 1), setting.width == HALF
+    outputs, back = _outputs(shapes) / blocks, _into_residual(shapes) / blocks
+    # The residual stream before each of two norms, in fp32; what they give, in place of what goes back into the stream.
+    compiled = 2 * FP32 * shapes.hidden + setting.width * (outputs + back + shapes.kept_more)
+    if setting.is_compiled:
+        return setting.tokens * compiled
+    casts = 6 * shapes.hidden if half else 0  # of one tensor, for each product that reads it
+    more = 2 * FP32 * shapes.hidden + casts + 2 * setting.width * max(0.0, back - shapes.query_width)
+    return setting.tokens * (compiled + more)
 
 
 def _outputs(shapes: Shapes) -> float:
     """Numbers of one token that the products of all blocks give."""
-    return sum(_output_width(weight) for weight in shapes.block_weights if weight.is_product and _in_block(weight))
+    return sum(_widths(weight)[0] for weight in _products_of_blocks(shapes))
 
 
-def _output_width(weight: Weight) -> float:
-    if len(weight.shape) == 3 and weight.shape[1] > 1:  # stacked experts, of which a token visits some
-        return weight.shape[0] * weight.share * weight.shape[1]
-    is_transposed = re.search(r"\.c_(attn|proj|fc)\.", weight.name)
-    return weight.shape[1] if is_transposed else weight.shape[0] * (weight.share if ".experts." in weight.name else 1.0)
+def _into_residual(shapes: Shapes) -> float:
+    """Numbers of one token that go into the products whose result is added to the residual stream, of all blocks."""
+    return sum(_widths(weight)[1] for weight in _products_of_blocks(shapes) if _BACK.search(weight.name))
 
 
-def _in_block(weight: Weight) -> bool:
-    return re.search(r"\.\d+\.", weight.name) is not None
+_BACK = re.compile(r"\.(o_proj|out_proj|c_proj|dense|dense_4h_to_h|down_proj|fc2|wo|w2|fc_out|proj)(\.weight)?$")
+_TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.")
+
+
+def _products_of_blocks(shapes: Shapes) -> list[Weight]:
+    return [weight for weight in shapes.block_weights if weight.is_product and re.search(r"\.\d+\.", weight.name)]
+
+
+def _widths(weight: Weight) -> tuple[float, float]:
+    """Numbers of one token that a product gives, and that go into it; of experts, those of all that a token visits."""
+    if len(weight.shape) == 3 and weight.shape[1] > 1:  # stacked experts
+        visited = weight.shape[0] * weight.share
+        return visited * weight.shape[1], visited * weight.shape[2]
+    outward, inward = weight.shape[0], weight.shape[1]
+    return (inward, outward) if _TRANSPOSED.search(weight.name) else (outward, inward)
 
 
 def head_bytes(shapes: Shapes, setting: Setting, device_bytes: float | None) -> tuple[float, float]:

@@ -142,8 +142,7 @@ def _change(fit: Fit) -> str:
 def _kinds(plan: Plan, width: int) -> str:
     """The run on each kind of GPU."""
     has_price = plan.fits[0].price is not None
-    heads = ("GPU", "memory", "needs", "fits", "days", *(("cost",) if has_price else ()), "fits with")
-    rows = [heads]
+    rows = [("GPU", "memory", "needs", "fits", "days", *(("cost",) if has_price else ()))]
     for fit in plan.fits:
         days = (
             UNKNOWN
@@ -153,18 +152,14 @@ def _kinds(plan: Plan, width: int) -> str:
         memory = UNKNOWN if fit.device.memory_bytes is None else size(fit.device.memory_bytes)
         verdict = {True: "yes", False: "no", None: UNKNOWN}[fit.fits]
         price = (f"{fit.price:,.0f}" if fit.price is not None else UNKNOWN,) if has_price else ()
-        rows.append(
-            (
-                fit.device.name,
-                memory,
-                size(fit.needed_bytes),
-                verdict,
-                days,
-                *price,
-                fit.change or ("-" if fit.fits else "nothing"),
-            )
-        )
-    return "\n".join(line[:width] for line in table(rows).splitlines())
+        rows.append((fit.device.name, memory, size(fit.needed_bytes), verdict, days, *price))
+    changes = ["fits with", *("-" if fit.fits else fit.change or "nothing" for fit in plan.fits)]
+    lefts = table(rows).splitlines()
+    start = max(map(len, lefts)) + 2
+    lines = []
+    for left, change in zip(lefts, changes, strict=True):
+        lines += textwrap.wrap(change, width, initial_indent=f"{left:{start}}", subsequent_indent=" " * start)
+    return "\n".join(lines)
 
 
 def _of_the_first(plan: Plan) -> list[tuple[str, str]]:

@@ -73,7 +73,7 @@ def test_a_model_that_is_built_is_the_same(words):
 
 
 def test_a_family_that_is_not_known_is_built():
-    words = ["model.preset=null", "model.config={model_type: starcoder2, num_hidden_layers: 1, hidden_size: 64}"]
+    words = ["model.preset=null", "model.config={model_type: starcoder2, num_hidden_layers: 1, hidden_size: 48}"]
     plan = facts("1gpu_bf16", "shakespeare", *words)
     assert plan["built"] is True and plan["model_type"] == "starcoder2" and plan["parameters"]["total"] > 0
 

@@ -7,7 +7,7 @@ tests/benchmarks/plan.py holds the sum against the measured peak.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from trainer.config.optimizers import OptimizerSettings, optimizer_entry
 from trainer.model.shapes import Shapes, Weight
@@ -56,7 +56,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at the fullest moment of a step, by part."""
+    """Bytes of one process at the fullest moment of a step, by part.
+
+    All gradients count beside all activations, also where a step has one micro-batch and they come as those go: what is freed in small
+    pieces is not there for others at once.
+    """
 
     weights: float
     gradients: float
@@ -65,11 +69,9 @@ class Memory:
     """Weights in lower precision, and those that a sharded rank has gathered."""
     activations: float
     head: float
-    """Logits of a chunk, and the gradients of hidden states and of the head's weight."""
+    """Logits of a chunk, and gradients of the head; or what the gradient of the embedding takes besides, where that is more."""
     working: float
     """What one block needs while it goes backward."""
-    not_at_once: float
-    """Negative: gradients come as activations go, where a step has one micro-batch."""
     base: float
     """Of the process and its libraries."""
     snapshots: float
@@ -78,11 +80,8 @@ class Memory:
     @property
     def on_device(self) -> float:
         """What a GPU needs."""
-        return (
-            sum((self.weights, self.gradients, self.moments, self.copies, self.activations, self.head, self.working))
-            + self.not_at_once
-            + self.base
-        )
+        parts = (self.weights, self.gradients, self.moments, self.copies)
+        return sum((*parts, self.activations, self.head, self.working, self.base))
 
 
 def memory_of(shapes: Shapes, optimizer: OptimizerSettings, setting: Setting, device_bytes: float | None) -> Memory:
@@ -100,24 +99,18 @@ def memory_of(shapes: Shapes, optimizer: OptimizerSettings, setting: Setting, de
     activations = (
         shapes.num_layers * kept + (block if setting.is_checkpointed else 0) + FP32 * shapes.hidden * setting.tokens
     )
-    buffers, head_gradients = head_bytes(shapes, setting, device_bytes)
     working = setting.width * setting.tokens * max(_outputs(shapes) / max(shapes.num_layers, 1), shapes.hidden)
-    memory = Memory(
+    return Memory(
         weights,
         gradients,
         moments / shards,
         _copies(shapes, setting),
         activations,
-        buffers + head_gradients,
+        max(head_bytes(shapes, setting, device_bytes), _table_bytes(shapes, setting)),
         working,
-        0.0,
         CPU_BASE_BYTES if setting.on_cpu else GPU_BASE_BYTES,
         NUM_SLOTS * (FP32 * total + moments) / shards,
     )
-    if setting.accumulation > 1:
-        return memory
-    # Before the backward pass there are no gradients, and after it no activations.
-    return replace(memory, not_at_once=-min(gradients, activations + memory.head))
 
 
 def moment_bytes(shapes: Shapes, settings: OptimizerSettings) -> int:
@@ -193,8 +186,14 @@ def _widths(weight: Weight) -> tuple[float, float]:
     return (inward, outward) if _TRANSPOSED.search(weight.name) else (outward, inward)
 
 
-def head_bytes(shapes: Shapes, setting: Setting, device_bytes: float | None) -> tuple[float, float]:
-    """(buffers of a chunk, gradients that live until the backward pass) of the head and its loss."""
+def _table_bytes(shapes: Shapes, setting: Setting) -> float:
+    """Gradients of the embedding besides the one that is kept: a micro-batch's own, and the head's where it is tied to it."""
+    times = int(shapes.head.is_table) + int(setting.accumulation > 1)
+    return FP32 * times * shapes.head.numel
+
+
+def head_bytes(shapes: Shapes, setting: Setting, device_bytes: float | None) -> float:
+    """What the head and its loss take: the buffers of a chunk, and gradients that live until the backward pass."""
     rows, hidden = shapes.head.shape[0], shapes.head.shape[1]
     budget = CPU_CHUNK_BYTES if setting.on_cpu else min(GPU_CHUNK_BYTES, GPU_CHUNK_SHARE * (device_bytes or 80e9))
     fused = setting.is_compiled and not setting.on_cpu
@@ -203,7 +202,7 @@ def head_bytes(shapes: Shapes, setting: Setting, device_bytes: float | None) -> 
     buffers = min(tokens, setting.tokens) * rows * per_logit
     if setting.width == HALF:
         buffers += rows * hidden * (HALF + FP32)  # the weight in that precision, and a chunk's product
-    return buffers, FP32 * (rows * hidden + setting.tokens * hidden)
+    return buffers + FP32 * (rows * hidden + setting.tokens * hidden)
 
 
 def _copies(shapes: Shapes, setting: Setting) -> float:

@@ -100,12 +100,11 @@ def _memory(plan: Plan, width: int) -> str:
         ("moments", memory.moments, plan.config.optimizer.name),
         ("copies", memory.copies, "weights in lower precision"),
         ("activations", memory.activations, f"kept for the backward pass; {other}"),
-        ("head", memory.head, "logits of a chunk, gradients of the head"),
+        ("head", memory.head, "logits of a chunk, gradients of head and embedding"),
         ("working", memory.working, "of a block going backward"),
-        ("not at once", memory.not_at_once, "gradients come as activations go"),
         ("libraries", memory.base, "the process itself" if setting.on_cpu else "CUDA and its libraries, assumed"),
     ]
-    lines = [(name, _signed(part), words) for name, part, words in parts if part]
+    lines = [(name, size(part), words) for name, part, words in parts if part]
     lines.append(("in all", size(memory.on_device), _verdict(first)))
     if plan.config.checkpoint.asynchronous:
         lines.append(("snapshots", size(memory.snapshots), "up to two, in the memory of the machine that saves"))
@@ -114,10 +113,6 @@ def _memory(plan: Plan, width: int) -> str:
     for left, words in cells:
         out += textwrap.wrap(words, width, initial_indent=left, subsequent_indent=" " * len(left)) or [left.rstrip()]
     return "\n".join(out)
-
-
-def _signed(number: float) -> str:
-    return f"-{size(-number)}" if number < 0 else size(number)
 
 
 def _verdict(fit: Fit) -> str:

@@ -19,7 +19,7 @@ from trainer.optim.build import build_optimizer
 from trainer.optim.rules import freeze
 from trainer.tools.plan import memory
 from trainer.tools.plan.known import with_frozen
-from trainer.tools.plan.memory import Setting, memory_of, moment_bytes
+from trainer.tools.plan.memory import Setting, head_bytes, memory_of, moment_bytes
 from trainer.tools.plan.pace import work_of
 from trainer.tools.plan.remedy import nearest_change
 from trainer.tools.plan.storage import storage_of
@@ -175,11 +175,17 @@ def test_activations_grow_with_the_micro_batch_and_hardly_any_are_kept_where_the
     assert activations() < activations(precision="no")
 
 
-def test_one_micro_batch_a_step_never_has_all_gradients_and_all_activations():
-    shapes, optimizer = shapes_of_model(tiny_model("llama")), config_of().optimizer
-    once = memory_of(shapes, optimizer, replace(SETTING, accumulation=1), 80e9)
-    twice = memory_of(shapes, optimizer, SETTING, 80e9)
-    assert twice.on_device - once.on_device == min(twice.gradients, twice.activations + twice.head)
+def test_the_embedding_has_a_gradient_more_where_it_is_tied_and_where_micro_batches_add_up():
+    optimizer = config_of().optimizer
+
+    def head_part(shape, accumulation):
+        shapes = shapes_of_model(tiny_model(shape))
+        few = replace(SETTING, micro_batch=1, sequence_length=1, accumulation=accumulation, precision="no")
+        return memory_of(shapes, optimizer, few, 80e9).head - head_bytes(shapes, few, 80e9), 4 * shapes.head.numel
+
+    assert head_part("llama", 1)[0] == 0
+    extra, table = head_part("llama-tied", 2)
+    assert 0 < extra < table
 
 
 # What would make it fit

@@ -14,7 +14,13 @@ ROUTINE = ("save", "prune", "mirror", "train", "hub")
 
 _WORDS = {
     "launch": "launched: {command}",
-    "start": "started: {machine}",
+    "start": "started: {machine}{fallback}",
+    "preflight": "a step and an evaluation of full shape were tried",
+    "request": "{by} asked for a {do} at step {step}",
+    "fork": "a branch of {run} at step {step}",
+    "waiting": "waits for {what}",
+    "micro_batch": "goes on with micro_batch {now} instead of {was}: memory was too small",
+    "mirror": "the copy of step {step} to {where} failed: {failure}",
     "initial_weights": "begins from the weights of {source}",
     "resume": "resumed from step {step}",
     "change": "changed since step {step}: {changes}",
@@ -47,6 +53,9 @@ def words(event: Mapping[str, Any]) -> str:
     """What an event says; of a kind that nobody here knows, its facts."""
     facts = {key: value for key, value in event.items() if key not in ("time", "event", "lost_events")}
     pattern = _WORDS.get(event["event"])
+    if event["event"] == "start":
+        asked, why = event.get("instead_of"), event.get("because")
+        facts["fallback"] = f", in {event.get('precision')} instead of {asked}, because {why}" if asked else ""
     if event["event"] == "recompute":
         broken = f"other numbers on ranks {_shown('ranks', event.get('ranks') or '?')}, so a chip computes wrongly"
         facts["found"] = "the same numbers, so it is the data" if event.get("equal") else broken

@@ -18,6 +18,7 @@ from tests.launching import (
     environment,
     final_bytes,
     outcome,
+    records,
     steps,
     write_cluster,
     write_recipe,
@@ -166,3 +167,41 @@ def test_a_flipped_bit_is_found_and_the_run_goes_back_to_when_all_agreed(tmp_pat
     launch(straight, 0, None, num_processes=num_processes)
     assert len(events(recipe, "rollback")) == 1
     assert final_bytes(recipe) == final_bytes(straight)
+
+
+def noisy_shard(first_step, last_step):
+    """The batches of these steps of a run that never went back are noise: their losses are finite, and high."""
+    from trainer import loop
+
+    whole = loop.accumulate_gradients
+
+    def accumulate(run, batch):
+        if first_step <= batch.first_sequence // batch.num_sequences + 1 <= last_step:
+            generator = np.random.default_rng(batch.first_sequence)
+            for micro_batch in batch.micro_batches:
+                for tokens in (micro_batch.inputs, micro_batch.labels):
+                    tokens.copy_(torch.from_numpy(generator.integers(0, 257, tokens.shape)))
+        return whole(run, batch)
+
+    loop.accumulate_gradients = accumulate
+
+
+@pytest.mark.long
+def test_a_run_that_diverges_with_finite_losses_ends_as_well_as_one_whose_data_never_led_it_there(tmp_path):
+    changes = {"max_steps": 320, "evaluation": {"every_steps": 320, "sample_tokens": 0}}
+    recipe, told = recipe_of(tmp_path / "bad", **changes), recipe_of(tmp_path / "told", **changes)
+    launch(recipe, 3, partial(noisy_shard, 201, 280), num_processes=2)
+    (back,) = events(recipe, "rollback")
+    assert (back["first_step"], back["to_step"]) == (200, 195) and 216 <= back["from_step"] <= 250
+    assert all(np.isfinite(record["loss"]) for record in steps(recipe))
+    launch(recipe, 0, partial(noisy_shard, 201, back["sequences"][1] // 8), num_processes=2)
+    launch(told, 0, partial(stepped_over, tuple(back["sequences"])), num_processes=2)
+    assert final_bytes(recipe, 320) == final_bytes(told, 320)
+    never = []
+    for seed in (1337, 1, 2):
+        straight = recipe_of(tmp_path / f"never {seed}", **changes, seed=seed)
+        launch(straight, 0, None)
+        never.append(records(straight)[-1]["val_loss"])
+    spread = max(never) - min(never)
+    print("recovered", records(recipe)[-1]["val_loss"], "never had it", never)
+    assert min(never) - spread <= records(recipe)[-1]["val_loss"] <= max(never) + spread

@@ -102,7 +102,7 @@ class HangWatch:
                 seen.step_seconds.extend([(beat.at - seen.beat.at) / steps] * min(steps, REMEMBERED_STEPS))
             seen.beat, seen.since = beat, now
             seen.busy.clear()
-        if (seconds := self._busy_seconds(beat.pid)) is not None:
+        elif (seconds := self._busy_seconds(beat.pid)) is not None:  # asked of the silent alone: it takes a millisecond
             seen.busy.append((now, seconds))
 
     def _judge(self, now: float) -> Hang | None:

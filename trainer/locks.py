@@ -7,6 +7,8 @@ import errno
 import fcntl
 import logging
 import os
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -15,6 +17,9 @@ from trainer.errors import LaunchError
 from trainer.lease import Lease
 
 log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2
+"""For so long a lock that is held is asked for again: who only looks holds it for an instant (is_held)."""
 
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -54,7 +59,7 @@ def take(path: Path) -> Lock | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "r+b", buffering=0, opener=_make)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
     except BlockingIOError:
         file.close()
         return None
@@ -76,6 +81,18 @@ def take(path: Path) -> Lock | None:
             return None
     lease.write_record(path, lease.process())
     return Lock(path, file, mine)
+
+
+def _lock(file: BinaryIO) -> None:
+    """raises BlockingIOError where another holds it"""
+    ends = time.monotonic() + LOOK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > ends:
+                raise
+        time.sleep(0.02)
 
 
 def is_held(path: Path) -> bool:
@@ -127,11 +144,7 @@ def check_not_trained(folder: Path) -> None:
     """Refuses a run that another process trains, or starts again, and leaves no trace. raises LaunchError"""
     supervisor = supervisor_of(folder)
     if supervisor is not None and supervisor[0] != lease.process():
-        who, since = supervisor
-        raise LaunchError(
-            f"{who} supervises {folder.name} since {since}, and starts it again when it ends; wait for it, stop it (trainer stop {folder.name}), or "
-            "give this run another name: name=..."
-        )
+        raise _is_supervised_by_another(folder)
     if is_trained(folder):
         raise _is_trained_by_another(folder)
 
@@ -147,12 +160,31 @@ def _is_trained_by_another(folder: Path) -> LaunchError:
 
 
 SUPERVISOR = ".supervisor"
-"""The record (lease.py) in a run's folder of the process that starts it again, with `since` (ISO 8601), as long as it does."""
+"""The lock in a run's folder of the process that starts it again, as long as it does; it says who that is, and `since` (ISO 8601)."""
+
+
+def lock_supervision(folder: Path) -> Lock:
+    """Takes it for this process to start a run again. raises LaunchError where another does that, OSError where nothing can be written"""
+    lock = take(folder / SUPERVISOR)
+    if lock is None:
+        raise _is_supervised_by_another(folder)
+    lease.write_record(lock.path, lease.process(), since=datetime.now(UTC).isoformat(timespec="seconds"))
+    return lock
 
 
 def supervisor_of(folder: Path) -> tuple[lease.Process, str | None] | None:
-    """Who supervises a run, and since when; None where nobody does. Of another machine's the record is believed."""
-    record = lease.read_record(folder / SUPERVISOR)
-    if record is None or record[1].get("is_released") or (record[0].is_here and not record[0].is_running):
+    """Who supervises a run, and since when; None where nobody does, also where the one that did went down with its machine."""
+    path = folder / SUPERVISOR
+    record = lease.read_record(path)
+    try:
+        return (record[0], record[1].get("since")) if record and is_held(path) else None
+    except OSError:
         return None
-    return record[0], record[1].get("since")
+
+
+def _is_supervised_by_another(folder: Path) -> LaunchError:
+    who, since = supervisor_of(folder) or ("another process", "just now")
+    return LaunchError(
+        f"{who} supervises {folder.name} since {since}, and starts it again when it ends; wait for it, stop it (trainer stop {folder.name}), or "
+        "give this run another name: name=..."
+    )

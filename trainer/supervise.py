@@ -1,6 +1,6 @@
 """Starts a run again after an end that nobody asked for, as the table of restart/decide.py says.
 
-It is the process that a person started, and imports no torch. It keeps a record in the run's folder (locks.SUPERVISOR), by which others know
+It is the process that a person started, and imports no torch. It holds a lock in the run's folder (locks.SUPERVISOR), by which others know
 that the run is supervised. Each decision stands in the journal: `restart` with its wait before it, or `gave_up`.
 """
 
@@ -8,12 +8,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer import files, launcher, lease
+from trainer import files, launcher
 from trainer.alerts.targets import targets_of
 from trainer.alerts.watch import Words, watching
 from trainer.config import cluster as clusters
@@ -28,7 +27,7 @@ from trainer.history.standing import present, standing_of
 from trainer.history.words import words
 from trainer.journal import Journal, read_events
 from trainer.launcher import CheckedLaunch, read_words, record_unreported, split_words
-from trainer.locks import SUPERVISOR
+from trainer.locks import lock_supervision
 from trainer.restart.decide import Decision, End, decide, wait_seconds
 from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
 from trainer.safety import request_file
@@ -46,7 +45,7 @@ def supervise(typed: Sequence[str], checked: CheckedLaunch) -> int:
 
     typed  the launch as it was typed, which is checked anew before each restart
     """
-    with Forwarding() as signals, _recorded(checked), alerting(checked.config, checked.folder, checked.webhook):
+    with Forwarding() as signals, alerting(checked.config, checked.folder, checked.webhook):
         while True:
             code = launcher.run_launch(checked, signals)
             if signals.was_stopped or not is_enabled(checked.config.restart, os.environ):
@@ -163,21 +162,18 @@ def _with_fewer(cluster: clusters.Cluster, config: Config, here: int) -> cluster
 
 
 @contextmanager
-def _recorded(checked: CheckedLaunch) -> Iterator[None]:
-    """While the block runs, the run's folder says who supervises it and since when; a disk that takes no record is no reason not to train."""
-    path = checked.folder / SUPERVISOR
-    if not is_enabled(checked.config.restart, os.environ):
+def supervised(checked: CheckedLaunch) -> Iterator[None]:
+    """While the block runs, this process alone starts the run again, and the run's folder says so; a disk that takes no lock is no reason not to train.
+
+    raises  LaunchError where another process does
+    """
+    with ExitStack() as stack:
+        if is_enabled(checked.config.restart, os.environ):
+            try:
+                stack.enter_context(lock_supervision(checked.folder))
+            except OSError as error:
+                log.warning("%s cannot be locked (%s): nobody sees that the run is supervised", checked.folder, error)
         yield
-        return
-    try:
-        checked.folder.mkdir(parents=True, exist_ok=True)
-        lease.write_record(path, lease.process(), since=datetime.now(UTC).isoformat(timespec="seconds"))
-    except OSError as error:
-        log.warning("%s could not be written (%s): nobody sees that the run is supervised", path, error.strerror)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _tell(checked: CheckedLaunch, end: End, decision: Decision) -> None:

@@ -161,4 +161,4 @@ def test_a_run_that_dies_at_the_same_place_again_and_again_is_left_in_the_end(tm
 def test_a_configuration_that_is_wrong_is_not_started_again(tmp_path):
     recipe = write_recipe(tmp_path)
     assert launched(recipe, "model.config.num_attention_heads=7").wait(120) == 2
-    assert not events(recipe, "restart") and not (tmp_path / "runs" / "tiny" / ".supervisor").exists()
+    assert not events(recipe, "restart") and supervisor_of(tmp_path / "runs" / "tiny") is None

@@ -6,11 +6,11 @@ import pytest
 
 from tests.commands import paragraph, trainer
 from tests.messages import says
-from trainer import ask, lease
+from trainer import ask
 from trainer.config.load import dump, load
 from trainer.ending.outcome_file import write_outcome
 from trainer.journal import Journal
-from trainer.locks import SUPERVISOR, lock_run
+from trainer.locks import lock_run, lock_supervision
 from trainer.safety import request_file
 from trainer.safety.request_file import REQUEST
 
@@ -90,8 +90,8 @@ def test_what_nobody_takes_is_taken_back(folder):
 def test_a_run_that_waits_to_be_started_again_is_alive(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(ask, "is_trained", lambda folder: False)
     says(refused("stop", str(folder), "--no-wait"), "nothing trains mine")
-    lease.write_record(folder / SUPERVISOR, lease.process(), since="2026-01-01T00:00:00+00:00")
-    assert trainer("stop", str(folder), "--no-wait").code == 0
+    with lock_supervision(folder):
+        assert trainer("stop", str(folder), "--no-wait").code == 0
     assert request_file.look(folder).do == "stop"
 
 

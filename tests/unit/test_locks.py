@@ -15,7 +15,7 @@ import pytest
 from tests.messages import logged, refuses
 from trainer import files, lease, locks
 from trainer.errors import LaunchError
-from trainer.locks import check_not_trained, lock_run
+from trainer.locks import SUPERVISOR, check_not_trained, lock_run, lock_supervision, supervisor_of
 
 WITHOUT = "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOLCK, 'No locks available')\nfcntl.flock = flock\n"
 ELSEWHERE = lease.Process(1, "77", "another boot pid:[1]", "node7")
@@ -334,3 +334,49 @@ def test_a_run_that_nothing_can_be_written_of_is_refused(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with refuses(LaunchError, "runs/mine", "runs_folder"):
         lock_run(tmp_path / "runs" / "mine")
+
+
+# Who starts a run again
+
+
+def test_a_run_is_supervised_by_one_process_and_a_second_is_told_by_whom(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    held = lock_supervision(folder)
+    who, since = supervisor_of(folder)
+    assert (who, bool(since)) == (lease.process(), True)
+    check_not_trained(folder)  # by whoever supervises it himself
+    with refuses(LaunchError, "supervises mine", f"process {os.getpid()}", since):
+        lock_supervision(folder)
+    held.close()
+    assert supervisor_of(folder) is None
+    lock_supervision(folder).close()
+
+
+def test_what_a_supervisor_left_that_went_down_with_its_machine_or_container_keeps_nobody_from_starting(tmp_path):
+    """After a reboot its process is of another boot, for which nobody can ask the system."""
+    folder = tmp_path / "runs" / "mine"
+    lock_supervision(folder).close()
+    lease.write_record(folder / SUPERVISOR, ELSEWHERE, since="2026-01-01T00:00:00+00:00")
+    assert supervisor_of(folder) is None
+    check_not_trained(folder)
+    lock_supervision(folder).close()
+
+
+def test_without_locks_a_supervisor_is_known_by_its_lease(tmp_path, without_locks):
+    folder = tmp_path / "runs" / "mine"
+    held = lock_supervision(folder)
+    assert supervisor_of(folder)[0] == lease.process()
+    with refuses(LaunchError, "supervises mine"):
+        lock_supervision(folder)
+    held.close()
+    assert supervisor_of(folder) is None
+
+
+def test_a_look_at_a_lock_keeps_nobody_from_taking_it(path):
+    """`status --watch` looks again and again, and holds it for an instant each time."""
+    locks.take(path).close()
+    with open(path, "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (looking.fileno(), fcntl.LOCK_UN)).start()
+        with locks.take(path) as taken:
+            assert taken is not None

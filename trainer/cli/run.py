@@ -34,7 +34,7 @@ def launch(
         from trainer.hub_settings import write_down
         from trainer.journal import Journal
         from trainer.safety import request_file
-        from trainer.supervise import adapted, supervise
+        from trainer.supervise import adapted, supervise, supervised
         from trainer.tools.doctor.install import install_for
 
         if dry_run:
@@ -49,13 +49,14 @@ def launch(
             tell(f"{launcher.finished_words(checked)}\n")
         else:
             install_for(checked.cluster, checked.config.precision, say)
-            request_file.withdraw(checked.folder)  # what was asked of an earlier launch
-            Journal(checked.folder).write("launch", command=command, folder=str(Path.cwd()))
-            write_down(checked.hub_settings, checked.folder)
-            for found in filter(None, (each.words for each in checked.hub_settings)):
-                say(found)
-            say(f"starting accelerate launch with {numbered(checked.cluster.num_processes, 'process')}")
-            code = supervise(words or [], checked)
+            with supervised(checked):
+                request_file.withdraw(checked.folder)  # what was asked of an earlier launch
+                Journal(checked.folder).write("launch", command=command, folder=str(Path.cwd()))
+                write_down(checked.hub_settings, checked.folder)
+                for found in filter(None, (each.words for each in checked.hub_settings)):
+                    say(found)
+                say(f"starting accelerate launch with {numbered(checked.cluster.num_processes, 'process')}")
+                code = supervise(words or [], checked)
     if code != 2 and read_outcome(checked.folder):  # a refusal has said all there is
         tell_report(checked.config, checked.folder, command)
     sys.exit(code)

@@ -1,7 +1,7 @@
 """How runs stand: on a screen, in a table, for programs, and after a month."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 
 import pytest
@@ -79,14 +79,14 @@ def test_a_run_whose_processes_are_gone_was_killed(tmp_path):
 def test_a_run_between_two_starts_is_one_that_its_supervisor_restarts(tmp_path):
     folder = write_month(tmp_path, events=EVENTS[:-1])
     write_outcome(folder, "failed", step=198, reason="rank 1 was killed")
-    lease.write_record(folder / locks.SUPERVISOR, lease.process(), since=at(9430))
-    found = standing_of(folder, NOW)
-    assert (found.state, found.supervised_by, found.supervised_since) == ("restarting", str(lease.process()), at(9430))
-    line_of(screen(found, NOW, 80), "supervised", lease.process(), "36m 10s", "3 restarts")
-    for gone in (replace(lease.process(), started="1"), None):
-        lease.write_record(folder / locks.SUPERVISOR, gone or lease.process(), since=at(9430), is_released=gone is None)
+    with locks.lock_supervision(folder):
+        lease.write_record(folder / locks.SUPERVISOR, lease.process(), since=at(9430))
         found = standing_of(folder, NOW)
-        assert (found.state, found.supervised_by) == ("failed", None)
+        supervisor = "restarting", str(lease.process()), at(9430)
+        assert (found.state, found.supervised_by, found.supervised_since) == supervisor
+        line_of(screen(found, NOW, 80), "supervised", lease.process(), "36m 10s", "3 restarts")
+    found = standing_of(folder, NOW)
+    assert (found.state, found.supervised_by) == ("failed", None)
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -5,6 +5,7 @@
       DataError               a source, a shard or a tokenizer is not what was asked for
       HubError                a model, a tokenizer or a dataset of the hub cannot be had, or may not be used
       CheckpointError         nothing sound to resume from, or a folder that is not a checkpoint of this run
+        NoRoomError           a disk without room for the checkpoints of this run, or a quota that is used up
       LaunchError             the processes that started are not those the cluster file describes
       RankLostError           another process of the run failed, or is gone
       PrecisionError          the precision asked for cannot be had, and a fallback was refused
@@ -46,6 +47,10 @@ class HubError(TrainerError):
 
 class CheckpointError(TrainerError):
     """There is nothing sound to resume from, or a folder is not a checkpoint of this run."""
+
+
+class NoRoomError(CheckpointError):
+    """A disk has no room for the checkpoints of this run, or a quota is used up."""
 
 
 class LaunchError(TrainerError):

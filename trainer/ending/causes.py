@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from enum import StrEnum
 
-from trainer.errors import OutOfMemoryError, RankLostError, TrainerError
+from trainer.errors import NoRoomError, OutOfMemoryError, RankLostError, TrainerError
 
 
 class Cause(StrEnum):
@@ -31,6 +31,10 @@ class Cause(StrEnum):
     """SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT."""
     DISK = "disk"
     """Full, over quota, broken or read-only."""
+    NO_ROOM = "no_room"
+    """The disk has no room for its checkpoints, or a quota is used up: it was not started."""
+    CONNECTION = "connection"
+    """What ranks talk by (NCCL, the store) failed, and did not say that one of them is gone."""
     PEER = "peer"
     """Another process of the launch went away, and this one with it."""
     SIGKILL = "SIGKILL"
@@ -47,7 +51,7 @@ class Cause(StrEnum):
 OWN_FAILURES = (Cause.EXCEPTION, Cause.FAULT)
 """Of the trainer itself: replaying is exact, so the same state fails again at the same step."""
 
-SECOND_HAND = (Cause.PEER, Cause.UNKNOWN)
+SECOND_HAND = (Cause.PEER, Cause.CONNECTION, Cause.UNKNOWN)
 """Say nothing of why the launch ended: another process knows."""
 
 _FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
@@ -56,7 +60,8 @@ _DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|Input/out
 _DISTRIBUTED_ERRORS = {"DistError", "DistBackendError", "DistNetworkError", "DistStoreError"}
 """What NCCL and the store raise; gloo raises plain RuntimeErrors."""
 _GONE = re.compile(
-    r"by (remote )?peer|connection refused|socket closed|broken pipe|remote process exited|got 0 bytes", re.IGNORECASE
+    r"by (remote )?peer|connection refused|socket closed|broken pipe|remote process exit(ed|ing)|got 0 bytes",
+    re.IGNORECASE,
 )
 """How gloo, NCCL and the store say that the other end is no more."""
 _DEVICE = re.compile(r"CUDA error|CUDA driver error|uncorrectable ECC|\bXid\b")
@@ -71,6 +76,8 @@ def cause_of_error(error: BaseException) -> Cause:
         return Cause.PEER
     if isinstance(error, KeyboardInterrupt):
         return Cause.SIGINT
+    if isinstance(error, NoRoomError):
+        return Cause.NO_ROOM
     if any(map(_is_of_a_disk, chain)):
         return Cause.DISK
     if isinstance(error, OutOfMemoryError):
@@ -81,6 +88,8 @@ def cause_of_error(error: BaseException) -> Cause:
         return Cause.INTERRUPTED
     if any(map(_is_of_a_peer, chain)):
         return Cause.PEER
+    if any(map(_is_distributed, chain)):
+        return Cause.CONNECTION
     if any(_DEVICE.search(str(one)) for one in chain):
         return Cause.DEVICE
     return Cause.EXCEPTION
@@ -112,8 +121,7 @@ def _is_of_a_disk(error: BaseException) -> bool:
 
 
 def _is_of_a_peer(error: BaseException) -> bool:
-    is_known = isinstance(error, ConnectionError) or _is_distributed(error)
-    return is_known or says_peer_is_gone(error) or bool(_WAITED.search(str(error)))
+    return isinstance(error, ConnectionError) or says_peer_is_gone(error) or bool(_WAITED.search(str(error)))
 
 
 def _is_distributed(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ import pytest
 
 from trainer.ending.causes import Cause, cause_of_error, cause_of_signal, is_of_a_connection, says_peer_is_gone
 from trainer.ending.outcomes import ENDED, Outcome
-from trainer.errors import CheckpointError, ConfigError, OutOfMemoryError, RankLostError
+from trainer.errors import CheckpointError, ConfigError, NoRoomError, OutOfMemoryError, RankLostError
 
 
 def raised(error, *, cause=None, while_handling=None):
@@ -47,7 +47,12 @@ class DistBackendError(RuntimeError):
         (RankLostError("rank 1: a bad shard"), "peer"),
         (ConnectionResetError(), "peer"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "peer"),
-        (DistBackendError("NCCL"), "peer"),
+        (DistBackendError("NCCL error in: NCCLUtils.hpp:77, unhandled system error"), "connection"),
+        (
+            DistBackendError("ncclRemoteError: A call failed possibly due to a remote process exiting prematurely"),
+            "peer",
+        ),
+        (NoRoomError("it needs 3 GB more"), "no_room"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"), "peer"),
         (OutOfMemoryError("rank 0"), "out_of_memory"),
         (RuntimeError("Timed out waiting 1800000ms for recv operation to complete"), "peer"),

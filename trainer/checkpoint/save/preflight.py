@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import files
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, NoRoomError
 from trainer.text import size
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 STAGING = ".staging-preflight"
 TRIAL_BYTES = 16 << 20
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _BLOCK_BYTES = 1 << 20
 
@@ -100,7 +101,7 @@ def check_free(
     with _disk_errors(folder):
         free = files.free_bytes(folder)
     if needed > free:
-        raise CheckpointError(
+        raise NoRoomError(
             f"the checkpoints of this run need {size(needed)} more in {folder} ({num_kept} kept and one being written, {size(one)} each), "
             f"and {size(free)} are free; keep fewer (checkpoint.keep_last), set checkpoint.max_disk_bytes, make room, or set "
             "checkpoints_folder to a larger disk"
@@ -114,7 +115,8 @@ def _disk_errors(folder: Path):
     try:
         yield
     except OSError as error:
-        raise CheckpointError(
+        kind = NoRoomError if error.errno in _FULL else CheckpointError
+        raise kind(
             f"{folder} cannot take checkpoints ({error.strerror or error}); fix that, or set checkpoints_folder to another place"
         ) from None
 
@@ -144,7 +146,8 @@ def _reserve(staging: Path, name: str, num_bytes: int) -> bool:
             "checkpoints_folder to another disk"
         )
     if code:
-        raise CheckpointError(
+        kind = NoRoomError if code in _FULL else CheckpointError
+        raise kind(
             f"one checkpoint cannot be reserved in {staging.parent}: {os.strerror(code)} at {name} of {size(num_bytes)}, though "
             f"{size(files.free_bytes(staging))} are free; raise the quota, make room, or set checkpoints_folder to another disk"
         )

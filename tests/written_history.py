@@ -87,7 +87,7 @@ EVENTS = sorted(
         event(3710, "restart", attempt=2, cause="hang", step=97, wait_seconds=10.0, words="a hang"),
         *start(3730),
         event(3750, "stop", cause="exception", reason="OSError: nfs"),
-        event(3760, "restart", attempt=3, cause="exception", step=97, wait_seconds=20.0, words="an exception"),
+        event(3760, "restart", attempt=3, cause="exception", step=97, wait_seconds=10.0, words="an exception"),
         *start(3780, 3820, step=95, lost=2, replay="2 lost steps cannot be compared: changed since they were taken"),
         *saves(96, 150, 3820),
         event(5830, "stop", cause="interrupted", step=150, reason="SIGTERM was received"),

@@ -44,18 +44,18 @@ One JSON object per line, only ever added to, by every process of the run (the t
     slow          step, ratio, reasons    steps take `ratio` times as long as in the best stretch of the launch; reasons: what the machine shows
     slow_over     step, seconds     they no longer do; seconds: how long they did
     fork          run, step, checkpoint, digest, changed   it begins here, as a branch of another run at that step, with what was typed
-    restart       attempt, cause, step, reason, words, wait_seconds   the launch begins that follows an end that nobody asked for (restart/decide.py); words: how it goes on
+    restart       attempt, cause, step, reason, words, wait_seconds   an end that nobody asked for: a launch follows after the wait (restart/decide.py); words: how it goes on
     hang          rank, phase, step, seconds, stacks   no progress for so long, and all were ended; rank: the one (ranks: those) behind; stacks: a file
     gave_up       cause, step, words    it is not started again, and why
-    waiting       what                  a restart waits, for `gpus` (here, wanted) or for `room` on the disk (free)
+    waiting       what                  a restart waits longer: for `gpus` (here, wanted), for `room` on the disk (free), or for `ranks` that still end
     alert_failed  target, kind, text, failure, attempts   a message did not arrive: where to, what it would have said, and why
     micro_batch   was, now, configured, conditions   memory was too small: the run goes on with `now` wherever it is told `configured`, under
                                     these conditions
     stop          cause, step, reason    a process of the launch ended, or was found ended. step: how many steps were taken, by its own
                                     count or the last in metrics.jsonl; left out where nobody knows. cause: see ending/causes.py
 
-A launch may leave several `stop` events, one a process, or none (SIGKILL, a power cut). The first that is neither `peer` nor `unknown` is
-its cause. `lost_events` in any event counts those before it that could not be written.
+A launch may leave several `stop` events, one a process, or none (SIGKILL, a power cut). The first that is not `peer`, `connection` or
+`unknown` is its cause. `lost_events` in any event counts those before it that could not be written.
 """
 
 import json

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from trainer import files, start
 from trainer.checkpoint.format.store import CheckpointStore
 from trainer.checkpoint.resume import select
@@ -44,7 +46,7 @@ from trainer.metrics.memory_advice import advice
 from trainer.model.presets import preset_fields
 from trainer.plugins import check_plugins
 from trainer.safety.forward import ASKS, STOPS, Forwarding, handling
-from trainer.safety.hang import LOOK_SECONDS, Look, end_hang, watched
+from trainer.safety.hang import LOOK_SECONDS, Watch, end_hang, watched
 from trainer.safety.hang_watch import Hang
 from trainer.safety.parent import STARTED_BY
 from trainer.safety.time_limit import LAUNCHED_AT
@@ -65,6 +67,9 @@ _BEGAN = time.monotonic()
 
 SHUTDOWN_SECONDS = 600
 """How long a launcher waits for a last save after SIGTERM; torch's own 30 seconds are short for a large model."""
+
+KILLED_SECONDS = 10.0
+"""How long a process may take to be gone once it was killed; one that waits for its disk takes longer."""
 
 SAID_BY_CODE = {
     outcome.exit_code for outcome in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED, Outcome.ROLLBACK)
@@ -226,6 +231,11 @@ def finished_words(checked: CheckedLaunch) -> str:
     return f"{name} is finished: raise max_steps to train on, or give a new run another name with name=..."
 
 
+def hours_are_over(config: Config) -> bool:
+    """Whether this process is there for longer than max_hours."""
+    return config.max_hours is not None and time.monotonic() - _BEGAN >= config.max_hours * 3600.0
+
+
 @contextmanager
 def stopped_early() -> Iterator[None]:
     """A signal in this block, where nothing runs yet, ends the process like an interrupted run: the scheduler queues it again."""
@@ -255,15 +265,17 @@ def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
         STARTED_BY: str(os.getpid()),
     }
     with open(here, "rb"), open(there, "wb"):
-        with watched(checked.config.hang, checked.cluster.num_local_processes) as (board, look):
-            environment.update(board)
+        with watched(checked.config.hang, checked.cluster.num_local_processes) as watch:
+            environment.update(watch.environment)
             child = subprocess.Popen(checked.command, env=environment, start_new_session=True, pass_fds=[there])
             signals.to(child)
-            code, hang = _wait(child, look)
-        if hang is not None:
-            words = end_hang(checked.folder, child.pid, hang)
+            code, hang = _wait(child, watch)
+            words = end_hang(checked.folder, child.pid, hang) if hang else ""
             child.wait()
-            _wait_for_ranks(checked.folder)
+            signals.to(None)
+            if hang or code < 0:
+                _wait_for_ranks(checked.folder, watch, signals)
+        if hang:
             record_unreported(checked.folder, words, cause=Cause.HANG)
             return Outcome.FAILED.exit_code
         failure = receive_failure(here)
@@ -280,13 +292,13 @@ def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
         return Outcome.INTERRUPTED.exit_code
 
 
-def _wait(child: "subprocess.Popen[bytes]", look: Look) -> tuple[int, Hang | None]:
+def _wait(child: "subprocess.Popen[bytes]", watch: Watch) -> tuple[int, Hang | None]:
     """Waits for a launcher; returns its exit code, or the hang of its ranks, which still hang."""
     while True:
         try:
             return child.wait(LOOK_SECONDS), None
         except subprocess.TimeoutExpired:
-            if hang := look():
+            if hang := watch.look():
                 return 0, hang
 
 
@@ -296,8 +308,6 @@ def resolve_exit_code(
     """The run's own exit code, from the rank that ended with it or from the outcome; a failure that no rank could report is recorded."""
     if failure and failure.exit_code in SAID_BY_CODE:
         return failure.exit_code
-    if code < 0:
-        _wait_for_ranks(checked.folder)
     said = what_it_said(before, read_outcome(checked.folder))
     is_open = said is None or said["outcome"] == Outcome.RUNNING
     if was_stopped and is_open:
@@ -319,11 +329,18 @@ def resolve_exit_code(
     return exit_code(code, said)
 
 
-def _wait_for_ranks(folder: Path) -> None:
-    """Waits for ranks that a killed launcher left behind: they were sent a SIGTERM when it ended, and save."""
+def _wait_for_ranks(folder: Path, watch: Watch, signals: Forwarding) -> None:
+    """Waits for ranks that a killed launcher left behind: they were sent a SIGTERM when it ended, and save. What does not end is killed."""
+    for rank in watch.ranks():
+        rank.resume()  # one that is suspended hears no SIGTERM
     ends = time.monotonic() + SHUTDOWN_SECONDS
-    while is_trained(folder) and time.monotonic() < ends:
+    while (watch.ranks() or is_trained(folder)) and time.monotonic() < ends and not signals.was_cut:
         time.sleep(0.2)
+    left = watch.ranks()
+    for rank in left:
+        log.warning("process %d is a rank that its launcher left behind and that does not end: it is killed", rank.pid)
+        rank.kill()
+    psutil.wait_procs(left, timeout=KILLED_SECONDS)
 
 
 def _reason(checked: CheckedLaunch, code: int, failure: ProcessFailure | None) -> str:

@@ -27,17 +27,32 @@ from trainer.history.standing import present, standing_of
 from trainer.history.words import words
 from trainer.journal import Journal, read_events
 from trainer.launcher import CheckedLaunch, read_words, record_unreported, split_words
-from trainer.locks import lock_supervision
+from trainer.locks import is_trained, lock_supervision
 from trainer.restart.decide import Decision, End, decide, wait_seconds
-from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
+from trainer.restart.ends import (
+    Witness,
+    adapted_micro_batch,
+    end_of,
+    is_enabled,
+    lacks_room,
+    memory_conditions,
+    outcome_of,
+)
 from trainer.safety import request_file
 from trainer.safety.forward import Forwarding
-from trainer.text import duration
+from trainer.text import duration, one_line
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
 WAITS_STOPPED = "stopped while it waited to start again; start it to continue"
+
+CLUSTER = "cluster.yaml"
+"""The copy of the cluster file in the run's folder that its restarts go by."""
+
+
+class StopAsked(Exception):
+    """Somebody asks a run to stop that waits to start again, or its hours are over."""
 
 
 def supervise(typed: Sequence[str], checked: CheckedLaunch) -> int:
@@ -45,24 +60,27 @@ def supervise(typed: Sequence[str], checked: CheckedLaunch) -> int:
 
     typed  the launch as it was typed, which is checked anew before each restart
     """
+    typed, witness = with_own_cluster(typed, checked), Witness()
     with Forwarding() as signals, alerting(checked.config, checked.folder, checked.webhook):
         while True:
             code = launcher.run_launch(checked, signals)
             if signals.was_stopped or not is_enabled(checked.config.restart, os.environ):
                 return code
-            end = end_of(checked.config, checked.folder, checkpoints_folder(checked.config))
+            end = witness.add(_end_of(checked, code), checked.config.restart.window_hours)
             decision = decide(end, checked.config.restart)
             _tell(checked, end, decision)
             if decision.do == "stop":
                 return code
-            if not _wait(checked, end, decision, signals):
-                return _stopped(checked)
+            witness.restarts()
             try:
+                _wait(checked, decision, signals)
                 checked = check_again(as_started(typed, checked), checked, decision, signals)
-            except TrainerError as error:
-                if signals.was_stopped:  # while it waited for GPUs
-                    return _stopped(checked)
-                Journal(checked.folder).write("gave_up", cause=Cause.REFUSED, step=end.step, words=str(error))
+            except StopAsked:
+                record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
+                return Outcome.INTERRUPTED.exit_code
+            except (TrainerError, OSError) as error:
+                why = f"its check before the restart failed: {one_line(error)}"
+                Journal(checked.folder).write("gave_up", cause=Cause.REFUSED, step=end.step, words=why)
                 raise
 
 
@@ -84,21 +102,41 @@ def alerting(config: Config, folder: Path, webhook: str | None) -> Iterator[None
         yield
 
 
-def _stopped(checked: CheckedLaunch) -> int:
-    """The end of a run that was asked to stop between two launches."""
-    record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
-    return Outcome.INTERRUPTED.exit_code
+def _end_of(checked: CheckedLaunch, code: int) -> End:
+    """How a launch ended; of a folder that cannot be read only what its exit code says."""
+    try:
+        return end_of(checked.config, checked.folder, checkpoints_folder(checked.config), code)
+    except OSError as error:
+        words = f"{checked.folder} cannot be read ({error.strerror})"
+        return End(outcome=outcome_of(code), cause=Cause.DISK, words=words, micro_batch=checked.config.micro_batch)
+
+
+def with_own_cluster(words: Sequence[str], checked: CheckedLaunch) -> Sequence[str]:
+    """The words of a launch with a copy of its cluster file in the run's folder: somebody may edit that file meanwhile, or lose a GPU by which it was chosen."""
+    copy = checked.folder / CLUSTER
+    try:
+        files.write_atomic(copy, checked.cluster.path.read_bytes())
+    except OSError as error:
+        log.warning("%s could not be written (%s): a restart reads %s anew", copy, error, checked.cluster.path)
+        return words
+    _, recipe, overrides = split_words(words)
+    return [str(copy), recipe, *overrides]
 
 
 def as_started(words: Sequence[str], before: CheckedLaunch) -> Sequence[str]:
     """The words of a launch with the settings that it has written down in place of its recipe, which somebody may edit meanwhile."""
     kept = before.folder / "config.yaml"
     try:
-        is_its_own = dump(load_resolved(kept)) == dump(before.config)
+        is_its_own = _dump(load_resolved(kept)) == _dump(before.config)
     except (TrainerError, OSError):
         is_its_own = False
     cluster, _, _ = split_words(words)
     return [*([cluster] if cluster else []), str(kept)] if is_its_own else words
+
+
+def _dump(config: Config) -> str:
+    """Without where it begins, which a run that went back by itself says otherwise."""
+    return dump(config.model_copy(update={"resume_from_checkpoint": "latest"}))
 
 
 def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision, signals: Forwarding) -> CheckedLaunch:
@@ -115,7 +153,7 @@ def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision,
 def adapted(words: Sequence[str], signals: Forwarding | None = None) -> CheckedLaunch:
     """Checks a launch, with the micro_batch that the run has learnt to need, and on the GPUs that are here where a run that has begun may do so.
 
-    raises  TrainerError; where GPUs are missing and the run has begun, it waits for them instead, until a signal asks to stop
+    raises  TrainerError; where GPUs are missing and the run has begun, it waits for them instead, until somebody asks to stop (StopAsked)
     """
     request = read_words(words)
     folder = request.folder
@@ -137,8 +175,6 @@ def _cluster_here(words: Sequence[str], folder: Path, signals: Forwarding | None
         if settings.allow_fewer_gpus and here and (fewer := _with_fewer(request.cluster, request.loaded.config, here)):
             log.warning("%d of %d GPUs are here: going on with those", here, request.cluster.num_local_processes)
             return fewer
-        if signals is not None and signals.was_stopped:
-            return None
         wait = wait_seconds(num_waits)
         if num_waits == 0:
             log.warning("%s; waiting for them", clusters.lacking_gpus(request.cluster))
@@ -147,7 +183,7 @@ def _cluster_here(words: Sequence[str], folder: Path, signals: Forwarding | None
         if signals is None:
             time.sleep(wait)  # nothing runs yet, and a signal ends the process
         else:
-            _sleep(wait, signals)
+            _sleep(wait, signals, folder, request.loaded.config)
     return None
 
 
@@ -178,43 +214,44 @@ def supervised(checked: CheckedLaunch) -> Iterator[None]:
 
 def _tell(checked: CheckedLaunch, end: End, decision: Decision) -> None:
     """Says in the log and in the journal what is done after an end that nobody asked for."""
+    settings, journal = checked.config.restart, Journal(checked.folder)
     if decision.do == "stop":
-        if end.outcome in (Outcome.FAILED, Outcome.RUNNING):
-            log.error(
-                f"not started again: {decision.why} ({end.num_restarts} restarts in {checked.config.restart.window_hours:g} hours)"
-            )
-            Journal(checked.folder).write("gave_up", cause=end.cause, step=end.step, words=decision.why)
+        if end.outcome == Outcome.FAILED or (end.outcome == Outcome.REFUSED and end.num_restarts):
+            told = f"{end.num_restarts} restarts in {settings.window_hours:g} hours"
+            log.error(f"not started again: {decision.why} ({told})")
+            journal.write("gave_up", cause=end.cause, step=end.step, words=decision.why)
         return
-    number = f"restart {end.num_restarts + 1} of {checked.config.restart.max} in {checked.config.restart.window_hours:g} hours"
+    number = f"restart {end.num_restarts + 1} of {settings.max} in {settings.window_hours:g} hours"
     log.warning(f"{end.words}; {decision.why}, in {duration(decision.wait_seconds)} ({number}; Ctrl+C ends it)")
-
-
-def _wait(checked: CheckedLaunch, end: End, decision: Decision, signals: Forwarding) -> bool:
-    """Waits as decided; False where somebody asks to stop meanwhile."""
-    folder, checkpoints, is_first = checked.folder, checkpoints_folder(checked.config), True
-    while True:
-        if not _sleep(decision.wait_seconds, signals, folder):
-            return False
-        if decision.do != "wait for room" or not lacks_room(checkpoints):
-            break
-        if is_first:
-            Journal(folder).write("waiting", what="room", free=files.free_bytes(checkpoints))
-        is_first = False
     facts = {"cause": end.cause, "step": end.step, "reason": end.words, "wait_seconds": decision.wait_seconds}
-    Journal(folder).write("restart", attempt=end.num_restarts + 1, words=decision.why, **facts)
-    return True
+    journal.write("restart", attempt=end.num_restarts + 1, words=decision.why, **facts)
+    if decision.do == "wait for room":
+        journal.write("waiting", what="room", free=files.free_bytes(checkpoints_folder(checked.config)))
 
 
-def _sleep(seconds: float, signals: Forwarding, folder: Path | None = None) -> bool:
-    """Sleeps; False where a signal, or a request in the run's folder, asks to stop."""
+def _wait(checked: CheckedLaunch, decision: Decision, signals: Forwarding) -> None:
+    """Waits as decided, and for ranks of before that are still ending. raises StopAsked"""
+    config, folder, checkpoints = checked.config, checked.folder, checkpoints_folder(checked.config)
+    _sleep(decision.wait_seconds, signals, folder, config)
+    while decision.do == "wait for room" and lacks_room(config, folder, checkpoints):
+        _sleep(decision.wait_seconds, signals, folder, config)
+    if is_trained(folder):
+        log.warning("a rank of the launch before is still there (does its disk answer?): waiting for its end")
+        Journal(folder).write("waiting", what="ranks")
+    while is_trained(folder):
+        _sleep(1.0, signals, folder, config)
+
+
+def _sleep(seconds: float, signals: Forwarding, folder: Path, config: Config) -> None:
+    """Sleeps. raises StopAsked where a signal, a request in the run's folder, or the run's own limit asks to stop"""
     ends = time.monotonic() + seconds
     while True:
-        if signals.was_stopped:
-            return False
-        if folder is not None and (asked := request_file.look(folder)) and asked.do == "stop":
+        if signals.was_stopped or launcher.hours_are_over(config):
+            raise StopAsked
+        if (asked := request_file.look(folder)) and asked.do == "stop":
             request_file.withdraw(folder, asked)
             Journal(folder).write("request", do="stop", by=asked.by, id=asked.id)
-            return False
+            raise StopAsked
         if time.monotonic() >= ends:
-            return True
+            return
         time.sleep(min(LOOK_SECONDS, max(0.0, ends - time.monotonic())))

@@ -376,6 +376,38 @@ def test_ctrl_c_again_kills_the_launch_at_once(project, monkeypatch, pause, live
         assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+LEAVES_A_RANK = """
+import os, signal, subprocess, sys, time
+rank = "import os, signal, time; from trainer import beats; signal.signal(signal.SIGTERM, signal.SIG_IGN); beats.beat(1, 'training'); "
+rank += "open({rank!r}, 'w').write(str(os.getpid())); os.kill(os.getpid(), signal.SIGSTOP); open({heard!r}, 'w').close(); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", rank], start_new_session=True)
+while not os.path.exists({rank!r}) or not open({rank!r}).read():
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_rank_that_a_killed_launcher_left_behind_does_not_outlive_the_launch(project, monkeypatch):
+    """It would keep its GPU's memory and its connections for the launch that follows."""
+    monkeypatch.setattr(launcher, "SHUTDOWN_SECONDS", 1.0)
+    plan, rank, heard = planned(project), project / "rank", project / "heard"
+    plan.command[2] = LEAVES_A_RANK.format(rank=str(rank), heard=str(heard))
+    assert launched(plan) == 1
+    assert heard.exists(), "it was suspended, and could end by itself once it was woken"
+    pid = int(rank.read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_comes_between_two_launches_is_sent_to_nobody(project, monkeypatch):
+    """The number of a launcher that has ended may be another process's."""
+    sent = []
+    monkeypatch.setattr(forward, "send_if_caught", lambda *given: sent.append(given))
+    with Forwarding() as signals:
+        assert launcher.run_launch(planned(project, "raise SystemExit(6)"), signals) == 6
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert sent == []
+
+
 def test_the_launchers_modules_say_nothing_of_a_stop():
     import torch.distributed.elastic.agent.server.api  # as a launch has it
 

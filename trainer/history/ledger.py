@@ -213,9 +213,12 @@ class _Reading:
         if kind == "restart":
             self._end(event)
         if kind in ("launch", "restart"):
-            self._begins = self._now
+            waited_from = self._now if launch is None or launch.ended is None else launch.ended
+            self._begins = max(self._now, waited_from + float(event.get("wait_seconds") or 0.0))
+        elif kind == "waiting":  # for longer than it said
+            self._begins = None
         elif kind == "start":
-            begins = self._now if self._begins is None else self._begins
+            begins = self._now if self._begins is None else min(self._now, self._begins)
             processes = event.get("processes")
             known = processes if isinstance(processes, int) else 1
             self._launch, self._begins = Launch(begins, known, str(event.get("machine", ""))), None

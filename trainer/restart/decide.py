@@ -34,6 +34,10 @@ class End:
     num_restarts: int = 0
     """Within restart.window_hours."""
     micro_batch: int = 1
+    was_asked_to_stop: bool = False
+    """Whether it had taken up a request to stop."""
+    has_saved: bool = True
+    """Whether there is a checkpoint."""
     lacks_room: bool = False
     """Whether the disk of the checkpoints has no room for another one."""
     older_step: int | None = None
@@ -96,15 +100,48 @@ def _is_same(end: End, number: int) -> bool:
     return end.cause in (*OWN_FAILURES, Cause.REFUSED) and end.num_same >= number
 
 
+def _is_full(end: End, _: RestartConfig) -> bool:
+    """A start that was refused for something else waits for a person, however full the disk is; and so does a run's first one."""
+    if end.outcome == Outcome.REFUSED:
+        return end.cause == Cause.NO_ROOM and end.has_saved
+    return end.lacks_room or end.cause == Cause.NO_ROOM
+
+
+def _wait_for_room(end: End) -> Decision:
+    """What lacks by figures is looked for; a quota, and what else no figure tells, shows at the next start."""
+    wait = LOOK_FOR_ROOM_SECONDS if end.lacks_room else max(LOOK_FOR_ROOM_SECONDS, wait_seconds(end.num_stuck))
+    return Decision("wait for room", "looking for room every minute", wait)
+
+
 OVER = (Outcome.FINISHED, Outcome.INTERRUPTED, Outcome.DIVERGED)
+
+_AGAIN = "again from the newest checkpoint"
 
 ROWS = (
     Row("finished, asked to stop, or diverged", lambda end, _: end.outcome in OVER, _stop("it is over"), "nothing"),
     Row(
-        "the disk is full",
-        lambda end, _: end.lacks_room,
-        lambda end: Decision("wait for room", "looking for room every minute", LOOK_FOR_ROOM_SECONDS),
+        "asked to stop by `stop`, and failed before it had",
+        lambda end, _: end.was_asked_to_stop,
+        _stop("somebody has asked it to stop"),
+        "nothing",
+    ),
+    Row(
+        "the disk is full, or a quota used up",
+        _is_full,
+        _wait_for_room,
         "waits until a checkpoint has room, looks every minute",
+    ),
+    Row(
+        "out of memory",
+        lambda end, _: end.cause == Cause.OUT_OF_MEMORY and end.micro_batch > 1,
+        _with_less,
+        "again with half the `micro_batch`, the same `global_batch`, from then on",
+    ),
+    Row(
+        "out of memory with `micro_batch` 1",
+        lambda end, _: end.cause == Cause.OUT_OF_MEMORY,
+        _stop("micro_batch is 1 already: the model does not fit"),
+        "nothing",
     ),
     Row(
         "refused: a setting, the data or a checkpoint needs a person",
@@ -119,16 +156,10 @@ ROWS = (
         "nothing more",
     ),
     Row(
-        "out of memory",
-        lambda end, _: end.cause == Cause.OUT_OF_MEMORY and end.micro_batch > 1,
-        _with_less,
-        "again with half the `micro_batch`, the same `global_batch`, from then on",
-    ),
-    Row(
-        "out of memory with `micro_batch` 1",
-        lambda end, _: end.cause == Cause.OUT_OF_MEMORY,
-        _stop("micro_batch is 1 already: the model does not fit"),
-        "nothing",
+        "`restart.max` restarts in a row that came no further, in whatever time",
+        lambda end, settings: end.num_stuck >= settings.max,
+        _stop("as often as restart.max allows without any progress"),
+        "nothing more",
     ),
     Row(
         "an exception or a fault, the same at the same step for the third time",
@@ -148,12 +179,19 @@ ROWS = (
         _stop("the disk does not repair itself"),
         "nothing",
     ),
+    Row("a GPU or its driver failed (CUDA, Xid)", lambda end, _: end.cause == Cause.DEVICE, _again, _AGAIN),
     Row(
-        "anything else: a rank or the whole launch was killed (by the system for memory, too), a hang, an error of a GPU or of the connection "
-        "between ranks, an exception for the first time",
+        "what ranks talk by failed (NCCL), or one of them was lost",
+        lambda end, _: end.cause in (Cause.CONNECTION, Cause.PEER),
+        _again,
+        _AGAIN,
+    ),
+    Row("a hang", lambda end, _: end.cause == Cause.HANG, _again, _AGAIN),
+    Row(
+        "anything else: a rank or the whole launch was killed (by the system for memory, too), an exception for the first time",
         lambda end, _: True,
         _again,
-        "again from the newest checkpoint, after 2 seconds, and four times as long after each restart without progress, up to 10 minutes",
+        f"{_AGAIN}; here and in the rows above after 2 seconds, and four times as long after each restart without progress, up to 10 minutes",
     ),
 )
 

@@ -2,8 +2,9 @@
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from trainer.restart.decide import End
 SWITCH = "TRAINER_RESTART"
 """An environment variable; `off`: `restart.enabled: auto` starts nothing again."""
 
-_CHANGING = re.compile(r"0x[0-9a-f]+|\d+")
-"""What differs between two tellings of one failure: addresses, process numbers, sizes."""
+LEAST_BYTES = 1 << 20
+"""What the run's own folder needs for a start to say how it goes."""
+
+WITHOUT_A_WORD = "it ended without a word"
+
+_CHANGING = re.compile(r"[\w.+-]*\d[\w.+-]*|\btmp\w+")
+"""What differs between two tellings of one failure: addresses, process numbers, sizes, names of temporary files."""
 
 
 @dataclass
@@ -33,6 +39,27 @@ class _Ended:
     words: str = ""
     step: int = 0
     reached: int = 0
+    was_asked_to_stop: bool = False
+
+
+class Witness:
+    """What the process that starts a run again has seen itself, which holds also where the disk takes no journal."""
+
+    def __init__(self) -> None:
+        self._restarts: list[float] = []
+        self._reached, self._num_stuck = -1, 0
+
+    def restarts(self, now: float | None = None) -> None:
+        """It starts again (`now`: time.monotonic)."""
+        self._restarts.append(time.monotonic() if now is None else now)
+
+    def add(self, end: End, window_hours: float, now: float | None = None) -> End:
+        """An end, with what was seen of those before it where the journal knows of less."""
+        now = time.monotonic() if now is None else now
+        self._num_stuck = self._num_stuck + 1 if end.step <= self._reached else 0
+        self._reached = max(self._reached, end.step)
+        number = sum(now - at <= window_hours * 3600 for at in self._restarts)
+        return replace(end, num_restarts=max(end.num_restarts, number), num_stuck=max(end.num_stuck, self._num_stuck))
 
 
 def is_enabled(settings: RestartConfig, environment: Mapping[str, str]) -> bool:
@@ -42,36 +69,45 @@ def is_enabled(settings: RestartConfig, environment: Mapping[str, str]) -> bool:
     return "SLURM_JOB_ID" not in environment and environment.get(SWITCH) != "off"
 
 
-def end_of(config: Config, folder: Path, checkpoints: Path, now: datetime | None = None) -> End:
-    """How the launch that has just ended did, of the run in `folder`."""
-    events = read_events(folder)
+def outcome_of(code: int) -> Outcome:
+    """What a launch's exit code says: what the disk says may be of an earlier launch, where it took no word of this one."""
+    told = (Outcome.FINISHED, Outcome.INTERRUPTED, Outcome.DIVERGED, Outcome.REFUSED)
+    return next((outcome for outcome in told if outcome.exit_code == code), Outcome.FAILED)
+
+
+def end_of(config: Config, folder: Path, checkpoints: Path, code: int, now: datetime | None = None) -> End:
+    """How the launch that has just ended with this exit code did, of the run in `folder`. raises OSError"""
+    events = _since_given_up(read_events(folder))
     launches = _launches(events)
-    last = launches[-1]
-    outcome = read_outcome(folder) or {"outcome": Outcome.FAILED, "reason": "it said nothing", "step": last.reached}
-    attempt = outcome.get("last_attempt")
-    if attempt and attempt["time"] >= outcome["time"]:
-        outcome = {**outcome, **attempt}
+    last, outcome, said = launches[-1], outcome_of(code), read_outcome(folder)
     steps = _steps(checkpoints)
     return End(
-        outcome=Outcome(outcome["outcome"]),
+        outcome=outcome,
         cause=last.cause or Cause.UNKNOWN,
-        words=last.words or outcome["reason"],
+        words=last.words or (said["reason"] if said and said["outcome"] == outcome else WITHOUT_A_WORD),
         step=max(last.step, last.reached),
         num_same=_same(launches),
         num_stuck=_stuck(launches),
         num_restarts=_num_restarts(events, config.restart.window_hours, now or datetime.now(UTC)),
         micro_batch=config.micro_batch,
-        lacks_room=outcome["outcome"] != Outcome.FINISHED and lacks_room(checkpoints),
+        was_asked_to_stop=last.was_asked_to_stop,
+        has_saved=bool(steps),
+        lacks_room=outcome != Outcome.FINISHED and lacks_room(config, folder, checkpoints),
         older_step=steps[-2] if len(steps) > 1 else None,
     )
 
 
-def lacks_room(checkpoints: Path) -> bool:
-    """Whether the disk has no room for a checkpoint as large as the newest."""
-    steps = _steps(checkpoints)
-    if not steps:
-        return False
+def lacks_room(config: Config, folder: Path, checkpoints: Path) -> bool:
+    """Whether no word more can be written of the run, or its disk has no room for a checkpoint as large as the newest.
+
+    Where a bound of the run's own (max_disk_bytes) makes room before each save, the start itself finds out.
+    """
     try:
+        if files.free_bytes(folder) < LEAST_BYTES:
+            return True
+        steps = _steps(checkpoints)
+        if not steps or config.checkpoint.max_disk_bytes is not None:
+            return False
         newest = checkpoints / f"step-{steps[-1]:08d}"
         needed = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
         return files.free_bytes(checkpoints) < needed
@@ -98,30 +134,41 @@ def memory_conditions(config: Config) -> dict[str, Any]:
     return {"sequence_length": config.sequence_length, "recomputes": config.model.gradient_checkpointing}
 
 
-def _num_restarts(events: Sequence[Mapping[str, Any]], window_hours: float, now: datetime) -> int:
-    """Restarts within the window since the run was given up last; a clock that was set far off makes them no fewer and no more to come."""
+def _since_given_up(events: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Who starts a run again that was given up has seen to it: it has all its tries again."""
     since = max((number for number, event in enumerate(events) if event["event"] == "gave_up"), default=-1)
-    restarts = (event for event in events[since + 1 :] if event["event"] == "restart")
+    return events[since + 1 :]
+
+
+def _num_restarts(events: Sequence[Mapping[str, Any]], window_hours: float, now: datetime) -> int:
+    """Restarts within the window; a clock that was set far off makes them no fewer and no more to come."""
+    restarts = (event for event in events if event["event"] == "restart")
     return sum(abs(now - _moment(event["time"])) <= timedelta(hours=window_hours) for event in restarts)
 
 
 def _launches(events: Iterable[Mapping[str, Any]]) -> list[_Ended]:
-    """The launches that the journal tells of, oldest first; at least one."""
+    """The launches that the journal tells of, oldest first; at least one. One of which nothing is told is left out, but for the last."""
     found = [_Ended()]
     for event in events:
         kind, step = event["event"], event.get("step")
-        if kind == "launch" or kind == "restart":
+        if kind in ("launch", "restart") and found[-1] != _Ended():
             found.append(_Ended())
         here = found[-1]
         if kind in ("save", "stop", "resume", "train") and isinstance(step, int):
             here.reached = max(here.reached, step)
-        is_told = here.cause is not None and here.cause not in SECOND_HAND
+        if kind == "request" and event.get("do") == "stop":
+            here.was_asked_to_stop = True
         if kind == "stop" and event.get("cause") == Cause.ROLLBACK:
             found.append(_Ended())  # it was started again at once
-        elif kind == "stop" and not is_told:
+        elif kind == "stop" and _is_news(here, event):
             here.cause, here.words = str(event.get("cause")), str(event.get("reason") or "")
             here.step = step if isinstance(step, int) else here.step
     return found
+
+
+def _is_news(launch: _Ended, stop: Mapping[str, Any]) -> bool:
+    """Whether a process knows better why a launch ended than those before."""
+    return launch.cause is None or (launch.cause in SECOND_HAND and stop.get("cause") not in SECOND_HAND)
 
 
 def _same(launches: Sequence[_Ended]) -> int:

@@ -76,10 +76,13 @@ class Forwarding:
     def __exit__(self, *_error: object) -> None:
         self._stack.close()
 
-    def to(self, child: Child) -> None:
-        """From here on this child is the one; a stop that came before it is passed on now: no instant leaves it behind."""
+    def to(self, child: Child | None) -> None:
+        """From here on this child is the one; a stop that came before it is passed on now: no instant leaves it behind.
+
+        None: it has ended, and its number may be another process's by now.
+        """
         self._child = child
-        if self.stopped_by is not None:
+        if child is not None and self.stopped_by is not None:
             child.send_signal(self.stopped_by)
 
     def _stop(self, number: int, _frame: object) -> None:

@@ -3,10 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.beats import Board
+import psutil
+
+from trainer.beats import BEATS, Board
 from trainer.config.unattended import HangConfig
 from trainer.journal import Journal
 from trainer.safety.forward import kill_launch
@@ -20,23 +23,44 @@ HANGS = "hangs"
 
 LOOK_SECONDS = 1.0
 
-Look = Callable[[], Hang | None]
+
+@dataclass(frozen=True)
+class Watch:
+    """How a launch sees its ranks; where memory has no room for their signs of life it sees nothing."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the ranks need to be seen."""
+    look: Callable[[], Hang | None] = lambda: None
+    """Whether they hang."""
+    ranks: Callable[[], list[psutil.Process]] = list
+    """Those that are there, also without a launcher."""
 
 
 @contextmanager
-def watched(settings: HangConfig, num_ranks: int) -> Iterator[tuple[Mapping[str, str], Look]]:
-    """What the ranks need in their environment to be watched, and how one looks at them; where memory has no room, or nobody asks for it, nothing."""
-    if not settings.enabled:
-        yield {}, lambda: None
-        return
+def watched(settings: HangConfig, num_ranks: int) -> Iterator[Watch]:
+    """While the block runs, the ranks of a launch can be seen; hangs are looked for where the settings say so."""
     try:
         board = Board(num_ranks)
     except OSError as error:
         log.warning("the ranks are not watched for hangs: no room for their signs of life (%s)", error)
-        yield {}, lambda: None
+        yield Watch()
         return
     with board:
-        yield board.environment, HangWatch(settings, board.read, num_ranks).look
+        look = HangWatch(settings, board.read, num_ranks).look if settings.enabled else Watch.look
+        yield Watch(board.environment, look, lambda: _ranks(board))
+
+
+def _ranks(board: Board) -> list[psutil.Process]:
+    """The processes that say their signs of life on this board, by their environment: a number alone may be another process's by now."""
+    found = []
+    for beat in board.read().values():
+        try:
+            process = psutil.Process(beat.pid)
+            if process.environ().get(BEATS) == str(board.path):
+                found.append(process)
+        except psutil.Error:  # it has ended
+            pass
+    return found
 
 
 def end_hang(folder: Path, launcher: int, hang: Hang) -> str:

@@ -110,6 +110,16 @@ def test_the_supervisors_word_counts_where_the_launch_left_none():
     assert ends(ledger(*start(0, 10), *known, restart))[0] == ("disk", 4)
 
 
+@pytest.mark.parametrize("told_at", [52, 58], ids=["before the wait", "after it, as an earlier version"])
+def test_a_start_begins_after_the_wait_before_it(told_at):
+    stop = event(50, "stop", cause="exception", step=5, reason="no")
+    restart = event(told_at, "restart", attempt=1, cause="exception", step=5, wait_seconds=8.0, words="again")
+    found = ledger(*start(0, 10), stop, restart, *start(65, 80, step=5))
+    assert (found.down_seconds(asked_for=False), found.launches[1].began) == (8, 58)
+    longer = event(60, "waiting", what="room")
+    assert ledger(*start(0, 10), stop, restart, longer, *start(65, 80, step=5)).launches[1].began == 65
+
+
 def test_a_journal_of_an_earlier_version_says_what_was_lost_as_well_as_it_can():
     old = [
         event(0, "start"),

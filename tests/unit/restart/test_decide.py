@@ -37,6 +37,7 @@ def decided(outcome="failed", cause=Cause.SIGKILL, **facts):
         Cause.REFUSED,
         Cause.HANG,
         Cause.DEVICE,
+        Cause.CONNECTION,
         Cause.PEER,
         Cause.UNKNOWN,
         Cause.DISK,
@@ -59,10 +60,22 @@ def test_what_is_over_or_needs_a_person_is_never_started_again(outcome):
 
 
 def test_a_full_disk_is_waited_for_also_where_the_start_was_refused_for_it():
-    for outcome, cause in (("failed", Cause.DISK), ("refused", Cause.REFUSED), ("failed", Cause.SIGKILL)):
+    for outcome, cause in (("failed", Cause.DISK), ("refused", Cause.NO_ROOM), ("failed", Cause.SIGKILL)):
         assert (decided(outcome, cause, lacks_room=True).do) == "wait for room"
+    assert decided("refused", lacks_room=True).do == "stop", "which has another reason, and room would not help"
     assert decided("finished", lacks_room=True).do == "stop"
     assert decided("interrupted", lacks_room=True).do == "stop"
+
+
+def test_what_no_figure_tells_as_a_quota_shows_at_the_next_start_which_comes_ever_later():
+    waits = [decided("refused", Cause.NO_ROOM, num_stuck=number) for number in (0, 3, 9)]
+    assert [(one.do, one.wait_seconds) for one in waits] == [("wait for room", seconds) for seconds in (60, 128, 600)]
+    assert decided("refused", Cause.NO_ROOM, has_saved=False).do == "stop", "whoever starts it is there"
+
+
+def test_a_run_that_never_comes_further_is_given_up_however_seldom_it_fails():
+    assert decided(num_stuck=4).do == "restart"
+    assert decided(num_stuck=5).do == "stop"
 
 
 def test_a_broken_disk_is_tried_three_times():
@@ -86,6 +99,8 @@ def test_out_of_memory_halves_the_micro_batch_until_there_is_nothing_to_halve():
         decided(cause=Cause.OUT_OF_MEMORY, micro_batch=8).micro_batch,
     ) == ("restart", 4)
     assert decided(cause=Cause.OUT_OF_MEMORY, micro_batch=1).do == "stop"
+    assert decided("refused", Cause.OUT_OF_MEMORY, micro_batch=8).micro_batch == 4, "the preflight meets it first"
+    assert decided("refused", Cause.OUT_OF_MEMORY, micro_batch=1).do == "stop"
 
 
 def test_it_gives_up_after_as_many_restarts_as_the_window_allows():

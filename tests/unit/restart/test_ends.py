@@ -1,6 +1,7 @@
 """The facts of an end, from a journal that is written here as a run writes it."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -13,10 +14,13 @@ from trainer.ending.outcome_file import write_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.errors import ConfigError
 from trainer.journal import JOURNAL, Journal, read_events
-from trainer.restart.ends import adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
+from trainer.restart.decide import decide
+from trainer.restart.ends import Witness, adapted_micro_batch, end_of, is_enabled, lacks_room, memory_conditions
 from trainer.supervise import adapted, as_started
 
-CONFIG = SimpleNamespace(micro_batch=8, restart=RestartConfig(window_hours=2.0))
+CONFIG = SimpleNamespace(
+    micro_batch=8, restart=RestartConfig(window_hours=2.0), checkpoint=SimpleNamespace(max_disk_bytes=None)
+)
 
 
 def write(folder, *events):
@@ -38,7 +42,7 @@ def ended(tmp_path):
     def facts(*events, outcome="failed"):
         write(tmp_path, *events)
         write_outcome(tmp_path, Outcome(outcome), step=9, reason="why")
-        return end_of(CONFIG, tmp_path, tmp_path / "checkpoints")
+        return end_of(CONFIG, tmp_path, tmp_path / "checkpoints", Outcome(outcome).exit_code)
 
     return facts
 
@@ -67,6 +71,8 @@ def test_failures_are_the_same_by_cause_step_and_words_but_for_their_numbers(end
     assert (end.num_same, end.num_stuck, end.num_restarts) == (2, 1, 1)
     assert ended(again, *died(8, reason="RuntimeError: at 0x7f99 of process 57")).num_same == 1
     assert ended(again, *died(8, reason="ValueError")).num_same == 1
+    for number, name in enumerate(("tmpab3c/x", "tmpqwyz/x", "3f2a9c"), start=1):
+        assert ended(again, *died(9, reason=f"OSError: /tmp/{name}: gone")).num_same == (number if number < 3 else 1)
 
 
 def test_a_restart_that_comes_further_is_progress(ended):
@@ -83,23 +89,50 @@ def test_restarts_count_within_the_window_and_waiting_for_gpus_is_none(tmp_path,
     assert ended().num_restarts == 2
 
 
-def test_a_refused_start_beside_an_earlier_outcome_is_the_end(tmp_path, ended):
-    ended(*launch(*died(7)))
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    outcome["last_attempt"] = {"outcome": "refused", "reason": "fix it", "time": outcome["time"]}
-    (tmp_path / "outcome.json").write_text(json.dumps(outcome))
-    assert end_of(CONFIG, tmp_path, tmp_path / "checkpoints").outcome == Outcome.REFUSED
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 75])
+@pytest.mark.parametrize("before", ["interrupted", "finished", "running", "failed"])
+def test_how_a_launch_ended_is_said_by_its_exit_code_where_the_outcome_is_of_an_earlier_one(
+    ended, tmp_path, code, before
+):
+    """One that was killed while it imported says nothing, and a full disk takes no word."""
+    ended(*launch(("stop", {"cause": "interrupted", "step": 7})), *launch(), outcome=before)
+    end = end_of(CONFIG, tmp_path, tmp_path / "checkpoints", code)
+    assert (end.outcome.exit_code, end.cause) == (code, Cause.UNKNOWN)
+    assert decide(end, CONFIG.restart).do == ("restart" if code == 1 else "stop")
+
+
+def test_a_run_that_fails_after_it_was_asked_to_stop_is_not_started_again(ended):
+    asked = ("request", {"do": "stop", "step": 7})
+    end = ended(*launch(asked, *died(7, cause="disk")))
+    assert end.was_asked_to_stop and decide(end, CONFIG.restart).do == "stop"
+    assert not ended(*launch(("request", {"do": "save"}), *died(8))).was_asked_to_stop
+
+
+def test_where_the_disk_takes_no_journal_the_restarts_are_counted_all_the_same(ended):
+    witness = Witness()
+    for number in range(4):
+        end = witness.add(ended(), window_hours=1.0, now=100.0 * number)
+        assert (end.num_restarts, end.num_stuck) == (number, number)
+        witness.restarts(now=100.0 * number)
+    assert witness.add(ended(), window_hours=1.0, now=3750.0).num_restarts == 2, "the others are out of the window"
+    assert witness.add(replace(end, step=5), window_hours=1.0, now=3750.0).num_stuck == end.num_stuck
 
 
 def test_room_is_lacking_where_the_newest_checkpoint_would_not_fit_again(tmp_path, monkeypatch):
-    assert not lacks_room(tmp_path / "none")
+    assert not lacks_room(CONFIG, tmp_path, tmp_path / "none")
+    monkeypatch.setattr("trainer.restart.ends.LEAST_BYTES", 50)
     for step in (10, 20):
         (tmp_path / f"step-{step:08d}").mkdir()
         (tmp_path / f"step-{step:08d}" / "model.safetensors").write_bytes(b"x" * 100)
     for free, lacks in ((99, True), (100, False)):
         monkeypatch.setattr("trainer.restart.ends.files.free_bytes", lambda folder, free=free: free)
-        assert lacks_room(tmp_path) is lacks
-    assert end_of(CONFIG, tmp_path, tmp_path).older_step == 10
+        assert lacks_room(CONFIG, tmp_path, tmp_path) is lacks
+    bound = SimpleNamespace(checkpoint=SimpleNamespace(max_disk_bytes=1000))
+    for free, lacks in ((99, False), (49, True)):
+        monkeypatch.setattr("trainer.restart.ends.files.free_bytes", lambda folder, free=free: free)
+        assert lacks_room(bound, tmp_path, tmp_path) is lacks, "which makes room itself, but for its words"
+    end = end_of(CONFIG, tmp_path, tmp_path, 1)
+    assert (end.older_step, end.has_saved) == (10, True)
 
 
 def asked(*words):

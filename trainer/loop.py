@@ -114,6 +114,7 @@ def accumulate_gradients(run: Run, batch: Batch) -> torch.Tensor:
             loss = run.model(micro_batch.inputs, labels=micro_batch.labels) / len(batch.micro_batches)
             run.accelerator.backward(loss)
         total += loss.detach()
+        beats.beat()
     return total
 
 

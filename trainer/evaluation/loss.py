@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from trainer import beats
 from trainer.errors import DataError
 
 
@@ -64,6 +65,7 @@ def validation_loss(
     with evaluating(model):
         for inputs, labels in batches:
             totals += model(inputs, labels=labels, reduction="sum").double()
+            beats.beat()
     loss_sum, num_tokens = reduce(totals).tolist()
     if num_tokens == 0:
         raise DataError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer import beats
 from trainer.errors import DataError
 from trainer.evaluation.items import Item
 from trainer.evaluation.loss import one_thread
@@ -147,6 +148,7 @@ def score_rows(
     for done, (group, scores) in enumerate(zip(groups, _each(groups, rows, score, device), strict=True), start=1):
         totals[group] = scores
         progress(done / len(groups))
+        beats.beat()
     totals = reduce(totals.to(device)).cpu()
     return [TextScore(log_likelihood, bool(greedy)) for log_likelihood, greedy in totals.tolist()]
 

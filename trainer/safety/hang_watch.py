@@ -2,7 +2,8 @@
 
 A rank is overdue once it has said nothing for longer than what it does may take. A launch hangs when every rank on this machine is overdue and
 one of them does not compute: the others wait for it, with or without spinning. Ranks that all compute are left alone up to
-`hang.max_seconds`; a rank on a GPU spins whether its kernels make progress or not, so there its silence alone counts.
+`hang.max_seconds`; a rank on a GPU spins whether its kernels make progress or not, so there its silence alone counts. It speaks at each
+micro-batch and each batch of an evaluation, which its host only reaches when the kernels before have finished, but for a few hundred.
 """
 
 import statistics
@@ -28,6 +29,10 @@ IDLE_SHARE = 0.01
 """A process that computes less than this share of a core does not compute."""
 LOST_SIGHT_SECONDS = 10.0
 """A look so long after the one before: this process was stopped too, or the machine slept; nothing is known of the time between."""
+
+
+NOT_THERE = Beat(0, 0, 0, 0.0, False, "starting")
+"""Of a rank that has said nothing yet: it may hang while it is imported."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ class _Seen:
     beat: Beat
     since: float
     """When its last sign of life was new."""
+    step_at: float | None = None
+    """When a step began that is measured; None where something else came between."""
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED_STEPS))
     busy: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=600))
     """(time, seconds of processor time that its processes have taken)."""
@@ -84,22 +91,32 @@ class HangWatch:
         lost_sight = self._last_look is not None and now - self._last_look > LOST_SIGHT_SECONDS
         self._last_look = now
         beats = dict(self._read())
-        for rank, beat in beats.items():
-            self._note(rank, beat, now)
+        for rank in range(self._num_ranks):
+            if rank not in self._seen:
+                self._seen[rank] = _Seen(NOT_THERE, now)
+            if lost_sight:
+                self._seen[rank].step_at = None
+            if rank in beats:
+                self._note(rank, beats[rank], now)
         if lost_sight:
             for seen in self._seen.values():
                 seen.since = now
                 seen.busy.clear()
-        return self._judge(now) if len(self._seen) == self._num_ranks else None
+        return self._judge(now)
 
     def _note(self, rank: int, beat: Beat, now: float) -> None:
-        seen = self._seen.get(rank)
-        if seen is None or seen.beat.pid != beat.pid:
+        seen = self._seen[rank]
+        if seen.beat.pid != beat.pid:
             seen = self._seen[rank] = _Seen(beat, now)
         elif seen.beat.number != beat.number:
             steps = beat.step - seen.beat.step
-            if steps > 0 and beat.phase == seen.beat.phase == TRAINING:
-                seen.step_seconds.extend([(beat.at - seen.beat.at) / steps] * min(steps, REMEMBERED_STEPS))
+            if beat.phase != TRAINING:
+                seen.step_at = None
+            elif seen.step_at is None:
+                seen.step_at = beat.at
+            elif steps > 0:
+                seen.step_seconds.extend([(beat.at - seen.step_at) / steps] * min(steps, REMEMBERED_STEPS))
+                seen.step_at = beat.at
             seen.beat, seen.since = beat, now
             seen.busy.clear()
         elif (seconds := self._busy_seconds(beat.pid)) is not None:  # asked of the silent alone: it takes a millisecond
@@ -110,7 +127,8 @@ class HangWatch:
         limits = {rank: self.limit_seconds(rank) for rank in self._seen}
         if any(silent[rank] <= limits[rank] for rank in self._seen):
             return None
-        behind = [rank for rank in self._seen if not self._computes(rank)]
+        absent = [rank for rank in self._seen if self._seen[rank].beat == NOT_THERE]
+        behind = absent or [rank for rank in self._seen if not self._computes(rank)]
         seconds = min(silent.values())
         if not behind:
             if seconds <= max(self._settings.max_seconds, *limits.values()):

@@ -3,12 +3,14 @@
 import os
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import beats
 from trainer.beats import TRAINING, Beat, Board
 from trainer.config.unattended import HangConfig
+from trainer.evaluation.loss import validation_loss
 from trainer.safety.hang_watch import HangWatch, processor_seconds
 
 SETTINGS = HangConfig(min_seconds=10.0, first_seconds=100.0, max_seconds=300.0)
@@ -103,10 +105,30 @@ def test_a_rank_that_is_not_overdue_by_what_it_does_keeps_the_others_waiting():
     assert ranks.run(1700) is None
 
 
-def test_a_rank_that_has_said_nothing_yet_is_not_judged():
+def test_a_rank_that_says_nothing_hangs_where_it_is_imported():
     ranks = Ranks()
     ranks.say(0)
-    assert ranks.run(5000) is None
+    assert ranks.run(3590) is None
+    assert ranks.run(20).ranks == (1,)
+
+
+def test_a_step_is_measured_whole_though_it_speaks_at_each_micro_batch():
+    ranks = Ranks(on_gpu=True)
+    for _ in range(60):
+        for micro_batch in range(10):
+            for rank in (0, 1):
+                ranks.say(rank, steps=int(micro_batch == 9))
+            assert ranks.run(3) is None
+    assert ranks.watch.limit_seconds(0) == pytest.approx(300.0)
+    ranks.watch._settings = HangConfig(min_seconds=1.0, first_seconds=1.0, max_seconds=1.0)
+    assert ranks.run(290) is None and ranks.run(20).ranks == (0, 1)
+
+
+def test_a_step_in_which_the_machine_slept_is_not_learnt_from():
+    ranks = trained()
+    ranks.now += 3000
+    assert ranks.run(4, step_seconds=2, busy=(0, 1)) is None
+    assert ranks.watch.limit_seconds(0) == pytest.approx(20.0)
 
 
 def test_a_machine_that_slept_is_no_hang():
@@ -152,3 +174,14 @@ def test_signs_of_life_go_through_memory_that_the_launch_reads(monkeypatch):
 def test_the_processor_time_of_a_process_counts_those_below_it():
     assert processor_seconds(os.getpid()) > 0
     assert processor_seconds(2**22 + 1) is None
+
+
+def test_each_batch_of_an_evaluation_is_a_sign_of_life(monkeypatch):
+    """A long one has a limit of its own, which on a GPU would end it however well it goes on."""
+    said = []
+    monkeypatch.setattr("trainer.evaluation.loss.beats.beat", lambda: said.append("beat"))
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(model, "forward", lambda inputs, labels, reduction: torch.tensor([1.0, 2.0]))
+    batch = torch.zeros(1, 2)
+    validation_loss(model, [(batch, batch)] * 3, lambda totals: totals)
+    assert said == ["beat"] * 3

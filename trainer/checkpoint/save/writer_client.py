@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from trainer import start
+from trainer import beats, start
 from trainer.checkpoint.commit import CommitPlan, SaveResult
 from trainer.checkpoint.context import CheckpointContext
 from trainer.checkpoint.format.manifest import Manifest
@@ -214,6 +214,7 @@ class WriterClient:
         notice = WaitNotice(f"waiting for the writer to end{and_copies}")
         self._moved_at = time.monotonic()
         while self._process.poll() is None:
+            beats.beat()  # a copy may take hours; what hangs is ended below
             answers = self._channel.arrived(1.0) or []
             self._see_progress(answers)
             self._tell_notes(answers)

@@ -39,6 +39,7 @@ _ENDS: dict[Cause, AlertKind | None] = {
     Cause.FINISHED: "finished",
     Cause.DIVERGED: "diverged",
     Cause.DISK: "disk",
+    Cause.NO_ROOM: "disk",
     Cause.HANG: None,  # the event `hang` has told it
     Cause.ROLLBACK: None,  # the event `rollback`
     Cause.INTERRUPTED: None,  # a person or a scheduler has asked for it

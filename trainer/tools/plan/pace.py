@@ -1,5 +1,6 @@
 """How long a run computes: its arithmetic, over what a machine does in a second."""
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -71,8 +72,9 @@ def _newton_schulz(short: int, long: int) -> float:
     return NEWTON_SCHULZ_STEPS * (4.0 * short * short * long + 2.0 * short**3)
 
 
+@functools.cache
 def cpu_peak() -> float:
-    """FLOP/s of a product in fp32 on all cores of this machine, the best of some tenths of a second."""
+    """FLOP/s of a product in fp32 on all cores of this machine, the best of a tenth of a second; asked once, since it may vary."""
     import numpy as np
 
     size = PRODUCT_SIZE

@@ -3,8 +3,8 @@
     python tests/benchmarks/plan.py [--steps 50] [--json FILE]
 
 Three recipes that need memory for different things are planned and then launched, one after another: peak memory of the process against
-`needed_bytes`, the median step against the one from FLOPs alone, and against the one that `--like` another of the three gives. Nothing else
-may run meanwhile. Ends with 1 when memory is off by more than a tenth, a step by more than 30 %, or by more than 15 % with `--like`.
+`needed_bytes`, the mean step against the one from FLOPs alone, and against the one that `--like` another of the three gives. The machine's
+speed is measured again and again during each run, and the plan is judged at that speed. Ends with 1 when memory is off by more than a tenth, a step by more than 30 %, or by more than 15 % with `--like`.
 """
 
 import argparse
@@ -14,18 +14,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 from tests.benchmarks.workload import machine  # noqa: E402
 from trainer.metrics.curves import CURVE, read_records  # noqa: E402
+from trainer.tools.plan.pace import cpu_peak  # noqa: E402
 
 MEMORY, FLOPS_ALONE, CALIBRATED = 0.10, 0.30, 0.15
-WARM_UP_STEPS = 5
-STEADY, ATTEMPTS = 0.10, 4
-"""How much the product that a plan measures may change over a run, and how often a run is tried."""
+EVERY_SECONDS = 3.0
 
 _PLAYS = ["data.corpus=shakespeare", "evaluation.num_sequences=16", "evaluation.tasks=[]"]
 RECIPES = {
@@ -72,36 +76,80 @@ def planned(words: list[str], *options: str) -> dict[str, Any]:
     }
 
 
+class Speed(threading.Thread):
+    """The machine's speed over a launch: now and then its trainer is stopped for as long as a product is timed.
+
+    A machine that is shared with others has another speed from minute to minute, and a launch is to be judged by that which it had.
+    """
+
+    def __init__(self, launch: int) -> None:
+        super().__init__(daemon=True)
+        self._launch, self._ended = launch, threading.Event()
+        self.samples: list[tuple[float, float]] = []
+        """(seconds for which the trainer was stopped, FLOP/s)"""
+
+    def run(self) -> None:
+        while not self._ended.wait(EVERY_SECONDS):
+            processes = [p for p in psutil.Process(self._launch).children(recursive=True) if "train" in p.cmdline()]
+            started = time.perf_counter()
+            for process in processes:
+                process.suspend()
+            cpu_peak.cache_clear()
+            speed = cpu_peak()
+            for process in processes:
+                process.resume()
+            self.samples.append((time.perf_counter() - started, speed))
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
 def taken(words: list[str], run: Path) -> dict[str, float]:
-    """What the run took: its peak, and the median of its steps."""
-    trainer("launch", *words)
+    """What the run took: the peak of its memory, a step without what it was stopped for, and the machine's speed meanwhile."""
+    launch = subprocess.Popen(
+        [sys.executable, "-m", "trainer", "launch", *words], cwd=PROJECT, stdout=subprocess.DEVNULL
+    )
+    try:
+        while not (run / CURVE).is_file() or not read_records(run / CURVE):
+            time.sleep(0.2)
+            assert launch.poll() is None, "the launch has ended before its first step"
+        speed = Speed(launch.pid)
+        speed.start()
+        assert launch.wait() == 0, "the launch has failed"
+    finally:
+        launch.kill()
+    speed.end()
     records = read_records(run / CURVE)
-    seconds = [r["step_seconds"] for r in records if "step_seconds" in r and r["step"] > WARM_UP_STEPS]
-    peak = max(record.get("memory/peak_resident_bytes", 0.0) for record in records)
-    return {"peak_bytes": peak, "step_seconds": statistics.median(seconds)}
+    seconds = [r["step_seconds"] for r in records if "step_seconds" in r and r["step"] > 1]
+    # What comes after the last step is sampled too, and counts for the speed alone.
+    stopped = statistics.mean(pause for pause, _ in speed.samples) / EVERY_SECONDS
+    return {
+        "peak_bytes": max(record.get("memory/peak_resident_bytes", 0.0) for record in records),
+        "step_seconds": statistics.mean(seconds) / (1 + stopped),
+        "flops_per_second": statistics.harmonic_mean(speed for _, speed in speed.samples),
+        "lowest_flops_per_second": min(speed for _, speed in speed.samples),
+        "highest_flops_per_second": max(speed for _, speed in speed.samples),
+    }
 
 
-def compared(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    """A recipe's plan beside its run; again where the machine had another speed after it than before, as those shared with others have."""
-    for attempt in range(1, ATTEMPTS + 1):
-        words = words_of(name, folder / str(attempt), steps)
-        before = planned(words)
-        took = taken(words, folder / str(attempt) / "runs" / name.replace(" ", "-"))
-        after = planned(words)
-        change = after["peak_flops"] / before["peak_flops"] - 1
-        print(f"{name}: attempt {attempt}: {took}, the machine's speed {change:+.0%}", flush=True)
-        if abs(change) <= STEADY:
-            break
-    step = 2 / (1 / before["step_seconds"] + 1 / after["step_seconds"])
+def compared(name: str, folder: Path, steps: int, others: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A recipe's plan beside its run, both at the speed that the machine had meanwhile; and by the pace of others."""
+    words, run = words_of(name, folder, steps), folder / "runs" / name.replace(" ", "-")
+    plan, took = planned(words), taken(words, run)
+    plan["step_seconds"] *= plan["peak_flops"] / took["flops_per_second"]
+    like = {}
+    for other, row in others.items():
+        seconds = planned(words, "--like", str(folder / "runs" / other.replace(" ", "-")))["step_seconds"]
+        # Both steps at one speed: the other run's mean step has what it was stopped for in it, and its median hardly.
+        like[other] = seconds * row["taken"]["flops_per_second"] / took["flops_per_second"] / took["step_seconds"] - 1
     return {
         "recipe": RECIPES[name],
-        "attempts": attempt,
-        "is_steady": abs(change) <= STEADY,
-        "planned": {**before, "step_seconds": step, "peak_flops": [before["peak_flops"], after["peak_flops"]]},
+        "planned": plan,
         "taken": took,
-        "memory_off": before["needed_bytes"] / took["peak_bytes"] - 1,
-        "step_off": step / took["step_seconds"] - 1,
-        "run": str(folder / str(attempt) / "runs" / name.replace(" ", "-")),
+        "memory_off": plan["needed_bytes"] / took["peak_bytes"] - 1,
+        "step_off": plan["step_seconds"] / took["step_seconds"] - 1,
+        "like": like,
     }
 
 
@@ -116,15 +164,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in [arguments.only] if arguments.only else RECIPES:
-            row = compared(name, folder, arguments.steps)
-            words = words_of(name, folder, arguments.steps)
-            likes = {other: planned(words, "--like", found[other]["run"])["step_seconds"] for other in found}
-            row["like"] = {other: seconds / row["taken"]["step_seconds"] - 1 for other, seconds in likes.items()}
-            found[name] = row
+            found[name] = row = compared(name, folder, arguments.steps, found)
             told = "".join(f", like {other} {off:+.1%}" for other, off in row["like"].items())
             print(f"{name}: memory {row['memory_off']:+.1%}, step {row['step_off']:+.1%}{told}", flush=True)
-        for row in found.values():
-            del row["run"]
     worst = {
         "memory": (max(abs(row["memory_off"]) for row in found.values()), MEMORY),
         "step from FLOPs alone": (max(abs(row["step_off"]) for row in found.values()), FLOPS_ALONE),

@@ -48,6 +48,7 @@ One JSON object per line, only ever added to, by every process of the run (the t
     hang          rank, phase, step, seconds, stacks   no progress for so long, and all were ended; rank: the one (ranks: those) behind; stacks: a file
     gave_up       cause, step, words    it is not started again, and why
     waiting       what                  a restart waits longer: for `gpus` (here, wanted), for `room` on the disk (free), or for `ranks` that still end
+    machine       rank, host, reason    how the launch on another machine than the first one ended; what is done about it that one decides
     alert_failed  target, kind, text, failure, attempts   a message did not arrive: where to, what it would have said, and why
     micro_batch   was, now, configured, conditions   memory was too small: the run goes on with `now` wherever it is told `configured`, under
                                     these conditions

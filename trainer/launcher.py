@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,6 +142,11 @@ class CheckedLaunch:
     webhook: str | None = field(default=None, repr=False)
     """The URL in the recipe to which alerts go: a secret, which no config holds."""
 
+    @property
+    def decides(self) -> bool:
+        """Whether this machine, the first or the only one, decides what becomes of the run; the others do as it does."""
+        return self.cluster.machine_rank == 0
+
 
 def check_launch(words: Sequence[str], cluster: clusters.Cluster | None = None) -> CheckedLaunch:
     """Checks `[CLUSTER] [RECIPE] [key=value ...]` as far as it goes without torch, and says what to run; `cluster` takes the place of theirs."""
@@ -149,7 +155,8 @@ def check_launch(words: Sequence[str], cluster: clusters.Cluster | None = None) 
     if lacking := clusters.lacking_gpus(request.cluster):
         raise ConfigError(lacking)
     checked = check_request(request)
-    check_not_trained(checked.folder)
+    if checked.decides:
+        check_not_trained(checked.folder)
     download_weights(checked.hub_settings, checked.config)
     return checked
 
@@ -276,14 +283,14 @@ def _launch_once(checked: CheckedLaunch, signals: Forwarding) -> int:
             if hang or code < 0:
                 _wait_for_ranks(checked.folder, watch, signals)
         if hang:
-            record_unreported(checked.folder, words, cause=Cause.HANG)
+            _record(checked, words, cause=Cause.HANG)
             return Outcome.FAILED.exit_code
         failure = receive_failure(here)
         code = resolve_exit_code(checked, before, code, failure, signals.was_stopped)
         if code != Outcome.ROLLBACK.exit_code or not signals.was_stopped:
             return code
-        record_unreported(
-            checked.folder,
+        _record(
+            checked,
             STOPPED_IN_BETWEEN,
             cause=Cause.INTERRUPTED,
             outcome=Outcome.INTERRUPTED,
@@ -315,17 +322,17 @@ def resolve_exit_code(
         if said is None:
             log.warning(reason)
         else:
-            record_unreported(checked.folder, reason, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
+            _record(checked, reason, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
         return Outcome.INTERRUPTED.exit_code
     if code < 0 and not was_stopped and said is not None and said["reason"] == BY_LAUNCHERS_END:
         reason = f"{how_it_ended('the launcher', code)}; its ranks have saved"
-        record_unreported(checked.folder, reason, cause=cause_of_signal(-code), over=(Outcome.INTERRUPTED,))
+        _record(checked, reason, cause=cause_of_signal(-code), over=(Outcome.INTERRUPTED,))
         return Outcome.FAILED.exit_code
     # Of a rank that was killed the others know only that they lost it, and the launcher knows the signal.
     was_lost = said is not None and said["outcome"] == Outcome.FAILED and failure is not None and failure.was_killed
     if code and (is_open or was_lost):
         cause = cause_of_signal(-failure.exit_code) if failure and failure.was_killed else None
-        record_unreported(checked.folder, _reason(checked, code, failure), cause=cause)
+        _record(checked, _reason(checked, code, failure), cause=cause)
     return exit_code(code, said)
 
 
@@ -354,6 +361,17 @@ def _reason(checked: CheckedLaunch, code: int, failure: ProcessFailure | None) -
     if failure.exit_code != -signal.SIGKILL:
         return ended
     return f"{ended}; if memory was short: {advice(checked.config.micro_batch, checked.cluster.precision)}"
+
+
+def _record(checked: CheckedLaunch, reason: str, **facts: Any) -> None:
+    """The same of a launch; of one that does not decide a note in the journal alone, since the outcome is that of all machines."""
+    if checked.decides:
+        record_unreported(checked.folder, reason, **facts)
+        return
+    log.warning(reason)
+    Journal(checked.folder).write(
+        "machine", rank=checked.cluster.machine_rank, host=socket.gethostname(), reason=reason
+    )
 
 
 def record_unreported(

@@ -25,7 +25,7 @@ from trainer.errors import TrainerError
 from trainer.history.screen import summary
 from trainer.history.standing import present, standing_of
 from trainer.history.words import words
-from trainer.journal import Journal, read_events
+from trainer.journal import JOURNAL, Journal, events_from, read_events
 from trainer.launcher import CheckedLaunch, read_words, record_unreported, split_words
 from trainer.locks import is_trained, lock_supervision
 from trainer.restart.decide import Decision, End, decide, wait_seconds
@@ -51,6 +51,13 @@ CLUSTER = "cluster.yaml"
 """The copy of the cluster file in the run's folder that its restarts go by."""
 
 
+SAYS_ALL = (0, *(each.exit_code for each in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED)))
+"""Exit codes after which nothing is started again on any machine."""
+
+ENDS_ALL = (Cause.FINISHED, Cause.INTERRUPTED, Cause.DIVERGED, Cause.REFUSED, Cause.SIGINT)
+"""Causes of an end after which the first machine starts nothing again."""
+
+
 class StopAsked(Exception):
     """Somebody asks a run to stop that waits to start again, or its hours are over."""
 
@@ -68,13 +75,14 @@ def supervise(typed: Sequence[str], checked: CheckedLaunch) -> int:
                 return code
             end = witness.add(_end_of(checked, code), checked.config.restart.window_hours)
             decision = decide(end, checked.config.restart)
+            learn_micro_batch(as_started(typed, checked), checked, decision)
             _tell(checked, end, decision)
             if decision.do == "stop":
                 return code
             witness.restarts()
             try:
                 _wait(checked, decision, signals)
-                checked = check_again(as_started(typed, checked), checked, decision, signals)
+                checked = check_again(as_started(typed, checked), decision, signals)
             except StopAsked:
                 record_unreported(checked.folder, WAITS_STOPPED, cause=Cause.INTERRUPTED, outcome=Outcome.INTERRUPTED)
                 return Outcome.INTERRUPTED.exit_code
@@ -100,6 +108,53 @@ def alerting(config: Config, folder: Path, webhook: str | None) -> Iterator[None
 
     with watching(folder, config.alerts, targets, Words(words, of_the_day)):
         yield
+
+
+def follow(typed: Sequence[str], checked: CheckedLaunch) -> int:
+    """Launches this machine's part of a run whose first machine decides, and again whenever that one does.
+
+    What it decides stands in the run's journal, which all machines see. Returns the exit code of the last launch.
+    """
+    with Forwarding() as signals:
+        while True:
+            seen = _end_of_journal(checked.folder)
+            code = launcher.run_launch(checked, signals)
+            has_said_all = code in SAYS_ALL or signals.was_stopped
+            if has_said_all or not is_enabled(checked.config.restart, os.environ):
+                return code
+            try:
+                start = _decision_of_the_first(checked, seen, signals)
+                if start is None:
+                    return code
+                words = [*as_started(typed, checked), f"resume_from_checkpoint={start}"]
+                checked = adapted(words, signals)
+            except StopAsked:
+                return Outcome.INTERRUPTED.exit_code
+
+
+def _end_of_journal(folder: Path) -> int:
+    try:
+        return (folder / JOURNAL).stat().st_size
+    except OSError:
+        return 0
+
+
+def _decision_of_the_first(checked: CheckedLaunch, seen: int, signals: Forwarding) -> str | None:
+    """Where the first machine begins again, as resume_from_checkpoint has it; None where it does not. raises StopAsked
+
+    seen  the bytes of the journal that are of before the launch that has ended
+    """
+    is_first = True
+    while True:
+        for event in reversed(list(events_from(checked.folder, "restart", "launch", "gave_up", "stop", start=seen))):
+            if event["event"] in ("restart", "launch"):
+                return str(event.get("from_step") or "latest")
+            if event["event"] == "gave_up" or event.get("cause") in ENDS_ALL:
+                return None
+        if is_first:
+            log.warning("waiting for machine 0, which decides whether the run is started again; Ctrl+C ends this")
+        is_first = False
+        _sleep(1.0, signals, None, checked.config)
 
 
 def _end_of(checked: CheckedLaunch, code: int) -> End:
@@ -139,15 +194,18 @@ def _dump(config: Config) -> str:
     return dump(config.model_copy(update={"resume_from_checkpoint": "latest"}))
 
 
-def check_again(words: Sequence[str], before: CheckedLaunch, decision: Decision, signals: Forwarding) -> CheckedLaunch:
+def check_again(words: Sequence[str], decision: Decision, signals: Forwarding) -> CheckedLaunch:
     """The launch that goes on with a run; waits for GPUs that are missing. raises TrainerError with what has to be fixed first"""
     start = "latest" if decision.from_step is None else str(decision.from_step)
-    changed = [f"resume_from_checkpoint={start}"]
+    return adapted([*words, f"resume_from_checkpoint={start}"], signals)
+
+
+def learn_micro_batch(words: Sequence[str], before: CheckedLaunch, decision: Decision) -> None:
+    """Writes down the micro_batch that fits where the one before did not, so that every later start, on every machine, takes it."""
     if decision.micro_batch is not None:
         facts = {"configured": read_words(words).loaded.config.micro_batch, "now": decision.micro_batch}
         conditions = memory_conditions(before.config)
         Journal(before.folder).write("micro_batch", was=before.config.micro_batch, conditions=conditions, **facts)
-    return adapted([*words, *changed], signals)
 
 
 def adapted(words: Sequence[str], signals: Forwarding | None = None) -> CheckedLaunch:
@@ -224,6 +282,8 @@ def _tell(checked: CheckedLaunch, end: End, decision: Decision) -> None:
     number = f"restart {end.num_restarts + 1} of {settings.max} in {settings.window_hours:g} hours"
     log.warning(f"{end.words}; {decision.why}, in {duration(decision.wait_seconds)} ({number}; Ctrl+C ends it)")
     facts = {"cause": end.cause, "step": end.step, "reason": end.words, "wait_seconds": decision.wait_seconds}
+    if decision.from_step is not None:
+        facts["from_step"] = decision.from_step
     journal.write("restart", attempt=end.num_restarts + 1, words=decision.why, **facts)
     if decision.do == "wait for room":
         journal.write("waiting", what="room", free=files.free_bytes(checkpoints_folder(checked.config)))
@@ -242,13 +302,13 @@ def _wait(checked: CheckedLaunch, decision: Decision, signals: Forwarding) -> No
         _sleep(1.0, signals, folder, config)
 
 
-def _sleep(seconds: float, signals: Forwarding, folder: Path, config: Config) -> None:
-    """Sleeps. raises StopAsked where a signal, a request in the run's folder, or the run's own limit asks to stop"""
+def _sleep(seconds: float, signals: Forwarding, folder: Path | None, config: Config) -> None:
+    """Sleeps. raises StopAsked where a signal, a request in the run's folder (None: it is asked of another machine), or the run's own limit asks to stop"""
     ends = time.monotonic() + seconds
     while True:
         if signals.was_stopped or launcher.hours_are_over(config):
             raise StopAsked
-        if (asked := request_file.look(folder)) and asked.do == "stop":
+        if folder is not None and (asked := request_file.look(folder)) and asked.do == "stop":
             request_file.withdraw(folder, asked)
             Journal(folder).write("request", do="stop", by=asked.by, id=asked.id)
             raise StopAsked

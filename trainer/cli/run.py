@@ -34,7 +34,7 @@ def launch(
         from trainer.hub_settings import write_down
         from trainer.journal import Journal
         from trainer.safety import request_file
-        from trainer.supervise import adapted, supervise, supervised
+        from trainer.supervise import adapted, follow, supervise, supervised
         from trainer.tools.doctor.install import install_for
 
         if dry_run:
@@ -49,6 +49,9 @@ def launch(
             tell(f"{launcher.finished_words(checked)}\n")
         else:
             install_for(checked.cluster, checked.config.precision, say)
+            if not checked.decides:
+                say(f"machine {checked.cluster.machine_rank} of {checked.cluster.num_machines} does as machine 0 does")
+                sys.exit(follow(words or [], checked))
             with supervised(checked):
                 request_file.withdraw(checked.folder)  # what was asked of an earlier launch
                 Journal(checked.folder).write("launch", command=command, folder=str(Path.cwd()))

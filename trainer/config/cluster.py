@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from trainer import files
-from trainer.config.cluster_keys import KEYS, compiler_settings, gpu_ids, key_problems
+from trainer.config.cluster_keys import KEYS, compiler_settings, gpu_ids, is_whole, key_problems
 from trainer.config.plain import Document, Kind, read_document
 from trainer.errors import ConfigError
 from trainer.text import did_you_mean
@@ -23,6 +23,14 @@ COMPILED = {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": Tru
 """What the shipped cluster files say of torch.compile: the blocks, one by one, for the shapes of the run."""
 
 REQUIRED = ("distributed_type", "num_processes", "mixed_precision")
+
+PLACES = {
+    "num_machines": "NNODES",
+    "machine_rank": "NODE_RANK",
+    "main_process_ip": "MASTER_ADDR",
+    "main_process_port": "MASTER_PORT",
+}
+"""What each machine may say in its environment, by torch's names, over a file for several machines: one file serves all."""
 
 
 ASKED_PRECISION = "TRAINER_ASKED_PRECISION"
@@ -38,6 +46,8 @@ class Cluster:
     precision: str
     use_cpu: bool
     num_machines: int = 1
+    machine_rank: int = 0
+    """This machine's number; the first one decides what all do."""
     compiler: str = "no"
     """torch.compile's backend; `no` for none."""
     options: tuple[str, ...] = ()
@@ -109,15 +119,19 @@ def read_cluster(name: str) -> Cluster:
     remedy = "fix it or write one with `accelerate config`"
     document = read_document(path, f"cluster file {path}", _kind_of, yaml.SafeLoader, remedy)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))  # which also knows merge keys, as Accelerate does
-    if problems := _cluster_problems(path, content, document):
+    placed, unfit = _placed(content, os.environ)
+    content.update(placed)
+    if problems := _cluster_problems(path, content, document) + unfit:
         raise ConfigError(*problems)
     num_processes, num_machines = content.get("num_processes", 1), content.get("num_machines", 1)
     precision, compiler = (
         _no_or_word(word) for word in (content["mixed_precision"], compiler_settings(content).get("backend", "no"))
     )
     use_cpu = content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU"
-    options, environment = _options(content), _environment(content)
-    return Cluster(path, num_processes, precision, use_cpu, num_machines, compiler, options, environment)
+    here = tuple(word for key, value in placed.items() if value is not None for word in (f"--{key}", str(value)))
+    options, environment = (*_options(content), *here), _environment(content)
+    rank = content.get("machine_rank") or 0
+    return Cluster(path, num_processes, precision, use_cpu, num_machines, rank, compiler, options, environment)
 
 
 def missing_compiler() -> str | None:
@@ -160,6 +174,23 @@ def _cluster_problems(path: Path, content: dict[str, Any], document: Document) -
     clear = {key: value for key, value in content.items() if key not in document.problems}
     ambiguous = [f"cluster file {path}: {words}" for key, words in document.problems.items() if key in content]
     return problems + ambiguous + key_problems(clear, place)
+
+
+def _placed(content: dict[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """What the environment says of a file for several machines, by the file's keys, and what is wrong with it."""
+    if not isinstance(content, dict) or not is_whole(machines := content.get("num_machines", 1)) or machines < 2:
+        return {}, []
+    given = {key: environment[name].strip() for key, name in PLACES.items() if environment.get(name, "").strip()}
+    unfit = [key for key in given if key != "main_process_ip" and not given[key].isdecimal()]
+    problems = [f"the variable {PLACES[key]} is {given[key]!r}, but should be a whole number" for key in unfit]
+    found: dict[str, Any] = {
+        key: text if key == "main_process_ip" else int(text) for key, text in given.items() if key not in unfit
+    }
+    if (here := found.get("num_machines")) and is_whole(processes := content.get("num_processes")):
+        found["num_processes"] = processes // machines * here
+    if found.get("num_machines") == 1:
+        found["main_process_ip"] = None  # which is for several
+    return found, problems
 
 
 def _no_or_word(value: Any) -> str:

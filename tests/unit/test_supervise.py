@@ -135,3 +135,58 @@ def test_of_two_that_start_at_one_instant_one_supervises(played):
     with supervise.supervised(first):
         with refuses(LaunchError, "supervises mine"), supervise.supervised(second):
             pass
+
+
+# A machine that is not the first
+
+
+@pytest.fixture
+def following(played, monkeypatch):
+    """The second of two machines, whose first says this after each launch."""
+    monkeypatch.setenv("NODE_RANK", "1")
+    several = {"num_machines": 2, "main_process_ip": "127.0.0.1", "main_process_port": 29500, "machine_rank": 0}
+    played.words[0] = played.cluster(**several)
+    monkeypatch.setattr(supervise, "_sleep", lambda *_: pytest.fail("the first machine said nothing"))
+
+    def start(*said):
+        events = list(said)
+
+        def says(number):
+            for event, facts in events.pop(0):
+                Journal(played.folder).write(event, **facts)
+
+        played.does = says
+        return supervise.follow(played.words, supervise.adapted(played.words))
+
+    played.start = start
+    return played
+
+
+RESTART, GAVE_UP = ("restart", {"attempt": 1}), ("gave_up", {})
+
+
+def test_another_machine_launches_again_as_the_first_does_and_ends_when_it_gives_up(following, monkeypatch):
+    monkeypatch.setattr(launcher.select, "check", lambda *_: None)  # there is no checkpoint of step 5
+    peer, older = ("stop", {"cause": "peer"}), ("restart", {"from_step": 5})
+    assert following.start([peer, RESTART], [older], [peer, GAVE_UP]) == 1
+    assert [one.config.resume_from_checkpoint for one in following.launched] == ["latest", "latest", "5"]
+    assert following.events("gave_up", "restart") and not (following.folder / ".supervisor").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(0, []), (75, []), (3, []), (2, []), (1, [("stop", {"cause": "finished"})])]
+)
+def test_another_machine_ends_with_the_run(following, code, said):
+    following.codes = [code]
+    assert following.start(said) == code and len(following.launched) == 1
+
+
+def test_another_machine_starts_beside_the_first_which_holds_the_run(following):
+    following.codes = [0]
+    with lock_run(following.folder):
+        assert following.start([]) == 0
+
+
+def test_without_restarts_another_machine_ends_with_its_launch(following):
+    following.words.append("restart.enabled=false")
+    assert following.start([]) == 1

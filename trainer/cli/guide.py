@@ -20,6 +20,8 @@ PAGES = (
         "models",
         "hub",
         "unattended",
+        "alerts",
+        "slurm",
         "checkpoints",
         "precision",
         "monitoring",
@@ -37,10 +39,12 @@ def guide(
     systemd: Annotated[
         bool, typer.Option("--systemd", help="Print a unit for systemd, which starts a run again after a reboot.")
     ] = False,
+    script: Annotated[bool, typer.Option("--script", help="Print a script for sbatch, of Slurm.")] = False,
 ) -> None:
     """Show a guide; without NAME, list them."""
-    if systemd:
-        answer((FOLDER / "trainer.service").read_text(encoding="utf-8").rstrip("\n"))
+    if systemd or script:
+        file = "trainer.service" if systemd else "run.sbatch"
+        answer((FOLDER / file).read_text(encoding="utf-8").rstrip("\n"))
     elif name is None:
         answer(_contents())
     elif name in PAGES:

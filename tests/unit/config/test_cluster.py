@@ -206,3 +206,56 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "a C++ compiler (g++) is needed" in clusters.missing_compiler()
+
+
+# Several machines
+
+
+SEVERAL = {"num_machines": 2, "num_processes": 4, "main_process_ip": "a", "main_process_port": 29500, "machine_rank": 0}
+
+
+def test_each_machine_says_in_its_environment_who_it_is(cluster, monkeypatch):
+    path = cluster(**SEVERAL)
+    assert (clusters.read_cluster(path).machine_rank, clusters.read_cluster(path).options) == (0, ())
+    for name, value in {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "b", "MASTER_PORT": "4"}.items():
+        monkeypatch.setenv(name, value)
+    here = clusters.read_cluster(path)
+    assert (here.num_machines, here.machine_rank, here.num_processes, here.num_local_processes) == (3, 2, 6, 2)
+    given = dict(zip(here.options[::2], here.options[1::2], strict=True))
+    assert given == {
+        "--num_machines": "3",
+        "--machine_rank": "2",
+        "--main_process_ip": "b",
+        "--main_process_port": "4",
+        "--num_processes": "6",
+    }
+
+
+def test_a_file_for_one_machine_does_not_ask_the_environment(cluster, monkeypatch):
+    before = clusters.read_cluster(cluster())
+    monkeypatch.setenv("NODE_RANK", "2")
+    monkeypatch.setenv("NNODES", "4")
+    assert clusters.read_cluster(cluster()) == before
+
+
+def test_one_machine_of_a_file_for_several_is_enough(cluster, monkeypatch):
+    monkeypatch.setenv("NNODES", "1")
+    here = clusters.read_cluster(cluster(**SEVERAL))
+    assert (here.num_machines, here.num_processes, here.machine_rank) == (1, 2, 0)
+    assert "--main_process_ip" not in here.options
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "tokens"),
+    [
+        ("NODE_RANK", "2", ["machine_rank", 2]),
+        ("NODE_RANK", "first", ["NODE_RANK", "first"]),
+        ("NNODES", "0", ["num_machines", 0]),
+        ("MASTER_PORT", "-1", ["MASTER_PORT", "-1"]),
+        ("MASTER_PORT", "0", ["main_process_port", 0]),
+    ],
+)
+def test_a_machine_that_says_what_cannot_be_is_refused(cluster, monkeypatch, name, value, tokens):
+    monkeypatch.setenv(name, value)
+    with refuses(ConfigError, *tokens):
+        clusters.read_cluster(cluster(**SEVERAL))

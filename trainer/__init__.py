@@ -33,6 +33,7 @@ Where new things go (more in guides/contributing.md):
                        what opens the file of the weights: export.py, evaluate.py, tools/selftest/evidence.py
     what ends a hang   beats.py (what a rank says), safety/hang_watch.py (what is a hang), safety/hang.py (what is done); a phase of its own that a
                        rank may be long in: reporter.pause or beats.phase, its limit in hang_watch.LIMITS
+    several machines   config/cluster.py (PLACES: who a machine is), launcher.py (`decides`: the first one), supervise.py (`follow`: the others)
     kind of end        ending/causes.py, and a row of restart/decide.py, which the guide `unattended` shows; its facts: restart/ends.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state),
                        data/loader.py; what a resume must notice goes into the fingerprint: data/shards.py, run/identity.py,

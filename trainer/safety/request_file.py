@@ -66,7 +66,7 @@ def look(folder: Path) -> Asked | None:
         return None
     except (OSError, ValueError, TypeError) as error:
         log.warning("%s is no request (%s), and is removed", path, one_line(error))
-        path.unlink(missing_ok=True)
+        _remove(path)
         return None
 
 
@@ -75,5 +75,13 @@ def withdraw(folder: Path, asked: Asked | None = None) -> bool:
     lies = look(folder)
     if lies is None or asked not in (None, lies):
         return False
-    (folder / REQUEST).unlink(missing_ok=True)
+    _remove(folder / REQUEST)
     return True
+
+
+def _remove(path: Path) -> None:
+    """Removes it; where that may not be, as in a folder in which everyone owns his files alone, the run does not end by it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed (%s): whoever left it has to", path, error.strerror)

@@ -138,3 +138,19 @@ def test_the_limit_is_a_reason_to_stop_and_asks_what_a_save_takes(clock):
     asked.look(1, lambda: 3.0)
     assert asked.stop_vote == 1.0
     says(asked.stop_reason, "max_hours", "0.01")
+
+
+@pytest.mark.parametrize("content", ['{"do": "stop", "by": "me", "id": "1"}', "no request"])
+def test_a_request_that_cannot_be_removed_ends_no_run_and_is_answered_once(tmp_path, monkeypatch, content):
+    """In a folder with the sticky bit only its owner may."""
+
+    def unlink(self, missing_ok=False):
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / REQUEST).write_text(content)
+    monkeypatch.setattr("pathlib.Path.unlink", unlink)
+    asked = Requests(tmp_path)
+    for step in (1, 2):
+        asked.look(step)
+    assert asked.stop_vote == float(content != "no request")
+    assert len(read_events(tmp_path, "request")) == int(content != "no request")

@@ -116,6 +116,7 @@ def train(
     from trainer.config.load import flatten
     from trainer.hub_settings import download_weights, write_down
     from trainer.launcher import load_run, with_commits
+    from trainer.restart.ends import adapted_micro_batch
     from trainer.safety.forward import ASKS
     from trainer.safety.parent import STARTED_BY
     from trainer.supervise import alerting
@@ -126,6 +127,10 @@ def train(
         rows = [(key, json.dumps(value), loaded.origins[key]) for key, value in flatten(loaded.config).items()]
         answer(table([("setting", "value", "from"), *rows], indent=""))
         return
+    learnt = adapted_micro_batch(run_folder(loaded.config), loaded.config)
+    if learnt is not None:  # what started these processes may not be the supervisor, which knows it
+        overrides = [*(overrides or []), f"micro_batch={learnt}"]
+        loaded = load_run(recipe, overrides)
     for number in ASKS:  # not heard before the run begins, and by no means its end
         signal.signal(number, signal.SIG_IGN)
     need_not_be_heard()

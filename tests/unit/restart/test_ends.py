@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.commands import trainer
 from trainer.config.load import dump, load
 from trainer.config.unattended import RestartConfig
 from trainer.ending.causes import Cause
@@ -157,6 +158,16 @@ def test_a_typed_micro_batch_that_did_not_fit_is_not_launched_again(project, clu
     checked = adapted(words)
     assert checked.config.micro_batch == 4
     assert checked.command[-1] == "micro_batch=4"
+
+
+def test_a_bare_accelerate_launch_goes_on_with_what_was_learnt_too(project, monkeypatch):
+    write(project / "runs" / "mine", ("micro_batch", {"configured": 8, "was": 8, "now": 4}))
+    taken = []
+    monkeypatch.setattr("trainer.session.run_session", lambda config: taken.append(config.micro_batch) or 0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for typed in (8, 4):
+        assert trainer("train", "shakespeare", "name=mine", "global_batch=16", f"micro_batch={typed}").code == 0
+    assert taken == [4, 4]
 
 
 def test_gpus_that_a_run_had_are_waited_for_from_its_first_start_after_a_reboot_on(project, cluster, monkeypatch):

@@ -36,8 +36,6 @@ class Family:
     """The name of a table of positions."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names of fields."""
-    norms_behind: int = 0
-    """Norms of a block that stand behind a product, whose input they keep."""
 
 
 def known_shapes(model_type: str, given: Fields, *, vocab_rows: int, sequence_length: int) -> Shapes | None:
@@ -68,7 +66,7 @@ def known_shapes(model_type: str, given: Fields, *, vocab_rows: int, sequence_le
         hidden=f.h,
         attention_width=f.layers * f.q,
         query_width=f.q,
-        kept_more=family.norms_behind * f.h,
+        scores_kept=2 * f.num_attention_heads if f.get("attn_logit_softcapping") else 0,
     )
 
 
@@ -315,10 +313,9 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(
         _sizes(4096, 32, 32, 11008, **_KV, attention_bias=False),
         _gated(("post_attention_layernorm", "post_feedforward_layernorm"), head_norms=lambda f: (f.q, f.kv)),
-        norms_behind=1,
     ),
-    "gemma2": Family(_GEMMA, _gated(_GEMMA_NORMS), norms_behind=1),
-    "gemma3_text": Family(_GEMMA, _gated(_GEMMA_NORMS, head_norms=_each_head), norms_behind=1),
+    "gemma2": Family({**_GEMMA, "attn_logit_softcapping": 50.0}, _gated(_GEMMA_NORMS)),
+    "gemma3_text": Family(_GEMMA, _gated(_GEMMA_NORMS, head_norms=_each_head)),
     "phi3": Family(_sizes(3072, 32, 32, 8192, **_KV), _gated(fused=True)),
     "mixtral": Family(
         _sizes(4096, 32, 32, 14336, num_key_value_heads=8, head_dim=None, num_local_experts=8, num_experts_per_tok=2),

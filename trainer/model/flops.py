@@ -119,4 +119,5 @@ def shapes_of_model(model: PreTrainedModel) -> Shapes:
         hidden=config.hidden_size,
         attention_width=width,
         query_width=width // max(layers, 1),
+        scores_kept=2 * config.num_attention_heads if getattr(config, "attn_logit_softcapping", None) else 0,
     )

@@ -70,8 +70,8 @@ class Shapes:
     """Layers with attention x heads x size of a head, which decides about the scores."""
     query_width: int
     """Numbers of one token that a block's attention gives; 0 without attention."""
-    kept_more: int = 0
-    """Further numbers of one token that a block keeps for the backward pass, as those that a norm behind a product needs."""
+    scores_kept: int = 0
+    """Numbers that a block keeps for each pair of a token and one before it: 2 a head where its logits are capped, which no kernel does in pieces."""
 
     @property
     def counts(self) -> ParameterCounts:
@@ -80,6 +80,15 @@ class Shapes:
         tables = sum(weight.numel for weight in self.weights if weight.is_table)
         idle = sum(weight.numel * (1 - weight.share) for weight in self.weights)
         return ParameterCounts(total=total, non_embedding=total - tables, active=total - round(idle))
+
+    @property
+    def kept_by_norms(self) -> int:
+        """Numbers of one token that norms behind a block's products keep: of queries and keys, and of what goes back into the stream."""
+        ends = {weight.name.rpartition(".layers.")[2].partition(".")[2]: weight for weight in self.weights}
+        of_heads = 0
+        if "self_attn.q_norm.weight" in ends and "self_attn.k_proj.weight" in ends:
+            of_heads = self.query_width + ends["self_attn.k_proj.weight"].shape[0]
+        return of_heads + (3 * self.hidden if "post_feedforward_layernorm.weight" in ends else 0)
 
     @property
     def head(self) -> Weight:

@@ -58,7 +58,8 @@ def test_a_built_model_has_the_same_shapes(name):
     known = known_shapes(fields["model_type"], fields, vocab_rows=1024, sequence_length=64)
     found = shapes_of_model(built(fields))
     assert set(found.weights) == set(known.weights)
-    assert (found.num_layers, found.hidden, found.query_width) == (known.num_layers, known.hidden, known.query_width)
+    for what in ("num_layers", "hidden", "attention_width", "query_width", "kept_by_norms", "scores_kept"):
+        assert getattr(found, what) == getattr(known, what), what
 
 
 @pytest.mark.parametrize("model_type", KNOWN)

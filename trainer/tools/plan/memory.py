@@ -151,7 +151,8 @@ def block_bytes(shapes: Shapes, setting: Setting) -> float:
     blocks, half = max(shapes.num_layers, 1), setting.width == HALF
     outputs, back = _outputs(shapes) / blocks, _into_residual(shapes) / blocks
     # The residual stream before each of two norms, in fp32; what they give, in place of what goes back into the stream.
-    compiled = 2 * FP32 * shapes.hidden + setting.width * (outputs + back + shapes.kept_more)
+    compiled = FP32 * (2 * shapes.hidden + shapes.kept_by_norms) + setting.width * (outputs + back)
+    compiled += setting.width * shapes.scores_kept * setting.sequence_length
     if setting.is_compiled:
         return setting.tokens * compiled
     casts = 6 * shapes.hidden if half else 0  # of one tensor, for each product that reads it

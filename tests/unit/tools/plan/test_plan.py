@@ -14,12 +14,13 @@ from trainer.config.groups import ParameterGroup
 from trainer.config.load import load
 from trainer.gpus import KNOWN_GPUS, memory_bytes, peak_flops
 from trainer.model import head
+from trainer.model.families import known_shapes
 from trainer.model.flops import shapes_of_model
 from trainer.optim.build import build_optimizer
 from trainer.optim.rules import freeze
 from trainer.tools.plan import memory
 from trainer.tools.plan.known import with_frozen
-from trainer.tools.plan.memory import Setting, head_bytes, memory_of, moment_bytes
+from trainer.tools.plan.memory import Setting, block_bytes, head_bytes, memory_of, moment_bytes
 from trainer.tools.plan.pace import work_of
 from trainer.tools.plan.remedy import nearest_change
 from trainer.tools.plan.storage import storage_of
@@ -186,6 +187,19 @@ def test_the_embedding_has_a_gradient_more_where_it_is_tied_and_where_micro_batc
     assert head_part("llama", 1)[0] == 0
     extra, table = head_part("llama-tied", 2)
     assert 0 < extra < table
+
+
+def test_norms_behind_products_and_capped_scores_are_kept_too():
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 96, "head_dim": 16}
+
+    def kept(model_type, **fields):
+        shapes = known_shapes(model_type, sizes | fields, vocab_rows=64, sequence_length=8)
+        return block_bytes(shapes, SETTING) / SETTING.tokens
+
+    assert kept("qwen3") - kept("llama") == 4 * (64 + 32)
+    assert kept("gemma2", attn_logit_softcapping=None) - kept("llama") == 4 * 3 * 64
+    assert kept("gemma2") - kept("gemma2", attn_logit_softcapping=None) == 2 * 2 * 4 * SETTING.sequence_length
 
 
 # What would make it fit

@@ -54,6 +54,9 @@ CLUSTER = "cluster.yaml"
 SAYS_ALL = (0, *(each.exit_code for each in (Outcome.REFUSED, Outcome.INTERRUPTED, Outcome.DIVERGED)))
 """Exit codes after which nothing is started again on any machine."""
 
+DECISIONS = ("restart", "launch", "gave_up")
+"""Events of the journal by which the first machine says what becomes of the run."""
+
 ENDS_ALL = (Cause.FINISHED, Cause.INTERRUPTED, Cause.DIVERGED, Cause.REFUSED, Cause.SIGINT)
 """Causes of an end after which the first machine starts nothing again."""
 
@@ -146,7 +149,9 @@ def _decision_of_the_first(checked: CheckedLaunch, seen: int, signals: Forwardin
     """
     is_first = True
     while True:
-        for event in reversed(list(events_from(checked.folder, "restart", "launch", "gave_up", "stop", start=seen))):
+        for event in reversed(list(events_from(checked.folder, *DECISIONS, "start", "stop", start=seen))):
+            if event["event"] == "start":
+                break  # what stands before it led to the launch that has ended
             if event["event"] in ("restart", "launch"):
                 return str(event.get("from_step") or "latest")
             if event["event"] == "gave_up" or event.get("cause") in ENDS_ALL:

@@ -165,6 +165,20 @@ def following(played, monkeypatch):
 RESTART, GAVE_UP = ("restart", {"attempt": 1}), ("gave_up", {})
 
 
+def test_the_launch_that_has_ended_is_not_taken_for_the_next_one(following, monkeypatch):
+    """The second machine may be started before the first: it would meet what is left of the launch that ends."""
+    says = iter([RESTART])
+
+    def later(*_):
+        event, facts = next(says)
+        Journal(following.folder).write(event, **facts)
+
+    monkeypatch.setattr(supervise, "_sleep", later)
+    following.codes = [1, 0]
+    assert following.start([("launch", {}), ("start", {})], []) == 0
+    assert next(says, None) is None, "it waited for the word"
+
+
 def test_another_machine_launches_again_as_the_first_does_and_ends_when_it_gives_up(following, monkeypatch):
     monkeypatch.setattr(launcher.select, "check", lambda *_: None)  # there is no checkpoint of step 5
     peer, older = ("stop", {"cause": "peer"}), ("restart", {"from_step": 5})

@@ -8,7 +8,7 @@ in contracts.py. `tests/test_architecture.py` reads this map and checks it.
     layer 5  loop evaluate finish fork tools dry_run supervise
     layer 4  run launcher launcher_child export generation report history tensorboard runs ask
     layer 3  data model optim precision checkpoint metrics evaluation safety launch hub_settings restart alerts
-    layer 2  config ending hub journal locks plugins pretrained replay state determinism host_checks host_copy parallel collectives plots
+    layer 2  config ending hub journal locks plugins pretrained replay state determinism host_checks host_copy parallel tensor_parts collectives plots
     layer 1  aliases beats byte_level contracts errors experts files gpus lease model_files safetensors_header start step_result streams text
 
 Begin with loop.py: it is what all the rest serves. How work goes through the files:
@@ -23,14 +23,15 @@ Begin with loop.py: it is what all the rest serves. How work goes through the fi
 
 Where new things go (more in guides/contributing.md):
 
-    sharded snapshot   a second layout of checkpoint/format/layout.py (today's: whole_files.py, and memory_layout.py for the same in a
-                       slot), chosen in checkpoint/context.py, through which resume goes already; save/blocking.py writes on every
-                       rank. In the background checkpoint/save/ is rank 0's: checkpointer.py makes main_rank.py and room.py,
-                       writer_client.py the slots, and writer.py commits, also after the trainer's death: with a writer per rank
-                       somebody must know that all parts of one step are whole before commit.py renames. The model itself:
-                       parallel.py, launch/accelerator.py (SUPPORTED); what judges by this rank's weights alone: run/verdict.py;
-                       what takes all ranks' for equal: run/compare_digests.py; what needs a skip on the device: run/health.py;
-                       what opens the file of the weights: export.py, evaluate.py, tools/selftest/evidence.py
+    sharded snapshot   a third layout of checkpoint/format/layout.py (whole_files.py; gathered_files.py, which gathers a sharded model for the same
+                       files; memory_layout.py for them in a slot), chosen in run/build.py; save/gathering.py has all ranks take part in a
+                       snapshot, save/blocking.py writes on every rank. In the background checkpoint/save/ is rank 0's: checkpointer.py
+                       makes main_rank.py and room.py, writer_client.py the slots, and writer.py commits, also after the trainer's death:
+                       with a writer per rank somebody must know that all parts of one step are whole before commit.py renames; what opens
+                       the file of the weights: export.py, evaluate.py, tools/selftest/evidence.py
+    sharded model      parallel.py (Sharded), launch/accelerator.py (its plugin), launch/environment.py (Sharding), config/fsdp_keys.py; what
+                       reads its tensors: tensor_parts.py; what must take as many passes on every rank as on the others: whatever calls the
+                       model (evaluation/, session.py); what says that ranks hold nothing twice: run/compare_digests.py
     what ends a hang   beats.py (what a rank says), safety/hang_watch.py (what is a hang), safety/hang.py (what is done); a phase of its own that a
                        rank may be long in: reporter.pause or beats.phase, its limit in hang_watch.LIMITS
     several machines   config/cluster.py (PLACES: who a machine is), launcher.py (`decides`: the first one), supervise.py (`follow`: the others)

@@ -5,11 +5,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.beats import beat
 from trainer.checkpoint.format.manifest import folder_name
+from trainer.collectives import broadcast_from_main
 from trainer.config.folders import checkpoints_folder, command_line, run_folder, typed
 from trainer.config.schema import Config
 from trainer.determinism import SWITCH_OFF, missing_form_explained
@@ -213,13 +215,16 @@ def _kept(before: dict[str, Any] | None, run: Run | None, step: int) -> dict[str
 
 
 def conclude(run: Run, before: dict[str, Any] | None, ending: Ending) -> None:
-    """Writes outcome.json, for a finished run after tidying up. Called on every rank; rank 0 works, the others wait."""
-    if not run.accelerator.is_main_process:
-        return
+    """Writes outcome.json, for a finished run after tidying up. Called on every rank; rank 0 works, the others wait, or take the sample with it."""
     step = run.progress.step
     facts = _kept(before, run, step)
     is_tidy = facts.get("exported_step") == step and (run.folder / EXPORTED).is_dir() and "untidy" not in facts
-    if ending.outcome == Outcome.FINISHED and not is_tidy:
+    is_untidy = ending.outcome == Outcome.FINISHED and not is_tidy
+    if run.parallel.is_sharded and broadcast_from_main(lambda: is_untidy) and not run.accelerator.is_main_process:
+        run.reporter.may_fail("the last sample", partial(sample, run))
+    if not run.accelerator.is_main_process:
+        return
+    if is_untidy:
         facts.pop("untidy", None)
         facts.update(_tidy_up(run, step))
     if run.consensus.latest:

@@ -26,6 +26,7 @@ from trainer.ending.outcomes import Ending, Outcome
 from trainer.ending.ranks import leave_failure
 from trainer.errors import ConfigError, DataError, RankLostError
 from trainer.evaluation.generate import Limits, Row, Sampling, generate
+from trainer.parallel import Replicated
 from trainer.run.evaluating import samples_of
 
 SHORT = ("max_steps=10", "schedule.warmup_steps=2")
@@ -135,6 +136,7 @@ def ended(tmp_path):
     """A run that took its ten steps, as far as its end looks at it."""
     return SimpleNamespace(
         accelerator=SimpleNamespace(is_main_process=True),
+        parallel=SimpleNamespace(is_sharded=False),
         progress=SimpleNamespace(step=10),
         folder=tmp_path / "runs" / "tiny",
         consensus=SimpleNamespace(latest=None),
@@ -181,7 +183,7 @@ def sampled(model, **settings):
     """The sample of a run that ended with this model."""
     corpus = SimpleNamespace(tokenizer=load_tokenizer("bytes"), vocab_size=257)
     config = SimpleNamespace(evaluation=EvaluationConfig(**settings), sequence_length=32, seed=1)
-    return session.sample(SimpleNamespace(samples=lambda: samples_of(config, corpus, model)))
+    return session.sample(SimpleNamespace(samples=lambda: samples_of(config, corpus, Replicated(None), model)))
 
 
 def test_the_sample_of_a_run_continues_its_first_prompt_and_there_may_be_none():

@@ -8,8 +8,9 @@ format/      what stands on the disk
     retention.py      which checkpoints are kept, and why, and what a bound on bytes removes; pure
     verified.py       what the last verifications found, remembered
     verified_copy.py  the one way to copy a checkpoint's files
-    layout.py         how the state lies in files: the seam for a second way (one part per rank), chosen in context.py
-    whole_files.py    today's way: rank 0 has all weights and moments; memory_layout.py, file_layout.py: these files in memory, byte for byte
+    layout.py         how the state lies in files: the seam for a third way (one part per rank), chosen in run/build.py
+    whole_files.py    rank 0 has all weights and moments; gathered_files.py: the same files of a model of which each rank holds a part
+    memory_layout.py  these files in memory, byte for byte; file_layout.py: each of them
     by_name.py        moments by the names of their parameters, whatever the groups are now
     finite.py         whether all numbers in such memory are finite; tensor_names.py: their tensors by name
     carried.py        files of the model that a run began from, and of its tokenizer, which each of its checkpoints keeps
@@ -39,7 +40,7 @@ commit.py    from a written staging folder to a committed checkpoint, and what f
 save/        saving
     checkpointer.py   when to save and how, on every rank; main_rank.py: what rank 0 alone does for it
     schedule.py       when a snapshot and when a write is due, by budget and measured costs; no clock of its own
-    snapshot.py       one copy of weights and moments into shared memory
+    snapshot.py       one copy of weights and moments into shared memory; gathering.py: what all ranks do for one of a sharded model
     writer_client.py  the trainer's side of the writer; protocol.py: what the two say to each other
     writer.py         the process that writes, hashes and commits, and outlives the trainer; no torch
     blocking.py       a save that training waits for

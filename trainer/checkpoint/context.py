@@ -37,7 +37,7 @@ class CheckpointContext:
     marker: Path
     """The file that says that the run has saved."""
     layout: FileLayout = field(default_factory=WholeFiles)
-    """How the state lies in files; the one place where that is chosen."""
+    """How the state lies in files."""
     lock: Lock | None = None
     """Of the folder of checkpoints, on rank 0, once it was looked for one."""
     origin: str | None = None

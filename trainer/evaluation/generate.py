@@ -6,7 +6,7 @@ Keys and values of earlier positions are kept where the model hands them out as 
 """
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,10 +104,19 @@ class Listener(Protocol):
         """No more comes in a row."""
 
 
-def generate(model: nn.Module, rows: Sequence[Row], limits: Limits, listener: Listener | None = None) -> list[Written]:
+def generate(
+    model: nn.Module,
+    rows: Sequence[Row],
+    limits: Limits,
+    listener: Listener | None = None,
+    *,
+    agree_on: Callable[[list[int]], list[int]] = list,
+) -> list[Written]:
     """Continues every row, and says for each why it ended; ConfigError when a prompt leaves no position free.
 
     The global random state stays as it was.
+
+    agree_on  makes of the next token of each row what all ranks go on with, which take the passes of a sharded model together
     """
     assert rows and limits.max_new_tokens > 0, "there is something to continue"
     for row in rows:
@@ -120,7 +129,8 @@ def generate(model: nn.Module, rows: Sequence[Row], limits: Limits, listener: Li
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
         reader = _Reader(model, limits.vocab_size)
         while not all(line.ended_by for line in lines):
-            for line, token in zip(lines, _choose_all(reader.logits([line.ids for line in lines]), lines)):
+            tokens = _choose_all(reader.logits([line.ids for line in lines]), lines)
+            for line, token in zip(lines, agree_on(tokens)):
                 line.go_on(token)
     return [Written(line.tokens, line.ended_by or "") for line in lines]
 

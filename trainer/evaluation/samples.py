@@ -1,10 +1,10 @@
 """What the model writes now: for the run's fixed prompts a text of the likeliest tokens and one drawn at temperature, in one pass.
 
-The same weights give the same samples: neither the step nor any random state counts. Rank 0 takes them alone, on the bare model, so no other
-rank is waited for and nothing is compiled for their shapes.
+The same weights give the same samples: neither the step nor any random state counts. They are taken on the bare model, so nothing is compiled
+for their shapes; rank 0 takes them alone where it holds the model whole, so that no other rank is waited for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -61,18 +61,25 @@ def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, sequence_length:
 
 
 def take_samples(
-    model: nn.Module, prompts: Sequence[str], tokenizer: Tokenizer, limits: Limits, *, seed: int
+    model: nn.Module,
+    prompts: Sequence[str],
+    tokenizer: Tokenizer,
+    limits: Limits,
+    *,
+    seed: int,
+    agree_on: Callable[[list[int]], list[int]] = list,
 ) -> list[Sample]:
     """Both samples of each prompt; leaves mode and random state of the model's run as they were.
 
-    model   the transformers model itself, not what `prepare` made of it
-    raises  ConfigError when a prompt leaves no position free
+    model     the transformers model itself, not what `prepare` made of it
+    agree_on  as `generate` takes it
+    raises    ConfigError when a prompt leaves no position free
     """
     wanted = [(prompt, kind) for prompt in prompts for kind in KINDS]
     rows = [Row(prompt_ids=_ids(prompt, tokenizer), sampling=KINDS[kind], seed=seed) for prompt, kind in wanted]
     # A token is so little work that threads would wait for each other, on a busy machine most of the time.
     with one_thread() if next(model.parameters()).device.type == "cpu" else nullcontext():
-        written = generate(model, rows, limits)
+        written = generate(model, rows, limits, agree_on=agree_on)
     found = []
     for (prompt, kind), row in zip(wanted, written):
         broken = " [the logits are not finite]" if row.ended_by == NOT_FINITE else ""

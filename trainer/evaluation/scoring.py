@@ -135,25 +135,35 @@ def score_rows(
     rank: int,
     world_size: int,
     reduce: Callable[[Tensor], Tensor],
+    in_step: bool = False,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> list[TextScore]:
     """What the model makes of every row, the same on every rank.
 
     score     never sees two groups at once on a GPU; on a CPU it is called from several threads
     reduce    sums a tensor over the ranks
+    in_step   whether all ranks score a group at the same time, as a sharded model needs it: one thread, and one that has no group left
+              scores another once more, of which nothing is kept
     progress  hears the fraction of this rank's groups that are done
     """
-    groups = cut_into_groups([len(row.ids) - 1 for row in rows], group_tokens(device.type))[rank::world_size]
+    all_groups = cut_into_groups([len(row.ids) - 1 for row in rows], group_tokens(device.type))
+    groups = all_groups[rank::world_size]
     totals = torch.zeros(len(rows), 2, dtype=torch.float64)
-    for done, (group, scores) in enumerate(zip(groups, _each(groups, rows, score, device), strict=True), start=1):
+    for done, (group, scores) in enumerate(
+        zip(groups, _each(groups, rows, score, device, in_step), strict=True), start=1
+    ):
         totals[group] = scores
         progress(done / len(groups))
         beats.beat()
+    if in_step and rank >= (len(all_groups) % world_size or world_size):
+        list(_each(all_groups[:1], rows, score, device, in_step))
     totals = reduce(totals.to(device)).cpu()
     return [TextScore(log_likelihood, bool(greedy)) for log_likelihood, greedy in totals.tolist()]
 
 
-def _each(groups: list[list[int]], rows: Sequence[Row], score: Score, device: torch.device) -> Iterator[Tensor]:
+def _each(
+    groups: list[list[int]], rows: Sequence[Row], score: Score, device: torch.device, in_step: bool
+) -> Iterator[Tensor]:
     """The scores of each group [R, 2]; on a CPU by as many threads as torch has, each of which computes alone."""
 
     def work(group: list[int]) -> Tensor:
@@ -163,6 +173,9 @@ def _each(groups: list[list[int]], rows: Sequence[Row], score: Score, device: to
         yield from map(work, groups)
         return
     with one_thread() as num_threads:
+        if in_step:
+            yield from map(work, groups)
+            return
         with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(work, groups)
 

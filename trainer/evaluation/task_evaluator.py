@@ -12,6 +12,7 @@ from trainer.evaluation.generate import Tokenizer, num_positions
 from trainer.evaluation.loss import evaluating
 from trainer.evaluation.scoring import Encoded, encode_task, score_rows
 from trainer.evaluation.tasks import Task
+from trainer.parallel import Parallel, Replicated
 
 
 class TaskEvaluator:
@@ -24,11 +25,13 @@ class TaskEvaluator:
         token_scores: Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
         tokenizer: Tokenizer | None,
         accelerator: Accelerator,
+        parallel: Parallel | None = None,
     ) -> None:
         """Reads the tasks as tokens.
 
         model         the transformers model, never compiled: its weights may change between two evaluations
         token_scores  `model.scores.token_scores`
+        parallel      how the model is; None: this process holds it whole
         raises        ConfigError when there are tasks and no tokenizer, DataError when an item does not fit the model
         """
         if tasks and tokenizer is None:
@@ -48,6 +51,7 @@ class TaskEvaluator:
             if tokenizer is not None
         ]
         self._model, self._token_scores, self._accelerator = model, token_scores, accelerator
+        self._parallel = parallel or Replicated(accelerator)
 
     def facts(self) -> dict[str, float]:
         """The numbers that a run writes down, by task and name."""
@@ -65,7 +69,7 @@ class TaskEvaluator:
         self, encoded: Encoded, progress: Callable[[str, float], None] = lambda task, fraction: None
     ) -> list[Decision]:
         accelerator = self._accelerator
-        with evaluating(self._model):
+        with evaluating(self._model), self._parallel.uncompiled():
             scores = score_rows(
                 encoded.rows,
                 self._score,
@@ -73,6 +77,7 @@ class TaskEvaluator:
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
                 reduce=lambda totals: accelerator.reduce(totals, reduction="sum"),
+                in_step=self._parallel.is_sharded,
                 progress=lambda fraction: progress(encoded.task.name, fraction),
             )
         return decide(encoded, scores)

@@ -18,7 +18,7 @@ class CountedFailures:
         if self.count & (self.count - 1) == 0:
             log.warning("%s: not written, %s (%d times by now); training goes on", what, error, self.count)
 
-    def guard(self, what: str, write: Callable[[], None], failure: type[Exception] = OSError) -> None:
+    def guard(self, what: str, write: Callable[[], object], failure: type[Exception] = OSError) -> None:
         """Writes, and counts a failure of this kind; what we write ourselves fails by the disk only."""
         try:
             write()

@@ -30,6 +30,7 @@ from trainer.host_copy import NamedHostCopy
 from trainer.metrics.histograms import Histogram, histogram_of
 from trainer.metrics.layer_groups import group_order, layer_groups, short_names
 from trainer.parallel import Reads
+from trainer.tensor_parts import elements, is_part, own, sum_over_parts, whole
 from trainer.text import one_line
 
 log = logging.getLogger(__name__)
@@ -108,12 +109,23 @@ class Layout:
 
     def sample(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Elements at even distances of a tensor for each parameter, one after the other [N]; zeros for one that is None."""
+        if is_part(self.parameters[0]):
+            return self._sample_of_parts(tensors)
         zeros = torch.zeros(max(self.sample_sizes) if any(t is None for t in tensors) else 0, device=self.device)
         pieces = [
             zeros[:size] if tensor is None else _every(tensor, stride)
             for tensor, stride, size in zip(tensors, self.strides, self.sample_sizes, strict=True)
         ]
         return torch.cat(pieces).to(self.dtype)  # a copy, also of one piece: the weights will change
+
+    def _sample_of_parts(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The same sample where ranks hold parts: each puts in what it has, and one sum gives it to all."""
+        sample = torch.zeros(sum(self.sample_sizes), dtype=self.dtype, device=self.device)
+        for tensor, room, stride in zip(tensors, sample.split(self.sample_sizes), self.strides, strict=True):
+            if tensor is not None:
+                held, first = elements(tensor, stride)
+                room[first : first + len(held)] = held
+        return sum_over_parts(sample, self.parameters[0])
 
     def _on_device(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=self.dtype, device=self.device)
@@ -125,7 +137,7 @@ class Update:
     def __init__(self, layout: Layout, old_sample: Tensor | None) -> None:
         self._layout, self._old_sample = layout, old_sample
         self.weights: list[Tensor] = [parameter.detach() for parameter in layout.parameters]
-        """[P] parameters, each once (a tied head is the embedding)."""
+        """[P] parameters, each once (a tied head is the embedding); of a sharded model DTensors, and every rank measures."""
         self.gradients: list[Tensor | None] = [parameter.grad for parameter in layout.parameters]
         """[P] after clipping; None for a parameter that got none."""
         self.names, self.groups = layout.names, layout.groups
@@ -155,10 +167,12 @@ class Update:
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """[P] L2 norm of a tensor for each parameter; 0 for one that is None."""
-        there = [tensor for tensor in tensors if tensor is not None]
+        there = [own(tensor) for tensor in tensors if tensor is not None]
         found = iter(torch._foreach_norm(there, 2, dtype=self._layout.dtype) if there else ())
         zero = self.sizes.new_zeros(()) if len(there) < len(tensors) else None
-        return torch.stack([zero if tensor is None else next(found) for tensor in tensors])
+        norms = torch.stack([zero if tensor is None else next(found) for tensor in tensors])
+        part = next((tensor for tensor in tensors if is_part(tensor)), None)
+        return norms if part is None else sum_over_parts(norms.square(), part).sqrt()
 
     def sample_norms(self, sample: Tensor) -> Tensor:
         """[P] the L2 norm of each whole tensor, by its sample [N]."""
@@ -303,7 +317,7 @@ class Probes:
 
 def measure(probe: Probe, update: Update) -> Tensor:
     """A probe's numbers as one dimension of fp32; ValueError when there are not as many as its tag says."""
-    numbers = probe.measure(update)
+    numbers = whole(probe.measure(update))
     wanted = [len(update.groups)] if GROUP in probe.tag else []
     if list(numbers.shape) != wanted:
         raise ValueError(f"it returned numbers of shape {list(numbers.shape)}, where its tag asks for {wanted}")

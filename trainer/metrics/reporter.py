@@ -241,7 +241,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.saved()
 
-    def may_fail(self, what: str, work: Callable[[], None]) -> None:
+    def may_fail(self, what: str, work: Callable[[], object]) -> None:
         """Does what the run can do without, whatever it raises: counted and logged, as a tracker's failures are."""
         self._failures.guard(what, work, Exception)
 

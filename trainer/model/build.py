@@ -25,6 +25,7 @@ from trainer.model.after_head import NOTHING, candidates
 from trainer.model.head import chunked_cross_entropy
 from trainer.model.resolve import resolve
 from trainer.model.routing import aux_loss_of, routing_of
+from trainer.model.scores import scores_of_pass
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +126,11 @@ def with_chunked_loss(plain_class: type[PreTrainedModel]) -> type[PreTrainedMode
         *positional: Any,
         labels: Tensor | None = None,
         reduction: Literal["mean", "sum"] = "mean",
+        scored: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
+        if scored is not None:
+            return scores_of_pass(self, plain_class.forward, input_ids, *scored)
         if labels is None:
             return plain_class.forward(self, input_ids, *positional, **kwargs)
         assert not positional, "with labels, everything after input_ids is passed by name"

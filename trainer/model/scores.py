@@ -1,5 +1,8 @@
 """How likely a model finds given tokens, without the logits of any other position."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,9 +18,18 @@ def token_scores(model: PreTrainedModel, inputs: Tensor, positions: Tensor, want
     positions  [N] places in the flattened inputs; the token after each is asked for
     wanted     [N] ids, each below the model's real vocabulary
     returns    [N] fp32 in nats, and [N] bool; of equally likely tokens the lowest id is the likeliest
+
+    It is a pass of the model itself, whose weights a sharded one gathers for it.
     """
+    return model(inputs, scored=(positions, wanted))
+
+
+def scores_of_pass(
+    model: PreTrainedModel, plain_forward: Callable[..., Any], inputs: Tensor, positions: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `token_scores` returns, within the model's forward pass; `plain_forward` is that of its class in transformers."""
     if model.head_reason is not None:
-        logits = model(inputs, use_cache=False).logits.flatten(0, 1)[positions]
+        logits = plain_forward(model, inputs, use_cache=False).logits.flatten(0, 1)[positions]
         return _scores(logits, wanted, model.real_vocab_size)
     hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state.flatten(0, 1)[positions]
     head = model.get_output_embeddings()

@@ -53,8 +53,6 @@ def step_if_finite(optimizer: Optimizer, grad_norm: Tensor) -> None:
         optimizer.step()
         return
     inner = getattr(optimizer, "optimizer", optimizer)
-    if hasattr(grad_norm, "full_tensor"):
-        grad_norm = grad_norm.full_tensor()
     if reads_found_inf(inner):
         with found_inf_given(inner, found_inf(grad_norm)):
             optimizer.step()

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from trainer.tensor_parts import own, replicated
+
 
 def reads_found_inf(optimizer: Optimizer) -> bool:
-    """Whether its step reads `found_inf`; sharded parameters do not go together with a plain tensor."""
-    sharded = any(hasattr(p, "full_tensor") for group in optimizer.param_groups for p in group["params"])
-    reads_it = getattr(optimizer, "reads_found_inf", getattr(optimizer, "_step_supports_amp_scaling", False))
-    return reads_it and not sharded
+    """Whether its step reads `found_inf`."""
+    return getattr(optimizer, "reads_found_inf", getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 @contextlib.contextmanager
@@ -24,7 +24,8 @@ def found_inf_given(optimizer: Optimizer, found_inf: Tensor | None) -> Iterator[
     if found_inf is None:
         yield
         return
-    optimizer.grad_scale, optimizer.found_inf = None, found_inf
+    parameter = next(parameter for group in optimizer.param_groups for parameter in group["params"])
+    optimizer.grad_scale, optimizer.found_inf = None, replicated(found_inf, parameter)
     try:
         yield
     finally:
@@ -33,7 +34,8 @@ def found_inf_given(optimizer: Optimizer, found_inf: Tensor | None) -> Iterator[
 
 def found_inf_of(optimizer: Optimizer) -> Tensor | None:
     """The tensor that this optimizer was given, 0-d; None outside of `found_inf_given`."""
-    return getattr(optimizer, "found_inf", None)
+    found_inf = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else own(found_inf)
 
 
 def found_inf(norm: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from trainer.optim.found_inf import found_inf_given, found_inf_of, reads_found_inf
+from trainer.tensor_parts import divided, own, own_part_of, whole
 
 STACK_BYTES = 2**20
 """How much of one shape is iterated together: small matrices gain a tenth by it, and large ones lose a tenth in large stacks
@@ -80,14 +81,18 @@ class StackedMuon(Muon):
                 self._update(group, parameters, is_taken)
 
     def _update(self, group: dict[str, Any], parameters: Sequence[Tensor], is_taken: Tensor | None) -> None:
-        """Parameters of one shape and device; `is_taken` is 0-d on it, None for a step that cannot be skipped."""
+        """Parameters of one shape and device; `is_taken` is 0-d on it, None for a step that cannot be skipped.
+
+        Of sharded ones each rank moves its part, gathers the matrices whole, one after the other, and iterates all that one that holds them would.
+        """
         momentum, lr = group["momentum"], float(group["lr"])
-        gradients = [parameter.grad for parameter in parameters]
-        buffers = [self._momentum_of(parameter) for parameter in parameters]
+        gradients = [own(parameter.grad) for parameter in parameters]
+        buffers = [own(self._momentum_of(parameter)) for parameter in parameters]
         moved = _move(buffers, gradients, 1 - momentum, is_taken)
         updates = torch._foreach_lerp(gradients, moved, momentum) if group["nesterov"] else moved
+        matrices = [whole(divided(update, parameter)) for update, parameter in zip(updates, parameters, strict=True)]
         directions = orthogonalize(
-            torch.stack(updates).to(iteration_dtype(updates[0].device.type)),
+            torch.stack(matrices).to(iteration_dtype(matrices[0].device.type)),
             coefficients=group["ns_coefficients"],
             num_steps=group["ns_steps"],
             eps=group["eps"],
@@ -97,9 +102,9 @@ class StackedMuon(Muon):
         if is_taken is not None:  # adding -0.0, and multiplying by 1, change no bit
             directions = torch.where(is_taken, directions, 0.0)
             decay = torch.where(is_taken, torch.full_like(is_taken, decay, dtype=parameters[0].dtype), 1.0)
-        torch._foreach_mul_(parameters, decay)
+        torch._foreach_mul_([own(parameter) for parameter in parameters], decay)
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.add_(direction, alpha=-lr * math.sqrt(max(1, rows / columns)))
+            own(parameter).add_(own_part_of(direction, parameter), alpha=-lr * math.sqrt(max(1, rows / columns)))
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer.checkpoint.context import CheckpointContext
+from trainer.checkpoint.format.gathered_files import GatheredFiles
 from trainer.checkpoint.format.manifest import Description
 from trainer.checkpoint.format.retention import policy_of
 from trainer.checkpoint.format.store import CheckpointStore
@@ -87,7 +88,7 @@ class Run:
     validate: Callable[[], ValidationLoss] | None
     """Validation loss of the model as it is; None without held-out data."""
     samples: Callable[[], list[Sample]]
-    """What the model writes now; called on one rank."""
+    """What the model writes now; called where `parallel.runs_here(SAMPLES_READ)`."""
     tasks: TaskEvaluator
     """The questions of `evaluation.tasks`, put to the model as it is."""
     restorer: Restorer
@@ -128,7 +129,7 @@ def build_run(config: Config, requests: Requests) -> Run:
         Progress(), guard=guard, spikes=spikes, rollbacks=rollbacks, evaluation=eval_schedule, precision=precision
     )
     reporter = build_reporter(config, accelerator, bare_model, precision, description)
-    checkpoints = _checkpoint_context(config, accelerator, made, state, description)
+    checkpoints = _checkpoint_context(config, accelerator, parallel, made, state, description)
     checkpointer = Checkpointer(
         checkpoints, config.checkpoint, _course(config, corpus), before_commit=reporter.sync, report=reporter.saved
     )
@@ -163,8 +164,8 @@ def build_run(config: Config, requests: Requests) -> Run:
         experts=build_experts(config, accelerator, bare_model),
         profiler=profiler,
         folder=folder,
-        tasks=build_task_evaluator(config, corpus, accelerator, bare_model),
-        samples=lambda: samples_of(config, corpus, bare_model),
+        tasks=build_task_evaluator(config, corpus, accelerator, parallel, bare_model),
+        samples=lambda: samples_of(config, corpus, parallel, bare_model),
     )
 
 
@@ -188,10 +189,16 @@ def _build_loader(config: Config, corpus: Corpus, accelerator: Accelerator) -> T
 
 
 def _checkpoint_context(
-    config: Config, accelerator: Accelerator, made: Prepared, state: TrainState, description: Description
+    config: Config,
+    accelerator: Accelerator,
+    parallel: Parallel,
+    made: Prepared,
+    state: TrainState,
+    description: Description,
 ) -> CheckpointContext:
     """What saving and restoring share."""
     store, folder = CheckpointStore(checkpoints_folder(config)), run_folder(config)
+    layout, has_copies = GatheredFiles if parallel.is_sharded else WholeFiles, not parallel.is_sharded
     return CheckpointContext(
         accelerator=accelerator,
         ranks=Ranks(accelerator, store.folder),
@@ -203,12 +210,12 @@ def _checkpoint_context(
         policy=policy_of(
             config.checkpoint,
             config.safety.rollback.max,
-            keep_agreed=int(accelerator.num_processes > 1 and config.safety.digest_every_steps > 0),
+            keep_agreed=int(has_copies and accelerator.num_processes > 1 and config.safety.digest_every_steps > 0),
         ),
         run_folder=folder,
         metrics_file=folder / CURVE,
         marker=folder / SAVED,
-        layout=WholeFiles(former_groups(made.bare_model, config.optimizer.groups)),
+        layout=layout(former_groups(made.bare_model, config.optimizer.groups)),
     )
 
 

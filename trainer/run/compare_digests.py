@@ -13,7 +13,13 @@ log = logging.getLogger(__name__)
 def begin_digests(run: Run, resumed_step: int | None) -> None:
     """Where it begins all ranks have read the same files, so that they agree; says once where nothing can be compared."""
     every = run.config.safety.digest_every_steps
-    run.rollbacks.agreed = (resumed_step or 0) if every and run.accelerator.num_processes > 1 else None
+    is_replicated = run.accelerator.num_processes > 1 and not run.parallel.is_sharded
+    run.rollbacks.agreed = (resumed_step or 0) if every and is_replicated else None
+    if every and run.parallel.is_sharded:
+        log.info(
+            "weights are not compared over processes (safety.digest_every_steps): each holds a part of its own, so nothing is there twice"
+        )
+        return
     if every and run.accelerator.num_processes == 1:
         log.info(
             "weights are not compared over processes (safety.digest_every_steps): there is one, so nothing is there twice"

@@ -18,6 +18,7 @@ from trainer.evaluation.samples import Sample, prompts_of, take_samples
 from trainer.evaluation.task_evaluator import TaskEvaluator
 from trainer.evaluation.tasks import open_tasks
 from trainer.model.scores import token_scores
+from trainer.parallel import Parallel
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def build_validation(
     return lambda: validation_loss(model, batches(), lambda total: accelerator.reduce(total, reduction="sum"))
 
 
-def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[Sample]:
+def samples_of(config: Config, corpus: Corpus, parallel: Parallel, model: torch.nn.Module) -> list[Sample]:
     """Texts that continue the recipe's prompts, the same for the same weights; none where none is wanted or can be."""
     prompts, tokenizer = prompts_of(config.evaluation), corpus.tokenizer
     if not prompts or tokenizer is None:
@@ -55,11 +56,12 @@ def samples_of(config: Config, corpus: Corpus, model: torch.nn.Module) -> list[S
         vocab_size=corpus.vocab_size,
         eot_id=tokenizer.eot_id,
     )
-    return take_samples(model, prompts, tokenizer, limits, seed=config.seed)
+    with parallel.uncompiled():
+        return take_samples(model, prompts, tokenizer, limits, seed=config.seed, agree_on=parallel.agree_on)
 
 
 def build_task_evaluator(
-    config: Config, corpus: Corpus, accelerator: Accelerator, model: torch.nn.Module
+    config: Config, corpus: Corpus, accelerator: Accelerator, parallel: Parallel, model: torch.nn.Module
 ) -> TaskEvaluator:
     """The tasks of the recipe, opened and read as tokens."""
     wanted = config.evaluation
@@ -68,4 +70,4 @@ def build_task_evaluator(
             "evaluation.tasks needs held-out data: tasks are evaluated with the validation loss; set evaluation.tasks=[]"
         )
     tasks = main_process_first(lambda: open_tasks(wanted.tasks, wanted.task_items, files.project_folder()))
-    return TaskEvaluator(tasks, model, token_scores, corpus.tokenizer, accelerator)
+    return TaskEvaluator(tasks, model, token_scores, corpus.tokenizer, accelerator, parallel)

@@ -150,6 +150,7 @@ def computing_conditions(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         **optimizer_conditions(optimizer, device.type),
         "compiled": compile_backend(accelerator),
+        "sharded": accelerator.is_fsdp2 or None,
         "head": None if head is None else str(head),
         "fp8_recipe": decision.recipe,
         "fp8_backend": decision.backend,

@@ -60,7 +60,8 @@ def prepare(
     begins = initial is not None and not initial.has_begun
     # A model that begins from another one is looked at without its weights first: what is wrong with it, and whether it fits.
     bare_model = model_of(config, corpus, torch.device("meta") if begins else accelerator.device, initial)
-    check_memory(bare_model, accelerator.device, config, decision.mode, num_local_processes())
+    num_parts = accelerator.num_processes if parallel.is_sharded else 1
+    check_memory(bare_model, accelerator.device, config, decision.mode, num_local_processes(), num_parts)
     if initial is not None and begins:
         bare_model = read_source(initial, config, accelerator.device)
         freeze(bare_model, config.optimizer.groups)
@@ -73,7 +74,7 @@ def prepare(
     bare_model.head_way = find_head_way(
         bare_model, num_tokens, compiler=compiler, autocast=accelerator.autocast, gather=all_gather
     )
-    model, optimizer = accelerator.prepare(bare_model, optimizer)
+    model, optimizer = parallel.prepare(bare_model, optimizer)
     precision = build_monitor(
         fp8,
         decision,

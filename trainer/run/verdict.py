@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from trainer.checkpoint.format.tensor_names import first_not_finite
+from trainer.collectives import all_gather
 from trainer.ending.outcomes import Ending, Outcome
 from trainer.run.build import Run
 from trainer.run.compare_digests import judge_digests
@@ -22,7 +23,8 @@ ANOTHER_ASKED = "another process was asked to stop"
 def judge_start(run: Run) -> Ending | None:
     """The end of a launch that takes no step, because of where it begins or because it is asked to stop by now; else None."""
     step = run.progress.step
-    if tensor := first_not_finite(run.bare_model.named_parameters()):
+    found = all_gather(first_not_finite(run.bare_model.named_parameters()))  # each rank may hold other numbers
+    if tensor := next(filter(None, found), None):
         where = f"{tensor} is not finite at step {step}, where this launch begins"
         return Ending(Outcome.DIVERGED, f"{where}; go back with resume_from_checkpoint=STEP")
     if step >= run.config.max_steps:

@@ -50,8 +50,7 @@ class SpikeGuard:
     def judge(self, loss: Tensor, grad_norm: Tensor) -> Judged:
         """Judges a step before its update by its loss, the mean over all ranks, and its gradient norm, both 0-d; nothing is waited for."""
         settings = self._settings
-        norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
-        numbers = torch.stack([loss.detach().float(), norm.detach().float()])
+        numbers = torch.stack([loss.detach().float(), grad_norm.detach().float()])
         known = self._taken.clamp(max=settings.window)
         is_finite = torch.isfinite(numbers).all()
         scores = robust_scores(self._history, known, numbers)
@@ -68,7 +67,7 @@ class SpikeGuard:
         self._taken, self._row = taken + is_taken, torch.where(is_level, 0, in_a_row)
         verdict = torch.where(is_level, int(Verdict.NEW_LEVEL), torch.where(is_spike, int(Verdict.SPIKE), 0))
         verdict = torch.where(is_finite, verdict, int(Verdict.NOT_FINITE))
-        skipped = torch.where(is_spike, math.inf, norm) if self.skips else norm
+        skipped = torch.where(is_spike, math.inf, grad_norm) if self.skips else grad_norm
         return Judged(score, verdict, skipped)
 
     def is_skipped(self, result: StepResult) -> bool:

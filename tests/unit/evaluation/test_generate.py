@@ -224,6 +224,12 @@ class Heard:
         self.ends.append((row, ended_by))
 
 
+def test_all_ranks_go_on_with_the_tokens_that_they_agree_on(model):
+    row, limits = Row(prompt_ids=PROMPT, sampling=GREEDY), Limits(max_new_tokens=3, sequence_length=32, vocab_size=64)
+    written = generate(model, [row], limits, agree_on=lambda tokens: [7] * len(tokens))
+    assert written == [Written([7, 7, 7], "max_new_tokens")]
+
+
 def test_a_listener_hears_every_token_in_time_and_may_end_a_row(model):
     heard = Heard({1: 3})
     written = write(

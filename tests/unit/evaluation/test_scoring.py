@@ -164,6 +164,27 @@ def test_more_ranks_than_groups_leave_some_without_work(model, task):
     assert scores_of(model, few, 5) == scores_of(model, few)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_that_hold_parts_of_a_model_score_as_often_as_each_other_and_one_group_at_a_time(model, task, world_size):
+    calls: list[int] = []
+    threads = set()
+
+    def score(inputs, positions, wanted):
+        calls[-1] += 1
+        threads.add(threading.get_ident())
+        return token_scores(model, inputs, positions, wanted)
+
+    totals = []
+    for rank in range(world_size):
+        calls.append(0)
+        place = {"device": CPU, "rank": rank, "world_size": world_size}
+        score_rows(task.rows, score, **place, in_step=True, reduce=lambda part: totals.append(part) or part)
+    assert len(set(calls)) == 1
+    assert threads == {threading.get_ident()}
+    summed = sum(totals).tolist()
+    assert summed == [[each.log_likelihood, float(each.is_greedy)] for each in scores_of(model, task.rows)]
+
+
 def test_a_word_that_is_the_likeliest_is_greedy_and_another_is_not(model):
     context = BYTES.encode("To be, or")
     with torch.no_grad():

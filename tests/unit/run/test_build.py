@@ -60,4 +60,4 @@ def test_the_way_of_the_head_reaches_the_model_that_is_trained_and_not_only_the_
 
 
 def test_whether_the_memory_holds_a_run_is_asked_once_with_what_the_run_takes(built):
-    assert built[1] == [[2, "no", 1]]
+    assert built[1] == [[2, "no", 1, 1]]

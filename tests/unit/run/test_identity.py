@@ -83,8 +83,9 @@ def test_the_name_of_a_gpu_is_a_condition(monkeypatch):
     assert conditions(device="cuda")["device"] == "NVIDIA H100 80GB HBM3"
 
 
-def facts(mode="bf16", *overrides, head=None, routers=None):
+def facts(mode="bf16", *overrides, head=None, routers=None, is_sharded=False):
     accelerator = SimpleNamespace(
+        is_fsdp2=is_sharded,
         device=torch.device("cpu"),
         num_processes=1,
         mixed_precision=mode,
@@ -118,6 +119,11 @@ def test_the_facts_of_a_replay_have_the_names_of_the_settings_and_only_what_deci
     assert not found.keys() & {"evaluation.every_steps", "checkpoint.keep_last", "model.dtype", "name"}
     assert replay_key(found) != replay_key(facts("bf16"))
     assert replay_key({**found, "new and not used": None}) == replay_key(found)
+
+
+def test_that_the_model_is_sharded_is_a_fact_that_runs_of_before_did_not_have():
+    assert facts("bf16")["sharded"] is None, "replays of before stay comparable"
+    assert replay_key(facts("bf16", is_sharded=True)) != replay_key(facts("bf16"))
 
 
 def test_what_muons_iteration_computes_in_is_a_fact_of_runs_with_muon():
@@ -184,7 +190,7 @@ def test_tf32_is_a_fact_where_it_decides_about_bits_and_none_elsewhere(monkeypat
         )
         for mode in ("no", "bf16", "fp16", "fp8"):
             accelerator = SimpleNamespace(
-                device=torch.device("cuda"), state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin())
+                device=torch.device("cuda"), state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin()), is_fsdp2=False
             )
             found[mode] = computing_conditions(accelerator, Decision(mode, mode, ""), optimizer="adamw")["tf32"]
     finally:

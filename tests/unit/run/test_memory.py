@@ -21,6 +21,13 @@ def test_the_least_is_weights_gradients_a_moment_and_the_blocks_inputs():
     assert memory.least_bytes(model, **SHAPE, precision="bf16") == 12 * parameters + 2 * kept
 
 
+def test_a_process_that_keeps_a_part_has_all_the_weights_before_it():
+    model = tiny_model("llama", 257)
+    parameters, whole = sum(p.numel() for p in model.parameters()), memory.least_bytes(model, **SHAPE, precision="no")
+    found = [memory.least_bytes(model, **SHAPE, precision="no", num_parts=number) for number in (2, 64)]
+    assert found == [whole - 6 * parameters, whole - 8 * parameters]
+
+
 def test_it_is_a_bound_from_below_of_what_a_step_keeps():
     model = tiny_model("llama", 257)
     saved = {}

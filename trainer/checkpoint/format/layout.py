@@ -1,7 +1,7 @@
 """How the state of a run lies in the files of a checkpoint: the seam where a second way of doing it begins.
 
-Today's is whole_files.py: rank 0 writes all weights and moments. One part per rank would be a second class beside it, chosen in
-context.py; saving, restoring, retention and the mirror see only what stands here.
+whole_files.py: rank 0 writes all weights and moments. gathered_files.py writes the same files of a sharded model. One part per rank would be
+a third class beside them, chosen in run/build.py; saving, restoring, retention and the mirror see only what stands here.
 """
 
 import mmap
@@ -32,6 +32,9 @@ class MemoryLayout(Protocol):
         frozen   those that are not trained, which one copy serves for all snapshots; otherwise all others
         """
 
+    def gathered(self, pages: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What all ranks gather for a snapshot, in the order in which they do: this rank's part of each, and the place of the whole."""
+
     def write_fixed(self, memory: mmap.mmap) -> None:
         """Writes everything that is no tensor's and stays the same."""
 
@@ -42,6 +45,12 @@ class MemoryLayout(Protocol):
 class FileLayout(Protocol):
     """The files of one checkpoint, written and read. Every method is called on every rank that takes part."""
 
+    gathers: bool
+    """Whether ranks hold parts, which all gather, one after the other, while rank 0 takes a snapshot."""
+
+    def gather(self, model: Module, optimizer: Optimizer) -> None:
+        """What the other ranks do meanwhile."""
+
     def large_files(self, parameter_bytes: int, moment_bytes: int) -> dict[str, int]:
         """Bytes of the files that the disk must have room for, by name, before there is a checkpoint."""
 
@@ -51,8 +60,10 @@ class FileLayout(Protocol):
     def small_files(self, accelerator: Accelerator, state: dict[str, Any], config_text: str) -> dict[str, bytes]:
         """This rank's other files, by name."""
 
-    def write(self, accelerator: Accelerator, folder: Path) -> None:
-        """Writes this rank's files while training waits. raises OSError, RuntimeError, SafetensorError"""
+    def write(
+        self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Writes this rank's files while training waits; `state` is the registered one. raises OSError, RuntimeError, SafetensorError"""
 
     def load(self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer | None) -> None:
         """Loads weights and moments, bit for bit, without executing anything from the files.

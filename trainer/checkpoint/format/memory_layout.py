@@ -13,17 +13,22 @@ from torch import Tensor
 from trainer.checkpoint.format.file_layout import Checksum, FileImage, model_image, optimizer_image, unknown_form
 from trainer.checkpoint.format.tensor_names import moment_owners
 from trainer.errors import CheckpointError
+from trainer.tensor_parts import empty_whole, is_part, own
 
 
 class WholeMemoryLayout:
-    """See MemoryLayout, whose one implementation this is; laid out once, as long as tensors and hyperparameters stay the same."""
+    """See MemoryLayout, whose one implementation this is; laid out once, as long as tensors and hyperparameters stay the same.
+
+    In place of a tensor of which each rank holds a part stands an empty one of its whole shape; what goes there is gathered for each snapshot.
+    """
 
     def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         state = optimizer.state_dict()
         self._tensors, self._hyperparameters = _addresses(model, state), _hyperparameters(state)
         self._frozen = {_address(p) for p in model.parameters() if not p.requires_grad and p.numel()}
-        marked, self._marks = _with_marked_rates(state)
-        weights = dict(model.state_dict())
+        self._gathered: dict[int, Tensor] = {}
+        marked, self._marks = _with_marked_rates(self._without_parts(state))
+        weights = self._whole_weights(model)
         if strided := [name for name, tensor in weights.items() if not tensor.is_contiguous()]:
             raise CheckpointError(
                 f"a save in the background copies whole, contiguous tensors, and these are not: {', '.join(strided)}; set checkpoint.asynchronous=false"
@@ -58,8 +63,42 @@ class WholeMemoryLayout:
 
     def copies(self, pages: Tensor, *, frozen: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         all_of_them = [(start + offset, tensor) for image, start in self._placed for offset, tensor in image.tensors]
-        tensors = [(at, tensor) for at, tensor in all_of_them if (_address(tensor) in self._frozen) == frozen]
+        there = [(at, tensor) for at, tensor in all_of_them if tensor.data_ptr() not in self._gathered]
+        tensors = [(at, tensor) for at, tensor in there if (_address(tensor) in self._frozen) == frozen]
         return [tensor for _, tensor in tensors], [_place(pages, at, tensor) for at, tensor in tensors]
+
+    def gathered(self, pages: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of `parts_in_order` each, and its place."""
+        places = {
+            tensor.data_ptr(): _place(pages, start + offset, tensor)
+            for image, start in self._placed
+            for offset, tensor in image.tensors
+        }
+        return [(part, places[address]) for address, part in self._gathered.items()]
+
+    def _whole_weights(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """The model's state dict; a parameter that has two names is one tensor under both."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        stand_ins = {id(parameter): self._stand_in(parameter) for parameter in model.parameters()}
+        return {
+            name: stand_ins[id(parameters[name])] if is_part(tensor) else tensor
+            for name, tensor in model.state_dict().items()
+        }
+
+    def _without_parts(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        moments = {
+            number: {key: self._stand_in(value) for key, value in values.items()}
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": moments}
+
+    def _stand_in(self, value: Any) -> Any:
+        """An empty tensor in place of one that is gathered, whose memory is not touched; everything else is left as it is."""
+        if not is_part(value):
+            return value
+        empty = empty_whole(value)
+        self._gathered[empty.data_ptr()] = value.detach()
+        return empty
 
     def write_fixed(self, memory: mmap.mmap) -> None:
         for image, start in self._placed:
@@ -81,6 +120,15 @@ class WholeMemoryLayout:
             places.append(start + found[0])
         image.checksums.append(_pickle_checksum(image))
         return places
+
+
+def parts_in_order(model: torch.nn.Module, state: Mapping[str, Any]) -> list[Tensor]:
+    """Everything that ranks gather for a checkpoint, in the order in which all do: moments, then weights.
+
+    state  the optimizer's state dict
+    """
+    moments = (value for values in state["state"].values() for value in values.values())
+    return [tensor for tensor in (*moments, *model.parameters()) if is_part(tensor)]
 
 
 def _pickle_checksum(image: FileImage) -> Checksum:
@@ -108,7 +156,7 @@ def _addresses(model: torch.nn.Module, state: Mapping[str, Any]) -> list[tuple[i
 
 
 def _address(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.numel()
+    return own(tensor).data_ptr(), tensor.numel()
 
 
 def _hyperparameters(state: Mapping[str, Any]) -> list[dict[str, Any]]:

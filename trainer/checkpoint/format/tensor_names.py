@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from trainer.tensor_parts import own
+
 
 def moment_owners(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[int, str]:
     """The parameter whose moments stand under each number of the optimizer's state dict, by that number."""
@@ -34,8 +36,9 @@ def moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterato
 
 @torch.no_grad()
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that holds an infinity or no number (NaN); None when all are finite."""
-    named = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    """The name of the first tensor that holds an infinity or no number (NaN), in this rank's part of it; None when all are finite."""
+    held = ((name, own(tensor)) for name, tensor in tensors)
+    named = [(name, tensor) for name, tensor in held if tensor.is_floating_point() and tensor.numel()]
     # Two numbers a tensor, so that a device is waited for once a tensor and gives no room for a mask of its size.
     for name, tensor in named:
         wide = tensor if tensor.element_size() > 1 else tensor.float()  # torch finds no extremes of float8

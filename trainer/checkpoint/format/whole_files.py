@@ -30,7 +30,9 @@ from trainer.errors import CheckpointError
 
 
 class WholeFiles:
-    """See FileLayout, whose one implementation this is."""
+    """See FileLayout."""
+
+    gathers = False
 
     def __init__(self, former: Former = MappingProxyType({})) -> None:
         """`former`: what stands in the groups of an optimizer's file of an earlier version."""
@@ -55,34 +57,42 @@ class WholeFiles:
                 small["scaler.pt"] = random_states.to_bytes(accelerator.scaler.state_dict())
         return small
 
-    def write(self, accelerator: Accelerator, folder: Path) -> None:
+    def gather(self, model: Module, optimizer: Optimizer) -> None:
+        raise AssertionError("nobody asks the other ranks for what rank 0 has")
+
+    def write(
+        self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer, state: dict[str, Any]
+    ) -> None:
         accelerator.save_state(str(folder))
         streams = random_states.capture(accelerator.device)
         path = folder / f"random_states_{accelerator.process_index}.json"
         path.write_text(json.dumps(streams), encoding="utf-8")
 
     def load(self, folder: Path, accelerator: Accelerator, model: Module, optimizer: Optimizer | None) -> None:
-        with _known_format(folder / "model.safetensors") as path:
+        with known_format(folder / "model.safetensors") as path:
             load_model(model, path, strict=True)
         if optimizer is not None:
-            saved, owners = _load_tensors(folder / "optimizer.bin"), moment_owners(model, optimizer)
+            saved, owners = load_tensors(folder / "optimizer.bin"), moment_owners(model, optimizer)
             optimizer.load_state_dict(by_present_numbers(saved, optimizer.state_dict(), owners, self._former))
         if accelerator.scaler is not None and (folder / "scaler.pt").is_file():
-            accelerator.scaler.load_state_dict(_load_tensors(folder / "scaler.pt"))
+            accelerator.scaler.load_state_dict(load_tensors(folder / "scaler.pt"))
 
     def load_random_streams(self, folder: Path, accelerator: Accelerator) -> None:
-        with _known_format(folder / f"random_states_{accelerator.process_index}.json") as path:
+        with known_format(folder / f"random_states_{accelerator.process_index}.json") as path:
             random_states.restore(json.loads(path.read_text(encoding="utf-8")), accelerator.device)
 
 
-def _load_tensors(path: Path) -> dict[str, Any]:
-    """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused."""
-    with _known_format(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+def load_tensors(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A file of torch.save that holds tensors and plain values; anything that would have to be executed is refused.
+
+    mmap  whether tensors are read from the disk where they are used
+    """
+    with known_format(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 @contextmanager
-def _known_format(path: Path) -> Iterator[Path]:
+def known_format(path: Path) -> Iterator[Path]:
     """What a file with the right digest is not written in by this trainer becomes a paragraph."""
     try:
         yield path

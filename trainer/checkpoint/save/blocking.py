@@ -34,10 +34,10 @@ class BlockingSaves:
 
     def save(self, manifest: Manifest) -> SaveResult:
         """Saves this moment, of which `manifest` says all but the files' digests; what came of it, of which the figures are rank 0's."""
-        began, layout, accelerator = Began(), self._context.layout, self._context.accelerator
+        began = Began()
         staging = self._context.store.staging(manifest.step)
         failure = self._on_main(lambda: self._committer.begin(manifest.step))
-        failure = failure or self._ranks.first_failure(_failure_of(lambda: layout.write(accelerator, staging)))
+        failure = failure or self._ranks.first_failure(_failure_of(lambda: self._write(staging)))
         results: list[SaveResult] = []
         if not failure:
             failure = self._on_main(lambda: results.append(self._commit(staging, manifest, began)))
@@ -62,6 +62,11 @@ class BlockingSaves:
     def _on_main(self, work: Callable[[], object]) -> str | None:
         """Does it on rank 0; why it failed, on every rank."""
         return self._ranks.first_failure(_failure_of(work) if self._ranks.is_main else None)
+
+    def _write(self, staging: Path) -> None:
+        context = self._context
+        state = context.state.state_dict()
+        context.layout.write(staging, context.accelerator, context.model, context.optimizer, state)
 
     def _commit(self, staging: Path, manifest: Manifest, began: Began) -> SaveResult:
         (staging / "config.yaml").write_text(self._context.description.config_text, encoding="utf-8")

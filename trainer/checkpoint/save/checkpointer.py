@@ -21,6 +21,7 @@ from trainer.checkpoint.format.tensor_names import first_not_finite, moments
 from trainer.checkpoint.mirror.worker import mirror_settings
 from trainer.checkpoint.save.blocking import BlockingSaves
 from trainer.checkpoint.save.forecast import Course
+from trainer.checkpoint.save.gathering import Gathering
 from trainer.checkpoint.save.main_rank import MainRank, SavedBy, schedule_of
 from trainer.checkpoint.save.room import Room
 from trainer.checkpoint.save.schedule import BY_BUDGET, WAITED_FOR
@@ -53,7 +54,7 @@ class Checkpointer:
             policy=context.policy,
             mirror=mirror_settings(settings, context.store.folder.name),
         )
-        self._blocking = BlockingSaves(context, self._plan, before_commit)
+        self._blocking, self._gathering = BlockingSaves(context, self._plan, before_commit), Gathering(context)
         self._room = Room(context, settings, course)
         self._report, self._failures = report, SaveFailures(context.store.folder, settings.max_failures)
         self._main: MainRank | None = None
@@ -78,7 +79,8 @@ class Checkpointer:
         """Allocates the slots and starts the writer, once the run stands where it begins."""
         self._saved_step = self._resumed_step = resumed_step
         if self._ranks.is_main:
-            writer = begin_writer(self._context, self._settings, self._plan, self._room.slot_bytes())
+            all_gather, slot_bytes = self._gathering.begin, self._room.slot_bytes()
+            writer = begin_writer(self._context, self._settings, self._plan, slot_bytes, all_gather=all_gather)
             schedule = schedule_of(self._context, self._settings, has_snapshots=writer is not None)
             status = SaveStatus(self._context, self._room, schedule, self._failures, self._report)
             self._main = MainRank(self._context, writer, status)
@@ -157,7 +159,11 @@ class Checkpointer:
         state, text = context.state.state_dict(), context.description.config_text
         own = context.layout.small_files(context.accelerator, state, text)
         small = {name: content for of_rank in self._ranks.all_gather(own) for name, content in of_rank.items()}
-        by = main.take(manifest, small, began) if main else SavedBy.WRITER
+        if main:
+            by = self._gathering.lead(lambda: main.take(manifest, small, began))
+        else:
+            by = SavedBy.WRITER
+            self._gathering.follow()
         if manifest.reason in BY_BUDGET:
             return SavedBy.WRITER, None
         if manifest.reason not in WAITED_FOR:

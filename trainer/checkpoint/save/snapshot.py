@@ -10,6 +10,7 @@ waits for them, on the device.
 import logging
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -22,6 +23,7 @@ from trainer.checkpoint.format.file_layout import PAGE_BYTES
 from trainer.checkpoint.format.layout import FileLayout, MemoryLayout
 from trainer.checkpoint.save.protocol import mark
 from trainer.errors import CheckpointError
+from trainer.tensor_parts import whole
 from trainer.text import size
 
 log = logging.getLogger(__name__)
@@ -109,9 +111,18 @@ class Snapshots:
     """The slots of rank 0, and the copy into them."""
 
     def __init__(
-        self, model: Module, optimizer: Optimizer, slots: list[Slot], device: torch.device, file_layout: FileLayout
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        slots: list[Slot],
+        device: torch.device,
+        file_layout: FileLayout,
+        *,
+        all_gather: Callable[[], None] = lambda: None,
     ) -> None:
+        """`all_gather` has the other ranks take part in a snapshot of tensors that are gathered, which begins with it."""
         self._model, self._optimizer, self._file_layout = model, optimizer, file_layout
+        self._all_gather = all_gather
         self.slots, self._device = slots, device
         self.layout: MemoryLayout | None = None
         self._copies: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
@@ -159,6 +170,10 @@ class Snapshots:
         self.layout.write_rates(slot.memory, [float(group["lr"]) for group in self._optimizer.param_groups])
         sources, places = self._copies[slot.number]
         with torch.no_grad():
+            if self._file_layout.gathers:
+                self._gather(slot)
+            if not sources:
+                return
             if self._stream is None:
                 torch._foreach_copy_(places, sources)
                 return
@@ -168,6 +183,15 @@ class Snapshots:
                     place.copy_(source, non_blocking=True)
                 slot.copied = torch.cuda.Event()
                 slot.copied.record()
+
+    def _gather(self, slot: Slot) -> None:
+        """Copies what ranks hold in parts, one tensor after the other: that of the largest is all the memory that it takes besides."""
+        assert self.layout is not None
+        pairs = self.layout.gathered(slot.pages)
+        self._all_gather()
+        for part, place in pairs:
+            tensor = whole(part)
+            place.copy_(tensor if place.dtype == tensor.dtype else tensor.contiguous().view(-1).view(torch.uint8))
 
     def settle(self) -> None:
         """Makes the device's next work wait for copies that still read the weights."""

@@ -319,9 +319,23 @@ def disk_answers(folder: Path) -> bool:
 
 
 def begin_writer(
-    context: CheckpointContext, settings: CheckpointConfig, plan: CommitPlan, slot_bytes: int
+    context: CheckpointContext,
+    settings: CheckpointConfig,
+    plan: CommitPlan,
+    slot_bytes: int,
+    *,
+    all_gather: Callable[[], None] = lambda: None,
 ) -> WriterClient | None:
-    """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is logged."""
+    """Slots and a writer, or None where the settings do not want them or the memory has no room; what is decided is logged.
+
+    all_gather  as Snapshots take it
+    """
+    if context.layout.gathers:
+        log.info(
+            "saves: the model is sharded, and a checkpoint holds it whole: for each save and snapshot training waits while the ranks gather %s, "
+            "tensor by tensor, on rank 0's machine",
+            size(slot_bytes),
+        )
     if not settings.asynchronous:
         log.info("saves: training waits for them, as checkpoint.asynchronous asks")
         return None
@@ -334,6 +348,6 @@ def begin_writer(
     device = context.accelerator.device
     slots = [make_slot(index, slot_bytes, device) for index in range(number)]
     log.info("saves: in the background, from %s of %s in memory", numbered(number, "snapshot"), size(slot_bytes))
-    snapshots = Snapshots(context.model, context.optimizer, slots, device, context.layout)
+    snapshots = Snapshots(context.model, context.optimizer, slots, device, context.layout, all_gather=all_gather)
     report = functools.partial(context.journal.write, "writer")
     return WriterClient(snapshots, plan, context.lock, report)

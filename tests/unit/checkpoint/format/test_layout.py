@@ -11,8 +11,8 @@ from trainer.config.schema import CheckpointConfig
 class OneFile(WholeFiles):
     """All weights in a file of another name, written while training waits; the rest as today."""
 
-    def write(self, accelerator, folder):
-        super().write(accelerator, folder)
+    def write(self, folder, *run):
+        super().write(folder, *run)
         (folder / "model.safetensors").rename(folder / "weights.part-0")
 
     def load(self, folder, accelerator, model, optimizer):

@@ -303,8 +303,8 @@ TYPED = [
     Mistake(
         "cluster file of another kind",
         "launch {tmp}/cluster.yaml {recipe}",
-        ("distributed_type", "'FSDP'", "MULTI_GPU"),
-        cluster(distributed_type="FSDP"),
+        ("distributed_type", "'DEEPSPEED'", "MULTI_GPU"),
+        cluster(distributed_type="DEEPSPEED"),
     ),
     Mistake(
         "unknown precision",

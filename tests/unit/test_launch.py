@@ -17,9 +17,9 @@ from tests.accelerators import forget_accelerator
 from tests.messages import logged, refuses, says
 from trainer.config.load import load
 from trainer.errors import ConfigError, LaunchError
-from trainer.launch.accelerator import make_accelerator, seed_streams
+from trainer.launch.accelerator import _fsdp_plugin, make_accelerator, seed_streams
 from trainer.launch.compile_choice import choose_compiler, compile_backend
-from trainer.launch.environment import LaunchEnv, num_threads
+from trainer.launch.environment import LaunchEnv, Sharding, num_threads
 from trainer.launch.logging_setup import open_log
 from trainer.launch.process_group import init_process_group, rank0_before_init
 
@@ -62,9 +62,11 @@ def test_the_cluster_file_is_heard_through_the_environment(monkeypatch):
     assert LaunchEnv.from_env() == LaunchEnv("fp8", True, 4, False)
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
-def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_accelerate_would_drop_it(monkeypatch, name):
-    """On CPUs Accelerate makes FSDP plain data parallelism, and says nothing."""
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM"])
+def test_a_bare_launch_that_asks_for_another_sharding_is_refused_by_name_also_where_accelerate_would_drop_it(
+    monkeypatch, name
+):
+    """On CPUs Accelerate makes plain data parallelism of it, and says nothing."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     LaunchEnv.from_env()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
@@ -72,6 +74,57 @@ def test_a_bare_launch_that_asks_for_sharding_is_refused_by_name_also_where_acce
         LaunchEnv.from_env()
     says(caught.value, name, "MULTI_GPU")
     assert caught.value.exit_code == 2
+
+
+def test_how_the_model_is_sharded_is_heard_through_the_environment(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert LaunchEnv.from_env().sharding == Sharding(reshard_after_forward=True, block_classes=())
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer, GPT2Block")
+    assert LaunchEnv.from_env().sharding == Sharding(False, ("LlamaDecoderLayer", "GPT2Block"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert LaunchEnv.from_env().sharding is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"FSDP_VERSION": "1"}, ["version 1", "fsdp_version: 2"]),
+        ({"FSDP_VERSION": "2", "PARALLELISM_CONFIG_CP_SIZE": "2"}, ["cp_size"]),
+        ({"FSDP_VERSION": "2", "ACCELERATE_MIXED_PRECISION": "fp16"}, ["fp16", "bf16"]),
+        ({"FSDP_VERSION": "2", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "4"}, ["dp_replicate_size"]),
+    ],
+    ids=str,
+)
+def test_a_bare_launch_that_asks_for_another_way_of_sharding_is_refused(monkeypatch, variables, words):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with refuses(LaunchError, *words):
+        LaunchEnv.from_env()
+
+
+def test_a_cluster_file_that_says_fsdp_and_does_not_get_it_ends_the_launch(tmp_path):
+    """Accelerate trains one process as it is, and several on CPUs with data parallelism, without a word."""
+    place = LaunchEnv("no", True, 1, True, Sharding())
+    with refuses(LaunchError, "FSDP", "1 process"):
+        make_accelerator(place, precision="no", deterministic=False, seed=1, trackers=[], runs_folder=tmp_path)
+    forget_accelerator()
+
+
+def test_weights_are_gathered_in_bf16_and_gradients_summed_in_fp32():
+    """By Accelerate's own policy the loss itself is rounded to bf16."""
+    policy = _fsdp_plugin(Sharding(), "bf16").mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
+    assert not policy.cast_forward_inputs
+    plugin = _fsdp_plugin(Sharding(reshard_after_forward=False), "no")
+    assert plugin.mixed_precision_policy is None
+    assert plugin.reshard_after_forward is False
+    assert plugin.cpu_ram_efficient_loading is False
 
 
 def test_processes_that_did_not_find_each_other_are_refused(tmp_path):

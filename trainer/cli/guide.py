@@ -16,6 +16,7 @@ PAGES = (
     *(
         "run",
         "scaling",
+        "cluster",
         "data",
         "models",
         "hub",

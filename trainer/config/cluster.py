@@ -48,6 +48,8 @@ class Cluster:
     num_machines: int = 1
     machine_rank: int = 0
     """This machine's number; the first one decides what all do."""
+    is_sharded: bool = False
+    """Whether each process holds a part of the model (FSDP), and not all of it."""
     compiler: str = "no"
     """torch.compile's backend; `no` for none."""
     options: tuple[str, ...] = ()
@@ -129,9 +131,18 @@ def read_cluster(name: str) -> Cluster:
     )
     use_cpu = content.get("use_cpu") is True or content["distributed_type"] == "MULTI_CPU"
     here = tuple(word for key, value in placed.items() if value is not None for word in (f"--{key}", str(value)))
-    options, environment = (*_options(content), *here), _environment(content)
-    rank = content.get("machine_rank") or 0
-    return Cluster(path, num_processes, precision, use_cpu, num_machines, rank, compiler, options, environment)
+    return Cluster(
+        path,
+        num_processes,
+        precision,
+        use_cpu,
+        num_machines,
+        machine_rank=content.get("machine_rank") or 0,
+        is_sharded=content["distributed_type"] == "FSDP",
+        compiler=compiler,
+        options=(*_options(content), *here),
+        environment=_environment(content),
+    )
 
 
 def missing_compiler() -> str | None:
@@ -206,7 +217,7 @@ def _options(content: dict[str, Any]) -> tuple[str, ...]:
     compiler, and does not read `rdzv_backend` in a file.
     """
     options: list[str] = []
-    if content["distributed_type"] != "MULTI_GPU":
+    if content["distributed_type"] not in ("MULTI_GPU", "FSDP"):
         options += ["--multi_gpu"]
         if content.get("main_process_port") is None and content.get("num_machines", 1) == 1:
             options += ["--main_process_port", "0"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.config.fsdp_keys import fsdp_problems, whole_compiled
 from trainer.config.plain import Kind
 from trainer.config.settings import settings_help
 from trainer.config.synonyms import synonym_of
@@ -16,16 +17,16 @@ from trainer.text import did_you_mean
 MODES = ("no", "bf16", "fp16", "fp8")
 """What `mixed_precision` may be."""
 
-DATA_PARALLEL = ("MULTI_GPU", "MULTI_CPU", "NO")
-"""What `distributed_type` may be: several processes, several on CPUs, or one."""
+DATA_PARALLEL = ("MULTI_GPU", "MULTI_CPU", "NO", "FSDP")
+"""What `distributed_type` may be: several processes, several on CPUs, one, or several of which each holds a part of the model."""
 
-SHARDING = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config", "MEGATRON_LM": "megatron_lm_config"}
-"""Kinds of training in which a process holds a part of the model, with the section that each has."""
+OTHER_SHARDING = {"DEEPSPEED": "deepspeed_config", "MEGATRON_LM": "megatron_lm_config"}
+"""Other kinds of training in which a process holds a part of the model, with the section that each has."""
 
 OTHER_MACHINES = ("MULTI_NPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA", "MULTI_XPU", "MULTI_HPU", "MULTI_NEURON", "XLA")
 
 KINDS = {
-    **{name: name for name in (*DATA_PARALLEL, *SHARDING, *OTHER_MACHINES)},
+    **{name: name for name in (*DATA_PARALLEL, *OTHER_SHARDING, *OTHER_MACHINES)},
     **{"FSDP2": "FSDP", "FSDP1": "FSDP", "ZERO": "DEEPSPEED", "MEGATRON": "MEGATRON_LM"},
     **{"DDP": "MULTI_GPU", "GPU": "MULTI_GPU", "DATA_PARALLEL": "MULTI_GPU", "CPU": "MULTI_CPU"},
     **{"TPU": "XLA", "NONE": "NO"},
@@ -46,6 +47,12 @@ TORCHXLA_TRACE_ONCE TVM HPU_BACKEND NEURON
 """
 COMPILERS = tuple(_COMPILERS.split())
 """The backends of torch.compile that Accelerate knows."""
+
+NOT_SHARDED = {
+    "fp16": "a sharded model is not trained in fp16, whose scaler skips steps by each process's own part; use bf16",
+    "fp8": "a sharded model is not trained in fp8 in this version; use bf16",
+}
+"""Precisions that a sharded model is not trained in, and why."""
 
 COMPILER_MODES = ("default", "reduce-overhead", "max-autotune")
 
@@ -88,6 +95,8 @@ def key_problems(content: Content, place: Callable[[str], str]) -> list[str]:
         elif words := KEYS[name].check(value, content):
             problems.append(f"{place(name)}{name} is {value!r}{words}")
     inside = [*unheard(content.get("fp8_config")), *_compiler_problems(content.get("dynamo_config"))]
+    if content.get("distributed_type") == "FSDP":
+        inside += [*fsdp_problems(content), *filter(None, [whole_compiled(compiler_settings(content))])]
     return problems + [f"{place(what.split()[0])}{what}" for what in inside]
 
 
@@ -163,6 +172,8 @@ def _one_of(words: tuple[str, ...]) -> Check:
 
 
 def _mixed_precision(value: Any, content: Content) -> str | None:
+    if content.get("distributed_type") == "FSDP" and str(value).lower() in NOT_SHARDED:
+        return f", and {NOT_SHARDED[str(value).lower()]}"
     words = _one_of(MODES)(value, content)
     meant = MEANT_PRECISION.get(str(value).lower())
     return f"; did you mean {meant!r}?" if words and meant else words
@@ -186,10 +197,10 @@ def _distributed_type(value: Any, content: Content) -> str | None:
         return f", which is one process, and num_processes is {processes}; use MULTI_GPU for several"
     if name in DATA_PARALLEL:
         return None
-    if kind in SHARDING:
+    if kind in OTHER_SHARDING:
         return (
-            ", in which each process holds a part of the model, and this version trains with data parallelism only, where each holds the "
-            f"whole model; use MULTI_GPU and remove {SHARDING[kind]}"
+            ", and this trainer shards a model with FSDP, version 2; use FSDP with fsdp_config: {fsdp_version: 2}, or MULTI_GPU, where each "
+            f"process holds the whole model, and remove {OTHER_SHARDING[kind]}"
         )
     if kind in OTHER_MACHINES:
         return ", and this trainer runs on NVIDIA GPUs and on CPUs; use MULTI_GPU, with use_cpu: true for CPUs"
@@ -278,7 +289,15 @@ def _compute_environment(value: Any, content: Content) -> str | None:
 
 
 _OF_TPUS = "downcast_bf16 tpu_name tpu_zone tpu_use_cluster tpu_use_sudo command_file commands tpu_vm tpu_env"
-_ONE_FORM = "this version trains with data parallelism only, where each process holds the whole model"
+_ELSEWHERE = "this trainer shards a model with FSDP, version 2"
+
+
+def _of_fsdp(value: Any, content: Content) -> str | None:
+    """A section that is read where `distributed_type` says FSDP, and says nothing elsewhere; fsdp_keys.py has its keys."""
+    if content.get("distributed_type") == "FSDP":
+        return _section(value, content)
+    return _off("distributed_type is not FSDP, so nobody reads it")(value, content)
+
 
 COMPILER_KEYS: dict[str, Check] = {
     **{"backend": _one_of(COMPILERS), "mode": _one_of(COMPILER_MODES)},
@@ -302,7 +321,8 @@ KEYS: dict[str, Key] = {
     "main_training_function": Key(_off("the launcher starts this trainer's own", "main")),
     "enable_cpu_affinity": Key(_affinity),
     "fp8_config": Key(_section),
-    **dict.fromkeys((*SHARDING.values(), "parallelism_config"), Key(_off(_ONE_FORM))),
+    **dict.fromkeys(("fsdp_config", "parallelism_config"), Key(_of_fsdp)),
+    **dict.fromkeys(OTHER_SHARDING.values(), Key(_off(_ELSEWHERE))),
     "mpirun_config": Key(_off("processes on CPUs are started by torch's launcher and not by mpirun")),
     **dict.fromkeys(_OF_TPUS.split(), Key(_off("this trainer does not run on TPUs"))),
     "dynamo_config": Key(_section),

@@ -156,8 +156,8 @@ precision.recipe: auto, current, delayed, block, mxfp8 or nvfp4; mixed_precision
     attn_implementation use_liger_kernel
 -: shards are read without workers of their own; leave it out
     dataloader_num_workers num_workers dataloader_pin_memory
--: this version trains with data parallelism only, where each process holds the whole model; leave it out
-    fsdp fsdp_config deepspeed tensor_parallel_degree pipeline_parallel_degree data_parallel_shard_degree context_parallel_degree
+-: this version is parallel over data only, each process with the whole model or, by FSDP, with a part of it; leave it out
+    deepspeed tensor_parallel_degree pipeline_parallel_degree context_parallel_degree
 """
 """Our key (-: there is none) and how the value translates; below it their names. A name with a section means that setting only."""
 
@@ -174,6 +174,8 @@ dynamo_config: as in accelerate_configs/
     compile torch_compile torch_compile_backend torch_compile_mode compile.enable compile_model
 use_cpu: true for CPUs
     device use_cpu no_cuda accelerator
+distributed_type: FSDP, with fsdp_config: {fsdp_version: 2}
+    fsdp fsdp_config data_parallel_shard_degree
 num_processes: the processes of all machines
     devices num_gpus n_gpu nproc_per_node num_processes world_size
 num_machines: the value stays the same

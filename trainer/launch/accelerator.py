@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType, TERecipeKwargs
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, TERecipeKwargs
 from accelerate.utils.launch import setup_fp8_env
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from trainer.errors import LaunchError
 from trainer.launch.compile_choice import choose_compiler
-from trainer.launch.environment import LaunchEnv
+from trainer.launch.environment import LaunchEnv, Sharding
 from trainer.launch.logging_setup import warn_once_per_machine
 from trainer.launch.process_group import GROUP_TIMEOUT, init_process_group
 from trainer.text import numbered
@@ -22,7 +23,10 @@ from trainer.text import numbered
 FP8_SETTINGS = "ACCELERATE_FP8_"
 """How the names begin in which `accelerate launch` passes on what the cluster file says about fp8."""
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
+
+PARAMETERS_IN = {"bf16": torch.bfloat16}
+"""In what a sharded model's weights are gathered and multiplied, by precision; what is not here, in the fp32 in which they are kept."""
 
 
 def make_accelerator(
@@ -46,11 +50,14 @@ def make_accelerator(
     _drop_fp8_settings()
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"  # the loop accumulates itself
+    os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)  # what is left of it asks for nothing
     choose_compiler(uncompiled, place.use_cpu)
     # Every rank computes the same buffers (rotary tables), so none has to be sent round; torch warns of a coming other name for that.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+    plugin = _fsdp_plugin(place.sharding, precision) if place.sharding else None
     accelerator = Accelerator(
         cpu=place.use_cpu,
+        fsdp_plugin=plugin,
         mixed_precision=precision,
         log_with=trackers or None,
         project_dir=str(runs_folder),
@@ -61,6 +68,8 @@ def make_accelerator(
             *([TERecipeKwargs()] if precision == "fp8" else []),
         ],
     )
+    if plugin is not None:
+        _make_sharded(accelerator, plugin)
     if accelerator.device.type == "cuda":
         # Accelerate allows TF32 where it compiles and mixed_precision is no, and forbids it nowhere.
         torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -71,11 +80,49 @@ def make_accelerator(
         )
     if accelerator.distributed_type not in SUPPORTED:
         raise LaunchError(
-            f"the cluster file makes a {accelerator.distributed_type.value} group, and this version trains with data parallelism only; "
-            "set distributed_type: MULTI_GPU"
+            f"the cluster file makes a {accelerator.distributed_type.value} group, in which this trainer does not train; set distributed_type: "
+            "MULTI_GPU, or FSDP with fsdp_version: 2"
         )
     seed_streams(seed, accelerator.process_index)
     return accelerator
+
+
+def _fsdp_plugin(sharding: Sharding, precision: str) -> FullyShardedDataParallelPlugin:
+    """Everything that Accelerate would otherwise read from its environment, whose defaults are not ours.
+
+    Weights are gathered in bf16, and gradients summed in fp32. What goes from one block to the next stays in the type that autocast gives it
+    (parallel.Sharded): Accelerate's own policy rounds it, the loss and the sums of gradients to bf16.
+    """
+    compute = PARAMETERS_IN.get(precision)
+    policy = MixedPrecisionPolicy(compute, torch.float32, torch.float32, cast_forward_inputs=False) if compute else None
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=sharding.reshard_after_forward,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=list(sharding.block_classes) or None,
+        mixed_precision_policy=policy,
+        state_dict_type="SHARDED_STATE_DICT",
+        cpu_offload=False,
+        activation_checkpointing=False,
+        # Each rank builds the same weights from the seed, or reads the same file, and keeps its part.
+        cpu_ram_efficient_loading=False,
+    )
+
+
+def _make_sharded(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Sees to it that the cluster file's FSDP is what the model gets: Accelerate shards on GPUs only, and elsewhere trains without a word.
+
+    raises  LaunchError where the model would not be sharded
+    """
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:  # the way of the tests
+        accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    if not accelerator.is_fsdp2:
+        raise LaunchError(
+            f"the cluster file asks for FSDP, and Accelerate would not shard the model here (it makes a {accelerator.distributed_type.value} group of "
+            f"{numbered(accelerator.num_processes, 'process')}); write distributed_type: MULTI_GPU, or start several processes with accelerate launch"
+        )
 
 
 def seed_streams(seed: int, rank: int) -> None:
@@ -90,7 +137,8 @@ def device_words(accelerator: Accelerator) -> str:
     device, threads, processes = accelerator.device, torch.get_num_threads(), accelerator.num_processes
     cpu = f"CPU with {threads} thread{'s' if threads > 1 else ''}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return f"{numbered(processes, 'process')} on {name}{' each' if processes > 1 else ''}"
+    sharded = ", the model sharded over them" if accelerator.distributed_type == DistributedType.FSDP else ""
+    return f"{numbered(processes, 'process')} on {name}{' each' if processes > 1 else ''}{sharded}"
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:

@@ -7,10 +7,44 @@ from pathlib import Path
 import torch
 
 from trainer.config.cluster import ASKED_PRECISION
+from trainer.config.cluster_keys import NOT_SHARDED
 from trainer.errors import LaunchError
 
-SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
-"""What `accelerate launch` says that a cluster file asks for, in variables ACCELERATE_USE_*."""
+NOT_DONE_HERE = {
+    "DEEPSPEED": "DeepSpeed; write distributed_type: FSDP with fsdp_version: 2, or MULTI_GPU, and remove its section",
+    "MEGATRON_LM": "Megatron-LM; write distributed_type: FSDP with fsdp_version: 2, or MULTI_GPU, and remove its section",
+}
+"""What `accelerate launch` says that a cluster file asks for, in variables ACCELERATE_USE_*, and is done by nobody here."""
+
+_SIZES = "DP_REPLICATE_SIZE TP_SIZE CP_SIZE SP_SIZE"
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How the model is divided among the processes (FSDP2), as the cluster file's fsdp_config says it."""
+
+    reshard_after_forward: bool = True
+    """Whether the gathered weights of a block are let go after its forward pass, and gathered once more for its backward pass."""
+    block_classes: tuple[str, ...] = ()
+    """The classes of the modules that are gathered one at a time; empty: those that transformers names for the model."""
+
+    @classmethod
+    def from_env(cls) -> "Sharding | None":
+        """What `accelerate launch` passes on of a section fsdp_config; None where the cluster file does not ask for FSDP. raises LaunchError"""
+        if sizes := [name for name in _SIZES.split() if os.environ.get(f"PARALLELISM_CONFIG_{name}", "1") != "1"]:
+            raise LaunchError(
+                f"the cluster file asks for a parallelism_config with {', '.join(map(str.lower, sizes))} above 1, and this version shards a model over "
+                "all processes alike; remove it"
+            )
+        if not _is_set("ACCELERATE_USE_FSDP"):
+            return None
+        if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+            raise LaunchError(
+                f"the cluster file asks for version {version} of FSDP, and this trainer shards by version 2; write fsdp_config: {{fsdp_version: 2}}"
+            )
+        named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+        classes = tuple(name.strip() for name in named.split(",") if name.strip())
+        return cls(os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false", classes)
 
 
 @dataclass(frozen=True)
@@ -21,6 +55,8 @@ class LaunchEnv:
     use_cpu: bool
     world_size: int
     is_main: bool
+    sharding: Sharding | None = None
+    """None where each process holds the whole model."""
 
     @classmethod
     def from_env(cls) -> "LaunchEnv":
@@ -28,12 +64,9 @@ class LaunchEnv:
 
         raises  LaunchError when it asks for what is not done here, or for GPUs that torch cannot use
         """
-        for name in SHARDING:  # on CPUs Accelerate would make data parallelism of it without a word
+        for name, words in NOT_DONE_HERE.items():  # on CPUs Accelerate would make data parallelism of it without a word
             if _is_set(f"ACCELERATE_USE_{name}"):
-                raise LaunchError(
-                    f"the cluster file asks for {name}, and this version trains with data parallelism only, where each process holds the whole "
-                    "model; write distributed_type: MULTI_GPU, and remove its section"
-                )
+                raise LaunchError(f"the cluster file asks for {name}, and this trainer does not train with {words}")
         use_cpu = _is_set("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
         if use_cpu and ASKED_PRECISION in os.environ and "ACCELERATE_USE_CPU" not in os.environ:
             raise LaunchError(
@@ -42,7 +75,10 @@ class LaunchEnv:
             )
         precision = os.environ.get(ASKED_PRECISION) or decided_precision()
         world_size, is_main = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
-        return cls(precision, use_cpu, world_size, is_main)
+        sharding = Sharding.from_env()
+        if sharding and precision in NOT_SHARDED:
+            raise LaunchError(f"the cluster file asks for FSDP in {precision}, and {NOT_SHARDED[precision]}")
+        return cls(precision, use_cpu, world_size, is_main, sharding)
 
 
 def decided_precision() -> str:

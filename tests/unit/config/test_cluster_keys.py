@@ -5,12 +5,13 @@ import yaml
 from accelerate.commands.config import cluster as wizard
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, launch
 from accelerate.utils.constants import TORCH_DYNAMO_MODES
 
 from tests.commands import trainer
 from trainer.config.cluster import read_cluster
 from trainer.config.cluster_keys import COMPILER_KEYS, COMPILER_MODES, COMPILERS, KEYS, unheard
+from trainer.config.fsdp_keys import FSDP_KEYS, OF_A_SIZE, PARALLEL_SIZES
 from trainer.errors import ConfigError
 
 
@@ -85,6 +86,18 @@ WRITTEN = {
         {"compiler": "inductor"},
     ),
     "checked collectives": ([GPUS, FOUR, ("Should distributed operations", True)], {"num_processes": 4}),
+    "sharded": (
+        [
+            *(
+                GPUS,
+                FOUR,
+                ("Do you want to use FullyShardedDataParallel", True),
+                ("What should be your FSDP version", 2),
+            ),
+            *(("Do you want to enable CPU RAM", False), ("Do you wish to use mixed", "bf16")),
+        ],
+        {"num_processes": 4, "precision": "bf16", "options": ()},
+    ),
     "fp8": ([ONE, ("Do you wish to use mixed", "fp8"), ("Which FP8 backend", "TE")], {"precision": "fp8"}),
     "two machines": (
         [
@@ -146,7 +159,7 @@ def test_a_file_as_accelerate_config_writes_it_is_taken_and_started_by_the_launc
     read = read_cluster(str(path))
     assert {name: getattr(read, name) for name in expected} == expected
     args = launched(path)
-    assert args.multi_gpu
+    assert args.multi_gpu or args.use_fsdp
     assert args.num_processes == read.num_processes
     assert args.gpu_ids == "all"
 
@@ -154,7 +167,24 @@ def test_a_file_as_accelerate_config_writes_it_is_taken_and_started_by_the_launc
 @pytest.mark.parametrize(
     ("answers", "keys"),
     [
-        ([GPUS, FOUR, ("Do you want to use FullyShardedDataParallel", True)], ["'FSDP'", "MULTI_GPU", "fsdp_config"]),
+        (
+            [
+                GPUS,
+                FOUR,
+                ("Do you want to use FullyShardedDataParallel", True),
+                ("What should be your FSDP version", 2),
+            ],
+            ["fsdp_cpu_ram_efficient_loading"],
+        ),
+        (
+            [
+                GPUS,
+                FOUR,
+                ("Do you want to use FullyShardedDataParallel", True),
+                ("What should be your FSDP version", 1),
+            ],
+            ["fsdp_version is 1", "write 2"],
+        ),
         ([GPUS, FOUR, ("Do you want to use DeepSpeed", True)], ["'DEEPSPEED'", "MULTI_GPU", "deepspeed_config"]),
         ([("Which type of machine", "XLA")], ["'XLA'", "MULTI_GPU"]),
         ([CPUS, ("How many processes", 2), ("Do you want accelerate to launch mpirun", True)], ["mpirun_config"]),
@@ -215,6 +245,7 @@ REFUSED = [
     ({"main_training_function": "train"}, "main_training_function is 'train'"),
     ({"compute_environment": "AMAZON_SAGEMAKER", "image_uri": "x"}, "compute_environment is 'AMAZON_SAGEMAKER'"),
     ({"parallelism_config": {"parallelism_config_tp_size": 2}}, "parallelism_config is"),
+    ({"deepspeed_config": {"zero_stage": 3}}, "deepspeed_config is"),
     ({"fsdp_config": {"fsdp_version": 2}}, "fsdp_config is"),
     ({"downcast_bf16": True}, "downcast_bf16 is True"),
     ({"tpu_env": ["A=1"]}, "tpu_env is"),
@@ -274,3 +305,103 @@ def test_merge_keys_are_read_as_accelerate_reads_them(tmp_path):
         yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_processes": 2}) + "<<: {mixed_precision: bf16}\n"
     )
     assert read_cluster(str(path)).precision == "bf16"
+
+
+# A sharded model
+
+FSDP = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+
+
+def options_of_launcher(prefix):
+    return {
+        name.removeprefix(prefix)
+        for name in vars(launch_command_parser().parse_args(["trainer"]))
+        if name.startswith(prefix)
+    }
+
+
+def test_the_keys_of_a_sharded_model_are_those_that_accelerate_reads():
+    assert options_of_launcher("fsdp_") | {"ignored_modules"} == FSDP_KEYS.keys()
+    assert options_of_launcher("parallelism_config_") == {*PARALLEL_SIZES, "dp_shard_size", *OF_A_SIZE}
+
+
+@pytest.mark.parametrize("name", ["8gpu_fsdp2_bf16", "cpu_fsdp2_2proc"])
+def test_a_shipped_cluster_file_that_shards_says_to_accelerate_all_that_it_says(name, monkeypatch):
+    monkeypatch.setattr(launch, "is_port_in_use", lambda port: False)
+    cluster = read_cluster(name)
+    args, content = launched(cluster.path), yaml.safe_load(cluster.path.read_text())
+    assert cluster.is_sharded
+    assert args.use_fsdp
+    assert not args.multi_gpu
+    assert args.num_processes == content["num_processes"] == cluster.num_processes
+    assert {key: getattr(args, key) for key in content["fsdp_config"]} == content["fsdp_config"]
+    passed_on = launch.prepare_multi_gpu_env(args)
+    assert passed_on["ACCELERATE_USE_FSDP"] == "true"
+    assert passed_on["FSDP_VERSION"] == "2"
+    for key, value in content["fsdp_config"].items():
+        assert passed_on[key.upper()].lower() == str(value).lower()
+    loaded = ClusterConfig.from_yaml_file(str(cluster.path))
+    assert str(loaded.distributed_type.value) == "FSDP"
+    assert loaded.fsdp_config == content["fsdp_config"]
+
+
+HONOURED = [
+    {"fsdp_reshard_after_forward": False},
+    {"fsdp_transformer_layer_cls_to_wrap": "LlamaDecoderLayer"},
+    {"reshard_after_forward": True, "auto_wrap_policy": "transformer_based_wrap"},
+    {"fsdp_offload_params": False, "fsdp_activation_checkpointing": False, "fsdp_min_num_params": 0},
+]
+
+
+@pytest.mark.parametrize("section", HONOURED, ids=str)
+def test_what_fsdp_config_may_say_is_taken(cluster, section):
+    assert read_cluster(cluster(**{**FSDP, "fsdp_config": {"fsdp_version": 2, **section}})).num_processes == 2
+
+
+REFUSED_OF_FSDP = [
+    ({"fsdp_config": {}}, "fsdp_config.fsdp_version is not there"),
+    ({"fsdp_config": {"fsdp_version": 1}}, "fsdp_version is 1"),
+    *(
+        ({"fsdp_config": {"fsdp_version": 2, key: value}}, f"{key} is {value!r}")
+        for key, value in {
+            "fsdp_reshard_after_forward": "FULL_SHARD",
+            "fsdp_auto_wrap_policy": "NO_WRAP",
+            "fsdp_transformer_layer_cls_to_wrap": "",
+            "fsdp_state_dict_type": "FULL_STATE_DICT",
+            "fsdp_cpu_ram_efficient_loading": True,
+            "fsdp_activation_checkpointing": True,
+            "fsdp_activation_checkpointing_offload": True,
+            "fsdp_offload_params": True,
+            "fsdp_min_num_params": 1000,
+            "fsdp_ignored_modules": "lm_head",
+            "fsdp_sharding_strategy": "FULL_SHARD",
+            "fsdp_backward_prefetch": "BACKWARD_PRE",
+            "fsdp_forward_prefetch": True,
+            "fsdp_use_orig_params": True,
+            "fsdp_sync_module_states": True,
+        }.items()
+    ),
+    ({"fsdp_config": {"fsdp_version": 2, "fsdp_reshard": True}}, "fsdp_reshard is unknown; did you mean"),
+    ({"fsdp_config": "2"}, "fsdp_config is '2'"),
+    *(
+        ({"parallelism_config": {f"parallelism_config_{name}": 2}}, f"parallelism_config_{name} is 2")
+        for name in PARALLEL_SIZES
+    ),
+    ({"parallelism_config": {"parallelism_config_dp_shard_size": 3}}, "parallelism_config_dp_shard_size is 3"),
+    ({"parallelism_config": {"parallelism_config_pp_size": 2}}, "parallelism_config_pp_size is unknown"),
+    ({"dynamo_config": {"dynamo_backend": "INDUCTOR"}}, "dynamo_use_regional_compilation is not true"),
+    ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'"),
+    ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED_OF_FSDP, ids=[words for _, words in REFUSED_OF_FSDP])
+def test_what_a_sharded_model_does_not_get_is_refused_by_name(cluster, changes, words):
+    problems = problems_of(cluster(**{**FSDP, **changes}))
+    assert any(words in problem for problem in problems), problems
+    assert len(problems) == (2 if changes.get("fsdp_config") == "2" else 1)
+
+
+def test_sizes_that_ask_for_nothing_are_taken(cluster):
+    sizes = {f"parallelism_config_{name}": 1 for name in PARALLEL_SIZES} | {"parallelism_config_dp_shard_size": 2}
+    assert read_cluster(cluster(**FSDP, parallelism_config=sizes)).num_processes == 2

@@ -109,7 +109,7 @@ def memory_of(shapes: Shapes, optimizer: OptimizerSettings, setting: Setting, de
         max(head_bytes(shapes, setting, device_bytes), _table_bytes(shapes, setting)),
         working,
         CPU_BASE_BYTES if setting.on_cpu else GPU_BASE_BYTES,
-        NUM_SLOTS * (FP32 * total + moments) / shards,
+        NUM_SLOTS * (FP32 * total + moments),  # rank 0 holds the whole model's, also of one that is sharded
     )
 
 

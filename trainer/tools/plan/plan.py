@@ -119,8 +119,7 @@ def plan_of(config: Config, cluster: Cluster, asked: Asked, say: Callable[[str],
         sequences_per_epoch=data.train_tokens and data.train_tokens // config.sequence_length,
         has_validation=bool(config.data.corpus or config.data.validation),
         on_cpu=cluster.use_cpu,
-        num_processes=cluster.num_processes,
-        shards=setting.shards,
+        has_twins=setting.shards == 1 and cluster.num_processes > 1,
     )
     return Plan(config, cluster, data, shapes, is_built, setting, work, fits, (without, again), storage, pace)
 
@@ -135,6 +134,7 @@ def _setting(config: Config, cluster: Cluster, shapes: Shapes) -> Setting:
         is_compiled=cluster.compiler == "inductor" and unrolled is None,
         is_checkpointed=config.model.gradient_checkpointing,
         on_cpu=cluster.use_cpu,
+        shards=cluster.num_processes if cluster.is_sharded else 1,
     )
 
 
@@ -205,10 +205,12 @@ class _Reckoning:
 
     def _needed(self, memory: Memory) -> float:
         """Of a GPU; or of the machine whose processes all compute in its memory, where the snapshots are too."""
+        # A rank of a sharded model builds all of it before it keeps its part.
+        one = max(memory.on_device, FP32 * sum(weight.numel for weight in self.shapes.weights))
         if not self.cluster.use_cpu:
-            return memory.on_device
+            return one
         slots = memory.snapshots if self.config.checkpoint.asynchronous else 0.0
-        return memory.on_device * self.cluster.num_local_processes + slots
+        return one * self.cluster.num_local_processes + slots
 
     def _change(self, device: Device, there: float) -> str | None:
         def fits(setting: Setting) -> bool:

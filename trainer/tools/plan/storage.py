@@ -42,18 +42,17 @@ def storage_of(
     sequences_per_epoch: int | None,
     has_validation: bool,
     on_cpu: bool,
-    num_processes: int,
-    shards: int = 1,
+    has_twins: bool,
 ) -> Storage:
-    """What the settings come to for checkpoints of this size."""
+    """What the settings come to for checkpoints of this size; `has_twins`: whether several processes hold the same weights."""
     settings = config.checkpoint
-    has_twins = num_processes > 1 and config.safety.digest_every_steps > 0
-    policy = policy_of(settings, config.safety.rollback.max, keep_agreed=int(has_twins))
+    is_compared = has_twins and config.safety.digest_every_steps > 0
+    policy = policy_of(settings, config.safety.rollback.max, keep_agreed=int(is_compared))
     kept = most_kept(policy, config.max_steps, has_copies=bool(settings.mirror))
     disk = min((kept + 1) * checkpoint_bytes, policy.max_disk_bytes or UNKNOWN_EPOCH)
     if step_seconds is None:
         return Storage(checkpoint_bytes, kept, disk, None, None, None, None, None, None)
-    own = checkpoint_bytes / shards
+    own = float(checkpoint_bytes)
     costs = Costs(
         own / COPY_BYTES_PER_SECOND, own / WRITE_BYTES_PER_SECOND, own / WRITER_CPU_BYTES_PER_SECOND, step_seconds
     )

@@ -160,8 +160,9 @@ def test_moments_and_a_checkpoint_are_what_the_optimizer_has(optimizer, groups, 
 def test_sharded_weights_gradients_and_moments_fall_with_the_ranks():
     shapes, optimizer = shapes_of_model(tiny_model("llama")), config_of("optimizer.name=adamw").optimizer
     whole, part = (memory_of(shapes, optimizer, replace(SETTING, shards=shards), 80e9) for shards in (1, 4))
-    for name in ("weights", "gradients", "moments", "snapshots"):
+    for name in ("weights", "gradients", "moments"):
         assert getattr(part, name) == getattr(whole, name) / 4
+    assert part.snapshots == whole.snapshots, "rank 0 holds the whole model's"
     assert part.activations == whole.activations and part.copies > whole.copies
 
 
@@ -243,7 +244,7 @@ def test_checkpoints_are_counted_by_the_tiers_and_the_clock():
     config = config_of(
         "max_steps=1000", "checkpoint.keep_last=2", "checkpoint.keep_every_steps=100", "optimizer.name=adamw"
     )
-    told = {"sequences_per_epoch": None, "has_validation": True, "on_cpu": False, "num_processes": 1}
+    told = {"sequences_per_epoch": None, "has_validation": True, "on_cpu": False, "has_twins": False}
     storage = storage_of(config, 10**9, step_seconds=1.0, **told)
     assert storage.most_kept == 2 + 1 + 10 and storage.disk_bytes == 14 * 10**9
     assert storage.saves["checkpoint.keep_every_steps"] == 10

@@ -59,7 +59,7 @@ def train(run: Run) -> Ending:
         run.consensus.submit(run.progress.step, agreed, grad_norm, judged)
         facts = run.precision.end(run.progress.step, batch.micro_batches[0].inputs, batch.micro_batches[0].labels)
         results = report(run, batch, lr, {**facts, **rates_by_tag(run.optimizer)})
-        beats.beat(run.progress.step)
+        beats.beat(run.progress.step, beats.TRAINING)
         ending = judge_step(run, results)
         run.stopwatch.lap("report")
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from trainer import beats
 from trainer.config.length import is_due
 from trainer.journal import Journal
 from trainer.precision.audit import Coverage
@@ -71,6 +72,7 @@ class Fp8Monitor:
         if self._last_fp8_step is not None:
             self._switch.enabled = step <= self._last_fp8_step
             if not self._switch.enabled and self._unrecorded_reason is not None:
+                beats.beat(phase="compiling")  # until this step's end
                 self._write_event(self._unrecorded_reason)
                 self._unrecorded_reason = None
         is_observed = self._accelerator.is_main_process and is_due(step, self._wanted.statistics_every_steps)
@@ -97,7 +99,8 @@ class Fp8Monitor:
             numbers.update(self._statistics.numbers())
             self._statistics = None
         if is_due(step, self._wanted.shadow_every_steps):
-            numbers.update(self._compare(step, inputs, labels))
+            with beats.phase("compiling"):  # the first time it is computed in bf16
+                numbers.update(self._compare(step, inputs, labels))
         return numbers
 
     def _compare(self, step: int, inputs: Tensor, labels: Tensor) -> dict[str, float]:

@@ -22,7 +22,7 @@ KNOWN_STEPS = 50
 """Steps before the limit of a step is learnt."""
 TIMES_P99 = 10.0
 REMEMBERED_STEPS = 1000
-LIMITS = {"starting": 3600.0, "finishing": 3600.0, "evaluating": 1800.0, "saving": 1800.0}
+LIMITS = {"starting": 3600.0, "finishing": 3600.0, "evaluating": 1800.0, "saving": 1800.0, "compiling": 1800.0}
 """Seconds that something else than a step may take without a sign of life; other pauses: `hang.first_seconds`."""
 
 IDLE_SHARE = 0.01

@@ -243,15 +243,18 @@ def test_a_loss_that_is_no_number_in_fp8_is_told_as_that(attached, tokens, monke
 
 
 def test_a_run_that_would_end_in_fp8_goes_on_in_bf16_once_and_after_one_more_step(
-    attached, stand_in, tokens, tmp_path, caplog
+    attached, stand_in, tokens, tmp_path, caplog, monkeypatch
 ):
     monitor, model, _ = attached()
+    phases = []
+    monkeypatch.setattr("trainer.precision.fp8_monitor.beats.beat", lambda phase: phases.append((number, phase)))
     step(monitor, model, tokens, 1)
     assert monitor.give_up_fp8(1, "all was NaN") and monitor.give_up_fp8(2, "NaN again"), "step 2 is in fp8 yet"
     for number, in_fp8 in ((2, True), (3, False)):
         stand_in.RAN.clear()
         step(monitor, model, tokens, number)
         assert bool(stand_in.RAN) == in_fp8 and monitor.record.mode == ("fp8" if in_fp8 else "bf16"), number
+    assert phases == [(3, "compiling")], "which may take longer than a hang of a step"
     assert not monitor.give_up_fp8(3, "NaN in bf16")
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "precision"]
     assert (event["step"], event["mode"], event["reason"]) == (2, "bf16", "all was NaN")

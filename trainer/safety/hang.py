@@ -1,6 +1,10 @@
 """What a launch does about a hang: it looks at the ranks while it waits, and where they hang writes down where, and ends them."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +26,9 @@ HANGS = "hangs"
 """The folder in runs/NAME with the stacks of each."""
 
 LOOK_SECONDS = 1.0
+
+NATIVE_SECONDS = 10.0
+"""How long py-spy may take for one rank."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,21 @@ def _ranks(board: Board) -> list[psutil.Process]:
     return found
 
 
+def native_stacks(pid: int) -> str:
+    """The stacks of a process with the frames below Python, where py-spy is installed and may look at it; else nothing."""
+    program = shutil.which(
+        "py-spy", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    )
+    if program is None:
+        return ""
+    command = [program, "dump", "--native", "--pid", str(pid)]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=NATIVE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.stdout
+
+
 def end_hang(folder: Path, launcher: int, hang: Hang) -> str:
     """Writes the stacks of all ranks into the run's folder, ends them with their launcher (a process), and says which rank was behind, as a sentence.
 
@@ -82,6 +104,7 @@ def end_hang(folder: Path, launcher: int, hang: Hang) -> str:
     for rank, beat in sorted(hang.beats.items()):
         told.append(
             f"rank {rank}, process {beat.pid}, {beat.phase} after step {beat.step}. {states.get(rank, '')}\n{stacks.get(rank, '')}"
+            f"{native_stacks(beat.pid)}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -265,6 +265,7 @@ def test_what_the_writer_needs_of_a_checkpoint_needs_nothing_heavy():
             [
                 "launcher.py",
                 "alerts/targets.py",
+                "safety/hang.py",
                 "tools/trial/tracked.py",
                 "checkpoint/save/writer_client.py",
                 "tools/doctor/ask.py",

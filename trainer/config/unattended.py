@@ -94,7 +94,7 @@ AlertKind = Literal[
     "finished",
     "daily",
 ]
-"""What a person is told of; guides/unattended.md says when."""
+"""What a person is told of; guides/alerts.md says when."""
 
 REDACTED = "redacted"
 """What stands in place of an address that is a secret, in every config that is loaded."""

@@ -34,7 +34,7 @@ Where new things go (more in guides/contributing.md):
                        (resume/changes.py): a layout must load with any
     sharded model      parallel.py (Sharded), launch/accelerator.py (its plugin), launch/environment.py (Sharding); what a cluster file may say:
                        config/fsdp_keys.py, config/cluster_keys.py, config/cluster.py. What reads its tensors, by tensor_parts.py: metrics/probes.py,
-                       optim/, run/verdict.py. What must take as many passes on every rank as on the others: whatever calls the model
+                       optim/; what would judge by this rank's part asks the others: run/verdict.py. What must take as many passes on every rank as on the others: whatever calls the model
                        (evaluation/, session.py, run/health.py). What says that ranks hold nothing twice: run/compare_digests.py; that their
                        bits are others: run/identity.py; whether it fits: run/memory.py
     what ends a hang   beats.py (what a rank says; a phase has 15 letters at most), safety/hang_watch.py (what is a hang), safety/hang.py (what is

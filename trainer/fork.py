@@ -42,8 +42,11 @@ def fork(run: str, wanted: str, name: str, overrides: Sequence[str]) -> str:
         check_can_be_made(setting, place)
     step, of = entry.described().step, source.name
     try:
-        copied = duplicate(source, wanted, checkpoints)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True)  # from here on the name is this branch's, and what is there is its own
+    except FileExistsError:
+        raise ConfigError(f"{folder} has just been made by somebody else; give it another name: --name") from None
+    try:
+        copied = duplicate(source, str(entry.path), checkpoints)  # `latest` may be another one by now
         Journal(folder).write(
             "fork",
             run=of,

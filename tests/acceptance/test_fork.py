@@ -65,3 +65,12 @@ def test_a_damaged_checkpoint_is_not_branched_off(trained):
         assert not (place / "runs" / "damaged").exists() and not (place / "checkpoints" / "damaged").exists()
     finally:
         weights.write_bytes(content)
+
+
+def test_of_two_branches_made_at_once_under_one_name_one_is_made(trained, monkeypatch):
+    place = trained.parent
+    folder = place / "runs" / "twice"
+    monkeypatch.setattr("trainer.fork.check_can_be_made", lambda *_: folder.mkdir(exist_ok=True))
+    with pytest.raises(TrainerError, match="twice"):
+        fork(str(place / "runs" / "tiny"), "5", "twice", [])
+    assert folder.is_dir() and not (place / "checkpoints" / "twice").exists(), "what is there is the other one's"

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from trainer.ending.causes import SECOND_HAND, Cause
-from trainer.history.words import moment
+from trainer.history.words import moment, number
 
 ASKED_FOR = (Cause.FINISHED, Cause.INTERRUPTED, Cause.SIGINT)
 """Ends that somebody wanted."""
@@ -214,7 +214,7 @@ class _Reading:
             self._end(event)
         if kind in ("launch", "restart"):
             waited_from = self._now if launch is None or launch.ended is None else launch.ended
-            self._begins = max(self._now, waited_from + float(event.get("wait_seconds") or 0.0))
+            self._begins = max(self._now, waited_from + number(event, "wait_seconds"))
         elif kind == "waiting":  # for longer than it said
             self._begins = None
         elif kind == "start":
@@ -235,7 +235,7 @@ class _Reading:
             self._estimate_lost(step or 0)
         elif kind == "train":
             self._undo(-1)  # what a rollback undid is told with what is done again
-            lost = int(event.get("lost_steps") or 0), float(event.get("lost_seconds") or 0.0)
+            lost = int(number(event, "lost_steps")), number(event, "lost_seconds")
             if launch.trains_since is not None:
                 self._undone = lost
                 self._undo(1)
@@ -244,7 +244,7 @@ class _Reading:
                 self._lost(*lost)
             self._undone = 0, 0.0
         elif kind == "rollback":
-            steps = max(0, int(event.get("from_step") or 0) - int(event.get("to_step") or 0))
+            steps = max(0, int(number(event, "from_step")) - int(number(event, "to_step")))
             self._undone = steps, steps * self._step_seconds
             self._ledger.rollbacks.stops += 1
             self._undo(1)
@@ -307,7 +307,7 @@ class _Reading:
         ledger = self._ledger
         ledger.num_saves += 1
         if ledger.num_saves % self._stride == 0:
-            seconds, num_bytes = float(event.get("seconds") or 0.0), int(event.get("bytes") or 0)
+            seconds, num_bytes = number(event, "seconds"), int(number(event, "bytes"))
             ledger.saves.append(Save(self._now, step, seconds, num_bytes))
         if len(ledger.saves) > MAX_POINTS:
             ledger.saves, self._stride = ledger.saves[1::2], 2 * self._stride

@@ -1,7 +1,8 @@
 """An event of the journal in words, for a line of a list."""
 
+import math
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,18 @@ def _shown(key: str, value: Any) -> str:
 
 
 def moment(event: Mapping[str, Any]) -> datetime | None:
-    """When it was written; None where it does not say so."""
+    """When it was written; None where it does not say so. A damaged one that names no zone is in UTC, as all are."""
     try:
-        return datetime.fromisoformat(event["time"])
+        at = datetime.fromisoformat(event["time"])
     except (KeyError, TypeError, ValueError):
         return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def number(event: Mapping[str, Any], name: str) -> float:
+    """One of its numbers; 0 where it has none, or something else stands there."""
+    value = event.get(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 def events_backward(folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Compares over the ranks, every `safety.digest_every_steps`, what they hold alike, and says which of them differs."""
+"""Compares over the ranks, every `safety.digest_every_steps` and after the last one, what they hold alike, and says which of them differs."""
 
 import logging
 
@@ -29,7 +29,8 @@ def begin_digests(run: Run, resumed_step: int | None) -> None:
 def judge_digests(run: Run) -> Ending | None:
     """The end where the ranks no longer hold the same weights and moments after this step; called on every rank."""
     step = run.progress.step
-    if run.rollbacks.agreed is None or step % run.config.safety.digest_every_steps:
+    is_last = step >= run.config.max_steps  # what the run was for is compared in any case
+    if run.rollbacks.agreed is None or (step % run.config.safety.digest_every_steps and not is_last):
         return None
     mine = digest_of(replicated_tensors(run.bare_model, run.optimizer), run.accelerator.device)
     digests = run.accelerator.gather(mine.reshape(1)).tolist()

@@ -73,7 +73,7 @@ class Rollbacks:
         begin = position
         for _ in range(step - first_unsure + 1):
             begin -= global_batch
-            begin = next((earlier.begin for earlier in self.stretches if earlier.end == begin), begin)
+            begin = min((first for first, end in self.positions if end == begin), default=begin)
         settings = self._settings
         return Stretch(first_unsure, step, max(0, begin), position, settings.lr_factor, settings.lr_steps)
 

@@ -166,3 +166,10 @@ def test_events_that_are_damaged_or_before_any_start_do_no_harm():
     found = ledger(*odd)
     assert ends(found) == [("unknown", None)]
     assert found.wall_seconds == 0
+
+
+def test_numbers_and_times_that_are_damaged_do_no_harm():
+    spoiled = [{**one, "lost_steps": "many", "wait_seconds": None, "seconds": [], "from_step": "x"} for one in EVENTS]
+    spoiled[3]["time"] = spoiled[3]["time"].removesuffix("+00:00")
+    found = ledger(*spoiled)
+    assert found.lost_steps == 0 and found.wall_seconds == ledger(*EVENTS).wall_seconds

@@ -84,3 +84,10 @@ def test_what_was_decided_is_learnt_once_and_only_by_a_launch_from_before_it(tmp
     assert known.stretches == (one, two)
     (tmp_path / ROLLBACKS).write_text("[{")
     assert read_rollbacks(tmp_path) == []
+
+
+def test_a_stretch_that_is_empty_does_not_hide_one_that_ends_where_it_stands():
+    """A rollback for a flipped bit steps over nothing: at its place another one may have stepped over data before."""
+    known = Rollbacks(RollbackConfig())
+    known.stretches = (Stretch(3, 6, 48, 48), Stretch(5, 6, 32, 48))
+    assert known.next_one(6, 7, 56, 8).begin == 24

@@ -27,7 +27,8 @@ Where new things go (more in guides/contributing.md):
                        files; memory_layout.py for them in a slot), chosen in run/build.py. save/gathering.py has all ranks take part in a
                        snapshot, save/blocking.py writes on every rank. In the background checkpoint/save/ is rank 0's: checkpointer.py
                        makes main_rank.py and room.py, writer_client.py the slots, and writer.py commits, also after the trainer's death:
-                       with a writer per rank somebody must know that all parts of one step are whole before commit.py renames.
+                       with a writer per rank somebody must know that all parts of one step are whole before commit.py renames, and the next start must
+                       wait for every writer: checkpoint/resume/lock.py and lease.py know one heir of the folder's lock.
                        What opens the file of the weights by its name: export.py, evaluate.py, tools/selftest/evidence.py,
                        checkpoint/inspect/show.py, checkpoint/resume/source.py, model/pretrained.py. What counts a snapshot as the whole model on
                        rank 0: checkpoint/save/room.py, tools/plan/memory.py, tools/plan/storage.py. Another number of ranks is only told
@@ -40,7 +41,7 @@ Where new things go (more in guides/contributing.md):
     what ends a hang   beats.py (what a rank says; a phase has 15 letters at most), safety/hang_watch.py (what is a hang), safety/hang.py (what is
                        done). A phase of its own that a rank may be long in: reporter.pause or beats.phase, its limit in hang_watch.LIMITS by the
                        same word, and its part in PARTS and RARE of metrics/stopwatch.py, or it counts as the step's time; where other ranks
-                       wait for it, launch/process_group.py (GROUP_TIMEOUT) ends sooner. The writer is no rank: save/writer_client.py (HUNG_SECONDS)
+                       wait for it, launch/process_group.py (GROUP_TIMEOUT) and checkpoint/ranks.py (TIMEOUT) end sooner. The writer is no rank: save/writer_client.py (HUNG_SECONDS)
     several machines   config/cluster.py (PLACES: who a machine is), launcher.py (`decides`: the first one), supervise.py (`follow`: the others)
     kind of end        ending/causes.py, and a row of restart/decide.py, which the guide `unattended` shows; its facts: restart/ends.py
     data mixture       config/schema.py, data/corpus.py, data/order.py (which sequence stands where; it holds no state, and is in no fingerprint:

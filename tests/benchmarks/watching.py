@@ -4,7 +4,7 @@
 
 Guard, digest (divided by its interval), beat, one event of the journal (a run writes one a minute at most, here it is counted at every step)
 and what the process of the launch does each second (a look at a silent rank, and one at the journal for alerts), each as seconds and as share of a
-step of the Shakespeare recipe, the last two of a second. Ends with 1 when guard and digest together take more than 0.5 %, or the others more than 0.1 % each.
+step of the Shakespeare recipe, the last two of a second. Ends with 1 when guard and digest together take more than 0.5 %, or beat and journal more than 0.1 % each, or the launch more than 0.5 % of a core.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from trainer.safety.digests import digest_of, replicated_tensors
 from trainer.safety.hang_watch import HangWatch
 from trainer.safety.spikes import SpikeGuard
 
-MOST_OF_GUARD_AND_DIGEST, MOST_OF_OTHERS = 0.005, 0.001
+MOST_OF_GUARD_AND_DIGEST, MOST_OF_OTHERS, MOST_OF_A_SECOND = 0.005, 0.001, 0.005
 EACH_SECOND = ("look", "alerts")
 
 
@@ -87,8 +87,10 @@ def main() -> int:
         print(f"{name:8s} {1e6 * seconds[name]:8.1f} us  {share:9.4%} of it")
     if typed.json:
         typed.json.write_text(json.dumps({"machine": machine(), "seconds": seconds, "shares": shares}) + "\n")
-    others = max(share for name, share in shares.items() if name not in ("guard", "digest"))
-    return int(shares["guard"] + shares["digest"] > MOST_OF_GUARD_AND_DIGEST or others > MOST_OF_OTHERS)
+    each_step = max(shares["beat"], shares["journal"])
+    each_second = max(shares[name] for name in EACH_SECOND)
+    guards = shares["guard"] + shares["digest"]
+    return int(guards > MOST_OF_GUARD_AND_DIGEST or each_step > MOST_OF_OTHERS or each_second > MOST_OF_A_SECOND)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,16 @@ as an allowed change. The branch has its own recipe in runs/NAME, and is trained
 what it is a branch of.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer import files
 from trainer.checkpoint.format.manifest import manifest_digest
 from trainer.checkpoint.mirror.duplicate import duplicate
 from trainer.checkpoint.resume.lookup import one_of
 from trainer.config.folders import check_can_be_made, checkpoints_folder, command_line, find_checkpoints, run_folder
-from trainer.config.load import dump, load
+from trainer.config.load import dump, flatten, load
 from trainer.config.schema import Config
 from trainer.errors import ConfigError
 from trainer.journal import Journal
@@ -72,20 +73,25 @@ def _config(checkpoint: Path, name: str, overrides: Sequence[str]) -> Config:
         raise ConfigError(
             f"{checkpoint} has no config.yaml, so its settings are not known; give a recipe to a new run, with resume_from_checkpoint=PATH"
         )
-    before = load(str(kept)).config
-    allowed = dict.fromkeys((*before.resume.allow_changes, *_allowed(overrides)))
-    own = [f"name={name}", "resume_from_checkpoint=latest", f"resume.allow_changes=[{', '.join(allowed)}]"]
-    return load(str(kept), [*overrides, *own]).config
+    before, own = load(str(kept)).config, [f"name={name}", "resume_from_checkpoint=latest"]
+    config = load(str(kept), [*overrides, *own]).config
+    was = flatten(before)  # a whole section may have been typed, so what changed is asked of the settings
+    changed = [key for key, value in flatten(config).items() if value != was[key]]
+    given = (*before.resume.allow_changes, *config.resume.allow_changes)
+    allowed = dict.fromkeys((*given, *_allowed(changed, was, flatten(config))))
+    return load(str(kept), [*overrides, *own, f"resume.allow_changes=[{', '.join(allowed)}]"]).config
 
 
-def _allowed(overrides: Iterable[str]) -> list[str]:
-    """What resume.allow_changes must name for these to be changes that a resume takes."""
+def _allowed(changed: Iterable[str], was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What resume.allow_changes must name for these changes of settings to be such that a resume takes."""
     found: list[str] = []
-    for key in (word.partition("=")[0] for word in overrides):
+    for key in changed:
         if key.startswith("data."):
             found += ["data", "tokenizer"]
-        elif key.startswith("model.config."):
-            found.append(f"model.{key.removeprefix('model.config.').partition('.')[0]}")
+        elif key == "model.config":
+            before, after = was[key] or {}, now[key] or {}
+            names = dict.fromkeys((*before, *after))
+            found += [f"model.{name}" for name in names if before.get(name) != after.get(name)]
         elif key in _BY_SETTING:
             found.append(_BY_SETTING[key])
     return found

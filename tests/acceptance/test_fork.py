@@ -6,7 +6,8 @@ from tests.commands import trainer
 from tests.launching import checkpoint, steps, train, write_recipe
 from trainer.checkpoint.format.manifest import read_manifest
 from trainer.errors import TrainerError
-from trainer.fork import fork
+from trainer.config.load import load
+from trainer.fork import RECIPE, fork
 from trainer.journal import branch_of, read_events
 
 
@@ -74,3 +75,17 @@ def test_of_two_branches_made_at_once_under_one_name_one_is_made(trained, monkey
     with pytest.raises(TrainerError, match="twice"):
         fork(str(place / "runs" / "tiny"), "5", "twice", [])
     assert folder.is_dir() and not (place / "checkpoints" / "twice").exists(), "what is there is the other one's"
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "allowed"),
+    [
+        ("whole", "optimizer={name: muon}", {"optimizer"}),
+        ("named", "resume.allow_changes=[data]", {"data"}),
+        ("single", "seed=3", {"seed"}),
+    ],
+)
+def test_what_is_typed_is_allowed_however_it_is_typed(trained, name, typed, allowed):
+    place = trained.parent
+    fork(str(place / "runs" / "tiny"), "5", name, [typed])
+    assert set(load(str(place / "runs" / name / RECIPE)).config.resume.allow_changes) == allowed

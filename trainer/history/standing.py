@@ -15,7 +15,7 @@ from trainer.config.load import read_settings
 from trainer.ending.outcome_file import read_outcome
 from trainer.ending.outcomes import Outcome
 from trainer.errors import LaunchError, TrainerError
-from trainer.history.words import ROUTINE, events_backward, moment, words
+from trainer.history.words import ROUTINE, events_backward, moment, number, words
 from trainer.lease import holder
 from trainer.locks import is_trained, supervisor_of
 from trainer.metrics.curves import CURVE, last_records, newest_value, records_backward
@@ -113,7 +113,7 @@ def standing_of(folder: Path, now: datetime) -> Standing:
     if supervisor:
         standing.supervised_by, standing.supervised_since = str(supervisor[0]), supervisor[1]
     settings = _settings(folder)
-    standing.max_steps = settings.get("max_steps")
+    standing.max_steps = int(number(settings, "max_steps")) or None
     _read_curve(standing, folder, now)
     _read_journal(standing, folder, now)
     checkpoints = (
@@ -193,13 +193,13 @@ def _read_journal(standing: Standing, folder: Path, now: datetime) -> None:
             standing.saved_step, standing.saved_bytes = event.get("step"), event.get("bytes")
             standing.saved_seconds_ago = seconds_ago
             if standing.is_alive and seconds_ago is not None:
-                standing.lost_now_seconds = seconds_ago + float(event.get("seconds") or 0.0)
+                standing.lost_now_seconds = seconds_ago + number(event, "seconds")
         elif kind == "start" and not is_started:
             is_started = True
             standing.launched_at, standing.machine = event.get("time"), event.get("machine")
             standing.precision = event.get("precision")
         elif kind == "train" and not is_started:
-            before = event.get("worst_seconds") or 0.0
+            before = number(event, "worst_seconds")
             standing.worst_lost_work_seconds = max(standing.worst_lost_work_seconds or 0.0, before)
         elif kind == "restart" and seconds_ago is not None and seconds_ago <= 86400:
             standing.num_restarts += 1

@@ -132,3 +132,13 @@ def test_a_month_of_steps_is_answered_at_once_in_little_memory(tmp_path):
         found = standing_of(folder, NOW)
     assert (found.step, found.saved_step) == (2_000_000, 1_999_800)
     assert found.val_step is not None
+
+
+def test_a_folder_whose_numbers_are_damaged_does_not_keep_the_others_from_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.files.project_folder", lambda: tmp_path)
+    events = [{**one, "seconds": "x", "worst_seconds": [1]} for one in EVENTS]
+    folder = write_month(tmp_path, events=events)
+    (folder / "config.yaml").write_text("name: mine\nmax_steps: many\n")
+    standing = standing_of(folder, NOW)
+    assert standing.max_steps is None
+    assert "mine" in screen(standing, NOW, 80) and "mine" in listing([standing], 80)

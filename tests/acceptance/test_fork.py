@@ -5,8 +5,8 @@ import pytest
 from tests.commands import trainer
 from tests.launching import checkpoint, steps, train, write_recipe
 from trainer.checkpoint.format.manifest import read_manifest
-from trainer.errors import TrainerError
 from trainer.config.load import load
+from trainer.errors import TrainerError
 from trainer.fork import RECIPE, fork
 from trainer.journal import branch_of, read_events
 
